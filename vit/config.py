@@ -1,0 +1,99 @@
+"""The shape of a Vision Transformer, and the named sizes of the literature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration that describes no possible model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that fixes the architecture of a ViT; the weights are elsewhere.
+
+    Sizes are in pixels, widths in features. The default is ViT-B/16 at 224, Table 1 of
+    arXiv 2010.11929.
+
+    Raises:
+        ConfigError: for sizes that do not divide, or that are not positive.
+    """
+
+    image_size: tuple[int, int] = (224, 224)  # (height, width)
+    patch_size: int = 16
+    width: int = 768  # D, the latent vector size
+    depth: int = 12  # L, the number of blocks
+    heads: int = 12  # k, the number of attention heads
+    mlp_width: int = 3072
+    classes: int = 1000  # 0: no head, the model returns the class token's features
+    representation: int | None = None  # width of the tanh layer some pre-trained heads have
+    layer_scale: bool = False  # a learned factor per feature on each residual branch (CaiT, DINOv2)
+    norm_epsilon: float = 1e-6  # 1e-12 in Hugging Face's files
+    dropout: float = 0.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in 0..1, per channel
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        positive = dict(patch_size=self.patch_size, width=self.width, depth=self.depth, heads=self.heads)
+        positive |= dict(mlp_width=self.mlp_width, height=height, image_width=width)
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        if self.classes < 0:
+            raise ConfigError(f"classes must be 0 (no head) or more, found {self.classes}")
+        if height % self.patch_size or width % self.patch_size:
+            raise ConfigError(f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be positive, found {self.std}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence: one token a patch, and the class token."""
+        return self.grid[0] * self.grid[1] + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ViTConfig:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ConfigError: for a name that is not a field, or a value that makes no model.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(document) - known):
+            raise ConfigError(f"unknown configuration {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"not a ViT configuration: {error}") from error
+
+
+# Tiny and Small are DeiT's (arXiv 2012.12877, Table 1), the others Table 1 of arXiv 2010.11929.
+SIZES: Mapping[str, ViTConfig] = {
+    "tiny": ViTConfig(width=192, depth=12, heads=3, mlp_width=768),
+    "small": ViTConfig(width=384, depth=12, heads=6, mlp_width=1536),
+    "base": ViTConfig(width=768, depth=12, heads=12, mlp_width=3072),
+    "large": ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096),
+    "huge": ViTConfig(width=1280, depth=32, heads=16, mlp_width=5120, patch_size=14),
+}
+
+
+def named_config(size: str, **changes: Any) -> ViTConfig:
+    """A named size with some fields changed, e.g. `named_config("tiny", classes=10)`."""
+    if size not in SIZES:
+        raise ConfigError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    return replace(SIZES[size], **changes)
