@@ -1,0 +1,235 @@
+"""A deployable model file: an .onnx that carries, as one JSON document, all that is needed to use it.
+
+An artefact is untrusted input. It is read once, checked before ONNX Runtime sees it, and the bytes that
+were checked are the bytes that run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+from runtime.onnx_file import OnnxError, summarise
+from runtime.preprocess import Preprocess
+
+METADATA_KEY = "vit_edge"
+METADATA_VERSION = 1
+MAX_BYTES = 2**31 - 1  # what a protobuf can hold
+MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
+
+Variant = Literal["float32", "float16", "int8"]
+Target = Literal["any", "vnni", "avx2", "arm64"]
+FILE_NAMES: dict[Variant, str] = {
+    "float32": "model.onnx",
+    "float16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+}
+
+
+class ArtifactError(ValueError):
+    """A model file that cannot or must not be used: what was expected, what was found, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a model file says about itself.
+
+    Raises:
+        ArtifactError: for values that describe no model of ours.
+    """
+
+    variant: Variant
+    preprocess: Preprocess
+    labels: tuple[str, ...]  # by class index; they need not be unique
+    target: Target = "any"  # the CPU kind that INT8 weights were made for
+    source: Mapping[str, Any] = field(default_factory=dict)  # where it came from (JSON values)
+    measured: Mapping[str, Any] = field(default_factory=dict)  # what the export measured (JSON values)
+    producer: str = "vit-edge"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("variant", Variant), ("target", Target)):
+            if (found := getattr(self, name)) not in get_args(choices):
+                raise ArtifactError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
+        if not isinstance(self.preprocess, Preprocess):
+            raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
+        if not isinstance(self.labels, tuple) or not self.labels:
+            raise ArtifactError("labels must be a list of at least one name")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ArtifactError("labels must be text, every one of them")
+        if not isinstance(self.producer, str):
+            raise ArtifactError(f"producer must be text, found {type(self.producer).__name__}")
+        for name in ("source", "measured"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ArtifactError(f"{name} must be a JSON object")
+
+    def to_json(self) -> str:
+        """The document that goes into the file, under `METADATA_KEY`.
+
+        Raises:
+            ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
+        """
+        document = {
+            "version": METADATA_VERSION,
+            "variant": self.variant,
+            "preprocess": self.preprocess.to_dict(),
+            "labels": list(self.labels),
+            "target": self.target,
+            "source": dict(self.source),
+            "measured": dict(self.measured),
+            "producer": self.producer,
+        }
+        try:
+            return json.dumps(document, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"the metadata cannot be written as JSON: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Metadata:
+        """The inverse of `to_json`.
+
+        Raises:
+            ArtifactError: when the document is not exactly one that `to_json` of this version writes.
+        """
+        document = _parse(text)
+        version = document.pop("version", None)
+        if isinstance(version, int) and version > METADATA_VERSION:
+            raise ArtifactError(
+                f"a newer vit-edge wrote it (metadata version {version}, this one reads {METADATA_VERSION}); "
+                "upgrade vit-edge"
+            )
+        if version != METADATA_VERSION or isinstance(version, bool):
+            raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
+        _expect_fields(document)
+        if not isinstance(document["preprocess"], dict):
+            raise ArtifactError("preprocess must be a JSON object")
+        try:
+            preprocess = Preprocess.from_dict(document["preprocess"])
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"its preprocessing is not usable: {error}") from error
+        labels = document["labels"]
+        labels = tuple(labels) if isinstance(labels, list) else labels
+        return cls(**{**document, "preprocess": preprocess, "labels": labels})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file that was read and found fit to run."""
+
+    name: str  # the file's path, for messages
+    data: bytes = field(repr=False)
+    metadata: Metadata = field(repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the file, 64 hexadecimal digits."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
+    """Read a model file and check all that can be checked without running it.
+
+    Args:
+        path: the .onnx file.
+        sha256: the digest that the file must have, when the caller knows it.
+
+    Raises:
+        ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
+    """
+    path = Path(path)
+    return _check(str(path), _read(path), sha256)
+
+
+def read_metadata(path: Path | str) -> Metadata:
+    """What a model file says about itself. Checks and errors are those of `read_artifact`."""
+    return read_artifact(path).metadata
+
+
+def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
+    """The model file that `path` means: itself, or, in a folder, the first variant of `preference` there is.
+
+    Raises:
+        ArtifactError: when there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for variant in preference:
+        if (candidate := path / FILE_NAMES[variant]).is_file():
+            return candidate
+    names = " or ".join(FILE_NAMES[variant] for variant in preference)
+    raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise ArtifactError(f"{path}: there is no such model file; python -m export makes one")
+        if not path.is_file():
+            raise ArtifactError(f"{path}: expected an .onnx file, found a folder or a device")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ArtifactError(f"{path}: {size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
+
+
+def _check(name: str, data: bytes, sha256: str | None) -> Artifact:
+    if sha256 is not None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256.strip().lower():
+            raise ArtifactError(f"{name}: its SHA-256 is {found}, expected {sha256}; do not use this file")
+    try:
+        return Artifact(name, data, _metadata(data))
+    except OnnxError as error:
+        raise ArtifactError(
+            f"{name}: not an ONNX model, or a damaged one ({error}); copy it again"
+        ) from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{name}: {error}") from error
+
+
+def _metadata(data: bytes) -> Metadata:
+    model = summarise(data)
+    text = model.metadata.get(METADATA_KEY)
+    if text is None:
+        raise ArtifactError(
+            "an ONNX model, but not made by vit-edge (no metadata); make it with python -m export"
+        )
+    if model.external_data:
+        raise ArtifactError("its weights are in another file, which is not allowed; export it as one file")
+    if foreign := sorted(model.domains - {""}):
+        raise ArtifactError(
+            f"it uses operators that are not standard, of {', '.join(foreign)}; export it again"
+        )
+    if model.functions or model.subgraphs:
+        raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")
+    return Metadata.from_json(text)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if len(text) > MAX_METADATA:
+        raise ArtifactError(f"its metadata has {len(text):,} characters, more than {MAX_METADATA:,}")
+    try:
+        document = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"its metadata is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise ArtifactError("its metadata is not a JSON object")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _expect_fields(document: Mapping[str, Any]) -> None:
+    known = {"variant", "preprocess", "labels", "target", "source", "measured", "producer"}
+    if unknown := sorted(set(document) - known):
+        raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
+    if missing := sorted(known - set(document)):
+        raise ArtifactError(f"its metadata lacks {', '.join(missing)}")

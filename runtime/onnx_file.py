@@ -1,0 +1,180 @@
+"""What an .onnx file says about itself, read from its bytes without the onnx package.
+
+The runtime looks here before it hands a file to ONNX Runtime, so every length is checked against what is
+there: a file that is cut short, or made to hurt, gives an `OnnxError` and nothing else. Only the parts that
+the runtime asks about are read (field numbers from onnx.proto); the weights are stepped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+Value = int | memoryview
+
+
+class OnnxError(ValueError):
+    """Bytes that are no ONNX model."""
+
+
+@dataclass
+class OnnxSummary:
+    """The facts that decide whether a file is one of ours and safe to open."""
+
+    ir_version: int = 0
+    opsets: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    domains: set[str] = field(default_factory=set)  # that nodes name; "" is ai.onnx
+    operators: set[str] = field(default_factory=set)
+    external_data: bool = False  # some tensor's values are in another file
+    subgraphs: bool = False  # a node carries a graph: If, Loop, Scan
+    functions: bool = False  # the model defines operators of its own
+    graphs: int = 0
+
+
+def summarise(data: bytes | memoryview) -> OnnxSummary:
+    """Read the outline of a serialised ModelProto.
+
+    Raises:
+        OnnxError: when the bytes are not one.
+    """
+    found = OnnxSummary()
+    for number, value in _fields(memoryview(data)):
+        if number == 1:
+            found.ir_version = _integer(value)
+        elif number == 7:
+            found.graphs += 1
+            _read_graph(_message(value), found)
+        elif number == 8:
+            domain, version = _read_opset(_message(value))
+            found.opsets[domain] = version
+        elif number == 14:
+            key, text = _read_entry(_message(value))
+            if key in found.metadata:
+                raise OnnxError(f"two metadata entries are called {key!r}")
+            found.metadata[key] = text
+        elif number == 25:
+            found.functions = True
+    if not found.ir_version or not found.graphs or not found.opsets:
+        raise OnnxError("it has no ONNX version, graph or operator set")
+    return found
+
+
+def _read_graph(graph: memoryview, found: OnnxSummary) -> None:
+    for number, value in _fields(graph):
+        if number == 1:
+            _read_node(_message(value), found)
+        elif number == 5:
+            _read_tensor(_message(value), found)
+        elif number == 15:
+            _read_sparse_tensor(_message(value), found)
+
+
+def _read_node(node: memoryview, found: OnnxSummary) -> None:
+    domain = ""
+    for number, value in _fields(node):
+        if number == 4:
+            found.operators.add(_text(value))
+        elif number == 5:
+            _read_attribute(_message(value), found)
+        elif number == 7:
+            domain = _text(value)
+    found.domains.add("" if domain == "ai.onnx" else domain)
+
+
+def _read_attribute(attribute: memoryview, found: OnnxSummary) -> None:
+    for number, value in _fields(attribute):
+        if number in (5, 10):
+            _read_tensor(_message(value), found)
+        elif number in (6, 11):
+            found.subgraphs = True
+        elif number in (22, 23):
+            _read_sparse_tensor(_message(value), found)
+
+
+def _read_sparse_tensor(tensor: memoryview, found: OnnxSummary) -> None:
+    for number, value in _fields(tensor):
+        if number in (1, 2):
+            _read_tensor(_message(value), found)
+
+
+def _read_tensor(tensor: memoryview, found: OnnxSummary) -> None:
+    for number, value in _fields(tensor):
+        if number == 13 or (number == 14 and _integer(value) != 0):
+            found.external_data = True
+
+
+def _read_opset(opset: memoryview) -> tuple[str, int]:
+    domain, version = "", 0
+    for number, value in _fields(opset):
+        if number == 1:
+            domain = _text(value)
+        elif number == 2:
+            version = _integer(value)
+    return "" if domain == "ai.onnx" else domain, version
+
+
+def _read_entry(entry: memoryview) -> tuple[str, str]:
+    parts = {1: "", 2: ""}
+    for number, value in _fields(entry):
+        if number in parts:
+            parts[number] = _text(value)
+    return parts[1], parts[2]
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
+    """The fields of one protobuf message, in order: number, and an integer or the bytes of it."""
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position)
+        number, wire = tag >> 3, tag & 7
+        if number == 0:
+            raise OnnxError("it is no protobuf (field 0)")
+        if wire == _VARINT:
+            value, position = _varint(message, position)
+            yield number, value
+            continue
+        if wire == _BYTES:
+            length, position = _varint(message, position)
+        elif wire in _FIXED_SIZES:
+            length = _FIXED_SIZES[wire]
+        else:
+            raise OnnxError(f"it is no protobuf (wire type {wire})")
+        if length > end - position:
+            raise OnnxError(f"it is cut short: a field of {length:,} bytes where {end - position:,} are left")
+        yield number, message[position : position + length]
+        position += length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise OnnxError("it is cut short: it ends within a number")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, position
+    raise OnnxError("it is no protobuf (a number of more than ten bytes)")
+
+
+def _integer(value: Value) -> int:
+    if isinstance(value, int):
+        return value
+    raise OnnxError("it is no ONNX model (bytes where a number belongs)")
+
+
+def _message(value: Value) -> memoryview:
+    if isinstance(value, memoryview):
+        return value
+    raise OnnxError("it is no ONNX model (a number where a message belongs)")
+
+
+def _text(value: Value) -> str:
+    try:
+        return bytes(_message(value)).decode("utf-8")
+    except UnicodeDecodeError:
+        raise OnnxError("it is no ONNX model (text that is not UTF-8)") from None

@@ -1,0 +1,286 @@
+"""The one road from a picture to a model's input, used by training, calibration, drift check and runtime.
+
+What a model expects is data (`Preprocess`) that travels with it; how a picture becomes pixels is written
+here and nowhere else, so that two parts of the project cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+Resize = Literal["stretch", "crop"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Decode = Literal["full", "draft"]
+Picture = Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+_MAX_EDGE = 4096  # of the model's input: an artefact that asks for more is wrong or hostile
+_DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
+_ORIENTATION = 0x0112  # the EXIF tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read. The message says why; the caller, who knows it, adds the path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """What a model wants to see of a picture. Calling it turns a picture into that.
+
+    Raises:
+        ValueError: for values that describe no possible preprocessing.
+    """
+
+    size: tuple[int, int] = (224, 224)  # (height, width) that the model takes
+    resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the centre
+    resize_to: int | None = (
+        None  # for "crop": the picture's shorter edge before the cut; None just covers `size`
+    )
+    interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when a picture shrinks
+    exif: bool = True  # turn the picture the way its EXIF orientation says
+    decode: Decode = "full"  # "draft": large JPEGs are decoded at 1/2, 1/4 or 1/8, never below twice `size`
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, tuple) or len(self.size) != 2 or not all(map(_is_edge, self.size)):
+            raise ValueError(f"size must be (height, width), each 1 to {_MAX_EDGE}, found {self.size!r}")
+        for name, choices in (("resize", Resize), ("interpolation", Interpolation), ("decode", Decode)):
+            if (found := getattr(self, name)) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
+        if not isinstance(self.exif, bool):
+            raise ValueError(f"exif must be true or false, found {self.exif!r}")
+        if self.resize_to is not None and self.resize != "crop":
+            raise ValueError('resize_to has a meaning for resize="crop" only')
+        if self.resize_to is not None and not (_is_edge(self.resize_to) and self.resize_to >= max(self.size)):
+            raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {self.resize_to!r}")
+
+    def __call__(self, picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """Read a picture: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
+
+        Args:
+            picture: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (grey),
+                [height, width, 3] (RGB, not BGR) or [height, width, 4] (RGB and alpha).
+            max_pixels: a picture with more pixels than this is refused before it is decoded.
+
+        Raises:
+            PictureError: when there is no picture to be had from it.
+            TypeError: when `picture` is none of the above.
+        """
+        opened = _open(picture, max_pixels)
+        try:
+            with opened as image:
+                _check_size(image, max_pixels)
+                if self.decode == "draft" and image is not picture:  # an image of the caller's stays as it is
+                    edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0)
+                    image.draft(None, (edge, edge))
+                return self._pixels(image)
+        except PictureError:
+            raise
+        except MemoryError:
+            raise PictureError("not enough memory to decode it") from None
+        except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
+            raise PictureError(f"it cannot be decoded: {_one_line(error)}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as JSON can hold it."""
+        return asdict(self) | {"size": list(self.size)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ValueError: for an unknown or missing field, or a value that makes no sense.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(map(str, set(document) - known)):
+            raise ValueError(f"unknown preprocessing {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        if missing := sorted(known - set(document)):
+            raise ValueError(f"preprocessing lacks {', '.join(missing)}")
+        size = document["size"]
+        return cls(**{**document, "size": tuple(size) if isinstance(size, list) else size})
+
+    def _pixels(self, image: Image.Image) -> Pixels:
+        image.load()
+        image = _upright(_rgb(image), _orientation(image)) if self.exif else _rgb(image)
+        out = (self.size[1], self.size[0])  # Pillow counts (width, height)
+        image = image.resize(out, Image.Resampling[self.interpolation.upper()], self._box(image.size))
+        return np.array(image)  # (height, width, 3)
+
+    def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The part of a (width, height) picture that the model sees: left, top, right, bottom.
+
+        "crop" is torchvision's Resize and CenterCrop in one step, rounded as they round. Cutting before
+        scaling sees the same neighbours, and a picture one pixel wide does not grow to gigabytes.
+        """
+        width, height = size
+        if self.resize == "stretch":
+            return 0, 0, width, height
+        rows, columns = self.size
+        if self.resize_to is not None:
+            short = min(size)
+            scaled = (int(self.resize_to * width / short), int(self.resize_to * height / short))
+        else:
+            scale = max(columns / width, rows / height)
+            scaled = (max(columns, round(width * scale)), max(rows, round(height * scale)))
+        left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)
+        x, y = width / scaled[0], height / scaled[1]
+        return left * x, top * y, min((left + columns) * x, width), min((top + rows) * y, height)
+
+
+def _is_edge(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_EDGE
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise PictureError(f"it has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise PictureError(f"it has {width} x {height} pixels, more than the limit of {max_pixels:,}")
+
+
+def _open(picture: Picture, max_pixels: int) -> AbstractContextManager[Image.Image]:
+    """A Pillow image whose header is read and whose pixels mostly are not, to be closed by the caller."""
+    if isinstance(picture, Image.Image):
+        return nullcontext(picture)
+    if isinstance(picture, np.ndarray):
+        return nullcontext(_from_array(picture))
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _open_file(BytesIO(picture), len(picture), max_pixels)
+    if isinstance(picture, str | Path):
+        return _open_path(Path(picture), max_pixels)
+    found = type(picture).__name__
+    raise TypeError(f"a picture is a path, bytes, a Pillow image or a uint8 array, found {found}")
+
+
+def _open_path(path: Path, max_pixels: int) -> Image.Image:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+            raise PictureError(f"it is {kind}, not a picture")
+        file = path.open("rb")
+    except PictureError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise PictureError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return _open_file(file, status.st_size, max_pixels)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
+    if length == 0:
+        raise PictureError("it is empty (zero bytes)")
+    if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
+        raise PictureError(f"it has {length:,} bytes, more than any picture of {max_pixels:,} pixels needs")
+    start = file.read(12)
+    file.seek(0)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        raise PictureError(_unidentified(start)) from None
+    except Image.DecompressionBombError:
+        raise PictureError(
+            "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
+        ) from None
+    except Exception as error:
+        raise PictureError(f"it cannot be read: {_one_line(error)}") from error
+    if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
+        image.close()
+        raise PictureError("it is PostScript, a program and not a picture; convert it to PNG")
+    return image
+
+
+def _unidentified(start: bytes) -> str:
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
+    return "it is no picture in a format that Pillow reads"
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        expected = "uint8 [height, width], [height, width, 3] or [height, width, 4]"
+        raise PictureError(f"an array must be {expected}, found {array.dtype} {list(array.shape)}")
+    if array.size == 0:
+        raise PictureError(f"an array without pixels, found {list(array.shape)}")
+    plane = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
+    return Image.fromarray(np.ascontiguousarray(plane))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: transparency over white, 16 bits scaled to 8."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(np.asarray(image)).convert("RGB")
+    if image.mode == "F":
+        raise PictureError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(colour, mask=colour.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise PictureError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # rare, and it loads the colour management library
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    assert converted is not None  # only in place gives None
+    return converted
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8.
+
+    It is read after the pixels: PNG may store it behind them, and Pillow turns a TIFF itself.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block is no reason to refuse the picture it came with
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSITIONS.get(orientation)
+    return image if method is None else image.transpose(method)
