@@ -1,0 +1,42 @@
+"""The exact rewrites from what an exporter wrote to the form that quantises well, each a small pass.
+
+A pass is a function `model -> number of places changed`; the logits before and after are the same to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+from calibration.graph import tidy
+from export.passes.attention import fold_attention_scale
+from export.passes.class_token import select_class_token
+from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
+from export.passes.linears import linears_to_gemm, name_parameters, name_products
+from export.passes.pixels import fold_normalization, patches_as_gemm
+
+Pass = Callable[[ir.Model], int]
+
+PASSES: tuple[Pass, ...] = (
+    name_products,
+    make_shapes_static,
+    untangle_transposes,
+    fold_normalization,
+    patches_as_gemm,
+    select_class_token,
+    linears_to_gemm,
+    keep_tokens_as_rows,
+    fold_attention_scale,
+    name_parameters,
+)
+
+
+def canonicalize(model: ir.Model) -> Mapping[str, int]:
+    """Run all passes in their order, in place; how many places each one changed, by its name."""
+    tidy(model)
+    changes = {each.__name__: each(model) for each in PASSES}
+    CommonSubexpressionEliminationPass()(model)
+    tidy(model)
+    return changes

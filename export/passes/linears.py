@@ -1,0 +1,169 @@
+"""Linear layers: named after the model's own modules, and each one Gemm on a matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
+
+from calibration.graph import (
+    Array,
+    add_constant,
+    attribute,
+    by_type,
+    constant,
+    graph_of,
+    insert,
+    only_reader,
+    replace,
+    shape_constant,
+    sizes,
+    tidy,
+)
+from export.passes.layout import static_shape
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # torch's exporter writes there which module a node came from
+
+
+def name_products(model: ir.Model) -> int:
+    """Name every MatMul, Gemm and Conv after its module: blocks.3.mlp.fc2, blocks.3.attention.scores, ….mix.
+
+    From torch's own metadata where it is there, else from the weight's, the bias's or the node's name.
+    Plans, reports and errors speak in these names.
+    """
+    taken: set[str] = set()
+    named = 0
+    for node in by_type(model, "MatMul", "Gemm", "Conv"):
+        is_linear = constant(node.inputs[1]) is not None
+        name = _module_name(node) if is_linear else f"{_module_name(node)}.{_role(node)}"
+        unique, count = name, 1
+        while unique in taken:
+            count += 1
+            unique = f"{name}#{count}"
+        taken.add(unique)
+        named += node.name != unique
+        node.name = unique
+    return named
+
+
+def _module_name(node: ir.Node) -> str:
+    if scopes := node.metadata_props.get(SCOPES):
+        modules = [scope.strip(" '\"") for scope in scopes.strip("[]").split(",")]
+        if len(modules) >= 2 and modules[-2]:
+            return modules[-2]
+    parameters = list(node.inputs[1:])
+    if (reader := only_reader(node.outputs[0])) is not None and reader.op_type == "Add":
+        parameters += list(reader.inputs)
+    for value in parameters:
+        if value is not None and value.name and value.name.endswith((".weight", ".bias")):
+            return value.name.rsplit(".", 1)[0]
+    return (node.name or "linear").strip("/").removesuffix("/MatMul").removesuffix("/Gemm").replace("/", ".")
+
+
+def _role(product: ir.Node) -> str:
+    """Which of attention's two products this is: the mix reads a Softmax, the scores are read by one."""
+    above = product.inputs[0].producer() if product.inputs[0] is not None else None
+    return "mix" if above is not None and above.op_type == "Softmax" else "scores"
+
+
+def name_parameters(model: ir.Model) -> int:
+    """Name the weight and the bias of each Gemm after it, so that files can be compared by eye."""
+    initializers, named = model.graph.initializers, 0
+    RemoveUnusedNodesPass()(model)
+    for node in by_type(model, "Gemm"):
+        for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
+            name = f"{node.name}.{part}"
+            if value is not None and len(value.uses()) == 1 and value.is_initializer() and name not in initializers:
+                value.name = name
+                named += 1
+    return named
+
+
+def linears_to_gemm(model: ir.Model) -> int:
+    """MatMul(x, constant) [+ Add(constant)] → Reshape to rows → Gemm → Reshape back; Gemm with its weight as `[in, out]`.
+
+    ONNX Runtime runs a quantised Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
+    end, for some shapes, as a float product.
+    """
+    changes = sum(_matmul_to_gemm(node) for node in by_type(model, "MatMul"))
+    changes += sum(_plain_gemm(node) for node in by_type(model, "Gemm"))
+    if changes:
+        tidy(model)
+    return changes
+
+
+def _matmul_to_gemm(node: ir.Node) -> bool:
+    source, weight = node.inputs[0], constant(node.inputs[1])
+    if source is None or weight is None or weight.ndim != 2:
+        return False
+    last, bias = node, np.zeros(weight.shape[1], np.float32)
+    reader = only_reader(node.outputs[0])
+    if reader is not None and reader.op_type == "Add":
+        found = [constant(value) for value in reader.inputs if value is not node.outputs[0]]
+        if found and found[0] is not None and found[0].size == weight.shape[1]:
+            last, bias = reader, found[0].reshape(-1)
+    target = static_shape(last.outputs[0])
+    if target is None:
+        return False
+    graph, name = graph_of(node), str(node.name)
+    inputs = [node.inputs[1], add_constant(graph, f"{name}.bias", bias)]
+    rows = insert(
+        last,
+        "Reshape",
+        [source, shape_constant(graph, [-1, weight.shape[0]])],
+        name=f"{name}.rows",
+        shape=[None, weight.shape[0]],
+    )
+    node.name = f"{name}.matmul"
+    product = insert(last, "Gemm", [rows, *inputs], name=name, shape=[None, weight.shape[1]])
+    grouped = insert(
+        last,
+        "Reshape",
+        [product, shape_constant(graph, target)],
+        name=f"{name}.grouped",
+        shape=sizes(last.outputs[0]),
+    )
+    replace(last.outputs[0], grouped)
+    return True
+
+
+def _plain_gemm(node: ir.Node) -> bool:
+    """Fold transB, alpha and beta into the weight and the bias; give the Gemm a bias if it has none."""
+    weight = constant(node.inputs[1])
+    if weight is None or attribute(node, "transA", 0):
+        return False
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    plain = not attribute(node, "transB", 0) and attribute(node, "alpha", 1.0) == 1.0
+    if plain and bias is not None and attribute(node, "beta", 1.0) == 1.0 and bias.ndim == 1:
+        return False
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        return False
+    matrix = weight.T if attribute(node, "transB", 0) else weight
+    vector = np.zeros(matrix.shape[1], np.float32)
+    if bias is not None:
+        vector = np.broadcast_to(bias.reshape(-1), vector.shape) * np.float32(attribute(node, "beta", 1.0))
+    set_linear(node, matrix * np.float32(attribute(node, "alpha", 1.0)), vector)
+    return True
+
+
+def set_linear(node: ir.Node, weight: Array, bias: Array) -> None:
+    """Give a Gemm new parameters, `[in, out]` and `[out]`; the old ones stay for who else reads them."""
+    graph, name = graph_of(node), str(node.name)
+    parameters = {
+        "weight": np.asarray(weight, np.float32),
+        "bias": np.asarray(bias, np.float32),
+    }
+    values = [add_constant(graph, f"{name}.{part}", array) for part, array in parameters.items()]
+    node.resize_inputs(3)
+    for index, value in enumerate(values, start=1):
+        node.replace_input_with(index, value)
+    for name in ("transB", "alpha", "beta"):
+        node.attributes.pop(name, None)
+
+
+def gemm_parameters(node: ir.Node) -> tuple[Array, Array] | None:
+    """`(weight [in, out], bias [out])` of a plain Gemm with constant parameters, or None."""
+    if node.op_type != "Gemm" or attribute(node, "transB", 0) or attribute(node, "transA", 0):
+        return None
+    weight, bias = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return None if weight is None or bias is None else (weight, bias)

@@ -1,0 +1,167 @@
+"""The way in: raw uint8 pixels, the normalisation inside the weights, the patch embedding as one Gemm."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.graph import (
+    Array,
+    GraphError,
+    add_constant,
+    attribute,
+    by_type,
+    constant,
+    graph_of,
+    insert,
+    only_reader,
+    replace,
+    shape_constant,
+    sizes,
+    tidy,
+)
+
+PIXELS = "pixels"
+
+
+def fold_normalization(model: ir.Model) -> int:
+    """conv(W, (x - mean) / std) + b → conv(W', x) + b', exact since a patch embedding has no padding."""
+    for conv in _patch_embeddings(model):
+        chain = _chain_to_input(conv)
+        steps = [node for node in chain if node.op_type in ("Sub", "Div", "Mul", "Add")]
+        if not steps:
+            continue
+        gain, offset = np.ones(3), np.zeros(3)
+        for node in steps:
+            operand = _operand(node)
+            if node.op_type in ("Sub", "Add"):
+                offset = offset + (operand if node.op_type == "Add" else -operand)
+            else:
+                factor = operand if node.op_type == "Mul" else 1.0 / operand
+                gain, offset = gain * factor, offset * factor
+        weight, bias = _conv_parameters(conv)
+        graph, name = graph_of(conv), str(conv.name)
+        folded = weight * gain[None, :, None, None]
+        shifted = bias + np.einsum("dchw,c->d", weight, offset)
+        conv.resize_inputs(3)
+        conv.replace_input_with(1, add_constant(graph, f"{name}.weight", folded.astype(np.float32)))
+        conv.replace_input_with(2, add_constant(graph, f"{name}.bias", shifted.astype(np.float32)))
+        for node in steps:
+            (source,) = [value for value in node.inputs if value is not None and constant(value) is None]
+            replace(node.outputs[0], source)
+            graph.remove(node, safe=True)
+        tidy(model)
+        return 1
+    return 0
+
+
+def patches_as_gemm(model: ir.Model) -> int:
+    """Transpose → Conv (stride = kernel) → Reshape → Transpose → patches cut while still uint8, then one Gemm.
+
+    The patches do not overlap, so the convolution is a linear layer on each of them. As a Gemm its float result
+    comes straight out of the integer kernel, already as rows of tokens.
+    """
+    pixels = model.graph.inputs[0]
+    for conv in _patch_embeddings(model):
+        chain, after = _chain_to_input(conv), only_reader(conv.outputs[0])
+        last = only_reader(after.outputs[0]) if after is not None and after.op_type == "Reshape" else None
+        shape = sizes(pixels)
+        if [node.op_type for node in chain] not in (["Cast", "Transpose"], ["Transpose", "Cast"]):
+            continue
+        if last is None or last.op_type != "Transpose" or list(attribute(last, "perm", ())) != [0, 2, 1]:
+            continue
+        if shape is None or shape[1] is None or shape[2] is None or shape[3] != 3:
+            continue
+        weight, bias = _conv_parameters(conv)
+        width, patch = weight.shape[0], weight.shape[2]
+        down, across = shape[1] // patch, shape[2] // patch
+        graph, name, features = graph_of(conv), str(conv.name), patch * patch * 3
+        cut: ir.Value = pixels
+        # The last two axes of a patch row stay together: the Transpose then moves whole runs of patch · 3 bytes.
+        for step, (op_type, target) in {
+            "cut": ("Reshape", [-1, down, patch, across, patch * 3]),
+            "ordered": ("Transpose", [-1, down, across, patch, patch * 3]),
+            "rows": ("Reshape", [-1, features]),
+        }.items():
+            reshape = op_type == "Reshape"
+            inputs = [cut, shape_constant(graph, target)] if reshape else [cut]
+            attributes = {} if reshape else {"perm": [0, 1, 3, 2, 4]}
+            inferred = [None if size == -1 else size for size in target]
+            cut = insert(
+                last,
+                op_type,
+                inputs,
+                name=f"{PIXELS}.{step}",
+                shape=inferred,
+                dtype=ir.DataType.UINT8,
+                **attributes,
+            )
+        rows = insert(last, "Cast", [cut], name=f"{PIXELS}.float", shape=[None, features], to=ir.DataType.FLOAT)
+        matrix = weight.transpose(2, 3, 1, 0).reshape(features, width)  # (row, column, channel) as pixels lie
+        conv.name = f"{name}.conv"
+        parameters = [
+            add_constant(graph, f"{name}.weight", matrix.astype(np.float32)),
+            add_constant(graph, f"{name}.bias", bias.astype(np.float32)),
+        ]
+        tokens = insert(last, "Gemm", [rows, *parameters], name=name, shape=[None, width])
+        target = shape_constant(graph, [-1, down * across, width])
+        grouped = insert(
+            last, "Reshape", [tokens, target], name=f"{name}.grouped", shape=sizes(last.outputs[0])
+        )
+        replace(last.outputs[0], grouped)
+        tidy(model)
+        return 1
+    return 0
+
+
+def _patch_embeddings(model: ir.Model) -> list[ir.Node]:
+    """Convolutions whose patches do not overlap and have no padding, with constant weights over three channels."""
+    found = []
+    for node in by_type(model, "Conv"):
+        weight = constant(node.inputs[1])
+        if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
+            continue
+        plain = not any(attribute(node, "pads", ())) and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        if plain and list(attribute(node, "strides", (1, 1))) == list(weight.shape[2:]):
+            found.append(node)
+    return found
+
+
+def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
+    """The nodes between the graph's input and the convolution, first to last.
+
+    Raises:
+        GraphError: when something stands there that is neither normalisation nor layout.
+    """
+    chain: list[ir.Node] = []
+    value = conv.inputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("Sub", "Div", "Mul", "Add"):
+            _operand(node)
+            (value,) = [each for each in node.inputs if each is not None and constant(each) is None]
+        elif node.op_type in ("Cast", "Transpose"):
+            value = node.inputs[0]
+        else:
+            raise GraphError(
+                f"expected normalisation or layout before the patch embedding, found {node.op_type} ({node.name})"
+            )
+        chain.append(node)
+    return chain[::-1]
+
+
+def _operand(node: ir.Node) -> Array:
+    """The constant of a normalisation step: one number, or one a channel."""
+    constants = [array for value in node.inputs if (array := constant(value)) is not None]
+    is_right = constant(node.inputs[1]) is not None
+    if len(constants) != 1 or constants[0].size not in (1, 3) or (node.op_type in ("Sub", "Div") and not is_right):
+        raise GraphError(
+            f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant per channel"
+        )
+    return np.asarray(constants[0], np.float64).reshape(-1)
+
+
+def _conv_parameters(conv: ir.Node) -> tuple[Array, Array]:
+    weight = constant(conv.inputs[1])
+    assert weight is not None  # _patch_embeddings has looked
+    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    return weight.astype(np.float64), np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
