@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,11 @@ def insert(
     dtype: ir.DataType = ir.DataType.FLOAT,
     **attributes: Any,
 ) -> ir.Value:
-    """A new node `name` in front of `before`; returns its output, of the same name or the first free one after it."""
+    """A new node `name` in front of `before`; returns its output. Where the name is taken, the first free one after it."""
     graph = graph_of(before)
     output = ir.Value(name=_free_name(graph, name), type=ir.TensorType(dtype), shape=None if shape is None else ir.Shape(shape))
+    node_names = {node.name for node in graph}
+    name = name if name not in node_names else _first_free(name, node_names)
     graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], name=name))
     return output
 
@@ -69,8 +71,10 @@ def insert(
 def _free_name(graph: ir.Graph, name: str) -> str:
     taken = {output.name for node in graph for output in node.outputs} | set(graph.initializers)
     taken |= {value.name for value in graph.inputs}
-    if name not in taken:
-        return name
+    return name if name not in taken else _first_free(name, taken)
+
+
+def _first_free(name: str, taken: Set[str | None]) -> str:
     return next(unique for count in itertools.count(1) if (unique := f"{name}.{count}") not in taken)
 
 
