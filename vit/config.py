@@ -46,7 +46,9 @@ class ViTConfig:
         if self.classes < 0:
             raise ConfigError(f"classes must be 0 (no head) or more, found {self.classes}")
         if height % self.patch_size or width % self.patch_size:
-            raise ConfigError(f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}")
+            raise ConfigError(
+                f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}"
+            )
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         if min(self.std) <= 0:
@@ -74,8 +76,12 @@ class ViTConfig:
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(document) - known):
-            raise ConfigError(f"unknown configuration {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+            raise ConfigError(
+                f"unknown configuration {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        values = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:

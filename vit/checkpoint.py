@@ -1,0 +1,167 @@
+"""Checkpoints: one safetensors file that holds weights, config, preprocessing, labels and history.
+
+Nothing in the file can execute code when it is read, and a file that was cut off is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from runtime.preprocess import Preprocess
+from vit.config import ConfigError, ViTConfig
+from vit.model import ViT
+
+FILE_NAME = "model.safetensors"
+FORMAT = "vit-edge checkpoint"
+VERSION = 1
+KEY = "vit_edge"
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one that is incomplete; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and what belongs to it.
+
+    `history` has one dictionary an epoch (the rows of metrics.csv), `recipe` says how the model was
+    trained or where it came from, `digest` is the SHA-256 of the file.
+    """
+
+    model: ViT  # in eval mode, on the CPU
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    history: list[dict[str, Any]]
+    recipe: dict[str, Any]
+    digest: str
+    path: Path
+
+
+def save_checkpoint(
+    path: Path | str,
+    *,
+    model: ViT,
+    preprocess: Preprocess,
+    labels: Iterable[str],
+    history: Iterable[Mapping[str, Any]] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint; the file at `path` is replaced only when the new one is complete.
+
+    Returns:
+        `path`, or `path/model.safetensors` when `path` is a folder or has no suffix.
+
+    Raises:
+        CheckpointError: when the labels or the preprocessing do not fit the model.
+    """
+    path = checkpoint_file(path)
+    labels = tuple(labels)
+    check_fit(model.config, preprocess, labels)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.to_dict(),
+        "preprocess": preprocess.to_dict(),
+        "labels": labels,
+        "history": list(history),
+        "recipe": dict(recipe or {}),
+    }
+    write_tensors(path, model.state_dict(), {KEY: json.dumps(document, allow_nan=False)})
+    return path
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint from its file, or from the folder that holds `model.safetensors`.
+
+    Raises:
+        CheckpointError: naming the file, what is wrong with it and what to do.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / FILE_NAME
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: no checkpoint here; `python -m vit train` or `python -m vit import` make one"
+        )
+    tensors, metadata = read_tensors(file)
+    try:
+        document = json.loads(metadata[KEY])
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {document['version']}")
+        config = ViTConfig.from_dict(document["config"])
+        preprocess = Preprocess.from_dict(document["preprocess"])
+        labels = tuple(str(label) for label in document["labels"])
+        history, recipe = list(document["history"]), dict(document["recipe"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        hint = "weights from elsewhere are read by `python -m vit import`"
+        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({error!r}); {hint}") from error
+    model = ViT(config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Checkpoint(model.eval(), preprocess, labels, history, recipe, digest, file)
+
+
+def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
+    if len(labels) != config.classes:
+        raise CheckpointError(f"the model has {config.classes} classes and there are {len(labels)} labels")
+    if tuple(preprocess.size) != tuple(config.image_size):
+        raise CheckpointError(
+            f"the model takes {config.image_size} pixels, preprocessing gives {preprocess.size}"
+        )
+
+
+def checkpoint_file(path: Path | str) -> Path:
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() or not path.suffix else path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file aside, flush it to the disk, and rename it into place."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(path, data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            # Copied: the file may be replaced while the tensors are in use.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a complete safetensors file ({error}); make or copy it again"
+        ) from error

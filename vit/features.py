@@ -1,0 +1,85 @@
+"""The features of a frozen backbone, computed once: what makes a linear probe a matter of seconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.checkpoint import CheckpointError, read_tensors, write_tensors
+from vit.model import ViT
+from vit.store import Store
+
+
+class Features:
+    """`float32 [n, width]` batches of class-token features, in place of the pictures of `store`.
+
+    Args:
+        cache: a folder where features are kept under a name that depends on the backbone's weights, the
+            preprocessing and the pictures (path, size and time of change); None keeps nothing.
+        progress: called with the number of pictures done so far.
+    """
+
+    def __init__(
+        self,
+        model: ViT,
+        store: Store,
+        device: torch.device,
+        cache: Path | None = None,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        file = cache / f"{fingerprint(model, store)}.safetensors" if cache else None
+        found = read_features(file) if file else None
+        if found is None:
+            found = compute_features(model, store, device, progress)
+            if file:
+                write_tensors(file, found, {})
+        self.features, self.good = found["features"], found["good"].bool()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        for group in groups:
+            yield group, self.features[group], self.good[group]
+
+
+@torch.no_grad()
+def compute_features(
+    model: ViT, store: Store, device: torch.device, progress: Callable[[int], object]
+) -> dict[str, Tensor]:
+    model = model.to(device).eval()
+    features, good = [], []
+    everything = np.arange(len(store))
+    groups = (everything[start : start + 32] for start in range(0, len(store), 32))
+    for group, pixels, fine in store.batches(groups):
+        features.append(model.features(pixels.to(device)).float().cpu())
+        good.append(fine)
+        progress(int(group[-1]) + 1)
+    return {"features": torch.cat(features), "good": torch.cat(good).to(torch.uint8)}
+
+
+def read_features(file: Path) -> dict[str, Tensor] | None:
+    try:
+        return read_tensors(file)[0]
+    except CheckpointError:  # not there, or cut off: computed again
+        return None
+
+
+def fingerprint(model: ViT, store: Store) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(repr((model.config.mean, model.config.std, store.preprocess)).encode())
+    for item in store.pictures.items:
+        if isinstance(item, Path):
+            stat = item.stat()
+            digest.update(f"{item.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        else:
+            digest.update(np.ascontiguousarray(item).tobytes())
+    return digest.hexdigest()[:16]

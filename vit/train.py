@@ -1,0 +1,353 @@
+"""Training from pictures to a checkpoint, and the recipes of the examples that ship with the project."""
+
+from __future__ import annotations
+
+import csv
+import io
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from runtime.preprocess import Preprocess
+from vit import state
+from vit.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from vit.config import ViTConfig
+from vit.data import DataError, Pictures, open_pictures, split_pictures, splits_of
+from vit.distributed import World, choose_device, join_world
+from vit.features import Features
+from vit.loop import Loop, predict
+from vit.model import ViT
+from vit.recipe import Recipe
+from vit.store import Store
+
+METRICS = "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training needs of a data set: pictures to learn from, to choose by, and to be judged by."""
+
+    train: Pictures
+    val: Pictures | None  # chooses the best epoch; None keeps the last epoch
+    test: Pictures | None  # looked at once, when training has ended
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        assert self.train.labels is not None  # open_data saw to it
+        return self.train.labels
+
+
+def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> Data:
+    """The pictures of `source`, with its own val split, or else a share of the training pictures held out.
+
+    Raises:
+        DataError: when there are no classes to learn.
+    """
+    splits = splits_of(source)
+    train = open_pictures(source, "train" if "train" in splits else "all")
+    if train.targets is None or train.labels is None:
+        raise DataError(
+            f"{source}: pictures without classes; expected {source}/<class>/… or {source}/train/<class>/…"
+        )
+    test = open_pictures(source, "test") if "test" in splits else None
+    if "val" in splits:
+        return Data(train, open_pictures(source, "val"), test)
+    if not holdout:
+        return Data(train, None, test)
+    train, val = split_pictures(train, holdout, seed)
+    return Data(train, val if len(val) else None, test)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: ViT,
+    data: Data,
+    preprocess: Preprocess,
+    out: Path | str,
+    device: str = "auto",
+    resume: bool = False,
+    teacher: ViT | None = None,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Path:
+    """Train `model` on `data` and keep the best checkpoint; returns its path.
+
+    In `out` stand then `model.safetensors` (the best epoch), `metrics.csv` (a row an epoch) and
+    `state.safetensors` (what `resume` goes on from).
+
+    Args:
+        recipe: how to train.
+        preprocess: what the model sees of a picture, for validation, test and ever after.
+        teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
+        notes: what else to write into the checkpoint's recipe.
+        report: called with each line worth showing to a person.
+
+    Raises:
+        DataError: for pictures that cannot be used.
+        TrainingError: when the loss is no longer a number.
+        Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
+    """
+    run = Run(recipe, model, data, preprocess, Path(out), report, notes or {})
+    chosen = choose_device(device)
+    with join_world(chosen) as world, torch.random.fork_rng(), interruptions() as stop:
+        loop = run.loop(chosen, world, teacher)
+        if resume:
+            loop.progress = state.load_state(run.out, **run.stateful(loop))
+            report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
+        with run.bar(loop) as bar:
+            loop.run(
+                on_step=lambda progress, loss: run.step(bar, progress, loss),
+                on_epoch=lambda row, best: (run.close_epoch(loop, row, best), on_epoch(row))[0],
+                stop=stop,
+                save=lambda: run.save(loop),
+            )
+        return run.finish(loop)
+
+
+class Run:
+    """The files and the messages around one `Loop`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: ViT,
+        data: Data,
+        preprocess: Preprocess,
+        out: Path,
+        report: Callable[[str], None],
+        notes: Mapping[str, Any],
+    ) -> None:
+        self.recipe, self.model, self.data, self.out = recipe, model, data, out
+        self.preprocess, self.report, self.notes = preprocess, report, dict(notes)
+        self.stores: dict[str, Store] = {}
+
+    def loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
+        recipe, data = self.recipe, self.data
+        # Outside the forked random state nothing depends on this seed; inside, new dropout masks do.
+        torch.manual_seed(recipe.seed)
+        targets = data.train.targets
+        assert targets is not None
+        module: nn.Module = self.model
+        size: tuple[int, int] | None = self.preprocess.size
+        canvas = self.preprocess if recipe.crop >= 1 else larger(self.preprocess)
+        train: Any = self.store("train", data.train, self.preprocess if recipe.freeze else canvas)
+        val: Any = self.store("val", data.val, self.preprocess) if data.val else None
+        if recipe.freeze:
+            module, size = self.model.head, None
+            cache = self.out / "features" if world.first else None
+            train = Features(self.model, train, device, cache, self.progress("features"))
+            val = Features(self.model, val, device, cache, self.progress("features")) if val else None
+        judged = (val, data.val.targets) if data.val is not None and data.val.targets is not None else None
+        return Loop(
+            module,
+            train,
+            targets,
+            classes=len(data.labels),
+            recipe=recipe,
+            device=device,
+            size=size,
+            validation=judged,
+            world=world,
+            teacher=None if teacher is None else as_teacher(teacher, device),
+        )
+
+    def store(self, name: str, pictures: Pictures, preprocess: Preprocess) -> Store:
+        store = Store(
+            pictures,
+            preprocess,
+            bad_share=self.recipe.bad_pictures,
+            progress=self.progress(name, len(pictures)),
+        )
+        self.stores[name] = store
+        return store
+
+    def progress(self, name: str, total: int | None = None) -> Callable[[int], object]:
+        bar = tqdm(total=total, desc=f"reading {name}", unit=" pictures", leave=False, disable=None)
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+            if done == bar.total:
+                bar.close()
+
+        return show
+
+    def bar(self, loop: Loop) -> tqdm:  # type: ignore[type-arg]
+        quiet = None if loop.world.first else True  # None: only where standard error is a terminal
+        done = loop.progress.epoch * loop.steps + loop.progress.step
+        return tqdm(
+            total=self.recipe.epochs * loop.steps, initial=done, desc="training", unit=" steps", disable=quiet
+        )
+
+    def step(self, bar: Any, progress: state.Progress, loss: float) -> None:
+        bar.update()
+        bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.3f}", refresh=False)
+
+    def close_epoch(self, loop: Loop, row: Mapping[str, Any], best: bool) -> None:
+        if not loop.world.first:
+            return
+        if best:
+            self.save_best(loop)
+        write_metrics(self.out / METRICS, loop.progress)
+        seconds = loop.progress.seconds[-1]
+        rate = loop.steps * loop.batch / seconds
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
+        tqdm.write("", end="", file=io.StringIO())  # clears the bar before a line is printed
+        self.report(
+            f"epoch {row['epoch']}/{self.recipe.epochs}: {shown} ({seconds:.1f} s, {rate:.0f} pictures/s)"
+        )
+
+    def save_best(self, loop: Loop) -> None:
+        self.checkpoint(loop.best_weights(), loop.progress.history, {})
+
+    def checkpoint(
+        self, weights: Mapping[str, torch.Tensor], history: list[dict[str, Any]], more: Any
+    ) -> Path:
+        keep = ViT(self.model.config)
+        keep.load_state_dict(self.model.state_dict())
+        part: nn.Module = keep.head if self.recipe.freeze else keep
+        part.load_state_dict(dict(weights))
+        pictures = {name: len(store) for name, store in self.stores.items()}
+        document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "pictures": pictures}
+        return save_checkpoint(
+            self.out / "model.safetensors",
+            model=keep,
+            preprocess=self.preprocess,
+            labels=self.data.labels,
+            history=history,
+            recipe=document | self.notes | more,
+        )
+
+    def stateful(self, loop: Loop) -> dict[str, Any]:
+        identity = {"config": self.model.config.to_dict(), "pictures": len(self.data.train)}
+        identity |= {"recipe": self.recipe.to_dict(), "labels": self.data.labels, "steps": loop.steps}
+        return {
+            "module": loop.module,
+            "optimizer": loop.optimizer,
+            "average": loop.average,
+            "identity": identity,
+        }
+
+    def save(self, loop: Loop) -> None:
+        if loop.world.first:
+            state.save_state(self.out, progress=loop.progress, **self.stateful(loop))
+        loop.world.wait()
+
+    def finish(self, loop: Loop) -> Path:
+        """Write the whole history, and the verdict of the test pictures, into the best checkpoint."""
+        path = self.out / "model.safetensors"
+        if not loop.world.first:
+            return path
+        best = load_checkpoint(path)
+        more: dict[str, Any] = {}
+        if self.data.test is not None and self.data.test.targets is not None:
+            store = self.store("test", self.data.test, self.preprocess)
+            more["test_accuracy"] = accuracy(
+                best.model.to(loop.device), store, self.data.test.targets, loop.device
+            )
+            more["test_pictures"] = len(store)
+            self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(store)} pictures right")
+        for name, store in self.stores.items():
+            for index, reason in sorted(store.bad.items()):
+                self.report(f"skipped in {name}: {store.pictures.describe(index)}: {reason}")
+        weights = (best.model.head if self.recipe.freeze else best.model).state_dict()
+        return self.checkpoint(weights, loop.progress.history, more)
+
+
+def accuracy(model: ViT, source: Store, targets: np.ndarray, device: torch.device) -> float:
+    """The share of the readable pictures whose largest logit is their class's."""
+    right = count = 0
+    for indices, logits, good in predict(model, source, np.arange(len(source)), device):
+        hard = torch.from_numpy(targets[indices]).to(device)
+        right += int(((logits.argmax(-1) == hard) * good).sum())
+        count += int(good.sum())
+    return right / max(count, 1)
+
+
+def larger(preprocess: Preprocess) -> Preprocess:
+    """The same view with more pixels, for random crops to be cut from."""
+    height, width = (round(edge * 8 / 7) for edge in preprocess.size)
+    resize_to = None if preprocess.resize_to is None else round(preprocess.resize_to * 8 / 7)
+    return replace(preprocess, size=(height, width), resize_to=resize_to)
+
+
+def as_teacher(teacher: ViT, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The teacher on the student's pixels, scaled to the teacher's own size."""
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    size = teacher.config.image_size
+
+    def ask(pixels: torch.Tensor) -> torch.Tensor:
+        pictures = pixels.float().permute(0, 3, 1, 2)
+        if pictures.shape[2:] != size:
+            pictures = nn.functional.interpolate(pictures, size, mode="bilinear", antialias=True)
+        logits: torch.Tensor = teacher(pictures.permute(0, 2, 3, 1))
+        return logits
+
+    return ask
+
+
+def write_metrics(path: Path, progress: state.Progress) -> None:
+    """metrics.csv: the history and the seconds of each epoch."""
+    text = io.StringIO()
+    rows = [row | {"seconds": round(t, 3)} for row, t in zip(progress.history, progress.seconds, strict=True)]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and the first Ctrl-C into a question that the loop asks after each step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():  # the second time in earnest
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+DIGITS = Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=1, ema=0.99, smoothing=0.1)
+DIGITS_MODEL = ViTConfig(
+    image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10
+)
+
+
+def train_digits(out: Path, **options: Any) -> Path:
+    """The embedded example: a small ViT on scikit-learn's digits, at least 97 % of the 360 test pictures."""
+    return train_example(DIGITS, DIGITS_MODEL, open_data("digits", holdout=DIGITS.holdout), out, **options)
+
+
+def train_example(recipe: Recipe, config: ViTConfig, data: Data, out: Path, **options: Any) -> Path:
+    """Train a new model of `config` whose first weights are fixed by the recipe's seed."""
+    preprocess = Preprocess(size=config.image_size, resize="stretch", interpolation="bilinear")
+    return train(
+        recipe, model=new_model(config, recipe.seed), data=data, preprocess=preprocess, out=out, **options
+    )
+
+
+def new_model(config: ViTConfig, seed: int) -> ViT:
+    """A model with first weights that depend on the seed alone, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(config)
