@@ -1,0 +1,83 @@
+"""Read back what ONNX Runtime will really run, and check that the plan's int8 layers run in integers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from calibration.plan import QuantizationPlan
+
+INTEGER_KERNELS = frozenset(
+    {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
+)
+FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"})
+
+
+class FallbackError(ValueError):
+    """A layer that the plan calls int8 and that ONNX Runtime would run in float."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the optimised graph holds: operator counts, and the kernel behind each planned layer."""
+
+    counts: Mapping[str, int]
+    linears: Mapping[str, str]  # planned int8 linear → its kernel
+    products: Mapping[str, str]  # planned int8 product → its kernel
+
+    def summary(self) -> str:
+        """One line, e.g. "74 of 74 linears and 24 of 24 products in integer kernels"."""
+        parts = []
+        for kind, kernels in (("linears", self.linears), ("products", self.products)):
+            integer = sum(kernel in INTEGER_KERNELS for kernel in kernels.values())
+            parts.append(f"{integer} of {len(kernels)} {kind}")
+        return " and ".join(parts) + " in integer kernels"
+
+
+def optimized_graph(model: bytes) -> ir.Model:
+    """The graph after all of ONNX Runtime's optimisations for the CPU at hand."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns that the file is for this machine only, which is what is asked for
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ir.from_proto(ir.to_proto(ir.load(path)))  # in memory: the folder goes
+
+
+def check_kernels(model: bytes, plan: QuantizationPlan) -> Kernels:
+    """Find the kernel of every layer that the plan calls int8.
+
+    Raises:
+        FallbackError: when one of them became a float product; it names all of those.
+    """
+    graph = optimized_graph(model).graph
+    products = {str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS}
+    planned_products = [name for name, each in plan.products.items() if each.precision == "int8"]
+    kernels = Kernels(
+        counts=dict(Counter(node.op_type for node in graph)),
+        linears={name: _kernel(name, products) for name in plan.quantized()},
+        products={name: _kernel(name, products) for name in planned_products},
+    )
+    both = {**kernels.linears, **kernels.products}
+    if fallen := [f"{name} ({kernel})" for name, kernel in both.items() if kernel not in INTEGER_KERNELS]:
+        raise FallbackError(
+            f"{len(fallen)} layers are int8 in the plan but ONNX Runtime would not run them in integers: "
+            + ", ".join(fallen)
+        )
+    return kernels
+
+
+def _kernel(name: str, products: Mapping[str, str]) -> str:
+    """A fused node keeps its name, or gets it with a suffix."""
+    if name in products:
+        return products[name]
+    longer = [kernel for other, kernel in products.items() if other.startswith((f"{name}_", f"{name}/"))]
+    return longer[0] if len(longer) == 1 else "not found"
