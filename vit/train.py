@@ -327,7 +327,7 @@ def interruptions() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-DIGITS = Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=1, ema=0.99, smoothing=0.1)
+DIGITS = Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=3, ema=0.99, smoothing=0.1)
 DIGITS_MODEL = ViTConfig(
     image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10
 )
