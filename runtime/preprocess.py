@@ -6,6 +6,7 @@ here and nowhere else, so that two parts of the project cannot disagree about it
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -181,8 +182,7 @@ def _open_path(path: Path, max_pixels: int) -> Image.Image:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
-            raise PictureError(f"it is {kind}, not a picture")
+            raise PictureError(_kind(path, status.st_mode))
         file = path.open("rb")
     except PictureError:
         raise
@@ -193,6 +193,16 @@ def _open_path(path: Path, max_pixels: int) -> Image.Image:
     except BaseException:
         file.close()
         raise
+
+
+def _kind(path: Path, mode: int) -> str:
+    if not stat.S_ISDIR(mode):
+        return "it is a device, pipe or socket, not a picture"
+    return (
+        "it is a folder, not a picture"
+        if os.access(path, os.R_OK | os.X_OK)
+        else "a folder that may not be read"
+    )
 
 
 def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:

@@ -1,0 +1,64 @@
+"""Work on a long stream with several threads, and a bounded part of it in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def in_parallel(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    workers: int,
+    ordered: bool = True,
+    ahead: int | None = None,
+) -> Iterator[R]:
+    """`function` of each item, worked out by `workers` threads.
+
+    Args:
+        ordered: give the results in the order of the items, and not as they are ready.
+        ahead: how many items are taken before their results are asked for; None is four for each worker,
+            which lets the others go on while one has a hard item.
+
+    The first exception ends the stream and is raised. Closing the generator drops the items not yet begun.
+    """
+    window = max(ahead or 4 * workers, workers)
+    source = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="runtime") as pool:
+        pending: list[Future[R]] = []
+        try:
+            pending += (pool.submit(function, item) for item in islice(source, window))
+            while pending:
+                ready = pending[:1] if ordered else list(wait(pending, return_when=FIRST_COMPLETED).done)
+                for future in ready:
+                    pending.remove(future)
+                    yield future.result()
+                pending += (pool.submit(function, item) for item in islice(source, len(ready)))
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def in_batches(
+    prepare: Callable[[T], R],
+    run: Callable[[list[R]], Iterable[S]],
+    items: Iterable[T],
+    *,
+    workers: int,
+    size: int,
+) -> Iterator[S]:
+    """`run` on groups of `size` items, which `workers` threads prepare while the group before is running."""
+    prepared = in_parallel(prepare, items, workers=workers, ahead=2 * size)
+    try:
+        while group := list(islice(prepared, size)):
+            yield from run(group)
+    finally:
+        if hasattr(prepared, "close"):
+            prepared.close()

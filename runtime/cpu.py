@@ -1,0 +1,80 @@
+"""What the processor at hand can do, and how much of it this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+_X86 = {"x86_64", "amd64", "i386", "i686", "x86"}
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in _X86
+
+
+@cache
+def has_vnni() -> bool:
+    """Whether 8-bit products add up in 32 bits (AVX-512 VNNI or AVX-VNNI), as full-range INT8 needs.
+
+    Where it cannot be found out the answer is False, which costs speed and never accuracy.
+    """
+    if not is_x86():
+        return False
+    if sys.platform == "linux":
+        return bool({"avx512_vnni", "avx_vnni"} & set(_linux_flags(_read("/proc/cpuinfo"))))
+    if sys.platform == "darwin":
+        return _macos_says("hw.optional.avx512vnni")
+    return _numpy_says("AVX512VNNI")
+
+
+@cache
+def available_cores() -> int:
+    """How many cores this process may keep busy: its affinity, cut to the container's quota.
+
+    More threads than this make inference slower, by a factor of three for one thread too many.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota(_read("/sys/fs/cgroup/cpu.max")) or allowed))
+
+
+def _linux_flags(cpuinfo: str) -> list[str]:
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return value.split()
+    return []
+
+
+def _quota(cpu_max: str) -> int | None:
+    """Cores granted by cgroup v2's `cpu.max` ("200000 100000" is two), None without a limit."""
+    parts = cpu_max.split()
+    if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
+        return None
+    return max(1, round(int(parts[0]) / int(parts[1])))
+
+
+def _macos_says(name: str) -> bool:
+    try:
+        answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, check=False, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return answer.stdout.strip() == b"1"
+
+
+def _numpy_says(feature: str) -> bool:
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as found  # type: ignore[import-not-found]
+    except ImportError:
+        return False
+    return bool(found.get(feature, False))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,62 @@
+"""Finding the pictures that a command line means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+
+def find_pictures(paths: Path | str | Iterable[Path | str], *, skip: Path | None = None) -> Iterator[Path]:
+    """The files among `paths`, and the pictures in the folders among them and below, sorted by name in each.
+
+    A file that is named is given whatever it is called; in a folder the suffix decides. Links to folders are
+    not followed inside a folder, so no loop can catch the walk. A folder that cannot be listed is given
+    itself, so that it fails where every other failure is told. The folder `skip` is passed by.
+    """
+    skipped = skip.stat() if skip is not None and skip.is_dir() else None
+    for path in [paths] if isinstance(paths, Path | str) else paths:
+        path = Path(path)
+        if path.is_dir():
+            yield from _walk(path, skipped)
+        else:
+            yield path
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """In lower case, with the dot: what Pillow reads, and HEIC, whose failure says what it lacks."""
+    from PIL import Image
+
+    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return frozenset(readable - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf"} | {".heic", ".heif"})
+
+
+def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
+    suffixes = picture_suffixes()
+    open_folders = [iter([(folder, True)])]  # from the outermost to the one being listed
+    while open_folders:
+        path, is_folder = next(open_folders[-1], (None, False))
+        if path is None:
+            open_folders.pop()
+        elif is_folder:
+            if skipped is not None and os.path.samestat(path.stat(), skipped):
+                continue
+            entries = _list(path)
+            if entries is None:
+                yield path
+            else:
+                open_folders.append(iter(entries))
+        elif path.suffix.lower() in suffixes and not path.is_dir():
+            yield path
+
+
+def _list(folder: Path) -> list[tuple[Path, bool]] | None:
+    """What is in a folder, sorted by name, and whether it is a folder itself; None when it will not say."""
+    try:
+        with os.scandir(folder) as listing:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
+    except OSError:
+        return None
+    return [(folder / name, is_folder) for name, is_folder in names]

@@ -1,0 +1,171 @@
+"""From the name of a device to a running ONNX Runtime session that really is on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from runtime.artifact import ArtifactError, Target
+from runtime.cpu import available_cores, has_vnni, is_x86
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise ImportError(
+        'the runtime needs ONNX Runtime: pip install "vit-edge[cpu]", or "vit-edge[gpu]" for an NVIDIA GPU'
+    ) from error
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
+
+T = TypeVar("T")
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+_INSTALL = {  # what brings the provider, in an environment without another onnxruntime
+    "cpu": 'pip install "vit-edge[cpu]"',
+    "cuda": 'pip uninstall onnxruntime && pip install "vit-edge[gpu]"',
+    "tensorrt": 'pip uninstall onnxruntime && pip install "vit-edge[gpu]" tensorrt',
+    "openvino": "pip uninstall onnxruntime && pip install onnxruntime-openvino",
+    "coreml": "pip install onnxruntime on macOS",
+    "directml": "pip uninstall onnxruntime && pip install onnxruntime-directml on Windows",
+}
+_log = logging.getLogger("runtime")
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for is not there, or cannot run the model."""
+
+
+def available_devices() -> tuple[str, ...]:
+    """The devices that the installed ONNX Runtime was built for, "cpu" among them."""
+    built = set(onnxruntime.get_available_providers())
+    return tuple(device for device, provider in _PROVIDERS.items() if provider in built)
+
+
+def open_session(
+    model: Path | str | bytes,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    target: Target = "any",
+) -> onnxruntime.InferenceSession:
+    """Open a model for inference.
+
+    Args:
+        model: an .onnx file, or its bytes.
+        device: where it runs. "auto" is CUDA where it works and else the CPU; any other is that or an error.
+        threads: CPU threads of one prediction; None takes every core that this process may use.
+        target: the kind of CPU that INT8 weights were made for, from the artefact's metadata. Weights for
+            "vnni" are run in slower kernels on an x86 CPU without it, where the fast ones would overflow;
+            the logger "runtime" says so, once.
+
+    Raises:
+        DeviceError: when the device is not there.
+        ArtifactError: when ONNX Runtime does not accept the model.
+        ValueError: for an unknown device or fewer than one thread.
+    """
+    if device not in get_args(Device):
+        raise ValueError(f"device must be one of {', '.join(get_args(Device))}, found {device!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be 1 or more, found {threads}")
+    options = _options(threads or available_cores(), target)
+    if device == "auto":
+        return open_first(devices_for(device), lambda choice: _open_on(choice, model, options))
+    if device not in available_devices():
+        has = ", ".join(available_devices())
+        raise DeviceError(f"no {device} in this ONNX Runtime (it has: {has}); install it: {_INSTALL[device]}")
+    return _open_on(device, model, options)
+
+
+def device_of(session: onnxruntime.InferenceSession) -> str:
+    """The name of the device that a session runs on, "cpu" for example."""
+    first = session.get_providers()[0]
+    return next((device for device, provider in _PROVIDERS.items() if provider == first), first)
+
+
+def devices_for(device: Device) -> tuple[Device, ...]:
+    """The devices to try, best first: "auto" is CUDA where this ONNX Runtime has it, then the CPU."""
+    if device != "auto":
+        return (device,)
+    return ("cuda", "cpu") if "cuda" in available_devices() else ("cpu",)
+
+
+def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
+    """What `open_on` gives for the first of `devices` that works; the logger "runtime" says what did not.
+
+    Raises:
+        DeviceError: when the last one does not work either.
+    """
+    for device in devices[:-1]:
+        try:
+            return open_on(device)
+        except DeviceError as error:
+            _log.warning("not on %s: %s", device, error)
+    return open_on(devices[-1])
+
+
+def _open_on(
+    device: Device, model: Path | str | bytes, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=_chain(device))
+    except Exception as error:  # pybind's own exception classes, of which there is no list
+        raise _explain(error, device, source) from error
+    session.disable_fallback()  # a failing GPU must not become a CPU in the middle of a run
+    if isinstance(source, bytes):
+        session._model_bytes = None  # kept only for that fallback
+    if device_of(session) != device:
+        raise DeviceError(
+            f"{device} was asked for and ONNX Runtime fell back to {device_of(session)}: "
+            f"is there such a device, and its driver? ({_INSTALL[device]})"
+        )
+    return session
+
+
+def _explain(error: Exception, device: str, source: bytes | str) -> Exception:
+    name = "the model" if isinstance(source, bytes) else source
+    text = " ".join(str(error).split())
+    if device != "cpu" and type(error).__name__ in ("EPFail", "RuntimeException"):
+        return DeviceError(f"{device} cannot run {name}: {text}")
+    return ArtifactError(f"{name}: ONNX Runtime does not accept it ({text}); export it again")
+
+
+def _chain(device: str) -> list[str]:
+    """The providers of a device, best first; what none of them can run is left to the CPU."""
+    chain = [device] if device != "tensorrt" else ["tensorrt", "cuda"]
+    return [_PROVIDERS[name] for name in [*chain, *(["cpu"] if device != "cpu" else [])]]
+
+
+def _options(threads: int, target: Target) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1  # a ViT is one chain of operators
+    options.log_severity_level = 3  # errors
+    # Waiting threads sleep. Spinning ones win microseconds on an idle machine, and on a busy one lose half.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if target == "vnni" and is_x86() and not has_vnni():
+        _warn_of_slow_kernels()
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+_warned = False
+
+
+def _warn_of_slow_kernels() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "this CPU has no VNNI and the model was made for it: exact but slower kernels are used; "
+            "python -m export --target avx2 makes a model for this CPU"
+        )

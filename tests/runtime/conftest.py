@@ -1,0 +1,77 @@
+"""A model small enough to be made in a test: it averages the picture and names its strongest channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from runtime import Metadata, Preprocess
+
+LABELS = ("red", "green", "blue")
+MakeModel = Callable[..., Path]
+
+
+def colour_graph(size: tuple[int, int], classes: int = 3) -> onnx.ModelProto:
+    """uint8 [N, H, W, 3] → the mean of each channel, as `classes` logits."""
+    weights = np.zeros((3, classes), np.float32)
+    weights[range(3), range(3)] = 0.1
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colour",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *size, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(weights, "weights")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def add_metadata(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
+    helper.set_model_props(model, {"vit_edge": text})
+    return model
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Write the colour model to a file; keyword arguments change its metadata."""
+
+    def make(name: str = "model.onnx", *, size: tuple[int, int] = (32, 32), **changes: Any) -> Path:
+        values: dict[str, Any] = dict(variant="float32", preprocess=Preprocess(size=size), labels=LABELS)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(
+            add_metadata(colour_graph(size), Metadata(**values | changes).to_json()).SerializeToString()
+        )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> Path:
+    return make_model()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with a red, a green and a blue picture, one below another folder, and two that are broken."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    Image.new("RGB", (40, 30), (250, 10, 10)).save(folder / "a.png")
+    Image.new("RGB", (30, 40), (10, 250, 10)).save(folder / "b.jpg")
+    Image.new("RGB", (50, 50), (10, 10, 250)).save(folder / "deeper" / "c.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("not a picture")
+    (folder / "notes.txt").write_text("not meant to be one")
+    return folder
