@@ -47,7 +47,7 @@ class Augment:
 
 
 def shifted(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Cut each picture back to its size at `offsets` (0 to 2·padding, down and across) after padding with black."""
+    """Cut each picture back to its size at `offsets` (0 to 2·padding, down and across) after padding."""
     height, width = pixels.shape[1:3]
     padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     rows = offsets[:, :1] + torch.arange(height, device=pixels.device)  # (N, H)

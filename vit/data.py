@@ -1,6 +1,6 @@
 """Pictures to train on, to calibrate with and to measure with: folders, IDX files, and digits.
 
-Nothing here decodes a picture from a file (that is `runtime.preprocess`, for everyone) and nothing needs torch.
+Nothing here decodes a picture from a file (that is `runtime.preprocess`'s, for all) and nothing needs torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from runtime.files import find_pictures
 from vit.idx import find_idx, labels_of, read_idx
 
 Item = Path | np.ndarray
@@ -116,7 +117,7 @@ def split_pictures(pictures: Pictures, share: float, seed: int) -> tuple[Picture
 
 
 def open_digits(split: Split) -> Pictures:
-    """scikit-learn's 1,797 digits of 8x8, as RGB; 1,437 to train and 360 to test, stratified, always the same."""
+    """scikit-learn's 1,797 digits of 8x8: 1,437 to train and 360 to test, stratified, always the same."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -184,9 +185,7 @@ def open_classes_or_loose(folder: Path, split: Split) -> Pictures:
 
 
 def open_classes(folder: Path, labels: tuple[str, ...]) -> Pictures:
-    """`folder/<class>/**`; every class of `labels` may be absent here, but an empty class folder is an error."""
-    from runtime.files import find_pictures
-
+    """`folder/<class>/**`; a class of `labels` may be absent here, but an empty class folder is an error."""
     names = class_names(folder)
     if unknown := sorted(set(names) - set(labels)):
         raise DataError(
@@ -209,8 +208,6 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Pictures:
 
 
 def loose_pictures(folder: Path, split: Split) -> Pictures:
-    from runtime.files import find_pictures
-
     paths: list[Item] = list(find_pictures([folder]))
     if not paths:
         raise DataError(

@@ -135,7 +135,9 @@ class Loop:
         losses = sample_losses(recipe, logits.float(), targets, opinion)
         loss = (losses * weights).sum() / total.clamp(min=1e-12)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.world.size).backward()  # DistributedDataParallel takes the mean over the processes
+        torch.autograd.backward(
+            loss * self.world.size
+        )  # DistributedDataParallel takes the mean over the processes
         nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
         self.optimizer.step()
         if self.average:
@@ -150,10 +152,10 @@ class Loop:
         if not math.isfinite(added[0]):
             where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
             raise TrainingError(
-                f"the loss is not a number in {where}; try a lower learning rate (--lr {self.recipe.lr / 3:.1e}), "
-                "more warm-up (--warmup) or --precision float32; the last complete state is kept for --resume"
+                f"the loss is not a number in {where}; try a lower learning rate "
+                f"(--lr {self.recipe.lr / 3:.1e}), a longer warm-up (--set warmup=0.2) or --set precision=float32"
             )
-        loss = added[0] / max(float(total), 1e-12)
+        loss: float = added[0] / max(float(total), 1e-12)
         added[0] = loss * added[2]  # the mean over pictures, however the classes are weighted
         self.progress.sums = [old + new for old, new in zip(self.progress.sums, added, strict=True)]
         return loss

@@ -28,8 +28,8 @@ def sample_losses(recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tens
     Args:
         logits: the student's, `[n, classes]`.
         targets: probabilities, `[n, classes]`.
-        teacher: the teacher's logits for the same pixels. Its part is Hinton's soft distillation (arXiv
-            1503.02531; DeiT, arXiv 2012.12877, equation 2): the divergence of the softened probabilities times T².
+        teacher: the teacher's logits for the same pixels. Its part is soft distillation (arXiv 1503.02531;
+            arXiv 2012.12877, equation 2): the divergence of the softened probabilities times T².
     """
     losses = -(targets * F.log_softmax(logits, -1)).sum(-1)
     if teacher is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,6 @@ def train(
     teacher: ViT | None = None,
     notes: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda line: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Path:
     """Train `model` on `data` and keep the best checkpoint; returns its path.
 
@@ -108,7 +108,7 @@ def train(
         with run.bar(loop) as bar:
             loop.run(
                 on_step=lambda progress, loss: run.step(bar, progress, loss),
-                on_epoch=lambda row, best: (run.close_epoch(loop, row, best), on_epoch(row))[0],
+                on_epoch=lambda row, best: run.close_epoch(loop, row, best),
                 stop=stop,
                 save=lambda: run.save(loop),
             )
@@ -182,7 +182,7 @@ class Run:
 
         return show
 
-    def bar(self, loop: Loop) -> tqdm:  # type: ignore[type-arg]
+    def bar(self, loop: Loop) -> tqdm:
         quiet = None if loop.world.first else True  # None: only where standard error is a terminal
         done = loop.progress.epoch * loop.steps + loop.progress.step
         return tqdm(
@@ -202,7 +202,6 @@ class Run:
         seconds = loop.progress.seconds[-1]
         rate = loop.steps * loop.batch / seconds
         shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
-        tqdm.write("", end="", file=io.StringIO())  # clears the bar before a line is printed
         self.report(
             f"epoch {row['epoch']}/{self.recipe.epochs}: {shown} ({seconds:.1f} s, {rate:.0f} pictures/s)"
         )
@@ -327,27 +326,26 @@ def interruptions() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-DIGITS = Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=3, ema=0.99, smoothing=0.1)
-DIGITS_MODEL = ViTConfig(
-    image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10
-)
-
-
-def train_digits(out: Path, **options: Any) -> Path:
-    """The embedded example: a small ViT on scikit-learn's digits, at least 97 % of the 360 test pictures."""
-    return train_example(DIGITS, DIGITS_MODEL, open_data("digits", holdout=DIGITS.holdout), out, **options)
-
-
-def train_example(recipe: Recipe, config: ViTConfig, data: Data, out: Path, **options: Any) -> Path:
-    """Train a new model of `config` whose first weights are fixed by the recipe's seed."""
-    preprocess = Preprocess(size=config.image_size, resize="stretch", interpolation="bilinear")
-    return train(
-        recipe, model=new_model(config, recipe.seed), data=data, preprocess=preprocess, out=out, **options
-    )
-
-
 def new_model(config: ViTConfig, seed: int) -> ViT:
     """A model with first weights that depend on the seed alone, leaving the global random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ViT(config)
+
+
+def train_digits(out: Path, **options: Any) -> Path:
+    """Train the embedded example into `out`: at least 97 % of the 360 digits held out, in under a minute."""
+    path: Path = examples().train_example("digits", out, **options)
+    return path
+
+
+def train_fashion_quick(out: Path, data: Path | None = None, **options: Any) -> Path:
+    """Train a small ViT on Fashion-MNIST into `out` in about a minute on two cores: over 80 % on test."""
+    path: Path = examples().train_example("fashion-quick", out, data=data, **options)
+    return path
+
+
+def examples() -> ModuleType:
+    from vit import examples  # which stands on this module
+
+    return examples

@@ -1,0 +1,138 @@
+"""The command line: `python -m vit train | import | summary | plots`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    # Heavy imports come after the arguments are understood, so that --help is quick.
+    from vit.checkpoint import CheckpointError
+    from vit.config import ConfigError
+    from vit.data import DataError
+    from vit.loop import Interrupted, TrainingError
+    from vit.recipe import RecipeError
+
+    try:
+        command: Callable[[argparse.Namespace], None] = options.command
+        command(options)
+    except Interrupted:
+        return complain("stopped; the state is kept: the same command with --resume goes on", FAILED)
+    except (TrainingError, OSError) as error:
+        return complain(error, FAILED)
+    except (CheckpointError, ConfigError, DataError, RecipeError, ValueError) as error:
+        return complain(error, WRONG_USE)
+    except KeyboardInterrupt:
+        return complain("stopped", FAILED)
+    return DONE
+
+
+def complain(message: object, code: int) -> int:
+    print(f"vit: {message}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m vit", description="Vision Transformers: train, import, look inside."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    add_train(commands.add_parser("train", help="train on pictures, from nothing or from a checkpoint"))
+    return top
+
+
+def add_train(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_train)
+    command.description = "Train a ViT on pictures and keep the best checkpoint in OUT/model.safetensors."
+    add = command.add_argument
+    add(
+        "--data",
+        required=True,
+        help="PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), "
+        "a folder of IDX files, or one of the words digits and fashion-mnist",
+    )
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        help="folder for the checkpoint, metrics.csv and the state of the run",
+    )
+    add(
+        "--model",
+        help="tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)",
+    )
+    add(
+        "--from",
+        dest="source",
+        type=Path,
+        help="a checkpoint to start from; it gets a new head for the new classes",
+    )
+    add(
+        "--preset",
+        help="scratch, finetune, probe (a new head on frozen features), or a kept example: digits, "
+        "fashion, fashion-quick (default: scratch, or finetune with --from)",
+    )
+    add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="other resolution; positions of --from are interpolated",
+    )
+    add("--patch-size", type=int, metavar="PIXELS", help="edge of a patch, for a model from nothing")
+    add(
+        "--teacher", type=Path, help="a checkpoint with the same classes to learn from as well (distillation)"
+    )
+    add("--epochs", type=int)
+    add("--batch", type=int, help="pictures a step, of all processes together")
+    add("--lr", type=float, help="the highest learning rate")
+    add("--seed", type=int)
+    add(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change any field of the recipe, e.g. --set mixup=0.2; all of them are printed at the start",
+    )
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add("--resume", action="store_true", help="go on with the interrupted run in OUT")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    import json
+
+    from vit.start import prepare
+    from vit.train import train
+
+    run = prepare(options)
+    say(f"recipe: {json.dumps(run.recipe.to_dict())}")
+    path = train(
+        run.recipe,
+        model=run.model,
+        data=run.data,
+        preprocess=run.preprocess,
+        out=options.out,
+        device=options.device,
+        resume=options.resume,
+        teacher=run.teacher,
+        notes=run.notes,
+        report=say,
+    )
+    print(path)
+
+
+def say(line: str) -> None:
+    """A message for people: on standard error, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
