@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
 _MAX_EDGE = 4096  # of the model's input: an artefact that asks for more is wrong or hostile
 _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
+_PICTURES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,9 +87,11 @@ class Preprocess:
             PictureError: when there is no picture to be had from it.
             TypeError: when `picture` is none of the above.
         """
-        opened = _open(picture, max_pixels)
+        if not isinstance(picture, _PICTURES):
+            kinds = "a path, bytes, a Pillow image or a uint8 array"
+            raise TypeError(f"a picture is {kinds}, found {type(picture).__name__}")
         try:
-            with opened as image:
+            with _open(picture, max_pixels) as image:
                 _check_size(image, max_pixels)
                 if self.decode == "draft" and image is not picture:  # an image of the caller's stays as it is
                     edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0)
@@ -164,35 +167,30 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise PictureError(f"it has {width} x {height} pixels, more than the limit of {max_pixels:,}")
 
 
-def _open(picture: Picture, max_pixels: int) -> AbstractContextManager[Image.Image]:
-    """A Pillow image whose header is read and whose pixels mostly are not, to be closed by the caller."""
+@contextmanager
+def _open(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
+    """A Pillow image whose header is read, and whose pixels mostly are not yet."""
     if isinstance(picture, Image.Image):
-        return nullcontext(picture)
-    if isinstance(picture, np.ndarray):
-        return nullcontext(_from_array(picture))
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return _open_file(BytesIO(picture), len(picture), max_pixels)
-    if isinstance(picture, str | Path):
-        return _open_path(Path(picture), max_pixels)
-    found = type(picture).__name__
-    raise TypeError(f"a picture is a path, bytes, a Pillow image or a uint8 array, found {found}")
+        yield picture
+    elif isinstance(picture, np.ndarray):
+        yield _from_array(picture)
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        yield _open_file(BytesIO(picture), len(picture), max_pixels)
+    else:
+        with _open_path(Path(picture)) as file:
+            yield _open_file(file, os.fstat(file.fileno()).st_size, max_pixels)
 
 
-def _open_path(path: Path, max_pixels: int) -> Image.Image:
+def _open_path(path: Path) -> IO[bytes]:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise PictureError(_kind(path, status.st_mode))
-        file = path.open("rb")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise PictureError(_kind(path, mode))
+        return path.open("rb")
     except PictureError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise PictureError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        return _open_file(file, status.st_size, max_pixels)
-    except BaseException:
-        file.close()
-        raise
 
 
 def _kind(path: Path, mode: int) -> str:
@@ -223,7 +221,6 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     except Exception as error:
         raise PictureError(f"it cannot be read: {_one_line(error)}") from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
-        image.close()
         raise PictureError("it is PostScript, a program and not a picture; convert it to PNG")
     return image
 
@@ -256,7 +253,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _from_lab(image)
     if image.has_transparency_data:
-        colour = image.convert("RGBA")
+        colour = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(colour, mask=colour.getchannel("A"))
         return white

@@ -1,0 +1,301 @@
+"""The one preprocessing: against golden values, and against everything that a picture file can be."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime import PictureError, Preprocess
+
+HERE = Path(__file__).parent
+
+
+def load_golden_maker() -> Any:
+    spec = importlib.util.spec_from_file_location("make_golden", HERE / "make_golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def test_golden_file_is_what_its_script_writes() -> None:
+    assert (HERE / "golden.json").read_text() == load_golden_maker().main()
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['picture']}-{c['resize']}-{c['interpolation']}")
+def test_golden_values(case: dict[str, Any]) -> None:
+    spec = Preprocess(
+        size=tuple(case["size"]),
+        resize=case["resize"],
+        resize_to=case["resize_to"],
+        interpolation=case["interpolation"],
+    )
+    pixels = spec(load_golden_maker().picture(*case["picture"]))
+    expected = np.array(case["pixels"]).reshape(*case["size"], 3)
+    assert pixels.dtype == np.uint8
+    difference = np.abs(pixels.astype(int) - expected)
+    assert difference.max() <= 1  # Pillow rounds between rows and columns
+    assert difference.mean() < 0.4
+
+
+def test_result_is_contiguous_writable_and_its_own() -> None:
+    frame = np.zeros((8, 8, 3), np.uint8)
+    pixels = Preprocess(size=(8, 8))(frame)
+    pixels += 1
+    assert pixels.flags.c_contiguous
+    assert frame.max() == 0
+
+
+def test_a_frame_of_the_right_size_is_not_changed() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (32, 24, 3), np.uint8)
+    assert np.array_equal(Preprocess(size=(32, 24), interpolation="bicubic")(frame), frame)
+    assert np.array_equal(Preprocess(size=(32, 24), resize="crop")(frame[:, ::-1]), frame[:, ::-1])
+
+
+def test_path_string_bytes_image_and_array_agree(tmp_path: Path) -> None:
+    image = Image.fromarray(load_golden_maker().picture(50, 70))
+    path = tmp_path / "p.png"
+    image.save(path)
+    spec = Preprocess(size=(20, 20), interpolation="bicubic")
+    expected = spec(np.asarray(image))
+    data = path.read_bytes()
+    for form in (path, str(path), data, bytearray(data), memoryview(data), image):
+        assert np.array_equal(spec(form), expected), type(form)
+
+
+def test_an_image_of_the_caller_stays_usable(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (800, 800), "red").save(path)
+    with Image.open(path) as image:
+        Preprocess(size=(32, 32), decode="draft")(image)
+        assert image.size == (800, 800)
+        assert image.getpixel((5, 5)) is not None
+
+
+def test_eight_orientations_are_one_picture() -> None:
+    upright = Image.fromarray(load_golden_maker().picture(48, 64))
+    turned = {  # what a camera stores for each orientation: the inverse of how it is to be shown
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    spec = Preprocess(size=(24, 24))
+    expected = spec(upright)
+    for orientation, method in turned.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for form in ("PNG", "TIFF", "WEBP"):
+            options = {"lossless": True} if form == "WEBP" else {}
+            data = encoded(upright.transpose(method), form, exif=exif, **options)
+            assert np.array_equal(spec(data), expected), (orientation, form)
+    assert not np.array_equal(Preprocess(size=(24, 24), exif=False)(data), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_is_no_reason_to_refuse() -> None:
+    data = encoded(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert Preprocess(size=(4, 4))(data)[0, 0, 0] > 240
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "La", "RGBa"])
+def test_transparency_shows_white(mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    image = image.convert("LA") if mode == "La" else image
+    pixels = Preprocess(size=(8, 8))(image.convert(mode))
+    assert (pixels[:, :4] == 0).all()
+    assert (pixels[:, 4:] == 255).all()
+
+
+def test_transparent_colour_of_a_palette_shows_white() -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([9, 9, 9, 255, 0, 0])
+    image.paste(1, (4, 0, 8, 8))
+    for form in ("PNG", "GIF"):
+        pixels = Preprocess(size=(8, 8))(encoded(image, form, transparency=0))
+        assert pixels[0, [0, 7]].tolist() == [[255, 255, 255], [255, 0, 0]], form
+
+
+def test_sixteen_bits_scale_to_eight() -> None:
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    pixels = Preprocess(size=(1, 4))(encoded(Image.fromarray(values)))
+    assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "La", "RGBa", "RGBX"]
+)
+def test_every_mode_of_pillow_becomes_rgb(mode: str) -> None:
+    image = Image.new("RGB", (6, 5), "white")
+    if mode == "LAB":
+        image = Image.new("LAB", (6, 5), (255, 128, 128))
+    elif mode in ("I", "I;16"):
+        image = Image.fromarray(np.full((5, 6), 65535, np.int32 if mode == "I" else np.uint16))
+    elif mode in ("La", "RGBa"):
+        image = image.convert("LA" if mode == "La" else "RGBA").convert(mode)
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    assert Preprocess(size=(3, 3))(image).min() >= 254
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    for form in ("GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+        assert Preprocess(size=(1, 1))(data)[0, 0, 0] > 200, form
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "spec", [Preprocess(), Preprocess(resize="crop", resize_to=256, interpolation="bicubic")]
+)
+def test_odd_shapes_take_no_memory(size: tuple[int, int], spec: Preprocess) -> None:
+    pixels = spec(Image.new("RGB", size, (10, 20, 30)))
+    assert pixels.shape == (224, 224, 3)
+    assert (pixels == (10, 20, 30)).all()
+
+
+def test_draft_decodes_large_jpegs_smaller_and_small_ones_fully() -> None:
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.integers(0, 256, (24, 32, 3), np.uint8), np.ones((50, 50, 1), np.uint8))
+    large = encoded(Image.fromarray(blocks), "JPEG", quality=92)
+    full, draft = (Preprocess(size=(64, 64), decode=way)(large).astype(int) for way in ("full", "draft"))
+    assert np.abs(full - draft).mean() < 2
+    assert np.abs(full - draft).max() > 0  # it did take the other way
+    small = encoded(Image.fromarray(blocks[:120, :120]), "JPEG")
+    assert np.array_equal(*(Preprocess(size=(64, 64), decode=way)(small) for way in ("full", "draft")))
+
+
+def failure(picture: Any, **limits: int) -> str:
+    with pytest.raises(PictureError) as caught:
+        Preprocess(size=(8, 8))(picture, **limits)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_failures_say_what_is_wrong(tmp_path: Path) -> None:
+    jpeg = encoded(Image.fromarray(load_golden_maker().picture(64, 64)), "JPEG")
+    assert "empty" in failure(b"")
+    assert "no picture" in failure(b"not a picture, but text")
+    assert "truncated" in failure(jpeg[: len(jpeg) // 2])
+    assert "folder" in failure(tmp_path)
+    assert "No such file" in failure(tmp_path / "nothing.jpg")
+    assert "null" in failure("a\0b.jpg")
+    assert "limit of 63" in failure(encoded(Image.new("L", (8, 8))), max_pixels=63)
+    assert "uint8" in failure(np.zeros((8, 8, 3), np.float32))
+    assert "[8, 8, 2]" in failure(np.zeros((8, 8, 2), np.uint8))
+    assert "without pixels" in failure(np.zeros((0, 8, 3), np.uint8))
+    assert "floats" in failure(Image.new("F", (8, 8)))
+    assert "neither 8 nor 16 bits" in failure(Image.fromarray(np.full((8, 8), 70000, np.int32)))
+    assert "pillow-heif" in failure(b"\0\0\0\x18ftypheic" + b"\0" * 64)
+    assert "PostScript" in failure(encoded(Image.new("RGB", (8, 8)), "EPS"))
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets or pipes in folders here")
+def test_sockets_and_pipes_are_refused_and_do_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+        assert "not a picture" in failure("pipe.jpg")
+        assert "not a picture" in failure("socket.jpg")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = bytearray(encoded(Image.new("1", (8, 8)), "BMP"))
+    bomb[18:26] = (9_000).to_bytes(4, "little") * 2  # width and height
+    assert "9000 x 9000 pixels, more than the limit of 10,000,000" in failure(bytes(bomb), max_pixels=10**7)
+    bomb[18:26] = (90_000).to_bytes(4, "little") * 2
+    assert "PIL.Image.MAX_IMAGE_PIXELS" in failure(bytes(bomb))
+
+
+def test_wrong_types_are_the_callers_mistake() -> None:
+    with pytest.raises(TypeError, match="found int"):
+        Preprocess()(7)  # type: ignore[arg-type]
+
+
+@given(
+    st.builds(
+        Preprocess,
+        size=st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
+        resize=st.sampled_from(["stretch", "crop"]),
+        interpolation=st.sampled_from(["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]),
+        exif=st.booleans(),
+        decode=st.sampled_from(["full", "draft"]),
+    )
+)
+def test_json_round_trip(spec: Preprocess) -> None:
+    assert Preprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": [224]}, "size"),
+        ({"size": [0, 224]}, "size"),
+        ({"size": [224, 10**9]}, "size"),
+        ({"size": [224.0, 224]}, "size"),
+        ({"size": True}, "size"),
+        ({"resize": "squash"}, "stretch, crop"),
+        ({"interpolation": "cubic"}, "bicubic"),
+        ({"interpolation": ["bicubic"]}, "bicubic"),
+        ({"decode": None}, "draft"),
+        ({"exif": 1}, "exif"),
+        ({"resize_to": 256}, "crop"),
+        ({"resize": "crop", "resize_to": 100}, "224"),
+        ({"resize": "crop", "resize_to": "256"}, "256"),
+        ({"mean": [0, 0, 0]}, "unknown preprocessing mean"),
+    ],
+)
+def test_wrong_specifications(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocess.from_dict(Preprocess().to_dict() | change)
+
+
+def test_missing_field() -> None:
+    document = Preprocess().to_dict()
+    del document["size"]
+    with pytest.raises(ValueError, match="lacks size"):
+        Preprocess.from_dict(document)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_files_fail_cleanly(data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]))
+    content = bytearray(encoded(Image.fromarray(load_golden_maker().picture(24, 24)), form))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = Preprocess(size=(8, 8))(bytes(content), max_pixels=1_000_000)
+    except PictureError:
+        return
+    assert pixels.shape == (8, 8, 3)
