@@ -153,7 +153,7 @@ class Loop:
             where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
             raise TrainingError(
                 f"the loss is not a number in {where}; try a lower learning rate "
-                f"(--lr {self.recipe.lr / 3:.1e}), a longer warm-up (--set warmup=0.2) or --set precision=float32"
+                f"(--lr {self.recipe.lr / 3:.1e}), more warm-up (--set warmup=0.2) or --set precision=float32"
             )
         loss: float = added[0] / max(float(total), 1e-12)
         added[0] = loss * added[2]  # the mean over pictures, however the classes are weighted
