@@ -61,7 +61,11 @@ def insert(
 ) -> ir.Value:
     """A new node `name` in front of `before`; returns its output. Where the name is taken, the first free one after it."""
     graph = graph_of(before)
-    output = ir.Value(name=_free_name(graph, name), type=ir.TensorType(dtype), shape=None if shape is None else ir.Shape(shape))
+    output = ir.Value(
+        name=_free_name(graph, name),
+        type=ir.TensorType(dtype),
+        shape=None if shape is None else ir.Shape(shape),
+    )
     node_names = {node.name for node in graph}
     name = name if name not in node_names else _first_free(name, node_names)
     graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], name=name))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError
+from calibration.plan import Target
 from runtime.session import open_session
 
 
@@ -30,8 +32,14 @@ class Extremes:
         self.high = np.maximum(self.high, rows.max(axis=0))
 
 
-def observing_session(model: ir.Model, names: Sequence[str], *, threads: int | None = None) -> ort.InferenceSession:
-    """A session of the float model that gives the named tensors as well as the logits."""
+def observing_session(
+    model: ir.Model,
+    names: Sequence[str],
+    *,
+    threads: int | None = None,
+    target: Target | Literal["any"] = "any",
+) -> ort.InferenceSession:
+    """A CPU session of a model that gives the named tensors as well as the logits."""
     observed = model.clone()
     values = ir.convenience.create_value_mapping(observed.graph)
     for name in names:
@@ -39,7 +47,9 @@ def observing_session(model: ir.Model, names: Sequence[str], *, threads: int | N
             raise GraphError(f"expected a tensor {name!r} in the graph, found none of that name")
         if not values[name].is_graph_output():
             observed.graph.outputs.append(values[name])
-    return open_session(ir.to_proto(observed).SerializeToString(), threads=threads)
+    return open_session(
+        ir.to_proto(observed).SerializeToString(), device="cpu", threads=threads, target=target
+    )
 
 
 def observe_extremes(
@@ -55,7 +65,9 @@ def observe_extremes(
     count = 0
     for batch in pictures:
         count += len(batch)
-        for name, tensor in zip(names, session.run(list(names), {session.get_inputs()[0].name: batch}), strict=True):
+        for name, tensor in zip(
+            names, session.run(list(names), {session.get_inputs()[0].name: batch}), strict=True
+        ):
             found[name].update(tensor)
     if not count:
         raise GraphError("expected at least one calibration picture, found none")

@@ -25,7 +25,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.scale > 0 or not 0 <= self.zero_point <= 255:
-            raise PlanError(f"expected scale > 0 and zero_point in 0..255, found {self.scale}, {self.zero_point}")
+            raise PlanError(
+                f"expected scale > 0 and zero_point in 0..255, found {self.scale}, {self.zero_point}"
+            )
 
     @classmethod
     def of(cls, low: float, high: float) -> Range:
@@ -76,7 +78,9 @@ class QuantizationPlan:
         document = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
         for key, entries in (("linears", self.linears), ("products", self.products)):
-            lines = [f"  {json.dumps(name)}: {json.dumps(_without_none(asdict(e)))}" for name, e in entries.items()]
+            lines = [
+                f"  {json.dumps(name)}: {json.dumps(_without_none(asdict(e)))}" for name, e in entries.items()
+            ]
             sections.append(f' "{key}": {{\n' + ",\n".join(lines) + "\n }")
         return "{\n" + ",\n".join(sections) + "\n}\n"
 
@@ -107,7 +111,9 @@ def _entry(kind: type[Any], name: str, document: Any) -> Any:
     if document.get("precision") not in ("int8", "float32"):
         raise PlanError(f"{name}: expected precision int8 or float32, found {document.get('precision')!r}")
     try:
-        values = {key: Range(**value) if isinstance(value, dict) else value for key, value in document.items()}
+        values = {
+            key: Range(**value) if isinstance(value, dict) else value for key, value in document.items()
+        }
         return kind(**values)
     except TypeError as error:
         raise PlanError(f"{name}: {error}") from error

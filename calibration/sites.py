@@ -91,7 +91,9 @@ def find_sites(model: ir.Model) -> Sites:
         elif node.op_type == "Gemm" and weight is not None and bias is not None and _plain(node):
             linears[name] = Linear(name, node, weight, bias)
     if not linears:
-        raise GraphError("expected linear layers (Gemm with constant weights) in the graph, found none to quantise")
+        raise GraphError(
+            "expected linear layers (Gemm with constant weights) in the graph, found none to quantise"
+        )
     return Sites(linears, products)
 
 

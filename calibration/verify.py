@@ -43,7 +43,9 @@ class Kernels:
 def optimized_graph(model: bytes) -> ir.Model:
     """The graph after all of ONNX Runtime's optimisations for the CPU at hand."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # it warns that the file is for this machine only, which is what is asked for
+    options.log_severity_level = (
+        3  # it warns that the file is for this machine only, which is what is asked for
+    )
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
@@ -59,7 +61,9 @@ def check_kernels(model: bytes, plan: QuantizationPlan) -> Kernels:
         FallbackError: when one of them became a float product; it names all of those.
     """
     graph = optimized_graph(model).graph
-    products = {str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS}
+    products = {
+        str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
+    }
     planned_products = [name for name, each in plan.products.items() if each.precision == "int8"]
     kernels = Kernels(
         counts=dict(Counter(node.op_type for node in graph)),

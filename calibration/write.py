@@ -10,7 +10,9 @@ from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPla
 from calibration.sites import LAYOUT, Linear, Product, find_sites
 from calibration.weights import quantize_weight
 
-PIXEL_CENTRE = 128  # subtracted from pixels: as exact as 0, and weights' rounding errors are not multiplied by it
+PIXEL_CENTRE = (
+    128  # subtracted from pixels: as exact as 0, and weights' rounding errors are not multiplied by it
+)
 
 
 def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
@@ -61,7 +63,9 @@ class _Writer:
         bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
         integers = np.rint(bias / bias_scale)
         if np.abs(integers).max(initial=0) >= 2**31:
-            raise PlanError(f"{name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32")
+            raise PlanError(
+                f"{name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32"
+            )
         for index, (part, array, scales) in enumerate(
             (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale)), start=1
         ):
@@ -89,7 +93,11 @@ class _Writer:
         """The value behind a Q/DQ pair. Changes of layout above it move bytes: a pair stands before them too."""
         moves: list[ir.Node] = []
         source = value
-        while (above := source.producer()) is not None and above.op_type in LAYOUT and only_reader(source) is not None:
+        while (
+            (above := source.producer()) is not None
+            and above.op_type in LAYOUT
+            and only_reader(source) is not None
+        ):
             moves.append(above)
             upper = above.inputs[0]
             assert upper is not None  # Reshape and Transpose have their first input
@@ -133,4 +141,6 @@ class _Writer:
     @staticmethod
     def _parameters(graph: ir.Graph, name: str, scale: float, zero_point: int) -> tuple[ir.Value, ir.Value]:
         arrays: tuple[Array, Array] = np.array(scale, np.float32), np.array(zero_point, np.uint8)
-        return add_constant(graph, f"{name}.scale", arrays[0]), add_constant(graph, f"{name}.zero_point", arrays[1])
+        return add_constant(graph, f"{name}.scale", arrays[0]), add_constant(
+            graph, f"{name}.zero_point", arrays[1]
+        )

@@ -19,7 +19,20 @@ from calibration.graph import (
     tidy,
 )
 
-ELEMENT_WISE = ("Add", "Sub", "Mul", "Div", "Gelu", "Tanh", "Erf", "Sigmoid", "Relu", "Sqrt", "Pow", "Identity")
+ELEMENT_WISE = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Gelu",
+    "Tanh",
+    "Erf",
+    "Sigmoid",
+    "Relu",
+    "Sqrt",
+    "Pow",
+    "Identity",
+)
 
 
 def select_class_token(model: ir.Model) -> int:
@@ -101,7 +114,9 @@ class _Selection:
         node, moved = value.producer(), _inputs_to_select(value, axis)
         if node is None or not moved or len(value.uses()) != 1:
             return self._gather(value, axis)
-        inputs = [self.of(each, moved[i]) if i in moved and each else each for i, each in enumerate(node.inputs)]
+        inputs = [
+            self.of(each, moved[i]) if i in moved and each else each for i, each in enumerate(node.inputs)
+        ]
         shape = sizes(value)
         assert shape is not None  # _inputs_to_select has looked
         shape[axis] = 1

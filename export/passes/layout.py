@@ -170,7 +170,12 @@ def _sink_below_row_wise(model: ir.Model) -> int:
         if node.op_type == "LayerNormalization":
             attributes["axis"] = -1
         flat = insert(
-            node, node.op_type, [rows, *node.inputs[1:]], name=f"{node.name}.rows", shape=sizes(rows), **attributes
+            node,
+            node.op_type,
+            [rows, *node.inputs[1:]],
+            name=f"{node.name}.rows",
+            shape=sizes(rows),
+            **attributes,
         )
         _regroup(node, flat, target)
         changes += 1
@@ -206,6 +211,8 @@ def _as_rows(node: ir.Node, value: ir.Value) -> ir.Value:
 def _regroup(node: ir.Node, rows: ir.Value, target: list[int]) -> None:
     """Put Reshape(rows) in the place of the node's output, and remove the node."""
     shape = shape_constant(graph_of(node), target)
-    regrouped = insert(node, "Reshape", [rows, shape], name=f"{node.name}.grouped", shape=sizes(node.outputs[0]))
+    regrouped = insert(
+        node, "Reshape", [rows, shape], name=f"{node.name}.grouped", shape=sizes(node.outputs[0])
+    )
     replace(node.outputs[0], regrouped)
     graph_of(node).remove(node, safe=True)

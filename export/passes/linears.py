@@ -73,7 +73,12 @@ def name_parameters(model: ir.Model) -> int:
     for node in by_type(model, "Gemm"):
         for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
             name = f"{node.name}.{part}"
-            if value is not None and len(value.uses()) == 1 and value.is_initializer() and name not in initializers:
+            if (
+                value is not None
+                and len(value.uses()) == 1
+                and value.is_initializer()
+                and name not in initializers
+            ):
                 value.name = name
                 named += 1
     return named

@@ -96,7 +96,9 @@ def patches_as_gemm(model: ir.Model) -> int:
                 dtype=ir.DataType.UINT8,
                 **attributes,
             )
-        rows = insert(last, "Cast", [cut], name=f"{PIXELS}.float", shape=[None, features], to=ir.DataType.FLOAT)
+        rows = insert(
+            last, "Cast", [cut], name=f"{PIXELS}.float", shape=[None, features], to=ir.DataType.FLOAT
+        )
         matrix = weight.transpose(2, 3, 1, 0).reshape(features, width)  # (row, column, channel) as pixels lie
         conv.name = f"{name}.conv"
         parameters = [
@@ -121,7 +123,10 @@ def _patch_embeddings(model: ir.Model) -> list[ir.Node]:
         weight = constant(node.inputs[1])
         if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
             continue
-        plain = not any(attribute(node, "pads", ())) and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        plain = not any(attribute(node, "pads", ())) and attribute(node, "auto_pad", "NOTSET") in (
+            "NOTSET",
+            "VALID",
+        )
         if plain and list(attribute(node, "strides", (1, 1))) == list(weight.shape[2:]):
             found.append(node)
     return found
@@ -153,7 +158,11 @@ def _operand(node: ir.Node) -> Array:
     """The constant of a normalisation step: one number, or one a channel."""
     constants = [array for value in node.inputs if (array := constant(value)) is not None]
     is_right = constant(node.inputs[1]) is not None
-    if len(constants) != 1 or constants[0].size not in (1, 3) or (node.op_type in ("Sub", "Div") and not is_right):
+    if (
+        len(constants) != 1
+        or constants[0].size not in (1, 3)
+        or (node.op_type in ("Sub", "Div") and not is_right)
+    ):
         raise GraphError(
             f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant per channel"
         )

@@ -1,0 +1,60 @@
+"""How far a variant is from the float32 model on the same pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from calibration.graph import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The difference between two models' logits. Shares are in per cent, of pictures."""
+
+    pictures: int
+    agreement: float  # pictures with the same top-1
+    sqnr: float  # dB, 10 · log10(Σ float² / Σ (float - variant)²)
+    max_error: float  # largest difference of a logit
+    float_top1: float | None = None  # these three: where the true classes are known
+    top1: float | None = None
+    top1_drop: float | None = None  # percentage points lost
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_drift(reference: Array, variant: Array, targets: Array | None = None) -> Drift:
+    """Compare the logits `[pictures, classes]` of the float model and of a variant.
+
+    Args:
+        targets: the true classes, `int64 [pictures]`, where they are known.
+
+    Raises:
+        ValueError: for no pictures, or shapes that differ.
+    """
+    if reference.shape != variant.shape or len(reference) == 0:
+        raise ValueError(f"expected logits of the same pictures, found {reference.shape} and {variant.shape}")
+    of_float, of_variant = reference.argmax(axis=1), variant.argmax(axis=1)
+    common: dict[str, Any] = dict(
+        pictures=len(reference),
+        agreement=100 * float(np.mean(of_float == of_variant)),
+        sqnr=sqnr(reference, variant),
+        max_error=float(np.abs(reference - variant).max()),
+    )
+    if targets is None:
+        return Drift(**common)
+    float_top1, top1 = (100 * float(np.mean(found == targets)) for found in (of_float, of_variant))
+    return Drift(**common, float_top1=float_top1, top1=top1, top1_drop=float_top1 - top1)
+
+
+def sqnr(reference: Array, variant: Array) -> float:
+    """Signal to quantisation noise in dB; 200 stands for no difference at all."""
+    exact = reference.astype(np.float64)
+    noise = float(np.square(exact - variant).sum())
+    signal = float(np.square(exact).sum())
+    if noise == 0:
+        return 200.0
+    return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -200, 200))

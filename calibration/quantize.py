@@ -1,0 +1,51 @@
+"""The whole of static quantisation in one call: observe, decide, write, check."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calibration.decide import min_max_plan
+from calibration.graph import Array
+from calibration.observe import observe_extremes
+from calibration.plan import QuantizationPlan, Target
+from calibration.sites import find_sites
+from calibration.verify import Kernels, check_kernels
+from calibration.write import write_plan
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An INT8 model that was checked to run in integer kernels, and how it came about."""
+
+    model: ir.Model
+    plan: QuantizationPlan
+    kernels: Kernels
+
+
+def quantize(
+    model: ir.Model,
+    pictures: Iterable[Array],
+    *,
+    target: Target,
+    keep_float: Collection[str] = (),
+    threads: int | None = None,
+) -> Quantized:
+    """Quantise a canonical float model with batches of pictures `uint8 [N, H, W, 3]`, which are streamed.
+
+    Raises:
+        PlanError: when `keep_float` names what is not in the graph.
+        FallbackError: when ONNX Runtime would run an int8 layer in float.
+        GraphError: when there is nothing to quantise, or no picture.
+    """
+    sites = find_sites(model)
+    observed = observe_extremes(model, sites.observed(), pictures, threads=threads)
+    return apply_plan(model, min_max_plan(sites, observed, target=target, keep_float=keep_float))
+
+
+def apply_plan(model: ir.Model, plan: QuantizationPlan) -> Quantized:
+    """Write a plan into the float model and check the kernels; errors as of `quantize`."""
+    written = write_plan(model, plan)
+    return Quantized(written, plan, check_kernels(ir.to_proto(written).SerializeToString(), plan))

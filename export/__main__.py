@@ -1,0 +1,122 @@
+"""The command line: `python -m export CHECKPOINT --quantize --calibration PICTURES --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    # Heavy imports come after the arguments are understood, so that --help is quick.
+    from calibration.graph import GraphError
+    from calibration.plan import PlanError
+    from calibration.verify import FallbackError
+    from export.pipeline import ExportError
+    from vit.checkpoint import CheckpointError
+    from vit.data import DataError
+
+    try:
+        return run(options)
+    except (CheckpointError, DataError, PlanError) as error:
+        return complain(error, WRONG_USE)
+    except (ExportError, FallbackError, GraphError, OSError) as error:
+        return complain(error, FAILED)
+    except KeyboardInterrupt:
+        return complain("stopped; the files of the last export are as they were", FAILED)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from export.environment import target_here
+    from export.example import ARTIFACTS, PICTURES, example_checkpoint
+    from export.pipeline import Options, export
+    from export.table import table
+    from vit.checkpoint import load_checkpoint
+
+    example = arguments.checkpoint is None
+    if example and arguments.calibration is None:
+        arguments.calibration = PICTURES
+    checkpoint = load_checkpoint(example_checkpoint() if example else arguments.checkpoint)
+    out = arguments.out or (ARTIFACTS if example else Path("artifacts") / Path(arguments.checkpoint).stem)
+    options = Options(
+        calibration=arguments.calibration,
+        evaluation=arguments.evaluate,
+        samples=arguments.samples,
+        evaluation_samples=arguments.evaluation_samples,
+        quantize=arguments.quantize,
+        target=target_here() if arguments.target == "auto" else arguments.target,
+        keep_float=tuple(arguments.keep_float),
+        max_drift=arguments.max_drift,
+        min_agreement=arguments.min_agreement,
+        threads=arguments.threads,
+    )
+    results = export(checkpoint, out, options, progress_bar)
+    print(table(results, out))
+    return DONE
+
+
+def complain(message: object, code: int) -> int:
+    print(f"export: {message}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[object]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit="picture", leave=False, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Turn a checkpoint into ONNX files for a device, and measure them against the float model.",
+        epilog="Exit codes: 0 done, 1 the export failed or drifts too far (nothing was written), 2 wrong use.",
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        help="a checkpoint or its folder; without one, the embedded digits example",
+    )
+    add("--quantize", action="store_true", help="also write model.int8.onnx (static INT8)")
+    add("--calibration", metavar="PICTURES", help="a picture folder, an IDX folder, fashion-mnist or digits")
+    add(
+        "--evaluate",
+        metavar="PICTURES",
+        help="measure drift on these (default: pictures that did not calibrate)",
+    )
+    add("--out", type=Path, metavar="DIR", help="where the files go (default: artifacts/NAME)")
+    add(
+        "--samples", type=positive, default=128, metavar="N", help="pictures to calibrate with (default: 128)"
+    )
+    add("--evaluation-samples", type=positive, metavar="N", help="pictures to measure with (default: all)")
+    add("--max-drift", type=float, metavar="POINTS", help="fail when top-1 falls by more percentage points")
+    add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer pictures keep their label")
+    add(
+        "--target",
+        choices=("auto", "vnni", "avx2", "arm64"),
+        default="auto",
+        help="the CPU that INT8 is made for",
+    )
+    add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""On what a figure was measured: drift and speed depend on it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from runtime.cpu import available_cores, has_vnni, is_x86
+from calibration.plan import Target
+
+
+def producer() -> str:
+    """The name and version that is written into what we make."""
+    try:
+        return f"vit-edge {version('vit-edge')}"
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "vit-edge"
+
+
+def describe_environment() -> dict[str, Any]:
+    packages = {name: version(name) for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow")}
+    return {"cpu": cpu_name(), "cores": available_cores(), "vnni": has_vnni(), "packages": packages}
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it, e.g. "AMD EPYC 9004"."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def target_here() -> Target:
+    """The form of INT8 for the CPU at hand."""
+    if not is_x86():
+        return "arm64"
+    return "vnni" if has_vnni() else "avx2"

@@ -1,0 +1,57 @@
+"""Model files with their metadata, written aside and renamed together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from runtime.artifact import METADATA_KEY, Metadata
+
+PRODUCER = "vit-edge"
+IR_VERSION = 10
+
+
+def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
+    """The model as an .onnx file's bytes, without what exporters leave in nodes (source lines, local paths)."""
+    model = model.clone()
+    ClearMetadataAndDocStringPass()(model)
+    model.ir_version, model.producer_name, model.producer_version = IR_VERSION, PRODUCER, None
+    model.metadata_props.clear()
+    if metadata is not None:
+        model.metadata_props[METADATA_KEY] = metadata.to_json()
+    return ir.to_proto(model).SerializeToString()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files move into `folder` when all went well, and vanish otherwise.
+
+    Each file replaces its older one in one step, so an interruption leaves whole files, the last good ones.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder}: expected a folder to write to, found a file; choose another --out"
+        )
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield aside
+        folder.mkdir(exist_ok=True)
+        for path in sorted(aside.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

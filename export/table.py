@@ -1,0 +1,43 @@
+"""The results as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from export.results import Results, VariantResult
+
+
+def table(results: Results, out: Path) -> str:
+    """Float and INT8 side by side, one row each, and what the figures were measured on."""
+    header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
+    rows = [header, *(_row(results, each, out) for each in results.variants)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    evaluation = results.evaluation
+    lines.append(
+        f"measured on {evaluation['pictures']} pictures of {evaluation['source']} ({evaluation['chosen']})"
+    )
+    lines.append(f"latency: median of one picture, one thread, {results.environment['cpu']}")
+    lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
+    lines.append(f"report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _row(results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
+    top1 = "-"
+    if results.targets is not None:
+        top1 = f"{100 * float(np.mean(each.logits.argmax(axis=1) == results.targets)):.2f} %"
+    drift = each.drift
+    return (
+        each.variant,
+        top1,
+        "-" if drift is None else f"{drift.agreement:.2f} %",
+        "-" if drift is None else f"{drift.sqnr:.1f} dB",
+        f"{each.latency['median']:.2f} ms",
+        f"{each.bytes / 1e6:.2f} MB",
+        str(out / each.file),
+    )
