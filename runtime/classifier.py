@@ -109,7 +109,7 @@ class Classifier:
         self._top, self._max_pixels = top, max_pixels
         self._options: dict[str, Any] = dict(device=device, threads=threads, top=top, max_pixels=max_pixels)
         artifact, session = open_first(
-            devices_for(device), lambda choice: _open(path, choice, threads, sha256)
+            devices_for(device), lambda choice: _open(path, choice, threads, sha256, auto=device == "auto")
         )
         self.info = _describe(artifact, device_of(session), threads or available_cores())
         self._session: InferenceSession | None = session
@@ -278,9 +278,11 @@ def _preference(device: Device) -> tuple[Variant, ...]:
 
 
 def _open(
-    path: Path | str, device: Device, threads: int | None, sha256: str | None
+    path: Path | str, device: Device, threads: int | None, sha256: str | None, *, auto: bool = False
 ) -> tuple[Artifact, InferenceSession]:
     artifact = read_artifact(choose_file(path, _preference(device)), sha256=sha256)
+    if auto and artifact.metadata.variant == "int8":
+        device = "cpu"  # which is what it was made for; CUDA has no integer kernels
     session = open_session(artifact.data, device=device, threads=threads, target=artifact.metadata.target)
     _check_signature(session, artifact)
     return artifact, session

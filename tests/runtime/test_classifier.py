@@ -1,0 +1,290 @@
+"""The part that apps embed: answers, streams, threads, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import multiprocessing
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from PIL import Image
+
+import runtime
+from runtime import ArtifactError, Classifier, PictureError, Preprocess, Result
+
+MakeModel = Callable[..., Path]
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+
+
+def frame(colour: str) -> np.ndarray:
+    return np.full((20, 30, 3), COLOURS[colour], np.uint8)
+
+
+@pytest.fixture
+def classify(model: Path) -> Iterator[Classifier]:
+    with Classifier(model, threads=2) as classifier:
+        yield classifier
+
+
+def test_public_names() -> None:
+    assert runtime.__all__ == sorted(runtime.__all__)
+    assert set(runtime.__all__) == {
+        "ArtifactError", "Candidate", "Classifier", "DeviceError", "Metadata", "ModelInfo", "PictureError",
+        "Prediction", "Preprocess", "Result", "available_devices", "find_pictures", "read_metadata",
+    }  # fmt: skip
+    for name in runtime.__all__:
+        assert getattr(runtime, name).__name__ == name
+    assert set(runtime.__all__) <= set(dir(runtime))
+    with pytest.raises(AttributeError, match="nonsense"):
+        runtime.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_prediction(classify: Classifier, colour: str) -> None:
+    prediction = classify(frame(colour))
+    assert prediction.label == colour
+    assert classify.info.labels[prediction.index] == colour
+    logits = np.array(COLOURS[colour]) * 0.1
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    assert [candidate.score for candidate in prediction.top] == pytest.approx(sorted(softmax)[::-1], rel=1e-5)
+    assert prediction.score == prediction.top[0].score
+    assert prediction.top[0].label == colour
+
+
+def test_top_is_as_long_as_asked_for(model: Path) -> None:
+    assert [len(Classifier(model, top=k)(frame("red")).top) for k in (1, 2, 3, 50)] == [1, 2, 3, 3]
+
+
+def test_labels_need_not_be_unique(make_model: MakeModel) -> None:
+    prediction = Classifier(make_model(labels=("crane", "crane", "heron")))(frame("green"))
+    assert (prediction.label, prediction.index) == ("crane", 1)
+
+
+def test_wrong_arguments(model: Path) -> None:
+    with pytest.raises(ValueError, match="top"):
+        Classifier(model, top=0)
+    with pytest.raises(ValueError, match="workers"):
+        Classifier(model).stream([], workers=0)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        Classifier(model, sha256="ab" * 32)
+
+
+def test_info(model: Path, classify: Classifier) -> None:
+    info = classify.info
+    assert info.path == str(model)
+    assert info.labels == ("red", "green", "blue")
+    assert info.preprocess == Preprocess(size=(32, 32))
+    assert (info.variant, info.device, info.threads) == ("float32", "cpu", 2)
+    assert Classifier(model, sha256=info.sha256).info.sha256 == info.sha256
+    assert "red" not in repr(info)  # a thousand labels are no help in a log
+
+
+def test_a_broken_picture_raises_alone_and_is_a_value_in_a_stream(
+    classify: Classifier, pictures: Path
+) -> None:
+    with pytest.raises(PictureError, match="empty"):
+        classify(pictures / "empty.jpg")
+    results = list(classify.stream(runtime.find_pictures(pictures)))
+    assert [result.picture.name for result in results] == ["a.png", "b.jpg", "c.png", "empty.jpg", "text.png"]
+    assert [result.prediction and result.prediction.label for result in results] == [
+        "red", "green", "blue", None, None,
+    ]  # fmt: skip
+    assert [result.error for result in results[:3]] == [None] * 3
+    assert "empty" in (results[3].error or "")
+    assert "no picture" in (results[4].error or "")
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_a_stream_keeps_order_whatever_the_batch(classify: Classifier, batch: int) -> None:
+    colours = [list(COLOURS)[i * i % 3] for i in range(30)]
+    pictures: list[np.ndarray | bytes] = [frame(colour) for colour in colours]
+    pictures[7] = b"broken"
+    results = list(classify.stream(pictures, workers=3, batch=batch))
+    assert [result.picture for result in results] == pictures
+    for result, colour in zip(results, colours, strict=True):
+        if isinstance(result.picture, bytes):
+            assert result.prediction is None
+        else:
+            assert result.prediction == classify(frame(colour))
+
+
+def test_a_stream_without_order_gives_all(classify: Classifier) -> None:
+    slow = np.zeros((3000, 3000, 3), np.uint8)
+    pictures = [slow] + [frame("blue")] * 20
+    results = list(classify.stream(pictures, workers=2, ordered=False))
+    assert len(results) == 21
+    assert sum(result.picture is slow for result in results) == 1
+    assert results[0].picture is not slow
+
+
+def test_a_stream_takes_pictures_a_few_ahead_and_no_more(classify: Classifier) -> None:
+    taken = itertools.count()
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            next(taken)
+            yield frame("red")
+
+    results = classify.stream(endless(), workers=2)
+    for _ in range(10):
+        assert next(results).error is None
+    results.close()  # type: ignore[attr-defined]
+    assert next(taken) < 30
+    assert not [t for t in threading.enumerate() if t.name.startswith("runtime")]
+
+
+def test_an_error_of_the_pictures_iterator_ends_the_stream(classify: Classifier) -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield frame("red")
+        raise KeyError("the camera")
+
+    with pytest.raises(KeyError, match="camera"):
+        list(classify.stream(failing()))
+
+
+def test_an_answer_that_is_not_finite_is_a_failure_of_that_picture(make_model: MakeModel) -> None:
+    path = make_model()
+    proto = onnx.load(path)
+    proto.graph.node[-1].output[0] = "finite"
+    proto.graph.node.append(helper.make_node("Log", ["finite"], ["logits"]))  # black: log 0
+    path.write_bytes(proto.SerializeToString())
+    results: list[Result] = list(
+        Classifier(path).stream([np.zeros((9, 9, 3), np.uint8), frame("red")], batch=2)
+    )
+    assert "not finite" in (results[0].error or "")
+    assert results[1].prediction is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"labels": ("a", "b")}, r"output.*\[3\]"), ({"preprocess": Preprocess(size=(24, 32))}, "input")],
+)
+def test_metadata_that_lies_about_the_graph(make_model: MakeModel, changes: dict, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Classifier(make_model(**changes))
+
+
+def test_metadata_that_lies_where_only_running_tells(make_model: MakeModel) -> None:
+    path = make_model(labels=("a", "b"))
+    proto = onnx.load(path)
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ArtifactError):
+        Classifier(path).warm_up()
+
+
+def test_threads_get_what_one_call_gets(classify: Classifier) -> None:
+    expected = {colour: classify(frame(colour)) for colour in COLOURS}
+
+    def work(seed: int) -> bool:
+        order = np.random.default_rng(seed).choice(list(COLOURS), 50)
+        return all(classify(frame(colour)) == expected[colour] for colour in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_closing(model: Path) -> None:
+    with Classifier(model) as classify:
+        classify.warm_up()
+    for use in (lambda: classify(frame("red")), lambda: classify.stream([]), classify.warm_up):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()
+    classify.close()
+    assert classify.info.labels
+
+
+def test_closing_while_threads_predict(model: Path) -> None:
+    classify = Classifier(model, threads=1)
+    answers: list[str] = []
+
+    def work() -> None:
+        try:
+            while True:
+                classify(frame("red"))
+        except RuntimeError as error:
+            answers.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    classify.close()
+    for thread in threads:
+        thread.join(10)
+    assert len(answers) == 4
+    assert all("closed" in answer for answer in answers)
+
+
+def test_asyncio(classify: Classifier) -> None:
+    async def ask() -> list[str]:
+        predictions = [asyncio.to_thread(classify, frame(colour)) for colour in COLOURS]
+        return [prediction.label for prediction in await asyncio.gather(*predictions)]
+
+    assert asyncio.run(ask()) == list(COLOURS)
+
+
+def _label(classify: Classifier) -> str:
+    return classify(frame("green")).label + next(iter(classify.stream([frame("blue")]))).prediction.label  # type: ignore
+
+
+_inherited: Classifier
+
+
+def _label_of_inherited(_: int) -> str:
+    return _label(_inherited)
+
+
+def test_another_process_opens_the_file_again(classify: Classifier) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(_label, [classify]) == ["greenblue"]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_process_opens_the_file_again(model: Path, threads: int) -> None:
+    global _inherited
+    _inherited = Classifier(model, threads=threads)
+    _inherited.warm_up()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(_label_of_inherited, range(4)).get(timeout=60) == ["greenblue"] * 4
+    assert _label(_inherited) == "greenblue"
+
+
+def test_a_file_that_was_replaced_is_not_opened_again(model: Path, make_model: MakeModel) -> None:
+    classify = Classifier(model, threads=2)
+    sent = pickle.dumps(classify)
+    make_model(labels=("x", "y", "z"))
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        pickle.loads(sent)
+    assert classify(frame("red")).label == "red"
+
+
+def test_memory_does_not_grow(classify: Classifier) -> None:
+    psutil = pytest.importorskip("psutil")
+    rng = np.random.default_rng(0)
+    files = [
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
+        for h, w in ((20, 30), (300, 500), (700, 50))
+    ]
+
+    def work() -> int:
+        for result in classify.stream(files * 100, workers=4):
+            assert result.error is None
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    work()
+    before = work()
+    assert work() - before < 10 * 2**20

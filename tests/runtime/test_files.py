@@ -1,0 +1,94 @@
+"""Which files a command line means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime import find_pictures
+from runtime.files import picture_suffixes
+
+
+def names(root: Path, **options: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in find_pictures(root, **options)]
+
+
+def test_walk(tmp_path: Path) -> None:
+    for name in (
+        "b.jpg",
+        "a/z.PNG",
+        "a/y.jpeg",
+        "c.txt",
+        "a.jpg/inner.webp",
+        ".hidden/h.gif",
+        "photo.HEIC",
+        "x.pdf",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    expected = [".hidden/h.gif", "a/y.jpeg", "a/z.PNG", "a.jpg/inner.webp", "b.jpg", "photo.HEIC"]
+    assert names(tmp_path) == expected
+    assert names(tmp_path, skip=tmp_path / "a") == [name for name in expected if not name.startswith("a/")]
+    assert names(tmp_path, skip=tmp_path / "not there") == expected
+
+
+def test_what_is_named_is_given(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    missing = tmp_path / "missing.jpg"
+    assert list(find_pictures([tmp_path / "notes.txt", str(missing)])) == [tmp_path / "notes.txt", missing]
+    assert list(find_pictures(str(missing))) == [missing]
+
+
+def test_no_loop_and_no_depth_catches_the_walk(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "real.png")
+    (tmp_path / "real.png").touch()
+    assert names(tmp_path) == ["link.jpg", "real.png"]
+    here = Path.cwd()
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    os.chdir(deep)
+    try:
+        for _ in range(1200):  # deeper than Python recurses, and in all longer than a path may be
+            Path("ddd").mkdir()
+            os.chdir("ddd")
+        Path("p.png").touch()
+    finally:
+        os.chdir(here)
+    assert "link.jpg" in names(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may list everything")
+def test_a_folder_that_may_not_be_listed_is_given_itself(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    assert names(tmp_path) == ["closed"]
+
+
+def test_a_folder_that_cannot_be_listed_is_given_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "p.png").touch()
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(tmp_path) == ["closed", "p.png"]
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff\n.png"
+    Path(os.fsdecode(name)).touch()
+    assert [os.fsencode(path) for path in find_pictures(tmp_path)] == [name]
+
+
+def test_suffixes() -> None:
+    assert {".jpg", ".png", ".webp", ".avif", ".gif", ".tif", ".heic"} <= picture_suffixes()
+    assert not {".pdf", ".eps", ".txt", ".mpg", ".h5"} & picture_suffixes()

@@ -1,0 +1,169 @@
+"""Devices: the one asked for or an error, never another in silence."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from runtime import ArtifactError, Classifier, DeviceError, available_devices
+from runtime import cpu as cpu_module
+from runtime import session as session_module
+from runtime.session import device_of, devices_for, open_session
+
+MakeModel = Callable[..., Path]
+ALL = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_the_cpu_is_there(model: Path) -> None:
+    assert "cpu" in available_devices()
+    assert device_of(open_session(model, device="cpu")) == "cpu"
+    assert device_of(open_session(model.read_bytes())) == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt", "openvino", "coreml", "directml"])
+def test_a_device_that_is_absent_is_an_error_with_the_line_that_installs_it(model: Path, device: str) -> None:
+    if device in available_devices():
+        pytest.skip(f"this ONNX Runtime has {device}")
+    with pytest.raises(DeviceError, match=f"no {device}.*pip install"):
+        Classifier(model, device=device)  # type: ignore[arg-type]
+
+
+def test_an_unknown_device_is_wrong_use(model: Path) -> None:
+    with pytest.raises(ValueError, match="auto, cpu"):
+        open_session(model, device="gpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="threads"):
+        open_session(model, threads=0)
+
+
+def test_a_provider_that_falls_back_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime built for CUDA, on a machine without: it says so, and then runs on the CPU."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+    )
+    with pytest.raises(DeviceError, match="fell back to cpu"):
+        open_session(model, device="cuda")
+
+
+def test_auto_takes_the_cpu_when_cuda_does_not_work_and_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+    )
+    assert devices_for("auto") == ("cuda", "cpu")
+    assert Classifier(model).info.device == "cpu"
+    assert "not on cuda" in caplog.text
+
+
+def test_a_folder_gives_float16_to_cuda_and_int8_to_the_cpu(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("model.onnx").parent
+    make_model("model.int8.onnx", variant="int8")
+    make_model("model.fp16.onnx", variant="float16")
+    assert Classifier(folder).info.variant == "int8"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+    )
+    monkeypatch.setattr(session_module, "device_of", lambda session: "cuda")
+    assert Classifier(folder, device="cuda").info.variant == "float16"
+
+
+def test_an_int8_file_stays_on_the_cpu_when_the_device_is_left_to_us(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    assert Classifier(make_model(variant="int8")).info.device == "cpu"
+    assert caplog.text == ""
+
+
+def test_what_onnx_runtime_refuses_is_an_artifact_error(model: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not accept it"):
+        open_session(model.read_bytes()[:-20])
+
+
+@pytest.fixture
+def x86_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "is_x86", lambda: True)
+    monkeypatch.setattr(session_module, "has_vnni", lambda: False)
+    monkeypatch.setattr(session_module, "_warned", False)
+
+
+@pytest.mark.usefixtures("x86_without_vnni")
+def test_weights_for_vnni_are_run_exactly_elsewhere_and_that_is_said_once(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="runtime"):
+        for _ in range(2):
+            options = open_session(model, target="vnni").get_session_options()
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    assert len(caplog.records) == 1
+    assert "--target avx2" in caplog.text
+
+
+@pytest.mark.usefixtures("x86_without_vnni")
+@pytest.mark.parametrize("target", ["any", "avx2", "arm64"])
+def test_other_weights_need_no_such_care(model: Path, target: str, caplog: pytest.LogCaptureFixture) -> None:
+    options = open_session(model, target=target).get_session_options()  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError):
+        options.get_session_config_entry("session.x64quantprecision")
+    assert not caplog.records
+
+
+def test_cpu_flags_and_quotas() -> None:
+    assert cpu_module._linux_flags("processor : 0\nflags\t\t: fpu avx2 avx512_vnni\n") == [
+        "fpu",
+        "avx2",
+        "avx512_vnni",
+    ]
+    assert cpu_module._linux_flags("") == []
+    assert cpu_module._quota("200000 100000\n") == 2
+    assert cpu_module._quota("50000 100000\n") == 1
+    assert cpu_module._quota("max 100000\n") is None
+    assert cpu_module._quota("") is None
+    assert cpu_module.available_cores() >= 1
+
+
+def test_an_open_session_does_not_burn_the_cpu(model: Path) -> None:
+    session = open_session(model, threads=2)
+    session.run(None, {"pixels": np.zeros((1, 32, 32, 3), np.uint8)})
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05
+
+
+def test_without_onnx_runtime_the_error_is_the_line_to_type() -> None:
+    script = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "import runtime.preprocess\n"  # which needs none
+        "try:\n    from runtime import Classifier\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 'pip install "vit-edge[cpu]"' in done.stdout
+
+
+def test_the_runtime_brings_no_heavy_package_along(model: Path) -> None:
+    script = (
+        "import sys, numpy as np\nfrom runtime import *\n"
+        f"Classifier({str(model)!r})(np.zeros((9, 9, 3), np.uint8))\n"
+        "heavy = 'torch onnx onnxscript scipy sklearn safetensors vit export calibration'\n"
+        "print(sorted(set(heavy.split()) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
