@@ -44,7 +44,38 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     add_train(commands.add_parser("train", help="train on pictures, from nothing or from a checkpoint"))
+    add_import(
+        commands.add_parser("import", help="read weights of Hugging Face, timm, torchvision or Google")
+    )
     return top
+
+
+def add_import(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_import)
+    command.description = "Turn weights from elsewhere into a checkpoint; nothing in them is executed."
+    add = command.add_argument
+    add("source", type=Path, help="a Hugging Face or timm folder, or a .safetensors, .pth, .bin or .npz file")
+    add("--out", required=True, type=Path, help="folder for the checkpoint")
+    add("--labels", type=Path, metavar="FILE", help="names of the classes, one a line, class 0 first")
+
+
+def run_import(options: argparse.Namespace) -> None:
+    from vit.checkpoint import save_checkpoint
+    from vit.pretrained import read_source
+    from vit.pretrained.source import named_labels
+
+    found = read_source(options.source)
+    if options.labels:
+        found = named_labels(found, options.labels)
+    config = found.model.config
+    say(f"{found.format} weights: width {config.width}, depth {config.depth}, {config.classes} classes")
+    for sentence in found.assumed:
+        say(f"assumed, since the source does not say: {sentence}")
+    recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
+    path = save_checkpoint(
+        options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
+    )
+    print(path)
 
 
 def add_train(command: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ class ViTConfig:
     representation: int | None = None  # width of the tanh layer some pre-trained heads have
     layer_scale: bool = False  # a learned factor per feature on each residual branch (CaiT, DINOv2)
     norm_epsilon: float = 1e-6  # 1e-12 in Hugging Face's files
+    activation: str = "gelu"  # or "gelu_tanh", the approximation that Google's own files were trained with
     dropout: float = 0.0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in 0..1, per channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -43,6 +44,8 @@ class ViTConfig:
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
+        if self.activation not in ("gelu", "gelu_tanh"):
+            raise ConfigError(f"activation must be gelu or gelu_tanh, found {self.activation!r}")
         if self.classes < 0:
             raise ConfigError(f"classes must be 0 (no head) or more, found {self.classes}")
         if height % self.patch_size or width % self.patch_size:
@@ -79,9 +82,7 @@ class ViTConfig:
             raise ConfigError(
                 f"unknown configuration {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
-        values = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
-        }
+        values: Any = {n: tuple(value) if isinstance(value, list) else value for n, value in document.items()}
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:

@@ -9,6 +9,8 @@ h heads, d = D / h features a head.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,9 +76,10 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.dropout(F.gelu(self.fc1(tokens))))
+        return self.fc2(self.dropout(F.gelu(self.fc1(tokens), approximate=self.approximate)))
 
 
 class LayerScale(nn.Module):
@@ -128,6 +131,17 @@ class ViT(nn.Module):
         self.apply(initialize)
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str) -> ViT:
+        """The model in a folder or file of Hugging Face, timm, torchvision or Google, in evaluation mode.
+
+        Raises:
+            SourceError: for a file that cannot be read, and tensors that are missing, left over or misshapen.
+        """
+        from vit.pretrained import read_source  # which stands on this page
+
+        return read_source(source).model
 
     def features(self, pixels: Tensor) -> Tensor:
         """The class token after the last block, normalised: equation 4. `[N, D]`."""
