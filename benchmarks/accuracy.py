@@ -1,0 +1,154 @@
+"""What is left of a real model's answers: ours and what a user would pick instead, on the same photos."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers import BASELINE, Bench, Opened, Peer, Skipped, build
+from benchmarks.timing import Timing, command, environment, positive, table, time_in_turn
+from calibration.drift import Drift, measure_drift
+from calibration.graph import Array
+from export.environment import target_here
+from export.logits import batches
+from runtime.cpu import available_cores
+from runtime.preprocess import Preprocess
+from vit.checkpoint import CheckpointError, load_checkpoint
+from vit.data import DataError, Pictures
+
+HEADS = ("", "top-1 %", "agreement %", "SQNR dB")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Pictures to calibrate with and, apart from them, pictures to measure on; each uint8 [1, H, W, 3]."""
+
+    calibration: Sequence[Array]
+    evaluation: Sequence[Array]
+    targets: Array  # int64, of the evaluation pictures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        checkpoint = load_checkpoint(options.checkpoint)
+        pictures = labelled(options.photos, options.labels, classes=len(checkpoint.labels))
+        photos = divide(pictures, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
+    except (CheckpointError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"`{command()}`\n\n{environment()}.", flush=True)
+    print(
+        f"{len(photos.calibration)} photos to calibrate, {len(photos.evaluation)} others to measure.\n",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here())
+        built = list(build(bench, variations=True))
+        peers = [each for each in built if isinstance(each, Peer)]
+        print(accuracy_table(drifts(peers, photos)), flush=True)
+        if options.runs > 0:
+            opened = {peer.name: peer.open(options.threads) for peer in peers}
+            times = time_in_turn(opened, photos.evaluation[0], runs=options.runs)
+            print(f"\nOne photo, threads: {options.threads}.\n\n{speed_table(times)}")
+    for skipped in built:
+        if isinstance(skipped, Skipped):
+            print(f"\nLeft out: {skipped.name}, {skipped.reason}.")
+    return 0
+
+
+def labelled(folder: Path, labels: Path, *, classes: int) -> Pictures:
+    """The photos that a CSV file (columns `file` and `class_index`) names, with their classes.
+
+    Raises:
+        DataError: naming the file or the line that is not as expected.
+    """
+    try:
+        with labels.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(f"{labels}: expected a CSV file, {error.strerror}") from error
+    if not rows or {"file", "class_index"} - set(rows[0]):
+        raise DataError(f"{labels}: expected the columns file and class_index, and at least one line")
+    targets = []
+    for number, row in enumerate(rows, start=2):
+        path, index = folder / row["file"], row["class_index"]
+        if not index.isdigit() or int(index) >= classes:
+            raise DataError(f"{labels}, line {number}: expected a class, 0 to {classes - 1}, found {index!r}")
+        if not path.is_file():
+            raise DataError(f"{labels}, line {number}: {path}: no such photo")
+        targets.append(int(index))
+    return Pictures([folder / row["file"] for row in rows], np.array(targets, np.int64), None, folder.name)
+
+
+def divide(pictures: Pictures, preprocess: Preprocess, *, calibrate: int, seed: int) -> Photos:
+    """Choose the calibration pictures at random, the same for the same seed, and decode everything.
+
+    Raises:
+        DataError: when nothing is left to measure on, or a picture cannot be read.
+    """
+    if not 0 < calibrate < len(pictures):
+        raise DataError(f"expected 1 to {len(pictures) - 1} photos to calibrate with, found {calibrate}")
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    parts = [pictures.subset(np.sort(part)) for part in (order[:calibrate], order[calibrate:])]
+    calibration, evaluation = (list(batches(part, preprocess, size=1)) for part in parts)
+    targets = parts[1].targets
+    assert targets is not None  # `labelled` gives them
+    return Photos(calibration, evaluation, targets)
+
+
+def drifts(peers: Sequence[Peer], photos: Photos) -> dict[str, Drift]:
+    """How far each is from the first of them, the float model in torch."""
+    logits = {peer.name: _logits(peer.open(available_cores()), photos.evaluation) for peer in peers}
+    reference = logits[peers[0].name]
+    return {name: measure_drift(reference, found, photos.targets) for name, found in logits.items()}
+
+
+def _logits(model: Opened, pictures: Sequence[Array]) -> Array:
+    return np.concatenate([model.run(model.prepare(pixels)) for pixels in pictures])
+
+
+def accuracy_table(found: Mapping[str, Drift]) -> str:
+    rows = [
+        (name, f"{drift.top1:.1f}", f"{drift.agreement:.1f}", "" if drift.sqnr > 90 else f"{drift.sqnr:.1f}")
+        for name, drift in found.items()
+    ]
+    return table(HEADS, rows)
+
+
+def speed_table(times: Mapping[str, Timing]) -> str:
+    rows = [
+        (name, f"{time.median:.1f}", f"{time.min:.1f}", f"{times[BASELINE].min / time.min:.2f}x")
+        for name, time in times.items()
+    ]
+    return table(("", "median ms", "min ms", "speed"), rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="file or folder, from python -m vit")
+    add("--photos", type=Path, required=True, metavar="DIR", help="folder of photos")
+    add("--labels", type=Path, required=True, metavar="CSV", help="columns file and class_index")
+    add(
+        "--calibrate",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="photos to calibrate with (default: %(default)s)",
+    )
+    add("--seed", type=positive, default=1, help="which photos those are (default: %(default)s)")
+    add("--threads", type=positive, default=1, help="of the timing (default: %(default)s)")
+    add("--runs", type=int, default=10, help="rounds of the timing, 0 for none (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

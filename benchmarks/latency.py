@@ -1,0 +1,110 @@
+"""How long one picture takes: ours and what a user would pick instead, in one interleaved run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.peers import BASELINE, OURS, Bench, Peer, Skipped, build, extra_graph
+from benchmarks.timing import Timing, command, environment, positive, table, time_in_turn
+from export.environment import target_here
+from runtime.cpu import available_cores
+from vit.config import SIZES
+from vit.model import ViT
+
+HEADS = ("", "median ms", "min ms", "speed", "ours is", "MB")
+NOTE = (
+    "Batch 1 at 224x224, random weights. Speed is against the line marked 1.00x; "
+    '"ours is" is how many times as fast our INT8 file is in ONNX Runtime (both of the least times).'
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.target_graph is not None and len(options.sizes) != 1:
+        print("--target-graph is a graph of one size: name that size alone with --sizes", file=sys.stderr)
+        return 2
+    if options.target_graph is not None and not options.target_graph.is_file():
+        print(f"{options.target_graph}: expected an .onnx file, found none", file=sys.stderr)
+        return 2
+    print(f"`{command()}`\n\n{environment()}.\n{NOTE}", flush=True)
+    for size in options.sizes:
+        _measure(size, options)
+    return 0
+
+
+def _measure(size: str, options: argparse.Namespace) -> None:
+    """Build every way to run a model of that size, then time them with each number of threads."""
+    random = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = ViT(SIZES[size]).eval()
+    pictures = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        built = list(build(Bench(model, pictures, Path(folder), target_here())))
+        peers = [each for each in built if isinstance(each, Peer)]
+        if options.target_graph is not None:
+            peers.append(extra_graph(options.target_graph, target_here()))
+        for threads in options.threads:
+            opened = {peer.name: peer.open(threads) for peer in peers}
+            times = time_in_turn(opened, pictures[0], runs=options.runs)
+            print(f"\n**{size}, {threads} thread{'s' * (threads != 1)}**, {options.runs} runs\n")
+            print(latency_table(times, {peer.name: peer.bytes for peer in peers}), flush=True)
+            del opened
+    for skipped in built:
+        if isinstance(skipped, Skipped):
+            print(f"\nLeft out: {skipped.name}, {skipped.reason}.", flush=True)
+
+
+def latency_table(times: Mapping[str, Timing], sizes: Mapping[str, int | None]) -> str:
+    """One row a model; ratios are of the least times, which other work on the machine disturbs least."""
+    rows = []
+    for name, time in times.items():
+        speed, ours = times[BASELINE].min / time.min, time.min / times[OURS].min
+        size = sizes[name]
+        megabytes = "" if size is None else f"{size / 1e6:.1f}"
+        rows.append(
+            (name, f"{time.median:.1f}", f"{time.min:.1f}", f"{speed:.2f}x", f"{ours:.2f}x", megabytes)
+        )
+    return table(HEADS, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency",
+        description=__doc__,
+        epilog="OpenVINO and NNCF are timed where they are installed. Nothing else should run meanwhile.",
+    )
+    threads = sorted({1, available_cores()})
+    add = parser.add_argument
+    add(
+        "--sizes",
+        nargs="+",
+        choices=list(SIZES),
+        default=["tiny", "small", "base"],
+        help="of ViTs (default: %(default)s)",
+    )
+    add(
+        "--threads",
+        nargs="+",
+        type=positive,
+        default=threads,
+        help="one table for each (default: %(default)s)",
+    )
+    add("--runs", type=positive, default=20, help="rounds (default: %(default)s)")
+    add(
+        "--target-graph",
+        type=Path,
+        metavar="ONNX",
+        help="time this graph too; it takes uint8 pixels of that size",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
