@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -41,8 +42,6 @@ class _UsageError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # Pillow's, about odd pictures: what matters is in the results
     try:
         return _run(options)
     except _UsageError as error:
@@ -54,6 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of standard output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _WITH_FAILURES
+
+
+def _quiet() -> None:
+    """Keep what Pillow and the libraries below it say of odd pictures off the terminal: results say it."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there itself
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -244,4 +252,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    _quiet()
     sys.exit(main())

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ Picture = Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArra
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+_LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
 _MAX_EDGE = 4096  # of the model's input: an artefact that asks for more is wrong or hostile
 _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
 _PICTURES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
@@ -96,7 +98,8 @@ class Preprocess:
                 if self.decode == "draft" and image is not picture:  # an image of the caller's stays as it is
                     edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0)
                     image.draft(None, (edge, edge))
-                return self._pixels(image)
+                with _room_for(image):
+                    return self._pixels(image)
         except PictureError:
             raise
         except MemoryError:
@@ -157,6 +160,23 @@ def _is_edge(value: object) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+_one_large_picture = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _one_large_picture
+    _one_large_picture = threading.Lock()  # a thread that held the old one is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _room_for(image: Image.Image) -> AbstractContextManager[object]:
+    """Large pictures are decoded one at a time, however many threads: each may take half a gibibyte."""
+    return _one_large_picture if image.width * image.height > _LARGE else nullcontext()
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
