@@ -1,0 +1,168 @@
+"""The examples, run as their first lines say."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import Classifier, Preprocess
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def run(*command: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=True
+    )
+
+
+def test_script(model: Path, pictures: Path) -> None:
+    lines = run(
+        sys.executable, EXAMPLES / "classify.py", model, pictures / "a.png", pictures / "text.png"
+    ).stdout
+    assert "float32 model of 3 classes on cpu" in lines
+    assert f"{pictures / 'a.png'}: red (" in lines
+    assert "it is no picture" in lines
+
+
+def test_webcam(model: Path) -> None:
+    lines = run(sys.executable, EXAMPLES / "webcam.py", model, "--frames", "4").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4"]
+    assert all(line.split()[1] in ("red", "green", "blue") for line in lines)
+
+
+@pytest.fixture
+def service(model: Path) -> Iterator[int]:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        EXAMPLES / "http_service.py",
+        model,
+        "--port",
+        str(port),
+        "--upload-seconds",
+        "2",
+    ]
+    process = subprocess.Popen(command, env=ENVIRONMENT)
+    try:
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def post(port: int, body: bytes | Iterator[bytes], **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with suppress(BrokenPipeError, ConnectionResetError):  # when it has answered already, and reads no more
+        connection.request("POST", "/classify", body, headers, encode_chunked=not isinstance(body, bytes))
+    answer = connection.getresponse()
+    content = json.loads(answer.read())
+    connection.close()
+    return answer.status, content
+
+
+def test_http_service(service: int, pictures: Path) -> None:
+    status, answer = post(service, (pictures / "b.jpg").read_bytes())
+    assert (status, answer["label"]) == (200, "green")
+    assert len(answer["top"]) == 3
+    assert post(service, b"not a picture")[0] == 422
+    assert post(service, b"")[0] == 422
+
+
+def test_http_service_refuses_ten_gigabytes_at_once(service: int) -> None:
+    with socket.create_connection(("127.0.0.1", service), timeout=10) as client:
+        client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n")
+        began = time.monotonic()
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+        assert time.monotonic() - began < 1
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(10_000):  # ten gigabytes that do not say so
+            yield b"x" * 2**20
+
+    status, answer = post(service, endless(), **{"Transfer-Encoding": "chunked"})
+    assert status == 413
+    assert "at most" in answer["error"]
+
+
+def test_http_service_stands_slow_clients(service: int, pictures: Path) -> None:
+    answers: list[bytes] = []
+
+    def dawdle() -> None:
+        with socket.create_connection(("127.0.0.1", service), timeout=20) as client:
+            client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+            answers.append(client.recv(100))
+
+    slow = [threading.Thread(target=dawdle) for _ in range(10)]
+    for thread in slow:
+        thread.start()
+    began = time.monotonic()
+    assert post(service, (pictures / "a.png").read_bytes())[0] == 200
+    assert time.monotonic() - began < 1.5
+    for thread in slow:
+        thread.join(20)
+    assert len(answers) == 10
+    assert all(answer.startswith(b"HTTP/1.1 408") for answer in answers)
+
+
+def classify_in_javascript(*arguments: Any) -> list[dict[str, Any]]:
+    folder = EXAMPLES / "javascript"
+    if shutil.which("node") is None or not (folder / "node_modules").is_dir():
+        pytest.skip("needs node, and `npm install` in examples/javascript")
+    return [json.loads(line) for line in run("node", folder / "classify.mjs", *arguments).stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Preprocess(size=(32, 32)),
+        Preprocess(size=(32, 32), resize="crop", resize_to=36, interpolation="bicubic"),
+        Preprocess(size=(32, 32), resize="crop", interpolation="lanczos"),
+    ],
+    ids=lambda spec: f"{spec.resize}-{spec.interpolation}",
+)
+def test_javascript_gives_the_same_labels(
+    make_model: Any, imagenet_photos: list[Path], spec: Preprocess
+) -> None:
+    model = make_model(preprocess=spec)
+    photos = imagenet_photos[::20]
+    classify = Classifier(model)
+    answers = classify_in_javascript(model, *photos)
+    assert [answer["path"] for answer in answers] == list(map(str, photos))
+    for answer in answers:
+        prediction = classify(answer["path"])
+        assert (answer["label"], answer["index"]) == (prediction.label, prediction.index)
+        assert answer["score"] == pytest.approx(prediction.score, abs=0.02)
+
+
+def test_javascript_reads_transparency_and_refuses_strangers(model: Path, pictures: Path) -> None:
+    (answer,) = classify_in_javascript(model, pictures / "a.png")
+    assert answer["label"] == "red"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        classify_in_javascript(pictures / "notes.txt", pictures / "a.png")
+    assert "ONNX" in caught.value.stderr
