@@ -37,7 +37,7 @@ EXAMPLES: Mapping[str, Example] = {
     ),
     "fashion": Example(
         Recipe(
-            name="fashion", epochs=16, batch=128, lr=1.5e-3, holdout=1 / 30, shift=1, flip=True, ema=0.999
+            name="fashion", epochs=14, batch=128, lr=2e-3, holdout=1 / 30, shift=1, flip=True, ema=0.999
         ),
         ViTConfig(image_size=(28, 28), patch_size=4, width=128, depth=4, heads=4, mlp_width=512, classes=10),
         "fashion-mnist",
