@@ -1,0 +1,149 @@
+"""Charts as inline SVG. Colours and fonts are the page's (CSS classes), so that dark mode and print work."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+KINDS = 8  # as many as the page has colours
+_BLOCK = re.compile(r"(?:^|[._/])(\d+)(?=[._/]|$)")
+_MARKERS = (  # paths around (0, 0), so that kinds can be told apart in grey
+    "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0Z",
+    "M-3.2-3.2H3.2V3.2H-3.2Z",
+    "M0-4.2L4 3.2H-4Z",
+    "M0-4.6L4.6 0L0 4.6L-4.6 0Z",
+    "M0 4.2L4-3.2H-4Z",
+    "M-4-1.3H-1.3V-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4Z",
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its row's name, its length, the text at its end, and a CSS class for its colour."""
+
+    name: str
+    value: float
+    text: str
+    style: str
+
+
+def bar_chart(bars: Sequence[Bar], title: str) -> Markup:
+    """Horizontal bars from zero, 340 units wide; names stand above them so that any fits."""
+    largest = max((bar.value for bar in bars), default=0) or 1
+    parts = []
+    for i, bar in enumerate(bars):
+        y, length = i * 46, max(2.0, 338 * bar.value / largest)
+        parts.append(
+            f'<text x="0" y="{y + 14}">{escape(bar.name)}</text>'
+            f'<text class="v" x="340" y="{y + 14}" text-anchor="end">{escape(bar.text)}</text>'
+            f'<rect class="{escape(bar.style)}" x="0" y="{y + 21}" width="{length:.1f}" height="14" rx="3"/>'
+        )
+    return _svg(340, 46 * len(bars) - 8, title, parts)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer's place in the plot."""
+
+    name: str
+    group: str  # its block's number, or its own name where it stands in no block
+    kind: str  # what it is in its block; empty outside
+    value: float
+
+
+def read_layers(layers: Mapping[str, float]) -> list[Layer]:
+    """Names like "blocks.3.mlp.fc1" to block 3 and kind "fc1"; any names that number the blocks."""
+    found = []
+    for name, value in layers.items():
+        block = _BLOCK.search(name)
+        rest = name[block.end() :].strip("._/") if block else ""
+        found.append(Layer(name, block.group(1) if block and rest else name, rest, value))
+    kinds = {layer.kind for layer in found}
+    short = {kind: re.split(r"[._/]", kind)[-1] for kind in kinds}
+    if len(set(short.values())) == len(kinds) <= KINDS + 1:
+        return [Layer(each.name, each.group, short[each.kind], each.value) for each in found]
+    if len(kinds) > KINDS + 1:  # nobody tells so many colours apart: one kind for all
+        return [Layer(each.name, each.group, "layer" if each.kind else "", each.value) for each in found]
+    return found
+
+
+def kinds_of(layers: Sequence[Layer]) -> list[str]:
+    """In order of first appearance; the layers outside of blocks are not among them."""
+    return list(dict.fromkeys(layer.kind for layer in layers if layer.kind))
+
+
+def marker(kind: int) -> Markup:
+    """A kind's sign, for the legend."""
+    path = _MARKERS[kind % len(_MARKERS)]
+    return Markup(f'<svg class="k{kind}" viewBox="-6 -6 12 12" aria-hidden="true"><path d="{path}"/></svg>')
+
+
+def layer_plot(layers: Sequence[Layer], *, width: int, height: int) -> Markup:
+    """SQNR over the depth of the network: a line and a marker for each kind of layer."""
+    groups = list(dict.fromkeys(layer.group for layer in layers))
+    low, high, step = _scale([layer.value for layer in layers])
+    left, right, top, bottom = 34, width - 10, 10, height - 42
+    slot = (right - left) / max(len(groups), 1)
+
+    def x(layer: Layer) -> float:
+        return left + (groups.index(layer.group) + 0.5) * slot
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = []
+    for tick in range(low, high + 1, step):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
+    parts += _group_names(groups, left, slot, bottom)
+    for i, kind in enumerate(kinds_of(layers)):
+        points = [(x(each), y(each.value)) for each in layers if each.kind == kind]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        parts.append(f'<polyline class="k{i} trend" points="{path}"/>')
+    order = {kind: i for i, kind in enumerate(kinds_of(layers))}
+    for layer in layers:
+        style = f"k{order[layer.kind]}" if layer.kind else "alone"
+        path, place = (
+            _MARKERS[order.get(layer.kind, 0) % len(_MARKERS)],
+            f"{x(layer):.1f} {y(layer.value):.1f}",
+        )
+        title = f"<title>{escape(layer.name)}: {_decibels(layer.value)}</title>"
+        parts.append(f'<path class="{style} dot" transform="translate({place})" d="{path}">{title}</path>')
+    return _svg(width, height, "Signal to noise of each layer's output, in dB, from input to output", parts)
+
+
+def _group_names(groups: Sequence[str], left: float, slot: float, bottom: float) -> list[str]:
+    """Block numbers, as many as fit; below them the names of what comes before and after the blocks."""
+    every = math.ceil(18 / slot)
+    parts = []
+    for i, group in enumerate(groups):
+        at = left + (i + 0.5) * slot
+        if group.isdigit():
+            if int(group) % every == 0:
+                parts.append(f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{group}</text>')
+        elif i == 0 or i == len(groups) - 1:
+            name = escape(group if len(group) <= 18 else group[:17] + "…")
+            place = f'x="{at - 5:.1f}"' if i == 0 else f'x="{at + 5:.1f}" text-anchor="end"'
+            parts.append(f'<text {place} y="{bottom + 35}">{name}</text>')
+    return parts
+
+
+def _scale(values: Sequence[float]) -> tuple[int, int, int]:
+    """Lowest, highest and step of the axis in dB; layers without any noise stand at its upper end."""
+    noisy = [value for value in values if value < 100] or [0.0, 40.0]
+    low = math.floor(min(noisy) / 10) * 10
+    high = max(math.ceil(max(noisy) / 10) * 10, low + 20)
+    return low, high, 10 if high - low <= 80 else 20
+
+
+def _decibels(value: float) -> str:
+    return "no noise" if value >= 200 else f"{value:.1f} dB"
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> Markup:
+    name = f'role="img" aria-label="{escape(title)}"'
+    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" {name}>{"".join(parts)}</svg>')

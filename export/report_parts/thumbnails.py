@@ -1,0 +1,78 @@
+"""The pictures whose label changed, small enough to travel inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.results import Results, VariantResult
+from runtime.preprocess import Preprocess
+
+SHOWN = 48
+EDGE = 168  # pixels; a card is 140 to 168 wide
+TINY = 64  # a picture below this many pixels is shown with its pixels, not blurred
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one model says: its label, its score of it, and whether that is right (None: nobody knows)."""
+
+    variant: str
+    label: str
+    score: float
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A picture to which float32 and a variant give different labels."""
+
+    name: str
+    image: str  # a data URI, empty when the picture cannot be read any more
+    truth: str | None
+    guesses: tuple[Guess, Guess]
+
+
+def changed_pictures(
+    results: Results, variant: VariantResult, *, limit: int = SHOWN
+) -> tuple[list[Changed], int]:
+    """The first of them, those that float32 was surest of, and how many more there are."""
+    entries = results.changed(variant)
+    return [_changed(results, entry, variant) for entry in entries[:limit]], max(0, len(entries) - limit)
+
+
+def _changed(results: Results, entry: dict[str, Any], variant: VariantResult) -> Changed:
+    row = int(entry["row"])
+    truth = None if results.targets is None else int(results.targets[row])
+    first, second = (
+        Guess(name, found["label"], found["score"], None if truth is None else found["index"] == truth)
+        for name, found in (("float32", entry["float32"]), (variant.variant, entry[variant.variant]))
+    )
+    item = results.pictures[row]
+    return Changed(
+        name=item.name if isinstance(item, Path) else entry["picture"],
+        image=thumbnail(item),
+        truth=entry.get("truth"),
+        guesses=(first, second),
+    )
+
+
+def thumbnail(picture: Path | np.ndarray) -> str:
+    """A square JPEG of the picture's middle, as a data URI; empty when it cannot be read (any more)."""
+    tiny = isinstance(picture, np.ndarray) and max(picture.shape[:2]) < TINY
+    shrink = Preprocess(
+        size=(EDGE, EDGE), resize="crop", interpolation="nearest" if tiny else "lanczos", decode="draft"
+    )
+    try:
+        pixels = shrink(picture)
+    except (ValueError, OSError):
+        return ""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=74, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
