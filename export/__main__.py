@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def complain(message: object, code: int) -> int:
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[object]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, unit="picture", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -76,8 +76,8 @@ def progress_bar(what: str, total: int) -> Iterator[object]:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
-        description="Turn a checkpoint into ONNX files for a device, and measure them against the float model.",
-        epilog="Exit codes: 0 done, 1 the export failed or drifts too far (nothing was written), 2 wrong use.",
+        description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
+        epilog="Exit codes: 0 done; 1 the export failed or drifts too far, nothing was written; 2 wrong use.",
     )
     add = parser.add_argument
     add(

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from runtime.cpu import available_cores, has_vnni, is_x86
 from calibration.plan import Target
+from runtime.cpu import available_cores, has_vnni, is_x86
 
 
 def producer() -> str:

@@ -20,14 +20,15 @@ IR_VERSION = 10
 
 
 def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
-    """The model as an .onnx file's bytes, without what exporters leave in nodes (source lines, local paths)."""
+    """The bytes of an .onnx file, without what exporters leave in nodes: source lines, local paths."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, PRODUCER, None
     model.metadata_props.clear()
     if metadata is not None:
         model.metadata_props[METADATA_KEY] = metadata.to_json()
-    return ir.to_proto(model).SerializeToString()
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
 
 
 def digest(data: bytes) -> str:

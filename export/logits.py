@@ -59,7 +59,7 @@ def all_logits(
 def latencies(
     sessions: Mapping[str, ort.InferenceSession], picture: Array, *, runs: int = 15
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of one picture `uint8 [1, H, W, 3]`, the sessions in turn so that noise meets all alike."""
+    """Milliseconds of one picture `uint8 [1, H, W, 3]`, the sessions in turn: noise meets all alike."""
     feeds = {name: {session.get_inputs()[0].name: picture} for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for run in range(runs + 2):

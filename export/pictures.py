@@ -31,11 +31,11 @@ class ExportPictures:
             return found.targets
         if unknown := [label for label in found.labels if label not in labels]:
             raise DataError(
-                f"{found.name}: the class {unknown[0]!r} ({len(found.labels)} classes) is not one of the model's "
-                f"{len(labels)} labels; give pictures in folders named as the model's classes, or loose pictures"
+                f"{found.name}: the class {unknown[0]!r} ({len(found.labels)} classes) is not one of the "
+                f"model's {len(labels)} labels; give folders named as the model's classes, or loose pictures"
             )
         index = np.array([labels.index(label) for label in found.labels], np.int64)
-        return index[found.targets]
+        return np.asarray(index[found.targets])
 
 
 def choose_pictures(
@@ -97,7 +97,8 @@ def _must_not_overlap(calibration: Pictures, evaluation: Pictures) -> None:
     shared = [item for item in evaluation.items if isinstance(item, Path) and item.resolve() in files]
     if shared:
         raise DataError(
-            f"{shared[0]}: calibrates and measures ({len(shared)} such pictures); give --evaluate other pictures"
+            f"{shared[0]}: calibrates and measures ({len(shared)} such pictures); "
+            "give --evaluate other pictures"
         )
 
 

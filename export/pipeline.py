@@ -79,7 +79,7 @@ class _Variant:
 
 
 def export(checkpoint: Checkpoint, out: Path, options: Options, report: Reporter = silent) -> Results:
-    """Export, quantise, measure and write `model.onnx`, `model.int8.onnx`, `plan.json`, `report.json`, `report.html`.
+    """Export, quantise, measure and write the model files, `plan.json`, `report.json` and `report.html`.
 
     Raises:
         DataError: for pictures that cannot be used.
@@ -143,8 +143,8 @@ def _check_parity(checkpoint: Checkpoint, session: ort.InferenceSession, picture
     difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= PARITY:
         raise ExportError(
-            f"the exported float model differs from torch by {difference:.1e} of the logits' scale, expected at "
-            f"most {PARITY:.0e}; please report this with the checkpoint's config"
+            f"the exported float model differs from torch by {difference:.1e} of the logits' scale, expected "
+            f"at most {PARITY:.0e}; please report this with the checkpoint's config"
         )
     return difference
 
@@ -162,7 +162,7 @@ def _measure(
     with report("measuring", len(evaluation)) as progress:
         logits = all_logits([each.session for each in variants], evaluation, checkpoint.preprocess, progress)
     some = evaluation.subset(range(min(LAYER_PICTURES, len(evaluation))))
-    timed = {
+    timed: dict[str, ort.InferenceSession] = {
         each.variant: open_session(
             model_bytes(each.model), device="cpu", threads=1, target=each.target or "any"
         )
@@ -261,8 +261,8 @@ def _check_limits(results: Results, options: Options) -> None:
         if failures:
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             raise DriftError(
-                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Furthest from float: {worst}. "
-                "Nothing was written; give more calibration pictures or keep layers in float (--keep-float)"
+                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Furthest from float: "
+                f"{worst}. Nothing was written; give more calibration pictures or keep layers in float (--keep-float)"
             )
 
 

@@ -70,7 +70,7 @@ class Paired:
         """
         tosses = self.lost + self.gained
         tail = sum(math.comb(tosses, k) for k in range(min(self.lost, self.gained) + 1))
-        return min(1.0, 2 * tail / 2**tosses)
+        return float(min(1.0, 2 * tail / 2**tosses))
 
     def interval(self, *, confidence: float = CONFIDENCE) -> Interval:
         """Of `difference` (Bonett and Price 2012: Wald's with one picture added to each discordant count).

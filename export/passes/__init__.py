@@ -1,6 +1,7 @@
 """The exact rewrites from what an exporter wrote to the form that quantises well, each a small pass.
 
-A pass is a function `model -> number of places changed`; the logits before and after are the same to rounding.
+A pass is a function `model -> number of places changed`; the logits before and after are the same
+to rounding.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ ELEMENT_WISE = (
 def select_class_token(model: ir.Model) -> int:
     """Gather(f(x), token 0) → f(Gather(x, token 0)), for as far up as f treats every token alike.
 
-    In the last block the query, the projection, the residual and the MLP then run for one token instead of all;
-    the keys and values still see every token. The logits stay the same, 5 to 7 % of the work goes.
+    In the last block the query, the projection, the residual and the MLP then run for one token instead of
+    all; the keys and values still see every token. The logits stay the same, 5 to 7 % of the work goes.
     """
     total = 0
     while changes := _move_selections(model):

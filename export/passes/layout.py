@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -54,7 +55,9 @@ def untangle_transposes(model: ir.Model) -> int:
     for node in by_type(model, "Reshape"):
         middle = node.inputs[0].producer() if node.inputs[0] else None
         first = middle.inputs[0].producer() if _is(middle, "Transpose") and middle.inputs[0] else None
-        if not _is(first, "Reshape") or list(attribute(middle, "perm", ())) != [0, 2, 1]:
+        if not (_is(first, "Reshape") and _is(middle, "Transpose")):
+            continue
+        if list(attribute(middle, "perm", ())) != [0, 2, 1]:
             continue
         before, after = sizes(first.inputs[0]), sizes(node.outputs[0])
         inner = sizes(first.outputs[0])
@@ -108,7 +111,7 @@ def keep_tokens_as_rows(model: ir.Model) -> int:
     return total
 
 
-def _is(node: ir.Node | None, op_type: str) -> bool:
+def _is(node: ir.Node | None, op_type: str) -> TypeGuard[ir.Node]:
     return node is not None and node.op_type == op_type
 
 
@@ -201,7 +204,8 @@ def _sink_below_add(model: ir.Model) -> int:
 
 def _as_rows(node: ir.Node, value: ir.Value) -> ir.Value:
     shape = sizes(value)
-    assert shape is not None and shape[-1] is not None  # both callers have looked
+    assert shape is not None  # both callers have looked
+    assert shape[-1] is not None
     outer = shape[:-1]
     rows = None if None in outer else math.prod(size for size in outer if size is not None)
     target = shape_constant(graph_of(node), [-1, shape[-1]])

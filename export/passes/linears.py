@@ -85,7 +85,9 @@ def name_parameters(model: ir.Model) -> int:
 
 
 def linears_to_gemm(model: ir.Model) -> int:
-    """MatMul(x, constant) [+ Add(constant)] → Reshape to rows → Gemm → Reshape back; Gemm with its weight as `[in, out]`.
+    """MatMul(x, constant) [+ Add(constant)] → Reshape to rows → Gemm → Reshape back.
+
+    A Gemm that is there already gets its weight as `[in, out]` and a bias.
 
     ONNX Runtime runs a quantised Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
     end, for some shapes, as a float product.

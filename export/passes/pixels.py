@@ -56,10 +56,10 @@ def fold_normalization(model: ir.Model) -> int:
 
 
 def patches_as_gemm(model: ir.Model) -> int:
-    """Transpose → Conv (stride = kernel) → Reshape → Transpose → patches cut while still uint8, then one Gemm.
+    """Transpose → Conv (stride = kernel) → Reshape → Transpose → patches cut in uint8, then one Gemm.
 
-    The patches do not overlap, so the convolution is a linear layer on each of them. As a Gemm its float result
-    comes straight out of the integer kernel, already as rows of tokens.
+    The patches do not overlap, so the convolution is a linear layer on each of them. As a Gemm its float
+    result comes straight out of the integer kernel, already as rows of tokens.
     """
     pixels = model.graph.inputs[0]
     for conv in _patch_embeddings(model):
@@ -77,7 +77,7 @@ def patches_as_gemm(model: ir.Model) -> int:
         down, across = shape[1] // patch, shape[2] // patch
         graph, name, features = graph_of(conv), str(conv.name), patch * patch * 3
         cut: ir.Value = pixels
-        # The last two axes of a patch row stay together: the Transpose then moves whole runs of patch · 3 bytes.
+        # A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes.
         for step, (op_type, target) in {
             "cut": ("Reshape", [-1, down, patch, across, patch * 3]),
             "ordered": ("Transpose", [-1, down, across, patch, patch * 3]),
@@ -106,9 +106,9 @@ def patches_as_gemm(model: ir.Model) -> int:
             add_constant(graph, f"{name}.bias", bias.astype(np.float32)),
         ]
         tokens = insert(last, "Gemm", [rows, *parameters], name=name, shape=[None, width])
-        target = shape_constant(graph, [-1, down * across, width])
+        tokens_shape = shape_constant(graph, [-1, down * across, width])
         grouped = insert(
-            last, "Reshape", [tokens, target], name=f"{name}.grouped", shape=sizes(last.outputs[0])
+            last, "Reshape", [tokens, tokens_shape], name=f"{name}.grouped", shape=sizes(last.outputs[0])
         )
         replace(last.outputs[0], grouped)
         tidy(model)
@@ -117,7 +117,7 @@ def patches_as_gemm(model: ir.Model) -> int:
 
 
 def _patch_embeddings(model: ir.Model) -> list[ir.Node]:
-    """Convolutions whose patches do not overlap and have no padding, with constant weights over three channels."""
+    """Convolutions over three channels whose patches do not overlap and have no padding."""
     found = []
     for node in by_type(model, "Conv"):
         weight = constant(node.inputs[1])
@@ -148,7 +148,8 @@ def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
             value = node.inputs[0]
         else:
             raise GraphError(
-                f"expected normalisation or layout before the patch embedding, found {node.op_type} ({node.name})"
+                f"expected normalisation or layout before the patch embedding, found {node.op_type} "
+                f"({node.name})"
             )
         chain.append(node)
     return chain[::-1]
@@ -164,7 +165,8 @@ def _operand(node: ir.Node) -> Array:
         or (node.op_type in ("Sub", "Div") and not is_right)
     ):
         raise GraphError(
-            f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant per channel"
+            f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant "
+            "per channel"
         )
     return np.asarray(constants[0], np.float64).reshape(-1)
 
