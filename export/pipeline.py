@@ -262,7 +262,8 @@ def _check_limits(results: Results, options: Options) -> None:
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             raise DriftError(
                 f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Furthest from float: "
-                f"{worst}. Nothing was written; give more calibration pictures or keep layers in float (--keep-float)"
+                f"{worst}. Nothing was written; give more calibration pictures or keep layers in float "
+                "(--keep-float)"
             )
 
 
