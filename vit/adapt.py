@@ -11,20 +11,28 @@ from torch.nn import functional as F
 from vit.model import ViT
 
 
-def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> ViT:
+def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None) -> ViT:
     """A copy of `model` with a new head for `classes`, and positions interpolated to `image_size`.
 
-    The tanh layer that some pre-trained heads have goes with the old head, as in the paper.
+    The tanh layer that some pre-trained heads have goes with the old head, as in the paper. The new head is
+    zero, as there: what it does not know yet does not disturb the features in the first steps.
     """
     size = image_size or model.config.image_size
     config = replace(model.config, classes=classes, image_size=size, representation=None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted = ViT(config)
+    adapted = ViT(config)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     weights["position"] = resized_position(model.position.detach(), model.config.grid, config.grid)
-    adapted.load_state_dict(weights | {f"head.{name}": v for name, v in adapted.head.state_dict().items()})
+    head = {f"head.{name}": torch.zeros_like(value) for name, value in adapted.head.state_dict().items()}
+    adapted.load_state_dict(weights | head)
     return adapted.train(model.training)
+
+
+def resize(model: ViT, image_size: tuple[int, int]) -> ViT:
+    """A copy of `model`, head and all, with positions interpolated to `image_size`."""
+    resized = ViT(replace(model.config, image_size=image_size))
+    position = resized_position(model.position.detach(), model.config.grid, resized.config.grid)
+    resized.load_state_dict(model.state_dict() | {"position": position})
+    return resized.train(model.training)
 
 
 def resized_position(position: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

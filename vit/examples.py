@@ -36,15 +36,13 @@ EXAMPLES: Mapping[str, Example] = {
         "digits",
     ),
     "fashion": Example(
-        Recipe(
-            name="fashion", epochs=14, batch=128, lr=2e-3, holdout=1 / 30, shift=1, flip=True, ema=0.999
-        ),
+        Recipe(name="fashion", epochs=14, batch=128, lr=2e-3, holdout=1 / 30, shift=1, flip=True, ema=0.999),
         ViTConfig(image_size=(28, 28), patch_size=4, width=128, depth=4, heads=4, mlp_width=512, classes=10),
         "fashion-mnist",
     ),
     # What the drift tests train: good enough to have something to lose, and done in a minute.
     "fashion-quick": Example(
-        Recipe(name="fashion-quick", epochs=4, batch=128, lr=2e-3, holdout=0.0, flip=True, ema=0.99),
+        Recipe(name="fashion-quick", epochs=3, batch=128, lr=2e-3, holdout=0.0, flip=True, ema=0.99),
         SMALL,
         "fashion-mnist",
     ),

@@ -112,7 +112,16 @@ FINETUNE = Recipe(
     early_stop=4,
 )
 # Photos, from pre-trained weights, a new head on frozen features: seconds after the features.
-PROBE = Recipe(name="probe", epochs=100, batch=256, lr=3e-3, weight_decay=0.01, freeze=True, smoothing=0.0)
+PROBE = Recipe(
+    name="probe",
+    epochs=100,
+    batch=256,
+    lr=3e-3,
+    holdout=0.0,
+    weight_decay=0.01,
+    freeze=True,
+    smoothing=0.0,
+)
 PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "probe": PROBE}
 
 

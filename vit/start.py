@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.preprocess import Preprocess
-from vit.adapt import adapt
+from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
 from vit.examples import EXAMPLES
@@ -42,7 +42,7 @@ def prepare(options: argparse.Namespace) -> Start:
         )
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     source = load_checkpoint(options.source) if options.source else None
-    model, preprocess = chosen_model(options, recipe, len(data.labels), source)
+    model, preprocess = chosen_model(options, recipe, data.labels, source)
     teacher = load_teacher(options.teacher, data.labels) if options.teacher else None
     notes = {"from": source.digest} if source else {}
     if teacher:
@@ -87,7 +87,7 @@ DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "boo
 
 
 def chosen_model(
-    options: argparse.Namespace, recipe: Recipe, classes: int, source: Checkpoint | None
+    options: argparse.Namespace, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
 ) -> tuple[ViT, Preprocess]:
     size = (options.image_size, options.image_size) if options.image_size else None
     if source:
@@ -95,12 +95,15 @@ def chosen_model(
             raise ConfigError(
                 "--model and --patch-size describe a new model; --from brings its own: give one of them"
             )
-        model = adapt(source.model, classes=classes, image_size=size, seed=recipe.seed)
+        if source.labels == labels:  # the same classes: the head goes on learning
+            model = resize(source.model, size or source.model.config.image_size)
+        else:
+            model = adapt(source.model, classes=len(labels), image_size=size)
         return model, resized(source.preprocess, model.config.image_size)
     if recipe.name in EXAMPLES and not options.model:
-        config = replace(EXAMPLES[recipe.name].config, classes=classes)
+        config = replace(EXAMPLES[recipe.name].config, classes=len(labels))
     else:
-        config = named_config(options.model or "tiny", classes=classes)
+        config = named_config(options.model or "tiny", classes=len(labels))
     changes: dict[str, Any] = {"image_size": size} if size else {}
     if options.patch_size:
         changes["patch_size"] = options.patch_size

@@ -25,7 +25,7 @@ from vit.config import ViTConfig
 from vit.data import DataError, Pictures, open_pictures, split_pictures, splits_of
 from vit.distributed import World, choose_device, join_world
 from vit.features import Features
-from vit.loop import Loop, predict
+from vit.loop import Batches, Loop, predict
 from vit.model import ViT
 from vit.recipe import Recipe
 from vit.store import Store
@@ -145,9 +145,8 @@ class Run:
         val: Any = self.store("val", data.val, self.preprocess) if data.val else None
         if recipe.freeze:
             module, size = self.model.head, None
-            cache = self.out / "features" if world.first else None
-            train = Features(self.model, train, device, cache, self.progress("features"))
-            val = Features(self.model, val, device, cache, self.progress("features")) if val else None
+            train = self.features(train, world, device)
+            val = self.features(val, world, device) if val else None
         judged = (val, data.val.targets) if data.val is not None and data.val.targets is not None else None
         return Loop(
             module,
@@ -161,6 +160,17 @@ class Run:
             world=world,
             teacher=None if teacher is None else as_teacher(teacher, device),
         )
+
+    def judged(self, model: ViT, pictures: Pictures, loop: Loop) -> tuple[nn.Module, Batches]:
+        """The module and the batches that a verdict on `pictures` takes."""
+        store = self.store("test", pictures, self.preprocess)
+        if self.recipe.freeze:
+            return model.head.to(loop.device), self.features(store, loop.world, loop.device)
+        return model.to(loop.device), store
+
+    def features(self, store: Store, world: World, device: torch.device) -> Features:
+        cache = self.out / "features" if world.first else None
+        return Features(self.model, store, device, cache, self.progress("features", len(store)))
 
     def store(self, name: str, pictures: Pictures, preprocess: Preprocess) -> Store:
         store = Store(
@@ -250,12 +260,10 @@ class Run:
         best = load_checkpoint(path)
         more: dict[str, Any] = {}
         if self.data.test is not None and self.data.test.targets is not None:
-            store = self.store("test", self.data.test, self.preprocess)
-            more["test_accuracy"] = accuracy(
-                best.model.to(loop.device), store, self.data.test.targets, loop.device
-            )
-            more["test_pictures"] = len(store)
-            self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(store)} pictures right")
+            module, source = self.judged(best.model, self.data.test, loop)
+            more["test_accuracy"] = accuracy(module, source, self.data.test.targets, loop.device)
+            more["test_pictures"] = len(source)
+            self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(source)} pictures right")
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.pictures.describe(index)}: {reason}")
@@ -263,7 +271,7 @@ class Run:
         return self.checkpoint(weights, loop.progress.history, more)
 
 
-def accuracy(model: ViT, source: Store, targets: np.ndarray, device: torch.device) -> float:
+def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: torch.device) -> float:
     """The share of the readable pictures whose largest logit is their class's."""
     right = count = 0
     for indices, logits, good in predict(model, source, np.arange(len(source)), device):
