@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers import BASELINE, Bench, Opened, Peer, Skipped, build
-from benchmarks.timing import Timing, command, environment, positive, table, time_in_turn
+from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
 from export.environment import target_here
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here())
+        tell("quantising in every way, minutes")
         built = list(build(bench, variations=True))
         peers = [each for each in built if isinstance(each, Peer)]
         print(accuracy_table(drifts(peers, photos)), flush=True)
@@ -106,7 +107,11 @@ def divide(pictures: Pictures, preprocess: Preprocess, *, calibrate: int, seed: 
 
 def drifts(peers: Sequence[Peer], photos: Photos) -> dict[str, Drift]:
     """How far each is from the first of them, the float model in torch."""
-    logits = {peer.name: _logits(peer.open(available_cores()), photos.evaluation) for peer in peers}
+    logits = {}
+    for peer in peers:
+        tell(f"measuring {peer.name}")
+        logits[peer.name] = _logits(peer.open(available_cores()), photos.evaluation)
+    tell("")
     reference = logits[peers[0].name]
     return {name: measure_drift(reference, found, photos.targets) for name, found in logits.items()}
 

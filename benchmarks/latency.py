@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import BASELINE, OURS, Bench, Peer, Skipped, build, extra_graph
-from benchmarks.timing import Timing, command, environment, positive, table, time_in_turn
+from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
 from export.environment import target_here
 from runtime.cpu import available_cores
 from vit.config import SIZES
@@ -46,6 +46,7 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     model = ViT(SIZES[size]).eval()
     pictures = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
+        tell(f"quantising {size} in every way")
         built = list(build(Bench(model, pictures, Path(folder), target_here())))
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:

@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from torch import nn
 
 from calibration.graph import Array
 from calibration.plan import Target
-from calibration.quantize import Quantized, quantize
+from calibration.quantize import quantize
 from export.files import model_bytes
 from export.torch_onnx import export_float
 from runtime.session import open_session
 from vit.model import ViT
 
+REFERENCE = "torch eager float32"
 BASELINE = "ORT float32, torch.onnx export"
 OURS = "ours INT8, ORT"
 
@@ -80,32 +82,29 @@ class Bench:
 
 def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]:
     """Every way there is, floats first. With `variations`, ONNX Runtime's tools also per channel."""
-    yield Peer("torch eager float32", lambda threads: _torch(bench.model, threads))
-    ours = export_float(bench.model)
-    canonical = model_bytes(ours.model)
-    yield _ours(BASELINE.split(",")[0] + ", our graph", canonical, bench.target)
+    ours = export_float(bench.model).model
     plain = export_plain(bench.model, bench.folder / "plain.onnx")
+    normalized = _normalized(bench.model)
+    yield Peer(REFERENCE, lambda threads: _torch(bench.model, threads))
+    yield _ours("ORT float32, our graph", _written(ours, bench.folder / "ours.onnx"), bench.target)
     yield _ort(BASELINE, plain, bench.model)
     yield from _onnxruntime_tools(bench, plain, variations)
-    if importlib.util.find_spec("openvino") is None:
-        yield Skipped("OpenVINO", "not installed; pip install openvino")
-    else:
-        yield _openvino("OpenVINO float32", plain, _normalized(bench.model))
-        if importlib.util.find_spec("nncf") is None:
-            yield Skipped("OpenVINO + NNCF INT8", "not installed; pip install nncf")
-        else:
-            yield _openvino("OpenVINO + NNCF INT8", _nncf(bench, plain), _normalized(bench.model))
-    quantized = model_bytes(quantize_ours(bench).model)
-    yield _ours(OURS, quantized, bench.target)
-    if importlib.util.find_spec("openvino") is not None:
-        path = bench.folder / "ours.int8.onnx"
-        path.write_bytes(quantized)
+    if openvino := _installed("openvino"):
+        yield _openvino("OpenVINO float32", plain, normalized)
+    if openvino and _installed("nncf"):
+        yield _openvino("OpenVINO + NNCF INT8", _nncf(bench, plain), normalized)
+    quantized = quantize(ours, bench.pictures, target=bench.target).model
+    path = _written(quantized, bench.folder / "ours.int8.onnx")
+    yield _ours(OURS, path, bench.target)
+    if openvino:
         yield _openvino("ours INT8, the same file in OpenVINO", path, lambda pixels: pixels)
+    for package in ("openvino", "nncf"):
+        if not _installed(package):
+            yield Skipped(package, f"not installed; pip install {package}")
 
 
-def quantize_ours(bench: Bench) -> Quantized:
-    """Our own INT8 model, calibrated on the pictures that the others get."""
-    return quantize(export_float(bench.model).model, bench.pictures, target=bench.target)
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def extra_graph(path: Path, target: Target) -> Peer:
@@ -147,13 +146,18 @@ def _torch(model: ViT, threads: int) -> Opened:
     return Opened(torch.from_numpy, run)
 
 
-def _ours(name: str, model: bytes, target: Target) -> Peer:
+def _ours(name: str, path: Path, target: Target) -> Peer:
     def open_(threads: int) -> Opened:
         return _session(
-            open_session(model, device="cpu", threads=threads, target=target), lambda pixels: pixels
+            open_session(path, device="cpu", threads=threads, target=target), lambda pixels: pixels
         )
 
-    return Peer(name, open_, len(model))
+    return Peer(name, open_, _file_size(path))
+
+
+def _written(model: ir.Model, path: Path) -> Path:
+    path.write_bytes(model_bytes(model))
+    return path
 
 
 def _ort(name: str, path: Path, model: ViT) -> Peer:

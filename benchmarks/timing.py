@@ -41,14 +41,22 @@ def time_in_turn(models: Mapping[str, Opened], pixels: Array, *, runs: int) -> d
     times: dict[str, list[float]] = {name: [] for name in models}
     for name, model in models.items():  # memory and threads are had before the first round
         model.run(feeds[name])
-    for _ in range(runs):
+    for round_ in range(runs):
+        tell(f"timing, round {round_ + 1} of {runs}")
         for name, model in models.items():
             time.sleep(SETTLE)
             model.run(feeds[name])
             start = time.perf_counter()
             model.run(feeds[name])
             times[name].append((time.perf_counter() - start) * 1000)
+    tell("")
     return {name: Timing(float(np.median(found)), min(found)) for name, found in times.items()}
+
+
+def tell(what: str) -> None:
+    """Say on a terminal what takes so long; nothing anywhere else. The next line overwrites it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,25 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks import accuracy, latency
+from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped
 from runtime.preprocess import Preprocess
 from vit.checkpoint import save_checkpoint
-from vit.config import ViTConfig
-from vit.model import ViT
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ViTConfig(image_size=(32, 32), patch_size=8, width=64, depth=1, heads=2, mlp_width=128, classes=4)
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path, bench):
     """A checkpoint, six pictures and their classes."""
-    torch.manual_seed(0)
-    labels = tuple("abcd")
-    save_checkpoint(tmp_path / "run", model=ViT(CONFIG), preprocess=Preprocess(size=(32, 32)), labels=labels)
+    spec = Preprocess(size=(32, 32))
+    save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     lines = ["file,class_index"]
@@ -42,21 +38,45 @@ def arguments(folder, *more):
     return [text for name, path in paths.items() for text in (name, str(folder / path))] + list(more)
 
 
-def test_accuracy_prints_a_table_and_nothing_else(photos):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.accuracy", *arguments(photos, "--calibrate", "2", "--runs", "2")],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("`python -m benchmarks.accuracy --checkpoint ")
-    assert "2 photos to calibrate, 4 others to measure." in lines
-    rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in lines if row.startswith("|")}
-    assert rows["torch eager float32"] != rows["ours INT8, ORT"]
-    assert 20 < float(next(r for r in lines if r.startswith("| ours INT8, ORT")).split("|")[4]) < 90
-    assert all(
-        line.startswith(("|", "`", "**")) or line == "" or line.endswith((".", ".x")) for line in lines
+def test_accuracy_prints_tables_and_nothing_else(photos, built, capsys, monkeypatch):
+    monkeypatch.setattr(
+        accuracy, "build", lambda bench, variations: [*built, Skipped("some tool", "not installed")]
     )
+    assert accuracy.main(arguments(photos, "--calibrate", "2", "--runs", "2")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert lines[0].startswith("`python -m ")
+    assert "2 photos to calibrate, 4 others to measure." in lines
+    assert "One photo, threads: 1." in lines
+    assert lines[-1] == "Left out: some tool, not installed."
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines if row.startswith("|")]
+    peers = [each.name for each in built]
+    assert [row[0] for row in rows] == ["", "-" * len(rows[1][0]), *peers, "", "-" * len(rows[1][0]), *peers]
+    drift = {row[0]: row[1:] for row in rows[2 : 2 + len(peers)]}
+    assert drift[REFERENCE][1:] == ["100.0", ""]
+    assert 15 < float(drift[OURS][2]) < 80
+    assert rows[-len(peers) + peers.index(BASELINE)][3] == "1.00x"
+
+
+@pytest.mark.parametrize("command", [latency, accuracy])
+def test_help_names_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: python -m {command.__name__}" in shown
+    assert "--runs" in shown
+    assert "--threads" in shown
+
+
+def test_wrong_use_in_a_shell():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.latency", "--sizes", "tiny", "small", "--target-graph", "x.onnx"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "name that size alone with --sizes" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,14 +142,14 @@ def test_latency_refuses_a_graph_for_several_sizes(capsys, tmp_path):
     assert "expected an .onnx file" in capsys.readouterr().err
 
 
-def test_latency_times_every_size_with_every_number_of_threads(capsys, monkeypatch):
-    monkeypatch.setattr(latency, "SIZES", {"tiny": CONFIG, "small": CONFIG})
+def test_latency_times_every_size_with_every_number_of_threads(bench, built, capsys, monkeypatch):
+    asked, few = [], [each for each in built if each.name in (REFERENCE, BASELINE, OURS)]
+    monkeypatch.setattr(latency, "SIZES", {"tiny": bench.model.config, "small": bench.model.config})
+    monkeypatch.setattr(latency, "build", lambda made: asked.append(made.model.config) or few)
     assert latency.main(["--sizes", "tiny", "small", "--threads", "1", "2", "--runs", "1"]) == 0
     out = capsys.readouterr().out
-    heads = [
-        f"**{size}, {threads}**, 1 runs"
-        for size in ("tiny", "small")
-        for threads in ("1 thread", "2 threads")
-    ]
+    sizes, threads = ("tiny", "small"), ("1 thread", "2 threads")
+    heads = [f"**{size}, {count}**, 1 runs" for size in sizes for count in threads]
     assert [line for line in out.splitlines() if line.startswith("**")] == heads
-    assert out.count("| ours INT8, ORT ") == 4
+    assert out.count(f"| {OURS} ") == 4
+    assert asked == [bench.model.config] * 2
