@@ -1,16 +1,17 @@
 """A deployable model file: an .onnx that carries, as one JSON document, all that is needed to use it.
 
-An artefact is untrusted input. It is read once, checked before ONNX Runtime sees it, and the bytes that
-were checked are the bytes that run.
+An artefact is untrusted input: it is checked before ONNX Runtime sees it, and a file that is replaced between
+the check and the load is noticed. (Loading the checked bytes would cost their size again at the peak.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -120,14 +121,19 @@ class Metadata:
 class Artifact:
     """A model file that was read and found fit to run."""
 
-    name: str  # the file's path, for messages
-    data: bytes = field(repr=False)
+    path: Path
     metadata: Metadata = field(repr=False)
+    sha256: str  # of the file, 64 hexadecimal digits
+    _stamp: tuple[int, ...] = field(repr=False)
 
-    @cached_property
-    def sha256(self) -> str:
-        """The digest of the file, 64 hexadecimal digits."""
-        return hashlib.sha256(self.data).hexdigest()
+    def expect_unchanged(self) -> None:
+        """To be called after the file was loaded.
+
+        Raises:
+            ArtifactError: when it is not the file that was checked.
+        """
+        if _stamp(self.path.stat()) != self._stamp:
+            raise ArtifactError(f"{self.path}: it was replaced while it was opened; open it again")
 
 
 def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
@@ -141,7 +147,18 @@ def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
         ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
     """
     path = Path(path)
-    return _check(str(path), _read(path), sha256)
+    data, stamp = _read(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256.strip().lower():
+        raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
+    try:
+        return Artifact(path, _metadata(data), digest, stamp)
+    except OnnxError as error:
+        raise ArtifactError(
+            f"{path}: not an ONNX model, or a damaged one ({error}); copy it again"
+        ) from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
 
 
 def read_metadata(path: Path | str) -> Metadata:
@@ -165,35 +182,32 @@ def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "fl
     raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
     try:
         if not path.exists():
             raise ArtifactError(f"{path}: there is no such model file; python -m export makes one")
         if not path.is_file():
             raise ArtifactError(f"{path}: expected an .onnx file, found a folder or a device")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ArtifactError(f"{path}: {size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size > MAX_BYTES:
+                size = f"{status.st_size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})"
+                raise ArtifactError(f"{path}: {size}")
+            # Memory of its own, all of it given back before ONNX Runtime asks for its share: freed bytes of
+            # this size make the C library keep more from then on. (Mapping the file itself would kill the
+            # process if somebody cut it short meanwhile.)
+            data = mmap(-1, max(status.st_size, 1))
+            file.readinto(data)
+            return data, _stamp(status)
     except OSError as error:
         raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
-def _check(name: str, data: bytes, sha256: str | None) -> Artifact:
-    if sha256 is not None:
-        found = hashlib.sha256(data).hexdigest()
-        if found != sha256.strip().lower():
-            raise ArtifactError(f"{name}: its SHA-256 is {found}, expected {sha256}; do not use this file")
-    try:
-        return Artifact(name, data, _metadata(data))
-    except OnnxError as error:
-        raise ArtifactError(
-            f"{name}: not an ONNX model, or a damaged one ({error}); copy it again"
-        ) from error
-    except ArtifactError as error:
-        raise ArtifactError(f"{name}: {error}") from error
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _metadata(data: bytes) -> Metadata:
+def _metadata(data: mmap) -> Metadata:
     model = summarise(data)
     text = model.metadata.get(METADATA_KEY)
     if text is None:

@@ -283,7 +283,8 @@ def _open(
     artifact = read_artifact(choose_file(path, _preference(device)), sha256=sha256)
     if auto and artifact.metadata.variant == "int8":
         device = "cpu"  # which is what it was made for; CUDA has no integer kernels
-    session = open_session(artifact.data, device=device, threads=threads, target=artifact.metadata.target)
+    session = open_session(artifact.path, device=device, threads=threads, target=artifact.metadata.target)
+    artifact.expect_unchanged()
     _check_signature(session, artifact)
     return artifact, session
 
@@ -303,13 +304,13 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
     ):
         if found != expected:
             lie = f"the {what} of its graph is {found}, its metadata says {expected}"
-            raise ArtifactError(f"{artifact.name}: {lie}; export it again")
+            raise ArtifactError(f"{artifact.path}: {lie}; export it again")
 
 
 def _describe(artifact: Artifact, device: str, threads: int) -> ModelInfo:
     metadata = artifact.metadata
     return ModelInfo(
-        path=os.path.abspath(artifact.name),  # noqa: PTH100 (Path.resolve would follow links)
+        path=os.path.abspath(artifact.path),  # noqa: PTH100 (Path.resolve would follow links)
         sha256=artifact.sha256,
         variant=metadata.variant,
         labels=metadata.labels,

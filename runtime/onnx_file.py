@@ -2,13 +2,14 @@
 
 The runtime looks here before it hands a file to ONNX Runtime, so every length is checked against what is
 there: a file that is cut short, or made to hurt, gives an `OnnxError` and nothing else. Only the parts that
-the runtime asks about are read (field numbers from onnx.proto); the weights are stepped over.
+the runtime asks about are read (the numbers are those of onnx.proto); the weights are stepped over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from mmap import mmap
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
@@ -31,101 +32,90 @@ class OnnxSummary:
     external_data: bool = False  # some tensor's values are in another file
     subgraphs: bool = False  # a node carries a graph: If, Loop, Scan
     functions: bool = False  # the model defines operators of its own
-    graphs: int = 0
 
 
-def summarise(data: bytes | memoryview) -> OnnxSummary:
+def summarise(data: bytes | mmap) -> OnnxSummary:
     """Read the outline of a serialised ModelProto.
 
     Raises:
         OnnxError: when the bytes are not one.
     """
     found = OnnxSummary()
+    graphs = 0
     for number, value in _fields(memoryview(data)):
         if number == 1:
             found.ir_version = _integer(value)
         elif number == 7:
-            found.graphs += 1
-            _read_graph(_message(value), found)
+            graphs += 1
+            _read_graph(value, found)
         elif number == 8:
-            domain, version = _read_opset(_message(value))
-            found.opsets[domain] = version
+            opset = dict(_fields(value))
+            found.opsets[_domain(opset.get(1))] = _integer(opset.get(2, 0))
         elif number == 14:
-            key, text = _read_entry(_message(value))
+            entry = dict(_fields(value))
+            key = _text(entry.get(1))
             if key in found.metadata:
                 raise OnnxError(f"two metadata entries are called {key!r}")
-            found.metadata[key] = text
+            found.metadata[key] = _text(entry.get(2))
         elif number == 25:
             found.functions = True
-    if not found.ir_version or not found.graphs or not found.opsets:
+    if not found.ir_version or not graphs or not found.opsets:
         raise OnnxError("it has no ONNX version, graph or operator set")
     return found
 
 
-def _read_graph(graph: memoryview, found: OnnxSummary) -> None:
+def _read_graph(graph: Value, found: OnnxSummary) -> None:
     for number, value in _fields(graph):
         if number == 1:
-            _read_node(_message(value), found)
+            _read_node(value, found)
         elif number == 5:
-            _read_tensor(_message(value), found)
+            _read_tensor(value, found)
         elif number == 15:
-            _read_sparse_tensor(_message(value), found)
+            _read_sparse_tensor(value, found)
 
 
-def _read_node(node: memoryview, found: OnnxSummary) -> None:
+def _read_node(node: Value, found: OnnxSummary) -> None:
     domain = ""
     for number, value in _fields(node):
         if number == 4:
             found.operators.add(_text(value))
         elif number == 5:
-            _read_attribute(_message(value), found)
+            _read_attribute(value, found)
         elif number == 7:
-            domain = _text(value)
-    found.domains.add("" if domain == "ai.onnx" else domain)
+            domain = _domain(value)
+    found.domains.add(domain)
 
 
-def _read_attribute(attribute: memoryview, found: OnnxSummary) -> None:
+def _read_attribute(attribute: Value, found: OnnxSummary) -> None:
     for number, value in _fields(attribute):
         if number in (5, 10):
-            _read_tensor(_message(value), found)
+            _read_tensor(value, found)
         elif number in (6, 11):
             found.subgraphs = True
         elif number in (22, 23):
-            _read_sparse_tensor(_message(value), found)
+            _read_sparse_tensor(value, found)
 
 
-def _read_sparse_tensor(tensor: memoryview, found: OnnxSummary) -> None:
+def _read_sparse_tensor(tensor: Value, found: OnnxSummary) -> None:
     for number, value in _fields(tensor):
         if number in (1, 2):
-            _read_tensor(_message(value), found)
+            _read_tensor(value, found)
 
 
-def _read_tensor(tensor: memoryview, found: OnnxSummary) -> None:
+def _read_tensor(tensor: Value, found: OnnxSummary) -> None:
     for number, value in _fields(tensor):
         if number == 13 or (number == 14 and _integer(value) != 0):
             found.external_data = True
 
 
-def _read_opset(opset: memoryview) -> tuple[str, int]:
-    domain, version = "", 0
-    for number, value in _fields(opset):
-        if number == 1:
-            domain = _text(value)
-        elif number == 2:
-            version = _integer(value)
-    return "" if domain == "ai.onnx" else domain, version
+def _domain(value: Value | None) -> str:
+    return "" if (name := _text(value)) == "ai.onnx" else name
 
 
-def _read_entry(entry: memoryview) -> tuple[str, str]:
-    parts = {1: "", 2: ""}
-    for number, value in _fields(entry):
-        if number in parts:
-            parts[number] = _text(value)
-    return parts[1], parts[2]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
+def _fields(message: Value) -> Iterator[tuple[int, Value]]:
     """The fields of one protobuf message, in order: number, and an integer or the bytes of it."""
+    if isinstance(message, int):
+        raise OnnxError("it is no ONNX model (a number where a message belongs)")
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)
@@ -157,7 +147,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, position
+            return value, position
     raise OnnxError("it is no protobuf (a number of more than ten bytes)")
 
 
@@ -167,14 +157,8 @@ def _integer(value: Value) -> int:
     raise OnnxError("it is no ONNX model (bytes where a number belongs)")
 
 
-def _message(value: Value) -> memoryview:
-    if isinstance(value, memoryview):
-        return value
-    raise OnnxError("it is no ONNX model (a number where a message belongs)")
-
-
-def _text(value: Value) -> str:
+def _text(value: Value | None) -> str:
     try:
-        return bytes(_message(value)).decode("utf-8")
-    except UnicodeDecodeError:
-        raise OnnxError("it is no ONNX model (text that is not UTF-8)") from None
+        return "" if value is None else str(value, "utf-8")  # type: ignore[arg-type]
+    except (UnicodeDecodeError, TypeError):
+        raise OnnxError("it is no ONNX model (no UTF-8 where text belongs)") from None

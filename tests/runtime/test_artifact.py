@@ -225,3 +225,13 @@ def test_protobuf_lengths_are_checked() -> None:
 def test_any_bytes_are_a_model_or_an_error(content: bytes) -> None:
     with contextlib.suppress(OnnxError):
         summarise(content)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> None:
+    artifact = read_artifact(model)
+    artifact.expect_unchanged()
+    other = model.with_name("other.onnx")
+    other.write_bytes(model.read_bytes())
+    other.replace(model)
+    with pytest.raises(ArtifactError, match="replaced"):
+        artifact.expect_unchanged()

@@ -1,0 +1,142 @@
+"""Pictures a second from a folder: workers, ways to decode, and a transformers pipeline.
+
+    python -m benchmarks.throughput MODEL PHOTOS [--repeat 10] [--rounds 3] [--large 24]
+
+MODEL is an exported INT8 model, PHOTOS a folder, which is read `--repeat` times over. The peer has the shape
+of ViT-S/16, random weights and all cores. The rounds alternate between the ways; the best of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from benchmarks.cold_start import make_peer
+from runtime import find_pictures, read_metadata
+from runtime.artifact import METADATA_KEY
+
+OURS = """
+import sys, time
+from runtime import Classifier, find_pictures
+classify = Classifier(sys.argv[1], threads=1)
+paths = list(find_pictures(sys.argv[2])) * int(sys.argv[4])
+classify.warm_up()
+began = time.perf_counter()
+failed = sum(result.error is not None for result in classify.stream(paths, workers=int(sys.argv[3])))
+assert not failed, failed
+print(len(paths) / (time.perf_counter() - began))
+"""
+PEER = """
+import sys, time, torch
+torch.set_num_threads(int(sys.argv[3]))
+from transformers import pipeline
+from runtime import find_pictures
+classify = pipeline("image-classification", model=sys.argv[1], batch_size=int(sys.argv[5]))
+paths = list(map(str, find_pictures(sys.argv[2]))) * int(sys.argv[4])
+classify(paths[:2])
+began = time.perf_counter()
+for _ in classify(iter(paths)): pass
+print(len(paths) / (time.perf_counter() - began))
+"""
+MEGAPIXELS_12 = (4000, 3000)
+
+
+def rate(script: str, *arguments: object) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return float(done.stdout.split()[-1])
+
+
+def best(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    found = dict.fromkeys(ways, 0.0)
+    for _ in range(rounds):
+        for name, run in ways.items():
+            found[name] = max(found[name], run())
+    return found
+
+
+def enlarge(photos: Path, folder: Path, count: int) -> None:
+    """JPEGs as a phone makes them: 12 megapixels, with a sensor's noise."""
+    rng = np.random.default_rng(0)
+    for number, path in enumerate(islice(find_pictures(photos), count)):
+        with Image.open(path) as photo:
+            large = np.asarray(
+                photo.convert("RGB").resize(MEGAPIXELS_12, Image.Resampling.BICUBIC), np.float32
+            )
+        large += rng.normal(0, 4, large.shape[:2])[:, :, None]
+        Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
+
+
+def with_decode(model: Path, decode: str, folder: Path) -> Path:
+    """The same model with another decode mode in its metadata."""
+    metadata = read_metadata(model)
+    changed = replace(metadata, preprocess=replace(metadata.preprocess, decode=decode))
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: changed.to_json()})
+    path = folder / f"{decode}.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=int, default=24, help="12-megapixel JPEGs to compare decoding with")
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "large").mkdir()
+        enlarge(options.photos, folder / "large", options.large)
+        full, draft = (with_decode(options.model, way, folder) for way in ("full", "draft"))
+        make_peer(str(folder / "peer"), len(read_metadata(options.model).labels))
+        one, every = "one worker", f"{cores} workers"
+        photos = best(
+            {
+                one: lambda: rate(OURS, options.model, options.photos, 1, options.repeat),
+                every: lambda: rate(OURS, options.model, options.photos, cores, options.repeat),
+                "transformers pipeline": lambda: rate(PEER, folder / "peer", options.photos, cores, 1, 1),
+                "transformers pipeline, batches of 8": lambda: rate(
+                    PEER, folder / "peer", options.photos, cores, 1, 8
+                ),
+            },
+            options.rounds,
+        )
+        large = best(
+            {
+                "decoded fully": lambda: rate(OURS, full, folder / "large", cores, 2),
+                "decoded in draft mode": lambda: rate(OURS, draft, folder / "large", cores, 2),
+            },
+            options.rounds,
+        )
+    show("photos as they are", photos, every)
+    show("12-megapixel JPEGs", large, "decoded in draft mode")
+
+
+def show(title: str, rates: dict[str, float], reference: str) -> None:
+    print(f"\n| {title} | pictures a second | {reference} is faster by |\n|---|---|---|")
+    for name, found in rates.items():
+        print(f"| {name} | {found:.1f} | {rates[reference] / found:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
