@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help .venv demo test slow check format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(INSTALLED) ## the virtual environment with the versions of constraints.txt
+
+# torch first and by its exact version: an open range brings gigabytes of CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=python3.12 or so" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $@
+
+demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, classify a few digits
+	$(BIN)/python -m export --quantize
+	$(BIN)/python -m tools.digit_pictures --out artifacts/digit-pictures --count 5
+	$(BIN)/python -m runtime artifacts/digits artifacts/digit-pictures --top 1
+
+test: $(INSTALLED) ## the tests, a few minutes
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED) ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED) ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## format the code, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what was built and trained here, the environment too
+	rm -rf $(VENV) runs artifacts build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
