@@ -100,12 +100,12 @@ def train(
     """
     run = Run(recipe, model, data, preprocess, Path(out), report, notes or {})
     chosen = choose_device(device)
-    with join_world(chosen) as world, torch.random.fork_rng(), interruptions() as stop:
+    with join_world(chosen) as world, torch.random.fork_rng():
         loop = run.loop(chosen, world, teacher)
         if resume:
             loop.progress = state.load_state(run.out, **run.stateful(loop))
             report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
-        with run.bar(loop) as bar:
+        with run.bar(loop) as bar, interruptions() as stop:
             loop.run(
                 on_step=lambda progress, loss: run.step(bar, progress, loss),
                 on_epoch=lambda row, best: run.close_epoch(loop, row, best),

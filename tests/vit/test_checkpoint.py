@@ -1,0 +1,95 @@
+"""Checkpoints come back as they were, and a damaged one is never taken for good."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vit.checkpoint import KEY, CheckpointError, load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model, tiny_preprocess):
+    return save_checkpoint(
+        tmp_path / "run",
+        model=tiny_model,
+        preprocess=tiny_preprocess,
+        labels=["a", "b", "b"],
+        history=[{"epoch": 1, "val_accuracy": 0.5}],
+        recipe={"name": "test"},
+    )
+
+
+def test_round_trip(saved, tiny_model, tiny_preprocess):
+    for place in (saved, saved.parent):
+        found = load_checkpoint(place)
+        assert found.labels == ("a", "b", "b")
+        assert found.preprocess == tiny_preprocess
+        assert found.history == [{"epoch": 1, "val_accuracy": 0.5}]
+        assert found.recipe == {"name": "test"}
+        assert found.digest == hashlib.sha256(saved.read_bytes()).hexdigest()
+        assert found.model.config == tiny_model.config
+        assert not found.model.training
+        for name, value in tiny_model.state_dict().items():
+            assert torch.equal(found.model.state_dict()[name], value)
+
+
+def test_same_content_is_the_same_file(saved, tmp_path, tiny_model, tiny_preprocess):
+    again = save_checkpoint(
+        tmp_path / "other.safetensors",
+        model=tiny_model,
+        preprocess=tiny_preprocess,
+        labels=["a", "b", "b"],
+        history=[{"epoch": 1, "val_accuracy": 0.5}],
+        recipe={"name": "test"},
+    )
+    assert again.read_bytes() == saved.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_a_cut_off_file_is_refused(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        load_checkpoint(saved)
+
+
+def test_what_is_no_checkpoint_is_refused(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        load_checkpoint(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="vit import"):
+        load_checkpoint(tmp_path / "x.safetensors")
+    document = {"format": "vit-edge checkpoint", "version": 99}
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {KEY: json.dumps(document)})
+    with pytest.raises(CheckpointError, match="found 99"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_what_does_not_fit_is_not_written(tmp_path, tiny_model, tiny_preprocess):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(CheckpointError, match="3 classes and there are 2 labels"):
+        save_checkpoint(path, model=tiny_model, preprocess=tiny_preprocess, labels=["a", "b"])
+    other = replace(tiny_preprocess, size=(9, 9))
+    with pytest.raises(CheckpointError, match="preprocessing gives"):
+        save_checkpoint(path, model=tiny_model, preprocess=other, labels=["a", "b", "c"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(saved, tmp_path, tiny_model, tiny_preprocess, monkeypatch):
+    from pathlib import Path
+
+    before = saved.read_bytes()
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(saved, model=tiny_model, preprocess=tiny_preprocess, labels=["x", "y", "z"])
+    monkeypatch.undo()
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model.safetensors"]
