@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from runtime.onnx_file import OnnxError, summarise
 from runtime.preprocess import Preprocess
+from runtime.text import one_line
 
 METADATA_KEY = "vit_edge"
 METADATA_VERSION = 1
@@ -34,6 +35,9 @@ FILE_NAMES: dict[Variant, str] = {
 
 class ArtifactError(ValueError):
     """A model file that cannot or must not be used: what was expected, what was found, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))  # parts of it may come from the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,10 @@ class Metadata:
             raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
         if not isinstance(self.labels, tuple) or not self.labels:
             raise ArtifactError("labels must be a list of at least one name")
-        if not all(isinstance(label, str) for label in self.labels):
+        if not all(map(_is_text, self.labels)):
             raise ArtifactError("labels must be text, every one of them")
-        if not isinstance(self.producer, str):
-            raise ArtifactError(f"producer must be text, found {type(self.producer).__name__}")
+        if not _is_text(self.producer):
+            raise ArtifactError(f"producer must be text, found {self.producer!r}")
         for name in ("source", "measured"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ArtifactError(f"{name} must be a JSON object")
@@ -223,6 +227,11 @@ def _metadata(data: mmap) -> Metadata:
     if model.functions or model.subgraphs:
         raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")
     return Metadata.from_json(text)
+
+
+def _is_text(value: object) -> bool:
+    """Text that can be written as UTF-8: JSON can say half a surrogate pair."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _parse(text: str) -> dict[str, Any]:

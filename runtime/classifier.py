@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.artifact import Artifact, ArtifactError, Target, Variant, choose_file, read_artifact
 from runtime.concurrency import in_batches, in_parallel
@@ -19,10 +18,10 @@ from runtime.preprocess import MAX_PIXELS, Picture, PictureError, Pixels, Prepro
 from runtime.session import Device, device_of, devices_for, open_first, open_session
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from onnxruntime import InferenceSession
 
-P = TypeVar("P", bound=Picture)
-Logits = npt.NDArray[np.float32]
+P = TypeVar("P", bound="Picture")
 
 _GPU_BATCH = 32  # pictures; beyond it a ViT gains little and waits longer
 _CPU_DEVICES = {"cpu", "openvino"}
@@ -232,7 +231,7 @@ class Classifier:
             raise ArtifactError(f"{self.info.path}: {found}; export it again")
         return [self._prediction(row) for row in logits]
 
-    def _prediction(self, logits: Logits) -> Prediction:
+    def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
         if not np.isfinite(logits).all():
             raise PictureError("the model's answer to it is not finite")
         order = np.argsort(-logits, kind="stable")[: self._top]

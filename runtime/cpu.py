@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -58,6 +57,8 @@ def _quota(cpu_max: str) -> int | None:
 
 
 def _macos_says(name: str) -> bool:
+    import subprocess
+
     try:
         answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, check=False, timeout=5)
     except (OSError, subprocess.SubprocessError):

@@ -14,17 +14,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from runtime.text import one_line
+
+if TYPE_CHECKING:
+    import numpy.typing as npt  # slow to import, and the runtime has to start fast
 
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Decode = Literal["full", "draft"]
-Picture = Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]
-Pixels = npt.NDArray[np.uint8]
+Picture: TypeAlias = "Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
 _LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
@@ -105,7 +109,9 @@ class Preprocess:
         except MemoryError:
             raise PictureError("not enough memory to decode it") from None
         except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
-            raise PictureError(f"it cannot be decoded: {_one_line(error)}") from error
+            raise PictureError(
+                f"it cannot be decoded: {one_line(str(error)) or type(error).__name__}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""
@@ -156,10 +162,6 @@ class Preprocess:
 
 def _is_edge(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_EDGE
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 _one_large_picture = threading.Lock()
@@ -239,7 +241,7 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
             "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
         ) from None
     except Exception as error:
-        raise PictureError(f"it cannot be read: {_one_line(error)}") from error
+        raise PictureError(f"it cannot be read: {one_line(str(error)) or type(error).__name__}") from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
         raise PictureError("it is PostScript, a program and not a picture; convert it to PNG")
     return image

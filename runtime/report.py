@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from runtime.classifier import Result
+from runtime.text import printable
 
 _SHOWN = 10  # classes and failures that the summary names
 
@@ -77,11 +78,6 @@ class Report:
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._began, 1e-9)
-
-
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal but appear on it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _and_more(count: int, what: str) -> list[str]:

@@ -75,9 +75,3 @@ def pictures(tmp_path: Path) -> Path:
     (folder / "text.png").write_text("not a picture")
     (folder / "notes.txt").write_text("not meant to be one")
     return folder
-
-
-@pytest.fixture
-def imagenet_photos() -> list[Path]:
-    photos = sorted((Path(__file__).parents[3] / "shared" / "data" / "imagenet-200").glob("*.JPEG"))
-    return photos or pytest.skip("needs the 200 ImageNet photos in ../shared/data/imagenet-200")

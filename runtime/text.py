@@ -1,0 +1,16 @@
+"""Text from files that strangers made, on its way to a terminal or a log."""
+
+from __future__ import annotations
+
+_LONGEST = 400  # characters of a message
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal but appear on it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line of bounded length."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
