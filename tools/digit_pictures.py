@@ -1,4 +1,4 @@
-"""Write a few of the digits that the example was not trained on as PNG files, to have something to classify."""
+"""Write a few of the digits that the example was not trained on as PNG files, to be classified."""
 
 from __future__ import annotations
 
