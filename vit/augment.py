@@ -206,7 +206,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 def mixed(pixels: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Mixup of each picture with its neighbour: `share` of its own pixels and target probabilities.
 
-    Neighbours in a shuffled batch are random partners, and stay in one process.
+    Neighbours in a shuffled batch are random partners; an even number of pictures keeps them in one process.
     """
     partner = torch.arange(len(pixels), device=pixels.device)
     partner = (partner ^ 1).clamp(max=len(pixels) - 1)

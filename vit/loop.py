@@ -75,7 +75,9 @@ class Loop:
         weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
         self.weights = weights.to(device)
         batch = min(recipe.batch, len(source))
-        self.batch = max(batch - batch % self.world.size, self.world.size)
+        # Each process takes as many, and an even number of them, since mixup pairs neighbours.
+        multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
+        self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
         self.progress = Progress()
         self.forward: Callable[[Tensor], Tensor] = self._wrapped()

@@ -14,7 +14,8 @@ from vit.config import ConfigError, ViTConfig, named_config
 from vit.examples import EXAMPLES
 from vit.model import ViT
 from vit.recipe import PRESETS, Recipe, RecipeError
-from vit.train import Data, new_model, open_data
+from vit.run import Data
+from vit.train import new_model, open_data
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,17 @@ def by_hand(model: ViT, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_forward_is_the_papers_equations(tiny_model):
-    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         torch.testing.assert_close(tiny_model(pixels), by_hand(tiny_model, pixels), rtol=1e-5, atol=1e-5)
 
 
 def test_float_pixels_are_taken_as_they_are(tiny_model):
-    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randint(
+        0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     with torch.no_grad():
         assert torch.equal(tiny_model(pixels), tiny_model(pixels.float()))
 

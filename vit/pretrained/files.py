@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 def read_npz(file: Path) -> dict[str, Tensor]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise SourceError(f"{file}: not a complete .npz file of arrays ({error}); copy it again") from error
@@ -80,7 +81,9 @@ def read_npz(file: Path) -> dict[str, Tensor]:
 
 def read_pickle(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles; an error follows where it matters
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         hint = "it holds more than tensors, and is not executed; save its state_dict() alone"
         raise SourceError(f"{file}: {hint}") from error

@@ -62,7 +62,7 @@ def read_source(source: Path | str) -> ImportedModel:
     renamed, unknown = form.rename(tensors)
     renamed = with_head(with_biases(renamed))
     try:
-        config, assumed = config_of(form, renamed, described, view)
+        config, assumed = config_of(form, renamed, heads_in(tensors) | described, view)
     except (ConfigError, KeyError, IndexError) as error:
         unfit = misfit(file, [], unknown, [])
         raise SourceError(f"{file}: the tensors describe no ViT ({error}){unfit and '; ' + unfit}") from error
@@ -129,8 +129,14 @@ def config_of(
     return config, assumed
 
 
+def heads_in(tensors: Tensors) -> dict[str, int]:
+    """The number of heads where a tensor tells it: Flax's kernels are `[in, heads, features]`."""
+    shapes = [value.shape for name, value in tensors.items() if name.endswith("/query/kernel")]
+    return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
+
+
 def heads_of(described: Mapping[str, Any], width: int, depth: int) -> tuple[int, list[str]]:
-    """The number of attention heads, which no tensor's shape tells."""
+    """The number of attention heads, which mostly no tensor's shape tells."""
     if "num_attention_heads" in described:
         return int(described["num_attention_heads"]), []
     same = [size.heads for size in SIZES.values() if (size.width, size.depth) == (width, depth)]
