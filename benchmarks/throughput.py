@@ -69,14 +69,12 @@ def best(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     return found
 
 
-def enlarge(photos: Path, folder: Path, count: int) -> None:
-    """JPEGs as a phone makes them: 12 megapixels, with a sensor's noise."""
+def enlarge(photos: Path, folder: Path, count: int, size: tuple[int, int] = MEGAPIXELS_12) -> None:
+    """JPEGs as a phone makes them: large, and with a sensor's noise."""
     rng = np.random.default_rng(0)
     for number, path in enumerate(islice(find_pictures(photos), count)):
         with Image.open(path) as photo:
-            large = np.asarray(
-                photo.convert("RGB").resize(MEGAPIXELS_12, Image.Resampling.BICUBIC), np.float32
-            )
+            large = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
         large += rng.normal(0, 4, large.shape[:2])[:, :, None]
         Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
 

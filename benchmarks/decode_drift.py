@@ -1,0 +1,54 @@
+"""What decoding large JPEGs in draft mode changes in the answers of a model.
+
+    python -m benchmarks.decode_drift MODEL PHOTOS [--count 50] [--size 4000 3000]
+
+The photos are enlarged to `--size`, as a phone makes them, and classified twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.throughput import enlarge
+from runtime import Preprocess, find_pictures
+from runtime.session import open_session
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--size", type=int, nargs=2, default=(4000, 3000), metavar=("WIDTH", "HEIGHT"))
+    options = parser.parse_args()
+    session = open_session(options.model)
+    height, width = session.get_inputs()[0].shape[1:3]
+    full = Preprocess(size=(height, width))
+    draft = replace(full, decode="draft")
+    with tempfile.TemporaryDirectory() as folder:
+        enlarge(options.photos, Path(folder), options.count, tuple(options.size))
+        pixels = [[way(path) for path in find_pictures(folder)] for way in (full, draft)]
+    first, second = (
+        np.concatenate([session.run(["logits"], {"pixels": picture[None]})[0] for picture in way])
+        for way in pixels
+    )
+    apart = np.abs(np.stack(pixels[0]).astype(int) - np.stack(pixels[1])).mean()
+    agreement = 100 * (first.argmax(1) == second.argmax(1)).mean()
+    noise = ((first - second) ** 2).sum()
+    sqnr = 10 * np.log10((first**2).sum() / noise) if noise else np.inf
+    print("| JPEGs | pictures | same top-1 | SQNR of logits | pixels apart |\n|---|---|---|---|---|")
+    print(
+        f"| {options.size[0]} x {options.size[1]} | {len(first)} | {agreement:.1f} % | {sqnr:.1f} dB "
+        f"| {apart:.2f} of 255 |"
+    )
+
+
+if __name__ == "__main__":
+    main()

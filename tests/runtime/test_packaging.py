@@ -1,0 +1,84 @@
+"""The runtime as it reaches a device: a folder that was copied, or a wheel in an empty environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in (ROOT / "README.md", ROOT / "docs" / "runtime.md") if page.is_file()]
+
+
+def test_the_folder_alone_is_enough(model: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "runtime", tmp_path / "device" / "runtime", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = "import runtime; print(runtime.__file__)"
+    for command, code in (([script], 0), ([None, model, pictures / "a.png"], 0)):
+        arguments = ["-c", script] if command[0] else ["-m", "runtime", *map(str, command[1:])]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path / "device",
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        if command[0]:
+            assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+        else:
+            assert json.loads(done.stdout)["label"] == "red"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_line_of_python_in_the_pages_runs(
+    page: Path, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+    if page.name == "runtime.md":
+        assert len(blocks) >= 2
+    make_model("model.int8.onnx")
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "photo.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"paths": ["photo.jpg", "broken.jpg"], "print": lambda *words: None}
+    for block in blocks:
+        if "runtime" in block or "classify" in block:
+            exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_empty_environment(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """What `pip install "vit-edge[cpu]"` puts on a device: it works, and is under 250 MB."""
+    source = tmp_path / "source"  # a copy: building leaves files behind
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "node_modules", "runs", "artifacts", "build")
+    )
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    packages = next(environment.glob("**/site-packages"))
+    before = size(packages)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"], check=True)
+    megabytes = (size(packages) - before) / 1e6
+    print(f"\n{megabytes:.0f} MB installed")
+    assert megabytes < 250
+    done = subprocess.run(
+        [python, "-m", "runtime", model, pictures / "a.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["label"] == "red"
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
