@@ -1,0 +1,108 @@
+"""The rules of the house: who imports whom, and which names others may rely on."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOMS = {"runtime", "vit", "calibration", "export"}
+MAY_IMPORT = {
+    "runtime": set(),
+    "vit": {"runtime"},
+    "calibration": {"runtime"},
+    "export": {"runtime", "vit", "calibration"},
+}
+NEVER_ON_A_DEVICE = {"torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "safetensors", "tqdm"}
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere, within functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_rooms_import_only_what_they_stand_on(room: str, root: Path) -> None:
+    files = sorted((root / room).rglob("*.py"))
+    assert files
+    for path in files:
+        wrong = (imported(path) & ROOMS) - MAY_IMPORT[room] - {room}
+        assert not wrong, f"{path.relative_to(root)} imports {wrong}"
+
+
+@pytest.mark.parametrize("room", ["runtime", "calibration"])
+def test_torch_stays_outside(room: str, root: Path) -> None:
+    forbidden = NEVER_ON_A_DEVICE if room == "runtime" else {"torch", "safetensors", "sklearn"}
+    for path in (root / room).rglob("*.py"):
+        assert not imported(path) & forbidden, path
+
+
+LOADED = """
+import json, sys
+{statement}
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
+"""
+
+
+def modules_after(statement: str, root: Path) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format(statement=statement)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_runtime_brings_nothing_of_training(root: Path) -> None:
+    names = "ArtifactError, Classifier, DeviceError, Metadata, PictureError, Prediction, Preprocess, Result"
+    loaded = modules_after(f"from runtime import {names}", root)
+    assert "onnxruntime" in loaded  # the classifier is there in earnest
+    assert not loaded & (NEVER_ON_A_DEVICE | (ROOMS - {"runtime"}))
+
+
+def test_the_bare_import_does_not_need_onnxruntime(root: Path) -> None:
+    loaded = modules_after("import runtime", root)
+    assert "runtime" in loaded
+    assert "onnxruntime" not in loaded
+
+
+def test_calibration_works_without_torch(root: Path) -> None:
+    statement = "import calibration.quantize, calibration.layers, calibration.drift"
+    assert not modules_after(statement, root) & {"torch", "vit", "export"}
+
+
+def test_public_names_are_frozen() -> None:
+    """Whoever embeds the runtime relies on these: a name that goes, or comes, is a decision."""
+    import runtime
+
+    assert runtime.__all__ == [
+        "ArtifactError",
+        "Candidate",
+        "Classifier",
+        "DeviceError",
+        "Metadata",
+        "ModelInfo",
+        "PictureError",
+        "Prediction",
+        "Preprocess",
+        "Result",
+        "available_devices",
+        "find_pictures",
+        "read_metadata",
+    ]
+    assert all(getattr(runtime, name) is not None for name in runtime.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Classifyer'"):
+        _ = runtime.Classifyer  # type: ignore[attr-defined]
