@@ -47,7 +47,53 @@ def parser() -> argparse.ArgumentParser:
     add_import(
         commands.add_parser("import", help="read weights of Hugging Face, timm, torchvision or Google")
     )
+    add_summary(
+        commands.add_parser("summary", help="layers, shapes, parameters and multiply-adds of a model")
+    )
+    add_plots(
+        commands.add_parser("plots", help="curves, confusion, filters, attention and mistakes of a run")
+    )
     return top
+
+
+def add_summary(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_summary)
+    command.description = (
+        "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."
+    )
+    command.add_argument("model", help="a checkpoint, or one of tiny, small, base, large, huge")
+
+
+def run_summary(options: argparse.Namespace) -> None:
+    from vit.checkpoint import load_checkpoint
+    from vit.config import SIZES
+    from vit.summary import summary_text
+
+    named = SIZES.get(options.model)
+    print(summary_text(named or load_checkpoint(options.model).model.config))
+
+
+def add_plots(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_plots)
+    command.description = "Draw what a run has learned as PNG and one HTML page, in RUN/plots."
+    command.add_argument("run", type=Path, help="a checkpoint or the folder of a run")
+    command.add_argument(
+        "--data", help="pictures for confusion, attention and mistakes (their test split, if any)"
+    )
+    command.add_argument("--out", type=Path, help="another folder than RUN/plots")
+
+
+def run_plots(options: argparse.Namespace) -> None:
+    try:
+        from vit.plots import write_plots
+    except ImportError as error:
+        raise ValueError('plots need matplotlib: pip install "vit-edge[train,cpu,plots]"') from error
+    from vit.checkpoint import load_checkpoint
+    from vit.start import pictures_to_judge
+
+    checkpoint = load_checkpoint(options.run)
+    pictures = pictures_to_judge(options.data, checkpoint.labels) if options.data else None
+    print(write_plots(checkpoint, pictures, options.out or checkpoint.path.parent / "plots"))
 
 
 def add_import(command: argparse.ArgumentParser) -> None:

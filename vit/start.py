@@ -11,6 +11,7 @@ from runtime.preprocess import Preprocess
 from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
+from vit.data import DataError, Pictures, open_pictures, splits_of
 from vit.examples import EXAMPLES
 from vit.model import ViT
 from vit.recipe import PRESETS, Recipe, RecipeError
@@ -126,6 +127,17 @@ def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
     return replace(
         preprocess, size=size, resize_to=round(preprocess.resize_to * max(size) / max(preprocess.size))
     )
+
+
+def pictures_to_judge(source: str, labels: tuple[str, ...]) -> Pictures:
+    """The test split of `source`, else its val split, else all of it; with the classes of the model."""
+    split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
+    pictures = open_pictures(source, split)  # type: ignore[arg-type]
+    if pictures.targets is None or pictures.labels != labels:
+        raise DataError(
+            f"{source}: expected pictures of the model's {len(labels)} classes ({', '.join(labels[:5])}, …)"
+        )
+    return pictures
 
 
 def load_teacher(path: Path, labels: tuple[str, ...]) -> Checkpoint:
