@@ -190,7 +190,7 @@ def _read_csv(file: IO[bytes]) -> Iterator[tuple[str | None, int]]:
 
 def _csv_line(values: list[Any]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # what is in it gets quoted: both of them
     return line.getvalue().encode("utf-8", "surrogateescape")
 
 

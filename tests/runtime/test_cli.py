@@ -99,6 +99,7 @@ def test_paths_on_standard_input(model: Path, pictures: Path) -> None:
 
 def test_odd_names(model: Path, pictures: Path, tmp_path: Path) -> None:
     odd = [
+        b"carriage\rreturn.png",  # found by fuzzing: csv quoted the newline only
         b"new\nline.png",
         b"\xff\xfe.png",
         "häuschen \u2028.png".encode(),
