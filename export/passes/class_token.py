@@ -99,7 +99,9 @@ def _inputs_to_select(value: ir.Value, axis: int) -> dict[int, int] | None:
         return {0: list(attribute(node, "perm", range(rank)[::-1]))[axis]}
     if node.op_type == "Reshape" and constant(node.inputs[1]) is not None:
         inner = sizes(node.inputs[0])
-        kept = inner is not None and inner[1 : axis + 1] == shape[1 : axis + 1] and len(inner) > axis
+        kept = inner is not None and inner[: axis + 1] == shape[: axis + 1] and len(inner) > axis
+        if axis == 0 and shape[0] is None:  # both unknown, and not the same: tokens, and tokens · batch
+            kept = False
         return {0: axis} if kept else None
     return None
 
