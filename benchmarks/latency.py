@@ -30,13 +30,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.target_graph is not None and len(options.sizes) != 1:
         print("--target-graph is a graph of one size: name that size alone with --sizes", file=sys.stderr)
         return 2
-    if options.target_graph is not None and not options.target_graph.is_file():
-        print(f"{options.target_graph}: expected an .onnx file, found none", file=sys.stderr)
+    if options.target_graph is not None and (complaint := _unfit(options.target_graph, options.sizes[0])):
+        print(f"{options.target_graph}: {complaint}", file=sys.stderr)
         return 2
     print(f"`{command()}`\n\n{environment()}.\n{NOTE}", flush=True)
     for size in options.sizes:
         _measure(size, options)
     return 0
+
+
+def _unfit(path: Path, size: str) -> str:
+    """Why a graph cannot be timed on pictures of that size, found out before the rest; empty if it can."""
+    if not path.is_file():
+        return "expected an .onnx file, found none"
+    try:
+        opened = extra_graph(path, target_here()).open(1)
+        opened.run(opened.prepare(np.zeros((1, *SIZES[size].image_size, 3), np.uint8)))
+    except Exception as error:  # ONNX Runtime's own classes have no common one
+        return " ".join(str(error).split())
+    return ""
 
 
 def _measure(size: str, options: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ def extra_graph(path: Path, target: Target) -> Peer:
             or 3 not in (entry.shape[1], entry.shape[3])
         ):
             raise ValueError(
-                f"{path}: expected one input of uint8 pixels, [N, H, W, 3] or [N, 3, H, W]; "
+                "expected one input of uint8 pixels, [N, H, W, 3] or [N, 3, H, W]; "
                 f"found {entry.type} {entry.shape}"
             )
         first = entry.shape[1] == 3

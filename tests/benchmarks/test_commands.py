@@ -135,11 +135,22 @@ def test_calibration_and_evaluation_are_apart_and_chosen_by_the_seed(photos):
     assert [exact[picture.tobytes()] for picture in first.evaluation] == list(first.targets)
 
 
-def test_latency_refuses_a_graph_for_several_sizes(capsys, tmp_path):
-    assert latency.main(["--sizes", "tiny", "small", "--target-graph", str(tmp_path / "x.onnx")]) == 2
-    assert "name that size alone" in capsys.readouterr().err
-    assert latency.main(["--sizes", "tiny", "--target-graph", str(tmp_path / "x.onnx")]) == 2
-    assert "expected an .onnx file" in capsys.readouterr().err
+def test_latency_refuses_graphs_that_cannot_be_timed_before_it_builds_anything(
+    bench, built, capsys, monkeypatch
+):
+    monkeypatch.setattr(latency, "build", lambda made: pytest.fail("was built"))
+    ours, floats, none = (str(bench.folder / name) for name in ("ours.onnx", "plain.onnx", "none.onnx"))
+    for sizes, path, complaint in (
+        (["tiny", "small"], ours, "name that size alone"),
+        (["tiny"], none, "expected an .onnx file, found none"),
+        (["tiny"], floats, "expected one input of uint8 pixels"),
+        (["tiny"], ours, "Expected: 32"),
+    ):
+        assert latency.main(["--sizes", *sizes, "--target-graph", path]) == 2
+        captured = capsys.readouterr()
+        assert complaint in captured.err
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
 
 
 def test_latency_times_every_size_with_every_number_of_threads(bench, built, capsys, monkeypatch):
