@@ -35,7 +35,7 @@ MAX_BYTES = 2**31 - 1
 
 
 class ForeignError(ValueError):
-    """A model or a description from elsewhere that cannot be used: what was expected, found, and what to do."""
+    """A model or a description from elsewhere that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class ForeignModel:
 def read_spec(path: Path) -> Spec:
     """Read `{"preprocess": {…}, "mean": […], "std": […], "labels": […]}`.
 
-    `preprocess` takes the fields of `runtime.Preprocess`; those left out have its defaults. `mean` and `std` are
-    for pixels scaled to 0..1. Without `labels` the classes are called 0, 1, 2, …
+    `preprocess` takes the fields of `runtime.Preprocess`, with its defaults for the others. `mean` and `std`
+    are for pixels scaled to 0..1. Without `labels` the classes are called 0, 1, 2, …
 
     Raises:
         ForeignError: naming the field.
@@ -184,7 +184,7 @@ def load(path: Path, spec: Spec) -> ForeignModel:
 
 
 def float_layers(model: ir.Model) -> tuple[str, ...]:
-    """The layers with constant weights that are no plain Gemm, and so stay float: a strided Conv, an Einsum …"""
+    """The layers with constant weights that are no plain Gemm, and so stay float: a Conv, an Einsum …"""
     names = []
     for node in model.graph:
         weights = [value for value in node.inputs[1:] if value is not None and value.const_value is not None]
@@ -235,7 +235,7 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """External data may only lie beside the model: a path that leads elsewhere would read any file there is."""
+    """External data may only lie beside the model: a path elsewhere would read any file there is."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, folder = entries.get("location", ""), path.parent.resolve()
     file = (folder / location).resolve()
@@ -257,8 +257,8 @@ def _standard(model: onnx.ModelProto, path: Path) -> ir.Model:
     graph = _prepared(ir.from_proto(model))
     if foreign := sorted({f"{n.domain}.{n.op_type}" for n in graph.graph if n.domain not in ("", "ai.onnx")}):
         raise ForeignError(
-            f"{path}: expected standard operators, found {', '.join(foreign)}; export the model again without "
-            "ONNX Runtime's optimiser"
+            f"{path}: expected standard operators, found {', '.join(foreign)}; export the model again "
+            "without ONNX Runtime's optimiser"
         )
     types = {node.op_type for node in graph.graph}
     if quantized := sorted(types.intersection(QUANTIZED)):
@@ -275,8 +275,8 @@ def _standard(model: onnx.ModelProto, path: Path) -> ir.Model:
         converted = version_converter.convert_version(ir.to_proto(graph), OPSET)
     except Exception as error:  # the converter is C++ and raises plain RuntimeError among others
         raise ForeignError(
-            f"{path}: opset {version} cannot be brought to {OPSET} ({_one_line(error)}); export it again with "
-            f"opset {OPSET}"
+            f"{path}: opset {version} cannot be brought to {OPSET} ({_one_line(error)}); export it again "
+            f"with opset {OPSET}"
         ) from error
     return _prepared(ir.from_proto(converted))
 

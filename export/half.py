@@ -1,4 +1,4 @@
-"""A float16 copy of a canonical float graph, for GPUs: half the bytes, tensor cores, standard operators only."""
+"""A float16 copy of a canonical float graph, for GPUs: half the bytes, standard operators only."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ CENTRE, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and near wha
 
 
 def to_float16(model: ir.Model) -> ir.Model:
-    """Weights and most operators in float16; pixels uint8 in, logits float32 out. The float graph stays as it is.
+    """Weights and most operators in float16; pixels uint8 in, logits float32 out. `model` stays as it is.
 
-    In float32 stay Softmax and the head with what follows it, which costs nothing and keeps near-ties of classes
-    apart.
+    In float32 stay Softmax, and the head with what follows it: that costs nothing and keeps near-ties of
+    classes apart.
 
     Raises:
         GraphError: when a weight is beyond float16's range.
@@ -73,7 +73,7 @@ def to_float16(model: ir.Model) -> ir.Model:
 
 
 def _center_pixels(model: ir.Model) -> None:
-    """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights that bytes of 0..255 made tiny become normal."""
+    """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights for bytes are tiny and lose digits."""
     for node in list(model.graph):
         source = node.inputs[0] if node.inputs else None
         if node.op_type != "Cast" or source is None or source.dtype != ir.DataType.UINT8:
@@ -91,8 +91,9 @@ def _center_pixels(model: ir.Model) -> None:
             value = insert(node, op_type, [value, operand], name=name, shape=shape, dtype=HALF)
         replace(node.outputs[0], value)
         shifted = bias + CENTRE * weight.astype(np.float64).sum(axis=0)
-        for index, array in ((1, weight * np.float32(SPREAD)), (2, shifted.astype(np.float32))):
-            gemm.replace_input_with(index, add_constant(graph, f"{gemm.inputs[index].name}.centered", array))
+        centered = {"weight": weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
+        for index, (part, array) in enumerate(centered.items(), start=1):
+            gemm.replace_input_with(index, add_constant(graph, f"{gemm.name}.{part}.centered", array))
     tidy(model)
 
 
