@@ -55,7 +55,7 @@ CPU = torch.device("cpu")
 
 
 def write_plots(checkpoint: Checkpoint, pictures: Pictures | None, out: Path) -> Path:
-    """Write every plot that can be made into `out` as PNG, and all into `out/index.html`, which is returned."""
+    """Write every plot that can be made into `out` as PNG, and all of them into `index.html` there."""
     figures: dict[str, Figure] = {}
     if len(checkpoint.history) > 1:
         figures["Loss and accuracy"] = plot_curves(checkpoint.history)
@@ -199,7 +199,7 @@ def facts(checkpoint: Checkpoint) -> str:
     config = checkpoint.model.config
     known: Mapping[str, Any] = {
         "model": f"width {config.width}, depth {config.depth}, {config.heads} heads, "
-        f"patch {config.patch_size}, {config.image_size[0]} x {config.image_size[1]} pixels, {config.classes} classes",
+        f"patch {config.patch_size}, {config.image_size[0]} x {config.image_size[1]} pixels",
         "trained on": checkpoint.recipe.get("data", "elsewhere"),
         "test accuracy": percent(checkpoint.recipe.get("test_accuracy")),
         "SHA-256": checkpoint.digest,

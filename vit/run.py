@@ -19,7 +19,7 @@ from vit import state
 from vit.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically, write_tensors
 from vit.data import Pictures
 from vit.distributed import World
-from vit.features import Features
+from vit.features import Features, Probe, folded
 from vit.loop import Batches, Loop, predict
 from vit.model import ViT
 from vit.recipe import Recipe
@@ -72,9 +72,9 @@ class Run:
         train: Any = self.store("train", data.train, self.preprocess if recipe.freeze else canvas)
         val: Any = self.store("val", data.val, self.preprocess) if data.val else None
         if recipe.freeze:
-            module, size = self.model.head, None
             train = self.features(train, world, device)
             val = self.features(val, world, device) if val else None
+            module, size = Probe(self.model.head, train.features[train.good]), None
         judged = (val, data.val.targets) if data.val is not None and data.val.targets is not None else None
         return Loop(
             module,
@@ -159,8 +159,10 @@ class Run:
         """The whole model, with the weights that were trained."""
         whole = ViT(self.model.config)
         whole.load_state_dict(self.model.state_dict())
-        part: nn.Module = whole.head if self.recipe.freeze else whole
-        part.load_state_dict(dict(weights))
+        if self.recipe.freeze:
+            whole.head.load_state_dict(folded(weights))
+        else:
+            whole.load_state_dict(dict(weights))
         return whole.eval()
 
     def checkpoint(

@@ -21,7 +21,6 @@ def losses(photos, out, processes):
         str(WORKER),
         str(photos),
         str(out),
-        balance,
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -204,7 +204,7 @@ def test_bad_pictures_are_skipped_and_listed(photos, tiny_config, tiny_preproces
 
 def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_path):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    recipe = preset("probe", epochs=60, batch=36, lr=3e-2)
+    recipe = preset("probe", epochs=60, batch=36, lr=3e-2, weight_decay=0.1)
     data = open_data(photos, holdout=0.0)
     path = train(recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path)
     found = load_checkpoint(path)
