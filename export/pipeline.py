@@ -1,4 +1,4 @@
-"""From a checkpoint to model files that were measured: the work behind `python -m export`."""
+"""From a checkpoint or a foreign ONNX to measured model files: the work behind `python -m export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
 
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
@@ -20,10 +19,11 @@ from calibration.plan import Target
 from calibration.quantize import Quantized, quantize
 from export.environment import describe_environment, producer
 from export.files import digest, model_bytes, staged
+from export.half import to_float16
 from export.logits import Progress, all_logits, batches, latencies
 from export.pictures import ExportPictures, choose_pictures, relabelled
 from export.results import Results, VariantResult
-from export.torch_onnx import FloatModel, export_float
+from export.source import Source, from_checkpoint
 from runtime.artifact import FILE_NAMES, Metadata, Variant
 from runtime.session import open_session
 from vit.checkpoint import Checkpoint
@@ -51,6 +51,7 @@ class Options:
     samples: int = 128
     evaluation_samples: int | None = None
     quantize: bool = True
+    half: bool = False
     target: Target = "avx2"
     keep_float: tuple[str, ...] = ()
     max_drift: float | None = None
@@ -78,21 +79,21 @@ class _Variant:
     quantized: Quantized | None = None
 
 
-def export(checkpoint: Checkpoint, out: Path, options: Options, report: Reporter = silent) -> Results:
+def export(source: Source | Checkpoint, out: Path, options: Options, report: Reporter = silent) -> Results:
     """Export, quantise, measure and write the model files, `plan.json`, `report.json` and `report.html`.
 
     Raises:
         DataError: for pictures that cannot be used.
-        ExportError: when the float model does not match torch, a layer fell back to float, or INT8 drifts
+        ExportError: when the float model does not match its source, a layer fell back to float, or a variant drifts
             beyond the limits. Nothing is written then.
     """
-    pictures = _pictures(checkpoint, options)
-    exported = export_float(checkpoint.model)
+    source = from_checkpoint(source) if isinstance(source, Checkpoint) else source
+    pictures, exported = _pictures(source, options), source.exported
     variants = [_open("float32", exported.model, None, options)]
-    parity = _check_parity(checkpoint, variants[0].session, pictures.evaluation)
+    parity = _check_parity(source, variants[0].session, pictures.evaluation)
     if options.quantize:
         with report("calibrating", len(pictures.calibration)) as progress:
-            feed = _counted(batches(pictures.calibration, checkpoint.preprocess), progress)
+            feed = _counted(batches(pictures.calibration, source.preprocess), progress)
             chosen = quantize(
                 exported.model,
                 feed,
@@ -101,23 +102,25 @@ def export(checkpoint: Checkpoint, out: Path, options: Options, report: Reporter
                 threads=options.threads,
             )
         variants.append(_open("int8", chosen.model, options.target, options, chosen))
-    results = _measure(checkpoint, exported, parity, pictures, variants, options, report)
+    if options.half:
+        variants.append(_open("float16", to_float16(exported.model), None, options))
+    results = _measure(source, parity, pictures, variants, options, report)
     _check_limits(results, options)
-    _write(checkpoint, results, variants, out)
+    _write(source, results, variants, out)
     return results
 
 
-def _pictures(checkpoint: Checkpoint, options: Options) -> ExportPictures:
-    source = options.calibration or options.evaluation
-    if source is None:
+def _pictures(source: Source, options: Options) -> ExportPictures:
+    given = options.calibration or options.evaluation
+    if given is None:
         raise ExportError(
             "expected pictures like those the model will meet, found none given; add --calibration PICTURES"
         )
     chosen = choose_pictures(
-        source, options.evaluation, samples=options.samples, evaluation_samples=options.evaluation_samples
+        given, options.evaluation, samples=options.samples, evaluation_samples=options.evaluation_samples
     )
-    targets = chosen.targets(checkpoint.labels)
-    evaluation = relabelled(chosen.evaluation, targets, checkpoint.labels)
+    targets = chosen.targets(source.labels)
+    evaluation = relabelled(chosen.evaluation, targets, source.labels)
     return ExportPictures(chosen.calibration, evaluation, chosen.note)
 
 
@@ -134,24 +137,22 @@ def _open(
     return _Variant(variant, model, session, target, quantized)
 
 
-def _check_parity(checkpoint: Checkpoint, session: ort.InferenceSession, pictures: Pictures) -> float:
+def _check_parity(source: Source, session: ort.InferenceSession, pictures: Pictures) -> float:
     some = pictures.subset(range(min(PARITY_PICTURES, len(pictures))))
-    batch = np.concatenate(list(batches(some, checkpoint.preprocess)))
-    with torch.inference_mode():
-        expected = checkpoint.model(torch.from_numpy(batch)).numpy()
+    batch = np.concatenate(list(batches(some, source.preprocess)))
+    expected = source.reference(batch)
     (found,) = session.run(None, {session.get_inputs()[0].name: batch})
     difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= PARITY:
         raise ExportError(
-            f"the exported float model differs from torch by {difference:.1e} of the logits' scale, expected "
-            f"at most {PARITY:.0e}; please report this with the checkpoint's config"
+            f"the exported float model differs from {source.reference_name} by {difference:.1e} of the "
+            f"logits' scale, expected at most {PARITY:.0e}; please report this with: {dict(source.description)}"
         )
     return difference
 
 
 def _measure(
-    checkpoint: Checkpoint,
-    exported: FloatModel,
+    source: Source,
     parity: float,
     pictures: ExportPictures,
     variants: list[_Variant],
@@ -160,7 +161,7 @@ def _measure(
 ) -> Results:
     evaluation = pictures.evaluation
     with report("measuring", len(evaluation)) as progress:
-        logits = all_logits([each.session for each in variants], evaluation, checkpoint.preprocess, progress)
+        logits = all_logits([each.session for each in variants], evaluation, source.preprocess, progress)
     some = evaluation.subset(range(min(LAYER_PICTURES, len(evaluation))))
     timed: dict[str, ort.InferenceSession] = {
         each.variant: open_session(
@@ -168,17 +169,17 @@ def _measure(
         )
         for each in variants
     }
-    times = latencies(timed, next(batches(some, checkpoint.preprocess, size=1)))
+    times = latencies(timed, next(batches(some, source.preprocess, size=1)))
     found = []
     for each, rows in zip(variants, logits, strict=True):
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
         layers: Mapping[str, float] = {}
         if each.quantized is not None:
-            feed = batches(some, checkpoint.preprocess)
+            feed = batches(some, source.preprocess)
             layers = layer_drift(
-                exported.model, each.model, feed, target=options.target, threads=options.threads
+                source.exported.model, each.model, feed, target=options.target, threads=options.threads
             )
-        data = model_bytes(each.model, _metadata(checkpoint, each, drift, evaluation))
+        data = model_bytes(each.model, _metadata(source, each, drift, evaluation))
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
@@ -196,10 +197,10 @@ def _measure(
         )
     return Results(
         producer=producer(),
-        source=_source(checkpoint),
+        source=source.description,
         environment=describe_environment(),
-        labels=checkpoint.labels,
-        passes=exported.passes,
+        labels=source.labels,
+        passes=source.exported.passes,
         parity=parity,
         calibration={
             "source": pictures.calibration.name,
@@ -215,29 +216,33 @@ def _measure(
         pictures=evaluation,
         targets=evaluation.targets,
         variants=tuple(found),
+        float_layers=source.float_layers + _kept_float(variants),
     )
 
 
-def _source(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": checkpoint.path.name,
-        "sha256": checkpoint.digest,
-        "config": checkpoint.model.config.to_dict(),
-    }
-
-
-def _metadata(checkpoint: Checkpoint, each: _Variant, drift: Drift | None, evaluation: Pictures) -> Metadata:
+def _metadata(source: Source, each: _Variant, drift: Drift | None, evaluation: Pictures) -> Metadata:
     measured: dict[str, Any] = {"pictures": len(evaluation), "source": evaluation.name}
     if drift is not None:
         measured["drift"] = drift.to_dict()
     return Metadata(
         variant=each.variant,
-        preprocess=checkpoint.preprocess,
-        labels=checkpoint.labels,
+        preprocess=source.preprocess,
+        labels=source.labels,
         target=each.target or "any",
-        source=_source(checkpoint),
+        source=source.description,
         measured=measured,
         producer=producer(),
+    )
+
+
+def _kept_float(variants: list[_Variant]) -> tuple[str, ...]:
+    """The linears and products that the plan leaves in float32."""
+    plans = [each.quantized.plan for each in variants if each.quantized is not None]
+    return tuple(
+        name
+        for plan in plans
+        for name, layer in [*plan.linears.items(), *plan.products.items()]
+        if layer.precision == "float32"
     )
 
 
@@ -259,11 +264,13 @@ def _check_limits(results: Results, options: Options) -> None:
         if options.min_agreement is not None and drift.agreement < options.min_agreement:
             failures.append(f"agreement is {drift.agreement:.2f} %, asked for are {options.min_agreement:g}")
         if failures:
-            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
+            advice = "leave --fp16 out"
+            if each.variant == "int8":
+                worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
+                failures.append(f"furthest from float: {worst}")
+                advice = "give more calibration pictures or keep layers in float (--keep-float)"
             raise DriftError(
-                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Furthest from float: "
-                f"{worst}. Nothing was written; give more calibration pictures or keep layers in float "
-                "(--keep-float)"
+                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Nothing was written; {advice}"
             )
 
 
@@ -272,12 +279,12 @@ def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float
     return sorted(result.layers.items(), key=lambda item: item[1])[:count]
 
 
-def _write(checkpoint: Checkpoint, results: Results, variants: list[_Variant], out: Path) -> None:
+def _write(source: Source, results: Results, variants: list[_Variant], out: Path) -> None:
     from export.report_html import render
 
     with staged(out) as folder:
         for each, result in zip(variants, results.variants, strict=True):
-            metadata = _metadata(checkpoint, each, result.drift, results.pictures)
+            metadata = _metadata(source, each, result.drift, results.pictures)
             (folder / result.file).write_bytes(model_bytes(each.model, metadata))
             if each.quantized is not None:
                 (folder / "plan.json").write_text(each.quantized.plan.to_json())
