@@ -12,18 +12,26 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
+    if options.onnx is not None and options.checkpoint is not None:
+        command.error("expected a checkpoint or --onnx MODEL, found both")
+    if (options.onnx is None) != (options.preprocess is None):
+        command.error(
+            "--onnx MODEL and --preprocess SPEC go together: the file does not say what it was trained to see"
+        )
     # Heavy imports come after the arguments are understood, so that --help is quick.
     from calibration.graph import GraphError
     from calibration.plan import PlanError
     from calibration.verify import FallbackError
+    from export.foreign import ForeignError
     from export.pipeline import ExportError
     from vit.checkpoint import CheckpointError
     from vit.data import DataError
 
     try:
         return run(options)
-    except (CheckpointError, DataError, PlanError) as error:
+    except (CheckpointError, DataError, ForeignError, PlanError) as error:
         return complain(error, WRONG_USE)
     except (ExportError, FallbackError, GraphError, OSError) as error:
         return complain(error, FAILED)
@@ -35,27 +43,33 @@ def run(arguments: argparse.Namespace) -> int:
     from export.environment import target_here
     from export.example import ARTIFACTS, PICTURES, example_checkpoint
     from export.pipeline import Options, export
+    from export.source import from_checkpoint, from_onnx
     from export.table import table
     from vit.checkpoint import load_checkpoint
 
-    example = arguments.checkpoint is None
+    example = arguments.checkpoint is None and arguments.onnx is None
     if example and arguments.calibration is None:
         arguments.calibration = PICTURES
-    checkpoint = load_checkpoint(example_checkpoint() if example else arguments.checkpoint)
-    out = arguments.out or (ARTIFACTS if example else Path("artifacts") / Path(arguments.checkpoint).stem)
+    if arguments.onnx is not None:
+        source = from_onnx(arguments.onnx, arguments.preprocess)
+    else:
+        source = from_checkpoint(load_checkpoint(example_checkpoint() if example else arguments.checkpoint))
+    name = (arguments.onnx or arguments.checkpoint or ARTIFACTS).stem
+    out = arguments.out or (ARTIFACTS if example else Path("artifacts") / name)
     options = Options(
         calibration=arguments.calibration,
         evaluation=arguments.evaluate,
         samples=arguments.samples,
         evaluation_samples=arguments.evaluation_samples,
         quantize=arguments.quantize,
+        half=arguments.fp16,
         target=target_here() if arguments.target == "auto" else arguments.target,
         keep_float=tuple(arguments.keep_float),
         max_drift=arguments.max_drift,
         min_agreement=arguments.min_agreement,
         threads=arguments.threads,
     )
-    results = export(checkpoint, out, options, progress_bar)
+    results = export(source, out, options, progress_bar)
     print(table(results, out))
     return DONE
 
@@ -86,6 +100,19 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="a checkpoint or its folder; without one, the embedded digits example",
     )
+    add(
+        "--onnx",
+        type=Path,
+        metavar="MODEL",
+        help="a float32 ViT from elsewhere, in the place of a checkpoint",
+    )
+    add(
+        "--preprocess",
+        type=Path,
+        metavar="SPEC",
+        help="what the --onnx model wants to see: JSON with preprocess, mean, std and labels",
+    )
+    add("--fp16", action="store_true", help="also write model.fp16.onnx, for GPUs")
     add("--quantize", action="store_true", help="also write model.int8.onnx (static INT8)")
     add("--calibration", metavar="PICTURES", help="a picture folder, an IDX folder, fashion-mnist or digits")
     add(

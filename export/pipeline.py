@@ -84,8 +84,8 @@ def export(source: Source | Checkpoint, out: Path, options: Options, report: Rep
 
     Raises:
         DataError: for pictures that cannot be used.
-        ExportError: when the float model does not match its source, a layer fell back to float, or a variant drifts
-            beyond the limits. Nothing is written then.
+        ExportError: when the float model does not match its source, a layer fell back to float, or a variant
+            drifts beyond the limits. Nothing is written then.
     """
     source = from_checkpoint(source) if isinstance(source, Checkpoint) else source
     pictures, exported = _pictures(source, options), source.exported
@@ -146,7 +146,8 @@ def _check_parity(source: Source, session: ort.InferenceSession, pictures: Pictu
     if not difference <= PARITY:
         raise ExportError(
             f"the exported float model differs from {source.reference_name} by {difference:.1e} of the "
-            f"logits' scale, expected at most {PARITY:.0e}; please report this with: {dict(source.description)}"
+            f"logits' scale, expected at most {PARITY:.0e}; please report this with: "
+            f"{dict(source.description)}"
         )
     return difference
 
@@ -238,12 +239,8 @@ def _metadata(source: Source, each: _Variant, drift: Drift | None, evaluation: P
 def _kept_float(variants: list[_Variant]) -> tuple[str, ...]:
     """The linears and products that the plan leaves in float32."""
     plans = [each.quantized.plan for each in variants if each.quantized is not None]
-    return tuple(
-        name
-        for plan in plans
-        for name, layer in [*plan.linears.items(), *plan.products.items()]
-        if layer.precision == "float32"
-    )
+    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision == "float32"]
+    return (*linears, *(n for plan in plans for n, e in plan.products.items() if e.precision == "float32"))
 
 
 def _check_limits(results: Results, options: Options) -> None:
@@ -270,7 +267,8 @@ def _check_limits(results: Results, options: Options) -> None:
                 failures.append(f"furthest from float: {worst}")
                 advice = "give more calibration pictures or keep layers in float (--keep-float)"
             raise DriftError(
-                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Nothing was written; {advice}"
+                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Nothing was written; "
+                f"{advice}"
             )
 
 

@@ -47,6 +47,7 @@ class Results:
     pictures: Pictures = field(repr=False)  # the evaluation pictures, in the order of the logits
     targets: Array | None = field(repr=False)  # int64 [pictures], indices into labels, where known
     variants: tuple[VariantResult, ...]  # float32 first
+    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The pictures whose label differs from float32's, most confident first."""
@@ -77,6 +78,7 @@ class Results:
             "parity_with_torch": self.parity,
             "calibration": dict(self.calibration),
             "evaluation": dict(self.evaluation),
+            "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},
         }
 

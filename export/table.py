@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,16 @@ def table(results: Results, out: Path) -> str:
     )
     lines.append(f"latency: median of one picture, one thread, {results.environment['cpu']}")
     lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
+    if results.float_layers:
+        lines.append(f"stays float32: {shortened(results.float_layers)}")
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def shortened(names: Sequence[str], count: int = 12) -> str:
+    """The first names, and how many more there are; report.json has them all."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 def _row(results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
