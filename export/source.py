@@ -1,0 +1,68 @@
+"""What an export starts from: a checkpoint of ours, or a float ONNX from elsewhere, as one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibration.graph import Array
+from export.torch_onnx import FloatModel, export_float
+from runtime.preprocess import Preprocess
+from vit.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The canonical float graph, and the model it was made from, which it must equal."""
+
+    exported: FloatModel
+    reference: Callable[[Array], Array] = field(repr=False)  # logits for uint8 [N, H, W, 3]
+    reference_name: str  # for messages: "torch"
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
+    float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantisable
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> Source:
+    """Export a checkpoint's model; torch is its reference."""
+    import torch
+
+    def reference(pixels: Array) -> Array:
+        with torch.inference_mode():
+            return checkpoint.model(torch.from_numpy(pixels)).numpy()  # type: ignore[no-any-return]
+
+    return Source(
+        exported=export_float(checkpoint.model),
+        reference=reference,
+        reference_name="torch",
+        preprocess=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        description={
+            "checkpoint": checkpoint.path.name,
+            "sha256": checkpoint.digest,
+            "config": checkpoint.model.config.to_dict(),
+        },
+    )
+
+
+def from_onnx(model: Path, spec: Path) -> Source:
+    """Read a foreign model and its description; the original file in ONNX Runtime is its reference.
+
+    Raises:
+        ForeignError: for files that cannot be used.
+    """
+    from export.foreign import load, read_spec
+
+    found = load(model, read_spec(spec))
+    return Source(
+        exported=found.exported,
+        reference=found.reference,
+        reference_name="the original ONNX",
+        preprocess=found.preprocess,
+        labels=found.labels,
+        description={"onnx": found.path.name, "sha256": found.digest},
+        float_layers=found.float_layers,
+    )
