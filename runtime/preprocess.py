@@ -66,7 +66,7 @@ class Preprocess:
     )
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when a picture shrinks
     exif: bool = True  # turn the picture the way its EXIF orientation says
-    decode: Decode = "full"  # "draft": large JPEGs are decoded at 1/2, 1/4 or 1/8, never below twice `size`
+    decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, tuple) or len(self.size) != 2 or not all(map(_is_edge, self.size)):

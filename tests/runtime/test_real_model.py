@@ -1,0 +1,78 @@
+"""A model that was trained, exported and quantised, on pictures that neither training nor calibration saw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Classifier, read_metadata
+from vit.data import Pictures, open_pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifacts")
+    command = [sys.executable, "-m", "export", digits_checkpoint, "--quantize", "--calibration", "digits"]
+    subprocess.run([*command, "--out", out], cwd=ROOT, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits() -> Pictures:
+    return open_pictures("digits", "test")
+
+
+def test_a_stream_of_held_out_digits(artifacts: Path, digits: Pictures) -> None:
+    assert digits.targets is not None
+    classify = Classifier(artifacts)
+    assert classify.info.variant == "int8"
+    assert classify.info.measured
+    results = list(classify.stream(digits.items, workers=2))
+    found = np.array([result.prediction.index if result.prediction else -1 for result in results])
+    assert len(found) == 360
+    assert (found == digits.targets).mean() >= 0.964
+    batched = [r.prediction for r in classify.stream(digits.items, batch=16)]
+    one = [classify(item) for item in digits.items[:40]]
+    for a, b, c in zip(results[:40], batched[:40], one, strict=True):
+        assert a.prediction is not None
+        assert b is not None
+        assert a.prediction.index == b.index == c.index
+        assert a.prediction.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_the_command_line_and_javascript_agree_with_python(
+    artifacts: Path, digits: Pictures, tmp_path: Path
+) -> None:
+    for number, item in enumerate(digits.items[:30]):
+        Image.fromarray(np.asarray(item)).save(tmp_path / f"{number:02}.png")
+    paths = sorted(tmp_path.iterdir())
+    classify = Classifier(artifacts / "model.int8.onnx", sha256=None)
+    expected = [classify(path).label for path in paths]
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", artifacts, tmp_path], cwd=ROOT, capture_output=True, check=True
+    )
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == expected
+    javascript = ROOT / "examples" / "javascript"
+    if shutil.which("node") is None or not (javascript / "node_modules").is_dir():
+        pytest.skip("needs node, and `npm install` in examples/javascript")
+    command = ["node", javascript / "classify.mjs", artifacts / "model.int8.onnx", *paths]
+    lines = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
+    assert [json.loads(line)["label"] for line in lines] == expected
+
+
+def test_int8_and_float_files_say_the_same_of_themselves(artifacts: Path) -> None:
+    metadata = {name: read_metadata(artifacts / name) for name in ("model.onnx", "model.int8.onnx")}
+    small, large = metadata["model.int8.onnx"], metadata["model.onnx"]
+    assert (large.variant, small.variant) == ("float32", "int8")
+    assert small.labels == large.labels == tuple("0123456789")
+    assert small.preprocess == large.preprocess
+    assert large.target == "any"
