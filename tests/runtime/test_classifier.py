@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import multiprocessing
+import os
 import pickle
 import threading
 import time
@@ -242,7 +243,9 @@ _inherited: Classifier
 
 
 def _label_of_inherited(_: int) -> str:
-    return _label(_inherited)
+    label = _label(_inherited)
+    assert _inherited._process == os.getpid()
+    return label
 
 
 def test_another_process_opens_the_file_again(classify: Classifier) -> None:

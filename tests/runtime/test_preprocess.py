@@ -142,9 +142,9 @@ def test_transparent_colour_of_a_palette_shows_white() -> None:
 
 
 def test_sixteen_bits_scale_to_eight() -> None:
-    values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    pixels = Preprocess(size=(1, 4))(encoded(Image.fromarray(values)))
-    assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+    values = np.array([[0, 130, 32768, 65405, 65535]], np.uint16)
+    pixels = Preprocess(size=(1, 5))(encoded(Image.fromarray(values)))
+    assert pixels[0, :, 0].tolist() == [0, 1, 128, 254, 255]
 
 
 @pytest.mark.parametrize(
