@@ -59,7 +59,7 @@ def insert(
     dtype: ir.DataType = ir.DataType.FLOAT,
     **attributes: Any,
 ) -> ir.Value:
-    """A new node `name` in front of `before`; returns its output. Where the name is taken, the first free one after it."""
+    """A new node in front of `before`, under `name` or the first free one after it; returns its output."""
     graph = graph_of(before)
     output = ir.Value(
         name=_free_name(graph, name),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,22 +14,106 @@ from calibration.graph import Array, GraphError
 from calibration.plan import Target
 from runtime.session import open_session
 
+FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of pictures
+HOLD_EVERY = 4  # each fourth picture judges the ranges that the others gave
 
-@dataclass
+
 class Extremes:
-    """The smallest and largest value each feature of a tensor took, `[features]`; memory does not grow."""
+    """The smallest and largest value each feature of a tensor took, `float32 [features]`."""
 
-    low: Array
-    high: Array
+    def __init__(self, features: int) -> None:
+        self.low = np.full(features, np.inf, np.float32)
+        self.high = np.full(features, -np.inf, np.float32)
 
-    @classmethod
-    def none_yet(cls) -> Extremes:
-        return cls(np.array(np.inf, np.float32), np.array(-np.inf, np.float32))
-
-    def update(self, tensor: Array) -> None:
-        rows = tensor.reshape(-1, tensor.shape[-1])
+    def update(self, rows: Array) -> None:
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))
+
+    def merged(self, other: Extremes) -> Extremes:
+        both = Extremes(len(self.low))
+        both.low, both.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return both
+
+
+class Reservoir:
+    """A uniform random sample of the rows that went by, at most `capacity`; the seed decides which."""
+
+    def __init__(self, features: int, capacity: int, seed: int = 0) -> None:
+        self._rows = np.empty((capacity, features), np.float32)
+        self._keys = np.full(capacity, np.inf)
+        self._random = np.random.default_rng(seed)
+
+    @property
+    def rows(self) -> Array:
+        """The sample, `float32 [rows, features]`."""
+        return np.asarray(self._rows[np.isfinite(self._keys)])
+
+    def update(self, rows: Array) -> None:
+        """Every row draws a key; those with the smallest keys stay, the others make room."""
+        capacity = len(self._keys)
+        keys = np.concatenate([self._keys, self._random.random(len(rows))])
+        kept = np.argsort(keys, kind="stable")[:capacity]
+        entering = np.sort(kept[kept >= capacity]) - capacity
+        leaving = np.setdiff1d(np.arange(capacity), kept)
+        self._rows[leaving] = rows[entering]
+        self._keys[leaving] = keys[capacity + entering]
+
+
+@dataclass
+class Part:
+    """What is kept of a tensor over some of the pictures. Memory does not grow with their number."""
+
+    extremes: Extremes
+    sample: Reservoir
+
+    @property
+    def rows(self) -> Array:
+        """Some rows, `float32 [rows, features]`."""
+        return self.sample.rows
+
+
+@dataclass
+class Observation:
+    """A tensor over all pictures: those that ranges are fitted to, and those that judge them."""
+
+    fit: Part
+    held: Part
+
+    @classmethod
+    def empty(cls, features: int) -> Observation:
+        return cls(
+            Part(Extremes(features), Reservoir(features, FIT_ROWS)),
+            Part(Extremes(features), Reservoir(features, HELD_ROWS)),
+        )
+
+    @property
+    def judged(self) -> Part:
+        """The held pictures, or, when there is just one picture, that one."""
+        return self.held if len(self.held.rows) else self.fit
+
+    @property
+    def all(self) -> Extremes:
+        return self.fit.extremes.merged(self.held.extremes)
+
+
+@dataclass
+class _Stream:
+    names: Sequence[str]
+    found: dict[str, Observation] = field(default_factory=dict)
+    pictures: int = 0
+
+    def update(self, tensors: Sequence[Array], count: int) -> None:
+        for name, tensor in zip(self.names, tensors, strict=True):
+            features = tensor.shape[-1]
+            by_picture = tensor.reshape(count, -1, features)
+            observation = self.found.setdefault(name, Observation.empty(features))
+            held = (np.arange(count) + self.pictures) % HOLD_EVERY == HOLD_EVERY - 1
+            for part, chosen in ((observation.fit, ~held), (observation.held, held)):
+                if chosen.any():
+                    rows = by_picture[chosen].reshape(-1, features)
+                    part.extremes.update(rows)
+                    part.sample.update(rows)
+        self.pictures += count
 
 
 def observing_session(
@@ -47,31 +131,28 @@ def observing_session(
             raise GraphError(f"expected a tensor {name!r} in the graph, found none of that name")
         if not values[name].is_graph_output():
             observed.graph.outputs.append(values[name])
-    return open_session(
-        ir.to_proto(observed).SerializeToString(), device="cpu", threads=threads, target=target
-    )
+    data = ir.to_proto(observed).SerializeToString()
+    return open_session(data, device="cpu", threads=threads, target=target)
 
 
-def observe_extremes(
+def observe(
     model: ir.Model, names: Sequence[str], pictures: Iterable[Array], *, threads: int | None = None
-) -> Mapping[str, Extremes]:
-    """Run each batch `uint8 [N, H, W, 3]` through the float model and keep the extremes of the named tensors.
+) -> Mapping[str, Observation]:
+    """Run batches `uint8 [N, H, W, 3]` through the float model, and keep what is needed of the tensors.
 
     Raises:
         GraphError: when there is no picture, or a tensor is not finite.
     """
     session = observing_session(model, names, threads=threads)
-    found = {name: Extremes.none_yet() for name in names}
-    count = 0
+    stream = _Stream(names)
+    feed = session.get_inputs()[0].name
     for batch in pictures:
-        count += len(batch)
-        for name, tensor in zip(
-            names, session.run(list(names), {session.get_inputs()[0].name: batch}), strict=True
-        ):
-            found[name].update(tensor)
-    if not count:
+        for picture in np.split(batch, len(batch)):  # one at a time: the tensors of a batch would be large
+            stream.update(session.run(list(names), {feed: picture}), 1)
+    if not stream.pictures:
         raise GraphError("expected at least one calibration picture, found none")
-    for name, extremes in found.items():
+    for name, observation in stream.found.items():
+        extremes = observation.all
         if not (np.isfinite(extremes.low).all() and np.isfinite(extremes.high).all()):
             raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration pictures")
-    return found
+    return stream.found

@@ -1,4 +1,4 @@
-"""What calibration decided, as plain data: it can be saved, read, compared, edited and written into a graph."""
+"""What calibration decided, as plain data to be saved, read, compared, edited and written into a graph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 PLAN_VERSION = 1
 Precision = Literal["int8", "float32"]
@@ -36,16 +39,30 @@ class Range:
         scale = max((high - low) / 255, 1e-12)
         return cls(scale=_float32(scale), zero_point=min(255, max(0, round(-low / scale))))
 
+    def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """What the numbers become when they are stored and read again."""
+        levels = np.clip(np.rint(numbers / self.scale) + self.zero_point, 0, 255)
+        return np.asarray((levels - self.zero_point) * self.scale)
+
 
 PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 whatever the picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPlan:
-    """One linear layer. Its weight is int8, symmetric, one scale an output feature; its sums are int32."""
+    """One linear layer. Its weight is int8, symmetric, one scale an output feature; its sums are int32.
+
+    With `per_token`, each row of the input is divided by its own largest magnitude (at least this number)
+    before it is quantised and the result is multiplied by it: exact for a linear layer, and no picture can
+    exceed the range. `input` is then the range of the divided rows.
+    """
 
     precision: Precision
     input: Range | None = None  # None for float32, and for the pixels, which are 8-bit already
+    rule: str | None = None  # how the range was chosen, for the reader
+    per_token: float | None = None
+    float_columns: tuple[int, ...] = ()  # input features that are multiplied in float
+    correction: tuple[float, ...] = ()  # added to the bias: the mean error that quantisation makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +72,14 @@ class ProductPlan:
     precision: Precision
     left: Range | None = None
     right: Range | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancePlan:
+    """What a producer's features are divided by and the next weights multiplied; the result is the same."""
+
+    strength: float
+    scales: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +93,7 @@ class QuantizationPlan:
     target: Target
     linears: Mapping[str, LinearPlan] = field(default_factory=dict)
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
+    balance: Mapping[str, BalancePlan] = field(default_factory=dict)  # by the producer's name
 
     def quantized(self) -> list[str]:
         """The names of the linears in int8."""
@@ -77,9 +103,9 @@ class QuantizationPlan:
         """The same plan is the same text, byte for byte; one line a layer."""
         document = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-        for key, entries in (("linears", self.linears), ("products", self.products)):
+        for key, entries in _sections(self):
             lines = [
-                f"  {json.dumps(name)}: {json.dumps(_without_none(asdict(e)))}" for name, e in entries.items()
+                f"  {json.dumps(name)}: {json.dumps(_told(asdict(entry)))}" for name, entry in entries.items()
             ]
             sections.append(f' "{key}": {{\n' + ",\n".join(lines) + "\n }")
         return "{\n" + ",\n".join(sections) + "\n}\n"
@@ -101,30 +127,37 @@ class QuantizationPlan:
             target=document["target"],
             linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},
             products={name: _entry(ProductPlan, name, e) for name, e in document.get("products", {}).items()},
+            balance={name: _entry(BalancePlan, name, e) for name, e in document.get("balance", {}).items()},
         )
 
 
 def _entry(kind: type[Any], name: str, document: Any) -> Any:
     known = {each.name for each in fields(kind)}
     if not isinstance(document, dict) or set(document) - known:
-        raise PlanError(f"{name}: expected an object with {', '.join(sorted(known))}, found {document!r}")
-    if document.get("precision") not in ("int8", "float32"):
+        raise PlanError(f"{name}: expected an object with {', '.join(sorted(known))}, found {document!r:.80}")
+    if "precision" in known and document.get("precision") not in ("int8", "float32"):
         raise PlanError(f"{name}: expected precision int8 or float32, found {document.get('precision')!r}")
     try:
-        values = {
-            key: Range(**value) if isinstance(value, dict) else value for key, value in document.items()
-        }
-        return kind(**values)
+        return kind(**{key: _value(value) for key, value in document.items()})
     except TypeError as error:
         raise PlanError(f"{name}: {error}") from error
 
 
-def _without_none(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if value is not None}
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Range(**value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _sections(plan: QuantizationPlan) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return ("balance", plan.balance), ("linears", plan.linears), ("products", plan.products)
+
+
+def _told(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that say nothing."""
+    return {key: value for key, value in document.items() if value is not None and value != ()}
 
 
 def _float32(number: float) -> float:
     """The nearest float32, since that is what the graph will hold."""
-    import numpy as np
-
     return float(np.float32(number))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calibration.decide import min_max_plan
+from calibration.decide import decide
 from calibration.graph import Array
-from calibration.observe import observe_extremes
+from calibration.observe import observe
 from calibration.plan import QuantizationPlan, Target
 from calibration.sites import find_sites
 from calibration.verify import Kernels, check_kernels
@@ -31,6 +31,7 @@ def quantize(
     *,
     target: Target,
     keep_float: Collection[str] = (),
+    quantize_products: bool = False,
     threads: int | None = None,
 ) -> Quantized:
     """Quantise a canonical float model with batches of pictures `uint8 [N, H, W, 3]`, which are streamed.
@@ -41,8 +42,11 @@ def quantize(
         GraphError: when there is nothing to quantise, or no picture.
     """
     sites = find_sites(model)
-    observed = observe_extremes(model, sites.observed(), pictures, threads=threads)
-    return apply_plan(model, min_max_plan(sites, observed, target=target, keep_float=keep_float))
+    observed = observe(model, sites.observed(), pictures, threads=threads)
+    return apply_plan(
+        model,
+        decide(sites, observed, target=target, keep_float=keep_float, quantize_products=quantize_products),
+    )
 
 
 def apply_plan(model: ir.Model, plan: QuantizationPlan) -> Quantized:

@@ -13,20 +13,26 @@ INT16_MAX = 32767
 def quantize_weight(weight: Array, target: Target) -> tuple[Array, Array]:
     """`weight [in, out]` as `int8 [in, out]` and its scales `float32 [out]`, so that weight ≈ int8 · scale.
 
-    Without VNNI (target "avx2") the kernel adds the products of two neighbouring inputs in 16 bits before it widens
-    them: 255 · (a + b) must stay within int16. There, each scale is the smallest that keeps every
+    Without VNNI (target "avx2") the kernel adds the products of two neighbouring inputs in 16 bits before
+    it widens them: 255 · (a + b) must stay within int16. There, each scale is the smallest that keeps every
     neighbouring pair within ±128, and so the sums are exact on any CPU.
     """
-    weight = np.asarray(weight, np.float64)
+    weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
     if target == "avx2":
         largest = np.maximum(largest, _pair_sums(weight).max(axis=0) / (INT16_MAX // 255 - 1))
-    scale = np.maximum(largest, np.finfo(np.float32).tiny).astype(np.float32)
+    scale = np.maximum(largest, np.float32(1e-30)).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
+def rounded_weight(weight: Array, target: Target) -> Array:
+    """The weight as it reads after quantisation, `float32 [in, out]`."""
+    stored, scale = quantize_weight(weight, target)
+    return np.asarray(stored * scale)
+
+
 def _pair_sums(weight: Array) -> Array:
-    """For inputs 2 i and 2 i + 1: the larger of the sum of their positive and the sum of their negative parts."""
-    padded = np.concatenate([weight, np.zeros((len(weight) % 2, weight.shape[1]))])
+    """For inputs 2 i and 2 i + 1: the larger of the sums of their positive and of their negative parts."""
+    padded = np.concatenate([weight, np.zeros((len(weight) % 2, weight.shape[1]), np.float32)])
     pairs = padded.reshape(-1, 2, weight.shape[1])
-    return np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
+    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)))

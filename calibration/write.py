@@ -1,13 +1,24 @@
-"""Write a plan into a float graph as pairs of QuantizeLinear and DequantizeLinear, standard operators only."""
+"""Write a plan into a float graph as QuantizeLinear and DequantizeLinear pairs; standard operators only."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array, add_constant, graph_of, insert, only_reader, replace, sizes, tidy
+from calibration.balance import apply_scales, find_groups
+from calibration.graph import (
+    Array,
+    add_constant,
+    graph_of,
+    insert,
+    only_reader,
+    replace,
+    sizes,
+    tidy,
+)
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.sites import LAYOUT, Linear, Product, find_sites
+from calibration.sites import LAYOUT, Linear, Product, Sites, find_sites
+from calibration.split import hidden_of, split_columns
 from calibration.weights import quantize_weight
 
 PIXEL_CENTRE = (
@@ -29,6 +40,10 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     ):
         if unknown := [name for name in planned if name not in present]:
             raise PlanError(f"the plan names the {kind} {unknown[0]!r}, the graph has: {', '.join(present)}")
+    _balance(sites, plan)
+    _correct(find_sites(quantized), plan)
+    _split(find_sites(quantized), plan)
+    sites = find_sites(quantized)  # with the weights as they are now
     writer = _Writer(plan)
     for name, product in sites.products.items():
         if (each := plan.products.get(name)) is not None and each.precision == "int8":
@@ -38,6 +53,42 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
             writer.linear(linear, chosen)
     tidy(quantized)
     return quantized
+
+
+def _balance(sites: Sites, plan: QuantizationPlan) -> None:
+    groups = {group.name: group for group in find_groups(sites)}
+    for name, balance in plan.balance.items():
+        if name not in groups:
+            raise PlanError(f"the plan balances {name!r}, the graph has these places: {', '.join(groups)}")
+        width = groups[name].linears[0].weight.shape[0]
+        if len(balance.scales) != width or min(balance.scales) <= 0:
+            raise PlanError(f"{name}: expected {width} positive scales, found {len(balance.scales)}")
+        apply_scales(groups[name], np.array(balance.scales, np.float32))
+
+
+def _correct(sites: Sites, plan: QuantizationPlan) -> None:
+    for name, linear in sites.linears.items():
+        correction = plan.linears[name].correction if name in plan.linears else ()
+        if correction and len(correction) != len(linear.bias):
+            raise PlanError(f"{name}: expected {len(linear.bias)} corrections, found {len(correction)}")
+        if correction:
+            bias = (linear.bias + np.array(correction)).astype(np.float32)
+            linear.node.replace_input_with(
+                2, add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
+            )
+
+
+def _split(sites: Sites, plan: QuantizationPlan) -> None:
+    for name, linear in sites.linears.items():
+        columns = plan.linears[name].float_columns if name in plan.linears else ()
+        if not columns:
+            continue
+        hidden = hidden_of(sites, linear)
+        if hidden is None or not 0 <= min(columns) <= max(columns) < linear.weight.shape[0]:
+            raise PlanError(
+                f"{name}: float_columns must be hidden features behind a Gelu, 0 to {len(linear.weight) - 1}"
+            )
+        split_columns(hidden, columns)
 
 
 class _Writer:
@@ -57,6 +108,10 @@ class _Writer:
             bias = bias + PIXEL_CENTRE * linear.weight.astype(np.float64).sum(axis=0)
         elif plan.input is None:
             raise PlanError(f"{name}: the plan says int8 and gives no input range")
+        elif plan.per_token is not None:
+            input_scale = plan.input.scale
+            node.replace_input_with(0, self._per_token(linear, plan.input, plan.per_token, bias))
+            bias = np.zeros_like(bias)
         else:
             input_scale = plan.input.scale
             node.replace_input_with(0, self.quantized(linear.input, plan.input, node))
@@ -90,7 +145,7 @@ class _Writer:
             product.node.replace_input_with(index, self.quantized(value, chosen, product.node))
 
     def quantized(self, value: ir.Value, chosen: Range, reader: ir.Node) -> ir.Value:
-        """The value behind a Q/DQ pair. Changes of layout above it move bytes: a pair stands before them too."""
+        """The value behind a Q/DQ pair. Layout changes above it move bytes: a pair precedes them too."""
         moves: list[ir.Node] = []
         source = value
         while (
@@ -105,6 +160,34 @@ class _Writer:
         if moves and len(source.uses()) == 1:
             moves[-1].replace_input_with(0, self._pair(source, chosen, moves[-1]))
         return self._pair(value, chosen, reader)
+
+    def _per_token(self, linear: Linear, chosen: Range, floor: float, bias: Array) -> ir.Value:
+        """Quantise each row in units of its own peak; the product is multiplied by it, then biased.
+
+        A QuantizeLinear with one scale a row would save the multiplication, and ONNX Runtime runs it; but
+        other runtimes take a pair with two different scales for one fake quantisation, and fail.
+        """
+        node, graph, name, value = linear.node, graph_of(linear.node), linear.name, linear.input
+        above, shape = value.producer(), sizes(value)
+        rows = value
+        if above is None or above.op_type != "Gelu":  # Gelu's largest magnitude is its largest value
+            rows = insert(node, "Abs", [value], name=f"{name}.magnitude", shape=shape)
+        last = graph.initializers.get("axis.last") or add_constant(
+            graph, "axis.last", np.array([-1], np.int64)
+        )
+        least = add_constant(graph, f"{name}.least_peak", np.array(floor, np.float32))
+        peak = insert(node, "ReduceMax", [rows, last], name=f"{name}.row_max", shape=[None, 1], keepdims=1)
+        peak = insert(node, "Max", [peak, least], name=f"{name}.peak", shape=[None, 1])
+        factor = insert(node, "Reciprocal", [peak], name=f"{name}.factor", shape=[None, 1])
+        unit = insert(node, "Mul", [value, factor], name=f"{name}.unit", shape=shape)
+        output, uses = node.outputs[0], list(node.outputs[0].uses())
+        reader = uses[0].node
+        scaled = insert(reader, "Mul", [output, peak], name=f"{name}.scaled", shape=sizes(output))
+        added = add_constant(graph, f"{name}.bias.float32", bias.astype(np.float32))
+        total = insert(reader, "Add", [scaled, added], name=f"{name}.biased", shape=sizes(output))
+        for use in uses:
+            use.node.replace_input_with(use.idx, total)
+        return self._pair(unit, chosen, node)
 
     def _pair(self, value: ir.Value, chosen: Range, before: ir.Node) -> ir.Value:
         if (value, chosen) not in self.pairs:

@@ -172,11 +172,12 @@ def _sink_below_row_wise(model: ir.Model) -> int:
         attributes = {name: attr.value for name, attr in node.attributes.items() if name != "axis"}
         if node.op_type == "LayerNormalization":
             attributes["axis"] = -1
+        name, node.name = str(node.name), f"{node.name}.before"
         flat = insert(
             node,
             node.op_type,
             [rows, *node.inputs[1:]],
-            name=f"{node.name}.rows",
+            name=name,
             shape=sizes(rows),
             **attributes,
         )

@@ -26,14 +26,14 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # torch's exporter writes there which mod
 
 
 def name_products(model: ir.Model) -> int:
-    """Name every MatMul, Gemm and Conv after its module: blocks.3.mlp.fc2, blocks.3.attention.scores, ….mix.
+    """Name every product and LayerNormalization after its module: blocks.3.mlp.fc2, blocks.3.attention.scores, ….mix.
 
     From torch's own metadata where it is there, else from the weight's, the bias's or the node's name.
     Plans, reports and errors speak in these names.
     """
     taken: set[str] = set()
     named = 0
-    for node in by_type(model, "MatMul", "Gemm", "Conv"):
+    for node in by_type(model, "MatMul", "Gemm", "Conv", "LayerNormalization"):
         is_linear = constant(node.inputs[1]) is not None
         name = _module_name(node) if is_linear else f"{_module_name(node)}.{_role(node)}"
         unique, count = name, 1

@@ -1,0 +1,110 @@
+"""Which range of a tensor becomes 0..255: rules that look at a histogram, or at the extremes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from calibration.graph import Array
+from calibration.plan import Range
+
+BINS = 2048
+MARGIN = 1.1  # room for what calibration did not see
+PERCENTILE = 99.99
+Bounds = tuple[float, float]
+
+
+class Histogram:
+    """Counts of a tensor's values in bins that double their width when a value falls outside; it streams."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.limit = 0.0  # the bins cover -limit to limit
+
+    def update(self, values: Array) -> None:
+        """Add all values of an array of any shape."""
+        largest = float(np.abs(values).max(initial=0.0))
+        if self.limit == 0.0:
+            self.limit = largest
+        while largest > self.limit > 0:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate(
+                [np.zeros(BINS // 4, np.int64), pairs, np.zeros(BINS // 4, np.int64)]
+            )
+            self.limit *= 2
+        if self.limit > 0:
+            self.counts += np.histogram(values, BINS, (-self.limit, self.limit))[0]
+
+    @property
+    def centers(self) -> Array:
+        """The middle of each bin."""
+        width = 2 * self.limit / BINS
+        return (np.arange(BINS) + 0.5) * width - self.limit
+
+
+def min_max(histogram: Histogram, low: float, high: float) -> Bounds:
+    """All that was seen."""
+    return low, high
+
+
+def with_margin(histogram: Histogram, low: float, high: float) -> Bounds:
+    """All that was seen and a tenth more: finer steps are worth less than room for an unseen picture."""
+    return low * MARGIN, high * MARGIN
+
+
+def percentile(histogram: Histogram, low: float, high: float) -> Bounds:
+    """All but the outermost hundredth of a per cent."""
+    shares = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
+    tail = (100 - PERCENTILE) / 200
+    first, last = np.searchsorted(shares, [tail, 1 - tail])
+    centers = histogram.centers
+    return max(low, float(centers[first])), min(high, float(centers[min(last, BINS - 1)]))
+
+
+def mean_square_error(histogram: Histogram, low: float, high: float) -> Bounds:
+    """The part of the range with the least rounding and clipping error of the tensor itself."""
+    return _best_shrink(histogram, low, high, _squared_error)
+
+
+def entropy(histogram: Histogram, low: float, high: float) -> Bounds:
+    """The part of the range whose 256 levels keep the distribution closest (Kullback-Leibler divergence)."""
+    return _best_shrink(histogram, low, high, _divergence)
+
+
+RULES: Mapping[str, Callable[[Histogram, float, float], Bounds]] = {
+    "min-max": min_max,
+    "margin": with_margin,
+    "percentile": percentile,
+    "mse": mean_square_error,
+    "entropy": entropy,
+}
+
+
+def _best_shrink(
+    histogram: Histogram, low: float, high: float, cost: Callable[[Array, Array, Range], float]
+) -> Bounds:
+    centers, counts = histogram.centers, histogram.counts.astype(np.float64)
+    shrinks = np.linspace(1.0, 0.3, 15)
+    costs = [cost(centers, counts, Range.of(low * shrink, high * shrink)) for shrink in shrinks]
+    best = float(shrinks[int(np.argmin(costs))])
+    return low * best, high * best
+
+
+def _squared_error(centers: Array, counts: Array, chosen: Range) -> float:
+    return float((np.square(chosen.rounded(centers) - centers) * counts).sum())
+
+
+def _divergence(centers: Array, counts: Array, chosen: Range) -> float:
+    levels = np.rint((chosen.rounded(centers)) / chosen.scale).astype(np.int64) + chosen.zero_point
+    inside = (centers >= (-chosen.zero_point - 0.5) * chosen.scale) & (
+        centers <= (255.5 - chosen.zero_point) * chosen.scale
+    )
+    occupied = (counts > 0) & inside
+    # Each level's share spread evenly over the bins that it stands for, as it would be read.
+    bins = np.bincount(levels[occupied], minlength=256)
+    mass = np.bincount(levels, weights=counts, minlength=256)
+    spread = np.where(occupied, mass[levels] / np.maximum(bins[levels], 1), 0.0)
+    p, q = counts / counts.sum(), spread / max(spread.sum(), 1e-300)
+    present = counts > 0
+    return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))).sum())
