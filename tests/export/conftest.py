@@ -183,7 +183,7 @@ def lively(name: str) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """An .onnx file of one of the models: exporter "dynamo" or an opset of the older one; batch "free" or a number."""
+    """An .onnx file of a model: exporter "dynamo", or an opset of the older one; batch "free" or a number."""
     folder = tmp_path_factory.mktemp("foreign")
 
     def export(name: str, exporter: str | int = 17, batch: str | int = "free") -> Path:

@@ -109,7 +109,7 @@ def test_every_linear_becomes_a_gemm_and_the_rest_single_nodes(key, foreign) -> 
         "Identity",
         "Dropout",
     ):
-        assert gone == "Slice" and key[0] == "mean of tokens" or not found[gone], gone
+        assert (gone == "Slice" and key[0] == "mean of tokens") or not found[gone], gone
     assert model.float_layers == ()
 
 
@@ -156,10 +156,11 @@ def test_a_head_that_reads_features_apart_is_no_qkv() -> None:
     """Two slices that leave a feature out, or take one twice: nothing may be split."""
     for stop, split in ((4, True), (5, False), (3, False)):
         model = built(
-            "matmul = MatMul(x, w)  low = Slice(matmul, zero, stop, axis)  high = Slice(matmul, four, eight, axis)"
-            "  y = Concat<axis = 2>(low, high)",
+            "a = MatMul(x, w) low = Slice(a, zero, stop, axis) high = Slice(a, four, eight, axis)"
+            " y = Concat<axis = 2>(low, high)",
             {
-                "w": np.ones((4, 8), np.float32), "zero": [0], "stop": [stop], "four": [4], "eight": [8], "axis": [2]
+                "w": np.ones((4, 8), np.float32),
+                "zero": [0], "stop": [stop], "four": [4], "eight": [8], "axis": [2],
             },
             f"float[2, 3, {stop + 4}]",
         )  # fmt: skip
@@ -172,7 +173,8 @@ def built(lines: str, constants: dict[str, object], output: str, source: str = "
 
     listed = []
     arrays = {key: np.asarray(value) for key, value in constants.items()}
-    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({source} x) => ({output} y) {{ {" ".join(lines.split())} }}'
+    header = f'<ir_version: 10, opset_import: ["" : 21]> g ({source} x) => ({output} y)'
+    text = f"{header} {{ {' '.join(lines.split())} }}"
     proto = onnx.parser.parse_model(text)
     for key, array in arrays.items():
         listed.append(onnx.numpy_helper.from_array(array, key))
@@ -231,10 +233,10 @@ def test_what_is_nearly_a_gelu_stays(changed) -> None:
 
 
 NORMS = {
-    "division": "m = ReduceMean(x, last) d = Sub(x, m) p = Pow(d, two) v = ReduceMean(p, last) e = Add(v, eps)"
-    " s = Sqrt(e) n = Div(d, s) w = Mul(n, weight) y = Add(w, bias)",
-    "reciprocal": "m = ReduceMean(x, last) d = Sub(x, m) p = Mul(d, d) v = ReduceMean(p, last) e = Add(eps, v)"
-    " s = Sqrt(e) r = Reciprocal(s) n = Mul(d, r) w = Mul(weight, n) y = Add(bias, w)",
+    "division": "m = ReduceMean(x, last) d = Sub(x, m) p = Pow(d, two) v = ReduceMean(p, last)"
+    " e = Add(v, eps) s = Sqrt(e) n = Div(d, s) w = Mul(n, weight) y = Add(w, bias)",
+    "reciprocal": "m = ReduceMean(x, last) d = Sub(x, m) p = Mul(d, d) v = ReduceMean(p, last)"
+    " e = Add(eps, v) s = Sqrt(e) r = Reciprocal(s) n = Mul(d, r) w = Mul(weight, n) y = Add(bias, w)",
     "power": "m = ReduceMean(x, last) d = Sub(x, m) p = Mul(d, d) v = ReduceMean(p, last) e = Add(v, eps)"
     " s = Pow(e, minus) n = Mul(s, d) w = Mul(n, weight) y = Add(w, bias)",
     "two differences": "m = ReduceMean(x, last) d = Sub(x, m) p = Pow(d, two) v = ReduceMean(p, last)"
