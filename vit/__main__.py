@@ -178,6 +178,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         help="change any field of the recipe, e.g. --set mixup=0.2; all of them are printed at the start",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
     add("--resume", action="store_true", help="go on with the interrupted run in OUT")
 
 
@@ -199,6 +200,7 @@ def run_train(options: argparse.Namespace) -> None:
         resume=options.resume,
         teacher=run.teacher,
         notes=run.notes,
+        tensorboard=options.tensorboard,
         report=say,
     )
     print(path)

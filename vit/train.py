@@ -54,6 +54,7 @@ def train(
     resume: bool = False,
     teacher: ViT | None = None,
     notes: Mapping[str, Any] | None = None,
+    tensorboard: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train `model` on `data` and keep the best checkpoint; returns its path.
@@ -66,6 +67,7 @@ def train(
         preprocess: what the model sees of a picture, for validation, test and ever after.
         teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
         notes: what else to write into the checkpoint's recipe.
+        tensorboard: write the metrics for TensorBoard as well, into `out/tensorboard`.
         report: called with each line worth showing to a person.
 
     Raises:
@@ -75,19 +77,47 @@ def train(
     """
     run = Run(recipe, model, data, preprocess, Path(out), report, notes or {})
     chosen = choose_device(device)
-    with join_world(chosen) as world, torch.random.fork_rng():
+    with join_world(chosen) as world, torch.random.fork_rng(), scalars(run.out, tensorboard) as write:
         loop = run.loop(chosen, world, teacher)
         if resume:
             loop.progress = state.load_state(run.out, **run.stateful(loop))
             report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
+
+        def close_epoch(row: dict[str, Any], best: bool) -> None:
+            run.close_epoch(loop, row, best)
+            write(row)
+
         with run.bar(loop) as bar, interruptions() as stop:
             loop.run(
                 on_step=lambda progress, loss: run.step(bar, progress, loss),
-                on_epoch=lambda row, best: run.close_epoch(loop, row, best),
+                on_epoch=close_epoch,
                 stop=stop,
                 save=lambda: run.save(loop),
             )
         return run.finish(loop)
+
+
+@contextmanager
+def scalars(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes an epoch's row for TensorBoard, or does nothing."""
+    if not wanted:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError('--tensorboard needs it: pip install "vit-edge[train,cpu,tensorboard]"') from error
+
+    def write(row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            writer.add_scalar(name, value, row["epoch"])
+        writer.flush()
+
+    writer = SummaryWriter(out / "tensorboard")
+    try:
+        yield write
+    finally:
+        writer.close()
 
 
 @contextmanager

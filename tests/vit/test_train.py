@@ -133,31 +133,36 @@ def start(photos, out, *more, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def finished(photos, out, *more):
+    with start(photos, out, *more) as process:
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+
+
+def wait_for_first_epoch(process, out):
+    while not (out / "state.safetensors").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed(photos, tmp_path):
-    process = start(photos, tmp_path / "whole")
-    assert process.wait(300) == 0, process.stderr.read()
-    killed = start(photos, tmp_path / "killed")
-    while not (tmp_path / "killed" / "state.safetensors").exists():  # after the first epoch
-        assert killed.poll() is None, killed.stderr.read()
-        time.sleep(0.02)
-    time.sleep(0.4)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    resumed = start(photos, tmp_path / "killed", "--resume")
-    assert resumed.wait(300) == 0, resumed.stderr.read()
+    finished(photos, tmp_path / "whole")
+    with start(photos, tmp_path / "killed") as killed:
+        wait_for_first_epoch(killed, tmp_path / "killed")
+        time.sleep(0.4)
+        killed.send_signal(signal.SIGKILL)
+    finished(photos, tmp_path / "killed", "--resume")
     whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == parts.read_bytes()
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(photos, tmp_path):
-    process = start(photos, tmp_path / "run", "--epochs", "500")
-    while not (tmp_path / "run" / "state.safetensors").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    with start(photos, tmp_path / "run", "--epochs", "500") as process:
+        wait_for_first_epoch(process, tmp_path / "run")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
     assert err.strip().endswith("the same command with --resume goes on")
@@ -367,3 +372,13 @@ def test_data_without_classes_is_refused(photos):
     with pytest.raises(DataError, match="pictures without classes"):
         open_data(photos / "train" / "rose", holdout=0.0)
     assert isinstance(open_data(photos, holdout=0.1), Data)
+
+
+def test_tensorboard_gets_the_metrics(photos, tiny_config, tiny_preprocess, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(photos, tiny_config, tiny_preprocess, tmp_path, tensorboard=True)
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    values = [event.value for event in found.Scalars("train_loss")]
+    expected = [row["train_loss"] for row in load_checkpoint(tmp_path).history]
+    assert values == pytest.approx(expected, rel=1e-6)
