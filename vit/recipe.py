@@ -114,11 +114,11 @@ FINETUNE = Recipe(
 # Photos, from pre-trained weights, a new head on frozen features: seconds after the features.
 PROBE = Recipe(
     name="probe",
-    epochs=300,
+    epochs=100,
     batch=32,
-    lr=1e-3,
+    lr=3e-3,
     holdout=0.0,
-    weight_decay=10.0,  # of standardised features; decoupled, so that the learning rate scales it down
+    weight_decay=3.0,  # of standardised features; decoupled, so that the learning rate scales it down
     freeze=True,
     smoothing=0.0,
 )
