@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ import pytest
 if TYPE_CHECKING:  # the runtime's tests run without these
     import onnx_ir as ir
 
-    from vit.config import ViTConfig
     from vit.model import ViT
 
 ROOT = Path(__file__).parents[1]
@@ -78,61 +77,10 @@ def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, 
     return train_fashion_quick(tmp_path_factory.mktemp("fashion"))
 
 
-def configs() -> dict[str, ViTConfig]:
-    """Small shapes that differ in all that the rewrites look at."""
-    from vit.config import ViTConfig
-
-    return {
-        "plain": ViTConfig(
-            image_size=(32, 32), patch_size=8, width=32, depth=2, heads=4, mlp_width=64, classes=10
-        ),
-        # Nothing square, nothing even, means and deviations that differ by channel.
-        "odd": ViTConfig(
-            image_size=(21, 35),
-            patch_size=7,
-            width=33,
-            depth=2,
-            heads=3,
-            mlp_width=51,
-            classes=7,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        ),
-        # Everything that only some models have.
-        "rich": ViTConfig(
-            image_size=(16, 24),
-            patch_size=8,
-            width=16,
-            depth=2,
-            heads=2,
-            mlp_width=24,
-            classes=5,
-            representation=12,
-            layer_scale=True,
-            norm_epsilon=1e-12,
-            activation="gelu_tanh",
-        ),
-    }
-
-
-def lively(config: ViTConfig) -> ViT:
-    """A model in which every parameter matters: none is zero or one, as first weights are."""
-    import torch
-
-    from vit.model import ViT
-
-    random = np.random.default_rng(7)
-    model = ViT(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.from_numpy(random.normal(size=parameter.shape).astype(np.float32))
-            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(noise * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-    return model
-
-
 @pytest.fixture(scope="session")
 def models() -> Mapping[str, ViT]:
+    from tools.small_models import configs, lively
+
     return {name: lively(config) for name, config in configs().items()}
 
 
@@ -168,7 +116,7 @@ def logits_of() -> Callable[[ir.Model, np.ndarray], np.ndarray]:
 def pixels_for() -> Callable[..., np.ndarray]:
     """Random pictures of a model's size."""
 
-    def make(config: ViTConfig, count: int = 3, seed: int = 0) -> np.ndarray:
+    def make(config: Any, count: int = 3, seed: int = 0) -> np.ndarray:
         random = np.random.default_rng(seed)
         return random.integers(0, 256, (count, *config.image_size, 3), np.uint8)
 

@@ -1,0 +1,125 @@
+"""Static quantisation in one call, on small random models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.drift import measure_drift
+from calibration.graph import GraphError
+from calibration.layers import layer_drift
+from calibration.plan import PlanError, QuantizationPlan
+from calibration.quantize import apply_plan, quantize
+from runtime.session import open_session
+
+
+def logits(model: ir.Model, pixels: np.ndarray, target: str = "avx2") -> np.ndarray:
+    data = ir.to_proto(model).SerializeToString()
+    session = open_session(data, device="cpu", threads=1, target=target)
+    (found,) = session.run(None, {"pixels": pixels})
+    return np.asarray(found)
+
+
+@pytest.fixture
+def pictures(models, pixels_for):
+    """Of a model: some to calibrate with and others to measure on."""
+
+    def make(name: str) -> tuple[np.ndarray, np.ndarray]:
+        config = models[name].config
+        return pixels_for(config, count=24, seed=1), pixels_for(config, count=16, seed=2)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "rich"])
+@pytest.mark.parametrize("target", ["avx2", "vnni"])
+def test_int8_stays_close_on_pictures_that_calibration_did_not_see(name, target, canonical, pictures) -> None:
+    calibration, others = pictures(name)
+    made = quantize(canonical[name], [calibration], target=target)
+    drift = measure_drift(logits(canonical[name], others, "any"), logits(made.model, others, target))
+    # Noise as pictures, weights without any structure: real models and pictures are in tests/drift.
+    assert drift.sqnr > 20
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "rich"])
+def test_any_batch_gives_the_same_logits(name, canonical, pictures) -> None:
+    calibration, others = pictures(name)
+    model = quantize(canonical[name], [calibration], target="avx2").model
+    five = logits(model, others[:5])
+    ones = np.concatenate([logits(model, others[i : i + 1]) for i in range(5)])
+    assert five.shape == ones.shape
+    np.testing.assert_allclose(five, ones, atol=0.02 * np.abs(five).max())  # float rounding, times one step
+
+
+def test_the_plan_is_all_that_is_needed(canonical, pictures) -> None:
+    calibration, others = pictures("plain")
+    made = quantize(canonical["plain"], [calibration], target="avx2")
+    read = QuantizationPlan.from_json(made.plan.to_json())
+    assert read == made.plan
+    again = apply_plan(canonical["plain"], read)
+    np.testing.assert_array_equal(logits(again.model, others), logits(made.model, others))
+
+
+def test_it_repeats(canonical, pictures) -> None:
+    calibration, _ = pictures("plain")
+    first, second = (quantize(canonical["plain"], [calibration], target="avx2", threads=1) for _ in range(2))
+    assert first.plan.to_json() == second.plan.to_json()
+
+
+def test_layers_can_stay_in_float(canonical, pictures) -> None:
+    calibration, others = pictures("plain")
+    exact = logits(canonical["plain"], others, "any")
+    kept = [f"blocks.{i}.mlp.fc2" for i in range(2)]
+    all_int8 = quantize(canonical["plain"], [calibration], target="avx2")
+    some = quantize(canonical["plain"], [calibration], target="avx2", keep_float=kept)
+    assert set(all_int8.plan.quantized()) - set(some.plan.quantized()) == set(kept)
+    assert not set(kept) & set(some.kernels.linears)
+    assert (
+        measure_drift(exact, logits(some.model, others)).sqnr
+        != measure_drift(exact, logits(all_int8.model, others)).sqnr
+    )
+
+
+def test_what_is_to_stay_in_float_must_exist(canonical, pictures) -> None:
+    calibration, _ = pictures("plain")
+    with pytest.raises(
+        PlanError, match=r"no layer is called blocks.7.mlp.fc2; the graph has: patch_embedding"
+    ):
+        quantize(canonical["plain"], [calibration], target="avx2", keep_float=["blocks.7.mlp.fc2"])
+
+
+def test_pictures_may_come_from_a_generator(canonical, pictures) -> None:
+    calibration, _ = pictures("plain")
+
+    def feed() -> Iterator[np.ndarray]:
+        yield from np.split(calibration, 6)
+
+    streamed = quantize(canonical["plain"], feed(), target="avx2", threads=1).plan
+    assert streamed == quantize(canonical["plain"], [calibration], target="avx2", threads=1).plan
+
+
+def test_nothing_to_calibrate_with(canonical) -> None:
+    with pytest.raises(GraphError, match="at least one calibration picture"):
+        quantize(canonical["plain"], [], target="avx2")
+
+
+def test_nothing_to_quantize(canonical, raw_graphs, pictures) -> None:
+    calibration, _ = pictures("plain")
+    graph = canonical["plain"].clone()
+    for node in graph.graph:
+        if node.op_type == "Gemm":
+            node.attributes["alpha"] = ir.AttrFloat32("alpha", 2.0)
+    with pytest.raises(GraphError, match="expected linear layers"):
+        quantize(graph, [calibration], target="avx2")
+
+
+def test_drift_layer_by_layer(canonical, pictures) -> None:
+    calibration, others = pictures("plain")
+    made = quantize(canonical["plain"], [calibration], target="avx2", keep_float=["patch_embedding"])
+    found = layer_drift(canonical["plain"], made.model, np.split(others, 4), target="avx2")
+    assert list(found) == list(made.plan.linears)
+    assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantised
+    assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")

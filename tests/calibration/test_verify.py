@@ -1,0 +1,65 @@
+"""What ONNX Runtime really runs is read back; a layer that fell back to float is an error that names it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.graph import add_constant, by_type, graph_of
+from calibration.quantize import quantize
+from calibration.verify import INTEGER_KERNELS, FallbackError, check_kernels
+from calibration.write import write_plan
+
+
+@pytest.fixture(scope="module")
+def plan(canonical, models, pixels_for):
+    pictures = [pixels_for(models["plain"].config, count=8)]
+    return quantize(canonical["plain"], pictures, target="avx2", quantize_products=True).plan
+
+
+def serialized(model: ir.Model) -> bytes:
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "rich"])
+@pytest.mark.parametrize("products", [False, True])
+def test_every_planned_layer_is_an_integer_kernel(name, products, canonical, models, pixels_for) -> None:
+    pictures = [pixels_for(models[name].config, count=8)]
+    made = quantize(canonical[name], pictures, target="avx2", quantize_products=products)
+    linears, in_int8 = 1 + 2 * 6 + (2 if name == "rich" else 1), 4 if products else 0
+    assert len(made.kernels.linears) == linears
+    assert len(made.kernels.products) == in_int8
+    assert set(made.kernels.linears.values()) | set(made.kernels.products.values()) <= INTEGER_KERNELS
+    assert made.kernels.summary() == (
+        f"{linears} of {linears} linears and {in_int8} of {in_int8} products in integer kernels"
+    )
+    assert made.kernels.counts["QGemm"] == linears
+
+
+def test_a_doctored_bias_is_found(canonical, plan) -> None:
+    """A float bias keeps ONNX Runtime from fusing: it runs dequantise, float Gemm, and says nothing."""
+    model = write_plan(canonical["plain"], plan)
+    (gemm,) = [node for node in by_type(model, "Gemm") if node.name == "blocks.1.mlp.fc1"]
+    gemm.replace_input_with(2, add_constant(graph_of(gemm), "doctored", np.zeros(64, np.float32)))
+    with pytest.raises(FallbackError, match=r"1 layers are int8 .* blocks\.1\.mlp\.fc1 \((Fused)?Gemm\)"):
+        check_kernels(serialized(model), plan)
+
+
+def test_a_doctored_product_is_found(canonical, plan) -> None:
+    model = write_plan(canonical["plain"], plan)
+    (mix,) = [node for node in by_type(model, "MatMul") if node.name == "blocks.0.attention.mix"]
+    before = mix.inputs[1].producer().inputs[0].producer()  # the value before its Q/DQ pair
+    assert before.op_type == "QuantizeLinear"
+    mix.replace_input_with(1, before.inputs[0])
+    with pytest.raises(FallbackError, match=r"blocks\.0\.attention\.mix \(.*MatMul\)"):
+        check_kernels(serialized(model), plan)
+
+
+def test_a_layer_that_is_gone_is_found(canonical, plan) -> None:
+    model = write_plan(canonical["plain"], plan)
+    (head,) = [node for node in by_type(model, "Gemm") if node.name == "head"]
+    head.name = "tail"
+    with pytest.raises(FallbackError, match=r"head \(not found\)"):
+        check_kernels(serialized(model), plan)

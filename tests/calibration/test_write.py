@@ -1,0 +1,152 @@
+"""The plan written into the graph: standard operators only, the float graph as it was, errors with names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from calibration.graph import by_type, constant
+from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
+from calibration.sites import find_sites
+from calibration.verify import optimized_graph
+from calibration.write import write_plan
+
+WIDE = Range.of(-12.0, 12.0)
+NAMES = ["plain", "odd", "rich"]
+
+
+def full_plan(model: ir.Model, products: bool = True) -> QuantizationPlan:
+    """Everything in int8 over one wide range."""
+    sites = find_sites(model)
+    linears = {
+        name: LinearPlan(precision="int8", input=None if linear.reads_pixels else WIDE)
+        for name, linear in sites.linears.items()
+    }
+    both = {
+        name: ProductPlan(
+            precision="int8" if products else "float32",
+            left=PROBABILITY if product.mixes_probabilities else WIDE,
+            right=WIDE,
+        )
+        for name, product in sites.products.items()
+    }
+    return QuantizationPlan(target="avx2", linears=linears, products=both)
+
+
+def serialized(model: ir.Model) -> bytes:
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_standard_operators_only(name, canonical) -> None:
+    before = canonical[name].clone()
+    after = write_plan(before, full_plan(before))
+    assert {node.domain for node in after.graph} == {""}
+    assert set(after.opset_imports) == {""}
+    added = Counter(node.op_type for node in after.graph) - Counter(node.op_type for node in before.graph)
+    assert set(added) <= {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose"}
+    assert added["DequantizeLinear"] >= 2 * len(find_sites(before).linears)
+    onnx.checker.check_model(onnx.load_from_string(serialized(after)), full_check=True)
+
+
+def test_the_float_graph_stays(canonical) -> None:
+    model = canonical["plain"].clone()
+    before = serialized(model)
+    write_plan(model, full_plan(model))
+    assert serialized(model) == before
+
+
+def test_the_same_plan_is_the_same_file(canonical) -> None:
+    model = canonical["plain"]
+    assert serialized(write_plan(model, full_plan(model))) == serialized(write_plan(model, full_plan(model)))
+
+
+def test_a_plan_of_float_changes_nothing(canonical, models, logits_of, pixels_for) -> None:
+    model, pixels = canonical["plain"], pixels_for(models["plain"].config)
+    linears = {name: LinearPlan(precision="float32") for name in find_sites(model).linears}
+    for plan in (QuantizationPlan(target="avx2", linears=linears), QuantizationPlan(target="avx2")):
+        written = write_plan(model, plan)
+        assert not by_type(written, "QuantizeLinear", "DequantizeLinear")
+        np.testing.assert_array_equal(logits_of(written, pixels), logits_of(model, pixels))
+
+
+def test_a_gemm_reads_three_integers(canonical) -> None:
+    """uint8 input, int8 weight by column, int32 bias: what ONNX Runtime fuses into one kernel."""
+    model = write_plan(canonical["plain"], full_plan(canonical["plain"]))
+    gemms = by_type(model, "Gemm")
+    assert len(gemms) == 14
+    for gemm in gemms:
+        stored = [value.producer().inputs[0] for value in gemm.inputs]
+        assert {value.producer().op_type for value in gemm.inputs} == {"DequantizeLinear"}
+        assert [value.dtype for value in stored] == [ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32]
+        scale_of = [constant(value.producer().inputs[1]) for value in gemm.inputs]
+        np.testing.assert_array_equal(scale_of[2], (scale_of[0] * scale_of[1]).astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_pixels_lose_nothing(value, canonical, models, logits_of) -> None:
+    """Only the patch embedding in int8: what is left is the rounding of its weights, for any picture."""
+    model, config = canonical["plain"], models["plain"].config
+    plan = QuantizationPlan(target="vnni", linears={"patch_embedding": LinearPlan(precision="int8")})
+    written = write_plan(model, plan)
+    (dequantize,) = [
+        n for n in by_type(written, "DequantizeLinear") if n.inputs[0].dtype == ir.DataType.UINT8
+    ]
+    assert constant(dequantize.inputs[1]) == 1.0
+    assert constant(dequantize.inputs[2]) == 128
+    pixels = np.full((1, *config.image_size, 3), value, np.uint8)
+    exact, found = logits_of(model, pixels), logits_of(written, pixels)
+    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_says_the_same_as_its_definition(name, canonical, models, pixels_for, logits_of) -> None:
+    """ONNX Runtime's fused kernels against the standard's own words (onnx.reference), on this CPU.
+
+    With weights for AVX2 nothing saturates, so only float rounding remains, which may move an 8-bit step.
+    """
+    model = write_plan(canonical[name], full_plan(canonical[name], products=False))
+    pixels = pixels_for(models[name].config, count=2)
+    (expected,) = ReferenceEvaluator(onnx.load_from_string(serialized(model))).run(None, {"pixels": pixels})
+    exact = logits_of(canonical[name], pixels)
+    scale = np.abs(expected).max()
+    step = np.abs(expected - exact).max() / scale  # what quantisation costs in all
+    found = logits_of(optimized_graph(serialized(model)), pixels)
+    assert step > 1e-3
+    assert np.abs(found - expected).max() / scale < step / 4
+
+
+def test_unknown_layers_are_named(canonical) -> None:
+    plan = QuantizationPlan(target="avx2", linears={"blocks.9.mlp.fc1": LinearPlan(precision="float32")})
+    with pytest.raises(
+        PlanError, match=r"names the linear layer 'blocks.9.mlp.fc1', the graph has: patch_emb"
+    ):
+        write_plan(canonical["plain"], plan)
+    plan = QuantizationPlan(target="avx2", products={"scores": ProductPlan(precision="float32")})
+    with pytest.raises(PlanError, match=r"attention product 'scores'"):
+        write_plan(canonical["plain"], plan)
+
+
+def test_int8_without_a_range(canonical) -> None:
+    plan = QuantizationPlan(target="avx2", linears={"head": LinearPlan(precision="int8")})
+    with pytest.raises(PlanError, match="head: the plan says int8 and gives no input range"):
+        write_plan(canonical["plain"], plan)
+    mix = ProductPlan(precision="int8", left=PROBABILITY)
+    plan = QuantizationPlan(target="avx2", products={"blocks.0.attention.mix": mix})
+    with pytest.raises(PlanError, match=r"blocks.0.attention.mix: .* no range for both inputs"):
+        write_plan(canonical["plain"], plan)
+
+
+def test_a_bias_beyond_int32(canonical) -> None:
+    plan = full_plan(canonical["plain"])
+    tiny = replace(plan.linears["head"], input=Range(scale=1e-12, zero_point=0))
+    plan = replace(plan, linears={**plan.linears, "head": tiny})
+    with pytest.raises(PlanError, match="head: the bias does not fit int32"):
+        write_plan(canonical["plain"], plan)

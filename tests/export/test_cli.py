@@ -1,0 +1,296 @@
+"""`python -m export` as a user runs it: what it prints, what it leaves, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runtime import Classifier, Preprocess, read_metadata
+from tools.expected_drift import random_checkpoint
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+FILES = ["model.int8.onnx", "model.onnx", "plan.json", "report.html", "report.json"]
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Run:
+    """The command in an empty folder; standard error is no terminal."""
+
+    def command(*arguments: Any, code: str | None = None) -> subprocess.CompletedProcess[str]:
+        python = [sys.executable, *(["-m", "export"] if code is None else ["-c", code])]
+        return subprocess.run(
+            [*python, *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of digits that learned nothing; nothing here asks how good it is."""
+    return random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures in folders named as four of the model's classes."""
+    for digit in range(4):
+        folder = tmp_path / "photos" / str(digit)
+        folder.mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (40, 40), (60 * digit, 50 * index, 99)).save(folder / f"{index}.jpg")
+    return tmp_path / "photos"
+
+
+def test_the_embedded_example(run: Run, digits_checkpoint: Path, tmp_path: Path) -> None:
+    """Without a checkpoint, with one trained already: what make demo does the second time."""
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(digits_checkpoint.parent, tmp_path / "runs" / "digits")
+    done = run("--quantize")
+    assert (done.returncode, done.stderr) == (0, "")
+    out = tmp_path / "artifacts" / "digits"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    header, float32, int8 = (line.split() for line in done.stdout.splitlines()[:3])
+    assert header == ["top-1", "agreement", "SQNR", "latency", "size", "file"]
+    assert float32[0] == "float32"
+    assert int8[0] == "int8"
+    assert float(float32[1]) >= 97
+    assert float(float32[1]) - float(int8[1]) <= 0.6
+    assert "360 pictures of digits test" in done.stdout
+    assert "26 of 26 linears" in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["models"]) == {"float32", "int8"}
+    assert report["models"]["int8"]["bytes"] == (out / "model.int8.onnx").stat().st_size
+    assert (out / "model.int8.onnx").stat().st_size < (out / "model.onnx").stat().st_size / 2
+    for variant, name in (("float32", "model.onnx"), ("int8", "model.int8.onnx")):
+        metadata = read_metadata(out / name)
+        assert metadata.variant == variant
+        assert metadata.labels == tuple("0123456789")
+        assert metadata.preprocess == Preprocess(size=(32, 32), resize="stretch", interpolation="bilinear")
+        assert metadata.source["sha256"] == report["source"]["sha256"]
+    assert read_metadata(out / "model.int8.onnx").measured["drift"] == report["models"]["int8"]["drift"]
+    assert str(tmp_path) not in (out / "report.json").read_text()
+
+
+def test_float_alone(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    done = run(checkpoint, "--calibration", photos, "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.onnx",
+        "report.html",
+        "report.json",
+    ]
+    assert Classifier(tmp_path / "out" / "model.onnx")(photos / "0" / "0.jpg").label in "0123456789"
+
+
+def test_loose_pictures_measure_without_top1(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        path.rename(loose / f"{index}.jpg")
+    done = run(checkpoint, "--quantize", "--calibration", loose, "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2].split()[:2] == ["int8", "-"]
+    drift = json.loads((tmp_path / "out" / "report.json").read_text())["models"]["int8"]["drift"]
+    assert drift["top1"] is None
+    assert drift["pictures"] == 10
+
+
+def break_nothing(photos: Path, checkpoint: Path) -> None:
+    """The inputs as they are."""
+
+
+def text_file(photos: Path, checkpoint: Path) -> None:
+    (photos / "2" / "0.jpg").write_text("this is no picture")
+
+
+def truncated_jpeg(photos: Path, checkpoint: Path) -> None:
+    path = photos / "2" / "0.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def half_a_checkpoint(photos: Path, checkpoint: Path) -> None:
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[: len(data) // 2])
+
+
+def empty_class(photos: Path, checkpoint: Path) -> None:
+    (photos / "5").mkdir()
+
+
+def empty_folder(photos: Path, checkpoint: Path) -> None:
+    shutil.rmtree(photos)
+    photos.mkdir()
+
+
+def other_classes(photos: Path, checkpoint: Path) -> None:
+    (photos / "3").rename(photos / "tulip")
+
+
+@pytest.mark.parametrize(
+    ("breakage", "arguments", "code", "message"),
+    [
+        (
+            break_nothing,
+            ["nowhere", "--calibration", "photos"],
+            2,
+            "nowhere: no checkpoint here; .*python -m vit",
+        ),
+        (break_nothing, ["c.safetensors", "--calibration", "nowhere"], 2, "nowhere: no such file or folder"),
+        (break_nothing, ["c.safetensors"], 2, "found none given; add --calibration PICTURES"),
+        (
+            break_nothing,
+            ["photos/0/0.jpg", "--calibration", "photos"],
+            2,
+            "0.jpg: not a complete safetensors file",
+        ),
+        (
+            half_a_checkpoint,
+            ["c.safetensors", "--calibration", "photos"],
+            2,
+            "c.safetensors: not a complete .* again",
+        ),
+        (empty_folder, ["c.safetensors", "--calibration", "photos"], 2, "photos: no pictures here; expected"),
+        (
+            empty_class,
+            ["c.safetensors", "--calibration", "photos"],
+            2,
+            "photos/5: a class folder without pictures",
+        ),
+        (
+            other_classes,
+            ["c.safetensors", "--calibration", "photos"],
+            2,
+            r"'tulip' \(4 classes\) is not one of .* 10",
+        ),
+        (
+            text_file,
+            ["c.safetensors", "--calibration", "photos"],
+            2,
+            "photos/2/0.jpg: .*; repair the picture or",
+        ),
+        (
+            truncated_jpeg,
+            ["c.safetensors", "--calibration", "photos"],
+            2,
+            "photos/2/0.jpg: .*; repair the picture or",
+        ),
+        (
+            break_nothing,
+            ["c.safetensors", "--calibration", "photos", "--keep-float", "blocks.9.mlp.fc2"],
+            2,
+            "no layer is called blocks.9.mlp.fc2; the graph has: patch_embedding",
+        ),
+        (
+            break_nothing,
+            ["c.safetensors", "--calibration", "photos/1", "--max-drift", "1"],
+            2,
+            "--max-drift needs pictures whose classes are known.*use --min-agreement",
+        ),
+        (
+            break_nothing,
+            ["c.safetensors", "--calibration", "photos", "--max-drift=-200"],
+            1,
+            "int8 drifts beyond the limit: top-1 falls by .* Furthest from float: .* Nothing was written",
+        ),
+        (
+            break_nothing,
+            ["c.safetensors", "--calibration", "photos", "--out", "c.safetensors"],
+            1,
+            "c.safetensors: expected a folder to write to, found a file",
+        ),
+    ],
+)
+def test_bad_input(breakage, arguments, code, message, run: Run, checkpoint, photos, tmp_path: Path) -> None:
+    """One line that says what and what to do, the right exit code, no traceback, nothing half-written."""
+    shutil.copy(checkpoint, tmp_path / "c.safetensors")
+    breakage(photos, tmp_path / "c.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments, *([] if "--out" in arguments else ["--out", "out"]), "--quantize")
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("export: ")
+    assert re.search(message, line), line
+    assert done.returncode == code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--samples", "0"], ["--samples", "many"], ["--target", "z80"], ["--what"]]
+)
+def test_wrong_arguments(arguments: list[str], run: Run) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("python -m export: error:")
+
+
+# At a chosen moment, the process gets a real signal from itself: the moment is the same on any machine.
+SIGNALLED = """
+import os, signal, sys
+import export.files, export.report_html
+from export.__main__ import main
+
+module, name, signal_name, calls = sys.argv[1:5]
+target = {"files": export.files.os, "report": export.report_html}[module]
+original, count = getattr(target, name), 0
+
+def signalled(*arguments):
+    global count
+    count += 1
+    if count == int(calls):
+        os.kill(os.getpid(), getattr(signal, signal_name))
+    return original(*arguments)
+
+setattr(target, name, signalled)
+sys.exit(main(sys.argv[5:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT and SIGKILL to send")
+@pytest.mark.parametrize(
+    ("moment", "code"),
+    [
+        (("report", "render", "SIGINT", 1), 1),  # the models are written aside, the report is not
+        (("files", "fsync", "SIGINT", 1), 1),  # all is written aside, nothing is moved
+        (("report", "render", "SIGKILL", 1), -signal.SIGKILL),
+        (("files", "fsync", "SIGKILL", 3), -signal.SIGKILL),  # two of the five files are moved
+    ],
+)
+def test_an_interruption_leaves_whole_files(
+    moment, code, run: Run, checkpoint, photos, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = [checkpoint, "--calibration", photos, "--quantize", "--out", "out"]
+    assert run(*options).returncode == 0
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    done = run(*moment, *options, "--samples", "3", code=SIGNALLED)
+    assert done.returncode == code
+    if code == 1:
+        assert done.stderr == "export: stopped; the files of the last export are as they were\n"
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+    found = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(found) == set(old)
+    changed = [name for name in sorted(old) if found[name] != old[name]]
+    assert changed == ([] if moment[0] == "report" or code == 1 else changed[:2])
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert Classifier(out / name)(photos / "0" / "0.jpg").label  # whole, whichever of the two it is
