@@ -9,6 +9,8 @@ import numpy as np
 
 from calibration.graph import Array
 
+MOST_DECIBELS = 200.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
@@ -51,10 +53,13 @@ def measure_drift(reference: Array, variant: Array, targets: Array | None = None
 
 
 def sqnr(reference: Array, variant: Array) -> float:
-    """Signal to quantisation noise in dB; 200 stands for no difference at all."""
+    """Signal to quantisation noise in dB."""
     exact = reference.astype(np.float64)
-    noise = float(np.square(exact - variant).sum())
-    signal = float(np.square(exact).sum())
+    return decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 · log10(signal / noise) of two energies; 200 stands for no difference at all."""
     if noise == 0:
-        return 200.0
-    return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -200, 200))
+        return MOST_DECIBELS
+    return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -MOST_DECIBELS, MOST_DECIBELS))

@@ -82,6 +82,14 @@ def _first_free(name: str, taken: Set[str | None]) -> str:
     return next(unique for count in itertools.count(1) if (unique := f"{name}.{count}") not in taken)
 
 
+def stand_in(new: ir.Value, old: ir.Value, readers: Sequence[ir.Usage]) -> None:
+    """Let `new`, which is computed from `old`, take its name and those readers that it had before."""
+    name = str(old.name)
+    old.name, new.name = f"{name}.part", name
+    for use in readers:
+        use.node.replace_input_with(use.idx, new)
+
+
 def graph_of(node: ir.Node) -> ir.Graph:
     if not isinstance(node.graph, ir.Graph):
         raise GraphError(f"node {node.name!r} stands in no graph")

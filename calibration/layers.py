@@ -7,37 +7,51 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from calibration.drift import decibels
 from calibration.graph import Array
 from calibration.observe import observing_session
-from calibration.plan import Target
-from calibration.sites import find_sites
+from calibration.plan import QuantizationPlan
+from calibration.sites import Sites, find_sites
+from calibration.split import hidden_of
 
 
 def layer_drift(
     model: ir.Model,
     quantized: ir.Model,
+    plan: QuantizationPlan,
     pictures: Iterable[Array],
     *,
-    target: Target,
     threads: int | None = None,
 ) -> Mapping[str, float]:
     """SQNR in dB of each linear's output, in graph order: what came in with its input, and its own error.
 
     Args:
-        model: the float32 graph that `quantized` was written from.
+        model: the float32 graph that `quantized` was written from, by `plan`.
         pictures: batches of `uint8 [N, H, W, 3]`; a few are enough.
-        target: what the INT8 weights were made for.
     """
-    names = [str(linear.node.outputs[0].name) for linear in find_sites(model).linears.values()]
+    sites = find_sites(model)
+    names = [str(linear.node.outputs[0].name) for linear in sites.linears.values()]
     reference = observing_session(model, names, threads=threads)
-    variant = observing_session(quantized, names, threads=threads, target=target)
-    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    variant = observing_session(quantized, names, threads=threads, target=plan.target)
+    kept = _features_left(sites, plan)
+    signal, noise = dict.fromkeys(sites.linears, 0.0), dict.fromkeys(sites.linears, 0.0)
     for batch in pictures:
         exact = reference.run(names, {reference.get_inputs()[0].name: batch})
         rounded = variant.run(names, {variant.get_inputs()[0].name: batch})
-        signal += [float(np.square(a, dtype=np.float64).sum()) for a in exact]
-        noise += [
-            float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(exact, rounded, strict=True)
-        ]
-    decibels = 10 * np.log10(np.maximum(signal, 1e-300) / np.maximum(noise, 1e-300))
-    return dict(zip(find_sites(model).linears, np.clip(decibels, -200, 200).tolist(), strict=True))
+        for name, before, after in zip(sites.linears, exact, rounded, strict=True):
+            before = before[:, kept[name]] if name in kept else before
+            scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
+            signal[name] += float(np.square(before, dtype=np.float64).sum())
+            noise[name] += float(np.square(before - after * scales, dtype=np.float64).sum())
+    return {name: decibels(signal[name], noise[name]) for name in sites.linears}
+
+
+def _features_left(sites: Sites, plan: QuantizationPlan) -> dict[str, Array]:
+    """For an MLP whose columns are split off: which outputs its first linear still computes."""
+    found = {}
+    for name, linear in sites.linears.items():
+        columns = plan.linears[name].float_columns if name in plan.linears else ()
+        hidden = hidden_of(sites, linear) if columns else None
+        if hidden is not None:
+            found[hidden.first.name] = np.setdiff1d(np.arange(linear.weight.shape[0]), columns)
+    return found

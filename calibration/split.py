@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array, add_constant, graph_of, insert, only_reader, sizes
+from calibration.graph import Array, add_constant, graph_of, insert, only_reader, sizes, stand_in
 from calibration.sites import Linear, Sites
 
 
@@ -67,5 +67,4 @@ def split_columns(hidden: Hidden, columns: Sequence[int]) -> None:
     readers = list(output.uses())
     (few_out,) = constants(names[1], weight=second.weight[moved])
     total = insert(readers[0].node, "Gemm", [active, few_out, output], name=names[1], shape=sizes(output))
-    for use in readers:
-        use.node.replace_input_with(use.idx, total)
+    stand_in(total, output, readers)

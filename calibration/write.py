@@ -14,6 +14,7 @@ from calibration.graph import (
     only_reader,
     replace,
     sizes,
+    stand_in,
     tidy,
 )
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
@@ -185,8 +186,7 @@ class _Writer:
         scaled = insert(reader, "Mul", [output, peak], name=f"{name}.scaled", shape=sizes(output))
         added = add_constant(graph, f"{name}.bias.float32", bias.astype(np.float32))
         total = insert(reader, "Add", [scaled, added], name=f"{name}.biased", shape=sizes(output))
-        for use in uses:
-            use.node.replace_input_with(use.idx, total)
+        stand_in(total, output, uses)
         return self._pair(unit, chosen, node)
 
     def _pair(self, value: ir.Value, chosen: Range, before: ir.Node) -> ir.Value:

@@ -178,7 +178,7 @@ def _measure(
         if each.quantized is not None:
             feed = batches(some, source.preprocess)
             layers = layer_drift(
-                source.exported.model, each.model, feed, target=options.target, threads=options.threads
+                source.exported.model, each.model, each.quantized.plan, feed, threads=options.threads
             )
         data = model_bytes(each.model, _metadata(source, each, drift, evaluation))
         kernels = each.quantized.kernels if each.quantized is not None else None
