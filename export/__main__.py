@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         half=arguments.fp16,
         target=target_here() if arguments.target == "auto" else arguments.target,
         keep_float=tuple(arguments.keep_float),
+        plan=arguments.plan,
         max_drift=arguments.max_drift,
         min_agreement=arguments.min_agreement,
         threads=arguments.threads,
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="the CPU that INT8 is made for",
     )
+    add("--plan", type=Path, metavar="PLAN", help="quantise by this plan.json instead of calibrating")
     add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser

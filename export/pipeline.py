@@ -15,8 +15,8 @@ import onnxruntime as ort
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
 from calibration.layers import layer_drift
-from calibration.plan import Target
-from calibration.quantize import Quantized, quantize
+from calibration.plan import PlanError, QuantizationPlan, Target
+from calibration.quantize import Quantized, apply_plan, quantize
 from export.environment import describe_environment, producer
 from export.files import digest, model_bytes, staged
 from export.half import to_float16
@@ -27,7 +27,7 @@ from export.source import Source, from_checkpoint
 from runtime.artifact import FILE_NAMES, Metadata, Variant
 from runtime.session import open_session
 from vit.checkpoint import Checkpoint
-from vit.data import Pictures
+from vit.data import DataError, Pictures
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_PICTURES = 8
@@ -54,6 +54,7 @@ class Options:
     half: bool = False
     target: Target = "avx2"
     keep_float: tuple[str, ...] = ()
+    plan: Path | None = None  # write this plan, and calibrate nothing
     max_drift: float | None = None
     min_agreement: float | None = None
     threads: int | None = None
@@ -91,17 +92,9 @@ def export(source: Source | Checkpoint, out: Path, options: Options, report: Rep
     pictures, exported = _pictures(source, options), source.exported
     variants = [_open("float32", exported.model, None, options)]
     parity = _check_parity(source, variants[0].session, pictures.evaluation)
-    if options.quantize:
-        with report("calibrating", len(pictures.calibration)) as progress:
-            feed = _counted(batches(pictures.calibration, source.preprocess), progress)
-            chosen = quantize(
-                exported.model,
-                feed,
-                target=options.target,
-                keep_float=options.keep_float,
-                threads=options.threads,
-            )
-        variants.append(_open("int8", chosen.model, options.target, options, chosen))
+    if options.quantize or options.plan is not None:
+        chosen = _quantize(source, pictures.calibration, options, report)
+        variants.append(_open("int8", chosen.model, chosen.plan.target, options, chosen))
     if options.half:
         variants.append(_open("float16", to_float16(exported.model), None, options))
     results = _measure(source, parity, pictures, variants, options, report)
@@ -110,16 +103,42 @@ def export(source: Source | Checkpoint, out: Path, options: Options, report: Rep
     return results
 
 
+def _quantize(source: Source, calibration: Pictures, options: Options, report: Reporter) -> Quantized:
+    if options.plan is not None:
+        return apply_plan(source.exported.model, read_plan(options.plan))
+    with report("calibrating", len(calibration)) as progress:
+        return quantize(
+            source.exported.model,
+            _counted(batches(calibration, source.preprocess), progress),
+            target=options.target,
+            keep_float=options.keep_float,
+            threads=options.threads,
+        )
+
+
+def read_plan(path: Path) -> QuantizationPlan:
+    """Raises PlanError, naming the file, when it is not a plan."""
+    try:
+        return QuantizationPlan.from_json(path.read_text(encoding="utf-8"))
+    except (PlanError, OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
 def _pictures(source: Source, options: Options) -> ExportPictures:
     given = options.calibration or options.evaluation
     if given is None:
-        raise ExportError(
+        raise DataError(
             "expected pictures like those the model will meet, found none given; add --calibration PICTURES"
         )
     chosen = choose_pictures(
         given, options.evaluation, samples=options.samples, evaluation_samples=options.evaluation_samples
     )
     targets = chosen.targets(source.labels)
+    if options.max_drift is not None and targets is None:
+        raise DataError(
+            f"{chosen.evaluation.name}: --max-drift needs known classes, pictures in folders named as "
+            "the classes; for loose pictures use --min-agreement"
+        )
     evaluation = relabelled(chosen.evaluation, targets, source.labels)
     return ExportPictures(chosen.calibration, evaluation, chosen.note)
 
@@ -249,11 +268,7 @@ def _check_limits(results: Results, options: Options) -> None:
         assert drift is not None  # every variant but float32 has one
         failures = []
         if options.max_drift is not None:
-            if drift.top1_drop is None:
-                raise ExportError(
-                    "--max-drift needs pictures whose classes are known: folders named as the classes; "
-                    "for loose pictures use --min-agreement"
-                )
+            assert drift.top1_drop is not None  # _pictures has looked
             if drift.top1_drop > options.max_drift:
                 failures.append(
                     f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {options.max_drift:g}"

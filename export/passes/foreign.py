@@ -14,7 +14,7 @@ from export.passes.freeze import BATCH, freeze_shapes
 from export.passes.fuse import fuse_gelu, fuse_layer_norm
 from export.passes.qkv import split_qkv
 from export.passes.raw_pixels import take_raw_pixels
-from export.passes.simplify import drop_nan_guards, drop_no_ops, plain_layout
+from export.passes.simplify import drop_nan_guards, drop_no_ops, drop_unit_axes, plain_layout
 
 # While the batch is fixed, every shape is known.
 FIXED_PASSES: tuple[Pass, ...] = (
@@ -42,6 +42,7 @@ def canonicalize_foreign(
         CommonSubexpressionEliminationPass()(model)
         changes[each.__name__] = each(model)
     changes["plain_layout"] = plain_layout(model)
+    changes["drop_unit_axes"] = drop_unit_axes(model)
     changes["take_raw_pixels"] = take_raw_pixels(model, mean=mean, std=std)
     tidy(model)
     return {**changes, **canonicalize(model)}

@@ -149,3 +149,39 @@ def _to_gather(node: ir.Node) -> bool:
         node.outputs[0], insert(node, "Gather", inputs, name=f"{node.name}.gather", shape=outer, axis=axis)
     )
     return True
+
+
+def drop_unit_axes(model: ir.Model) -> int:
+    """Reshape → Transpose → Reshape with axes of one in between → the same without them.
+
+    What is left of `[N, tokens, 3, heads, width]` when query, key and value are apart; two Transposes that such
+    axes kept from meeting can then become one.
+    """
+    changes = 0
+    for node in by_type(model, "Transpose"):
+        inner, outer = sizes(node.inputs[0]), sizes(node.outputs[0])
+        above = node.inputs[0].producer() if node.inputs[0] is not None else None
+        readers = [use.node.op_type for use in node.outputs[0].uses()]
+        if inner is None or outer is None or 1 not in inner or inner.count(None) > 1:
+            continue
+        if above is None or above.op_type != "Reshape" or set(readers) != {"Reshape"}:
+            continue
+        perm = list(attribute(node, "perm", range(len(inner))[::-1]))
+        kept = [axis for axis, size in enumerate(inner) if size != 1]
+        squeezed = [inner[axis] for axis in kept]
+        moved = [kept.index(axis) for axis in perm if axis in kept]
+        graph, name = graph_of(node), str(node.name)
+        target = shape_constant(graph, [-1 if size is None else size for size in squeezed])
+        value = insert(node, "Reshape", [node.inputs[0], target], name=f"{name}.squeezed", shape=squeezed)
+        if moved != sorted(moved):
+            squeezed = [squeezed[axis] for axis in moved]
+            value = insert(node, "Transpose", [value], name=f"{name}.plain", shape=squeezed, perm=moved)
+        for reader in [use.node for use in node.outputs[0].uses()]:
+            if sizes(reader.outputs[0]) == squeezed:
+                replace(reader.outputs[0], value)  # it took the ones away, which now are not there
+            else:
+                reader.replace_input_with(0, value)
+        changes += 1
+    if changes:
+        tidy(model)
+    return changes
