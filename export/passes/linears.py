@@ -26,7 +26,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # torch's exporter writes there which mod
 
 
 def name_products(model: ir.Model) -> int:
-    """Name every product and LayerNormalization after its module: blocks.3.mlp.fc2, blocks.3.attention.scores.
+    """Name each product and LayerNormalization after its module: blocks.3.mlp.fc2, blocks.3.attention.mix.
 
     From torch's own metadata where it is there, else from the weight's, the bias's or the node's name.
     Plans, reports and errors speak in these names.
