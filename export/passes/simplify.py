@@ -154,8 +154,8 @@ def _to_gather(node: ir.Node) -> bool:
 def drop_unit_axes(model: ir.Model) -> int:
     """Reshape → Transpose → Reshape with axes of one in between → the same without them.
 
-    What is left of `[N, tokens, 3, heads, width]` when query, key and value are apart; two Transposes that such
-    axes kept from meeting can then become one.
+    What is left of `[N, tokens, 3, heads, width]` when query, key and value are apart; two Transposes that
+    such axes kept from meeting can then become one.
     """
     changes = 0
     for node in by_type(model, "Transpose"):
