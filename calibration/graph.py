@@ -82,12 +82,12 @@ def _first_free(name: str, taken: Set[str | None]) -> str:
     return next(unique for count in itertools.count(1) if (unique := f"{name}.{count}") not in taken)
 
 
-def stand_in(new: ir.Value, old: ir.Value, readers: Sequence[ir.Usage]) -> None:
+def stand_in(new: ir.Value, old: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
     """Let `new`, which is computed from `old`, take its name and those readers that it had before."""
     name = str(old.name)
     old.name, new.name = f"{name}.part", name
-    for use in readers:
-        use.node.replace_input_with(use.idx, new)
+    for node, index in readers:
+        node.replace_input_with(index, new)
 
 
 def graph_of(node: ir.Node) -> ir.Graph:
