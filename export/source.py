@@ -10,7 +10,7 @@ from typing import Any
 from calibration.graph import Array
 from export.torch_onnx import FloatModel, export_float
 from runtime.preprocess import Preprocess
-from vit.checkpoint import Checkpoint
+from vit.checkpoint import FILE_NAME, Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,9 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
         preprocess=checkpoint.preprocess,
         labels=checkpoint.labels,
         description={
+            "name": checkpoint.path.parent.name
+            if checkpoint.path.name == FILE_NAME
+            else checkpoint.path.stem,
             "checkpoint": checkpoint.path.name,
             "sha256": checkpoint.digest,
             "config": checkpoint.model.config.to_dict(),
@@ -63,6 +66,6 @@ def from_onnx(model: Path, spec: Path) -> Source:
         reference_name="the original ONNX",
         preprocess=found.preprocess,
         labels=found.labels,
-        description={"onnx": found.path.name, "sha256": found.digest},
+        description={"name": found.path.stem, "onnx": found.path.name, "sha256": found.digest},
         float_layers=found.float_layers,
     )
