@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime as ort
 
 from calibration.drift import Drift, measure_drift
-from calibration.graph import Array
 from calibration.layers import layer_drift
 from calibration.plan import PlanError, QuantizationPlan, Target
 from calibration.quantize import Quantized, apply_plan, quantize
@@ -303,9 +302,3 @@ def _write(source: Source, results: Results, variants: list[_Variant], out: Path
                 (folder / "plan.json").write_text(each.quantized.plan.to_json())
         (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n")
         (folder / "report.html").write_text(render(results))
-
-
-def logits_of(session: ort.InferenceSession, batch: Array) -> Array:
-    """The logits of one batch `uint8 [N, H, W, 3]`."""
-    (found,) = session.run(None, {session.get_inputs()[0].name: batch})
-    return np.asarray(found)

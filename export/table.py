@@ -30,7 +30,7 @@ def table(results: Results, out: Path) -> str:
     return "\n".join(lines)
 
 
-def shortened(names: Sequence[str], count: int = 12) -> str:
+def shortened(names: Sequence[str], count: int = 3) -> str:
     """The first names, and how many more there are; report.json has them all."""
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

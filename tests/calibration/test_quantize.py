@@ -119,7 +119,7 @@ def test_nothing_to_quantize(canonical, raw_graphs, pictures) -> None:
 def test_drift_layer_by_layer(canonical, pictures) -> None:
     calibration, others = pictures("plain")
     made = quantize(canonical["plain"], [calibration], target="avx2", keep_float=["patch_embedding"])
-    found = layer_drift(canonical["plain"], made.model, np.split(others, 4), target="avx2")
+    found = layer_drift(canonical["plain"], made.model, made.plan, np.split(others, 4))
     assert list(found) == list(made.plan.linears)
     assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantised
     assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
