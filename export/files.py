@@ -23,6 +23,8 @@ def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
     """The bytes of an .onnx file, without what exporters leave in nodes: source lines, local paths."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        value.metadata_props.clear()
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, PRODUCER, None
     model.metadata_props.clear()
     if metadata is not None:
