@@ -17,6 +17,7 @@ from export.passes.class_token import select_class_token
 from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from export.passes.linears import linears_to_gemm, name_parameters, name_products
 from export.passes.pixels import fold_normalization, patches_as_gemm
+from export.passes.token_major import tokens_before_batch
 
 Pass = Callable[[ir.Model], int]
 
@@ -30,6 +31,7 @@ PASSES: tuple[Pass, ...] = (
     linears_to_gemm,
     keep_tokens_as_rows,
     fold_attention_scale,
+    tokens_before_batch,
     name_parameters,
 )
 

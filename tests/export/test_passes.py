@@ -10,13 +10,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, attribute, constant, scalar, sizes, tidy
+from calibration.graph import GraphError, add_constant, attribute, constant, insert, scalar, sizes, tidy
+from calibration.verify import optimized_graph
+from export.files import model_bytes
 from export.passes import PASSES, canonicalize
 from export.passes.attention import fold_attention_scale
 from export.passes.class_token import select_class_token
 from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from export.passes.linears import linears_to_gemm, name_parameters, name_products
 from export.passes.pixels import fold_normalization, patches_as_gemm
+from export.passes.token_major import tokens_before_batch
 from vit.model import ViT
 
 Pass = Callable[[ir.Model], int]
@@ -213,3 +216,29 @@ def test_the_canonical_form(name, raw_graphs) -> None:
     assert (logits.name, logits.dtype) == ("logits", ir.DataType.FLOAT)
     assert sizes(pixels)[0] is None
     assert sizes(logits)[0] is None
+
+
+def test_heads_are_read_where_they_lie(before) -> None:
+    graph = before("plain", tokens_before_batch)
+    was = Counter(node.op_type for node in optimized_graph(model_bytes(graph)).graph)
+    assert tokens_before_batch(graph) > 0
+    now = Counter(node.op_type for node in optimized_graph(model_bytes(graph)).graph)
+    # Query, key and value of two blocks; the last block's query is one row, which a Reshape moved before.
+    assert now["Transpose"] == was["Transpose"] - 6
+    assert now["FusedMatMul"] == was["FusedMatMul"] + 4
+
+
+def test_what_looks_at_tokens_by_picture_keeps_their_order(before) -> None:
+    graph = before("plain", tokens_before_batch)
+    (softmax, *_) = nodes(graph, "Softmax")
+    mask = np.linspace(-1, 1, softmax.inputs[0].shape[-1], dtype=np.float32).reshape(1, 1, 1, -1)
+    masked = insert(
+        softmax,
+        "Add",
+        [softmax.inputs[0], add_constant(graph.graph, "mask", np.repeat(mask, 2, axis=1))],
+        name="masked",
+        shape=softmax.inputs[0].shape,
+    )
+    softmax.replace_input_with(0, masked)
+    assert tokens_before_batch(graph) == 0
+    assert [node for node in nodes(graph, "Transpose") if list(attribute(node, "perm", ())) == [0, 2, 3, 1]]
