@@ -214,6 +214,9 @@ def test_failures_say_what_is_wrong(tmp_path: Path) -> None:
     assert "floats" in failure(Image.new("F", (8, 8)))
     assert "neither 8 nor 16 bits" in failure(Image.fromarray(np.full((8, 8), 70000, np.int32)))
     assert "pillow-heif" in failure(b"\0\0\0\x18ftypheic" + b"\0" * 64)
+    tiff = bytearray(encoded(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_adobe_deflate"))
+    tiff[8:16] = b"\xff" * 8
+    assert "damaged" in failure(bytes(tiff))
     assert "PostScript" in failure(encoded(Image.new("RGB", (8, 8)), "EPS"))
 
 

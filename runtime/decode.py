@@ -1,0 +1,232 @@
+"""A picture from anywhere as upright RGB: opened with care, decoded within bounds, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from runtime.text import one_line
+
+if TYPE_CHECKING:
+    import numpy.typing as npt  # slow to import, and the runtime has to start fast
+
+Picture: TypeAlias = "Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+_LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
+_PICTURES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+_ORIENTATION = 0x0112  # the EXIF tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read. The message says why; the caller, who knows it, adds the path."""
+
+
+@contextmanager
+def decoded(
+    picture: Picture, *, max_pixels: int, exif: bool, draft_edge: int | None
+) -> Iterator[Image.Image]:
+    """The picture as a Pillow image of mode RGB, for as long as the block lasts.
+
+    Args:
+        max_pixels: a picture with more is refused before it is decoded.
+        exif: turn it the way its EXIF orientation says.
+        draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;
+            None decodes all of it.
+
+    Raises:
+        PictureError: when there is no picture to be had from it, or the block cannot use it.
+        TypeError: when `picture` is no picture in any of the forms that there are.
+    """
+    if not isinstance(picture, _PICTURES):
+        kinds = "a path, bytes, a Pillow image or a uint8 array"
+        raise TypeError(f"a picture is {kinds}, found {type(picture).__name__}")
+    try:
+        with _open(picture, max_pixels) as image:
+            _check_size(image, max_pixels)
+            if draft_edge and image is not picture:  # an image of the caller's stays as it is
+                image.draft(None, (draft_edge, draft_edge))
+            with _room_for(image):
+                image.load()
+                yield _upright(_rgb(image), _orientation(image)) if exif else _rgb(image)
+    except PictureError:
+        raise
+    except MemoryError:
+        raise PictureError("not enough memory to decode it") from None
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
+        raise PictureError(f"it cannot be decoded: {_reason(error)}") from error
+
+
+_one_large_picture = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _one_large_picture
+    _one_large_picture = threading.Lock()  # a thread that held the old one is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _room_for(image: Image.Image) -> AbstractContextManager[object]:
+    """Large pictures are decoded one at a time, however many threads: each may take half a gibibyte."""
+    return _one_large_picture if image.width * image.height > _LARGE else nullcontext()
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise PictureError(f"it has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise PictureError(f"it has {width} x {height} pixels, more than the limit of {max_pixels:,}")
+
+
+@contextmanager
+def _open(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
+    """A Pillow image whose header is read, and whose pixels mostly are not yet."""
+    if isinstance(picture, Image.Image):
+        yield picture
+    elif isinstance(picture, np.ndarray):
+        yield _from_array(picture)
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        yield _open_file(BytesIO(picture), len(picture), max_pixels)
+    else:
+        with _open_path(Path(picture)) as file:
+            yield _open_file(file, os.fstat(file.fileno()).st_size, max_pixels)
+
+
+def _open_path(path: Path) -> IO[bytes]:
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise PictureError(_kind(path, mode))
+        return path.open("rb")
+    except PictureError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise PictureError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _kind(path: Path, mode: int) -> str:
+    if not stat.S_ISDIR(mode):
+        return "it is a device, pipe or socket, not a picture"
+    return (
+        "it is a folder, not a picture"
+        if os.access(path, os.R_OK | os.X_OK)
+        else "a folder that may not be read"
+    )
+
+
+def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
+    if length == 0:
+        raise PictureError("it is empty (zero bytes)")
+    if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
+        raise PictureError(f"it has {length:,} bytes, more than any picture of {max_pixels:,} pixels needs")
+    start = file.read(12)
+    file.seek(0)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        raise PictureError(_unidentified(start)) from None
+    except Image.DecompressionBombError:
+        raise PictureError(
+            "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
+        ) from None
+    except Exception as error:
+        raise PictureError(f"it cannot be read: {_reason(error)}") from error
+    if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
+        raise PictureError("it is PostScript, a program and not a picture; convert it to PNG")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow said of a file, without the numbers of the libraries below it."""
+    text = one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
+    return "its data are damaged, or of a kind that this Pillow lacks" if "decoder error" in text else text
+
+
+def _unidentified(start: bytes) -> str:
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
+    return "it is no picture in a format that Pillow reads"
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        expected = "uint8 [height, width], [height, width, 3] or [height, width, 4]"
+        raise PictureError(f"an array must be {expected}, found {array.dtype} {list(array.shape)}")
+    if array.size == 0:
+        raise PictureError(f"an array without pixels, found {list(array.shape)}")
+    plane = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
+    return Image.fromarray(np.ascontiguousarray(plane))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: transparency over white, 16 bits scaled to 8."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(np.asarray(image)).convert("RGB")
+    if image.mode == "F":
+        raise PictureError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.has_transparency_data:
+        colour = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(colour, mask=colour.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise PictureError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # rare, and it loads the colour management library
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    assert converted is not None  # only in place gives None
+    return converted
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8.
+
+    It is read after the pixels: PNG may store it behind them, and Pillow turns a TIFF itself.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block is no reason to refuse the picture it came with
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSITIONS.get(orientation)
+    return image if method is None else image.transpose(method)
