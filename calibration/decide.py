@@ -30,11 +30,13 @@ from calibration.split import hidden_of
 from calibration.weights import rounded_weight
 
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
-# How much a costlier form must gain on the layer's output, in dB, to be worth its time.
-GAIN_OF_COLUMNS, GAIN_OF_TOKENS = 1.5, 1.0
+GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time
+# A row's own scale costs up to a thousandth of a prediction: worth it when it takes away so much of the error
+# that all linears add to the residual stream together. Where a picture has one row it costs next to nothing.
+SHARE_OF_TOKENS, GAIN_OF_ONE_ROW = 0.015, 0.2
 CORRECTION_ROWS = 256
 CORRECTION_GAIN = 0.1  # share of the error's energy
-GELU_LEAST = -0.17  # the minimum of x · Φ(x) is -0.16997
+GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Choice:
     rule: str
     per_token: float | None = None
     columns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The ways left for one linear: a form at no cost, and rows with scales of their own."""
+
+    linear: Linear
+    scales: Array | None  # balance
+    cheap: Choice
+    per_token: Choice | None = None
+    one_row: bool = False  # a picture has one row here
 
 
 def decide(
@@ -78,27 +91,31 @@ class _Decision:
         self.balance: dict[str, BalancePlan] = {}
 
     def linears(self) -> dict[str, LinearPlan]:
-        chosen: dict[str, LinearPlan] = {}
+        found: dict[str, Candidates] = {}
         for group in find_groups(self.sites):
             if kept := [each for each in group.linears if each.name not in self.keep_float]:
-                chosen |= self._balanced(group, kept)
+                found |= self._balanced(group, kept)
+        for name, linear in self.sites.linears.items():
+            if name not in found and name not in self.keep_float and not linear.reads_pixels:
+                found[name] = self._candidates(linear, None)
+        chosen = {name: self._plan(found[name], choice) for name, choice in _economical(found).items()}
         for name, linear in self.sites.linears.items():
             if name in self.keep_float:
                 chosen[name] = LinearPlan(precision="float32")
             elif linear.reads_pixels:
                 chosen[name] = LinearPlan(precision="int8")
-            elif name not in chosen:
-                chosen[name] = self._alone(linear)
-        for name, plan in chosen.items():
+        self._uncorrect_split(chosen)
+        return {name: chosen[name] for name in self.sites.linears}
+
+    def _uncorrect_split(self, chosen: dict[str, LinearPlan]) -> None:
+        """Hidden features that are computed in float have no error to correct."""
+        for name, plan in list(chosen.items()):
             hidden = hidden_of(self.sites, self.sites.linears[name]) if plan.float_columns else None
             if hidden is not None and chosen[hidden.first.name].correction:
                 first = chosen[hidden.first.name]
                 corrected = np.array(first.correction)
-                corrected[list(plan.float_columns)] = (
-                    0.0  # these are computed in float, there is nothing to correct
-                )
+                corrected[list(plan.float_columns)] = 0.0
                 chosen[hidden.first.name] = replace(first, correction=_numbers(corrected))
-        return {name: chosen[name] for name in self.sites.linears}
 
     def products(self, quantize: bool) -> dict[str, ProductPlan]:
         found = {}
@@ -114,7 +131,7 @@ class _Decision:
             found[name] = ProductPlan(precision="int8", left=left, right=right)
         return found
 
-    def _balanced(self, group: Group, linears: list[Linear]) -> dict[str, LinearPlan]:
+    def _balanced(self, group: Group, linears: list[Linear]) -> dict[str, Candidates]:
         """One strength for all readers of a producer, then one range for each of the tensors they read."""
         tensors: dict[str, list[Linear]] = {}
         for linear in linears:
@@ -127,35 +144,37 @@ class _Decision:
             errors[strength] = sum(trial.per_tensor(rules=("min-max", "margin")).error for trial in trials)
         strength = min(STRENGTHS, key=lambda each: errors[each])
         scales = scales_for(low, high, strength)
-        choices = {name: self._choose(name, readers, scales) for name, readers in tensors.items()}
-        if strength:
-            low, high = _extremes([self.observed[name].all for name in tensors])
-            scales = scales_for(low, high, strength)
-            self.balance[group.name] = BalancePlan(strength=strength, scales=_numbers(scales))
-        return {
-            linear.name: self._plan(linear, choice, scales if strength else None)
-            for name, choice in choices.items()
-            for linear in tensors[name]
+        found = {
+            linear.name: candidates
+            for name, readers in tensors.items()
+            for linear, candidates in zip(readers, self._choose(name, readers, scales), strict=True)
         }
+        if not strength:
+            return {name: replace(each, scales=None) for name, each in found.items()}
+        low, high = _extremes([self.observed[name].all for name in tensors])
+        scales = scales_for(low, high, strength)
+        self.balance[group.name] = BalancePlan(strength=strength, scales=_numbers(scales))
+        return {name: replace(each, scales=scales) for name, each in found.items()}
 
-    def _alone(self, linear: Linear) -> LinearPlan:
+    def _candidates(self, linear: Linear, scales: Array | None) -> Candidates:
         ones = np.ones(linear.weight.shape[0], np.float32)
-        return self._plan(linear, self._choose(str(linear.input.name), [linear], ones), None)
+        (found,) = self._choose(str(linear.input.name), [linear], ones if scales is None else scales)
+        return replace(found, scales=scales)
 
-    def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> Choice:
-        """The best rule for a tensor divided by `scales`; a costlier form only where it gains enough."""
+    def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
+        """The best rule for a tensor divided by `scales`; columns in float only where they gain enough."""
         trial = self._trial(tensor, readers, scales)
         best = trial.per_tensor()
-        if len(readers) > 1 or not self._after_linear_map(readers[0]):
-            return best
-        if hidden_of(self.sites, readers[0]) is not None and len(scales) >= 8 * FLOAT_COLUMNS:
+        one_row = self.observed[tensor].rows_per_picture == 1
+        if len(readers) > 1 or not (one_row or self._after_linear_map(readers[0])):
+            return [Candidates(linear, scales, best) for linear in readers]
+        if not one_row and hidden_of(self.sites, readers[0]) is not None and len(scales) >= 8 * FLOAT_COLUMNS:
             high = self.observed[tensor].all.high
             columns = tuple(sorted(np.argsort(-high, kind="stable")[:FLOAT_COLUMNS].tolist()))
             split = trial.per_tensor(columns)
             if _gain(best, split) >= GAIN_OF_COLUMNS:
                 best = split
-        token = trial.per_token()
-        return token if _gain(best, token) >= GAIN_OF_TOKENS else best
+        return [Candidates(readers[0], scales, best, trial.per_token(), one_row)]
 
     def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> _Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
@@ -171,10 +190,11 @@ class _Decision:
         above = linear.input.producer()
         return above is not None and above.op_type != "LayerNormalization"
 
-    def _plan(self, linear: Linear, choice: Choice, scales: Array | None) -> LinearPlan:
+    def _plan(self, found: Candidates, choice: Choice) -> LinearPlan:
         """The choice with its range fitted again to all pictures, and the bias correction where it helps."""
-        ones = np.ones(linear.weight.shape[0], np.float32)
-        trial = self._trial(str(linear.input.name), [linear], ones if scales is None else scales)
+        linear, ones = found.linear, np.ones(found.linear.weight.shape[0], np.float32)
+        scales = ones if found.scales is None else found.scales
+        trial = self._trial(str(linear.input.name), [linear], scales)
         final = trial.refit(choice)
         plan = LinearPlan(
             precision="int8",
@@ -262,6 +282,24 @@ class _Trial:
     def _peaks(self, rows: Array) -> Array:
         """Each row's largest magnitude; after GELU that is its largest value."""
         return np.asarray((rows if self.gelu else np.abs(rows)).max(axis=1, keepdims=True))
+
+
+def _economical(found: Mapping[str, Candidates]) -> dict[str, Choice]:
+    """Rows with scales of their own where they take enough from the error of all, else the form at no cost.
+
+    Only linears that write into the residual stream have both, so their errors are in the same unit.
+    """
+    both = [each for each in found.values() if each.per_token is not None and not each.one_row]
+    total = sum(min(each.cheap.error, each.per_token.error) for each in both if each.per_token is not None)
+    chosen = {}
+    for name, each in found.items():
+        chosen[name] = each.cheap
+        if each.per_token is None:
+            continue
+        worth = each.cheap.error - each.per_token.error >= SHARE_OF_TOKENS * total
+        if _gain(each.cheap, each.per_token) >= GAIN_OF_ONE_ROW if each.one_row else worth:
+            chosen[name] = each.per_token
+    return chosen
 
 
 def _numbers(array: Array) -> tuple[float, ...]:

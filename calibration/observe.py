@@ -78,12 +78,14 @@ class Observation:
 
     fit: Part
     held: Part
+    rows_per_picture: int
 
     @classmethod
-    def empty(cls, features: int) -> Observation:
+    def empty(cls, features: int, rows_per_picture: int) -> Observation:
         return cls(
             Part(Extremes(features), Reservoir(features, FIT_ROWS)),
             Part(Extremes(features), Reservoir(features, HELD_ROWS)),
+            rows_per_picture,
         )
 
     @property
@@ -106,7 +108,9 @@ class _Stream:
         for name, tensor in zip(self.names, tensors, strict=True):
             features = tensor.shape[-1]
             by_picture = tensor.reshape(count, -1, features)
-            observation = self.found.setdefault(name, Observation.empty(features))
+            if name not in self.found:
+                self.found[name] = Observation.empty(features, by_picture.shape[1])
+            observation = self.found[name]
             held = (np.arange(count) + self.pictures) % HOLD_EVERY == HOLD_EVERY - 1
             for part, chosen in ((observation.fit, ~held), (observation.held, held)):
                 if chosen.any():

@@ -9,33 +9,36 @@ import numpy as np
 
 from vit.data import DataError, Pictures, Split, open_pictures, split_pictures, splits_of
 
+SEARCH_SHARE, SEARCH_PICTURES = 0.25, 512  # of the calibration source, to search a plan with
+
 
 @dataclass(frozen=True)
 class ExportPictures:
-    """Disjoint sets: to calibrate, and to measure with for the report."""
+    """Disjoint sets: to calibrate, to measure with for the report, and to search a plan with."""
 
     calibration: Pictures
     evaluation: Pictures
     note: str  # where the evaluation pictures came from, for the report
+    search: Pictures | None = None
 
-    def targets(self, labels: tuple[str, ...]) -> np.ndarray | None:
-        """The evaluation pictures' classes as indices into the model's labels, or None for loose pictures.
 
-        Raises:
-            DataError: when the folders' classes are not the model's.
-        """
-        found = self.evaluation
-        if found.targets is None or found.labels is None:
-            return None
-        if found.labels == labels:
-            return found.targets
-        if unknown := [label for label in found.labels if label not in labels]:
-            raise DataError(
-                f"{found.name}: the class {unknown[0]!r} ({len(found.labels)} classes) is not one of the "
-                f"model's {len(labels)} labels; give folders named as the model's classes, or loose pictures"
-            )
-        index = np.array([labels.index(label) for label in found.labels], np.int64)
-        return np.asarray(index[found.targets])
+def labelled_as(pictures: Pictures, labels: tuple[str, ...]) -> Pictures:
+    """The same pictures with the model's own class indices; without classes when they are loose.
+
+    Raises:
+        DataError: when the folders' classes are not the model's.
+    """
+    if pictures.targets is None or pictures.labels is None:
+        return replace(pictures, targets=None, labels=None)
+    if pictures.labels == labels:
+        return pictures
+    if unknown := [label for label in pictures.labels if label not in labels]:
+        raise DataError(
+            f"{pictures.name}: the class {unknown[0]!r} ({len(pictures.labels)} classes) is not one of the "
+            f"model's {len(labels)} labels; give folders named as the model's classes, or loose pictures"
+        )
+    index = np.array([labels.index(label) for label in pictures.labels], np.int64)
+    return replace(pictures, targets=index[pictures.targets], labels=labels)
 
 
 def choose_pictures(
@@ -44,6 +47,7 @@ def choose_pictures(
     *,
     samples: int,
     evaluation_samples: int | None,
+    search: bool = False,
     seed: int = 0,
 ) -> ExportPictures:
     """Open the sources; without an evaluation source, measure on what calibration is not given.
@@ -51,6 +55,8 @@ def choose_pictures(
     Args:
         samples: how many pictures calibrate; at most half of them where the same source also measures.
         evaluation_samples: how many pictures measure at most; None for all.
+        search: whether a plan is searched for, which takes pictures of its own from the calibration source:
+            what is left of it, or a quarter when nothing would be.
 
     Raises:
         DataError: for a source without pictures, or too few to share out.
@@ -71,11 +77,22 @@ def choose_pictures(
         samples = min(samples, len(pool) // 2)
         pool, measure = split_pictures(pool, 1 - samples / len(pool), seed)
         note = "the pictures of the same source that calibration was not given"
+    searched = None
+    if search:
+        if len(pool) < 2:
+            raise DataError(f"{pool.name}: one picture cannot both calibrate and search; give at least two")
+        share = max(1 - samples / len(pool), SEARCH_SHARE)
+        pool, searched = split_pictures(pool, share, seed + 1)
+        if not len(searched):
+            raise DataError(f"{pool.name}: a search needs two pictures a class at least, some to calibrate")
+        searched = sample(searched, min(len(searched), SEARCH_PICTURES), seed)
     calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
     if evaluation_samples is not None and len(measure) > evaluation_samples:
         measure = sample(measure, evaluation_samples, seed)
-    _must_not_overlap(calibrate, measure)
-    return ExportPictures(calibrate, measure, note)
+    for used in (calibrate, searched):
+        if used is not None:
+            _must_not_overlap(used, measure)
+    return ExportPictures(calibrate, measure, note, searched)
 
 
 def sample(pictures: Pictures, count: int, seed: int) -> Pictures:
@@ -100,8 +117,3 @@ def _must_not_overlap(calibration: Pictures, evaluation: Pictures) -> None:
             f"{shared[0]}: calibrates and measures ({len(shared)} such pictures); "
             "give --evaluate other pictures"
         )
-
-
-def relabelled(pictures: Pictures, targets: np.ndarray | None, labels: tuple[str, ...]) -> Pictures:
-    """The same pictures with the model's own class indices."""
-    return replace(pictures, targets=targets, labels=labels if targets is not None else None)

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from calibration.drift import Drift, measure_drift
-from calibration.layers import layer_drift
+from calibration.graph import Array
 from calibration.plan import PlanError, QuantizationPlan, Target
 from calibration.quantize import Quantized, apply_plan, quantize
-from export.environment import describe_environment, producer
-from export.files import digest, model_bytes, staged
+from calibration.search import Budget, BudgetError, Search, search_plan
+from export.files import staged
 from export.half import to_float16
-from export.logits import Progress, all_logits, batches, latencies
-from export.pictures import ExportPictures, choose_pictures, relabelled
+from export.logits import Progress, batches
+from export.measure import ModelFile, Reporter, measure, silent
+from export.pictures import ExportPictures, choose_pictures, labelled_as
 from export.results import Results, VariantResult
 from export.source import Source, from_checkpoint
-from runtime.artifact import FILE_NAMES, Metadata, Variant
-from runtime.session import open_session
+from runtime.artifact import Variant
 from vit.checkpoint import Checkpoint
 from vit.data import DataError, Pictures
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_PICTURES = 8
-LAYER_PICTURES = 16  # enough for the drift of each layer
 
 
 class ExportError(ValueError):
@@ -58,25 +54,14 @@ class Options:
     min_agreement: float | None = None
     threads: int | None = None
 
+    @property
+    def budget(self) -> Budget:
+        return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement)
 
-Reporter = Callable[
-    [str, int], AbstractContextManager[Progress]
-]  # (what, how many pictures) → a progress bar
-
-
-def silent(what: str, total: int) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda done: None)
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """A model file before it is measured."""
-
-    variant: Variant
-    model: Any  # ir.Model
-    session: ort.InferenceSession
-    target: Target | None
-    quantized: Quantized | None = None
+    @property
+    def searches(self) -> bool:
+        """Whether a plan within the budget is searched for; a plan that is given is only held to it."""
+        return self.quantize and self.plan is None and self.budget.limits
 
 
 def export(source: Source | Checkpoint, out: Path, options: Options, report: Reporter = silent) -> Results:
@@ -89,30 +74,51 @@ def export(source: Source | Checkpoint, out: Path, options: Options, report: Rep
     """
     source = from_checkpoint(source) if isinstance(source, Checkpoint) else source
     pictures, exported = _pictures(source, options), source.exported
-    variants = [_open("float32", exported.model, None, options)]
+    variants = [ModelFile.opened("float32", exported.model, options.threads)]
     parity = _check_parity(source, variants[0].session, pictures.evaluation)
     if options.quantize or options.plan is not None:
-        chosen = _quantize(source, pictures.calibration, options, report)
-        variants.append(_open("int8", chosen.model, chosen.plan.target, options, chosen))
+        chosen, search = _quantize(source, pictures, options, report)
+        variants.append(ModelFile.opened("int8", chosen.model, options.threads, chosen, search))
     if options.half:
-        variants.append(_open("float16", to_float16(exported.model), None, options))
-    results = _measure(source, parity, pictures, variants, options, report)
+        variants.append(ModelFile.opened("float16", to_float16(exported.model), options.threads))
+    results, files = measure(
+        source, parity, pictures, variants, report, plan=options.plan, threads=options.threads
+    )
     _check_limits(results, options)
-    _write(source, results, variants, out)
+    _write(results, variants, files, out)
     return results
 
 
-def _quantize(source: Source, calibration: Pictures, options: Options, report: Reporter) -> Quantized:
+def _quantize(
+    source: Source, pictures: ExportPictures, options: Options, report: Reporter
+) -> tuple[Quantized, Search | None]:
+    model = source.exported.model
     if options.plan is not None:
-        return apply_plan(source.exported.model, read_plan(options.plan))
-    with report("calibrating", len(calibration)) as progress:
-        return quantize(
-            source.exported.model,
-            _counted(batches(calibration, source.preprocess), progress),
+        return apply_plan(model, read_plan(options.plan)), None
+    with report("calibrating", len(pictures.calibration)) as progress:
+        chosen = quantize(
+            model,
+            _counted(batches(pictures.calibration, source.preprocess), progress),
             target=options.target,
             keep_float=options.keep_float,
             threads=options.threads,
         )
+    if pictures.search is None:
+        return chosen, None
+    with report("searching", len(chosen.plan.quantized())) as progress:
+        try:
+            search = search_plan(
+                model,
+                chosen.plan,
+                batches(pictures.search, source.preprocess),
+                options.budget,
+                targets=pictures.search.targets,
+                threads=options.threads,
+                progress=progress,
+            )
+        except BudgetError as error:
+            raise _too_far("int8", str(error)) from error
+    return (apply_plan(model, search.plan) if search.returned else chosen), search
 
 
 def read_plan(path: Path) -> QuantizationPlan:
@@ -130,29 +136,27 @@ def _pictures(source: Source, options: Options) -> ExportPictures:
             "expected pictures like those the model will meet, found none given; add --calibration PICTURES"
         )
     chosen = choose_pictures(
-        given, options.evaluation, samples=options.samples, evaluation_samples=options.evaluation_samples
+        given,
+        options.evaluation,
+        samples=options.samples,
+        evaluation_samples=options.evaluation_samples,
+        search=options.searches,
     )
-    targets = chosen.targets(source.labels)
-    if options.max_drift is not None and targets is None:
-        raise DataError(
-            f"{chosen.evaluation.name}: --max-drift needs known classes, pictures in folders named as "
-            "the classes; for loose pictures use --min-agreement"
-        )
-    evaluation = relabelled(chosen.evaluation, targets, source.labels)
-    return ExportPictures(chosen.calibration, evaluation, chosen.note)
+    evaluation = labelled_as(chosen.evaluation, source.labels)
+    search = None if chosen.search is None else labelled_as(chosen.search, source.labels)
+    for each in (evaluation, search):
+        if options.max_drift is not None and each is not None and each.targets is None:
+            raise DataError(
+                f"{each.name}: --max-drift needs known classes, pictures in folders named as "
+                "the classes; for loose pictures use --min-agreement"
+            )
+    return replace(chosen, evaluation=evaluation, search=search)
 
 
-def _counted(feed: Any, progress: Progress) -> Any:
+def _counted(feed: Iterator[Array], progress: Progress) -> Iterator[Array]:
     for batch in feed:
         yield batch
         progress(len(batch))
-
-
-def _open(
-    variant: Variant, model: Any, target: Target | None, options: Options, quantized: Quantized | None = None
-) -> _Variant:
-    session = open_session(model_bytes(model), device="cpu", threads=options.threads, target=target or "any")
-    return _Variant(variant, model, session, target, quantized)
 
 
 def _check_parity(source: Source, session: ort.InferenceSession, pictures: Pictures) -> float:
@@ -170,120 +174,22 @@ def _check_parity(source: Source, session: ort.InferenceSession, pictures: Pictu
     return difference
 
 
-def _measure(
-    source: Source,
-    parity: float,
-    pictures: ExportPictures,
-    variants: list[_Variant],
-    options: Options,
-    report: Reporter,
-) -> Results:
-    evaluation = pictures.evaluation
-    with report("measuring", len(evaluation)) as progress:
-        logits = all_logits([each.session for each in variants], evaluation, source.preprocess, progress)
-    some = evaluation.subset(range(min(LAYER_PICTURES, len(evaluation))))
-    timed: dict[str, ort.InferenceSession] = {
-        each.variant: open_session(
-            model_bytes(each.model), device="cpu", threads=1, target=each.target or "any"
-        )
-        for each in variants
-    }
-    times = latencies(timed, next(batches(some, source.preprocess, size=1)))
-    found = []
-    for each, rows in zip(variants, logits, strict=True):
-        drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
-        layers: Mapping[str, float] = {}
-        if each.quantized is not None:
-            feed = batches(some, source.preprocess)
-            layers = layer_drift(
-                source.exported.model, each.model, each.quantized.plan, feed, threads=options.threads
-            )
-        data = model_bytes(each.model, _metadata(source, each, drift, evaluation))
-        kernels = each.quantized.kernels if each.quantized is not None else None
-        found.append(
-            VariantResult(
-                variant=each.variant,
-                file=FILE_NAMES[each.variant],
-                bytes=len(data),
-                sha256=digest(data),
-                logits=rows,
-                latency=times[each.variant],
-                drift=drift,
-                kernels=kernels.counts if kernels else {},
-                integer_kernels=kernels.summary() if kernels else "",
-                layers=layers,
-            )
-        )
-    return Results(
-        producer=producer(),
-        source=source.description,
-        environment=describe_environment(),
-        labels=source.labels,
-        passes=source.exported.passes,
-        parity=parity,
-        calibration={
-            "source": pictures.calibration.name,
-            "pictures": len(pictures.calibration),
-            "target": options.target,
-        },
-        evaluation={
-            "source": evaluation.name,
-            "pictures": len(evaluation),
-            "labelled": evaluation.targets is not None,
-            "chosen": pictures.note,
-        },
-        pictures=evaluation,
-        targets=evaluation.targets,
-        variants=tuple(found),
-        float_layers=source.float_layers + _kept_float(variants),
-    )
-
-
-def _metadata(source: Source, each: _Variant, drift: Drift | None, evaluation: Pictures) -> Metadata:
-    measured: dict[str, Any] = {"pictures": len(evaluation), "source": evaluation.name}
-    if drift is not None:
-        measured["drift"] = drift.to_dict()
-    return Metadata(
-        variant=each.variant,
-        preprocess=source.preprocess,
-        labels=source.labels,
-        target=each.target or "any",
-        source=source.description,
-        measured=measured,
-        producer=producer(),
-    )
-
-
-def _kept_float(variants: list[_Variant]) -> tuple[str, ...]:
-    """The linears and products that the plan leaves in float32."""
-    plans = [each.quantized.plan for each in variants if each.quantized is not None]
-    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision == "float32"]
-    return (*linears, *(n for plan in plans for n, e in plan.products.items() if e.precision == "float32"))
-
-
 def _check_limits(results: Results, options: Options) -> None:
     for each in results.variants[1:]:
-        drift = each.drift
-        assert drift is not None  # every variant but float32 has one
-        failures = []
-        if options.max_drift is not None:
-            assert drift.top1_drop is not None  # _pictures has looked
-            if drift.top1_drop > options.max_drift:
-                failures.append(
-                    f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {options.max_drift:g}"
-                )
-        if options.min_agreement is not None and drift.agreement < options.min_agreement:
-            failures.append(f"agreement is {drift.agreement:.2f} %, asked for are {options.min_agreement:g}")
+        assert each.drift is not None  # every variant but float32 has one
+        failures = options.budget.misses(each.drift)
+        if failures and each.variant == "int8":
+            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
+            failures.append(f"furthest from float: {worst}")
         if failures:
-            advice = "leave --fp16 out"
-            if each.variant == "int8":
-                worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
-                failures.append(f"furthest from float: {worst}")
-                advice = "give more calibration pictures or keep layers in float (--keep-float)"
-            raise DriftError(
-                f"{each.variant} drifts beyond the limit: {'; '.join(failures)}. Nothing was written; "
-                f"{advice}"
-            )
+            raise _too_far(each.variant, "; ".join(failures))
+
+
+def _too_far(variant: Variant, why: str) -> DriftError:
+    advice = "give more calibration pictures or keep layers in float (--keep-float)"
+    if variant != "int8":
+        advice = "leave --fp16 out"
+    return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
 
 
 def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float]]:
@@ -291,13 +197,12 @@ def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float
     return sorted(result.layers.items(), key=lambda item: item[1])[:count]
 
 
-def _write(source: Source, results: Results, variants: list[_Variant], out: Path) -> None:
+def _write(results: Results, variants: list[ModelFile], files: list[bytes], out: Path) -> None:
     from export.report_html import render
 
     with staged(out) as folder:
-        for each, result in zip(variants, results.variants, strict=True):
-            metadata = _metadata(source, each, result.drift, results.pictures)
-            (folder / result.file).write_bytes(model_bytes(each.model, metadata))
+        for each, result, data in zip(variants, results.variants, files, strict=True):
+            (folder / result.file).write_bytes(data)
             if each.quantized is not None:
                 (folder / "plan.json").write_text(each.quantized.plan.to_json())
         (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n")

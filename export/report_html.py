@@ -105,10 +105,26 @@ def _made(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
         ("Model", flattened(results.source)),
         ("Calibrated on", flattened(results.calibration)),
+        *([("Within the budget", flattened(_budget(results)))] if results.search else []),
         ("Measured on", flattened(results.evaluation)),
         ("float32 ONNX against torch", parity),
         ("Measured with", flattened(results.environment)),
     ]
+
+
+def _budget(results: Results) -> dict[str, Any]:
+    search = results.search
+    (int8,) = [each for each in results.variants if each.variant == "int8"]
+    before, after = (f"{ms['median']:.2f} ms" for ms in (search["latency_ms_before"], int8.latency))
+    returned = ", ".join(f"{each['name']} ({each['sqnr']:.1f} dB)" for each in search["returned_to_float"])
+    return {
+        "searched on pictures": search["pictures"],
+        "agreement before": f"{search['before']['agreement']:.2f} %",
+        "agreement after": f"{search['after']['agreement']:.2f} %",
+        "returned to float": returned or "nothing",
+        "latency before": before,
+        "latency after": after,
+    }
 
 
 @cache

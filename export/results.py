@@ -42,11 +42,12 @@ class Results:
     labels: tuple[str, ...]
     passes: Mapping[str, int]  # rewrite → places changed
     parity: float  # float32 ONNX against torch: largest difference of a logit over the largest logit
-    calibration: Mapping[str, Any]  # source, number of pictures, target, method
+    calibration: Mapping[str, Any]  # source, number of pictures and target, or the plan that was given
     evaluation: Mapping[str, Any]  # source, number of pictures, whether their classes are known
     pictures: Pictures = field(repr=False)  # the evaluation pictures, in the order of the logits
     targets: Array | None = field(repr=False)  # int64 [pictures], indices into labels, where known
     variants: tuple[VariantResult, ...]  # float32 first
+    search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
@@ -77,6 +78,7 @@ class Results:
             "passes": dict(self.passes),
             "parity_with_torch": self.parity,
             "calibration": dict(self.calibration),
+            **({"search": dict(self.search)} if self.search else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},

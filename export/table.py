@@ -26,8 +26,24 @@ def table(results: Results, out: Path) -> str:
     lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
     if results.float_layers:
         lines.append(f"stays float32: {shortened(results.float_layers)}")
+    if results.search:
+        lines.append(_given_up(results))
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def _given_up(results: Results) -> str:
+    """What a search within a budget returned to float, and what that costs."""
+    search = results.search
+    names = [layer["name"] for layer in search["returned_to_float"]]
+    apart = f"{search['pictures']} pictures apart"
+    if not names:
+        return f"budget: met with every planned layer in int8, on {apart}"
+    (int8,) = [each for each in results.variants if each.variant == "int8"]
+    before, after = search["latency_ms_before"]["median"], int8.latency["median"]
+    return (
+        f"budget: met on {apart} with {shortened(names)} in float32, {before:.2f} → {after:.2f} ms a picture"
+    )
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:

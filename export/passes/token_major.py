@@ -26,11 +26,11 @@ PIXELS = (0, 1, 3, 2, 4), (1, 3, 0, 2, 4)  # [N, down, patch, across, patch · 3
 
 
 def tokens_before_batch(model: ir.Model) -> int:
-    """Order the rows token by token instead of picture by picture: [T, N, width] in the place of [N, T, width].
+    """Order the rows token by token, not picture by picture: [T, N, width] in the place of [N, T, width].
 
-    Linears do not care for the order of rows. Attention does: one head's rows are then `[T, N · H, d]` without
-    any copy, a stride that ONNX Runtime's MatMul reads directly, so that the transposes of query, key and value
-    are no work (its transpose fusion knows this order only). All of the graph changes, or nothing.
+    Linears do not care for the order of rows. Attention does: one head's rows are then `[T, N · H, d]`
+    without any copy, a stride that ONNX Runtime's MatMul reads directly, so that the transposes of query, key
+    and value are no work (its transpose fusion knows this order only). All of the graph changes, or nothing.
     """
     steps: list[Step] = []
     heads = 0
@@ -95,8 +95,10 @@ def _step(node: ir.Node) -> Step | None:
 def _turned(node: ir.Node, **attributes: int | list[int]) -> None:
     """Give the node other attributes, and its output the shape in the new order."""
     for name, value in attributes.items():
-        several = isinstance(value, list)
-        node.attributes[name] = ir.AttrInt64s(name, value) if several else ir.AttrInt64(name, value)
+        if isinstance(value, int):
+            node.attributes[name] = ir.AttrInt64(name, value)
+        else:
+            node.attributes[name] = ir.AttrInt64s(name, value)
     output = node.outputs[0]
     if (shape := sizes(output)) is not None and _by_picture(output):
         output.shape = ir.Shape(_new_shape(shape, heads=_splits_heads(output)))

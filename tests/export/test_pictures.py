@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.pictures import ExportPictures, choose_pictures, sample
+from export.pictures import ExportPictures, choose_pictures, labelled_as, sample
 from vit.data import DataError, open_pictures
 
 CLASSES = ("cat", "dog", "eel")
@@ -66,7 +66,7 @@ def test_loose_pictures(tmp_path: Path, count: int) -> None:
     chosen = choose(fill(tmp_path / "loose", count), samples=128)
     assert len(chosen.calibration) == count // 2
     assert len(chosen.evaluation) == count - count // 2
-    assert chosen.targets(CLASSES) is None
+    assert labelled_as(chosen.evaluation, CLASSES).targets is None
 
 
 def test_splits_are_kept(splits: Path) -> None:
@@ -118,11 +118,11 @@ def test_too_few(tmp_path: Path) -> None:
 def test_classes_in_the_models_own_order(classes: Path) -> None:
     chosen = choose(classes)
     model = ("eel", "ant", "cat", "dog")
-    found = chosen.targets(model)
+    found = labelled_as(chosen.evaluation, model).targets
     folders = [Path(str(item)).parent.name for item in chosen.evaluation.items]
     assert [model[index] for index in found] == folders
 
 
 def test_classes_that_the_model_does_not_have(classes: Path) -> None:
     with pytest.raises(DataError, match=r"class 'eel' \(3 classes\) is not one of the model's 2 labels"):
-        choose(classes).targets(("cat", "dog"))
+        labelled_as(choose(classes).evaluation, ("cat", "dog"))

@@ -1,0 +1,196 @@
+"""The fastest plan within a budget: all in int8 first, then back to float what hurts most for its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.drift import Drift, decibels, measure_drift
+from calibration.graph import Array
+from calibration.observe import observing_session
+from calibration.plan import LinearPlan, QuantizationPlan
+from calibration.sites import Linear, find_sites
+from calibration.write import write_plan
+from runtime.session import open_session
+
+FEW_PICTURES = 8  # enough to tell which layers hurt
+MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
+LOAD = 10.0  # reading a weight as float rather than int8 takes as long as so many multiply-adds gain
+FLOAT = LinearPlan(precision="float32")
+
+
+class BudgetError(ValueError):
+    """No plan within the budget that still deserves to be called INT8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How far INT8 may be from float: points of top-1 lost, and per cent of pictures with the same label."""
+
+    max_drift: float | None = None
+    min_agreement: float | None = None
+
+    @property
+    def limits(self) -> bool:
+        return self.max_drift is not None or self.min_agreement is not None
+
+    def misses(self, drift: Drift) -> list[str]:
+        """What is not kept, a phrase each.
+
+        Raises:
+            ValueError: for a limit on top-1 where the true classes are not known.
+        """
+        found = []
+        if self.max_drift is not None:
+            if drift.top1_drop is None:
+                raise ValueError("a limit on top-1 needs pictures whose classes are known")
+            if drift.top1_drop > self.max_drift:
+                found.append(f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {self.max_drift:g}")
+        if self.min_agreement is not None and drift.agreement < self.min_agreement:
+            found.append(f"agreement is {drift.agreement:.2f} %, asked for are {self.min_agreement:g}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What a linear layer costs in float, and what it does to the logits when it alone is int8."""
+
+    name: str
+    sqnr: float  # dB, of the logits
+    cost: float  # share of what all int8 linears would cost in float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The plan that was found, and the way to it."""
+
+    start: QuantizationPlan
+    plan: QuantizationPlan
+    returned: tuple[Layer, ...]  # to float, in the order of noise for cost
+    before: Drift  # with every linear in int8
+    after: Drift
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pictures": self.after.pictures,
+            "returned_to_float": [asdict(layer) for layer in self.returned],
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+def search_plan(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    pictures: Iterable[Array],
+    budget: Budget,
+    *,
+    targets: Array | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Search:
+    """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
+
+    Args:
+        pictures: batches `uint8 [N, H, W, 3]`, apart from those of calibration and of the final report.
+        targets: their classes `int64 [pictures]`, for a limit on top-1.
+        progress: told after each plan that was tried.
+
+    Raises:
+        BudgetError: when not even half of the linears' work in float is enough.
+    """
+    trials = _Trials(model, plan, list(pictures), targets, threads, progress)
+    before = trials.drift(())
+    if not budget.misses(before):
+        return Search(start=plan, plan=plan, returned=(), before=before, after=before)
+    layers = trials.layers()
+    costs = np.cumsum([layer.cost for layer in layers])
+    most = int(np.searchsorted(costs, MOST_FLOAT, side="right"))
+    after = trials.drift(layers[:most])
+    if missed := budget.misses(after):
+        worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
+        raise BudgetError(
+            f"{'; '.join(missed)} on {after.pictures} pictures apart, even with {most} of {len(layers)} "
+            f"linears (half of their work) back in float; furthest from float: {worst}"
+        )
+    enough, too_few = most, 0
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        drift = trials.drift(layers[:middle])
+        if budget.misses(drift):
+            too_few = middle
+        else:
+            enough, after = middle, drift
+    found = with_float(plan, [layer.name for layer in layers[:enough]])
+    returned = tuple(layers[:enough])
+    return Search(start=plan, plan=found, returned=returned, before=before, after=after)
+
+
+def with_float(plan: QuantizationPlan, names: Iterable[str]) -> QuantizationPlan:
+    """The plan with these linears in float32."""
+    return replace(plan, linears={**plan.linears, **dict.fromkeys(names, FLOAT)})
+
+
+class _Trials:
+    """Runs variations of one plan over the same pictures."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: QuantizationPlan,
+        pictures: Sequence[Array],
+        targets: Array | None,
+        threads: int | None,
+        progress: Callable[[int], object],
+    ) -> None:
+        self.model, self.plan, self.pictures, self.targets = model, plan, pictures, targets
+        self.threads, self.progress = threads, progress
+        self.few = np.concatenate(list(pictures))[:FEW_PICTURES]
+        self.exact = self._logits(model, pictures)
+
+    def drift(self, layers: Sequence[Layer]) -> Drift:
+        """Of the plan with these layers in float."""
+        written = write_plan(self.model, with_float(self.plan, [layer.name for layer in layers]))
+        return measure_drift(self.exact, self._logits(written, self.pictures), self.targets)
+
+    def layers(self) -> list[Layer]:
+        """All int8 linears, those first that hurt most for their cost."""
+        names = self.plan.quantized()
+        costs = self._costs(names)
+        exact = self.exact[: len(self.few)]
+        signal = float(np.square(exact, dtype=np.float64).sum())
+        found = []
+        for name in names:
+            alone = with_float(self.plan, [other for other in names if other != name])
+            logits = self._logits(write_plan(self.model, alone), [self.few])
+            noise = float(np.square(exact - logits, dtype=np.float64).sum())
+            found.append(
+                (noise / costs[name], Layer(name=name, sqnr=decibels(signal, noise), cost=costs[name]))
+            )
+        return [layer for _, layer in sorted(found, key=lambda each: (-each[0], each[1].name))]
+
+    def _costs(self, names: Sequence[str]) -> dict[str, float]:
+        """Each layer's share of what returning all of them to float would cost."""
+        linears: dict[str, Linear] = {name: find_sites(self.model).linears[name] for name in names}
+        outputs = [str(linear.node.outputs[0].name) for linear in linears.values()]
+        session = observing_session(self.model, outputs, threads=self.threads)
+        found = session.run(outputs, {session.get_inputs()[0].name: self.few[:1]})
+        rows = [array.size // array.shape[-1] for array in found]
+        costs = [
+            each.weight.size * (count + LOAD) for each, count in zip(linears.values(), rows, strict=True)
+        ]
+        return {name: cost / sum(costs) for name, cost in zip(linears, costs, strict=True)}
+
+    def _logits(self, model: ir.Model, pictures: Sequence[Array]) -> Array:
+        data = ir.to_proto(model).SerializeToString()
+        session = open_session(data, device="cpu", threads=self.threads, target=self.plan.target)
+        feed = session.get_inputs()[0].name
+        # One at a time: batches win nothing on a CPU, and the memory of a large one stays in the arena.
+        singles = [picture for batch in pictures for picture in np.split(batch, len(batch))]
+        logits = np.concatenate([session.run(None, {feed: picture})[0] for picture in singles])
+        self.progress(1)
+        return np.asarray(logits)
