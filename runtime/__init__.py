@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.artifact import ArtifactError, Metadata, read_metadata
-    from runtime.classifier import Candidate, Classifier, ModelInfo, Prediction, Result
+    from runtime.classifier import Classifier
     from runtime.files import find_pictures
+    from runtime.opening import ModelInfo
     from runtime.preprocess import PictureError, Preprocess
+    from runtime.results import Candidate, Prediction, Result
     from runtime.session import DeviceError, available_devices
 
 __all__ = [
@@ -39,9 +41,11 @@ __all__ = [
 
 _HOMES = {
     "runtime.artifact": ("ArtifactError", "Metadata", "read_metadata"),
-    "runtime.classifier": ("Candidate", "Classifier", "ModelInfo", "Prediction", "Result"),
+    "runtime.classifier": ("Classifier",),
     "runtime.files": ("find_pictures",),
+    "runtime.opening": ("ModelInfo",),
     "runtime.preprocess": ("PictureError", "Preprocess"),
+    "runtime.results": ("Candidate", "Prediction", "Result"),
     "runtime.session": ("DeviceError", "available_devices"),
 }
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from runtime.cpu import available_cores
 
 if TYPE_CHECKING:
-    from runtime.classifier import Classifier, Result
+    from runtime.classifier import Classifier
     from runtime.output import Done, Lines
     from runtime.report import Report
+    from runtime.results import Result
     from runtime.sorting import Sorter
 
 _DONE, _WITH_FAILURES, _WRONG_USE, _INTERRUPTED = 0, 1, 2, 130

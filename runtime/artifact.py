@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
@@ -50,10 +50,12 @@ class Metadata:
 
     variant: Variant
     preprocess: Preprocess
-    labels: tuple[str, ...]  # by class index; they need not be unique
+    labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
     target: Target = "any"  # the CPU kind that INT8 weights were made for
-    source: Mapping[str, Any] = field(default_factory=dict)  # where it came from (JSON values)
-    measured: Mapping[str, Any] = field(default_factory=dict)  # what the export measured (JSON values)
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
+    measured: Mapping[str, Any] = field(
+        default_factory=dict, repr=False
+    )  # at export: its drift, among others
     producer: str = "vit-edge"
 
     def __post_init__(self) -> None:
@@ -78,23 +80,17 @@ class Metadata:
         Raises:
             ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
         """
-        document = {
-            "version": METADATA_VERSION,
-            "variant": self.variant,
-            "preprocess": self.preprocess.to_dict(),
-            "labels": list(self.labels),
-            "target": self.target,
-            "source": dict(self.source),
-            "measured": dict(self.measured),
-            "producer": self.producer,
-        }
+        plain = dict(
+            preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
+        )
+        document = {"version": METADATA_VERSION} | {name: getattr(self, name) for name in _FIELDS} | plain
         try:
             return json.dumps(document, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"the metadata cannot be written as JSON: {error}") from error
 
-    @classmethod
-    def from_json(cls, text: str) -> Metadata:
+    @staticmethod
+    def from_json(text: str) -> Metadata:
         """The inverse of `to_json`.
 
         Raises:
@@ -109,7 +105,10 @@ class Metadata:
             )
         if version != METADATA_VERSION or isinstance(version, bool):
             raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
-        _expect_fields(document)
+        if unknown := sorted(set(document) - set(_FIELDS)):
+            raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
+        if missing := sorted(set(_FIELDS) - set(document)):
+            raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
         if not isinstance(document["preprocess"], dict):
             raise ArtifactError("preprocess must be a JSON object")
         try:
@@ -118,7 +117,10 @@ class Metadata:
             raise ArtifactError(f"its preprocessing is not usable: {error}") from error
         labels = document["labels"]
         labels = tuple(labels) if isinstance(labels, list) else labels
-        return cls(**{**document, "preprocess": preprocess, "labels": labels})
+        return Metadata(**{**document, "preprocess": preprocess, "labels": labels})
+
+
+_FIELDS = tuple(each.name for each in fields(Metadata))
 
 
 @dataclass(frozen=True)
@@ -248,11 +250,3 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _expect_fields(document: Mapping[str, Any]) -> None:
-    known = {"variant", "preprocess", "labels", "target", "source", "measured", "producer"}
-    if unknown := sorted(set(document) - known):
-        raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
-    if missing := sorted(known - set(document)):
-        raise ArtifactError(f"its metadata lacks {', '.join(missing)}")

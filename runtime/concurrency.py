@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ def in_parallel(
     workers: int,
     ordered: bool = True,
     ahead: int | None = None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """`function` of each item, worked out by `workers` threads.
 
     Args:
@@ -55,10 +56,6 @@ def in_batches(
     size: int,
 ) -> Iterator[S]:
     """`run` on groups of `size` items, which `workers` threads prepare while the group before is running."""
-    prepared = in_parallel(prepare, items, workers=workers, ahead=2 * size)
-    try:
+    with closing(in_parallel(prepare, items, workers=workers, ahead=2 * size)) as prepared:
         while group := list(islice(prepared, size)):
             yield from run(group)
-    finally:
-        if hasattr(prepared, "close"):
-            prepared.close()

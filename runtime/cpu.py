@@ -25,8 +25,6 @@ def has_vnni() -> bool:
         return False
     if sys.platform == "linux":
         return bool({"avx512_vnni", "avx_vnni"} & set(_linux_flags(_read("/proc/cpuinfo"))))
-    if sys.platform == "darwin":
-        return _macos_says("hw.optional.avx512vnni")
     return _numpy_says("AVX512VNNI")
 
 
@@ -41,11 +39,8 @@ def available_cores() -> int:
 
 
 def _linux_flags(cpuinfo: str) -> list[str]:
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return value.split()
-    return []
+    line = cpuinfo.partition("\nflags")[2].partition("\n")[0]
+    return line.partition(":")[2].split()
 
 
 def _quota(cpu_max: str) -> int | None:
@@ -54,16 +49,6 @@ def _quota(cpu_max: str) -> int | None:
     if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
         return None
     return max(1, round(int(parts[0]) / int(parts[1])))
-
-
-def _macos_says(name: str) -> bool:
-    import subprocess
-
-    try:
-        answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, check=False, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return answer.stdout.strip() == b"1"
 
 
 def _numpy_says(feature: str) -> bool:

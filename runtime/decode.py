@@ -117,13 +117,11 @@ def _open(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
 def _open_path(path: Path) -> IO[bytes]:
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            raise PictureError(_kind(path, mode))
-        return path.open("rb")
-    except PictureError:
-        raise
+        if stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise PictureError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    raise PictureError(_kind(path, mode))
 
 
 def _kind(path: Path, mode: int) -> str:

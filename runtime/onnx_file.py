@@ -27,8 +27,7 @@ class OnnxSummary:
     ir_version: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
-    domains: set[str] = field(default_factory=set)  # that nodes name; "" is ai.onnx
-    operators: set[str] = field(default_factory=set)
+    domains: set[str] = field(default_factory=set)  # that nodes name; "" is ai.onnx, which need not be named
     external_data: bool = False  # some tensor's values are in another file
     subgraphs: bool = False  # a node carries a graph: If, Loop, Scan
     functions: bool = False  # the model defines operators of its own
@@ -47,7 +46,7 @@ def summarise(data: bytes | mmap) -> OnnxSummary:
             found.ir_version = _integer(value)
         elif number == 7:
             graphs += 1
-            _read_graph(value, found)
+            _look_into("graph", value, found)
         elif number == 8:
             opset = dict(_fields(value))
             found.opsets[_domain(opset.get(1))] = _integer(opset.get(2, 0))
@@ -64,47 +63,24 @@ def summarise(data: bytes | mmap) -> OnnxSummary:
     return found
 
 
-def _read_graph(graph: Value, found: OnnxSummary) -> None:
-    for number, value in _fields(graph):
-        if number == 1:
-            _read_node(value, found)
-        elif number == 5:
-            _read_tensor(value, found)
-        elif number == 15:
-            _read_sparse_tensor(value, found)
+_WITHIN = {  # the messages that are looked into: of which kind is the field with this number
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 10: "tensor", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
 
 
-def _read_node(node: Value, found: OnnxSummary) -> None:
-    domain = ""
-    for number, value in _fields(node):
-        if number == 4:
-            found.operators.add(_text(value))
-        elif number == 5:
-            _read_attribute(value, found)
-        elif number == 7:
-            domain = _domain(value)
-    found.domains.add(domain)
-
-
-def _read_attribute(attribute: Value, found: OnnxSummary) -> None:
-    for number, value in _fields(attribute):
-        if number in (5, 10):
-            _read_tensor(value, found)
-        elif number in (6, 11):
+def _look_into(kind: str, message: Value, found: OnnxSummary) -> None:
+    for number, value in _fields(message):
+        if within := _WITHIN[kind].get(number):
+            _look_into(within, value, found)
+        elif kind == "node" and number == 7:
+            found.domains.add(_domain(value))
+        elif kind == "attribute" and number in (6, 11):
             found.subgraphs = True
-        elif number in (22, 23):
-            _read_sparse_tensor(value, found)
-
-
-def _read_sparse_tensor(tensor: Value, found: OnnxSummary) -> None:
-    for number, value in _fields(tensor):
-        if number in (1, 2):
-            _read_tensor(value, found)
-
-
-def _read_tensor(tensor: Value, found: OnnxSummary) -> None:
-    for number, value in _fields(tensor):
-        if number == 13 or (number == 14 and _integer(value) != 0):
+        elif kind == "tensor" and (number == 13 or (number == 14 and _integer(value) != 0)):
             found.external_data = True
 
 

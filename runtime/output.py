@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from runtime.classifier import Result
+from runtime.results import Result
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")

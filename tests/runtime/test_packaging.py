@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import venv
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,33 @@ def test_every_line_of_python_in_the_pages_runs(
     for block in blocks:
         if "runtime" in block or "classify" in block:
             exec(compile(block, str(page), "exec"), names)
+
+
+def test_what_an_app_loads_is_under_a_thousand_lines_of_code(model: Path, pictures: Path) -> None:
+    """All that the public names need and nothing of the command line, whose modules stay out."""
+    script = (
+        "import sys, json\nfrom runtime import *\n"
+        f"assert Classifier({str(model)!r})({str(pictures / 'a.png')!r}).label == 'red'\n"
+        "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'runtime']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = {Path(name).name: lines_of_code(Path(name)) for name in json.loads(done.stdout)}
+    tooling = {path.name for path in (ROOT / "runtime").glob("*.py")} - set(lines)
+    print(f"\n{sum(lines.values())} lines in {lines}; the command line alone: {sorted(tooling)}")
+    assert tooling == {"__main__.py", "output.py", "report.py", "sorting.py"}
+    assert sum(lines.values()) < 1000
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that hold more than white space, a comment or a docstring."""
+    text = path.read_text(encoding="utf-8")
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = {n for t in tokens if t.type not in silent for n in range(t.start[0], t.end[0] + 1) if t.string}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_what_onnx_runtime_refuses_is_an_artifact_error(model: Path) -> None:
 def x86_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "is_x86", lambda: True)
     monkeypatch.setattr(session_module, "has_vnni", lambda: False)
-    monkeypatch.setattr(session_module, "_warned", False)
+    session_module._warn_of_slow_kernels.cache_clear()
 
 
 @pytest.mark.usefixtures("x86_without_vnni")

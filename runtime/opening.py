@@ -1,0 +1,72 @@
+"""From a path and a wish for a device to a model that runs, and what there is to know of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.artifact import Artifact, ArtifactError, Metadata, Variant, choose_file, read_artifact
+from runtime.cpu import available_cores
+from runtime.session import Device, device_of, devices_for, open_first, open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+CPU_DEVICES = {"cpu", "openvino"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo(Metadata):
+    """What a classifier runs, and where: all that the file says of itself, and this."""
+
+    path: str
+    sha256: str  # of the file
+    device: str  # the one that "auto" took
+    threads: int
+
+
+def open_model(
+    path: Path | str, *, device: Device, threads: int | None, sha256: str | None
+) -> tuple[ModelInfo, InferenceSession]:
+    """Check a model file and open it. Arguments and errors are those of `Classifier`."""
+
+    def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
+        artifact = read_artifact(choose_file(path, _preference(choice)), sha256=sha256)
+        if device == "auto" and artifact.metadata.variant == "int8":
+            choice = "cpu"  # which is what it was made for; CUDA has no integer kernels
+        session = open_session(artifact.path, device=choice, threads=threads, target=artifact.metadata.target)
+        artifact.expect_unchanged()
+        _check_signature(session, artifact)
+        info = ModelInfo(
+            **vars(artifact.metadata),
+            path=os.path.abspath(artifact.path),  # noqa: PTH100 (Path.resolve would follow links)
+            sha256=artifact.sha256,
+            device=device_of(session),
+            threads=threads or available_cores(),
+        )
+        return info, session
+
+    return open_first(devices_for(device), open_on)
+
+
+def _preference(device: Device) -> tuple[Variant, ...]:
+    return ("int8", "float32") if device in CPU_DEVICES else ("float16", "float32", "int8")
+
+
+def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
+    """What the graph takes and gives must be what its metadata says.
+
+    Raises:
+        ArtifactError: when it is not.
+    """
+    size, classes = artifact.metadata.preprocess.size, len(artifact.metadata.labels)
+    for what, expected, nodes in (
+        ("input", [("pixels", "tensor(uint8)", [*size, 3])], session.get_inputs()),
+        ("output", [("logits", "tensor(float)", [classes])], session.get_outputs()),
+    ):
+        found = [(node.name, node.type, node.shape[1:]) for node in nodes]
+        if found != expected:
+            lie = f"the {what} of its graph is {found}, its metadata says {expected}"
+            raise ArtifactError(f"{artifact.path}: {lie}; export it again")

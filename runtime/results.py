@@ -1,0 +1,59 @@
+"""What a model says of a picture: the best classes of its logits, and how likely they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from runtime.decode import Picture, PictureError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+P = TypeVar("P", bound="Picture")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One class that a picture may belong to."""
+
+    label: str
+    index: int  # into `info.labels`; labels need not be unique, indices are
+    score: float  # the softmax probability, 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one picture."""
+
+    label: str
+    index: int
+    score: float
+    top: tuple[Candidate, ...]  # best first, the prediction itself included
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[P]):
+    """One picture of a stream: either a prediction, or why there is none."""
+
+    picture: P  # as it was given
+    prediction: Prediction | None
+    error: str | None
+
+
+def prediction_of(logits: npt.NDArray[np.float32], labels: Sequence[str], top: int) -> Prediction:
+    """The answer that is in the logits [classes] of one picture, with its `top` best candidates.
+
+    Raises:
+        PictureError: when a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise PictureError("the model's answer to it is not finite")
+    order = np.argsort(-logits, kind="stable")[:top]
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    scores = powers[order] / powers.sum()
+    best = tuple(Candidate(labels[i], int(i), float(score)) for i, score in zip(order, scores, strict=True))
+    return Prediction(best[0].label, best[0].index, best[0].score, best)
