@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     session = open_session(options.model)
     height, width = session.get_inputs()[0].shape[1:3]
-    full = Preprocess(size=(height, width))
+    full = Preprocess(size=(height, width), decode="full")
     draft = replace(full, decode="draft")
     with tempfile.TemporaryDirectory() as folder:
         enlarge(options.photos, Path(folder), options.count, tuple(options.size))

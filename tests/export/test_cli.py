@@ -88,6 +88,63 @@ def test_the_embedded_example(run: Run, digits_checkpoint: Path, tmp_path: Path)
     assert str(tmp_path) not in (out / "report.json").read_text()
 
 
+def test_a_plan_can_be_edited_and_passed_back(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    first = run(checkpoint, "--quantize", "--calibration", photos, "--out", "out")
+    assert first.returncode == 0, first.stderr
+    written = (tmp_path / "out" / "plan.json").read_text()
+    plan = json.loads(written)
+    plan["linears"]["head"] = {"precision": "float32"}
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    again = run(checkpoint, "--plan", "out/plan.json", "--calibration", photos, "--out", "same")
+    edited = run(checkpoint, "--plan", "edited.json", "--calibration", photos, "--out", "edited")
+    assert (again.returncode, edited.returncode) == (0, 0), edited.stderr
+    assert (tmp_path / "same" / "plan.json").read_text() == written
+    assert "head" in edited.stdout.split("stays float32: ")[1]
+    linears = len(plan["linears"])
+    for out, integer in (("same", linears), ("edited", linears - 1)):
+        report = json.loads((tmp_path / out / "report.json").read_text())
+        assert report["models"]["int8"]["integer_kernels"].startswith(f"{integer} of {integer} linears")
+        file = "plan.json" if out == "same" else "edited.json"
+        assert report["calibration"] == {"plan": file, "target": plan["target"]}  # nothing was calibrated
+    plan["linears"]["blocks.9.head"] = {"precision": "float32"}
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    wrong = run(checkpoint, "--plan", "edited.json", "--calibration", photos, "--out", "wrong")
+    assert wrong.returncode == 2
+    assert "the plan names the linear layer 'blocks.9.head'" in wrong.stderr
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_budget_is_searched_for_and_told(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    done = run(checkpoint, "--quantize", "--calibration", photos, "--min-agreement", 1, "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(
+        r"^budget: met with every planned layer in int8, on \d+ pictures apart$", done.stdout, re.M
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["search"]["returned_to_float"] == []
+    used = (report["calibration"]["pictures"], report["search"]["pictures"], report["evaluation"]["pictures"])
+    assert min(used) > 0
+    assert sum(used) == len(list(photos.rglob("*.jpg")))
+
+
+def test_a_budget_that_cannot_be_met_leaves_the_old_files(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    common = (checkpoint, "--quantize", "--calibration", photos, "--out", "out")
+    assert run(*common).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    failed = run(*common, "--min-agreement", 101)
+    assert failed.returncode == 1
+    assert re.fullmatch(
+        r"export: int8 drifts beyond the limit: agreement is .* asked for are 101 on \d+ pictures apart, "
+        r"even with .* back in float; furthest from float: .*Nothing was written; .*\n",
+        failed.stderr,
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 def test_float_alone(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     done = run(checkpoint, "--calibration", photos, "--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
