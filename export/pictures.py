@@ -81,7 +81,7 @@ def choose_pictures(
     if search:
         if len(pool) < 2:
             raise DataError(f"{pool.name}: one picture cannot both calibrate and search; give at least two")
-        share = max(1 - samples / len(pool), SEARCH_SHARE)
+        share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
         pool, searched = split_pictures(pool, share, seed + 1)
         if not len(searched):
             raise DataError(f"{pool.name}: a search needs two pictures a class at least, some to calibrate")

@@ -307,6 +307,7 @@ import os, signal, sys
 import export.files, export.report_html
 from export.__main__ import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 module, name, signal_name, calls = sys.argv[1:5]
 target = {"files": export.files.os, "report": export.report_html}[module]
 original, count = getattr(target, name), 0

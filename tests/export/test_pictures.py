@@ -126,3 +126,14 @@ def test_classes_in_the_models_own_order(classes: Path) -> None:
 def test_classes_that_the_model_does_not_have(classes: Path) -> None:
     with pytest.raises(DataError, match=r"class 'eel' \(3 classes\) is not one of the model's 2 labels"):
         labelled_as(choose(classes).evaluation, ("cat", "dog"))
+
+
+def test_a_search_gets_pictures_of_its_own_however_few_there_are(classes: Path) -> None:
+    for source, samples in ((classes / CLASSES[0], 2), (classes, 12)):
+        chosen = choose_pictures(source, None, samples=samples, evaluation_samples=None, search=True)
+        assert chosen.search is not None
+        parts = [set(map(str, part.items)) for part in (chosen.calibration, chosen.search, chosen.evaluation)]
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set.union(*parts))
+    with pytest.raises(DataError, match="a search needs two pictures a class"):
+        choose_pictures(classes, None, samples=2, evaluation_samples=None, search=True)

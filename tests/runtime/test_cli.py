@@ -217,7 +217,11 @@ def test_ctrl_c_ends_cleanly(model: Path, pictures: Path, tmp_path: Path) -> Non
         shutil.copy(pictures / "b.jpg", pictures / f"more-{number:03}.jpg")
     out = tmp_path / "x.jsonl"
     command = [sys.executable, "-m", "runtime", model, pictures, "--output", out]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
     while process.poll() is None and (not out.exists() or out.stat().st_size < 1000):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
