@@ -24,30 +24,15 @@ from calibration.plan import (
     Range,
     Target,
 )
-from calibration.ranges import RULES, Histogram
 from calibration.sites import Linear, Sites
 from calibration.split import hidden_of
-from calibration.weights import rounded_weight
+from calibration.trial import Choice, Trial
 
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
 GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time
 # A row's own scale costs up to a thousandth of a prediction: worth it when it takes away so much of the error
 # that all linears add to the residual stream together. Where a picture has one row it costs next to nothing.
 SHARE_OF_TOKENS, GAIN_OF_ONE_ROW = 0.015, 0.2
-CORRECTION_ROWS = 256
-CORRECTION_GAIN = 0.1  # share of the error's energy
-GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A way to quantise a tensor for its readers, and the error energy that makes on held pictures."""
-
-    error: float
-    input: Range
-    rule: str
-    per_token: float | None = None
-    columns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,10 +161,10 @@ class _Decision:
                 best = split
         return [Candidates(readers[0], scales, best, trial.per_token(), one_row)]
 
-    def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> _Trial:
+    def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
         gelu = self._after_gelu(readers[0])
-        return _Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
+        return Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
 
     def _after_gelu(self, linear: Linear) -> bool:
         above = linear.input.producer()
@@ -205,83 +190,6 @@ class _Decision:
         )
         correction = trial.correction(final)
         return plan if correction is None else replace(plan, correction=_numbers(correction))
-
-
-class _Trial:
-    """What does a form of one tensor, divided by its scales, cost the output of the weights that read it?"""
-
-    def __init__(
-        self, observation: Observation, weight: Array, scales: Array, target: Target, *, gelu: bool
-    ) -> None:
-        self.observation, self.scales, self.gelu = observation, scales, gelu
-        self.weight = weight.astype(np.float32)
-        self.rounded = rounded_weight(self.weight, target)
-        self.judged = observation.judged.rows / scales
-        self.exact = self.judged @ self.weight
-
-    def per_tensor(self, columns: tuple[int, ...] = (), rules: Collection[str] = tuple(RULES)) -> Choice:
-        rest = self._rest(columns)
-        histogram = Histogram()
-        histogram.update((self.observation.fit.rows / self.scales)[:, rest])
-        choices = []
-        for rule in rules:
-            chosen = Range.of(*RULES[rule](histogram, *self._bounds(self.observation.fit.extremes, rest)))
-            choices.append(self._cost(Choice(0.0, chosen, rule, columns=columns)))
-        return min(choices, key=lambda choice: choice.error)
-
-    def per_token(self) -> Choice:
-        peaks = self._peaks(self.observation.fit.rows / self.scales)
-        floor = max(float(peaks.min()), 1e-6) if self.gelu else max(float(peaks.max()) * 1e-4, 1e-6)
-        chosen = Range.of(GELU_LEAST / floor, 1.0) if self.gelu else Range.of(-1.0, 1.0)
-        return self._cost(Choice(0.0, chosen, "exact", per_token=floor))
-
-    def refit(self, choice: Choice) -> Choice:
-        """The same rule over all pictures, those that judged included."""
-        if choice.per_token is not None:
-            return choice
-        rest = self._rest(choice.columns)
-        histogram = Histogram()
-        for part in (self.observation.fit, self.observation.held):
-            histogram.update((part.rows / self.scales)[:, rest])
-        bounds = RULES[choice.rule](histogram, *self._bounds(self.observation.all, rest))
-        return replace(choice, input=Range.of(*bounds))
-
-    def correction(self, choice: Choice) -> Array | None:
-        """Minus the mean error of the output, `float32 [out]`, where that lowers the error enough."""
-        fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
-        shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
-        error = self._output(self.judged, choice) - self.exact
-        gained = 1 - np.square(error + shift).sum() / max(np.square(error).sum(), 1e-300)
-        return np.asarray(shift, np.float32) if gained > CORRECTION_GAIN else None
-
-    def _cost(self, choice: Choice) -> Choice:
-        error = float(np.square(self._output(self.judged, choice) - self.exact, dtype=np.float64).sum())
-        return replace(choice, error=error)
-
-    def _output(self, rows: Array, choice: Choice) -> Array:
-        """What the linears give for rows stored as the choice says, with their weights in int8."""
-        if choice.per_token is not None:
-            peaks = np.maximum(self._peaks(rows), choice.per_token)
-            return np.asarray((choice.input.rounded(rows / peaks).astype(np.float32) @ self.rounded) * peaks)
-        stored = choice.input.rounded(rows).astype(np.float32)
-        if not choice.columns:
-            return np.asarray(stored @ self.rounded)
-        rest, columns = self._rest(choice.columns), list(choice.columns)
-        return np.asarray(stored[:, rest] @ self.rounded[rest] + rows[:, columns] @ self.weight[columns])
-
-    def _rest(self, columns: tuple[int, ...]) -> Array:
-        rest = np.ones(self.weight.shape[0], bool)
-        rest[list(columns)] = False
-        return rest
-
-    def _bounds(self, extremes: Extremes, rest: Array) -> tuple[float, float]:
-        return float((extremes.low / self.scales)[rest].min()), float(
-            (extremes.high / self.scales)[rest].max()
-        )
-
-    def _peaks(self, rows: Array) -> Array:
-        """Each row's largest magnitude; after GELU that is its largest value."""
-        return np.asarray((rows if self.gelu else np.abs(rows)).max(axis=1, keepdims=True))
 
 
 def _economical(found: Mapping[str, Candidates]) -> dict[str, Choice]:

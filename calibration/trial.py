@@ -1,0 +1,106 @@
+"""What a way to quantise a tensor does to the output of the weights that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from calibration.graph import Array
+from calibration.observe import Extremes, Observation
+from calibration.plan import Range, Target
+from calibration.ranges import RULES, Histogram
+from calibration.weights import rounded_weight
+
+CORRECTION_ROWS = 256
+CORRECTION_GAIN = 0.1  # share of the error's energy
+GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to quantise a tensor for its readers, and the error energy that makes on held pictures."""
+
+    error: float
+    input: Range
+    rule: str
+    per_token: float | None = None
+    columns: tuple[int, ...] = ()
+
+
+class Trial:
+    """What does a form of one tensor, divided by its scales, cost the output of the weights that read it?"""
+
+    def __init__(
+        self, observation: Observation, weight: Array, scales: Array, target: Target, *, gelu: bool
+    ) -> None:
+        self.observation, self.scales, self.gelu = observation, scales, gelu
+        self.weight = weight.astype(np.float32)
+        self.rounded = rounded_weight(self.weight, target)
+        self.judged = observation.judged.rows / scales
+        self.exact = self.judged @ self.weight
+
+    def per_tensor(self, columns: tuple[int, ...] = (), rules: Collection[str] = tuple(RULES)) -> Choice:
+        rest = self._rest(columns)
+        histogram = Histogram()
+        histogram.update((self.observation.fit.rows / self.scales)[:, rest])
+        choices = []
+        for rule in rules:
+            chosen = Range.of(*RULES[rule](histogram, *self._bounds(self.observation.fit.extremes, rest)))
+            choices.append(self._cost(Choice(0.0, chosen, rule, columns=columns)))
+        return min(choices, key=lambda choice: choice.error)
+
+    def per_token(self) -> Choice:
+        peaks = self._peaks(self.observation.fit.rows / self.scales)
+        floor = max(float(peaks.min()), 1e-6) if self.gelu else max(float(peaks.max()) * 1e-4, 1e-6)
+        chosen = Range.of(GELU_LEAST / floor, 1.0) if self.gelu else Range.of(-1.0, 1.0)
+        return self._cost(Choice(0.0, chosen, "exact", per_token=floor))
+
+    def refit(self, choice: Choice) -> Choice:
+        """The same rule over all pictures, those that judged included."""
+        if choice.per_token is not None:
+            return choice
+        rest = self._rest(choice.columns)
+        histogram = Histogram()
+        for part in (self.observation.fit, self.observation.held):
+            histogram.update((part.rows / self.scales)[:, rest])
+        bounds = RULES[choice.rule](histogram, *self._bounds(self.observation.all, rest))
+        return replace(choice, input=Range.of(*bounds))
+
+    def correction(self, choice: Choice) -> Array | None:
+        """Minus the mean error of the output, `float32 [out]`, where that lowers the error enough."""
+        fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
+        shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
+        error = self._output(self.judged, choice) - self.exact
+        gained = 1 - np.square(error + shift).sum() / max(np.square(error).sum(), 1e-300)
+        return np.asarray(shift, np.float32) if gained > CORRECTION_GAIN else None
+
+    def _cost(self, choice: Choice) -> Choice:
+        error = float(np.square(self._output(self.judged, choice) - self.exact, dtype=np.float64).sum())
+        return replace(choice, error=error)
+
+    def _output(self, rows: Array, choice: Choice) -> Array:
+        """What the linears give for rows stored as the choice says, with their weights in int8."""
+        if choice.per_token is not None:
+            peaks = np.maximum(self._peaks(rows), choice.per_token)
+            return np.asarray((choice.input.rounded(rows / peaks).astype(np.float32) @ self.rounded) * peaks)
+        stored = choice.input.rounded(rows).astype(np.float32)
+        if not choice.columns:
+            return np.asarray(stored @ self.rounded)
+        rest, columns = self._rest(choice.columns), list(choice.columns)
+        return np.asarray(stored[:, rest] @ self.rounded[rest] + rows[:, columns] @ self.weight[columns])
+
+    def _rest(self, columns: tuple[int, ...]) -> Array:
+        rest = np.ones(self.weight.shape[0], bool)
+        rest[list(columns)] = False
+        return rest
+
+    def _bounds(self, extremes: Extremes, rest: Array) -> tuple[float, float]:
+        return float((extremes.low / self.scales)[rest].min()), float(
+            (extremes.high / self.scales)[rest].max()
+        )
+
+    def _peaks(self, rows: Array) -> Array:
+        """Each row's largest magnitude; after GELU that is its largest value."""
+        return np.asarray((rows if self.gelu else np.abs(rows)).max(axis=1, keepdims=True))
