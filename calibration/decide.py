@@ -82,7 +82,7 @@ class _Decision:
                 found |= self._balanced(group, kept)
         for name, linear in self.sites.linears.items():
             if name not in found and name not in self.keep_float and not linear.reads_pixels:
-                found[name] = self._candidates(linear, None)
+                found[name] = self._unbalanced(linear)
         chosen = {name: self._plan(found[name], choice) for name, choice in _economical(found).items()}
         for name, linear in self.sites.linears.items():
             if name in self.keep_float:
@@ -141,10 +141,10 @@ class _Decision:
         self.balance[group.name] = BalancePlan(strength=strength, scales=_numbers(scales))
         return {name: replace(each, scales=scales) for name, each in found.items()}
 
-    def _candidates(self, linear: Linear, scales: Array | None) -> Candidates:
+    def _unbalanced(self, linear: Linear) -> Candidates:
         ones = np.ones(linear.weight.shape[0], np.float32)
-        (found,) = self._choose(str(linear.input.name), [linear], ones if scales is None else scales)
-        return replace(found, scales=scales)
+        (found,) = self._choose(str(linear.input.name), [linear], ones)
+        return replace(found, scales=None)
 
     def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
         """The best rule for a tensor divided by `scales`; columns in float only where they gain enough."""

@@ -13,7 +13,7 @@ from calibration.drift import Drift, decibels, measure_drift
 from calibration.graph import Array
 from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
-from calibration.sites import Linear, find_sites
+from calibration.sites import find_sites
 from calibration.write import write_plan
 from runtime.session import open_session
 
@@ -175,7 +175,8 @@ class _Trials:
 
     def _costs(self, names: Sequence[str]) -> dict[str, float]:
         """Each layer's share of what returning all of them to float would cost."""
-        linears: dict[str, Linear] = {name: find_sites(self.model).linears[name] for name in names}
+        sites = find_sites(self.model)
+        linears = {name: sites.linears[name] for name in names}
         outputs = [str(linear.node.outputs[0].name) for linear in linears.values()]
         session = observing_session(self.model, outputs, threads=self.threads)
         found = session.run(outputs, {session.get_inputs()[0].name: self.few[:1]})
