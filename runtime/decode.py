@@ -64,9 +64,11 @@ def decoded(
             _check_size(image, max_pixels)
             if draft_edge and image is not picture:  # an image of the caller's stays as it is
                 image.draft(None, (draft_edge, draft_edge))
-            with _room_for(image):
+            with _room_for(image), _held(image, picture):
                 image.load()
-                yield _upright(_rgb(image), _orientation(image)) if exif else _rgb(image)
+                turned = _orientation(image) if exif else 1
+                with _held(_rgb(image), picture) as colour, _held(_upright(colour, turned), picture) as seen:
+                    yield seen
     except PictureError:
         raise
     except MemoryError:
@@ -89,15 +91,35 @@ if hasattr(os, "register_at_fork"):
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:
     """Large pictures are decoded one at a time, however many threads: each may take half a gibibyte."""
-    return _one_large_picture if image.width * image.height > _LARGE else nullcontext()
+    return _one_large_picture if _memory(image) > _LARGE else nullcontext()
+
+
+def _memory(image: Image.Image) -> int:
+    """What Pillow takes for it, in units of a pixel: every row costs as much as two pixels more."""
+    return (image.width + 2) * image.height
+
+
+@contextmanager
+def _held(image: Image.Image, picture: Picture) -> Iterator[Image.Image]:
+    """Lets go of an image's pixels at the end, whoever refers to it still (a failure's frames do).
+
+    An image of the caller's own stays as it is.
+    """
+    try:
+        yield image
+    finally:
+        if image is not picture:
+            image.close()
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise PictureError(f"it has no pixels ({width} x {height})")
-    if width * height > max_pixels:
-        raise PictureError(f"it has {width} x {height} pixels, more than the limit of {max_pixels:,}")
+    size = f"{image.width} x {image.height}"
+    if min(image.size) < 1:
+        raise PictureError(f"it has no pixels ({size})")
+    if image.width * image.height > max_pixels:
+        raise PictureError(f"it has {size} pixels, more than the limit of {max_pixels:,}")
+    if _memory(image) > 1.25 * max_pixels:
+        raise PictureError(f"it has {size} pixels, too narrow for so many rows and a limit of {max_pixels:,}")
 
 
 @contextmanager
@@ -127,11 +149,8 @@ def _open_path(path: Path) -> IO[bytes]:
 def _kind(path: Path, mode: int) -> str:
     if not stat.S_ISDIR(mode):
         return "it is a device, pipe or socket, not a picture"
-    return (
-        "it is a folder, not a picture"
-        if os.access(path, os.R_OK | os.X_OK)
-        else "a folder that may not be read"
-    )
+    readable = os.access(path, os.R_OK | os.X_OK)
+    return "it is a folder, not a picture" if readable else "a folder that may not be read"
 
 
 def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:

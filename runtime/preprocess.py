@@ -39,9 +39,8 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)  # (height, width) that the model takes
     resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the centre
-    resize_to: int | None = (
-        None  # for "crop": the picture's shorter edge before the cut; None just covers `size`
-    )
+    # for "crop": the picture's shorter edge before the cut; None just covers `size`
+    resize_to: int | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when a picture shrinks
     exif: bool = True  # turn the picture the way its EXIF orientation says
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are

@@ -1,4 +1,4 @@
-"""Pictures that others made to trip readers up (docs/runtime.md says how to get them), and turned photos."""
+"""Pictures that others made to trip readers up, and turned photos; `make borrow` fetches both."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from PIL import Image
 
 from runtime import Classifier, Preprocess
 
+ROOT = Path(__file__).parents[2]
 UNCLEAR = re.compile(r"Errno|decoder error|\w(Error|Exception)\b|0x[0-9a-f]+|^.{0,12}$|\n")
 SUMMARY = re.compile(r"[\d,]+ pictures in |\s+[\d,]+  |   failed  |      and  ")
+WITH_PEAK = """
+import pathlib, resource, subprocess, sys
+subprocess.run(sys.argv[2:])
+pathlib.Path(sys.argv[1]).write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
 STORED_FOR = {  # what a camera stores for each orientation: the inverse of how it is to be shown
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,18 +35,18 @@ STORED_FOR = {  # what a camera stores for each orientation: the inverse of how 
 }
 
 
-def collection(variable: str) -> Path:
-    """The folder that an environment variable names; without one the test is skipped, and says so."""
-    name = os.environ.get(variable) or pytest.skip(f"{variable} names no folder (see docs/runtime.md)")
-    assert Path(name).is_dir(), f"{variable}: no such folder, {name}"
-    return Path(name)
+def collection(name: str) -> Path:
+    """A folder of pictures that others made; where it is not there the test is skipped, and says so."""
+    folder = ROOT / "data" / name
+    return folder if folder.is_dir() else pytest.skip(f"needs data/{name}: make borrow")
 
 
-def test_every_picture_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Path) -> None:
-    folder = collection("VIT_EDGE_PILLOW_IMAGES")
+def test_every_picture_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Path, tmp_path: Path) -> None:
+    folder = collection("pillow-images")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    peak = tmp_path / "peak"
     done = subprocess.run(
-        [sys.executable, "-m", "runtime", model, "-", "--null"],
+        [sys.executable, "-c", WITH_PEAK, peak, sys.executable, "-m", "runtime", model, "-", "--null"],
         input=b"\0".join(map(os.fsencode, files)),
         capture_output=True,
     )
@@ -48,8 +54,10 @@ def test_every_picture_of_pillows_tests_gives_a_label_or_a_clear_failure(model: 
     assert [record["path"] for record in records] == list(map(str, files))
     assert all((record["label"] is None) != (record["error"] is None) for record in records)
     labelled = sum(record["error"] is None for record in records)
-    print(f"\n{labelled} labels, {len(records) - labelled} failures")
+    mebibytes = int(peak.read_text()) / 2 ** (20 if sys.platform == "darwin" else 10)
+    print(f"\n{labelled} labels, {len(records) - labelled} failures, at most {mebibytes:.0f} MiB")
     assert labelled > len(records) / 2
+    assert mebibytes < 1024
     assert [text for record in records if (text := record["error"]) and UNCLEAR.search(text)] == []
     # The summary is all that the terminal shows: no warning of Pillow's, and none of the libraries below it.
     assert [line for line in done.stderr.decode().splitlines() if not SUMMARY.match(line)] == []
@@ -72,7 +80,7 @@ def generated() -> list[bytes]:
 
 
 def downloaded(kind: str) -> list[bytes]:
-    folder = collection("VIT_EDGE_EXIF_PHOTOS")
+    folder = collection("exif-photos")
     return [(folder / f"{kind}_{orientation}.jpg").read_bytes() for orientation in range(1, 9)]
 
 

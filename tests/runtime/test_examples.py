@@ -133,7 +133,7 @@ def test_http_service_stands_slow_clients(service: int, pictures: Path) -> None:
 def classify_in_javascript(*arguments: Any) -> list[dict[str, Any]]:
     folder = EXAMPLES / "javascript"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
-        pytest.skip("needs node, and `npm install` in examples/javascript")
+        pytest.skip("needs node, and examples/javascript/node_modules: make borrow")
     return [json.loads(line) for line in run("node", folder / "classify.mjs", *arguments).stdout.splitlines()]
 
 

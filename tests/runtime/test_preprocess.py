@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import json
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import PictureError, Preprocess
+from runtime.decode import MAX_PIXELS, decoded
 
 HERE = Path(__file__).parent
 
@@ -236,8 +238,28 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = bytearray(encoded(Image.new("1", (8, 8)), "BMP"))
     bomb[18:26] = (9_000).to_bytes(4, "little") * 2  # width and height
     assert "9000 x 9000 pixels, more than the limit of 10,000,000" in failure(bytes(bomb), max_pixels=10**7)
+    bomb[18:26] = (1).to_bytes(4, "little") + (9_000_000).to_bytes(4, "little")
+    assert "1 x 9000000 pixels, too narrow" in failure(bytes(bomb), max_pixels=10**7)  # 108 MB, not 36
     bomb[18:26] = (90_000).to_bytes(4, "little") * 2
     assert "PIL.Image.MAX_IMAGE_PIXELS" in failure(bytes(bomb))
+
+
+@pytest.mark.parametrize("kept", [600, None], ids=["cut off", "whole"])
+def test_the_pixels_of_a_large_picture_go_before_the_next_one_is_decoded(kept: int | None) -> None:
+    """However long a failure, whose frames refer to it, is kept: two at a time can take a gibibyte."""
+    seen, failures = [], []
+    data = encoded(Image.new("RGB", (5000, 4000)), "BMP")[:kept]
+    try:
+        with decoded(data, max_pixels=MAX_PIXELS, exif=True, draft_edge=None) as image:
+            seen.append(image)
+    except PictureError as error:
+        failures.append(error)
+    assert len(failures) == (kept is not None)
+    seen += [o for o in gc.get_objects() if isinstance(o, Image.Image) and o.size == (5000, 4000)]
+    assert seen
+    for image in seen:
+        with pytest.raises(ValueError, match="closed image"):
+            image.getpixel((0, 0))
 
 
 def test_wrong_types_are_the_callers_mistake() -> None:

@@ -63,7 +63,7 @@ def test_the_command_line_and_javascript_agree_with_python(
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == expected
     javascript = ROOT / "examples" / "javascript"
     if shutil.which("node") is None or not (javascript / "node_modules").is_dir():
-        pytest.skip("needs node, and `npm install` in examples/javascript")
+        pytest.skip("needs node, and examples/javascript/node_modules: make borrow")
     command = ["node", javascript / "classify.mjs", artifacts / "model.int8.onnx", *paths]
     lines = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
     assert [json.loads(line)["label"] for line in lines] == expected
