@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from calibration.graph import GraphError
     from calibration.plan import PlanError
     from calibration.verify import FallbackError
-    from export.foreign import ForeignError
+    from export.foreign_spec import ForeignError
     from export.pipeline import ExportError
     from vit.checkpoint import CheckpointError
     from vit.data import DataError

@@ -57,7 +57,8 @@ def from_onnx(model: Path, spec: Path) -> Source:
     Raises:
         ForeignError: for files that cannot be used.
     """
-    from export.foreign import load, read_spec
+    from export.foreign import load
+    from export.foreign_spec import read_spec
 
     found = load(model, read_spec(spec))
     return Source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -281,10 +282,10 @@ class _Freeing:
         """The axis of the new shape with the batch: as many elements come before it as in the old one."""
         place = self._of_first(node)
         inner, outer = _shape(node.inputs[0]), _shape(node.outputs[0])
-        before = _product(inner[: place.axis]) * place.before
+        before = math.prod(inner[: place.axis]) * place.before
         found = []
         for axis, size in enumerate(outer):
-            steps, rest = divmod(before, _product(outer[:axis]))
+            steps, rest = divmod(before, math.prod(outer[:axis]))
             if steps and not rest and size % (steps * self.size) == 0:
                 found.append(Place(axis, steps))
         if not found:
@@ -325,10 +326,3 @@ def _axes(node: ir.Node) -> Sequence[int] | None:
     """The axes of a reduction or a squeeze, from the attribute (older opsets) or the second input."""
     found: Array | None = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     return attribute(node, "axes", None) if found is None else found.reshape(-1).tolist()
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from export.__main__ import main
-from export.foreign import ForeignError, Spec, load, read_spec
+from export.foreign import load
+from export.foreign_spec import ForeignError, Spec, read_spec
 from export.source import from_onnx
 from runtime.artifact import read_metadata
 from runtime.preprocess import Preprocess

@@ -12,7 +12,8 @@ import pytest
 
 from calibration.graph import GraphError, attribute
 from export.files import model_bytes
-from export.foreign import ForeignModel, Spec, load
+from export.foreign import ForeignModel, load
+from export.foreign_spec import Spec
 from export.passes.batch import free_batch
 from export.passes.freeze import freeze_shapes
 from export.passes.fuse import fuse_gelu, fuse_layer_norm

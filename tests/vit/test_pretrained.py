@@ -56,6 +56,21 @@ def block_shapes(names):
     return {name.format(i=i): shape for i in range(DEPTH) for name, shape in names.items()}
 
 
+def restless(model):
+    """Nothing at zero, as first weights partly are: a tensor that is forgotten then shows."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+def assert_same_at_224(mine, theirs):
+    """As many normalised pixels as the models of the libraries' own sizes take."""
+    x = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert_parity(mine.eval()(x), theirs(mine.normalize(x)))
+
+
 # ---------------------------------------------------------------------------------------- transformers
 
 
@@ -211,17 +226,14 @@ def test_timm_folder_brings_its_preprocessing(tmp_path):
     assert_parity(found.model(pixels()), timm_forward(w, normalised((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), HEADS))
 
 
-def test_timm_itself(tmp_path):
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
+def test_timm_itself(tmp_path, name):
     timm = pytest.importorskip(
         "timm", reason="timm needs a torchvision that loads beside this torch", exc_type=Exception
     )
-    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES).eval()
-    torch.save(theirs.state_dict(), tmp_path / "vit_tiny.pth")
-    x = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        assert_parity(
-            read_source(tmp_path / "vit_tiny.pth").model(x), theirs((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
-        )
+    theirs = restless(timm.create_model(name, num_classes=CLASSES))
+    torch.save(theirs.state_dict(), tmp_path / f"{name}.pth")
+    assert_same_at_224(read_source(tmp_path / f"{name}.pth").model, theirs)
 
 
 # ----------------------------------------------------------------------------------------- torchvision
@@ -286,6 +298,16 @@ def test_torchvision(tmp_path, old_names):
     assert_parity(found.model(pixels()), torchvision_forward(w, x, 1))
     assert found.labels[:2] == ("0", "1")
     assert any("--labels" in sentence for sentence in found.assumed)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32"])
+def test_torchvision_itself(tmp_path, name):
+    models = pytest.importorskip(
+        "torchvision.models", reason="torchvision does not load beside this torch", exc_type=Exception
+    )
+    theirs = restless(getattr(models, name)(num_classes=CLASSES))
+    torch.save(theirs.state_dict(), tmp_path / f"{name}.pth")
+    assert_same_at_224(read_source(tmp_path / f"{name}.pth").model, theirs)
 
 
 # ---------------------------------------------------------------------------------------------- Google
