@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -201,6 +202,16 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     move_x,
     move_y,
 )
+
+
+def mixing_share(alpha: float, seed: int) -> float:
+    """How much of a mixture is the picture itself, from a Beta(alpha, alpha), the larger of the two parts.
+
+    Partners are mixed with each other, so the smaller part would give the same mixtures in another order, and
+    each would count as right for the class that is the least of it.
+    """
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return max(share, 1 - share)
 
 
 def mixed(pixels: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:

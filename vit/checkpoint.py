@@ -107,7 +107,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         hint = "weights from elsewhere are read by `python -m vit import`"
-        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({error!r}); {hint}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({why}); {hint}") from error
     model = ViT(config)
     try:
         model.load_state_dict(tensors)

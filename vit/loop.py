@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit.augment import Augment, mixed
+from vit.augment import Augment, mixed, mixing_share
 from vit.distributed import World
 from vit.loss import class_weights, sample_losses, smoothed_targets
 from vit.optim import MovingAverage, learning_rate, make_optimizer, set_learning_rate
@@ -169,9 +169,8 @@ class Loop:
         random = random_for(self.recipe.seed, CHANGES, *self._place())
         inputs = self.augment(inputs, random, self.batch, self.world.rank * len(inputs))
         if self.recipe.mixup:
-            alpha = self.recipe.mixup
-            share = np.random.default_rng(random.initial_seed()).beta(alpha, alpha)
-            inputs, targets = mixed(inputs, targets, float(share))
+            share = mixing_share(self.recipe.mixup, random.initial_seed())
+            inputs, targets = mixed(inputs, targets, share)
         return inputs, targets
 
     def _opinion(self, inputs: Tensor) -> Tensor | None:

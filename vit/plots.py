@@ -142,7 +142,8 @@ def plot_rollout(checkpoint: Checkpoint, verdicts: Verdicts) -> Figure:
     maps, _ = attention_maps(checkpoint.model, torch.from_numpy(pixels))
     flow = rollout(maps).view(len(first), 1, *checkpoint.model.config.grid)
     masks = torch.nn.functional.interpolate(flow, pixels.shape[1:3], mode="bilinear")[:, 0].numpy()
-    masks = masks / masks.max((1, 2), keepdims=True)
+    low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
+    masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more
     lit = pixels / 255 * (0.15 + 0.85 * masks[..., None])
     names = [checkpoint.labels[verdicts.predicted[index]] for index in first]
     return plot_tiles([*pixels, *lit], columns=len(first), size=1.5, titles=names)

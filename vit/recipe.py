@@ -100,15 +100,19 @@ SCRATCH = Recipe(
     erasing=0.25,
     early_stop=30,
 )
-# Photos, from pre-trained weights, every weight adapted a little (the lower the block, the less).
+# Photos, from pre-trained weights, every weight adapted a little (the lower the block, the less). Made for
+# a few hundred pictures: small batches, an average of the last few dozen steps, much augmentation.
 FINETUNE = Recipe(
     name="finetune",
     epochs=10,
-    batch=32,
-    lr=1e-4,
+    batch=16,
+    lr=7e-5,
     layer_decay=0.75,
-    crop=0.6,
+    ema=0.95,
+    mixup=0.2,
+    crop=0.5,
     flip=True,
+    randaugment=1,
     early_stop=4,
 )
 # Photos, from pre-trained weights, a new head on frozen features: seconds after the features.

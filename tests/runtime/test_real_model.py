@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,45 @@ def test_the_command_line_and_javascript_agree_with_python(
     command = ["node", javascript / "classify.mjs", artifacts / "model.int8.onnx", *paths]
     lines = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
     assert [json.loads(line)["label"] for line in lines] == expected
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_answers_of_the_cpu(artifacts: Path, digits: Pictures, tmp_path: Path) -> None:
+    """In an environment of its own: onnxruntime-openvino and onnxruntime overwrite each other."""
+    venv.create(tmp_path / "environment", with_pip=True)
+    python = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    packages = ["numpy", "pillow", "onnxruntime-openvino"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    np.save(tmp_path / "digits.npy", np.stack([np.asarray(item) for item in digits.items]))
+    done = subprocess.run(
+        [python, "-c", ON_BOTH, artifacts, tmp_path / "digits.npy"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    for name in ("model.onnx", "model.int8.onnx"):
+        openvino, cpu = found["openvino"][name], found["cpu"][name]
+        assert np.mean(np.array(openvino["labels"]) == np.array(cpu["labels"])) >= 0.99
+        assert openvino["scores"] == pytest.approx(cpu["scores"], abs=0.1 if "int8" in name else 1e-4)
+
+
+ON_BOTH = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from runtime import Classifier
+pictures, found = np.load(sys.argv[2]), {}
+for device in ("openvino", "cpu"):
+    for name in ("model.onnx", "model.int8.onnx"):
+        classify = Classifier(Path(sys.argv[1], name), device=device)
+        assert classify.info.device == device
+        answers = [result.prediction for result in classify.stream(list(pictures))]
+        labels, scores = [a.label for a in answers], [a.score for a in answers]
+        found.setdefault(device, {})[name] = {"labels": labels, "scores": scores}
+print(json.dumps(found))
+"""
 
 
 def test_int8_and_float_files_say_the_same_of_themselves(artifacts: Path) -> None:

@@ -1,10 +1,11 @@
 """Augmentation changes what it should, and nothing else."""
 
+import numpy as np
 import pytest
 import torch
 
 from vit import augment
-from vit.augment import Augment, erased, mixed, random_boxes, resized_crop, shifted, warped
+from vit.augment import Augment, erased, mixed, mixing_share, random_boxes, resized_crop, shifted, warped
 from vit.recipe import Recipe
 
 
@@ -101,3 +102,14 @@ def test_parts_of_a_batch_are_the_batch_cut_apart(pixels):
     whole = change(pixels, seeded(), 6, 0)
     parts = [change(pixels[start : start + 3], seeded(), 6, start) for start in (0, 3)]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_a_picture_is_the_larger_part_of_its_mixture(pixels):
+    """What is counted as right is then the class that is most of what the model saw."""
+    shares = [mixing_share(0.2, seed) for seed in range(200)]
+    assert min(shares) >= 0.5
+    assert max(shares) <= 1
+    assert np.std(shares) > 0.05
+    targets = torch.eye(4)  # nothing is lost: the smaller share gives the same two mixtures, swapped
+    for more, less in zip(mixed(pixels[:4], targets, 0.8), mixed(pixels[:4], targets, 0.2), strict=True):
+        torch.testing.assert_close(more, less[[1, 0, 3, 2]])

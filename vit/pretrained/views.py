@@ -42,8 +42,9 @@ def view_of(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, 
         if timm := config.get("pretrained_cfg"):
             return from_timm(timm)
     except (KeyError, TypeError, ValueError, IndexError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise SourceError(
-            f"{file.parent}: the description of the preprocessing makes no sense ({error!r})"
+            f"{file.parent}: the description of the preprocessing makes no sense ({why})"
         ) from error
     return assumed_view(form, file)
 
