@@ -9,7 +9,6 @@ of ViT-S/16, random weights and all cores. The rounds alternate between the ways
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from PIL import Image
 from benchmarks.cold_start import make_peer
 from runtime import find_pictures, read_metadata
 from runtime.artifact import METADATA_KEY
+from runtime.cpu import available_cores
 
 OURS = """
 import sys, time
@@ -50,6 +50,7 @@ for _ in classify(path for path in paths): pass
 print(len(paths) / (time.perf_counter() - began))
 """
 MEGAPIXELS_12 = (4000, 3000)
+NOISE_AND_QUALITY = ((4, 92), (2, 85), (0, 75))  # from a phone at night to a picture that was retouched
 
 
 def rate(script: str, *arguments: object) -> float:
@@ -69,14 +70,23 @@ def best(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     return found
 
 
-def enlarge(photos: Path, folder: Path, count: int, size: tuple[int, int] = MEGAPIXELS_12) -> None:
-    """JPEGs as a phone makes them: large, and with a sensor's noise."""
+def enlarge(
+    photos: Path,
+    folder: Path,
+    count: int,
+    size: tuple[int, int] = MEGAPIXELS_12,
+    *,
+    noise: float = 4,
+    quality: int = 92,
+) -> None:
+    """JPEGs as a phone makes them: large, and with a sensor's noise, which is most of their bytes."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number, path in enumerate(islice(find_pictures(photos), count)):
         with Image.open(path) as photo:
             large = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
-        large += rng.normal(0, 4, large.shape[:2])[:, :, None]
-        Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
+        large += rng.normal(0, noise, large.shape[:2])[:, :, None]
+        Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=quality)
 
 
 def with_decode(model: Path, decode: str, folder: Path) -> Path:
@@ -100,34 +110,49 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", type=int, default=24, help="12-megapixel JPEGs to compare decoding with")
     options = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "large").mkdir()
-        enlarge(options.photos, folder / "large", options.large)
-        full, draft = (with_decode(options.model, way, folder) for way in ("full", "draft"))
-        make_peer(str(folder / "peer"), len(read_metadata(options.model).labels))
-        one, every = "one worker", f"{cores} workers"
-        photos = best(
-            {
-                one: lambda: rate(OURS, options.model, options.photos, 1, options.repeat),
-                every: lambda: rate(OURS, options.model, options.photos, cores, options.repeat),
-                "transformers pipeline": lambda: rate(PEER, folder / "peer", options.photos, cores, 1, 1),
-                "transformers pipeline, batches of 8": lambda: rate(
-                    PEER, folder / "peer", options.photos, cores, 1, 8
-                ),
-            },
-            options.rounds,
-        )
-        large = best(
-            {
-                "decoded fully": lambda: rate(OURS, full, folder / "large", cores, 2),
-                "decoded in draft mode": lambda: rate(OURS, draft, folder / "large", cores, 2),
-            },
-            options.rounds,
-        )
-    show("photos as they are", photos, every)
-    show("12-megapixel JPEGs", large, "decoded in draft mode")
+        compare_ways(options, Path(temporary))
+        for noise, quality in NOISE_AND_QUALITY:
+            compare_decoding(options, Path(temporary), noise, quality)
+
+
+def compare_ways(options: argparse.Namespace, folder: Path) -> None:
+    """The photos as they are: one worker, a worker a core, and a transformers pipeline on all cores."""
+    peer, cores = folder / "peer", available_cores()
+    make_peer(str(peer), len(read_metadata(options.model).labels))
+
+    def ours(workers: int) -> float:
+        return rate(OURS, options.model, options.photos, workers, options.repeat)
+
+    def pipeline(batch: int) -> float:
+        return rate(PEER, peer, options.photos, cores, 1, batch)
+
+    ways = {
+        "one worker": lambda: ours(1),
+        f"{cores} workers": lambda: ours(cores),
+        "transformers pipeline": lambda: pipeline(1),
+        "transformers pipeline, batches of 8": lambda: pipeline(8),
+    }
+    show("photos as they are", best(ways, options.rounds), f"{cores} workers")
+
+
+def compare_decoding(options: argparse.Namespace, folder: Path, noise: float, quality: int) -> None:
+    """12-megapixel JPEGs, decoded fully and in draft mode, by a worker a core."""
+    jpegs = folder / f"noise-{noise}"
+    enlarge(options.photos, jpegs, options.large, noise=noise, quality=quality)
+    models = {way: with_decode(options.model, way, folder) for way in ("full", "draft")}
+
+    def ours(way: str) -> float:
+        return rate(OURS, models[way], jpegs, available_cores(), 2)
+
+    ways = {"decoded fully": lambda: ours("full"), "decoded in draft mode": lambda: ours("draft")}
+    title = f"12-megapixel JPEGs of {mean_megabytes(jpegs):.1f} MB"
+    show(title, best(ways, options.rounds), "decoded in draft mode")
+
+
+def mean_megabytes(folder: Path) -> float:
+    sizes = [path.stat().st_size for path in find_pictures(folder)]
+    return sum(sizes) / len(sizes) / 1e6
 
 
 def show(title: str, rates: dict[str, float], reference: str) -> None:

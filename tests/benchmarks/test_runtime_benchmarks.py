@@ -1,0 +1,96 @@
+"""The runtime's benchmarks measure what they say, on a tiny model and few pictures."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import cold_start, decode_drift, throughput
+from export.pipeline import Options, export
+from runtime import Preprocess, find_pictures, read_metadata
+from vit.checkpoint import load_checkpoint, save_checkpoint
+
+
+def blurred(folder, seed):
+    folder.mkdir()
+    colours = np.random.default_rng(seed).integers(0, 256, (4, 5, 7, 3), np.uint8)
+    for number, grid in enumerate(colours):
+        Image.fromarray(grid).resize((96, 72), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return blurred(tmp_path / "photos", 0)
+
+
+@pytest.fixture
+def model(bench, photos, tmp_path):
+    spec = Preprocess(size=(32, 32))
+    save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
+    options = Options(quantize=False, calibration=blurred(tmp_path / "others", 1), evaluation=photos)
+    export(load_checkpoint(tmp_path / "run"), tmp_path / "artifacts", options)
+    return tmp_path / "artifacts" / "model.onnx"
+
+
+def cells(text):
+    """The rows of the tables that were printed, without the lines below their heads."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    return [row for row in rows if not set("".join(row)) <= {"-"}]
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_more_noise_is_more_bytes_in_as_many_pixels(photos, tmp_path):
+    for noise, quality in ((4, 92), (0, 75)):
+        folder = tmp_path / f"{noise}"
+        throughput.enlarge(photos, folder, 2, (640, 480), noise=noise, quality=quality)
+        assert [size_of(path) for path in find_pictures(folder)] == [(640, 480)] * 2
+    assert throughput.mean_megabytes(tmp_path / "4") > 3 * throughput.mean_megabytes(tmp_path / "0")
+
+
+def test_decoding_is_compared_on_one_model_in_two_modes(model, photos, tmp_path, capsys):
+    options = argparse.Namespace(model=model, photos=photos, large=2, rounds=1)
+    throughput.compare_decoding(options, tmp_path, 0, 75)
+    assert {read_metadata(tmp_path / f"{way}.onnx").preprocess.decode for way in ("full", "draft")} == {
+        "full",
+        "draft",
+    }
+    head, full, draft = cells(capsys.readouterr().out)
+    assert re.fullmatch(r"12-megapixel JPEGs of \d\.\d MB", head[0])
+    assert float(draft[1]) > float(full[1])
+    assert float(full[2]) == pytest.approx(float(draft[1]) / float(full[1]), abs=0.06)
+
+
+def test_decode_drift_compares_what_the_model_says(model, photos, capsys, monkeypatch):
+    words = ["decode_drift", str(model), str(photos), "--count", "3", "--size", "640", "480"]
+    monkeypatch.setattr("sys.argv", words)
+    decode_drift.main()
+    _, row = cells(capsys.readouterr().out)
+    assert row[:2] == ["640 x 480", "3"]
+    assert float(row[3].removesuffix(" dB")) > 15
+    assert 0 < float(row[4].removesuffix(" of 255")) < 5
+
+
+@pytest.mark.slow
+def test_the_peers_run(model, photos, tmp_path, capsys, monkeypatch):
+    options = argparse.Namespace(model=model, photos=photos, repeat=2, rounds=1)
+    throughput.compare_ways(options, tmp_path)
+    rows = cells(capsys.readouterr().out)
+    assert len(rows) == 5
+    assert all(float(row[1]) > 0 for row in rows[1:])
+    picture = str(next(find_pictures(photos)))
+    monkeypatch.setattr("sys.argv", ["cold_start", str(model), "--picture", picture, "--rounds", "1"])
+    cold_start.main()
+    ours, plain, pipeline = cells(capsys.readouterr().out)[1:]
+    assert float(ours[1]) < min(float(plain[1]), float(pipeline[1]))
+    assert float(ours[3]) < min(float(plain[3]), float(pipeline[3]))
