@@ -40,7 +40,7 @@ def test_train_export_classify(root: Path, tmp_path: Path, photos: Path, digits_
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("vit", "train", "--data", "photos", "--from", digits_checkpoint, "--epochs", 3, "--out", "runs/three")
+    run("vit", "train", "--data", "photos", "--from", digits_checkpoint, "--out", "runs/three")
     run("export", "runs/three", "--quantize", "--calibration", "photos", "--max-drift", BUDGET)
     lines = run("runtime", "artifacts/three", "photos/test").splitlines()
 

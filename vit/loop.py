@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Protocol
@@ -191,18 +191,15 @@ class Loop:
         rate = learning_rate(self.recipe, (progress.epoch + 1) * self.steps - 1, self._all_steps())
         row = {"epoch": progress.epoch + 1, "lr": rate}
         row |= {"train_loss": loss / max(count, 1), "train_accuracy": correct / max(count, 1)}
-        best = True
         if self.validation:
             row |= self.evaluate(*self.validation)
-            best = row["val_accuracy"] > progress.best
-            if best:
-                progress.best, progress.best_epoch = row["val_accuracy"], progress.epoch
         progress.history.append(row)
+        best = best_epoch(progress.history) if self.validation else row["epoch"]
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
         patience = self.recipe.early_stop
-        tired = bool(patience and self.validation and progress.epoch - 1 - progress.best_epoch >= patience)
+        tired = bool(patience and progress.epoch - best >= patience)
         progress.finished = progress.epoch >= self.recipe.epochs or tired
-        return row, best
+        return row, best == row["epoch"]
 
     def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
         """Loss and accuracy of the weights to keep, on pictures without augmentation."""
@@ -258,6 +255,15 @@ class Loop:
             ids = [self.device.index] if self.device.type == "cuda" else None
             module = DistributedDataParallel(module, device_ids=ids)
         return torch.compile(module) if self.recipe.compile else module
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch with the highest validation accuracy; of several, as few pictures often give, the least loss.
+
+    The first one of those that are the same to a ten-thousandth.
+    """
+    best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
+    return int(best["epoch"])
 
 
 @torch.no_grad()

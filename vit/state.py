@@ -32,8 +32,6 @@ class Progress:
     sums: list[float] = field(
         default_factory=lambda: [0.0, 0.0, 0.0]
     )  # of the present epoch: loss, correct, weight
-    best: float = -1.0  # the best validation accuracy
-    best_epoch: int = -1
     seconds: list[float] = field(default_factory=list)  # of each epoch
     history: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -100,7 +98,12 @@ def load_state(
         }
     if average is not None:
         average.load(part(tensors, "average."), document["average_steps"])
-    return Progress(**document["progress"])
+    try:
+        return Progress(**document["progress"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: the state of another version ({error}); start without --resume"
+        ) from error
 
 
 def fused(optimizer: Optimizer) -> bool:

@@ -15,7 +15,7 @@ import torch
 from vit import state
 from vit.checkpoint import CheckpointError, load_checkpoint, read_tensors, save_checkpoint
 from vit.data import DataError, open_pictures
-from vit.loop import Interrupted, Loop, TrainingError
+from vit.loop import Interrupted, Loop, TrainingError, best_epoch
 from vit.loss import class_weights, sample_losses, smoothed_targets
 from vit.model import ViT
 from vit.optim import learning_rate, make_optimizer, set_learning_rate
@@ -382,3 +382,24 @@ def test_tensorboard_gets_the_metrics(photos, tiny_config, tiny_preprocess, tmp_
     values = [event.value for event in found.Scalars("train_loss")]
     expected = [row["train_loss"] for row in load_checkpoint(tmp_path).history]
     assert values == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "expected"),
+    [([0.5, 0.9, 0.8], [3, 2, 1], 2), ([0.9, 1.0, 1.0, 1.0], [3, 2, 1, 1.5], 3), ([1.0, 1.0], [1, 1], 1)],
+)
+def test_the_best_epoch_is_the_least_loss_of_equal_accuracies(accuracies, losses, expected):
+    """A dozen held-out pictures are soon all right; training is not at its best then."""
+    rows = zip(accuracies, losses, strict=True)
+    history = [{"epoch": i, "val_accuracy": a, "val_loss": b} for i, (a, b) in enumerate(rows, 1)]
+    assert best_epoch(history) == expected
+
+
+def test_a_loss_that_still_falls_is_not_stopped(photos, tiny_config, tiny_preprocess, tmp_path):
+    recipe = replace(RECIPE, epochs=6, early_stop=1, lr=1e-4, mixup=0.0, ema=0.0)  # the labels hardly change
+    run(photos, tiny_config, tiny_preprocess, tmp_path, recipe=recipe)
+    history = load_checkpoint(tmp_path).history
+    losses = [row["val_loss"] for row in history]
+    assert len({row["val_accuracy"] for row in history}) == 1
+    assert losses == sorted(losses, reverse=True)
+    assert len(history) == 6
