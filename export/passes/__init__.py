@@ -14,6 +14,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from calibration.graph import tidy
 from export.passes.attention import fold_attention_scale
 from export.passes.class_token import select_class_token
+from export.passes.layer_scale import fold_layer_scale
 from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from export.passes.linears import linears_to_gemm, name_parameters, name_products
 from export.passes.pixels import fold_normalization, patches_as_gemm
@@ -29,6 +30,7 @@ PASSES: tuple[Pass, ...] = (
     patches_as_gemm,
     select_class_token,
     linears_to_gemm,
+    fold_layer_scale,
     keep_tokens_as_rows,
     fold_attention_scale,
     tokens_before_batch,

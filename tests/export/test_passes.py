@@ -16,6 +16,7 @@ from export.files import model_bytes
 from export.passes import PASSES, canonicalize
 from export.passes.attention import fold_attention_scale
 from export.passes.class_token import select_class_token
+from export.passes.layer_scale import fold_layer_scale
 from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from export.passes.linears import linears_to_gemm, name_parameters, name_products
 from export.passes.pixels import fold_normalization, patches_as_gemm
@@ -55,7 +56,8 @@ def test_logits_stay(each, name, before, models, logits_of, pixels_for) -> None:
     graph = before(name, each)
     pixels = pixels_for(models[name].config)
     expected = logits_of(graph, pixels)
-    assert each(graph) > 0
+    has_work = each is not fold_layer_scale or models[name].config.layer_scale
+    assert (each(graph) > 0) == has_work
     tidy(graph)
     found = logits_of(graph, pixels)
     np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * np.abs(expected).max())
@@ -162,8 +164,9 @@ def test_every_linear_is_a_gemm(name, before, models) -> None:
     assert not [node for node in nodes(graph, "MatMul") if constant(node.inputs[1]) is not None]
 
 
-def test_tokens_stay_rows(before) -> None:
-    graph = before("plain", keep_tokens_as_rows)
+@pytest.mark.parametrize("name", ["plain", "rich"])
+def test_tokens_stay_rows(name, before) -> None:
+    graph = before(name, keep_tokens_as_rows)
     was = count(graph)["Reshape"]
     keep_tokens_as_rows(graph)
     assert count(graph)["Reshape"] < was / 2
@@ -194,6 +197,30 @@ def test_the_scale_is_the_querys_alone(before, models) -> None:
         expected = getattr(attention, part).weight.detach().numpy().T * factor
         found = constant(gemms[f"blocks.0.attention.{part}"].inputs[1])
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_layer_scale_goes_into_the_weights(before, models) -> None:
+    graph = before("rich", fold_layer_scale)
+    assert len([node for node in nodes(graph, "Mul") if constant_of(node) is not None]) == 4
+    assert fold_layer_scale(graph) == 4  # behind attention and the MLP of two blocks
+    assert not [node for node in nodes(graph, "Mul") if constant_of(node) is not None]
+    block = models["rich"].blocks[0]
+    expected = block.mlp.fc2.weight.detach().numpy().T * block.scale2.factor.detach().numpy()
+    (fc2,) = [node for node in nodes(graph, "Gemm") if node.name == "blocks.0.mlp.fc2"]
+    np.testing.assert_allclose(constant(fc2.inputs[1]), expected, rtol=1e-6)
+
+
+def test_a_linear_that_something_else_reads_keeps_its_scale(before) -> None:
+    graph = before("rich", fold_layer_scale)
+    (fc2,) = [node for node in nodes(graph, "Gemm") if node.name == "blocks.0.mlp.fc2"]
+    graph.graph.outputs.append(fc2.outputs[0])
+    assert fold_layer_scale(graph) == 3
+
+
+def constant_of(node: ir.Node) -> np.ndarray | None:
+    """The factor of each feature that a Mul applies."""
+    found = [array for value in node.inputs if (array := constant(value)) is not None and array.size > 1]
+    return found[0] if found else None
 
 
 def test_parameters_are_named_after_their_linear(before) -> None:
