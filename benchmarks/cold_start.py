@@ -65,7 +65,8 @@ def start(script: str, *arguments: str) -> Start:
         [sys.executable, "-c", script, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
-    errors = process.stderr.read()
+    with process.stderr as stream:
+        errors = stream.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
