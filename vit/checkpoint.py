@@ -107,8 +107,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         hint = "weights from elsewhere are read by `python -m vit import`"
-        why = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({why}); {hint}") from error
+        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error)}); {hint}") from error
     model = ViT(config)
     try:
         model.load_state_dict(tensors)
@@ -166,3 +165,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{file}: not a complete safetensors file ({error}); make or copy it again"
         ) from error
+
+
+def flaw(error: Exception) -> str:
+    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

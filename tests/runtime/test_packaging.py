@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tokenize
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +88,21 @@ def lines_of_code(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_the_wheel_in_an_empty_environment(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_wheel_in_an_empty_environment(
+    model: Path, pictures: Path, tmp_path: Path, new_python: Path
+) -> None:
     """What `pip install "vit-edge[cpu]"` puts on a device: it works, and is under 250 MB."""
     source = tmp_path / "source"  # a copy: building leaves files behind
     built = (".*", "node_modules", "runs", "artifacts", "build", "data")
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*built))
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    packages = next(environment.glob("**/site-packages"))
+    packages = next(new_python.parents[1].glob("**/site-packages"))
     before = size(packages)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"], check=True)
+    subprocess.run([new_python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"], check=True)
     megabytes = (size(packages) - before) / 1e6
     print(f"\n{megabytes:.0f} MB installed")
     assert megabytes < 250
     done = subprocess.run(
-        [python, "-m", "runtime", model, pictures / "a.png"], cwd=tmp_path, capture_output=True, text=True
+        [new_python, "-m", "runtime", model, pictures / "a.png"], cwd=tmp_path, capture_output=True, text=True
     )
     assert json.loads(done.stdout)["label"] == "red"
 

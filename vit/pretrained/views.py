@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.preprocess import Interpolation, Preprocess
+from vit.checkpoint import flaw
 from vit.pretrained.files import SourceError
 from vit.pretrained.formats import GOOGLE, HUGGING_FACE, TIMM, TORCHVISION, Format
 
@@ -42,9 +43,8 @@ def view_of(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, 
         if timm := config.get("pretrained_cfg"):
             return from_timm(timm)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise SourceError(
-            f"{file.parent}: the description of the preprocessing makes no sense ({why})"
+            f"{file.parent}: the description of the preprocessing makes no sense ({flaw(error)})"
         ) from error
     return assumed_view(form, file)
 
