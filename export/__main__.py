@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -53,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.onnx is not None:
         source = from_onnx(arguments.onnx, arguments.preprocess)
     else:
-        source = from_checkpoint(load_checkpoint(example_checkpoint() if example else arguments.checkpoint))
+        checkpoint = load_checkpoint(example_checkpoint(say=note) if example else arguments.checkpoint)
+        if not checkpoint.finished:
+            note(f"{checkpoint.path}: {unfinished(checkpoint.history, checkpoint.recipe)}")
+        source = from_checkpoint(checkpoint)
     name = (arguments.onnx or arguments.checkpoint or ARTIFACTS).stem
     out = arguments.out or (ARTIFACTS if example else Path("artifacts") / name)
     options = Options(
@@ -78,6 +82,20 @@ def run(arguments: argparse.Namespace) -> int:
 def complain(message: object, code: int) -> int:
     print(f"export: {message}", file=sys.stderr)
     return code
+
+
+def note(line: str) -> None:
+    """Print a line for people on standard error."""
+    print(f"export: {line}", file=sys.stderr)
+
+
+def unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
+    """Say how far a run has come whose checkpoint is not the final one."""
+    epochs = recipe.get("recipe", {}).get("epochs", "?")
+    return (
+        f"the training is not finished (epoch {len(history)} of {epochs}); this exports the best epoch "
+        "so far; finish it with python -m vit train … --resume"
+    )
 
 
 @contextmanager

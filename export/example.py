@@ -1,7 +1,8 @@
-"""The embedded example: scikit-learn's digits, trained when there is no checkpoint yet."""
+"""The embedded example: scikit-learn's digits, trained when there is no finished checkpoint yet."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 CHECKPOINT = Path("runs/digits")
@@ -9,9 +10,21 @@ ARTIFACTS = Path("artifacts/digits")
 PICTURES = "digits"
 
 
-def example_checkpoint(folder: Path = CHECKPOINT) -> Path:
-    """The checkpoint of the digits model, trained now if it is not there."""
-    from vit.checkpoint import FILE_NAME
+def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Return the checkpoint of the digits model, after training it as far as it is not trained yet.
+
+    Args:
+        folder: where the run is kept.
+        say: called with a line for people when an interrupted training goes on.
+    """
+    from vit import state
+    from vit.checkpoint import FILE_NAME, load_checkpoint
     from vit.train import train_digits
 
-    return folder if (folder / FILE_NAME).is_file() else train_digits(folder)
+    has_checkpoint = (folder / FILE_NAME).is_file()
+    if has_checkpoint and load_checkpoint(folder).finished:
+        return folder
+    resume = (folder / state.FILE_NAME).is_file()
+    if resume:
+        say(f"{folder}: the training was interrupted; it goes on")
+    return train_digits(folder, resume=resume)

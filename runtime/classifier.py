@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnxruntime import InferenceSession
 
+CLOSED = "this Classifier is closed; make a new one"
 _GPU_BATCH = 32  # pictures; beyond it a ViT gains little and waits longer
 
 
@@ -65,6 +67,7 @@ class Classifier:
         self._session: InferenceSession | None = session
         self._stream_session = session if self.info.threads == 1 else None
         self._process = os.getpid()
+        self._closing = threading.Lock()
 
     def __call__(self, picture: Picture) -> Prediction:
         """Classify one picture: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
@@ -121,7 +124,8 @@ class Classifier:
 
     def close(self) -> None:
         """Let go of the model. Predictions that are under way in other threads still end well."""
-        self._session = self._stream_session = None
+        with self._closing:
+            self._session = self._stream_session = None
 
     def __enter__(self) -> Classifier:
         return self
@@ -138,25 +142,32 @@ class Classifier:
         return partial(Classifier, self.info.path, **self._options, sha256=self.info.sha256), ()
 
     def _here(self) -> InferenceSession:
-        """The session for single pictures, opened again after a fork, which no thread survives."""
-        if self._session is None:
-            raise RuntimeError("this Classifier is closed; make a new one")
+        """Return the session for single pictures, opened again after a fork, which no thread survives."""
+        session = self._session  # read once: another thread may close this classifier at any moment
+        if session is None:
+            raise RuntimeError(CLOSED)
         if self._process != os.getpid():
             # Taking down a session whose threads are gone would wait for them for ever: keep it.
-            self._lost = self._session, self._stream_session
-            self._session = self._again(self._options["threads"])
-            self._stream_session = self._session if self.info.threads == 1 else None
+            self._lost = session, self._stream_session
+            session = self._again(self._options["threads"])
+            self._session = session
+            self._stream_session = session if self.info.threads == 1 else None
             self._process = os.getpid()
-        return self._session
+        return session
 
     def _for_streams(self) -> InferenceSession:
-        """The session for many pictures at once: one thread for each of them."""
+        """Return the session for many pictures at once: one thread for each of them."""
         session = self._here()
         if self.info.device not in CPU_DEVICES:
             return session
-        if self._stream_session is None:
-            self._stream_session = self._again(1)
-        return self._stream_session
+        stream_session = self._stream_session
+        if stream_session is None:
+            stream_session = self._again(1)
+            with self._closing:
+                if self._session is None:  # closed while the file was opened: keep nothing alive
+                    raise RuntimeError(CLOSED)
+                self._stream_session = stream_session
+        return stream_session
 
     def _again(self, threads: int | None) -> InferenceSession:
         device: Any = self.info.device

@@ -24,6 +24,8 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "direc
 
 T = TypeVar("T")
 
+FULL_RANGE: frozenset[Target] = frozenset({"vnni", "arm64"})  # targets whose weights use -127 to 127
+
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -62,9 +64,9 @@ def open_session(
         model: an .onnx file, or its bytes.
         device: where it runs. "auto" is CUDA where it works and else the CPU; any other is that or an error.
         threads: CPU threads of one prediction; None takes every core that this process may use.
-        target: the kind of CPU that INT8 weights were made for, from the artefact's metadata. Weights for
-            "vnni" are run in slower kernels on an x86 CPU without it, where the fast ones would overflow;
-            the logger "runtime" says so, once.
+        target: the kind of CPU that INT8 weights were made for, from the artifact's metadata. Full-range
+            weights ("vnni", "arm64") run in slower, exact kernels on an x86 CPU without VNNI, where the fast
+            kernels overflow; the logger "runtime" says so, once.
 
     Raises:
         DeviceError: when the device is not there.
@@ -162,15 +164,20 @@ def _options(threads: int, target: Target) -> Any:
     options.log_severity_level = 3  # errors
     # Waiting threads sleep. Spinning ones win microseconds on an idle machine, and on a busy one lose half.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if target == "vnni" and is_x86() and not has_vnni():
+    if needs_exact_kernels(target):
         _warn_of_slow_kernels()
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
+def needs_exact_kernels(target: Target) -> bool:
+    """Return whether the fast INT8 kernels of this CPU would saturate 16-bit sums of a file for `target`."""
+    return target in FULL_RANGE and is_x86() and not has_vnni()
+
+
 @cache  # said once
 def _warn_of_slow_kernels() -> None:
     _log.warning(
-        "this CPU has no VNNI and the model was made for it: exact but slower kernels are used; "
+        "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
         "python -m export --target avx2 makes a model for this CPU"
     )

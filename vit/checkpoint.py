@@ -36,7 +36,8 @@ class Checkpoint:
     """A trained model and what belongs to it.
 
     `history` has one dictionary an epoch (the rows of metrics.csv), `recipe` says how the model was
-    trained or where it came from, `digest` is the SHA-256 of the file.
+    trained or where it came from, `digest` is the SHA-256 of the file. `finished` is False for the best epoch
+    so far of a run that was interrupted, or is still going on.
     """
 
     model: ViT  # in eval mode, on the CPU
@@ -46,6 +47,7 @@ class Checkpoint:
     recipe: dict[str, Any]
     digest: str
     path: Path
+    finished: bool = True
 
 
 def save_checkpoint(
@@ -56,8 +58,12 @@ def save_checkpoint(
     labels: Iterable[str],
     history: Iterable[Mapping[str, Any]] = (),
     recipe: Mapping[str, Any] | None = None,
+    finished: bool = True,
 ) -> Path:
     """Write a checkpoint; the file at `path` is replaced only when the new one is complete.
+
+    Args:
+        finished: False while the run that writes it goes on.
 
     Returns:
         `path`, or `path/model.safetensors` when `path` is a folder or has no suffix.
@@ -76,6 +82,7 @@ def save_checkpoint(
         "labels": labels,
         "history": list(history),
         "recipe": dict(recipe or {}),
+        "finished": finished,
     }
     write_tensors(path, model.state_dict(), {KEY: json.dumps(document, allow_nan=False)})
     return path
@@ -103,6 +110,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         preprocess = Preprocess.from_dict(document["preprocess"])
         labels = tuple(str(label) for label in document["labels"])
         history, recipe = list(document["history"]), dict(document["recipe"])
+        finished = bool(document.get("finished", True))
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, ConfigError) as error:
@@ -114,7 +122,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Checkpoint(model.eval(), preprocess, labels, history, recipe, digest, file)
+    return Checkpoint(model.eval(), preprocess, labels, history, recipe, digest, file, finished)
 
 
 def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:

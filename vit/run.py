@@ -148,7 +148,7 @@ class Run:
         if self.recipe.freeze:  # the backbone is not written again each epoch
             write_tensors(self.out / HEAD, loop.best_weights(), {})
         else:
-            self.checkpoint(loop.best_weights(), loop.progress.history, {})
+            self.checkpoint(loop.best_weights(), loop.progress.history, {}, finished=False)
 
     def best_weights(self) -> dict[str, torch.Tensor]:
         if self.recipe.freeze:
@@ -166,7 +166,12 @@ class Run:
         return whole.eval()
 
     def checkpoint(
-        self, weights: Mapping[str, torch.Tensor], history: list[dict[str, Any]], more: Any
+        self,
+        weights: Mapping[str, torch.Tensor],
+        history: list[dict[str, Any]],
+        more: Any,
+        *,
+        finished: bool,
     ) -> Path:
         pictures = {name: len(store) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "pictures": pictures}
@@ -177,6 +182,7 @@ class Run:
             labels=self.data.labels,
             history=history,
             recipe=document | self.notes | more,
+            finished=finished,
         )
 
     def stateful(self, loop: Loop) -> dict[str, Any]:
@@ -208,7 +214,7 @@ class Run:
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.pictures.describe(index)}: {reason}")
-        return self.checkpoint(weights, loop.progress.history, more)
+        return self.checkpoint(weights, loop.progress.history, more, finished=True)
 
 
 def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: torch.device) -> float:

@@ -8,11 +8,13 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -225,6 +227,64 @@ def test_closing_while_threads_predict(model: Path) -> None:
         thread.join(10)
     assert len(answers) == 4
     assert all("closed" in answer for answer in answers)
+
+
+ASK = [lambda c: c(frame("red")), lambda c: next(c.stream([frame("red")])), lambda c: c.warm_up()]
+
+
+class ClosedOnRead(Classifier):
+    """A classifier that another thread closes right after the nth read of one of its sessions."""
+
+    countdown = -1
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name in ("_session", "_stream_session") and self.countdown >= 0 and not self._closing.locked():
+            self.countdown -= 1
+            if self.countdown < 0:
+                Classifier.close(self)
+        return value
+
+
+@pytest.mark.parametrize("ask", ASK)
+@pytest.mark.parametrize("reads", range(5))
+def test_closing_after_any_read_of_a_session_is_an_answer(model: Path, ask: Any, reads: int) -> None:
+    classify = ClosedOnRead(model, threads=2)
+    classify.countdown = reads
+    try:
+        ask(classify)
+    except RuntimeError as error:
+        assert "closed" in str(error)  # noqa: PT017 (it may also succeed)
+    if classify.countdown < 0:
+        assert classify._stream_session is None  # nothing is kept alive after the close
+
+
+@pytest.mark.parametrize("ask", ASK)
+def test_closing_at_any_moment_is_an_answer_and_no_accident(
+    model: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes the classifier between any two steps of a prediction."""
+    classify = Classifier(model, threads=2)
+    ask(classify)
+    sessions = classify._session, classify._stream_session
+    monkeypatch.setattr(Classifier, "_again", lambda self, threads: sessions[0])  # opening takes milliseconds
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(1000):
+            classify._session, classify._stream_session = sessions
+            closer = threading.Thread(target=classify.close)
+            closer.start()
+            try:
+                ask(classify)
+            except RuntimeError as error:
+                assert "closed" in str(error)  # noqa: PT017 (it may also succeed)
+            closer.join()
+            with pytest.raises(RuntimeError, match="closed"):
+                ask(classify)
+            assert classify._stream_session is None  # nothing is kept alive after the close
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_asyncio(classify: Classifier) -> None:

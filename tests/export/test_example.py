@@ -1,0 +1,95 @@
+"""The embedded example: an interrupted training is never taken for a finished one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export.__main__ import unfinished
+from export.example import example_checkpoint
+from vit import examples, state
+from vit.checkpoint import FILE_NAME, load_checkpoint
+from vit.loop import Interrupted
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits example with three epochs in the place of forty."""
+    whole = examples.EXAMPLES["digits"]
+    recipe = replace(whole.recipe, epochs=3)
+    monkeypatch.setitem(examples.EXAMPLES, "digits", replace(whole, recipe=recipe))  # type: ignore[arg-type]
+
+
+def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Train until `after` epochs have closed, then stop as Ctrl-C does."""
+    from vit import loop
+
+    close = loop.Loop._close_epoch
+
+    def stopping(self: loop.Loop) -> object:
+        if self.progress.epoch == after:
+            raise Interrupted
+        return close(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_close_epoch", stopping)
+        with pytest.raises(Interrupted):
+            example_checkpoint(folder)
+
+
+@pytest.mark.usefixtures("short")
+def test_an_interrupted_example_goes_on_and_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = tmp_path / "digits", []
+    interrupt(folder, monkeypatch, after=1)
+    assert not load_checkpoint(folder).finished
+    assert (folder / state.FILE_NAME).is_file()
+    example_checkpoint(folder, say=said.append)
+    assert said == [f"{folder}: the training was interrupted; it goes on"]
+    found = load_checkpoint(folder)
+    assert found.finished
+    assert len(found.history) == 3
+    straight = load_checkpoint(example_checkpoint(tmp_path / "straight"))
+    assert found.digest == straight.digest
+    assert example_checkpoint(folder, say=said.append) == folder
+    assert len(said) == 1
+
+
+@pytest.mark.usefixtures("short")
+def test_without_its_state_an_unfinished_example_is_trained_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "digits"
+    interrupt(folder, monkeypatch, after=1)
+    (folder / state.FILE_NAME).unlink()
+    example_checkpoint(folder)
+    assert load_checkpoint(folder).finished
+
+
+@pytest.mark.usefixtures("short")
+def test_the_export_of_an_unfinished_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export.__main__ import main
+
+    folder = tmp_path / "digits"
+    interrupt(folder, monkeypatch, after=2)
+    shutil.move(folder / FILE_NAME, tmp_path / "half.safetensors")
+    half = tmp_path / "half.safetensors"
+    assert (
+        main(
+            [str(half), "--calibration", "digits", "--evaluation-samples", "20", "--out", str(tmp_path / "o")]
+        )
+        == 0
+    )
+    assert "the training is not finished (epoch 2 of 3)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "o" / "report.json").read_text())
+
+
+def test_how_far_an_unfinished_run_has_come() -> None:
+    assert "epoch 1 of ?" in unfinished([{}], {})
