@@ -23,8 +23,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, classify a few digits
 	$(BIN)/python -m export --quantize
-	$(BIN)/python -m tools.digit_pictures --out artifacts/digit-pictures --count 5
-	$(BIN)/python -m runtime artifacts/digits artifacts/digit-pictures --top 1
+	$(BIN)/python -m tools.digit_images --out artifacts/digit-images --count 5
+	$(BIN)/python -m runtime artifacts/digits artifacts/digit-images --top 1
 
 test: $(INSTALLED) ## the tests, a few minutes
 	$(BIN)/python -m pytest
@@ -32,7 +32,7 @@ test: $(INSTALLED) ## the tests, a few minutes
 slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-# Pictures that others made, and the packages of the JavaScript example (which need no install scripts).
+# Images that others made, and the packages of the JavaScript example (which need no install scripts).
 borrow: data/pillow-images data/exif-photos examples/javascript/node_modules ## what some tests need from elsewhere
 
 data/pillow-images: | $(INSTALLED)

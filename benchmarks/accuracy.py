@@ -16,31 +16,32 @@ from benchmarks.peers import BASELINE, Bench, Opened, Peer, Skipped, build
 from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
-from export.environment import target_here
-from export.logits import batches
+from export.measure.environment import target_here
+from export.measure.inference import batches
 from runtime.cpu import available_cores
 from runtime.preprocess import Preprocess
-from vit.checkpoint import CheckpointError, load_checkpoint
-from vit.data import DataError, Pictures
+from vit.checkpoint import load_checkpoint
+from vit.data.images import DataError, Images
+from vit.tensors import CheckpointError
 
 HEADS = ("", "top-1 %", "agreement %", "SQNR dB")
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Pictures to calibrate with and, apart from them, pictures to measure on; each uint8 [1, H, W, 3]."""
+    """Images to calibrate with and, apart from them, images to measure on; each uint8 [1, H, W, 3]."""
 
     calibration: Sequence[Array]
     evaluation: Sequence[Array]
-    targets: Array  # int64, of the evaluation pictures
+    targets: Array  # int64, of the evaluation images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         checkpoint = load_checkpoint(options.checkpoint)
-        pictures = labelled(options.photos, options.labels, classes=len(checkpoint.labels))
-        photos = divide(pictures, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
+        images = labelled(options.photos, options.labels, classes=len(checkpoint.labels))
+        photos = divide(images, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
     except (CheckpointError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def labelled(folder: Path, labels: Path, *, classes: int) -> Pictures:
+def labelled(folder: Path, labels: Path, *, classes: int) -> Images:
     """The photos that a CSV file (columns `file` and `class_index`) names, with their classes.
 
     Raises:
@@ -86,19 +87,19 @@ def labelled(folder: Path, labels: Path, *, classes: int) -> Pictures:
         if not path.is_file():
             raise DataError(f"{labels}, line {number}: {path}: no such photo")
         targets.append(int(index))
-    return Pictures([folder / row["file"] for row in rows], np.array(targets, np.int64), None, folder.name)
+    return Images([folder / row["file"] for row in rows], np.array(targets, np.int64), None, folder.name)
 
 
-def divide(pictures: Pictures, preprocess: Preprocess, *, calibrate: int, seed: int) -> Photos:
-    """Choose the calibration pictures at random, the same for the same seed, and decode everything.
+def divide(images: Images, preprocess: Preprocess, *, calibrate: int, seed: int) -> Photos:
+    """Choose the calibration images at random, the same for the same seed, and decode everything.
 
     Raises:
-        DataError: when nothing is left to measure on, or a picture cannot be read.
+        DataError: when nothing is left to measure on, or an image cannot be read.
     """
-    if not 0 < calibrate < len(pictures):
-        raise DataError(f"expected 1 to {len(pictures) - 1} photos to calibrate with, found {calibrate}")
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    parts = [pictures.subset(np.sort(part)) for part in (order[:calibrate], order[calibrate:])]
+    if not 0 < calibrate < len(images):
+        raise DataError(f"expected 1 to {len(images) - 1} photos to calibrate with, found {calibrate}")
+    order = np.random.default_rng(seed).permutation(len(images))
+    parts = [images.subset(np.sort(part)) for part in (order[:calibrate], order[calibrate:])]
     calibration, evaluation = (list(batches(part, preprocess, size=1)) for part in parts)
     targets = parts[1].targets
     assert targets is not None  # `labelled` gives them
@@ -116,8 +117,8 @@ def drifts(peers: Sequence[Peer], photos: Photos) -> dict[str, Drift]:
     return {name: measure_drift(reference, found, photos.targets) for name, found in logits.items()}
 
 
-def _logits(model: Opened, pictures: Sequence[Array]) -> Array:
-    return np.concatenate([model.run(model.prepare(pixels)) for pixels in pictures])
+def _logits(model: Opened, images: Sequence[Array]) -> Array:
+    return np.concatenate([model.run(model.prepare(pixels)) for pixels in images])
 
 
 def accuracy_table(found: Mapping[str, Drift]) -> str:

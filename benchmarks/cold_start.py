@@ -1,6 +1,6 @@
 """From the start of a process to the first prediction: the runtime beside torch and transformers.
 
-    python -m benchmarks.cold_start MODEL [--picture PHOTO] [--rounds 5]
+    python -m benchmarks.cold_start MODEL [--image PHOTO] [--rounds 5]
 
 MODEL is an exported INT8 model. The peer is a model of the same shape with random weights, which transformers
 loads from a local folder. The rounds alternate, each in a new process; the fastest of each counts, and the
@@ -36,8 +36,8 @@ import sys, torch, numpy, PIL.Image
 torch.set_num_threads(int(sys.argv[3]))
 from transformers import ViTForImageClassification
 model = ViTForImageClassification.from_pretrained(sys.argv[1]).eval()
-picture = PIL.Image.open(sys.argv[2]).convert("RGB").resize((224, 224), PIL.Image.Resampling.BILINEAR)
-pixels = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+image = PIL.Image.open(sys.argv[2]).convert("RGB").resize((224, 224), PIL.Image.Resampling.BILINEAR)
+pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 with torch.inference_mode():
     print(model.config.id2label[int(model(pixels).logits.argmax())])
 """
@@ -86,7 +86,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -101,7 +101,7 @@ def main() -> None:
         runs: dict[str, list[Start]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, (script, model) in ways.items():
-                runs[name].append(start(script, model, str(options.picture), str(options.threads)))
+                runs[name].append(start(script, model, str(options.image), str(options.threads)))
     best = {name: min(r.seconds for r in found) for name, found in runs.items()}
     peak = {name: max(r.mebibytes for r in found) for name, found in runs.items()}
     print("| process start to first prediction | seconds | ratio | peak MiB | ratio |\n|---|---|---|---|---|")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.throughput import enlarge
-from runtime import Preprocess, find_pictures
+from runtime import Preprocess, find_images
 from runtime.session import open_session
 
 
@@ -34,16 +34,16 @@ def main() -> None:
     draft = replace(full, decode="draft")
     with tempfile.TemporaryDirectory() as folder:
         enlarge(options.photos, Path(folder), options.count, tuple(options.size))
-        pixels = [[way(path) for path in find_pictures(folder)] for way in (full, draft)]
+        pixels = [[way(path) for path in find_images(folder)] for way in (full, draft)]
     first, second = (
-        np.concatenate([session.run(["logits"], {"pixels": picture[None]})[0] for picture in way])
+        np.concatenate([session.run(["logits"], {"pixels": image[None]})[0] for image in way])
         for way in pixels
     )
     apart = np.abs(np.stack(pixels[0]).astype(int) - np.stack(pixels[1])).mean()
     agreement = 100 * (first.argmax(1) == second.argmax(1)).mean()
     noise = ((first - second) ** 2).sum()
     sqnr = 10 * np.log10((first**2).sum() / noise) if noise else np.inf
-    print("| JPEGs | pictures | same top-1 | SQNR of logits | pixels apart |\n|---|---|---|---|---|")
+    print("| JPEGs | images | same top-1 | SQNR of logits | pixels apart |\n|---|---|---|---|---|")
     print(
         f"| {options.size[0]} x {options.size[1]} | {len(first)} | {agreement:.1f} % | {sqnr:.1f} dB "
         f"| {apart:.2f} of 255 |"

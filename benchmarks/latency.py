@@ -1,4 +1,4 @@
-"""How long one picture takes: ours and what a user would pick instead, in one interleaved run."""
+"""How long one image takes: ours and what a user would pick instead, in one interleaved run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.peers import BASELINE, OURS, Bench, Peer, Skipped, build, extra_graph
 from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
-from export.environment import target_here
+from export.measure.environment import target_here
 from runtime.cpu import available_cores
 from vit.config import SIZES
 from vit.model import ViT
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _unfit(path: Path, size: str) -> str:
-    """Why a graph cannot be timed on pictures of that size, found out before the rest; empty if it can."""
+    """Why a graph cannot be timed on images of that size, found out before the rest; empty if it can."""
     if not path.is_file():
         return "expected an .onnx file, found none"
     try:
@@ -56,16 +56,16 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     torch.manual_seed(0)
     model = ViT(SIZES[size]).eval()
-    pictures = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
+    images = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         tell(f"quantising {size} in every way")
-        built = list(build(Bench(model, pictures, Path(folder), target_here())))
+        built = list(build(Bench(model, images, Path(folder), target_here())))
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:
             peers.append(extra_graph(options.target_graph, target_here()))
         for threads in options.threads:
             opened = {peer.name: peer.open(threads) for peer in peers}
-            times = time_in_turn(opened, pictures[0], runs=options.runs)
+            times = time_in_turn(opened, images[0], runs=options.runs)
             print(f"\n**{size}, {threads} thread{'s' * (threads != 1)}**, {options.runs} runs\n")
             print(latency_table(times, {peer.name: peer.bytes for peer in peers}), flush=True)
             del opened

@@ -1,7 +1,7 @@
 """Ways to run one and the same ViT: ours, and what a user would pick instead.
 
 The others get what their documentation tells a user to give them: the model as `torch.onnx.export` writes
-it by default, taking normalised float pictures. What turns pixels into those is not timed, which is to
+it by default, taking normalised float images. What turns pixels into those is not timed, which is to
 their advantage; ours take the pixels themselves.
 """
 
@@ -29,7 +29,7 @@ from calibration.graph import Array
 from calibration.plan import Target
 from calibration.quantize import quantize
 from export.files import model_bytes
-from export.torch_onnx import export_float
+from export.from_torch import export_float
 from runtime.session import open_session
 from vit.model import ViT
 
@@ -69,13 +69,13 @@ class Bench:
 
     Attributes:
         model: the float model in torch, in eval mode.
-        pictures: what to calibrate with, each uint8 [1, H, W, 3].
+        images: what to calibrate with, each uint8 [1, H, W, 3].
         folder: an existing folder for model files.
         target: the kind of CPU that our INT8 weights are made for.
     """
 
     model: ViT
-    pictures: Sequence[Array]
+    images: Sequence[Array]
     folder: Path
     target: Target
 
@@ -93,7 +93,7 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
         yield _openvino("OpenVINO float32", plain, normalized)
     if openvino and _installed("nncf"):
         yield _openvino("OpenVINO + NNCF INT8", _nncf(bench, plain), normalized)
-    quantized = quantize(ours, bench.pictures, target=bench.target).model
+    quantized = quantize(ours, bench.images, target=bench.target).model
     path = _written(quantized, bench.folder / "ours.int8.onnx")
     yield _ours(OURS, path, bench.target)
     if openvino:
@@ -204,7 +204,7 @@ def _reader(bench: Bench, path: Path) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     name = open_session(path, device="cpu", threads=1).get_inputs()[0].name
-    feeds = ({name: _normalized(bench.model)(pixels)} for pixels in bench.pictures)
+    feeds = ({name: _normalized(bench.model)(pixels)} for pixels in bench.images)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Array] | None:
@@ -218,13 +218,13 @@ def _nncf(bench: Bench, plain: Path) -> Path:
         import nncf
         import openvino
 
-        data = nncf.Dataset(bench.pictures, _normalized(bench.model))
+        data = nncf.Dataset(bench.images, _normalized(bench.model))
         quantized = nncf.quantize(
             openvino.Core().read_model(plain),
             data,
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(bench.pictures),
+            subset_size=len(bench.images),
         )
         path = bench.folder / "nncf.xml"
         openvino.save_model(quantized, path, compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""Pictures a second from a folder: workers, ways to decode, and a transformers pipeline.
+"""Images a second from a folder: workers, ways to decode, and a transformers pipeline.
 
     python -m benchmarks.throughput MODEL PHOTOS [--repeat 10] [--rounds 3] [--large 24]
 
@@ -22,15 +22,15 @@ import onnx
 from PIL import Image
 
 from benchmarks.cold_start import make_peer
-from runtime import find_pictures, read_metadata
+from runtime import find_images, read_metadata
 from runtime.artifact import METADATA_KEY
 from runtime.cpu import available_cores
 
 OURS = """
 import sys, time
-from runtime import Classifier, find_pictures
+from runtime import Classifier, find_images
 classify = Classifier(sys.argv[1], threads=1)
-paths = list(find_pictures(sys.argv[2])) * int(sys.argv[4])
+paths = list(find_images(sys.argv[2])) * int(sys.argv[4])
 classify.warm_up()
 began = time.perf_counter()
 failed = sum(result.error is not None for result in classify.stream(paths, workers=int(sys.argv[3])))
@@ -41,16 +41,16 @@ PEER = """
 import sys, time, torch
 torch.set_num_threads(int(sys.argv[3]))
 from transformers import pipeline
-from runtime import find_pictures
+from runtime import find_images
 classify = pipeline("image-classification", model=sys.argv[1], batch_size=int(sys.argv[5]))
-paths = list(map(str, find_pictures(sys.argv[2]))) * int(sys.argv[4])
+paths = list(map(str, find_images(sys.argv[2]))) * int(sys.argv[4])
 classify(paths[:2])
 began = time.perf_counter()
 for _ in classify(path for path in paths): pass
 print(len(paths) / (time.perf_counter() - began))
 """
 MEGAPIXELS_12 = (4000, 3000)
-NOISE_AND_QUALITY = ((4, 92), (2, 85), (0, 75))  # from a phone at night to a picture that was retouched
+NOISE_AND_QUALITY = ((4, 92), (2, 85), (0, 75))  # from a phone at night to an image that was retouched
 
 
 def rate(script: str, *arguments: object) -> float:
@@ -82,7 +82,7 @@ def enlarge(
     """JPEGs as a phone makes them: large, and with a sensor's noise, which is most of their bytes."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    for number, path in enumerate(islice(find_pictures(photos), count)):
+    for number, path in enumerate(islice(find_images(photos), count)):
         with Image.open(path) as photo:
             large = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
         large += rng.normal(0, noise, large.shape[:2])[:, :, None]
@@ -151,12 +151,12 @@ def compare_decoding(options: argparse.Namespace, folder: Path, noise: float, qu
 
 
 def mean_megabytes(folder: Path) -> float:
-    sizes = [path.stat().st_size for path in find_pictures(folder)]
+    sizes = [path.stat().st_size for path in find_images(folder)]
     return sum(sizes) / len(sizes) / 1e6
 
 
 def show(title: str, rates: dict[str, float], reference: str) -> None:
-    print(f"\n| {title} | pictures a second | {reference} is faster by |\n|---|---|---|")
+    print(f"\n| {title} | images a second | {reference} is faster by |\n|---|---|---|")
     for name, found in rates.items():
         print(f"| {name} | {found:.1f} | {rates[reference] / found:.2f} |")
 

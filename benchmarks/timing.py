@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.peers import Opened
 from calibration.graph import Array
-from export.environment import cpu_name
+from export.measure.environment import cpu_name
 from runtime.cpu import available_cores, has_vnni, is_x86
 
 SETTLE = 0.02  # seconds: a framework's waiting threads are asleep by then
@@ -23,14 +23,14 @@ SETTLE = 0.02  # seconds: a framework's waiting threads are asleep by then
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one picture."""
+    """Milliseconds of one image."""
 
     median: float
     min: float
 
 
 def time_in_turn(models: Mapping[str, Opened], pixels: Array, *, runs: int) -> dict[str, Timing]:
-    """Time each model on the same picture `uint8 [1, H, W, 3]`, `runs` rounds of all of them.
+    """Time each model on the same image `uint8 [1, H, W, 3]`, `runs` rounds of all of them.
 
     In a turn a model first runs once untimed: the others have just swept its weights out of the caches,
     and on a device nobody does.

@@ -1,0 +1,21 @@
+"""Static INT8 quantization: float ONNX in, INT8 ONNX out. No torch here.
+
+In reading order:
+
+    graph     small verbs on an ONNX graph
+    sites     where a canonical graph can be quantized
+    observe   statistics of activations over the calibration images
+    weights   int8 weights, one scale per output channel
+    ranges    rules for the range of a tensor
+    trial     effect of a choice on the output of a layer
+    balance   scales moved from activations into weights
+    split     a few hidden channels of an MLP kept in float
+    plan      what was decided, as plain data
+    decide    from statistics to a plan
+    write     the plan into the graph
+    verify    which kernels ONNX Runtime really runs
+    quantize  the whole in one call
+    drift     distance of a variant from float
+    layers    the same layer by layer
+    search    the fastest plan within a budget
+"""

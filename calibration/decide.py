@@ -1,7 +1,7 @@
 """From what was observed to a plan: each choice by what it does to the layer's own output.
 
-Candidates are fitted to three quarters of the calibration pictures and judged on the others, so that a range
-that leaves no room for a new picture loses.
+Candidates are fitted to three quarters of the calibration images and judged on the others, so that a range
+that leaves no room for a new image loses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from calibration.trial import Choice, Trial
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
 GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time
 # A row's own scale costs up to a thousandth of a prediction: worth it when it takes away so much of the error
-# that all linears add to the residual stream together. Where a picture has one row it costs next to nothing.
+# that all linears add to the residual stream together. Where an image has one row it costs next to nothing.
 SHARE_OF_TOKENS, GAIN_OF_ONE_ROW = 0.015, 0.2
 
 
@@ -43,7 +43,7 @@ class Candidates:
     scales: Array | None  # balance
     cheap: Choice
     per_token: Choice | None = None
-    one_row: bool = False  # a picture has one row here
+    one_row: bool = False  # an image has one row here
 
 
 def decide(
@@ -150,7 +150,7 @@ class _Decision:
         """The best rule for a tensor divided by `scales`; columns in float only where they gain enough."""
         trial = self._trial(tensor, readers, scales)
         best = trial.per_tensor()
-        one_row = self.observed[tensor].rows_per_picture == 1
+        one_row = self.observed[tensor].rows_per_image == 1
         if len(readers) > 1 or not (one_row or self._after_linear_map(readers[0])):
             return [Candidates(linear, scales, best) for linear in readers]
         if not one_row and hidden_of(self.sites, readers[0]) is not None and len(scales) >= 8 * FLOAT_COLUMNS:
@@ -176,7 +176,7 @@ class _Decision:
         return above is not None and above.op_type != "LayerNormalization"
 
     def _plan(self, found: Candidates, choice: Choice) -> LinearPlan:
-        """The choice with its range fitted again to all pictures, and the bias correction where it helps."""
+        """The choice with its range fitted again to all images, and the bias correction where it helps."""
         linear, ones = found.linear, np.ones(found.linear.weight.shape[0], np.float32)
         scales = ones if found.scales is None else found.scales
         trial = self._trial(str(linear.input.name), [linear], scales)

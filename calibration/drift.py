@@ -1,4 +1,4 @@
-"""How far a variant is from the float32 model on the same pictures."""
+"""How far a variant is from the float32 model on the same images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MOST_DECIBELS = 200.0
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """The difference between two models' logits. Shares are in per cent, of pictures."""
+    """The difference between two models' logits. Shares are in per cent, of images."""
 
-    pictures: int
-    agreement: float  # pictures with the same top-1
+    images: int
+    agreement: float  # images with the same top-1
     sqnr: float  # dB, 10 · log10(Σ float² / Σ (float - variant)²)
     max_error: float  # largest difference of a logit
     float_top1: float | None = None  # these three: where the true classes are known
@@ -29,19 +29,19 @@ class Drift:
 
 
 def measure_drift(reference: Array, variant: Array, targets: Array | None = None) -> Drift:
-    """Compare the logits `[pictures, classes]` of the float model and of a variant.
+    """Compare the logits `[images, classes]` of the float model and of a variant.
 
     Args:
-        targets: the true classes, `int64 [pictures]`, where they are known.
+        targets: the true classes, `int64 [images]`, where they are known.
 
     Raises:
-        ValueError: for no pictures, or shapes that differ.
+        ValueError: for no images, or shapes that differ.
     """
     if reference.shape != variant.shape or len(reference) == 0:
-        raise ValueError(f"expected logits of the same pictures, found {reference.shape} and {variant.shape}")
+        raise ValueError(f"expected logits of the same images, found {reference.shape} and {variant.shape}")
     of_float, of_variant = reference.argmax(axis=1), variant.argmax(axis=1)
     common: dict[str, Any] = dict(
-        pictures=len(reference),
+        images=len(reference),
         agreement=100 * float(np.mean(of_float == of_variant)),
         sqnr=sqnr(reference, variant),
         max_error=float(np.abs(reference - variant).max()),

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass, TopologicalSortPass
 from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
 
+from runtime.errors import FailureError
+
 Array = NDArray[Any]
 
 
-class GraphError(ValueError):
+class GraphError(FailureError):
     """A graph that is not what the pass or the check can work on."""
 
 

@@ -19,7 +19,7 @@ def layer_drift(
     model: ir.Model,
     quantized: ir.Model,
     plan: QuantizationPlan,
-    pictures: Iterable[Array],
+    images: Iterable[Array],
     *,
     threads: int | None = None,
 ) -> Mapping[str, float]:
@@ -27,7 +27,7 @@ def layer_drift(
 
     Args:
         model: the float32 graph that `quantized` was written from, by `plan`.
-        pictures: batches of `uint8 [N, H, W, 3]`; a few are enough.
+        images: batches of `uint8 [N, H, W, 3]`; a few are enough.
     """
     sites = find_sites(model)
     names = [str(linear.node.outputs[0].name) for linear in sites.linears.values()]
@@ -35,7 +35,7 @@ def layer_drift(
     variant = observing_session(quantized, names, threads=threads, target=plan.target)
     kept = _features_left(sites, plan)
     signal, noise = dict.fromkeys(sites.linears, 0.0), dict.fromkeys(sites.linears, 0.0)
-    for batch in pictures:
+    for batch in images:
         exact = reference.run(names, {reference.get_inputs()[0].name: batch})
         rounded = variant.run(names, {variant.get_inputs()[0].name: batch})
         for name, before, after in zip(sites.linears, exact, rounded, strict=True):

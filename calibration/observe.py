@@ -1,4 +1,4 @@
-"""Stream pictures through the float model and keep what a plan needs to know of its tensors."""
+"""Stream images through the float model and keep what a plan needs to know of its tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from calibration.graph import Array, GraphError
 from calibration.plan import Target
 from runtime.session import open_session
 
-FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of pictures
-HOLD_EVERY = 4  # each fourth picture judges the ranges that the others gave
+FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
+HOLD_EVERY = 4  # each fourth image judges the ranges that the others gave
 
 
 class Extremes:
@@ -61,7 +61,7 @@ class Reservoir:
 
 @dataclass
 class Part:
-    """What is kept of a tensor over some of the pictures. Memory does not grow with their number."""
+    """What is kept of a tensor over some of the images. Memory does not grow with their number."""
 
     extremes: Extremes
     sample: Reservoir
@@ -74,23 +74,23 @@ class Part:
 
 @dataclass
 class Observation:
-    """A tensor over all pictures: those that ranges are fitted to, and those that judge them."""
+    """A tensor over all images: those that ranges are fitted to, and those that judge them."""
 
     fit: Part
     held: Part
-    rows_per_picture: int
+    rows_per_image: int
 
     @classmethod
-    def empty(cls, features: int, rows_per_picture: int) -> Observation:
+    def empty(cls, features: int, rows_per_image: int) -> Observation:
         return cls(
             Part(Extremes(features), Reservoir(features, FIT_ROWS)),
             Part(Extremes(features), Reservoir(features, HELD_ROWS)),
-            rows_per_picture,
+            rows_per_image,
         )
 
     @property
     def judged(self) -> Part:
-        """The held pictures, or, when there is just one picture, that one."""
+        """The held images, or, when there is just one image, that one."""
         return self.held if len(self.held.rows) else self.fit
 
     @property
@@ -102,22 +102,22 @@ class Observation:
 class _Stream:
     names: Sequence[str]
     found: dict[str, Observation] = field(default_factory=dict)
-    pictures: int = 0
+    images: int = 0
 
     def update(self, tensors: Sequence[Array], count: int) -> None:
         for name, tensor in zip(self.names, tensors, strict=True):
             features = tensor.shape[-1]
-            by_picture = tensor.reshape(count, -1, features)
+            by_image = tensor.reshape(count, -1, features)
             if name not in self.found:
-                self.found[name] = Observation.empty(features, by_picture.shape[1])
+                self.found[name] = Observation.empty(features, by_image.shape[1])
             observation = self.found[name]
-            held = (np.arange(count) + self.pictures) % HOLD_EVERY == HOLD_EVERY - 1
+            held = (np.arange(count) + self.images) % HOLD_EVERY == HOLD_EVERY - 1
             for part, chosen in ((observation.fit, ~held), (observation.held, held)):
                 if chosen.any():
-                    rows = by_picture[chosen].reshape(-1, features)
+                    rows = by_image[chosen].reshape(-1, features)
                     part.extremes.update(rows)
                     part.sample.update(rows)
-        self.pictures += count
+        self.images += count
 
 
 def observing_session(
@@ -140,23 +140,23 @@ def observing_session(
 
 
 def observe(
-    model: ir.Model, names: Sequence[str], pictures: Iterable[Array], *, threads: int | None = None
+    model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
     """Run batches `uint8 [N, H, W, 3]` through the float model, and keep what is needed of the tensors.
 
     Raises:
-        GraphError: when there is no picture, or a tensor is not finite.
+        GraphError: when there is no image, or a tensor is not finite.
     """
     session = observing_session(model, names, threads=threads)
     stream = _Stream(names)
     feed = session.get_inputs()[0].name
-    for batch in pictures:
-        for picture in np.split(batch, len(batch)):  # one at a time: the tensors of a batch would be large
-            stream.update(session.run(list(names), {feed: picture}), 1)
-    if not stream.pictures:
-        raise GraphError("expected at least one calibration picture, found none")
+    for batch in images:
+        for image in np.split(batch, len(batch)):  # one at a time: the tensors of a batch would be large
+            stream.update(session.run(list(names), {feed: image}), 1)
+    if not stream.images:
+        raise GraphError("expected at least one calibration image, found none")
     for name, observation in stream.found.items():
         extremes = observation.all
         if not (np.isfinite(extremes.low).all() and np.isfinite(extremes.high).all()):
-            raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration pictures")
+            raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
     return stream.found

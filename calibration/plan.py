@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import InputError
+
 PLAN_VERSION = 1
 Precision = Literal["int8", "float32"]
 Target = Literal["vnni", "avx2", "arm64"]
 
 
-class PlanError(ValueError):
+class PlanError(InputError):
     """A plan that cannot be read, or that does not fit the graph."""
 
 
@@ -45,7 +47,7 @@ class Range:
         return np.asarray((levels - self.zero_point) * self.scale)
 
 
-PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 whatever the picture
+PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 whatever the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class LinearPlan:
     """One linear layer. Its weight is int8, symmetric, one scale an output feature; its sums are int32.
 
     With `per_token`, each row of the input is divided by its own largest magnitude (at least this number)
-    before it is quantised and the result is multiplied by it: exact for a linear layer, and no picture can
+    before it is quantised and the result is multiplied by it: exact for a linear layer, and no image can
     exceed the range. `input` is then the range of the divided rows.
     """
 

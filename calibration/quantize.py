@@ -27,22 +27,22 @@ class Quantized:
 
 def quantize(
     model: ir.Model,
-    pictures: Iterable[Array],
+    images: Iterable[Array],
     *,
     target: Target,
     keep_float: Collection[str] = (),
     quantize_products: bool = False,
     threads: int | None = None,
 ) -> Quantized:
-    """Quantise a canonical float model with batches of pictures `uint8 [N, H, W, 3]`, which are streamed.
+    """Quantise a canonical float model with batches of images `uint8 [N, H, W, 3]`, which are streamed.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.
         FallbackError: when ONNX Runtime would run an int8 layer in float.
-        GraphError: when there is nothing to quantise, or no picture.
+        GraphError: when there is nothing to quantise, or no image.
     """
     sites = find_sites(model)
-    observed = observe(model, sites.observed(), pictures, threads=threads)
+    observed = observe(model, sites.observed(), images, threads=threads)
     return apply_plan(
         model,
         decide(sites, observed, target=target, keep_float=keep_float, quantize_products=quantize_products),

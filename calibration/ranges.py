@@ -49,7 +49,7 @@ def min_max(histogram: Histogram, low: float, high: float) -> Bounds:
 
 
 def with_margin(histogram: Histogram, low: float, high: float) -> Bounds:
-    """All that was seen and a tenth more: finer steps are worth less than room for an unseen picture."""
+    """All that was seen and a tenth more: finer steps are worth less than room for an unseen image."""
     return low * MARGIN, high * MARGIN
 
 

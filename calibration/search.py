@@ -15,21 +15,22 @@ from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.sites import find_sites
 from calibration.write import write_plan
+from runtime.errors import FailureError
 from runtime.session import open_session
 
-FEW_PICTURES = 8  # enough to tell which layers hurt
+FEW_IMAGES = 8  # enough to tell which layers hurt
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
 LOAD = 10.0  # reading a weight as float rather than int8 takes as long as so many multiply-adds gain
 FLOAT = LinearPlan(precision="float32")
 
 
-class BudgetError(ValueError):
+class BudgetError(FailureError):
     """No plan within the budget that still deserves to be called INT8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How far INT8 may be from float: points of top-1 lost, and per cent of pictures with the same label."""
+    """How far INT8 may be from float: points of top-1 lost, and per cent of images with the same label."""
 
     max_drift: float | None = None
     min_agreement: float | None = None
@@ -47,7 +48,7 @@ class Budget:
         found = []
         if self.max_drift is not None:
             if drift.top1_drop is None:
-                raise ValueError("a limit on top-1 needs pictures whose classes are known")
+                raise ValueError("a limit on top-1 needs images whose classes are known")
             if drift.top1_drop > self.max_drift:
                 found.append(f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {self.max_drift:g}")
         if self.min_agreement is not None and drift.agreement < self.min_agreement:
@@ -76,7 +77,7 @@ class Search:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "pictures": self.after.pictures,
+            "images": self.after.images,
             "returned_to_float": [asdict(layer) for layer in self.returned],
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
@@ -86,7 +87,7 @@ class Search:
 def search_plan(
     model: ir.Model,
     plan: QuantizationPlan,
-    pictures: Iterable[Array],
+    images: Iterable[Array],
     budget: Budget,
     *,
     targets: Array | None = None,
@@ -96,14 +97,14 @@ def search_plan(
     """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
 
     Args:
-        pictures: batches `uint8 [N, H, W, 3]`, apart from those of calibration and of the final report.
-        targets: their classes `int64 [pictures]`, for a limit on top-1.
+        images: batches `uint8 [N, H, W, 3]`, apart from those of calibration and of the final report.
+        targets: their classes `int64 [images]`, for a limit on top-1.
         progress: told after each plan that was tried.
 
     Raises:
         BudgetError: when not even half of the linears' work in float is enough.
     """
-    trials = _Trials(model, plan, list(pictures), targets, threads, progress)
+    trials = _Trials(model, plan, list(images), targets, threads, progress)
     before = trials.drift(())
     if not budget.misses(before):
         return Search(start=plan, plan=plan, returned=(), before=before, after=before)
@@ -114,7 +115,7 @@ def search_plan(
     if missed := budget.misses(after):
         worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
         raise BudgetError(
-            f"{'; '.join(missed)} on {after.pictures} pictures apart, even with {most} of {len(layers)} "
+            f"{'; '.join(missed)} on {after.images} images apart, even with {most} of {len(layers)} "
             f"linears (half of their work) back in float; furthest from float: {worst}"
         )
     enough, too_few = most, 0
@@ -136,26 +137,26 @@ def with_float(plan: QuantizationPlan, names: Iterable[str]) -> QuantizationPlan
 
 
 class _Trials:
-    """Runs variations of one plan over the same pictures."""
+    """Runs variations of one plan over the same images."""
 
     def __init__(
         self,
         model: ir.Model,
         plan: QuantizationPlan,
-        pictures: Sequence[Array],
+        images: Sequence[Array],
         targets: Array | None,
         threads: int | None,
         progress: Callable[[int], object],
     ) -> None:
-        self.model, self.plan, self.pictures, self.targets = model, plan, pictures, targets
+        self.model, self.plan, self.images, self.targets = model, plan, images, targets
         self.threads, self.progress = threads, progress
-        self.few = np.concatenate(list(pictures))[:FEW_PICTURES]
-        self.exact = self._logits(model, pictures)
+        self.few = np.concatenate(list(images))[:FEW_IMAGES]
+        self.exact = self._logits(model, images)
 
     def drift(self, layers: Sequence[Layer]) -> Drift:
         """Of the plan with these layers in float."""
         written = write_plan(self.model, with_float(self.plan, [layer.name for layer in layers]))
-        return measure_drift(self.exact, self._logits(written, self.pictures), self.targets)
+        return measure_drift(self.exact, self._logits(written, self.images), self.targets)
 
     def layers(self) -> list[Layer]:
         """All int8 linears, those first that hurt most for their cost."""
@@ -186,12 +187,12 @@ class _Trials:
         ]
         return {name: cost / sum(costs) for name, cost in zip(linears, costs, strict=True)}
 
-    def _logits(self, model: ir.Model, pictures: Sequence[Array]) -> Array:
+    def _logits(self, model: ir.Model, images: Sequence[Array]) -> Array:
         data = ir.to_proto(model).SerializeToString()
         session = open_session(data, device="cpu", threads=self.threads, target=self.plan.target)
         feed = session.get_inputs()[0].name
         # One at a time: batches win nothing on a CPU, and the memory of a large one stays in the arena.
-        singles = [picture for batch in pictures for picture in np.split(batch, len(batch))]
-        logits = np.concatenate([session.run(None, {feed: picture})[0] for picture in singles])
+        singles = [image for batch in images for image in np.split(batch, len(batch))]
+        logits = np.concatenate([session.run(None, {feed: image})[0] for image in singles])
         self.progress(1)
         return np.asarray(logits)

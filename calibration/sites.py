@@ -29,7 +29,7 @@ class Linear:
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether the input is the picture itself, 8-bit already."""
+        """Whether the input is the image itself, 8-bit already."""
         cast = self.input.producer()
         source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
         return source is not None and source.dtype == ir.DataType.UINT8

@@ -20,7 +20,7 @@ GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to quantise a tensor for its readers, and the error energy that makes on held pictures."""
+    """A way to quantise a tensor for its readers, and the error energy that makes on held images."""
 
     error: float
     input: Range
@@ -58,7 +58,7 @@ class Trial:
         return self._cost(Choice(0.0, chosen, "exact", per_token=floor))
 
     def refit(self, choice: Choice) -> Choice:
-        """The same rule over all pictures, those that judged included."""
+        """The same rule over all images, those that judged included."""
         if choice.per_token is not None:
             return choice
         rest = self._rest(choice.columns)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.plan import QuantizationPlan
+from runtime.errors import FailureError
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
@@ -19,7 +20,7 @@ INTEGER_KERNELS = frozenset(
 FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"})
 
 
-class FallbackError(ValueError):
+class FallbackError(FailureError):
     """A layer that the plan calls int8 and that ONNX Runtime would run in float."""
 
 

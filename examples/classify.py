@@ -1,26 +1,26 @@
 """Embed the classifier in a script.
 
-python examples/classify.py MODEL PICTURE...
+python examples/classify.py MODEL IMAGE...
 """
 
 from __future__ import annotations
 
 import sys
 
-from runtime import Classifier, PictureError
+from runtime import Classifier, ImageError
 
 
-def main(model: str, *pictures: str) -> int:
+def main(model: str, *images: str) -> int:
     with Classifier(model) as classify:
         info = classify.info
         print(f"{info.variant} model of {len(info.labels)} classes on {info.device}, {info.threads} threads")
-        for picture in pictures:
+        for image in images:
             try:
-                prediction = classify(picture)
-            except PictureError as error:
-                print(f"{picture}: {error}")
+                prediction = classify(image)
+            except ImageError as error:
+                print(f"{image}: {error}")
                 continue
-            print(f"{picture}: {prediction.label} ({prediction.score:.0%})")
+            print(f"{image}: {prediction.label} ({prediction.score:.0%})")
     return 0
 
 

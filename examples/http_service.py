@@ -1,4 +1,4 @@
-"""A small HTTP service: pictures in, labels out.
+"""A small HTTP service: images in, labels out.
 
     pip install starlette uvicorn
     python examples/http_service.py MODEL [--port 8000]
@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime import Classifier, PictureError
+from runtime import Classifier, ImageError
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -62,7 +62,7 @@ def make_app(classify: Classifier, *, upload_seconds: float = UPLOAD_SECONDS, at
             return failure(408, f"the upload took longer than {upload_seconds:g} seconds")
         except ClientDisconnect:
             return Response(status_code=400)
-        except PictureError as error:
+        except ImageError as error:
             return failure(422, str(error))
         top = [{"label": c.label, "index": c.index, "score": c.score} for c in prediction.top]
         return JSONResponse({"label": prediction.label, "score": prediction.score, "top": top})

@@ -1,0 +1,18 @@
+"""From a float model to measured ONNX files for a device.
+
+In reading order:
+
+    canonical   the canonical float graph and its names
+    from_torch  a checkpoint to the canonical graph
+    from_onnx/  an ONNX model of another exporter to the canonical graph
+    passes/     the exact rewrites that every model takes
+    source      either of them as one thing
+    images      which images calibrate, search and measure
+    float16     a float16 copy for GPUs
+    files       model files with metadata, written aside and renamed
+    measure/    drift, latency and size of each variant
+    report/     report.html and the table in the terminal
+    pipeline    the whole export
+    example     the embedded example
+    __main__    python -m export
+"""

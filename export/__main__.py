@@ -1,4 +1,4 @@
-"""The command line: `python -m export CHECKPOINT --quantize --calibration PICTURES --out DIR`."""
+"""The command line: `python -m export CHECKPOINT --quantize --calibration IMAGES --out DIR`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-DONE, FAILED, WRONG_USE = 0, 1, 2
+from runtime.command import positive, run_command
+from runtime.errors import DONE, MissingPackageError
+
+if TYPE_CHECKING:
+    from export.source import Source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     command = parser()
     options = command.parse_args(arguments)
     if options.onnx is not None and options.checkpoint is not None:
@@ -21,43 +26,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(
             "--onnx MODEL and --preprocess SPEC go together: the file does not say what it was trained to see"
         )
-    # Heavy imports come after the arguments are understood, so that --help is quick.
-    from calibration.graph import GraphError
-    from calibration.plan import PlanError
-    from calibration.verify import FallbackError
-    from export.foreign_spec import ForeignError
-    from export.pipeline import ExportError
-    from vit.checkpoint import CheckpointError
-    from vit.data import DataError
-
-    try:
-        return run(options)
-    except (CheckpointError, DataError, ForeignError, PlanError) as error:
-        return complain(error, WRONG_USE)
-    except (ExportError, FallbackError, GraphError, OSError) as error:
-        return complain(error, FAILED)
-    except KeyboardInterrupt:
-        return complain("stopped; the files of the last export are as they were", FAILED)
+    stopped = "stopped; the files of the last export are as they were"
+    return run_command("export", lambda: run(options), stopped=stopped)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from export.environment import target_here
-    from export.example import ARTIFACTS, PICTURES, example_checkpoint
+    from export.example import ARTIFACTS, IMAGES, example_checkpoint
+    from export.measure.environment import target_here
     from export.pipeline import Options, export
-    from export.source import from_checkpoint, from_onnx
-    from export.table import table
-    from vit.checkpoint import load_checkpoint
+    from export.report.terminal import table
+    from export.source import from_onnx
 
     example = arguments.checkpoint is None and arguments.onnx is None
     if example and arguments.calibration is None:
-        arguments.calibration = PICTURES
+        arguments.calibration = IMAGES
     if arguments.onnx is not None:
         source = from_onnx(arguments.onnx, arguments.preprocess)
     else:
-        checkpoint = load_checkpoint(example_checkpoint(say=note) if example else arguments.checkpoint)
-        if not checkpoint.finished:
-            note(f"{checkpoint.path}: {unfinished(checkpoint.history, checkpoint.recipe)}")
-        source = from_checkpoint(checkpoint)
+        source = checkpoint_source(example_checkpoint(say=note) if example else arguments.checkpoint)
     name = (arguments.onnx or arguments.checkpoint or ARTIFACTS).stem
     out = arguments.out or (ARTIFACTS if example else Path("artifacts") / name)
     options = Options(
@@ -79,9 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def complain(message: object, code: int) -> int:
-    print(f"export: {message}", file=sys.stderr)
-    return code
+def checkpoint_source(path: Path) -> Source:
+    """Load a checkpoint; say so when its training is not finished.
+
+    Raises:
+        CheckpointError: for a file that is no whole checkpoint.
+        MissingPackageError: where PyTorch is not installed.
+    """
+    try:
+        from vit.checkpoint import load_checkpoint
+    except ImportError as error:
+        raise MissingPackageError(
+            'a checkpoint needs PyTorch: pip install "vit-edge[export]"; an ONNX model does not (--onnx)'
+        ) from error
+    from export.source import from_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.finished:
+        note(f"{checkpoint.path}: {unfinished(checkpoint.history, checkpoint.recipe)}")
+    return from_checkpoint(checkpoint)
 
 
 def note(line: str) -> None:
@@ -102,7 +104,7 @@ def unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit="picture", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=total, desc=what, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
         yield bar.update
 
 
@@ -133,19 +135,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--fp16", action="store_true", help="also write model.fp16.onnx, for GPUs")
     add("--quantize", action="store_true", help="also write model.int8.onnx (static INT8)")
-    add("--calibration", metavar="PICTURES", help="a picture folder, an IDX folder, fashion-mnist or digits")
+    add("--calibration", metavar="IMAGES", help="an image folder, an IDX folder, fashion-mnist or digits")
     add(
         "--evaluate",
-        metavar="PICTURES",
-        help="measure drift on these (default: pictures that did not calibrate)",
+        metavar="IMAGES",
+        help="measure drift on these (default: images that did not calibrate)",
     )
     add("--out", type=Path, metavar="DIR", help="where the files go (default: artifacts/NAME)")
-    add(
-        "--samples", type=positive, default=128, metavar="N", help="pictures to calibrate with (default: 128)"
-    )
-    add("--evaluation-samples", type=positive, metavar="N", help="pictures to measure with (default: all)")
+    add("--samples", type=positive, default=128, metavar="N", help="images to calibrate with (default: 128)")
+    add("--evaluation-samples", type=positive, metavar="N", help="images to measure with (default: all)")
     add("--max-drift", type=float, metavar="POINTS", help="fail when top-1 falls by more percentage points")
-    add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer pictures keep their label")
+    add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer images keep their label")
     add(
         "--target",
         choices=("auto", "vnni", "avx2", "arm64"),
@@ -156,13 +156,6 @@ def parser() -> argparse.ArgumentParser:
     add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return number
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 CHECKPOINT = Path("runs/digits")
 ARTIFACTS = Path("artifacts/digits")
-PICTURES = "digits"
+IMAGES = "digits"
 
 
 def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -17,9 +17,9 @@ def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = l
         folder: where the run is kept.
         say: called with a line for people when an interrupted training goes on.
     """
-    from vit import state
     from vit.checkpoint import FILE_NAME, load_checkpoint
-    from vit.train import train_digits
+    from vit.training import resume as state
+    from vit.training.examples import train_example
 
     has_checkpoint = (folder / FILE_NAME).is_file()
     if has_checkpoint and load_checkpoint(folder).finished:
@@ -27,4 +27,4 @@ def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = l
     resume = (folder / state.FILE_NAME).is_file()
     if resume:
         say(f"{folder}: the training was interrupted; it goes on")
-    return train_digits(folder, resume=resume)
+    return train_example("digits", folder, resume=resume)

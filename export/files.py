@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from runtime.artifact import METADATA_KEY, Metadata
+from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
@@ -43,11 +44,14 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Each file replaces its older one in one step, so an interruption leaves whole files, the last good ones.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}: expected a folder to write to, found a file; choose another --out"
-        )
+        raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
+    with explained_output(folder):
+        yield from _staged(folder)
+
+
+def _staged(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield aside

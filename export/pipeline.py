@@ -15,21 +15,21 @@ from calibration.plan import PlanError, QuantizationPlan, Target
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
 from export.files import staged
-from export.half import to_float16
-from export.logits import Progress, batches
-from export.measure import ModelFile, Reporter, measure, silent
-from export.pictures import ExportPictures, choose_pictures, labelled_as
-from export.results import Results, VariantResult
-from export.source import Source, from_checkpoint
+from export.float16 import to_float16
+from export.images import ExportImages, choose_images, labelled_as
+from export.measure.inference import Progress, batches
+from export.measure.results import Results, VariantResult
+from export.measure.variants import ModelFile, Reporter, measure, silent
+from export.source import Source
 from runtime.artifact import Variant
-from vit.checkpoint import Checkpoint
-from vit.data import DataError, Pictures
+from runtime.errors import FailureError
+from vit.data.images import DataError, Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
-PARITY_PICTURES = 8
+PARITY_IMAGES = 8
 
 
-class ExportError(ValueError):
+class ExportError(FailureError):
     """An export whose result must not be used; nothing was written."""
 
 
@@ -64,25 +64,24 @@ class Options:
         return self.quantize and self.plan is None and self.budget.limits
 
 
-def export(source: Source | Checkpoint, out: Path, options: Options, report: Reporter = silent) -> Results:
+def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
     """Export, quantise, measure and write the model files, `plan.json`, `report.json` and `report.html`.
 
     Raises:
-        DataError: for pictures that cannot be used.
+        DataError: for images that cannot be used.
         ExportError: when the float model does not match its source, a layer fell back to float, or a variant
             drifts beyond the limits. Nothing is written then.
     """
-    source = from_checkpoint(source) if isinstance(source, Checkpoint) else source
-    pictures, exported = _pictures(source, options), source.exported
+    images, exported = _images(source, options), source.exported
     variants = [ModelFile.opened("float32", exported.model, options.threads)]
-    parity = _check_parity(source, variants[0].session, pictures.evaluation)
+    parity = _check_parity(source, variants[0].session, images.evaluation)
     if options.quantize or options.plan is not None:
-        chosen, search = _quantize(source, pictures, options, report)
+        chosen, search = _quantize(source, images, options, report)
         variants.append(ModelFile.opened("int8", chosen.model, options.threads, chosen, search))
     if options.half:
         variants.append(ModelFile.opened("float16", to_float16(exported.model), options.threads))
     results, files = measure(
-        source, parity, pictures, variants, report, plan=options.plan, threads=options.threads
+        source, parity, images, variants, report, plan=options.plan, threads=options.threads
     )
     _check_limits(results, options)
     _write(results, variants, files, out)
@@ -90,29 +89,29 @@ def export(source: Source | Checkpoint, out: Path, options: Options, report: Rep
 
 
 def _quantize(
-    source: Source, pictures: ExportPictures, options: Options, report: Reporter
+    source: Source, images: ExportImages, options: Options, report: Reporter
 ) -> tuple[Quantized, Search | None]:
     model = source.exported.model
     if options.plan is not None:
         return apply_plan(model, read_plan(options.plan)), None
-    with report("calibrating", len(pictures.calibration)) as progress:
+    with report("calibrating", len(images.calibration)) as progress:
         chosen = quantize(
             model,
-            _counted(batches(pictures.calibration, source.preprocess), progress),
+            _counted(batches(images.calibration, source.preprocess), progress),
             target=options.target,
             keep_float=options.keep_float,
             threads=options.threads,
         )
-    if pictures.search is None:
+    if images.search is None:
         return chosen, None
     with report("searching", len(chosen.plan.quantized())) as progress:
         try:
             search = search_plan(
                 model,
                 chosen.plan,
-                batches(pictures.search, source.preprocess),
+                batches(images.search, source.preprocess),
                 options.budget,
-                targets=pictures.search.targets,
+                targets=images.search.targets,
                 threads=options.threads,
                 progress=progress,
             )
@@ -129,13 +128,13 @@ def read_plan(path: Path) -> QuantizationPlan:
         raise PlanError(f"{path}: {error}") from error
 
 
-def _pictures(source: Source, options: Options) -> ExportPictures:
+def _images(source: Source, options: Options) -> ExportImages:
     given = options.calibration or options.evaluation
     if given is None:
         raise DataError(
-            "expected pictures like those the model will meet, found none given; add --calibration PICTURES"
+            "expected images like those the model will meet, found none given; add --calibration IMAGES"
         )
-    chosen = choose_pictures(
+    chosen = choose_images(
         given,
         options.evaluation,
         samples=options.samples,
@@ -147,8 +146,8 @@ def _pictures(source: Source, options: Options) -> ExportPictures:
     for each in (evaluation, search):
         if options.max_drift is not None and each is not None and each.targets is None:
             raise DataError(
-                f"{each.name}: --max-drift needs known classes, pictures in folders named as "
-                "the classes; for loose pictures use --min-agreement"
+                f"{each.name}: --max-drift needs known classes, images in folders named as "
+                "the classes; for loose images use --min-agreement"
             )
     return replace(chosen, evaluation=evaluation, search=search)
 
@@ -159,8 +158,8 @@ def _counted(feed: Iterator[Array], progress: Progress) -> Iterator[Array]:
         progress(len(batch))
 
 
-def _check_parity(source: Source, session: ort.InferenceSession, pictures: Pictures) -> float:
-    some = pictures.subset(range(min(PARITY_PICTURES, len(pictures))))
+def _check_parity(source: Source, session: ort.InferenceSession, images: Images) -> float:
+    some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
     (found,) = session.run(None, {session.get_inputs()[0].name: batch})
@@ -186,7 +185,7 @@ def _check_limits(results: Results, options: Options) -> None:
 
 
 def _too_far(variant: Variant, why: str) -> DriftError:
-    advice = "give more calibration pictures or keep layers in float (--keep-float)"
+    advice = "give more calibration images or keep layers in float (--keep-float)"
     if variant != "int8":
         advice = "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
@@ -198,7 +197,7 @@ def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float
 
 
 def _write(results: Results, variants: list[ModelFile], files: list[bytes], out: Path) -> None:
-    from export.report_html import render
+    from export.report.html import render
 
     with staged(out) as folder:
         for each, result, data in zip(variants, results.variants, files, strict=True):

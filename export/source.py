@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibration.graph import Array
-from export.torch_onnx import FloatModel, export_float
+from export.canonical import FloatModel
 from runtime.preprocess import Preprocess
-from vit.checkpoint import FILE_NAME, Checkpoint
+
+if TYPE_CHECKING:
+    from vit.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,9 @@ class Source:
 def from_checkpoint(checkpoint: Checkpoint) -> Source:
     """Export a checkpoint's model; torch is its reference."""
     import torch
+
+    from export.from_torch import export_float
+    from vit.checkpoint import FILE_NAME
 
     def reference(pixels: Array) -> Array:
         with torch.inference_mode():
@@ -57,8 +62,8 @@ def from_onnx(model: Path, spec: Path) -> Source:
     Raises:
         ForeignError: for files that cannot be used.
     """
-    from export.foreign import load
-    from export.foreign_spec import read_spec
+    from export.from_onnx.load import load
+    from export.from_onnx.spec import read_spec
 
     found = load(model, read_spec(spec))
     return Source(

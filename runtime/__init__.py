@@ -1,4 +1,4 @@
-"""Classify pictures with a model that `python -m export` made. Needs onnxruntime, numpy and pillow.
+"""Classify images with a model that `python -m export` made. Needs onnxruntime, numpy and pillow.
 
     from runtime import Classifier
 
@@ -6,7 +6,23 @@
     print(classify("photo.jpg").label)
 
 Everything is imported when it is first asked for, so that `runtime.preprocess` serves training and
-calibration where there is no ONNX Runtime.
+calibration where there is no ONNX Runtime. In reading order:
+
+    errors, command  the tree of errors; what the command lines share
+    text, writing    text of strangers made safe; files written aside and renamed
+    cpu              kind of CPU and number of cores
+    files            find images in folders
+    decode           an image of any kind as upright RGB
+    preprocess       the one road from an image to a model's input
+    onnx_file        what an .onnx file says about itself, without the onnx package
+    artifact         a deployable model file and its metadata
+    session          a device's name to a running ONNX Runtime session
+    opening          a path to a checked model on a device
+    results          logits to a prediction
+    concurrency      a long stream over several threads
+    classifier       the class that apps embed
+    batch/           what only python -m runtime needs
+    __main__         python -m runtime
 """
 
 from __future__ import annotations
@@ -17,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runtime.artifact import ArtifactError, Metadata, read_metadata
     from runtime.classifier import Classifier
-    from runtime.files import find_pictures
+    from runtime.files import find_images
     from runtime.opening import ModelInfo
-    from runtime.preprocess import PictureError, Preprocess
+    from runtime.preprocess import ImageError, Preprocess
     from runtime.results import Candidate, Prediction, Result
     from runtime.session import DeviceError, available_devices
 
@@ -28,23 +44,23 @@ __all__ = [
     "Candidate",
     "Classifier",
     "DeviceError",
+    "ImageError",
     "Metadata",
     "ModelInfo",
-    "PictureError",
     "Prediction",
     "Preprocess",
     "Result",
     "available_devices",
-    "find_pictures",
+    "find_images",
     "read_metadata",
 ]
 
 _HOMES = {
     "runtime.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     "runtime.classifier": ("Classifier",),
-    "runtime.files": ("find_pictures",),
+    "runtime.files": ("find_images",),
     "runtime.opening": ("ModelInfo",),
-    "runtime.preprocess": ("PictureError", "Preprocess"),
+    "runtime.preprocess": ("ImageError", "Preprocess"),
     "runtime.results": ("Candidate", "Prediction", "Result"),
     "runtime.session": ("DeviceError", "available_devices"),
 }

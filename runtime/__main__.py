@@ -1,4 +1,4 @@
-"""Classify pictures: python -m runtime MODEL PICTURES…"""
+"""Classify images: python -m runtime MODEL IMAGES…"""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.command import complain, positive, run_command
 from runtime.cpu import available_cores
+from runtime.errors import DONE, FAILED, INTERRUPTED, InputError
 
 if TYPE_CHECKING:
+    from runtime.batch.output import Done, Lines
+    from runtime.batch.report import Report
+    from runtime.batch.sorting import Sorter
     from runtime.classifier import Classifier
-    from runtime.output import Done, Lines
-    from runtime.report import Report
     from runtime.results import Result
-    from runtime.sorting import Sorter
 
-_DONE, _WITH_FAILURES, _WRONG_USE, _INTERRUPTED = 0, 1, 2, 130
 _EXAMPLES = """
-Each picture gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:
+Each image gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:
 label, index, score) and error (null, or why there is no label). Progress and a summary go to standard error.
 
 examples:
@@ -32,32 +33,22 @@ examples:
   python -m runtime model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
   find / -name '*.jpg' -print0 | python -m runtime model.int8.onnx - --null > labels.jsonl
 
-exit codes: 0 every picture has a label, 1 some have none, or the work broke off, 2 wrong use, 130 interrupted
+exit codes: 0 every image has a label, 1 some have none, or the work broke off, 2 wrong use, 130 interrupted
 """
 
 
-class _UsageError(Exception):
+class _UsageError(InputError):
     """What was typed cannot be done; the message says what to type instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except _UsageError as error:
-        return _fail(str(error), _WRONG_USE)
-    except ImportError as error:
-        return _fail(str(error), _WITH_FAILURES)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:  # the reader of standard output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _WITH_FAILURES
+    return run_command("runtime", lambda: _run(options))
 
 
 def _quiet() -> None:
-    """Keep what Pillow and the libraries below it say of odd pictures off the terminal: results say it."""
+    """Keep what Pillow and the libraries below it say of odd images off the terminal: results say it."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -66,76 +57,68 @@ def _quiet() -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from runtime.artifact import ArtifactError
     from runtime.classifier import Classifier
-    from runtime.output import OutputError
-    from runtime.session import DeviceError
 
     _check(options)
     _allow_pixels(options.max_pixels)
-    try:
-        classify = Classifier(
-            options.model,
-            device=options.device,
-            threads=1,  # for one picture; the workers are what keeps the cores busy
-            top=options.top,
-            max_pixels=options.max_pixels,
-            sha256=options.sha256,
-        )
-        classify.warm_up()
-        return _classify_all(classify, options)
-    except (ArtifactError, DeviceError, OutputError) as error:
-        raise _UsageError(str(error)) from error
+    classify = Classifier(
+        options.model,
+        device=options.device,
+        threads=1,  # for one image; the workers are what keeps the cores busy
+        top=options.top,
+        max_pixels=options.max_pixels,
+        sha256=options.sha256,
+    )
+    classify.warm_up()
+    return _classify_all(classify, options)
 
 
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
-    from runtime.output import Done, Lines, begin, format_of
-    from runtime.report import Report
-    from runtime.sorting import Sorter
+    from runtime.batch.output import Done, Lines, begin, format_of
+    from runtime.batch.report import Report
+    from runtime.batch.sorting import Sorter
 
     output: Path | None = options.output
     done = Done(iter(()))
     if output is not None:
         done = begin(output, classify.info.sha256, resume=options.resume, overwrite=options.overwrite)
-    total = (
-        sum(1 for _ in _pictures(options)) if sys.stderr.isatty() and "-" not in options.pictures else None
-    )
+    total = sum(1 for _ in _images(options)) if sys.stderr.isatty() and "-" not in options.images else None
     report = Report(total)
     sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
     lines = Lines(output, options.format or format_of(output))
     results = classify.stream(
-        _not_done(_pictures(options), done, report), workers=options.workers, ordered=not options.unordered
+        _not_done(_images(options), done, report), workers=options.workers, ordered=not options.unordered
     )
     try:
         _write_all(results, lines, report, sorter)
     except KeyboardInterrupt:
         lines.close()
-        return _end(report, _INTERRUPTED, "interrupted" + _how_to_go_on(output))
+        return _end(report, INTERRUPTED, "interrupted" + _how_to_go_on(output))
     except BrokenPipeError:
         raise
     except OSError as error:
         lines.abandon()
-        return _end(report, _WITH_FAILURES, _explain(error) + _how_to_go_on(output))
+        return _end(report, FAILED, _explain(error) + _how_to_go_on(output))
     lines.close()
     if report.seen == 0:
-        raise _UsageError(f"no pictures in {', '.join(options.pictures)}")
-    return _end(report, _WITH_FAILURES if report.failed else _DONE, "")
+        raise _UsageError(f"no images in {', '.join(options.images)}")
+    return _end(report, FAILED if report.failed else DONE, "")
 
 
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
     for result in results:
         if sorter is not None and result.prediction is not None:
-            sorter.put(result.picture, result.prediction.index)
+            sorter.put(result.image, result.prediction.index)
         lines.write(result)
         report.add(result)
 
 
-def _pictures(options: argparse.Namespace) -> Iterator[Path]:
-    from runtime.files import find_pictures
+def _images(options: argparse.Namespace) -> Iterator[Path]:
+    from runtime.files import find_images
 
-    for given in options.pictures:
+    for given in options.images:
         named: Iterable[Path] = _standard_input(options.null) if given == "-" else [Path(given)]
-        yield from find_pictures(named, skip=options.sort_into)
+        yield from find_images(named, skip=options.sort_into)
 
 
 def _standard_input(null: bool) -> Iterator[Path]:
@@ -149,18 +132,18 @@ def _standard_input(null: bool) -> Iterator[Path]:
         yield Path(os.fsdecode(rest))
 
 
-def _not_done(pictures: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
-    for picture in pictures:
-        if done.take(picture):
+def _not_done(images: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
+    for image in images:
+        if done.take(image):
             report.skip()
         else:
-            yield picture
+            yield image
 
 
 def _check(options: argparse.Namespace) -> None:
-    for given in options.pictures:
+    for given in options.images:
         if given != "-" and not os.path.lexists(given):
-            raise _UsageError(f"{given}: no such picture or folder")
+            raise _UsageError(f"{given}: no such image or folder")
     if options.output is None and (options.resume or options.overwrite):
         raise _UsageError("--resume and --overwrite need --output FILE")
     if options.output is not None and not options.output.absolute().parent.is_dir():
@@ -189,26 +172,19 @@ def _how_to_go_on(output: Path | None) -> str:
 def _end(report: Report, code: int, why: str) -> int:
     report.clear()
     print(report.summary(), file=sys.stderr)
-    return _fail(why, code) if why else code
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
+    return complain("runtime", why, code) if why else code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m runtime",
-        description="Classify pictures with a model made by python -m export.",
+        description="Classify images with a model made by python -m export.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="an .onnx file, or the folder that the export wrote")
-    add(
-        "pictures", nargs="+", metavar="PICTURES", help="files and folders; - reads paths from standard input"
-    )
+    add("images", nargs="+", metavar="IMAGES", help="files and folders; - reads paths from standard input")
     add("--output", type=Path, metavar="FILE", help="write here (.jsonl or .csv) and not to standard output")
     add("--format", choices=["jsonl", "csv"], help="default: by the output's name, else jsonl")
     add("--resume", action="store_true", help="go on with --output FILE after an interruption")
@@ -216,26 +192,26 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--unordered",
         action="store_true",
-        help="give results as they are ready, not in the order of the pictures",
+        help="give results as they are ready, not in the order of the images",
     )
-    add("--sort-into", type=Path, metavar="DIR", help="link each picture into DIR/<label>/")
+    add("--sort-into", type=Path, metavar="DIR", help="link each image into DIR/<label>/")
     add("--copy", action="store_true", help="with --sort-into: copies, not links")
-    add("--top", type=_positive, default=5, metavar="N", help="candidates in each line (default 5)")
+    add("--top", type=positive, default=5, metavar="N", help="candidates in each line (default 5)")
     add(
         "--device", choices=_devices(), default="auto", help="default auto: CUDA where it works, else the CPU"
     )
     add(
         "--workers",
-        type=_positive,
+        type=positive,
         metavar="N",
-        help=f"pictures at a time (default: the cores, {available_cores()})",
+        help=f"images at a time (default: the cores, {available_cores()})",
     )
     add(
         "--max-pixels",
-        type=_positive,
+        type=positive,
         default=89_478_485,
         metavar="N",
-        help="refuse larger pictures (default %(default)s)",
+        help="refuse larger images (default %(default)s)",
     )
     add("--sha256", metavar="HEX", help="refuse a model file with another digest")
     add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
@@ -244,12 +220,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _devices() -> list[str]:
     return ["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

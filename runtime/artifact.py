@@ -15,6 +15,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
+from runtime.errors import InputError
 from runtime.onnx_file import OnnxError, summarise
 from runtime.preprocess import Preprocess
 from runtime.text import one_line
@@ -33,7 +34,7 @@ FILE_NAMES: dict[Variant, str] = {
 }
 
 
-class ArtifactError(ValueError):
+class ArtifactError(InputError):
     """A model file that cannot or must not be used: what was expected, what was found, what to do."""
 
     def __init__(self, message: str) -> None:

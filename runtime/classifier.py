@@ -1,4 +1,4 @@
-"""A picture in, a label out: the part of the project that an app embeds."""
+"""An image in, a label out: the part of the project that an app embeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.artifact import ArtifactError
 from runtime.concurrency import in_batches, in_parallel
 from runtime.cpu import available_cores
 from runtime.opening import CPU_DEVICES, ModelInfo, open_model
-from runtime.preprocess import MAX_PIXELS, Picture, PictureError, Pixels
+from runtime.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
 from runtime.results import P, Prediction, Result, prediction_of
 from runtime.session import Device
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 CLOSED = "this Classifier is closed; make a new one"
-_GPU_BATCH = 32  # pictures; beyond it a ViT gains little and waits longer
+_GPU_BATCH = 32  # images; beyond it a ViT gains little and waits longer
 
 
 class Classifier:
@@ -39,7 +39,7 @@ class Classifier:
         device: "auto" takes CUDA where it works (INT8 files: the CPU). A device named and absent is an error.
         threads: CPU threads for one prediction; None takes all cores that this process may use.
         top: how many candidates a prediction lists.
-        max_pixels: a picture with more pixels than this is refused.
+        max_pixels: an image with more pixels than this is refused.
         sha256: the digest that the file must have.
 
     Raises:
@@ -69,34 +69,34 @@ class Classifier:
         self._process = os.getpid()
         self._closing = threading.Lock()
 
-    def __call__(self, picture: Picture) -> Prediction:
-        """Classify one picture: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
+    def __call__(self, image: ImageSource) -> Prediction:
+        """Classify one image: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
 
         Raises:
-            PictureError: when the picture cannot be read.
+            ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
         session = self._here()
-        return self._prediction(self._logits(session, self._pixels(picture)[None])[0])
+        return self._prediction(self._logits(session, self._pixels(image)[None])[0])
 
     def stream(
         self,
-        pictures: Iterable[P],
+        images: Iterable[P],
         *,
         workers: int | None = None,
         batch: int | None = None,
         ordered: bool = True,
     ) -> Iterator[Result[P]]:
-        """Classify many pictures, one result each; a picture that cannot be read is a result that says why.
+        """Classify many images, one result each; an image that cannot be read is a result that says why.
 
-        Pictures are taken a few ahead for each worker, and never held all at once.
+        Images are taken a few ahead for each worker, and never held all at once.
 
         Args:
-            pictures: anything that a single call takes.
-            workers: pictures in work at a time; None is one for each core. On a CPU each worker predicts with
-                one thread, which is faster in all than several threads for one picture.
-            batch: pictures in one run of the model; None is 1 on a CPU and 32 on a GPU.
-            ordered: give the results in the order of the pictures, and not as they are ready.
+            images: anything that a single call takes.
+            workers: images in work at a time; None is one for each core. On a CPU each worker predicts with
+                one thread, which is faster in all than several threads for one image.
+            batch: images in one run of the model; None is 1 on a CPU and 32 on a GPU.
+            ordered: give the results in the order of the images, and not as they are ready.
 
         Raises:
             ArtifactError: when the model file, which may have to be opened again for this, is another by now.
@@ -109,12 +109,12 @@ class Classifier:
         if batch > 1:
             session = self._here()
             work = partial(self._results, session)
-            return in_batches(self._prepared, work, pictures, workers=workers, size=batch)
+            return in_batches(self._prepared, work, images, workers=workers, size=batch)
         session = self._for_streams()
-        return in_parallel(partial(self._result, session), pictures, workers=workers, ordered=ordered)
+        return in_parallel(partial(self._result, session), images, workers=workers, ordered=ordered)
 
     def warm_up(self) -> None:
-        """Predict a blank picture, so that the first real one is as fast as the next.
+        """Predict a blank image, so that the first real one is as fast as the next.
 
         Raises:
             ArtifactError: when the model does not give what its metadata says.
@@ -142,7 +142,7 @@ class Classifier:
         return partial(Classifier, self.info.path, **self._options, sha256=self.info.sha256), ()
 
     def _here(self) -> InferenceSession:
-        """Return the session for single pictures, opened again after a fork, which no thread survives."""
+        """Return the session for single images, opened again after a fork, which no thread survives."""
         session = self._session  # read once: another thread may close this classifier at any moment
         if session is None:
             raise RuntimeError(CLOSED)
@@ -156,7 +156,7 @@ class Classifier:
         return session
 
     def _for_streams(self) -> InferenceSession:
-        """Return the session for many pictures at once: one thread for each of them."""
+        """Return the session for many images at once: one thread for each of them."""
         session = self._here()
         if self.info.device not in CPU_DEVICES:
             return session
@@ -173,8 +173,8 @@ class Classifier:
         device: Any = self.info.device
         return open_model(self.info.path, device=device, threads=threads, sha256=self.info.sha256)[1]
 
-    def _pixels(self, picture: Picture) -> Pixels:
-        return self.info.preprocess(picture, max_pixels=self._max_pixels)
+    def _pixels(self, image: ImageSource) -> Pixels:
+        return self.info.preprocess(image, max_pixels=self._max_pixels)
 
     def _logits(self, session: InferenceSession, pixels: Pixels) -> npt.NDArray[np.float32]:
         """uint8 [N, H, W, 3] to float32 [N, classes]."""
@@ -188,22 +188,22 @@ class Classifier:
     def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
         return prediction_of(logits, self.info.labels, self._top)
 
-    def _prepared(self, picture: P) -> tuple[P, Pixels | str]:
-        """A picture and its pixels, or why there are none."""
+    def _prepared(self, image: P) -> tuple[P, Pixels | str]:
+        """An image and its pixels, or why there are none."""
         try:
-            return picture, self._pixels(picture)
-        except PictureError as error:
-            return picture, str(error)
+            return image, self._pixels(image)
+        except ImageError as error:
+            return image, str(error)
 
     def _results(self, session: InferenceSession, group: list[tuple[P, Pixels | str]]) -> Iterator[Result[P]]:
         readable = [pixels for _, pixels in group if not isinstance(pixels, str)]
         rows = iter(self._logits(session, np.stack(readable)) if readable else ())
-        for picture, pixels in group:
+        for image, pixels in group:
             try:
                 prediction = None if isinstance(pixels, str) else self._prediction(next(rows))
-                yield Result(picture, prediction, pixels if isinstance(pixels, str) else None)
-            except PictureError as error:  # the answer is not finite
-                yield Result(picture, None, str(error))
+                yield Result(image, prediction, pixels if isinstance(pixels, str) else None)
+            except ImageError as error:  # the answer is not finite
+                yield Result(image, None, str(error))
 
-    def _result(self, session: InferenceSession, picture: P) -> Result[P]:
-        return next(self._results(session, [self._prepared(picture)]))
+    def _result(self, session: InferenceSession, image: P) -> Result[P]:
+        return next(self._results(session, [self._prepared(image)]))

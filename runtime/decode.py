@@ -1,4 +1,4 @@
-"""A picture from anywhere as upright RGB: opened with care, decoded within bounds, refused with a reason."""
+"""An image from anywhere as upright RGB: opened with care, decoded within bounds, refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from runtime.errors import InputError
 from runtime.text import one_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
 
-Picture: TypeAlias = "Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+ImageSource: TypeAlias = "Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
 _LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
-_PICTURES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+_IMAGES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,53 +37,53 @@ _TRANSPOSITIONS = {
 }
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read. The message says why; the caller, who knows it, adds the path."""
+class ImageError(InputError):
+    """An image that cannot be read. The message says why; the caller, who knows it, adds the path."""
 
 
 @contextmanager
 def decoded(
-    picture: Picture, *, max_pixels: int, exif: bool, draft_edge: int | None
+    image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None
 ) -> Iterator[Image.Image]:
-    """The picture as a Pillow image of mode RGB, for as long as the block lasts.
+    """The image as a Pillow image of mode RGB, for as long as the block lasts.
 
     Args:
-        max_pixels: a picture with more is refused before it is decoded.
+        max_pixels: an image with more is refused before it is decoded.
         exif: turn it the way its EXIF orientation says.
         draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;
             None decodes all of it.
 
     Raises:
-        PictureError: when there is no picture to be had from it, or the block cannot use it.
-        TypeError: when `picture` is no picture in any of the forms that there are.
+        ImageError: when there is no image to be had from it, or the block cannot use it.
+        TypeError: when `image` is no image in any of the forms that there are.
     """
-    if not isinstance(picture, _PICTURES):
+    if not isinstance(image, _IMAGES):
         kinds = "a path, bytes, a Pillow image or a uint8 array"
-        raise TypeError(f"a picture is {kinds}, found {type(picture).__name__}")
+        raise TypeError(f"an image is {kinds}, found {type(image).__name__}")
     try:
-        with _open(picture, max_pixels) as image:
-            _check_size(image, max_pixels)
-            if draft_edge and image is not picture:  # an image of the caller's stays as it is
-                image.draft(None, (draft_edge, draft_edge))
-            with _room_for(image), _held(image, picture):
-                image.load()
-                turned = _orientation(image) if exif else 1
-                with _held(_rgb(image), picture) as colour, _held(_upright(colour, turned), picture) as seen:
+        with _open(image, max_pixels) as opened:
+            _check_size(opened, max_pixels)
+            if draft_edge and opened is not image:  # an image of the caller's stays as it is
+                opened.draft(None, (draft_edge, draft_edge))
+            with _room_for(opened), _held(opened, image):
+                opened.load()
+                turned = _orientation(opened) if exif else 1
+                with _held(_rgb(opened), image) as colour, _held(_upright(colour, turned), image) as seen:
                     yield seen
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError:
-        raise PictureError("not enough memory to decode it") from None
+        raise ImageError("not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
-        raise PictureError(f"it cannot be decoded: {_reason(error)}") from error
+        raise ImageError(f"it cannot be decoded: {_reason(error)}") from error
 
 
-_one_large_picture = threading.Lock()
+_one_large_image = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _one_large_picture
-    _one_large_picture = threading.Lock()  # a thread that held the old one is not here
+    global _one_large_image
+    _one_large_image = threading.Lock()  # a thread that held the old one is not here
 
 
 if hasattr(os, "register_at_fork"):
@@ -90,8 +91,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:
-    """Large pictures are decoded one at a time, however many threads: each may take half a gibibyte."""
-    return _one_large_picture if _memory(image) > _LARGE else nullcontext()
+    """Large images are decoded one at a time, however many threads: each may take half a gibibyte."""
+    return _one_large_image if _memory(image) > _LARGE else nullcontext()
 
 
 def _memory(image: Image.Image) -> int:
@@ -100,39 +101,39 @@ def _memory(image: Image.Image) -> int:
 
 
 @contextmanager
-def _held(image: Image.Image, picture: Picture) -> Iterator[Image.Image]:
+def _held(opened: Image.Image, image: ImageSource) -> Iterator[Image.Image]:
     """Lets go of an image's pixels at the end, whoever refers to it still (a failure's frames do).
 
     An image of the caller's own stays as it is.
     """
     try:
-        yield image
+        yield opened
     finally:
-        if image is not picture:
-            image.close()
+        if opened is not image:
+            opened.close()
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     size = f"{image.width} x {image.height}"
     if min(image.size) < 1:
-        raise PictureError(f"it has no pixels ({size})")
+        raise ImageError(f"it has no pixels ({size})")
     if image.width * image.height > max_pixels:
-        raise PictureError(f"it has {size} pixels, more than the limit of {max_pixels:,}")
+        raise ImageError(f"it has {size} pixels, more than the limit of {max_pixels:,}")
     if _memory(image) > 1.25 * max_pixels:
-        raise PictureError(f"it has {size} pixels, too narrow for so many rows and a limit of {max_pixels:,}")
+        raise ImageError(f"it has {size} pixels, too narrow for so many rows and a limit of {max_pixels:,}")
 
 
 @contextmanager
-def _open(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
+def _open(image: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
     """A Pillow image whose header is read, and whose pixels mostly are not yet."""
-    if isinstance(picture, Image.Image):
-        yield picture
-    elif isinstance(picture, np.ndarray):
-        yield _from_array(picture)
-    elif isinstance(picture, bytes | bytearray | memoryview):
-        yield _open_file(BytesIO(picture), len(picture), max_pixels)
+    if isinstance(image, Image.Image):
+        yield image
+    elif isinstance(image, np.ndarray):
+        yield _from_array(image)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        yield _open_file(BytesIO(image), len(image), max_pixels)
     else:
-        with _open_path(Path(picture)) as file:
+        with _open_path(Path(image)) as file:
             yield _open_file(file, os.fstat(file.fileno()).st_size, max_pixels)
 
 
@@ -142,36 +143,36 @@ def _open_path(path: Path) -> IO[bytes]:
         if stat.S_ISREG(mode):  # opening a pipe would wait for ever
             return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise PictureError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    raise PictureError(_kind(path, mode))
+        raise ImageError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    raise ImageError(_kind(path, mode))
 
 
 def _kind(path: Path, mode: int) -> str:
     if not stat.S_ISDIR(mode):
-        return "it is a device, pipe or socket, not a picture"
+        return "it is a device, pipe or socket, not an image"
     readable = os.access(path, os.R_OK | os.X_OK)
-    return "it is a folder, not a picture" if readable else "a folder that may not be read"
+    return "it is a folder, not an image" if readable else "a folder that may not be read"
 
 
 def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     if length == 0:
-        raise PictureError("it is empty (zero bytes)")
+        raise ImageError("it is empty (zero bytes)")
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
-        raise PictureError(f"it has {length:,} bytes, more than any picture of {max_pixels:,} pixels needs")
+        raise ImageError(f"it has {length:,} bytes, more than any image of {max_pixels:,} pixels needs")
     start = file.read(12)
     file.seek(0)
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
-        raise PictureError(_unidentified(start)) from None
+        raise ImageError(_unidentified(start)) from None
     except Image.DecompressionBombError:
-        raise PictureError(
+        raise ImageError(
             "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
         ) from None
     except Exception as error:
-        raise PictureError(f"it cannot be read: {_reason(error)}") from error
+        raise ImageError(f"it cannot be read: {_reason(error)}") from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
-        raise PictureError("it is PostScript, a program and not a picture; convert it to PNG")
+        raise ImageError("it is PostScript, a program and not an image; convert it to PNG")
     return image
 
 
@@ -184,16 +185,16 @@ def _reason(error: Exception) -> str:
 def _unidentified(start: bytes) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
-    return "it is no picture in a format that Pillow reads"
+    return "it is no image in a format that Pillow reads"
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         expected = "uint8 [height, width], [height, width, 3] or [height, width, 4]"
-        raise PictureError(f"an array must be {expected}, found {array.dtype} {list(array.shape)}")
+        raise ImageError(f"an array must be {expected}, found {array.dtype} {list(array.shape)}")
     if array.size == 0:
-        raise PictureError(f"an array without pixels, found {list(array.shape)}")
+        raise ImageError(f"an array without pixels, found {list(array.shape)}")
     plane = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
     return Image.fromarray(np.ascontiguousarray(plane))
 
@@ -205,7 +206,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(np.asarray(image)).convert("RGB")
     if image.mode == "F":
-        raise PictureError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
+        raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
     if image.mode == "LAB":
         return _from_lab(image)
     if image.has_transparency_data:
@@ -219,7 +220,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise PictureError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
+        raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
@@ -239,7 +240,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block is no reason to refuse the picture it came with
+    except Exception:  # a broken EXIF block is no reason to refuse the image it came with
         return 1
     return found if isinstance(found, int) else 1
 

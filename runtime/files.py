@@ -1,4 +1,4 @@
-"""Finding the pictures that a command line means."""
+"""Finding the images that a command line means."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 
-def find_pictures(paths: Path | str | Iterable[Path | str], *, skip: Path | None = None) -> Iterator[Path]:
-    """The files among `paths`, and the pictures in the folders among them and below, sorted by name in each.
+def find_images(paths: Path | str | Iterable[Path | str], *, skip: Path | None = None) -> Iterator[Path]:
+    """The files among `paths`, and the images in the folders among them and below, sorted by name in each.
 
     A file that is named is given whatever it is called; in a folder the suffix decides. Links to folders are
     not followed inside a folder, so no loop can catch the walk. A folder that cannot be listed is given
@@ -25,7 +25,7 @@ def find_pictures(paths: Path | str | Iterable[Path | str], *, skip: Path | None
 
 
 @cache
-def picture_suffixes() -> frozenset[str]:
+def image_suffixes() -> frozenset[str]:
     """In lower case, with the dot: what Pillow reads, and HEIC, whose failure says what it lacks."""
     from PIL import Image
 
@@ -34,7 +34,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
-    suffixes = picture_suffixes()
+    suffixes = image_suffixes()
     open_folders = [iter([(folder, True)])]  # from the outermost to the one being listed
     while open_folders:
         path, is_folder = next(open_folders[-1], (None, False))

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from mmap import mmap
 
+from runtime.errors import InputError
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 Value = int | memoryview
 
 
-class OnnxError(ValueError):
+class OnnxError(InputError):
     """Bytes that are no ONNX model."""
 
 

@@ -1,6 +1,6 @@
-"""The one road from a picture to a model's input, used by training, calibration, drift check and runtime.
+"""The one road from an image to a model's input, used by training, calibration, drift check and runtime.
 
-What a model expects is data (`Preprocess`) that travels with it; how a picture becomes pixels is written
+What a model expects is data (`Preprocess`) that travels with it; how an image becomes pixels is written
 here and in `runtime.decode` and nowhere else, so that two parts of the project cannot disagree about it.
 """
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.decode import MAX_PIXELS, Picture, PictureError, decoded
+from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
 
-__all__ = ["MAX_PIXELS", "Picture", "PictureError", "Pixels", "Preprocess"]
+__all__ = ["MAX_PIXELS", "ImageError", "ImageSource", "Pixels", "Preprocess"]
 
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -31,7 +31,7 @@ _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What a model wants to see of a picture. Calling it turns a picture into that.
+    """What a model wants to see of an image. Calling it turns an image into that.
 
     Raises:
         ValueError: for values that describe no possible preprocessing.
@@ -39,10 +39,10 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)  # (height, width) that the model takes
     resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the centre
-    # for "crop": the picture's shorter edge before the cut; None just covers `size`
+    # for "crop": the image's shorter edge before the cut; None just covers `size`
     resize_to: int | None = None
-    interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when a picture shrinks
-    exif: bool = True  # turn the picture the way its EXIF orientation says
+    interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
+    exif: bool = True  # turn the image the way its EXIF orientation says
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
     def __post_init__(self) -> None:
@@ -58,23 +58,23 @@ class Preprocess:
         if self.resize_to is not None and not (_is_edge(self.resize_to) and self.resize_to >= max(self.size)):
             raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {self.resize_to!r}")
 
-    def __call__(self, picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """Read a picture: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
+    def __call__(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """Read an image: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
 
         Args:
-            picture: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (grey),
+            image: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (grey),
                 [height, width, 3] (RGB, not BGR) or [height, width, 4] (RGB and alpha).
-            max_pixels: a picture with more pixels than this is refused before it is decoded.
+            max_pixels: an image with more pixels than this is refused before it is decoded.
 
         Raises:
-            PictureError: when there is no picture to be had from it.
-            TypeError: when `picture` is none of the above.
+            ImageError: when there is no image to be had from it.
+            TypeError: when `image` is none of the above.
         """
         edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0) if self.decode == "draft" else None
-        with decoded(picture, max_pixels=max_pixels, exif=self.exif, draft_edge=edge) as image:
+        with decoded(image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
             filter_ = Image.Resampling[self.interpolation.upper()]
-            return np.array(image.resize(out, filter_, self._box(image.size)))  # (height, width, 3)
+            return np.array(opened.resize(out, filter_, self._box(opened.size)))  # (height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""
@@ -96,10 +96,10 @@ class Preprocess:
         return cls(**{**document, "size": tuple(size) if isinstance(size, list) else size})
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part of a (width, height) picture that the model sees: left, top, right, bottom.
+        """The part of a (width, height) image that the model sees: left, top, right, bottom.
 
         "crop" is torchvision's Resize and CenterCrop in one step, rounded as they round. Cutting before
-        scaling sees the same neighbours, and a picture one pixel wide does not grow to gigabytes.
+        scaling sees the same neighbours, and an image one pixel wide does not grow to gigabytes.
         """
         width, height = size
         if self.resize == "stretch":

@@ -1,4 +1,4 @@
-"""What a model says of a picture: the best classes of its logits, and how likely they are."""
+"""What a model says of an image: the best classes of its logits, and how likely they are."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from runtime.decode import Picture, PictureError
+from runtime.decode import ImageError, ImageSource
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-P = TypeVar("P", bound="Picture")
+P = TypeVar("P", bound="ImageSource")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One class that a picture may belong to."""
+    """One class that an image may belong to."""
 
     label: str
     index: int  # into `info.labels`; labels need not be unique, indices are
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one picture."""
+    """What a model says of one image."""
 
     label: str
     index: int
@@ -37,21 +37,21 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[P]):
-    """One picture of a stream: either a prediction, or why there is none."""
+    """One image of a stream: either a prediction, or why there is none."""
 
-    picture: P  # as it was given
+    image: P  # as it was given
     prediction: Prediction | None
     error: str | None
 
 
 def prediction_of(logits: npt.NDArray[np.float32], labels: Sequence[str], top: int) -> Prediction:
-    """The answer that is in the logits [classes] of one picture, with its `top` best candidates.
+    """The answer that is in the logits [classes] of one image, with its `top` best candidates.
 
     Raises:
-        PictureError: when a logit is not finite.
+        ImageError: when a logit is not finite.
     """
     if not np.isfinite(logits).all():
-        raise PictureError("the model's answer to it is not finite")
+        raise ImageError("the model's answer to it is not finite")
     order = np.argsort(-logits, kind="stable")[:top]
     powers = np.exp(logits.astype(np.float64) - logits.max())
     scores = powers[order] / powers.sum()

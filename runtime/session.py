@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 from runtime.artifact import ArtifactError, Target
 from runtime.cpu import available_cores, has_vnni, is_x86
+from runtime.errors import InputError, MissingPackageError
 
 try:
     import onnxruntime
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         'the runtime needs ONNX Runtime: pip install "vit-edge[cpu]", or "vit-edge[gpu]" for an NVIDIA GPU'
     ) from error
 
@@ -45,7 +46,7 @@ _INSTALL = {  # what brings the provider, in an environment without another onnx
 _log = logging.getLogger("runtime")
 
 
-class DeviceError(RuntimeError):
+class DeviceError(InputError):
     """The device that was asked for is not there, or cannot run the model."""
 
 

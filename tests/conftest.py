@@ -1,4 +1,4 @@
-"""What tests of several rooms share: real pictures, small random models, two models trained once a run."""
+"""What tests of several rooms share: real images, small random models, two models trained once a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def flowers(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def fashion() -> Path:
-    from vit.data import FASHION_FOLDER
+    from vit.data.images import FASHION_FOLDER
 
     if not FASHION_FOLDER.is_dir():
         pytest.skip(f"needs Fashion-MNIST in {FASHION_FOLDER}: apt-get install dataset-fashion-mnist")
@@ -64,17 +64,17 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, two_threads: None) -> Path:
     """The embedded example, trained now (half a minute on two cores)."""
-    from vit.train import train_digits
+    from vit.training.examples import train_example
 
-    return train_digits(tmp_path_factory.mktemp("digits"))
+    return train_example("digits", tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")
 def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, two_threads: None) -> Path:
     """A small ViT trained now on Fashion-MNIST (a minute on two cores)."""
-    from vit.train import train_fashion_quick
+    from vit.training.examples import train_example
 
-    return train_fashion_quick(tmp_path_factory.mktemp("fashion"))
+    return train_example("fashion-quick", tmp_path_factory.mktemp("fashion"))
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def models() -> Mapping[str, ViT]:
 @pytest.fixture(scope="session")
 def raw_graphs(models: Mapping[str, ViT]) -> Mapping[str, ir.Model]:
     """What torch's exporter wrote; tests work on clones."""
-    from export.torch_onnx import export_raw
+    from export.from_torch import export_raw
 
     return {name: export_raw(model) for name, model in models.items()}
 
@@ -114,7 +114,7 @@ def logits_of() -> Callable[[ir.Model, np.ndarray], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def pixels_for() -> Callable[..., np.ndarray]:
-    """Random pictures of a model's size."""
+    """Random images of a model's size."""
 
     def make(config: Any, count: int = 3, seed: int = 0) -> np.ndarray:
         random = np.random.default_rng(seed)

@@ -67,7 +67,7 @@ def modules_after(statement: str, root: Path) -> set[str]:
 
 
 def test_importing_the_runtime_brings_nothing_of_training(root: Path) -> None:
-    names = "ArtifactError, Classifier, DeviceError, Metadata, PictureError, Prediction, Preprocess, Result"
+    names = "ArtifactError, Classifier, DeviceError, Metadata, ImageError, Prediction, Preprocess, Result"
     loaded = modules_after(f"from runtime import {names}", root)
     assert "onnxruntime" in loaded  # the classifier is there in earnest
     assert not loaded & (NEVER_ON_A_DEVICE | (ROOMS - {"runtime"}))
@@ -95,12 +95,12 @@ def test_public_names_are_frozen() -> None:
         "DeviceError",
         "Metadata",
         "ModelInfo",
-        "PictureError",
+        "ImageError",
         "Prediction",
         "Preprocess",
         "Result",
         "available_devices",
-        "find_pictures",
+        "find_images",
         "read_metadata",
     ]
     assert all(getattr(runtime, name) is not None for name in runtime.__all__)

@@ -1,4 +1,4 @@
-"""From another model's weights to labels on pictures: three commands as a user types them, no edits."""
+"""From another model's weights to labels on images: three commands as a user types them, no edits."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ BUDGET = 2.0  # points of top-1
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three digits as PNG files under other names: train/<class>/… and test/<class>/…"""
-    from vit.data import open_pictures
+    from vit.data.images import open_images
 
     wanted = {1: "one", 7: "seven", 0: "zero"}
     for split, most in (("train", 40), ("test", 20)):
-        pictures = open_pictures("digits", split)
+        images = open_images("digits", split)
         for digit, name in wanted.items():
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
-            for row in np.flatnonzero(pictures.targets == digit)[:most]:
-                Image.fromarray(np.ascontiguousarray(pictures[int(row)])).save(folder / f"{row}.png")
+            for row in np.flatnonzero(images.targets == digit)[:most]:
+                Image.fromarray(np.ascontiguousarray(images[int(row)])).save(folder / f"{row}.png")
     return tmp_path / "photos"
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from export.pipeline import Options, export
+from export.source import from_checkpoint
 from runtime.preprocess import Preprocess
 from tools.small_models import configs, lively
 from vit.checkpoint import load_checkpoint, save_checkpoint
-from vit.train import train_digits, train_fashion_quick
+from vit.training.examples import train_example
 
 EXPECTED = Path(__file__).parents[1] / "tests" / "expected" / "drift.json"
 SAMPLES = 128
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         checkpoints = {
             "random": random_checkpoint(folder / "random"),
-            "digits": train_digits(folder / "digits"),
-            "fashion": train_fashion_quick(folder / "fashion"),
+            "digits": train_example("digits", folder / "digits"),
+            "fashion": train_example("fashion-quick", folder / "fashion"),
         }
         found = {
             name: {
@@ -75,7 +76,7 @@ def measure(name: str, checkpoint: Path, out: Path) -> dict[str, float]:
         target="avx2",
         threads=2,
     )
-    export(load_checkpoint(checkpoint), out, options)
+    export(from_checkpoint(load_checkpoint(checkpoint)), out, options)
     return figures(json.loads((out / "report.json").read_text()))
 
 

@@ -1,1 +1,15 @@
-"""The Vision Transformer in PyTorch: model, training, checkpoints."""
+"""The Vision Transformer in PyTorch: model, training, checkpoints.
+
+In reading order:
+
+    config       shape of a model, and the named sizes of the literature
+    model        the paper on one page: patch embedding, attention, MLP, block, ViT
+    adapt        other classes and another resolution for a trained model
+    tensors      safetensors files, read and written whole
+    checkpoint   one file with weights, config, preprocessing, labels and history
+    data/        images to train on, and their batches
+    pretrained/  weights of other projects
+    training/    from a recipe to a checkpoint
+    inspect/     summary, attention maps and plots of a model
+    __main__     python -m vit train | import | summary | plots
+"""

@@ -7,35 +7,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-DONE, FAILED, WRONG_USE = 0, 1, 2
+from runtime.command import run_command
+from runtime.errors import DONE, MissingPackageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     options = parser().parse_args(arguments)
-    # Heavy imports come after the arguments are understood, so that --help is quick.
-    from vit.checkpoint import CheckpointError
-    from vit.config import ConfigError
-    from vit.data import DataError
-    from vit.loop import Interrupted, TrainingError
-    from vit.recipe import RecipeError
 
-    try:
+    def work() -> int:
+        # Each command imports what it needs once the arguments are understood, so that --help is quick.
         command: Callable[[argparse.Namespace], None] = options.command
         command(options)
-    except Interrupted:
-        return complain("stopped; the state is kept: the same command with --resume goes on", FAILED)
-    except (TrainingError, OSError) as error:
-        return complain(error, FAILED)
-    except (CheckpointError, ConfigError, DataError, RecipeError, ValueError) as error:
-        return complain(error, WRONG_USE)
-    except KeyboardInterrupt:
-        return complain("stopped", FAILED)
-    return DONE
+        return DONE
 
-
-def complain(message: object, code: int) -> int:
-    print(f"vit: {message}", file=sys.stderr)
-    return code
+    return run_command("vit", work)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m vit", description="Vision Transformers: train, import, look inside."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    add_train(commands.add_parser("train", help="train on pictures, from nothing or from a checkpoint"))
+    add_train(commands.add_parser("train", help="train on images, from nothing or from a checkpoint"))
     add_import(
         commands.add_parser("import", help="read weights of Hugging Face, timm, torchvision or Google")
     )
@@ -67,7 +53,7 @@ def add_summary(command: argparse.ArgumentParser) -> None:
 def run_summary(options: argparse.Namespace) -> None:
     from vit.checkpoint import load_checkpoint
     from vit.config import SIZES
-    from vit.summary import summary_text
+    from vit.inspect.summary import summary_text
 
     named = SIZES.get(options.model)
     print(summary_text(named or load_checkpoint(options.model).model.config))
@@ -78,22 +64,22 @@ def add_plots(command: argparse.ArgumentParser) -> None:
     command.description = "Draw what a run has learned as PNG and one HTML page, in RUN/plots."
     command.add_argument("run", type=Path, help="a checkpoint or the folder of a run")
     command.add_argument(
-        "--data", help="pictures for confusion, attention and mistakes (their test split, if any)"
+        "--data", help="images for confusion, attention and mistakes (their test split, if any)"
     )
     command.add_argument("--out", type=Path, help="another folder than RUN/plots")
 
 
 def run_plots(options: argparse.Namespace) -> None:
     try:
-        from vit.plots import write_plots
+        from vit.inspect.plots import write_plots
     except ImportError as error:
-        raise ValueError('plots need matplotlib: pip install "vit-edge[train,cpu,plots]"') from error
+        raise MissingPackageError('plots need matplotlib: pip install "vit-edge[train,cpu,plots]"') from error
     from vit.checkpoint import load_checkpoint
-    from vit.start import pictures_to_judge
+    from vit.training.setup import images_to_judge
 
     checkpoint = load_checkpoint(options.run)
-    pictures = pictures_to_judge(options.data, checkpoint.labels) if options.data else None
-    print(write_plots(checkpoint, pictures, options.out or checkpoint.path.parent / "plots"))
+    images = images_to_judge(options.data, checkpoint.labels) if options.data else None
+    print(write_plots(checkpoint, images, options.out or checkpoint.path.parent / "plots"))
 
 
 def add_import(command: argparse.ArgumentParser) -> None:
@@ -108,7 +94,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
 def run_import(options: argparse.Namespace) -> None:
     from vit.checkpoint import save_checkpoint
     from vit.pretrained import read_source
-    from vit.pretrained.source import named_labels
+    from vit.pretrained.load import named_labels
 
     found = read_source(options.source)
     if options.labels:
@@ -126,7 +112,7 @@ def run_import(options: argparse.Namespace) -> None:
 
 def add_train(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_train)
-    command.description = "Train a ViT on pictures and keep the best checkpoint in OUT/model.safetensors."
+    command.description = "Train a ViT on images and keep the best checkpoint in OUT/model.safetensors."
     add = command.add_argument
     add(
         "--data",
@@ -166,7 +152,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         "--teacher", type=Path, help="a checkpoint with the same classes to learn from as well (distillation)"
     )
     add("--epochs", type=int)
-    add("--batch", type=int, help="pictures a step, of all processes together")
+    add("--batch", type=int, help="images a step, of all processes together")
     add("--lr", type=float, help="the highest learning rate")
     add("--seed", type=int)
     add(
@@ -185,8 +171,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
 def run_train(options: argparse.Namespace) -> None:
     import json
 
-    from vit.start import prepare
-    from vit.train import train
+    from vit.training.setup import prepare
+    from vit.training.train import train
 
     run = prepare(options)
     say(f"recipe: {json.dumps(run.recipe.to_dict())}")

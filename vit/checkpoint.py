@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
 from runtime.preprocess import Preprocess
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
+from vit.tensors import CheckpointError, flaw, read_tensors, write_tensors
 
 FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"
 VERSION = 1
 KEY = "vit_edge"
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, or one that is incomplete; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -137,44 +129,3 @@ def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]
 def checkpoint_file(path: Path | str) -> Path:
     path = Path(path)
     return path / FILE_NAME if path.is_dir() or not path.suffix else path
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file aside, flush it to the disk, and rename it into place."""
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    write_atomically(path, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file and its metadata.
-
-    Raises:
-        CheckpointError: when the file is no safetensors file, or is cut off.
-    """
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            # Copied: the file may be replaced while the tensors are in use.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-            return tensors, dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a complete safetensors file ({error}); make or copy it again"
-        ) from error
-
-
-def flaw(error: Exception) -> str:
-    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

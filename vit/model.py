@@ -1,6 +1,6 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), on one page.
 
-Letters in the shape comments: N pictures, T tokens (patches and the class token), D width,
+Letters in the shape comments: N images, T tokens (patches and the class token), D width,
 h heads, d = D / h features a head.
 """
 
@@ -8,8 +8,6 @@ h heads, d = D / h features a head.
 # mypy: disable-error-code="no-any-return, no-untyped-call"
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +37,13 @@ class Normalize(nn.Module):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """Cut the picture into P x P patches and project each one linearly (x_p E in equation 1)."""
+    """Cut the image into P x P patches and project each one linearly (x_p E in equation 1)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return super().forward(pictures).flatten(2).transpose(1, 2)  # (N, T - 1, D)
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).flatten(2).transpose(1, 2)  # (N, T - 1, D)
 
 
 class Attention(nn.Module):
@@ -132,17 +130,6 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
 
-    @classmethod
-    def from_pretrained(cls, source: Path | str) -> ViT:
-        """The model in a folder or file of Hugging Face, timm, torchvision or Google, in evaluation mode.
-
-        Raises:
-            SourceError: for a file that cannot be read, and tensors that are missing, left over or misshapen.
-        """
-        from vit.pretrained import read_source  # which stands on this page
-
-        return read_source(source).model
-
     def features(self, pixels: Tensor) -> Tensor:
         """The class token after the last block, normalised: equation 4. `[N, D]`."""
         patches = self.patch_embedding(self.normalize(pixels))
@@ -174,3 +161,10 @@ def initialize(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight.flatten(1))  # (out, in), the patch embedding's too
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def new_model(config: ViTConfig, seed: int) -> ViT:
+    """A model with first weights that depend on the seed alone, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(config)

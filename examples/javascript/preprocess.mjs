@@ -1,5 +1,5 @@
-// From the pixels of a picture to the pixels that the model takes, as runtime/preprocess.py does it.
-// Pillow's filters are the textbook ones, as wide as the picture shrinks (an HTML canvas does NOT resize so).
+// From the pixels of an image to the pixels that the model takes, as runtime/preprocess.py does it.
+// Pillow's filters are the textbook ones, as wide as the image shrinks (an HTML canvas does NOT resize so).
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
 const cubic = (x) => {
@@ -32,7 +32,7 @@ function weights(before, after, from, to, name) {
   });
 }
 
-/** The part of the picture that the model sees: [left, top, right, bottom]. */
+/** The part of the image that the model sees: [left, top, right, bottom]. */
 function box(width, height, { size: [rows, columns], resize, resize_to }) {
   if (resize === "stretch") return [0, 0, width, height];
   const short = Math.min(width, height);
@@ -54,25 +54,25 @@ function even(value) {
 const byte = (value) => Math.min(255, Math.max(0, Math.floor(value + 0.5)));
 
 /**
- * @param {{width: number, height: number, data: Uint8Array}} picture RGBA, upright
+ * @param {{width: number, height: number, data: Uint8Array}} image RGBA, upright
  * @param {object} spec the `preprocess` of the model's metadata
  * @returns {Uint8Array} height * width * 3 bytes
  */
-export function preprocess(picture, spec) {
+export function preprocess(image, spec) {
   const [rows, columns] = spec.size;
-  const [left, top, right, bottom] = box(picture.width, picture.height, spec);
-  const across = weights(picture.width, columns, left, right, spec.interpolation);
-  const down = weights(picture.height, rows, top, bottom, spec.interpolation);
-  const narrow = new Uint8Array(picture.height * columns * 3);
-  for (let y = 0; y < picture.height; y++)
+  const [left, top, right, bottom] = box(image.width, image.height, spec);
+  const across = weights(image.width, columns, left, right, spec.interpolation);
+  const down = weights(image.height, rows, top, bottom, spec.interpolation);
+  const narrow = new Uint8Array(image.height * columns * 3);
+  for (let y = 0; y < image.height; y++)
     for (let x = 0; x < columns; x++)
       for (let channel = 0; channel < 3; channel++) {
         const [first, values] = across[x];
         let sum = 0;
         for (let i = 0; i < values.length; i++) {
-          const at = 4 * (y * picture.width + first + i);
-          const alpha = picture.data[at + 3];
-          sum += values[i] * Math.round((picture.data[at + channel] * alpha + 255 * (255 - alpha)) / 255);
+          const at = 4 * (y * image.width + first + i);
+          const alpha = image.data[at + 3];
+          sum += values[i] * Math.round((image.data[at + channel] * alpha + 255 * (255 - alpha)) / 255);
         }
         narrow[(y * columns + x) * 3 + channel] = byte(sum);
       }

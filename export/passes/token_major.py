@@ -1,4 +1,4 @@
-"""Tokens before pictures: rows in the order in which attention reads its heads without moving them."""
+"""Tokens before images: rows in the order in which attention reads its heads without moving them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIXELS = (0, 1, 3, 2, 4), (1, 3, 0, 2, 4)  # [N, down, patch, across, patch · 3
 
 
 def tokens_before_batch(model: ir.Model) -> int:
-    """Order the rows token by token, not picture by picture: [T, N, width] in the place of [N, T, width].
+    """Order the rows token by token, not image by image: [T, N, width] in the place of [N, T, width].
 
     Linears do not care for the order of rows. Attention does: one head's rows are then `[T, N · H, d]`
     without any copy, a stride that ONNX Runtime's MatMul reads directly, so that the transposes of query, key
@@ -42,7 +42,7 @@ def tokens_before_batch(model: ir.Model) -> int:
             return 0
         heads += node.op_type == "Transpose" and _rank(node.inputs[0]) == 4
         steps.append(step)
-    if not heads or any(_by_picture(output) for output in model.graph.outputs):
+    if not heads or any(_by_image(output) for output in model.graph.outputs):
         return 0
     for step in steps:
         step()
@@ -50,17 +50,17 @@ def tokens_before_batch(model: ir.Model) -> int:
     return len(steps)
 
 
-def _by_picture(value: ir.Value | None) -> bool:
+def _by_image(value: ir.Value | None) -> bool:
     """[N, T, …] with a known T: the order that this pass is there to change."""
     shape = sizes(value)
     return shape is not None and len(shape) >= 3 and shape[0] is None and None not in shape[1:]
 
 
 def _concerned(node: ir.Node) -> bool:
-    """Whether the node handles tokens by picture, or cuts the pixels into them."""
+    """Whether the node handles tokens by image, or cuts the pixels into them."""
     if node.inputs and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8:
         return node.op_type == "Transpose"
-    return any(_by_picture(value) for value in (*node.inputs, *node.outputs))
+    return any(_by_image(value) for value in (*node.inputs, *node.outputs))
 
 
 def _rank(value: ir.Value | None) -> int:
@@ -100,7 +100,7 @@ def _turned(node: ir.Node, **attributes: int | list[int]) -> None:
         else:
             node.attributes[name] = ir.AttrInt64s(name, value)
     output = node.outputs[0]
-    if (shape := sizes(output)) is not None and _by_picture(output):
+    if (shape := sizes(output)) is not None and _by_image(output):
         output.shape = ir.Shape(_new_shape(shape, heads=_splits_heads(output)))
 
 
@@ -165,7 +165,7 @@ def _cut(node: ir.Node) -> None:
 
 
 def _expand(node: ir.Node) -> Step | None:
-    """The class token for each picture: the shape (N, 1, …) is put together by a Concat."""
+    """The class token for each image: the shape (N, 1, …) is put together by a Concat."""
     shape = node.inputs[1].producer() if node.inputs[1] is not None else None
     if shape is None or shape.op_type != "Concat" or len(shape.inputs) != 3 or _rank(node.outputs[0]) != 3:
         return None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.peers import Bench, build
-from export.environment import target_here
+from export.measure.environment import target_here
 from vit.config import ViTConfig
 from vit.model import ViT
 
@@ -18,8 +18,8 @@ CONFIG = ViTConfig(image_size=(32, 32), patch_size=8, width=64, depth=2, heads=2
 def bench(tmp_path_factory):
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    pictures = [random.integers(0, 256, (1, 32, 32, 3), np.uint8) for _ in range(4)]
-    return Bench(ViT(CONFIG).eval(), pictures, tmp_path_factory.mktemp("peers"), target_here())
+    images = [random.integers(0, 256, (1, 32, 32, 3), np.uint8) for _ in range(4)]
+    return Bench(ViT(CONFIG).eval(), images, tmp_path_factory.mktemp("peers"), target_here())
 
 
 @pytest.fixture(scope="session")

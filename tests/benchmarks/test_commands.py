@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def photos(tmp_path, bench):
-    """A checkpoint, six pictures and their classes."""
+    """A checkpoint, six images and their classes."""
     spec = Preprocess(size=(32, 32))
     save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
     random = np.random.default_rng(0)
@@ -116,24 +116,22 @@ def test_wrong_use_is_one_line_and_status_2(photos, capsys, change, complaint):
     assert captured.out == ""
 
 
-def test_calibration_must_leave_pictures_to_measure_on(photos, capsys):
+def test_calibration_must_leave_images_to_measure_on(photos, capsys):
     assert accuracy.main(arguments(photos, "--calibrate", "6")) == 2
     assert "expected 1 to 5 photos to calibrate with, found 6" in capsys.readouterr().err
 
 
 def test_calibration_and_evaluation_are_apart_and_chosen_by_the_seed(photos):
-    pictures = accuracy.labelled(photos / "photos", photos / "labels.csv", classes=4)
+    images = accuracy.labelled(photos / "photos", photos / "labels.csv", classes=4)
     spec = Preprocess(size=(32, 32))
-    first, again, other = (accuracy.divide(pictures, spec, calibrate=3, seed=seed) for seed in (1, 1, 2))
-    seen = {picture.tobytes() for picture in first.calibration}
+    first, again, other = (accuracy.divide(images, spec, calibrate=3, seed=seed) for seed in (1, 1, 2))
+    seen = {image.tobytes() for image in first.calibration}
     assert len(seen) == 3
-    assert not seen & {picture.tobytes() for picture in first.evaluation}
-    assert seen == {picture.tobytes() for picture in again.calibration}
-    assert seen != {picture.tobytes() for picture in other.calibration}
-    exact = {
-        spec(item).tobytes(): target for item, target in zip(pictures.items, pictures.targets, strict=True)
-    }
-    assert [exact[picture.tobytes()] for picture in first.evaluation] == list(first.targets)
+    assert not seen & {image.tobytes() for image in first.evaluation}
+    assert seen == {image.tobytes() for image in again.calibration}
+    assert seen != {image.tobytes() for image in other.calibration}
+    exact = {spec(item).tobytes(): target for item, target in zip(images.items, images.targets, strict=True)}
+    assert [exact[image.tobytes()] for image in first.evaluation] == list(first.targets)
 
 
 def test_latency_refuses_graphs_that_cannot_be_timed_before_it_builds_anything(

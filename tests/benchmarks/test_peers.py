@@ -12,16 +12,16 @@ import torch
 from benchmarks import peers
 from benchmarks.peers import BASELINE, OURS, REFERENCE, Peer, Skipped, build, extra_graph
 from calibration.drift import sqnr
-from export.torch_onnx import FloatModel
+from export.from_torch import FloatModel
 
 
-def logits(peer, pictures, threads=1):
+def logits(peer, images, threads=1):
     model = peer.open(threads)
-    return np.concatenate([model.run(model.prepare(pixels)) for pixels in pictures])
+    return np.concatenate([model.run(model.prepare(pixels)) for pixels in images])
 
 
 def test_floats_are_the_same_model_and_integers_are_close_to_it(bench, built):
-    found = {peer.name: logits(peer, bench.pictures) for peer in built if isinstance(peer, Peer)}
+    found = {peer.name: logits(peer, bench.images) for peer in built if isinstance(peer, Peer)}
     reference = found[REFERENCE]
     quality = {name: sqnr(reference, values) for name, values in found.items()}
     for name, decibels in quality.items():
@@ -69,8 +69,8 @@ def test_what_is_not_installed_is_said_and_left_out(bench, exported, monkeypatch
 
 
 def test_an_extra_graph_takes_pixels(bench, exported):
-    found = logits(extra_graph(exported, bench.target), bench.pictures)
-    exact = bench.model(torch.from_numpy(np.concatenate(bench.pictures))).detach().numpy()
+    found = logits(extra_graph(exported, bench.target), bench.images)
+    exact = bench.model(torch.from_numpy(np.concatenate(bench.images))).detach().numpy()
     np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
@@ -84,8 +84,8 @@ def test_an_extra_graph_takes_pixels_channels_first(bench, exported, tmp_path):
     model.graph.inputs[0] = turned
     model.graph.insert_before(model.graph[0], node)
     ir.save(model, tmp_path / "turned.onnx")
-    found = logits(extra_graph(tmp_path / "turned.onnx", bench.target), bench.pictures)
-    exact = bench.model(torch.from_numpy(np.concatenate(bench.pictures))).detach().numpy()
+    found = logits(extra_graph(tmp_path / "turned.onnx", bench.target), bench.images)
+    exact = bench.model(torch.from_numpy(np.concatenate(bench.images))).detach().numpy()
     np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_threads_reach_torch(bench):
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
-            logits(peers.Peer("", lambda n: peers._torch(bench.model, n)), bench.pictures[:1], threads)
+            logits(peers.Peer("", lambda n: peers._torch(bench.model, n)), bench.images[:1], threads)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""The runtime's benchmarks measure what they say, on a tiny model and few pictures."""
+"""The runtime's benchmarks measure what they say, on a tiny model and few images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import Image
 
 from benchmarks import decode_drift, throughput
 from export.pipeline import Options, export
-from runtime import Preprocess, find_pictures, read_metadata
+from export.source import from_checkpoint
+from runtime import Preprocess, find_images, read_metadata
 from vit.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def model(bench, photos, tmp_path):
     spec = Preprocess(size=(32, 32))
     save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
     options = Options(quantize=False, calibration=blurred(tmp_path / "others", 1), evaluation=photos)
-    export(load_checkpoint(tmp_path / "run"), tmp_path / "artifacts", options)
+    export(from_checkpoint(load_checkpoint(tmp_path / "run")), tmp_path / "artifacts", options)
     return tmp_path / "artifacts" / "model.onnx"
 
 
@@ -59,7 +60,7 @@ def test_more_noise_is_more_bytes_in_as_many_pixels(photos, tmp_path):
     for noise, quality in ((4, 92), (0, 75)):
         folder = tmp_path / f"{noise}"
         throughput.enlarge(photos, folder, 2, (640, 480), noise=noise, quality=quality)
-        assert [size_of(path) for path in find_pictures(folder)] == [(640, 480)] * 2
+        assert [size_of(path) for path in find_images(folder)] == [(640, 480)] * 2
     assert throughput.mean_megabytes(tmp_path / "4") > 3 * throughput.mean_megabytes(tmp_path / "0")
 
 
@@ -93,15 +94,15 @@ def test_the_peers_run(model, photos, tmp_path, capsys):
     rows = cells(capsys.readouterr().out)
     assert len(rows) == 5
     assert all(float(row[1]) > 0 for row in rows[1:])
-    picture = str(next(find_pictures(photos)))
+    image = str(next(find_images(photos)))
     # From a process of its own: a child's peak memory starts at that of the process it was forked from.
     command = [
         sys.executable,
         "-m",
         "benchmarks.cold_start",
         str(model),
-        "--picture",
-        picture,
+        "--image",
+        image,
         "--rounds",
         "1",
     ]

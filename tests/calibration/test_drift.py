@@ -12,9 +12,9 @@ REFERENCE = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 4.0], [5.0, 0
 
 def test_by_hand() -> None:
     variant = REFERENCE.copy()
-    variant[1] = [0.0, 1.0, 2.0]  # changes the label of the second picture
+    variant[1] = [0.0, 1.0, 2.0]  # changes the label of the second image
     drift = measure_drift(REFERENCE, variant, np.array([0, 1, 2, 1]))
-    assert drift.pictures == 4
+    assert drift.images == 4
     assert drift.agreement == 75.0
     assert (drift.float_top1, drift.top1, drift.top1_drop) == (75.0, 50.0, 25.0)
     assert drift.max_error == 1.0
@@ -46,7 +46,7 @@ def test_sqnr_is_in_decibels(decibels: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (3, 3), (0, 3)])
-def test_other_pictures_are_refused(shape: tuple[int, int]) -> None:
+def test_other_images_are_refused(shape: tuple[int, int]) -> None:
     reference = REFERENCE[: shape[0]] if shape[0] == 0 else REFERENCE
-    with pytest.raises(ValueError, match="expected logits of the same pictures"):
+    with pytest.raises(ValueError, match="expected logits of the same images"):
         measure_drift(reference, np.zeros(shape, np.float32))

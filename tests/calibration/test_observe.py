@@ -1,4 +1,4 @@
-"""What is kept of the calibration pictures: extremes, whatever the batches, and never the tensors."""
+"""What is kept of the calibration images: extremes, whatever the batches, and never the tensors."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def graph(canonical) -> ir.Model:
 
 
 @pytest.fixture
-def pictures(models, pixels_for) -> np.ndarray:
+def images(models, pixels_for) -> np.ndarray:
     return pixels_for(models["plain"].config, count=11)
 
 
-def test_extremes_are_those_of_all_pictures(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_extremes_are_those_of_all_images(graph: ir.Model, images: np.ndarray) -> None:
     names = find_sites(graph).observed()
-    found = observe(graph, names, np.split(pictures, [4, 8]))
+    found = observe(graph, names, np.split(images, [4, 8]))
     session = observing_session(graph, names)
-    tensors = [session.run(names, {"pixels": picture[None]}) for picture in pictures]
+    tensors = [session.run(names, {"pixels": image[None]}) for image in images]
     for index, name in enumerate(names):
         rows = np.concatenate([each[index].reshape(-1, each[index].shape[-1]) for each in tensors])
         np.testing.assert_allclose(found[name].all.low, rows.min(axis=0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[name].all.high, rows.max(axis=0), rtol=1e-5, atol=1e-6)
 
 
-def test_batches_do_not_matter(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_batches_do_not_matter(graph: ir.Model, images: np.ndarray) -> None:
     names = find_sites(graph).observed()
-    one, many = observe(graph, names, [pictures]), observe(graph, names, np.split(pictures, 11))
+    one, many = observe(graph, names, [images]), observe(graph, names, np.split(images, 11))
     for name in names:
         np.testing.assert_array_equal(one[name].all.high, many[name].all.high)
         np.testing.assert_array_equal(one[name].fit.rows, many[name].fit.rows)
 
 
-def test_held_pictures_are_not_fitted(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_held_images_are_not_fitted(graph: ir.Model, images: np.ndarray) -> None:
     names = find_sites(graph).observed()
-    every = observe(graph, names, [pictures])
-    without = observe(graph, names, [pictures[np.arange(11) % 4 != 3]])
+    every = observe(graph, names, [images])
+    without = observe(graph, names, [images[np.arange(11) % 4 != 3]])
     for name in names:
         assert len(every[name].held.rows)
         low = np.minimum(every[name].fit.extremes.low, every[name].held.extremes.low)
@@ -56,15 +56,15 @@ def test_held_pictures_are_not_fitted(graph: ir.Model, pictures: np.ndarray) -> 
     assert any(changed)
 
 
-def test_pictures_are_streamed(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_images_are_streamed(graph: ir.Model, images: np.ndarray) -> None:
     """Batches that were observed are not kept alive."""
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
 
     def feed() -> Iterator[np.ndarray]:
         nonlocal most
-        for picture in pictures:
-            batch = picture[None].copy()
+        for image in images:
+            batch = image[None].copy()
             alive.append(weakref.ref(batch))
             yield batch
             del batch
@@ -78,26 +78,26 @@ def test_pictures_are_streamed(graph: ir.Model, pictures: np.ndarray) -> None:
 
 def test_rows_kept_are_bounded(graph: ir.Model, models, pixels_for) -> None:
     names = find_sites(graph).observed()
-    pictures = pixels_for(models["plain"].config, count=80)
-    few, many = observe(graph, names, [pictures[:60]]), observe(graph, names, [pictures])
+    images = pixels_for(models["plain"].config, count=80)
+    few, many = observe(graph, names, [images[:60]]), observe(graph, names, [images])
     for name in names:
         assert few[name].fit.rows.nbytes <= 768 * few[name].fit.rows.shape[1] * 4
         assert many[name].fit.rows.nbytes <= 768 * many[name].fit.rows.shape[1] * 4
 
 
-def test_no_picture(graph: ir.Model) -> None:
-    with pytest.raises(GraphError, match="expected at least one calibration picture, found none"):
+def test_no_image(graph: ir.Model) -> None:
+    with pytest.raises(GraphError, match="expected at least one calibration image, found none"):
         observe(graph, find_sites(graph).observed(), [])
 
 
-def test_a_tensor_that_is_not_there(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_a_tensor_that_is_not_there(graph: ir.Model, images: np.ndarray) -> None:
     with pytest.raises(GraphError, match="expected a tensor 'nowhere' in the graph"):
-        observe(graph, ["nowhere"], [pictures])
+        observe(graph, ["nowhere"], [images])
 
 
-def test_what_is_not_finite(graph: ir.Model, pictures: np.ndarray) -> None:
+def test_what_is_not_finite(graph: ir.Model, images: np.ndarray) -> None:
     gemm = next(node for node in by_type(graph, "Gemm") if node.name == "blocks.0.mlp.fc1")
     bias = np.full(64, np.inf, np.float32)
     gemm.replace_input_with(2, add_constant(graph.graph, "broken", bias))
-    with pytest.raises(GraphError, match=r"is not finite on the calibration pictures"):
-        observe(graph, find_sites(graph).observed(), [pictures])
+    with pytest.raises(GraphError, match=r"is not finite on the calibration images"):
+        observe(graph, find_sites(graph).observed(), [images])

@@ -25,7 +25,7 @@ def logits(model: ir.Model, pixels: np.ndarray, target: str = "avx2") -> np.ndar
 
 
 @pytest.fixture
-def pictures(models, pixels_for):
+def images(models, pixels_for):
     """Of a model: some to calibrate with and others to measure on."""
 
     def make(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,17 +37,17 @@ def pictures(models, pixels_for):
 
 @pytest.mark.parametrize("name", ["plain", "odd", "rich"])
 @pytest.mark.parametrize("target", ["avx2", "vnni", "arm64"])
-def test_int8_stays_close_on_pictures_that_calibration_did_not_see(name, target, canonical, pictures) -> None:
-    calibration, others = pictures(name)
+def test_int8_stays_close_on_images_that_calibration_did_not_see(name, target, canonical, images) -> None:
+    calibration, others = images(name)
     made = quantize(canonical[name], [calibration], target=target)
     drift = measure_drift(logits(canonical[name], others, "any"), logits(made.model, others, target))
-    # Noise as pictures, weights without any structure: real models and pictures are in tests/drift.
+    # Noise as images, weights without any structure: real models and images are in tests/drift.
     assert drift.sqnr > 20
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "rich"])
-def test_any_batch_gives_the_same_logits(name, canonical, pictures) -> None:
-    calibration, others = pictures(name)
+def test_any_batch_gives_the_same_logits(name, canonical, images) -> None:
+    calibration, others = images(name)
     model = quantize(canonical[name], [calibration], target="avx2").model
     five = logits(model, others[:5])
     ones = np.concatenate([logits(model, others[i : i + 1]) for i in range(5)])
@@ -55,8 +55,8 @@ def test_any_batch_gives_the_same_logits(name, canonical, pictures) -> None:
     np.testing.assert_allclose(five, ones, atol=0.02 * np.abs(five).max())  # float rounding, times one step
 
 
-def test_the_plan_is_all_that_is_needed(canonical, pictures) -> None:
-    calibration, others = pictures("plain")
+def test_the_plan_is_all_that_is_needed(canonical, images) -> None:
+    calibration, others = images("plain")
     made = quantize(canonical["plain"], [calibration], target="avx2")
     read = QuantizationPlan.from_json(made.plan.to_json())
     assert read == made.plan
@@ -64,14 +64,14 @@ def test_the_plan_is_all_that_is_needed(canonical, pictures) -> None:
     np.testing.assert_array_equal(logits(again.model, others), logits(made.model, others))
 
 
-def test_it_repeats(canonical, pictures) -> None:
-    calibration, _ = pictures("plain")
+def test_it_repeats(canonical, images) -> None:
+    calibration, _ = images("plain")
     first, second = (quantize(canonical["plain"], [calibration], target="avx2", threads=1) for _ in range(2))
     assert first.plan.to_json() == second.plan.to_json()
 
 
-def test_layers_can_stay_in_float(canonical, pictures) -> None:
-    calibration, others = pictures("plain")
+def test_layers_can_stay_in_float(canonical, images) -> None:
+    calibration, others = images("plain")
     exact = logits(canonical["plain"], others, "any")
     kept = [f"blocks.{i}.mlp.fc2" for i in range(2)]
     all_int8 = quantize(canonical["plain"], [calibration], target="avx2")
@@ -84,16 +84,16 @@ def test_layers_can_stay_in_float(canonical, pictures) -> None:
     )
 
 
-def test_what_is_to_stay_in_float_must_exist(canonical, pictures) -> None:
-    calibration, _ = pictures("plain")
+def test_what_is_to_stay_in_float_must_exist(canonical, images) -> None:
+    calibration, _ = images("plain")
     with pytest.raises(
         PlanError, match=r"no layer is called blocks.7.mlp.fc2; the graph has: patch_embedding"
     ):
         quantize(canonical["plain"], [calibration], target="avx2", keep_float=["blocks.7.mlp.fc2"])
 
 
-def test_pictures_may_come_from_a_generator(canonical, pictures) -> None:
-    calibration, _ = pictures("plain")
+def test_images_may_come_from_a_generator(canonical, images) -> None:
+    calibration, _ = images("plain")
 
     def feed() -> Iterator[np.ndarray]:
         yield from np.split(calibration, 6)
@@ -103,12 +103,12 @@ def test_pictures_may_come_from_a_generator(canonical, pictures) -> None:
 
 
 def test_nothing_to_calibrate_with(canonical) -> None:
-    with pytest.raises(GraphError, match="at least one calibration picture"):
+    with pytest.raises(GraphError, match="at least one calibration image"):
         quantize(canonical["plain"], [], target="avx2")
 
 
-def test_nothing_to_quantize(canonical, raw_graphs, pictures) -> None:
-    calibration, _ = pictures("plain")
+def test_nothing_to_quantize(canonical, raw_graphs, images) -> None:
+    calibration, _ = images("plain")
     graph = canonical["plain"].clone()
     for node in graph.graph:
         if node.op_type == "Gemm":
@@ -117,8 +117,8 @@ def test_nothing_to_quantize(canonical, raw_graphs, pictures) -> None:
         quantize(graph, [calibration], target="avx2")
 
 
-def test_drift_layer_by_layer(canonical, pictures) -> None:
-    calibration, others = pictures("plain")
+def test_drift_layer_by_layer(canonical, images) -> None:
+    calibration, others = images("plain")
     made = quantize(canonical["plain"], [calibration], target="avx2", keep_float=["patch_embedding"])
     found = layer_drift(canonical["plain"], made.model, made.plan, np.split(others, 4))
     assert list(found) == list(made.plan.linears)
@@ -126,8 +126,8 @@ def test_drift_layer_by_layer(canonical, pictures) -> None:
     assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
 
 
-def test_arm_gets_signed_activations_at_the_same_levels(canonical, pictures) -> None:
-    calibration, others = pictures("plain")
+def test_arm_gets_signed_activations_at_the_same_levels(canonical, images) -> None:
+    calibration, others = images("plain")
     made = quantize(canonical["plain"], [calibration], target="arm64")
     kinds = {n.outputs[0].dtype for n in made.model.graph if n.op_type == "QuantizeLinear"}
     assert kinds == {ir.DataType.INT8}

@@ -23,7 +23,7 @@ def logits(model: ir.Model, pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def pictures(models, pixels_for) -> np.ndarray:
+def images(models, pixels_for) -> np.ndarray:
     return pixels_for(models["plain"].config, count=48, seed=5)
 
 
@@ -41,23 +41,23 @@ def spoiled(plan) -> QuantizationPlan:
     return replace(plan, linears={**plan.linears, SPOILED: wide})
 
 
-def test_a_budget_that_is_met_takes_nothing_back(canonical, plan, pictures) -> None:
-    found = search_plan(canonical["plain"], plan, [pictures], Budget(min_agreement=50))
+def test_a_budget_that_is_met_takes_nothing_back(canonical, plan, images) -> None:
+    found = search_plan(canonical["plain"], plan, [images], Budget(min_agreement=50))
     assert found.returned == ()
     assert found.plan == plan
     assert found.before == found.after
-    assert found.after.pictures == len(pictures)
+    assert found.after.images == len(images)
 
 
-def test_what_hurts_goes_back_to_float(canonical, plan, spoiled, pictures) -> None:
-    exact = logits(canonical["plain"], pictures)
+def test_what_hurts_goes_back_to_float(canonical, plan, spoiled, images) -> None:
+    exact = logits(canonical["plain"], images)
     good, bad = (
-        measure_drift(exact, logits(apply_plan(canonical["plain"], each).model, pictures)).agreement
+        measure_drift(exact, logits(apply_plan(canonical["plain"], each).model, images)).agreement
         for each in (plan, spoiled)
     )
     assert bad < good  # else there is nothing to find
     budget = Budget(min_agreement=good)
-    found = search_plan(canonical["plain"], spoiled, [pictures[:20], pictures[20:]], budget)
+    found = search_plan(canonical["plain"], spoiled, [images[:20], images[20:]], budget)
     assert found.before.agreement == pytest.approx(bad)
     assert not budget.misses(found.after)
     assert SPOILED in [layer.name for layer in found.returned]
@@ -65,36 +65,36 @@ def test_what_hurts_goes_back_to_float(canonical, plan, spoiled, pictures) -> No
     worst = min(found.returned, key=lambda layer: layer.sqnr)
     assert worst.name == SPOILED
     assert set(spoiled.quantized()) - set(found.plan.quantized()) == {each.name for each in found.returned}
-    measured = measure_drift(exact, logits(apply_plan(canonical["plain"], found.plan).model, pictures))
+    measured = measure_drift(exact, logits(apply_plan(canonical["plain"], found.plan).model, images))
     assert measured.agreement == pytest.approx(found.after.agreement)
 
 
-def test_the_share_of_the_cost_is_told(canonical, spoiled, pictures) -> None:
-    found = search_plan(canonical["plain"], spoiled, [pictures], Budget(min_agreement=99))
+def test_the_share_of_the_cost_is_told(canonical, spoiled, images) -> None:
+    found = search_plan(canonical["plain"], spoiled, [images], Budget(min_agreement=99))
     assert 0 < sum(layer.cost for layer in found.returned) <= 0.5
 
 
-def test_top1_is_a_budget_too(canonical, spoiled, pictures) -> None:
-    targets = logits(canonical["plain"], pictures).argmax(axis=1)  # float is right everywhere
+def test_top1_is_a_budget_too(canonical, spoiled, images) -> None:
+    targets = logits(canonical["plain"], images).argmax(axis=1)  # float is right everywhere
     budget = Budget(max_drift=0.0)
-    found = search_plan(canonical["plain"], spoiled, [pictures], budget, targets=targets)
+    found = search_plan(canonical["plain"], spoiled, [images], budget, targets=targets)
     assert found.before.top1_drop is not None
     assert found.after.top1_drop is not None
     assert found.before.top1_drop > 0 >= found.after.top1_drop
 
 
-def test_a_budget_that_cannot_be_met_is_an_error(canonical, plan, pictures) -> None:
-    with pytest.raises(BudgetError, match=r"asked for are 101 on 48 pictures apart.*half of their work"):
-        search_plan(canonical["plain"], plan, [pictures], Budget(min_agreement=101))
+def test_a_budget_that_cannot_be_met_is_an_error(canonical, plan, images) -> None:
+    with pytest.raises(BudgetError, match=r"asked for are 101 on 48 images apart.*half of their work"):
+        search_plan(canonical["plain"], plan, [images], Budget(min_agreement=101))
 
 
-def test_it_repeats_and_reports_each_trial(canonical, spoiled, pictures) -> None:
+def test_it_repeats_and_reports_each_trial(canonical, spoiled, images) -> None:
     steps: list[int] = []
     first, second = (
         search_plan(
             canonical["plain"],
             spoiled,
-            [pictures],
+            [images],
             Budget(min_agreement=99),
             threads=1,
             progress=steps.append,

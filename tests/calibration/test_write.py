@@ -92,7 +92,7 @@ def test_a_gemm_reads_three_integers(canonical) -> None:
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_pixels_lose_nothing(value, canonical, models, logits_of) -> None:
-    """Only the patch embedding in int8: what is left is the rounding of its weights, for any picture."""
+    """Only the patch embedding in int8: what is left is the rounding of its weights, for any image."""
     model, config = canonical["plain"], models["plain"].config
     plan = QuantizationPlan(target="vnni", linears={"patch_embedding": LinearPlan(precision="int8")})
     written = write_plan(model, plan)

@@ -1,4 +1,4 @@
-"""The heart of the matter: what INT8 costs a trained model, on pictures that calibration did not see.
+"""The heart of the matter: what INT8 costs a trained model, on images that calibration did not see.
 
 Every figure is compared both ways with the checked-in one: a rise that nobody can explain is as suspicious as
 a fall. After a change that explains it, `python -m tools.expected_drift` writes the new figures.
@@ -19,7 +19,7 @@ import torch
 from runtime import Classifier
 from tools.expected_drift import EXPECTED, TOLERANCES, figures, measure, random_checkpoint
 from vit.checkpoint import load_checkpoint
-from vit.data import open_pictures
+from vit.data.images import open_images
 
 FIGURES = ("float_top1", "int8_top1", "agreement", "sqnr_db")
 Artifact = Callable[[str], Path]
@@ -72,12 +72,12 @@ def test_expectations_are_complete(expected) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "float_top1", "drop", "agreement"),
+    ("name", "images", "float_top1", "drop", "agreement"),
     [("digits", 360, 97.0, 0.6, 99.0), ("fashion", 2000, 80.0, 0.5, 98.5)],
 )
-def test_promises(name, pictures, float_top1, drop, agreement, artifact: Artifact) -> None:
+def test_promises(name, images, float_top1, drop, agreement, artifact: Artifact) -> None:
     found = report(artifact(name))["models"]["int8"]["drift"]
-    assert found["pictures"] == pictures
+    assert found["images"] == images
     assert found["float_top1"] >= float_top1
     assert found["top1_drop"] <= drop
     assert found["agreement"] >= agreement
@@ -92,14 +92,14 @@ def test_every_linear_runs_in_integers(name: str, artifact: Artifact) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "fashion"])
 def test_float_onnx_is_torch(name: str, artifact: Artifact, request: pytest.FixtureRequest) -> None:
-    """On 100 pictures, within 1e-4 of the logits' scale, through the runtime that the device uses."""
+    """On 100 images, within 1e-4 of the logits' scale, through the runtime that the device uses."""
     checkpoint = load_checkpoint(request.getfixturevalue(f"{name}_checkpoint"))
-    pictures = open_pictures("digits" if name == "digits" else "fashion-mnist", "test")
-    batch = np.stack([checkpoint.preprocess(pictures[i]) for i in range(100)])
+    images = open_images("digits" if name == "digits" else "fashion-mnist", "test")
+    batch = np.stack([checkpoint.preprocess(images[i]) for i in range(100)])
     with torch.inference_mode():
         expected = checkpoint.model(torch.from_numpy(batch)).softmax(-1).numpy()
     classify = Classifier(artifact(name) / "model.onnx", top=10)
-    for row, prediction in zip(expected, (classify(pictures[i]) for i in range(100)), strict=True):
+    for row, prediction in zip(expected, (classify(images[i]) for i in range(100)), strict=True):
         found = {candidate.index: candidate.score for candidate in prediction.top}
         assert prediction.index == row.argmax()
         np.testing.assert_allclose([found[i] for i in range(10)], row, atol=1e-4)
@@ -107,14 +107,14 @@ def test_float_onnx_is_torch(name: str, artifact: Artifact, request: pytest.Fixt
 
 
 def test_the_int8_file_says_on_the_device_what_the_report_says(artifact: Artifact) -> None:
-    """Float and INT8 through the public runtime, picture by picture: the report's top-1 and agreement."""
-    pictures = open_pictures("digits", "test")
+    """Float and INT8 through the public runtime, image by image: the report's top-1 and agreement."""
+    images = open_images("digits", "test")
     labels = {}
     for variant in ("model.onnx", "model.int8.onnx"):
-        results = list(Classifier(artifact("digits") / variant, threads=1).stream(list(pictures.items)))
+        results = list(Classifier(artifact("digits") / variant, threads=1).stream(list(images.items)))
         labels[variant] = np.array([result.prediction.index for result in results])
     found = report(artifact("digits"))["models"]["int8"]["drift"]
-    right = 100 * np.mean(labels["model.int8.onnx"] == pictures.targets)
-    assert right == pytest.approx(found["top1"], abs=0.3)  # one picture may stand on the edge
+    right = 100 * np.mean(labels["model.int8.onnx"] == images.targets)
+    assert right == pytest.approx(found["top1"], abs=0.3)  # one image may stand on the edge
     agreement = 100 * np.mean(labels["model.int8.onnx"] == labels["model.onnx"])
     assert agreement == pytest.approx(found["agreement"], abs=0.3)

@@ -190,7 +190,7 @@ def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         path = folder / f"{name}-{exporter}-{batch}.onnx".replace(" ", "_")
         if not path.exists():
             free = batch == "free"
-            pictures = torch.zeros(2 if free else int(batch), 3, SIDE, SIDE)
+            images = torch.zeros(2 if free else int(batch), 3, SIDE, SIDE)
             names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
                     shapes = ({0: torch.export.Dim("batch")},) if free else None
                     torch.onnx.export(
                         lively(name),
-                        (pictures,),
+                        (images,),
                         path,
                         dynamo=True,
                         dynamic_shapes=shapes,
@@ -209,7 +209,7 @@ def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
                 else:
                     axes = {"input": {0: "batch"}} if free else None
                     torch.onnx.export(
-                        lively(name), (pictures,), path, dynamo=False, dynamic_axes=axes,
+                        lively(name), (images,), path, dynamo=False, dynamic_axes=axes,
                         opset_version=int(exporter), **names
                     )  # fmt: skip
         return path

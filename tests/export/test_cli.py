@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Pictures in folders named as four of the model's classes."""
+    """Images in folders named as four of the model's classes."""
     for digit in range(4):
         folder = tmp_path / "photos" / str(digit)
         folder.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_the_embedded_example(run: Run, digits_checkpoint: Path, tmp_path: Path)
     assert int8[0] == "int8"
     assert float(float32[1]) >= 97
     assert float(float32[1]) - float(int8[1]) <= 0.6
-    assert "360 pictures of digits test" in done.stdout
+    assert "360 images of digits test" in done.stdout
     assert "26 of 26 linears" in done.stdout
     report = json.loads((out / "report.json").read_text())
     assert set(report["models"]) == {"float32", "int8"}
@@ -120,11 +120,11 @@ def test_a_budget_is_searched_for_and_told(run: Run, checkpoint: Path, photos: P
     done = run(checkpoint, "--quantize", "--calibration", photos, "--min-agreement", 1, "--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(
-        r"^budget: met with every planned layer in int8, on \d+ pictures apart$", done.stdout, re.M
+        r"^budget: met with every planned layer in int8, on \d+ images apart$", done.stdout, re.M
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["search"]["returned_to_float"] == []
-    used = (report["calibration"]["pictures"], report["search"]["pictures"], report["evaluation"]["pictures"])
+    used = (report["calibration"]["images"], report["search"]["images"], report["evaluation"]["images"])
     assert min(used) > 0
     assert sum(used) == len(list(photos.rglob("*.jpg")))
 
@@ -138,7 +138,7 @@ def test_a_budget_that_cannot_be_met_leaves_the_old_files(
     failed = run(*common, "--min-agreement", 101)
     assert failed.returncode == 1
     assert re.fullmatch(
-        r"export: int8 drifts beyond the limit: agreement is .* asked for are 101 on \d+ pictures apart, "
+        r"export: int8 drifts beyond the limit: agreement is .* asked for are 101 on \d+ images apart, "
         r"even with .* back in float; furthest from float: .*Nothing was written; .*\n",
         failed.stderr,
     )
@@ -156,9 +156,7 @@ def test_float_alone(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -
     assert Classifier(tmp_path / "out" / "model.onnx")(photos / "0" / "0.jpg").label in "0123456789"
 
 
-def test_loose_pictures_measure_without_top1(
-    run: Run, checkpoint: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_loose_images_measure_without_top1(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     loose.mkdir()
     for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
@@ -168,7 +166,7 @@ def test_loose_pictures_measure_without_top1(
     assert done.stdout.splitlines()[2].split()[:2] == ["int8", "-"]
     drift = json.loads((tmp_path / "out" / "report.json").read_text())["models"]["int8"]["drift"]
     assert drift["top1"] is None
-    assert drift["pictures"] == 10
+    assert drift["images"] == 10
 
 
 def break_nothing(photos: Path, checkpoint: Path) -> None:
@@ -176,7 +174,7 @@ def break_nothing(photos: Path, checkpoint: Path) -> None:
 
 
 def text_file(photos: Path, checkpoint: Path) -> None:
-    (photos / "2" / "0.jpg").write_text("this is no picture")
+    (photos / "2" / "0.jpg").write_text("this is no image")
 
 
 def truncated_jpeg(photos: Path, checkpoint: Path) -> None:
@@ -212,7 +210,7 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             "nowhere: no checkpoint here; .*python -m vit",
         ),
         (break_nothing, ["c.safetensors", "--calibration", "nowhere"], 2, "nowhere: no such file or folder"),
-        (break_nothing, ["c.safetensors"], 2, "found none given; add --calibration PICTURES"),
+        (break_nothing, ["c.safetensors"], 2, "found none given; add --calibration IMAGES"),
         (
             break_nothing,
             ["photos/0/0.jpg", "--calibration", "photos"],
@@ -225,12 +223,12 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             2,
             "c.safetensors: not a complete .* again",
         ),
-        (empty_folder, ["c.safetensors", "--calibration", "photos"], 2, "photos: no pictures here; expected"),
+        (empty_folder, ["c.safetensors", "--calibration", "photos"], 2, "photos: no images here; expected"),
         (
             empty_class,
             ["c.safetensors", "--calibration", "photos"],
             2,
-            "photos/5: a class folder without pictures",
+            "photos/5: a class folder without images",
         ),
         (
             other_classes,
@@ -242,13 +240,13 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             text_file,
             ["c.safetensors", "--calibration", "photos"],
             2,
-            "photos/2/0.jpg: .*; repair the picture or",
+            "photos/2/0.jpg: .*; repair the image or",
         ),
         (
             truncated_jpeg,
             ["c.safetensors", "--calibration", "photos"],
             2,
-            "photos/2/0.jpg: .*; repair the picture or",
+            "photos/2/0.jpg: .*; repair the image or",
         ),
         (
             break_nothing,
@@ -304,12 +302,12 @@ def test_wrong_arguments(arguments: list[str], run: Run) -> None:
 # At a chosen moment, the process gets a real signal from itself: the moment is the same on any machine.
 SIGNALLED = """
 import os, signal, sys
-import export.files, export.report_html
+import export.files, export.report.html
 from export.__main__ import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 module, name, signal_name, calls = sys.argv[1:5]
-target = {"files": export.files.os, "report": export.report_html}[module]
+target = {"files": export.files.os, "report": export.report.html}[module]
 original, count = getattr(target, name), 0
 
 def signalled(*arguments):

@@ -11,9 +11,10 @@ import pytest
 
 from export.__main__ import unfinished
 from export.example import example_checkpoint
-from vit import examples, state
+from runtime.errors import Interrupted
 from vit.checkpoint import FILE_NAME, load_checkpoint
-from vit.loop import Interrupted
+from vit.training import examples
+from vit.training import resume as state
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Train until `after` epochs have closed, then stop as Ctrl-C does."""
-    from vit import loop
+    from vit.training import loop
 
     close = loop.Loop._close_epoch
 

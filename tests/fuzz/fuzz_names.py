@@ -15,10 +15,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports():
+    from runtime.batch.output import Done, Lines, _keep_whole_lines
+    from runtime.batch.sorting import Sorter, folder_names
     from runtime.classifier import Result
-    from runtime.files import find_pictures
-    from runtime.output import Done, Lines, _keep_whole_lines
-    from runtime.sorting import Sorter, folder_names
+    from runtime.files import find_images
     from runtime.text import printable
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-names-"))
@@ -26,10 +26,10 @@ ROOT = Path(tempfile.mkdtemp(prefix="fuzz-names-"))
 
 def one_input(data: bytes) -> None:
     root = ROOT / "round"
-    (root / "pictures").mkdir(parents=True)
+    (root / "images").mkdir(parents=True)
     try:
-        made = make_pictures(root / "pictures", data.split(b"\0")[:8])
-        found = list(find_pictures(root / "pictures"))
+        made = make_images(root / "images", data.split(b"\0")[:8])
+        found = list(find_images(root / "images"))
         assert sorted(found) == sorted(made), (found, made)
         for name in ("x.jsonl", "x.csv"):
             check_output(root / name, found)
@@ -39,7 +39,7 @@ def one_input(data: bytes) -> None:
         shutil.rmtree(root)
 
 
-def make_pictures(folder: Path, names: list[bytes]) -> set[Path]:
+def make_images(folder: Path, names: list[bytes]) -> set[Path]:
     made = set()
     for name in names:
         path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name.strip(b"/.") + b".png"))

@@ -1,4 +1,4 @@
-"""A model small enough to be made in a test: it averages the picture and names its strongest channel."""
+"""A model small enough to be made in a test: it averages the image and names its strongest channel."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def new_python(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with a red, a green and a blue picture, one below another folder, and two that are broken."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """A folder with a red, a green and a blue image, one below another folder, and two that are broken."""
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     Image.new("RGB", (40, 30), (250, 10, 10)).save(folder / "a.png")
     Image.new("RGB", (30, 40), (10, 250, 10)).save(folder / "b.jpg")
     Image.new("RGB", (50, 50), (10, 10, 250)).save(folder / "deeper" / "c.png")
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     (folder / "notes.txt").write_text("not meant to be one")
     return folder

@@ -3,7 +3,7 @@
     python tests/runtime/make_golden.py
 
 Pillow's filters are the textbook ones: each output pixel is the weighted mean of the input pixels around its
-centre, the filter as wide as the picture shrinks, rows and columns one after the other. "crop" is written
+centre, the filter as wide as the image shrinks, rows and columns one after the other. "crop" is written
 here the way torchvision does it, resize first and cut afterwards, where the runtime does both in one step.
 """
 
@@ -19,18 +19,18 @@ import numpy as np
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CASES: list[dict[str, Any]] = [
-    {"picture": [61, 47], "size": [16, 12], "resize": "stretch", "resize_to": None, "interpolation": name}
+    {"image": [61, 47], "size": [16, 12], "resize": "stretch", "resize_to": None, "interpolation": name}
     for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 ] + [
-    {"picture": [9, 7], "size": [16, 12], "resize": "stretch", "resize_to": None, "interpolation": "bicubic"},
-    {"picture": [61, 47], "size": [14, 14], "resize": "crop", "resize_to": 16, "interpolation": "bicubic"},
-    {"picture": [47, 90], "size": [14, 14], "resize": "crop", "resize_to": 16, "interpolation": "bilinear"},
-    {"picture": [61, 47], "size": [8, 20], "resize": "crop", "resize_to": None, "interpolation": "bilinear"},
-    {"picture": [3, 80], "size": [8, 8], "resize": "crop", "resize_to": 10, "interpolation": "lanczos"},
+    {"image": [9, 7], "size": [16, 12], "resize": "stretch", "resize_to": None, "interpolation": "bicubic"},
+    {"image": [61, 47], "size": [14, 14], "resize": "crop", "resize_to": 16, "interpolation": "bicubic"},
+    {"image": [47, 90], "size": [14, 14], "resize": "crop", "resize_to": 16, "interpolation": "bilinear"},
+    {"image": [61, 47], "size": [8, 20], "resize": "crop", "resize_to": None, "interpolation": "bilinear"},
+    {"image": [3, 80], "size": [8, 8], "resize": "crop", "resize_to": 10, "interpolation": "lanczos"},
 ]
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     """A uint8 [height, width, 3] pattern with smooth parts and hard edges."""
     y, x, channel = np.meshgrid(range(height), range(width), range(3), indexing="ij")
     smooth = (4 * x + 3 * y + 60 * channel) % 256
@@ -118,7 +118,7 @@ def preprocess(pixels: np.ndarray, case: dict[str, Any]) -> np.ndarray:
 def main() -> str:
     """The text of golden.json."""
     results = [
-        {**case, "pixels": np.rint(preprocess(picture(*case["picture"]), case)).astype(int).ravel().tolist()}
+        {**case, "pixels": np.rint(preprocess(image(*case["image"]), case)).astype(int).ravel().tolist()}
         for case in CASES
     ]
     return "[\n" + ",\n".join(json.dumps(result) for result in results) + "\n]\n"

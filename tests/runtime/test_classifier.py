@@ -23,7 +23,7 @@ from onnx import helper
 from PIL import Image
 
 import runtime
-from runtime import ArtifactError, Classifier, PictureError, Preprocess, Result
+from runtime import ArtifactError, Classifier, ImageError, Preprocess, Result
 
 MakeModel = Callable[..., Path]
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
@@ -42,8 +42,8 @@ def classify(model: Path) -> Iterator[Classifier]:
 def test_public_names() -> None:
     assert runtime.__all__ == sorted(runtime.__all__)
     assert set(runtime.__all__) == {
-        "ArtifactError", "Candidate", "Classifier", "DeviceError", "Metadata", "ModelInfo", "PictureError",
-        "Prediction", "Preprocess", "Result", "available_devices", "find_pictures", "read_metadata",
+        "ArtifactError", "Candidate", "Classifier", "DeviceError", "Metadata", "ModelInfo", "ImageError",
+        "Prediction", "Preprocess", "Result", "available_devices", "find_images", "read_metadata",
     }  # fmt: skip
     for name in runtime.__all__:
         assert getattr(runtime, name).__name__ == name
@@ -92,30 +92,28 @@ def test_info(model: Path, classify: Classifier) -> None:
     assert "red" not in repr(info)  # a thousand labels are no help in a log
 
 
-def test_a_broken_picture_raises_alone_and_is_a_value_in_a_stream(
-    classify: Classifier, pictures: Path
-) -> None:
-    with pytest.raises(PictureError, match="empty"):
-        classify(pictures / "empty.jpg")
-    results = list(classify.stream(runtime.find_pictures(pictures)))
-    assert [result.picture.name for result in results] == ["a.png", "b.jpg", "c.png", "empty.jpg", "text.png"]
+def test_a_broken_image_raises_alone_and_is_a_value_in_a_stream(classify: Classifier, images: Path) -> None:
+    with pytest.raises(ImageError, match="empty"):
+        classify(images / "empty.jpg")
+    results = list(classify.stream(runtime.find_images(images)))
+    assert [result.image.name for result in results] == ["a.png", "b.jpg", "c.png", "empty.jpg", "text.png"]
     assert [result.prediction and result.prediction.label for result in results] == [
         "red", "green", "blue", None, None,
     ]  # fmt: skip
     assert [result.error for result in results[:3]] == [None] * 3
     assert "empty" in (results[3].error or "")
-    assert "no picture" in (results[4].error or "")
+    assert "no image" in (results[4].error or "")
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_a_stream_keeps_order_whatever_the_batch(classify: Classifier, batch: int) -> None:
     colours = [list(COLOURS)[i * i % 3] for i in range(30)]
-    pictures: list[np.ndarray | bytes] = [frame(colour) for colour in colours]
-    pictures[7] = b"broken"
-    results = list(classify.stream(pictures, workers=3, batch=batch))
-    assert [result.picture for result in results] == pictures
+    images: list[np.ndarray | bytes] = [frame(colour) for colour in colours]
+    images[7] = b"broken"
+    results = list(classify.stream(images, workers=3, batch=batch))
+    assert [result.image for result in results] == images
     for result, colour in zip(results, colours, strict=True):
-        if isinstance(result.picture, bytes):
+        if isinstance(result.image, bytes):
             assert result.prediction is None
         else:
             assert result.prediction == classify(frame(colour))
@@ -123,14 +121,14 @@ def test_a_stream_keeps_order_whatever_the_batch(classify: Classifier, batch: in
 
 def test_a_stream_without_order_gives_all(classify: Classifier) -> None:
     slow = np.zeros((3000, 3000, 3), np.uint8)
-    pictures = [slow] + [frame("blue")] * 20
-    results = list(classify.stream(pictures, workers=2, ordered=False))
+    images = [slow] + [frame("blue")] * 20
+    results = list(classify.stream(images, workers=2, ordered=False))
     assert len(results) == 21
-    assert sum(result.picture is slow for result in results) == 1
-    assert results[0].picture is not slow
+    assert sum(result.image is slow for result in results) == 1
+    assert results[0].image is not slow
 
 
-def test_a_stream_takes_pictures_a_few_ahead_and_no_more(classify: Classifier) -> None:
+def test_a_stream_takes_images_a_few_ahead_and_no_more(classify: Classifier) -> None:
     taken = itertools.count()
 
     def endless() -> Iterator[np.ndarray]:
@@ -146,7 +144,7 @@ def test_a_stream_takes_pictures_a_few_ahead_and_no_more(classify: Classifier) -
     assert not [t for t in threading.enumerate() if t.name.startswith("runtime")]
 
 
-def test_an_error_of_the_pictures_iterator_ends_the_stream(classify: Classifier) -> None:
+def test_an_error_of_the_images_iterator_ends_the_stream(classify: Classifier) -> None:
     def failing() -> Iterator[np.ndarray]:
         yield frame("red")
         raise KeyError("the camera")
@@ -155,7 +153,7 @@ def test_an_error_of_the_pictures_iterator_ends_the_stream(classify: Classifier)
         list(classify.stream(failing()))
 
 
-def test_an_answer_that_is_not_finite_is_a_failure_of_that_picture(make_model: MakeModel) -> None:
+def test_an_answer_that_is_not_finite_is_a_failure_of_that_image(make_model: MakeModel) -> None:
     path = make_model()
     proto = onnx.load(path)
     proto.graph.node[-1].output[0] = "finite"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runtime.sorting import Sorter, folder_names
+from runtime.batch.sorting import Sorter, folder_names
 
 MakeModel = Callable[..., Path]
 FIELDS = ["path", "label", "index", "score", "top", "error"]
@@ -48,35 +48,35 @@ def wrong_use(*arguments: Any) -> str:
     return lines[0]
 
 
-def test_a_folder_gives_a_line_a_picture(model: Path, pictures: Path) -> None:
-    done = run(model, pictures, "--top", "2")
+def test_a_folder_gives_a_line_a_image(model: Path, images: Path) -> None:
+    done = run(model, images, "--top", "2")
     assert done.returncode == 1
     records = parse(done.stdout)
     assert [list(record) for record in records] == [FIELDS] * 5
     assert [record["label"] for record in records] == ["red", "green", "blue", None, None]
     first = records[0]
-    assert first["path"] == str(pictures / "a.png")
+    assert first["path"] == str(images / "a.png")
     assert first["index"] == 0
     assert first["top"][0] == {"label": "red", "index": 0, "score": first["score"]}
     assert len(first["top"]) == 2
     assert first["error"] is None
     assert "empty" in records[3]["error"]
     summary = done.stderr.decode()
-    assert "5 pictures" in summary
+    assert "5 images" in summary
     assert "2 failed" in summary
     assert "empty.jpg: it is empty" in summary
     assert "\r" not in summary  # no progress bar where there is no terminal
 
 
-def test_all_is_well(model: Path, pictures: Path) -> None:
-    done = run(model, pictures / "a.png", pictures / "deeper")
+def test_all_is_well(model: Path, images: Path) -> None:
+    done = run(model, images / "a.png", images / "deeper")
     assert done.returncode == 0
     assert [record["label"] for record in parse(done.stdout)] == ["red", "blue"]
 
 
-def test_csv_holds_the_same(model: Path, pictures: Path, tmp_path: Path) -> None:
-    lines = parse(run(model, pictures).stdout)
-    assert run(model, pictures, "--output", tmp_path / "x.csv").stdout == b""
+def test_csv_holds_the_same(model: Path, images: Path, tmp_path: Path) -> None:
+    lines = parse(run(model, images).stdout)
+    assert run(model, images, "--output", tmp_path / "x.csv").stdout == b""
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [list(row) for row in rows] == [FIELDS] * 5
@@ -84,20 +84,20 @@ def test_csv_holds_the_same(model: Path, pictures: Path, tmp_path: Path) -> None
         assert row["path"] == line["path"]
         assert row["label"] == (line["label"] or "")
         assert (json.loads(row["top"]) if row["top"] else None) == line["top"]
-    assert run(model, pictures, "--format", "csv").stdout == (tmp_path / "x.csv").read_bytes()
+    assert run(model, images, "--format", "csv").stdout == (tmp_path / "x.csv").read_bytes()
 
 
-def test_paths_on_standard_input(model: Path, pictures: Path) -> None:
-    names = f"{pictures / 'a.png'}\n\n{pictures / 'deeper'}".encode()
+def test_paths_on_standard_input(model: Path, images: Path) -> None:
+    names = f"{images / 'a.png'}\n\n{images / 'deeper'}".encode()
     assert [r["label"] for r in parse(run(model, "-", stdin=names).stdout)] == ["red", "blue"]
-    newline = pictures / "new\nline.png"
-    shutil.copy(pictures / "a.png", newline)
+    newline = images / "new\nline.png"
+    shutil.copy(images / "a.png", newline)
     done = run(model, "-", "--null", stdin=os.fsencode(newline) + b"\0")
     assert parse(done.stdout)[0]["path"] == str(newline)
-    assert run(model, "-", stdin=b"/no/such/picture.jpg\n").returncode == 1
+    assert run(model, "-", stdin=b"/no/such/image.jpg\n").returncode == 1
 
 
-def test_odd_names(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_odd_names(model: Path, images: Path, tmp_path: Path) -> None:
     odd = [
         b"carriage\rreturn.png",  # found by fuzzing: csv quoted the newline only
         b"new\nline.png",
@@ -107,7 +107,7 @@ def test_odd_names(model: Path, pictures: Path, tmp_path: Path) -> None:
         b'quo"te,.png',
     ]
     for name in odd:
-        shutil.copy(pictures / "a.png", tmp_path / os.fsdecode(b"odd-" + name))
+        shutil.copy(images / "a.png", tmp_path / os.fsdecode(b"odd-" + name))
     wanted = sorted(str(path) for path in tmp_path.glob("odd-*"))
     done = run(model, *wanted)
     assert done.returncode == 0
@@ -117,25 +117,25 @@ def test_odd_names(model: Path, pictures: Path, tmp_path: Path) -> None:
     assert run(model, *wanted, "--output", out).returncode == 0
     with out.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert sorted(row["path"] for row in csv.DictReader(file)) == wanted
-    assert "0 pictures" in run(model, *wanted, "--output", out, "--resume").stderr.decode()
+    assert "0 images" in run(model, *wanted, "--output", out, "--resume").stderr.decode()
 
 
-def test_wrong_use_is_one_line_and_exit_2(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_one_line_and_exit_2(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(model.read_bytes()[:100])
-    assert "no such model file" in wrong_use(tmp_path / "no.onnx", pictures)
-    assert "not an ONNX model" in wrong_use(pictures / "notes.txt", pictures)
-    assert "damaged" in wrong_use(cut, pictures)
-    assert "no such picture" in wrong_use(model, pictures, tmp_path / "missing.jpg")
-    assert "no pictures in" in wrong_use(model, tmp_path / "nothing")
-    assert "--output" in wrong_use(model, pictures, "--resume")
-    assert "--sort-into" in wrong_use(model, pictures, "--copy")
-    assert "make it first" in wrong_use(model, pictures, "--output", tmp_path / "no" / "x.jsonl")
-    assert "SHA-256" in wrong_use(model, pictures, "--sha256", "00")
-    assert "no cuda" in wrong_use(model, pictures, "--device", "cuda")
+    assert "no such model file" in wrong_use(tmp_path / "no.onnx", images)
+    assert "not an ONNX model" in wrong_use(images / "notes.txt", images)
+    assert "damaged" in wrong_use(cut, images)
+    assert "no such image" in wrong_use(model, images, tmp_path / "missing.jpg")
+    assert "no images in" in wrong_use(model, tmp_path / "nothing")
+    assert "--output" in wrong_use(model, images, "--resume")
+    assert "--sort-into" in wrong_use(model, images, "--copy")
+    assert "make it first" in wrong_use(model, images, "--output", tmp_path / "no" / "x.jsonl")
+    assert "SHA-256" in wrong_use(model, images, "--sha256", "00")
+    assert "no cuda" in wrong_use(model, images, "--device", "cuda")
     assert run().returncode == 2
-    assert run(model, pictures, "--workers", "0").returncode == 2
+    assert run(model, images, "--workers", "0").returncode == 2
 
 
 def test_help_is_enough() -> None:
@@ -145,24 +145,24 @@ def test_help_is_enough() -> None:
         assert word in done.stdout
 
 
-def test_an_output_that_is_there_is_not_lost(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_there_is_not_lost(model: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
-    run(model, pictures, "--output", out)
+    run(model, images, "--output", out)
     before = out.read_bytes()
-    assert "--overwrite" in wrong_use(model, pictures, "--output", out)
+    assert "--overwrite" in wrong_use(model, images, "--output", out)
     assert out.read_bytes() == before
-    assert run(model, pictures / "a.png", "--output", out, "--overwrite").returncode == 0
+    assert run(model, images / "a.png", "--output", out, "--overwrite").returncode == 0
     assert len(parse(out.read_bytes())) == 1
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
-def test_resume_from_anywhere(model: Path, pictures: Path, tmp_path: Path, name: str) -> None:
+def test_resume_from_anywhere(model: Path, images: Path, tmp_path: Path, name: str) -> None:
     """Cut the output anywhere: going on gives the very same file."""
     from runtime.__main__ import main
 
-    shutil.copy(pictures / "a.png", pictures / "new\nline.png")
+    shutil.copy(images / "a.png", images / "new\nline.png")
     out = tmp_path / name
-    command = [str(model), str(pictures), str(pictures / "a.png"), "--output", str(out)]  # a.png comes twice
+    command = [str(model), str(images), str(images / "a.png"), "--output", str(out)]  # a.png comes twice
     assert main(command) == 1
     whole = out.read_bytes()
     ends = {at + step for at, byte in enumerate(whole) if byte in b'\n"' for step in (0, 1)}
@@ -172,17 +172,17 @@ def test_resume_from_anywhere(model: Path, pictures: Path, tmp_path: Path, name:
         assert out.read_bytes() == whole, length
 
 
-def test_resume_sees_new_pictures_and_keeps_its_hands_off_what_is_not_its_own(
-    model: Path, make_model: MakeModel, pictures: Path, tmp_path: Path
+def test_resume_sees_new_images_and_keeps_its_hands_off_what_is_not_its_own(
+    model: Path, make_model: MakeModel, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "x.jsonl"
-    command = (model, pictures, "--output", out, "--resume")
+    command = (model, images, "--output", out, "--resume")
     run(*command)  # nothing to resume: a beginning
-    shutil.copy(pictures / "b.jpg", pictures / "aa.jpg")
+    shutil.copy(images / "b.jpg", images / "aa.jpg")
     done = run(*command)
-    assert "1 pictures" in done.stderr.decode()
+    assert "1 images" in done.stderr.decode()
     assert "5 were done before" in done.stderr.decode()
-    assert parse(out.read_bytes())[-1]["path"] == str(pictures / "aa.jpg")
+    assert parse(out.read_bytes())[-1]["path"] == str(images / "aa.jpg")
 
     damaged = b"x" * 100 + out.read_bytes() + b"\n" * 2**22
     out.write_bytes(damaged)
@@ -194,12 +194,12 @@ def test_resume_sees_new_pictures_and_keeps_its_hands_off_what_is_not_its_own(
     assert "cannot be resumed" in wrong_use(*command)
 
 
-def test_killed_and_resumed(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed(model: Path, images: Path, tmp_path: Path) -> None:
     for number in range(150):
-        shutil.copy(pictures / "b.jpg", pictures / f"more-{number:03}.jpg")
+        shutil.copy(images / "b.jpg", images / f"more-{number:03}.jpg")
     out, whole = tmp_path / "x.jsonl", tmp_path / "whole.jsonl"
-    run(model, pictures, "--output", whole)
-    command = [sys.executable, "-m", "runtime", model, pictures, "--output", out, "--resume"]
+    run(model, images, "--output", whole)
+    command = [sys.executable, "-m", "runtime", model, images, "--output", out, "--resume"]
     for _ in range(3):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         before = out.stat().st_size if out.exists() else 0
@@ -212,11 +212,11 @@ def test_killed_and_resumed(model: Path, pictures: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
-def test_ctrl_c_ends_cleanly(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_cleanly(model: Path, images: Path, tmp_path: Path) -> None:
     for number in range(400):
-        shutil.copy(pictures / "b.jpg", pictures / f"more-{number:03}.jpg")
+        shutil.copy(images / "b.jpg", images / f"more-{number:03}.jpg")
     out = tmp_path / "x.jsonl"
-    command = [sys.executable, "-m", "runtime", model, pictures, "--output", out]
+    command = [sys.executable, "-m", "runtime", model, images, "--output", out]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -234,9 +234,9 @@ def test_ctrl_c_ends_cleanly(model: Path, pictures: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_says_so(model: Path, pictures: Path) -> None:
+def test_a_full_disk_says_so(model: Path, images: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        command = [sys.executable, "-m", "runtime", model, pictures]
+        command = [sys.executable, "-m", "runtime", model, images]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
     assert done.returncode == 1
     assert b"the disk is full" in done.stderr
@@ -244,28 +244,28 @@ def test_a_full_disk_says_so(model: Path, pictures: Path) -> None:
     assert b"Exception ignored" not in done.stderr
 
 
-def test_a_reader_that_goes_away(model: Path, pictures: Path) -> None:
-    command = f"'{sys.executable}' -m runtime '{model}' '{pictures}' '{pictures}' | head -n 1"
+def test_a_reader_that_goes_away(model: Path, images: Path) -> None:
+    command = f"'{sys.executable}' -m runtime '{model}' '{images}' '{images}' | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=60)
     assert len(done.stdout.splitlines()) == 1
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
 
 
-def test_without_order_all_the_same(model: Path, pictures: Path) -> None:
+def test_without_order_all_the_same(model: Path, images: Path) -> None:
     ordered, unordered = (
-        run(model, pictures, *extra).stdout for extra in ([], ["--unordered", "--workers", "3"])
+        run(model, images, *extra).stdout for extra in ([], ["--unordered", "--workers", "3"])
     )
     assert sorted(ordered.splitlines()) == sorted(unordered.splitlines())
 
 
 @pytest.mark.parametrize("way", [[], ["--copy"]])
-def test_sorting(model: Path, pictures: Path, way: list[str]) -> None:
-    shutil.copy(pictures / "a.png", pictures / "deeper" / "a.png")
-    Image.new("RGB", (9, 9), "red").save(pictures / "a.gif")
-    target = pictures / "sorted"
+def test_sorting(model: Path, images: Path, way: list[str]) -> None:
+    shutil.copy(images / "a.png", images / "deeper" / "a.png")
+    Image.new("RGB", (9, 9), "red").save(images / "a.gif")
+    target = images / "sorted"
     for _ in range(2):  # again, with the sorted ones inside the folder that is walked: nothing changes
-        done = run(model, pictures, "--sort-into", target, *way)
+        done = run(model, images, "--sort-into", target, *way)
         assert len(parse(done.stdout)) == 7
         found = {folder.name: sorted(p.name for p in folder.iterdir()) for folder in target.iterdir()}
         assert found["green"] == ["b.jpg"]
@@ -276,7 +276,7 @@ def test_sorting(model: Path, pictures: Path, way: list[str]) -> None:
         assert set(found) == {"red", "green", "blue"}
     link = target / "green" / "b.jpg"
     assert link.is_symlink() == (not way)
-    assert link.read_bytes() == (pictures / "b.jpg").read_bytes()
+    assert link.read_bytes() == (images / "b.jpg").read_bytes()
 
 
 def test_labels_make_harmless_folders(tmp_path: Path) -> None:
@@ -284,22 +284,22 @@ def test_labels_make_harmless_folders(tmp_path: Path) -> None:
     names = folder_names(labels)
     assert len({name.casefold() for name in names}) == len(labels)
     root = tmp_path / "sorted"
-    picture = tmp_path / "p.png"
-    Image.new("RGB", (1, 1)).save(picture)
+    image = tmp_path / "p.png"
+    Image.new("RGB", (1, 1)).save(image)
     sorter = Sorter(root, labels, copy=False)
     for index in range(len(labels)):
-        place = sorter.put(picture, index)
-        assert place.resolve() == picture
+        place = sorter.put(image, index)
+        assert place.resolve() == image
         assert place.parent.parent == root
         assert place.parent.name not in (".", "..", "")
     assert names[-1] == "häuschen"
     assert names[0] == "crane [0]"
 
 
-def test_progress_on_a_terminal(model: Path, pictures: Path) -> None:
+def test_progress_on_a_terminal(model: Path, images: Path) -> None:
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "runtime", model, pictures]
+    command = [sys.executable, "-m", "runtime", model, images]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=slave)
     os.close(slave)
     seen = b""
@@ -311,5 +311,5 @@ def test_progress_on_a_terminal(model: Path, pictures: Path) -> None:
     finally:
         os.close(master)
     assert process.wait(30) == 1
-    assert b"of 5 pictures" in seen
+    assert b"of 5 images" in seen
     assert b"left" in seen

@@ -1,4 +1,4 @@
-"""Pictures that others made to trip readers up, and turned photos; `make borrow` fetches both."""
+"""Images that others made to trip readers up, and turned photos; `make borrow` fetches both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime import Classifier, Preprocess
 
 ROOT = Path(__file__).parents[2]
 UNCLEAR = re.compile(r"Errno|decoder error|\w(Error|Exception)\b|0x[0-9a-f]+|^.{0,12}$|\n")
-SUMMARY = re.compile(r"[\d,]+ pictures in |\s+[\d,]+  |   failed  |      and  ")
+SUMMARY = re.compile(r"[\d,]+ images in |\s+[\d,]+  |   failed  |      and  ")
 WITH_PEAK = """
 import pathlib, resource, subprocess, sys
 subprocess.run(sys.argv[2:])
@@ -36,12 +36,12 @@ STORED_FOR = {  # what a camera stores for each orientation: the inverse of how 
 
 
 def collection(name: str) -> Path:
-    """A folder of pictures that others made; where it is not there the test is skipped, and says so."""
+    """A folder of images that others made; where it is not there the test is skipped, and says so."""
     folder = ROOT / "data" / name
     return folder if folder.is_dir() else pytest.skip(f"needs data/{name}: make borrow")
 
 
-def test_every_picture_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Path, tmp_path: Path) -> None:
+def test_every_image_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Path, tmp_path: Path) -> None:
     folder = collection("pillow-images")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     peak = tmp_path / "peak"

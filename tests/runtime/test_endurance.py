@@ -1,4 +1,4 @@
-"""What only shows after long use: memory that grows, pictures lost or done twice. Slow: -m slow runs them."""
+"""What only shows after long use: memory that grows, images lost or done twice. Slow: -m slow runs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime import Classifier
 pytestmark = pytest.mark.slow
 
 
-def mixed_pictures(folder: Path) -> list[Path]:
+def mixed_images(folder: Path) -> list[Path]:
     rng = np.random.default_rng(0)
     folder.mkdir()
     sizes = [(20, 30), (90, 40), (33, 250), (400, 300), (300, 400), (64, 64), (1, 500), (640, 480)]
@@ -30,9 +30,9 @@ def mixed_pictures(folder: Path) -> list[Path]:
 
 def test_memory_over_50_000_classifications(model: Path, tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")
-    pictures = mixed_pictures(tmp_path / "mixed")
+    images = mixed_images(tmp_path / "mixed")
     classify = Classifier(model, threads=1)
-    results = classify.stream(itertools.islice(itertools.cycle(pictures), 50_000), workers=4)
+    results = classify.stream(itertools.islice(itertools.cycle(images), 50_000), workers=4)
     sizes = []
     for number, _ in enumerate(results, start=1):
         if number % 1000 == 0:
@@ -44,10 +44,10 @@ def test_memory_over_50_000_classifications(model: Path, tmp_path: Path) -> None
 
 
 def test_twenty_kills_lose_nothing_and_repeat_nothing(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    pictures = mixed_pictures(folder)
+    folder = tmp_path / "images"
+    images = mixed_images(folder)
     for number in range(600):
-        (folder / f"link-{number:04}{pictures[number % 9].suffix}").symlink_to(pictures[number % 9])
+        (folder / f"link-{number:04}{images[number % 9].suffix}").symlink_to(images[number % 9])
     command = [sys.executable, "-m", "runtime", model, folder, "--workers", "2", "--output"]
     whole = tmp_path / "whole.jsonl"
     assert subprocess.run([*command, whole], capture_output=True).returncode == 1

@@ -31,13 +31,11 @@ def run(*command: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_script(model: Path, pictures: Path) -> None:
-    lines = run(
-        sys.executable, EXAMPLES / "classify.py", model, pictures / "a.png", pictures / "text.png"
-    ).stdout
+def test_script(model: Path, images: Path) -> None:
+    lines = run(sys.executable, EXAMPLES / "classify.py", model, images / "a.png", images / "text.png").stdout
     assert "float32 model of 3 classes on cpu" in lines
-    assert f"{pictures / 'a.png'}: red (" in lines
-    assert "it is no picture" in lines
+    assert f"{images / 'a.png'}: red (" in lines
+    assert "it is no image" in lines
 
 
 def test_webcam(model: Path) -> None:
@@ -86,11 +84,11 @@ def post(port: int, body: bytes | Iterator[bytes], **headers: str) -> tuple[int,
     return answer.status, content
 
 
-def test_http_service(service: int, pictures: Path) -> None:
-    status, answer = post(service, (pictures / "b.jpg").read_bytes())
+def test_http_service(service: int, images: Path) -> None:
+    status, answer = post(service, (images / "b.jpg").read_bytes())
     assert (status, answer["label"]) == (200, "green")
     assert len(answer["top"]) == 3
-    assert post(service, b"not a picture")[0] == 422
+    assert post(service, b"not an image")[0] == 422
     assert post(service, b"")[0] == 422
 
 
@@ -110,7 +108,7 @@ def test_http_service_refuses_ten_gigabytes_at_once(service: int) -> None:
     assert "at most" in answer["error"]
 
 
-def test_http_service_stands_slow_clients(service: int, pictures: Path) -> None:
+def test_http_service_stands_slow_clients(service: int, images: Path) -> None:
     answers: list[bytes] = []
 
     def dawdle() -> None:
@@ -122,7 +120,7 @@ def test_http_service_stands_slow_clients(service: int, pictures: Path) -> None:
     for thread in slow:
         thread.start()
     began = time.monotonic()
-    assert post(service, (pictures / "a.png").read_bytes())[0] == 200
+    assert post(service, (images / "a.png").read_bytes())[0] == 200
     assert time.monotonic() - began < 1.5
     for thread in slow:
         thread.join(20)
@@ -160,9 +158,9 @@ def test_javascript_gives_the_same_labels(
         assert answer["score"] == pytest.approx(prediction.score, abs=0.02)
 
 
-def test_javascript_reads_transparency_and_refuses_strangers(model: Path, pictures: Path) -> None:
-    (answer,) = classify_in_javascript(model, pictures / "a.png")
+def test_javascript_reads_transparency_and_refuses_strangers(model: Path, images: Path) -> None:
+    (answer,) = classify_in_javascript(model, images / "a.png")
     assert answer["label"] == "red"
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        classify_in_javascript(pictures / "notes.txt", pictures / "a.png")
+        classify_in_javascript(images / "notes.txt", images / "a.png")
     assert "ONNX" in caught.value.stderr

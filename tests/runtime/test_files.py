@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime import find_pictures
-from runtime.files import picture_suffixes
+from runtime import find_images
+from runtime.files import image_suffixes
 
 
 def names(root: Path, **options: Path) -> list[str]:
-    return [str(path.relative_to(root)) for path in find_pictures(root, **options)]
+    return [str(path.relative_to(root)) for path in find_images(root, **options)]
 
 
 def test_walk(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_walk(tmp_path: Path) -> None:
 def test_what_is_named_is_given(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     missing = tmp_path / "missing.jpg"
-    assert list(find_pictures([tmp_path / "notes.txt", str(missing)])) == [tmp_path / "notes.txt", missing]
-    assert list(find_pictures(str(missing))) == [missing]
+    assert list(find_images([tmp_path / "notes.txt", str(missing)])) == [tmp_path / "notes.txt", missing]
+    assert list(find_images(str(missing))) == [missing]
 
 
 def test_no_loop_catches_the_walk(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_a_folder_that_cannot_be_listed_is_given_itself(
 def test_names_that_are_not_text(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff\n.png"
     Path(os.fsdecode(name)).touch()
-    assert [os.fsencode(path) for path in find_pictures(tmp_path)] == [name]
+    assert [os.fsencode(path) for path in find_images(tmp_path)] == [name]
 
 
 def test_suffixes() -> None:
-    assert {".jpg", ".png", ".webp", ".avif", ".gif", ".tif", ".heic"} <= picture_suffixes()
-    assert not {".pdf", ".eps", ".txt", ".mpg", ".h5"} & picture_suffixes()
+    assert {".jpg", ".png", ".webp", ".avif", ".gif", ".tif", ".heic"} <= image_suffixes()
+    assert not {".pdf", ".eps", ".txt", ".mpg", ".h5"} & image_suffixes()

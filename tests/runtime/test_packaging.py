@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [page for page in (ROOT / "README.md", ROOT / "docs" / "runtime.md") if page.is_file()]
 
 
-def test_the_folder_alone_is_enough(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_folder_alone_is_enough(model: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(
         ROOT / "runtime", tmp_path / "device" / "runtime", ignore=shutil.ignore_patterns("__pycache__")
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     script = "import runtime; print(runtime.__file__)"
-    for command, code in (([script], 0), ([None, model, pictures / "a.png"], 0)):
+    for command, code in (([script], 0), ([None, model, images / "a.png"], 0)):
         arguments = ["-c", script] if command[0] else ["-m", "runtime", *map(str, command[1:])]
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -60,11 +60,11 @@ def test_every_line_of_python_in_the_pages_runs(
             exec(compile(block, str(page), "exec"), names)
 
 
-def test_what_an_app_loads_is_under_a_thousand_lines_of_code(model: Path, pictures: Path) -> None:
+def test_what_an_app_loads_is_under_a_thousand_lines_of_code(model: Path, images: Path) -> None:
     """All that the public names need and nothing of the command line, whose modules stay out."""
     script = (
         "import sys, json\nfrom runtime import *\n"
-        f"assert Classifier({str(model)!r})({str(pictures / 'a.png')!r}).label == 'red'\n"
+        f"assert Classifier({str(model)!r})({str(images / 'a.png')!r}).label == 'red'\n"
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'runtime']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -89,7 +89,7 @@ def lines_of_code(path: Path) -> int:
 
 @pytest.mark.slow
 def test_the_wheel_in_an_empty_environment(
-    model: Path, pictures: Path, tmp_path: Path, new_python: Path
+    model: Path, images: Path, tmp_path: Path, new_python: Path
 ) -> None:
     """What `pip install "vit-edge[cpu]"` puts on a device: it works, and is under 250 MB."""
     source = tmp_path / "source"  # a copy: building leaves files behind
@@ -102,7 +102,7 @@ def test_the_wheel_in_an_empty_environment(
     print(f"\n{megabytes:.0f} MB installed")
     assert megabytes < 250
     done = subprocess.run(
-        [new_python, "-m", "runtime", model, pictures / "a.png"], cwd=tmp_path, capture_output=True, text=True
+        [new_python, "-m", "runtime", model, images / "a.png"], cwd=tmp_path, capture_output=True, text=True
     )
     assert json.loads(done.stdout)["label"] == "red"
 

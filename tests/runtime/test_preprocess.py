@@ -1,4 +1,4 @@
-"""The one preprocessing: against golden values, and against everything that a picture file can be."""
+"""The one preprocessing: against golden values, and against everything that an image file can be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import PictureError, Preprocess
+from runtime import ImageError, Preprocess
 from runtime.decode import MAX_PIXELS, decoded
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def test_golden_file_is_what_its_script_writes() -> None:
     assert (HERE / "golden.json").read_text() == load_golden_maker().main()
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['picture']}-{c['resize']}-{c['interpolation']}")
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['image']}-{c['resize']}-{c['interpolation']}")
 def test_golden_values(case: dict[str, Any]) -> None:
     spec = Preprocess(
         size=tuple(case["size"]),
@@ -53,7 +53,7 @@ def test_golden_values(case: dict[str, Any]) -> None:
         resize_to=case["resize_to"],
         interpolation=case["interpolation"],
     )
-    pixels = spec(load_golden_maker().picture(*case["picture"]))
+    pixels = spec(load_golden_maker().image(*case["image"]))
     expected = np.array(case["pixels"]).reshape(*case["size"], 3)
     assert pixels.dtype == np.uint8
     difference = np.abs(pixels.astype(int) - expected)
@@ -76,7 +76,7 @@ def test_a_frame_of_the_right_size_is_not_changed() -> None:
 
 
 def test_path_string_bytes_image_and_array_agree(tmp_path: Path) -> None:
-    image = Image.fromarray(load_golden_maker().picture(50, 70))
+    image = Image.fromarray(load_golden_maker().image(50, 70))
     path = tmp_path / "p.png"
     image.save(path)
     spec = Preprocess(size=(20, 20), interpolation="bicubic")
@@ -95,8 +95,8 @@ def test_an_image_of_the_caller_stays_usable(tmp_path: Path) -> None:
         assert image.getpixel((5, 5)) is not None
 
 
-def test_eight_orientations_are_one_picture() -> None:
-    upright = Image.fromarray(load_golden_maker().picture(48, 64))
+def test_eight_orientations_are_one_image() -> None:
+    upright = Image.fromarray(load_golden_maker().image(48, 64))
     turned = {  # what a camera stores for each orientation: the inverse of how it is to be shown
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -194,17 +194,17 @@ def test_draft_decodes_large_jpegs_smaller_and_small_ones_fully() -> None:
     assert np.array_equal(*(Preprocess(size=(64, 64), decode=way)(small) for way in ("full", "draft")))
 
 
-def failure(picture: Any, **limits: int) -> str:
-    with pytest.raises(PictureError) as caught:
-        Preprocess(size=(8, 8))(picture, **limits)
+def failure(image: Any, **limits: int) -> str:
+    with pytest.raises(ImageError) as caught:
+        Preprocess(size=(8, 8))(image, **limits)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_failures_say_what_is_wrong(tmp_path: Path) -> None:
-    jpeg = encoded(Image.fromarray(load_golden_maker().picture(64, 64)), "JPEG")
+    jpeg = encoded(Image.fromarray(load_golden_maker().image(64, 64)), "JPEG")
     assert "empty" in failure(b"")
-    assert "no picture" in failure(b"not a picture, but text")
+    assert "no image" in failure(b"not an image, but text")
     assert "truncated" in failure(jpeg[: len(jpeg) // 2])
     assert "folder" in failure(tmp_path)
     assert "No such file" in failure(tmp_path / "nothing.jpg")
@@ -230,8 +230,8 @@ def test_sockets_and_pipes_are_refused_and_do_not_block(
     os.mkfifo("pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
-        assert "not a picture" in failure("pipe.jpg")
-        assert "not a picture" in failure("socket.jpg")
+        assert "not an image" in failure("pipe.jpg")
+        assert "not an image" in failure("socket.jpg")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
@@ -245,14 +245,14 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("kept", [600, None], ids=["cut off", "whole"])
-def test_the_pixels_of_a_large_picture_go_before_the_next_one_is_decoded(kept: int | None) -> None:
+def test_the_pixels_of_a_large_image_go_before_the_next_one_is_decoded(kept: int | None) -> None:
     """However long a failure, whose frames refer to it, is kept: two at a time can take a gibibyte."""
     seen, failures = [], []
     data = encoded(Image.new("RGB", (5000, 4000)), "BMP")[:kept]
     try:
         with decoded(data, max_pixels=MAX_PIXELS, exif=True, draft_edge=None) as image:
             seen.append(image)
-    except PictureError as error:
+    except ImageError as error:
         failures.append(error)
     assert len(failures) == (kept is not None)
     images = [each for each in gc.get_objects() if issubclass(type(each), Image.Image)]
@@ -317,11 +317,11 @@ def test_missing_field() -> None:
 @given(st.data())
 def test_damaged_files_fail_cleanly(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]))
-    content = bytearray(encoded(Image.fromarray(load_golden_maker().picture(24, 24)), form))
+    content = bytearray(encoded(Image.fromarray(load_golden_maker().image(24, 24)), form))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
         pixels = Preprocess(size=(8, 8))(bytes(content), max_pixels=1_000_000)
-    except PictureError:
+    except ImageError:
         return
     assert pixels.shape == (8, 8, 3)

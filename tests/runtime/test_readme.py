@@ -51,12 +51,12 @@ def test_it_fits_on_a_page(blocks: list[str]) -> None:
 
 
 def test_every_line_runs(
-    blocks: list[str], make_model: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blocks: list[str], make_model: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model("model.int8.onnx")
     Image.new("RGB", (60, 40), "green").save(tmp_path / "photo.jpg")
     (tmp_path / "broken.jpg").write_bytes(b"")
-    pictures.rename(tmp_path / "holiday")
+    images.rename(tmp_path / "holiday")
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     for number, block in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""A model that was trained, exported and quantised, on pictures that neither training nor calibration saw."""
+"""A model that was trained, exported and quantised, on images that neither training nor calibration saw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from runtime import Classifier, read_metadata
-from vit.data import Pictures, open_pictures
+from vit.data.images import Images, open_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,11 +27,11 @@ def artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Pictures:
-    return open_pictures("digits", "test")
+def digits() -> Images:
+    return open_images("digits", "test")
 
 
-def test_a_stream_of_held_out_digits(artifacts: Path, digits: Pictures) -> None:
+def test_a_stream_of_held_out_digits(artifacts: Path, digits: Images) -> None:
     assert digits.targets is not None
     classify = Classifier(artifacts)
     assert classify.info.variant == "int8"
@@ -50,7 +50,7 @@ def test_a_stream_of_held_out_digits(artifacts: Path, digits: Pictures) -> None:
 
 
 def test_the_command_line_and_javascript_agree_with_python(
-    artifacts: Path, digits: Pictures, tmp_path: Path
+    artifacts: Path, digits: Images, tmp_path: Path
 ) -> None:
     for number, item in enumerate(digits.items[:30]):
         Image.fromarray(np.asarray(item)).save(tmp_path / f"{number:02}.png")
@@ -71,7 +71,7 @@ def test_the_command_line_and_javascript_agree_with_python(
 
 @pytest.mark.slow
 def test_openvino_gives_the_answers_of_the_cpu(
-    artifacts: Path, digits: Pictures, tmp_path: Path, new_python: Path
+    artifacts: Path, digits: Images, tmp_path: Path, new_python: Path
 ) -> None:
     """In an environment of its own: onnxruntime-openvino and onnxruntime overwrite each other."""
     packages = ["numpy", "pillow", "onnxruntime-openvino"]
@@ -96,12 +96,12 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from runtime import Classifier
-pictures, found = np.load(sys.argv[2]), {}
+images, found = np.load(sys.argv[2]), {}
 for device in ("openvino", "cpu"):
     for name in ("model.onnx", "model.int8.onnx"):
         classify = Classifier(Path(sys.argv[1], name), device=device)
         assert classify.info.device == device
-        answers = [result.prediction for result in classify.stream(list(pictures))]
+        answers = [result.prediction for result in classify.stream(list(images))]
         labels, scores = [a.label for a in answers], [a.score for a in answers]
         found.setdefault(device, {})[name] = {"labels": labels, "scores": scores}
 print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Small models, pictures and runs that the tests of this room share."""
+"""Small models, images and runs that the tests of this room share."""
 
 from pathlib import Path
 

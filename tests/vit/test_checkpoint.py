@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.checkpoint import KEY, CheckpointError, load_checkpoint, save_checkpoint
+from vit.checkpoint import KEY, load_checkpoint, save_checkpoint
+from vit.tensors import CheckpointError
 
 
 @pytest.fixture

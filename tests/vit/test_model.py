@@ -31,12 +31,12 @@ def by_hand(model: ViT, pixels: torch.Tensor) -> torch.Tensor:
     """Equations 1 to 8 of the paper, a patch and a head at a time."""
     config, w = model.config, model.state_dict()
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    pictures = (pixels.float() / 255 - mean) / std
+    images = (pixels.float() / 255 - mean) / std
     p, d = config.patch_size, config.width // config.heads
     rows = []
-    for picture in pictures:
+    for image in images:
         patches = [
-            picture[r * p : (r + 1) * p, c * p : (c + 1) * p].permute(2, 0, 1).flatten()
+            image[r * p : (r + 1) * p, c * p : (c + 1) * p].permute(2, 0, 1).flatten()
             for r in range(config.grid[0])
             for c in range(config.grid[1])
         ]

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit.checkpoint import CheckpointError, read_tensors
+from runtime.errors import InputError
+from vit.tensors import CheckpointError, read_tensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model.safetensors.index.json"
 WRAPPERS = ("model", "state_dict", "model_state", "teacher")  # under which training scripts store the weights
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """Weights that cannot be read or do not fit; the message says which and what was expected."""
 
 

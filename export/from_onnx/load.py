@@ -1,0 +1,129 @@
+"""A float ViT from elsewhere, as ONNX, in the form that quantises well."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from calibration.graph import Array, GraphError, sizes
+from export.canonical import OUTPUT, FloatModel
+from export.from_onnx.canonicalize import canonicalize_foreign
+from export.from_onnx.file import parse, read_bytes, standard
+from export.from_onnx.spec import ForeignError, Spec
+from runtime.preprocess import Preprocess
+from runtime.session import open_session
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A foreign float model in canonical form, beside the original that it must equal."""
+
+    exported: FloatModel
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    path: Path
+    digest: str  # SHA-256 of the .onnx file
+    float_layers: tuple[str, ...]  # products of a constant weight that no pass made quantisable
+    original: ir.Model = field(repr=False)
+    spec: Spec = field(repr=False)
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        return open_session(ir.to_proto(self.original).SerializeToString(), device="cpu")
+
+    def reference(self, pixels: Array) -> Array:
+        """The logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
+        (taken,) = self._session.get_inputs()
+        scaled = (pixels.astype(np.float64) / 255 - self.spec.mean) / self.spec.std
+        images = scaled.astype(np.float32)
+        if taken.shape[1] == 3 or taken.shape[3] != 3:
+            images = images.transpose(0, 3, 1, 2)
+        size = taken.shape[0] if isinstance(taken.shape[0], int) else len(images)
+        found = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            feed = {taken.name: np.ascontiguousarray(padded)}
+            found.append(self._session.run([OUTPUT], feed)[0][: len(part)])
+        return np.concatenate(found)
+
+
+def load(path: Path, spec: Spec) -> ForeignModel:
+    """Read a float ONNX classifier and bring it into the form that quantises well.
+
+    Args:
+        path: the .onnx file; its external data, if any, must lie in the same folder.
+        spec: what the model wants to see.
+
+    Raises:
+        ForeignError: for a file that is no float image classifier with one input.
+    """
+    data = read_bytes(path)
+    original = standard(parse(data, path), path)
+    _expect_classifier(original, path)
+    canonical = original.clone()
+    try:
+        passes = canonicalize_foreign(canonical, size=spec.preprocess.size, mean=spec.mean, std=spec.std)
+    except GraphError as error:
+        raise ForeignError(f"{path}: {error}") from error
+    labels = _named(canonical, spec, path)
+    digest = hashlib.sha256(data).hexdigest()
+    return ForeignModel(
+        FloatModel(canonical, passes),
+        spec.preprocess,
+        labels,
+        path,
+        digest,
+        float_layers(canonical),
+        original,
+        spec,
+    )
+
+
+def float_layers(model: ir.Model) -> tuple[str, ...]:
+    """The layers with constant weights that are no plain Gemm, and so stay float: a Conv, an Einsum …"""
+    names = []
+    for node in model.graph:
+        weights = [value for value in node.inputs[1:] if value is not None and value.const_value is not None]
+        heavy = node.op_type in ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "Attention")
+        if heavy or (node.op_type == "MatMul" and weights):
+            names.append(f"{node.name} ({node.op_type})")
+    return tuple(names)
+
+
+def _expect_classifier(model: ir.Model, path: Path) -> None:
+    """One float32 input of images; one output of logits, which is called so from here on."""
+    inputs = model.graph.inputs
+    if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
+        listed = ", ".join(f"{value.name} ({value.dtype}, {value.shape})" for value in inputs)
+        raise ForeignError(f"{path}: expected one input of float32 images, found {listed or 'none'}")
+    outputs = list(model.graph.outputs)
+    named = [value for value in outputs if value.name == OUTPUT]
+    flat = [value for value in outputs if (shape := sizes(value)) is None or len(shape) == 2]
+    chosen = named or flat
+    if len(chosen) != 1:
+        listed = ", ".join(f"{value.name} {value.shape}" for value in outputs)
+        raise ForeignError(
+            f"{path}: expected one output [N, classes] or one called {OUTPUT!r}, found {listed}"
+        )
+    model.graph.outputs[:] = chosen
+    chosen[0].name = OUTPUT
+
+
+def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:
+    shape = sizes(model.graph.outputs[0])
+    if shape is None or len(shape) != 2 or shape[1] is None:
+        raise ForeignError(f"{path}: expected logits [N, classes], found an output of shape {shape}")
+    if spec.labels is None:
+        return tuple(map(str, range(shape[1])))
+    if len(spec.labels) != shape[1]:
+        raise ForeignError(
+            f"{path}: the model has {shape[1]} classes, the description {len(spec.labels)} labels"
+        )
+    return spec.labels

@@ -1,0 +1,57 @@
+"""A model that takes normalised floats → the same model taking raw pixels, its normalisation in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.graph import GraphError, add_constant, insert, replace, sizes, tidy
+from export.passes.pixels import PIXELS
+
+OUTPUT = "logits"
+
+
+def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
+    """Input float [N, 3, H, W] (or [N, H, W, 3]) → `pixels` uint8 [N, H, W, 3], then normalised.
+
+    Args:
+        mean, std: of each channel, for pixels scaled to 0..1, as every library writes them.
+
+    Raises:
+        GraphError: when the input is no batch of colour images.
+    """
+    (old,) = model.graph.inputs
+    shape = sizes(old)
+    if shape is None or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise GraphError(
+            f"expected an input of colour images, [N, 3, H, W] or [N, H, W, 3], found {old.name!r} of "
+            f"shape {shape}"
+        )
+    first = next(iter(model.graph))
+    channels_last = shape[3] == 3
+    height, width = shape[1:3] if channels_last else shape[2:]
+    pixels = ir.Value(
+        name=PIXELS if old.name != PIXELS else f"{PIXELS}.raw",
+        shape=ir.Shape(["batch" if shape[0] is None else shape[0], height, width, 3]),
+        type=ir.TensorType(ir.DataType.UINT8),
+    )
+    model.graph.inputs[:] = [pixels]
+    raw = [shape[0], height, width, 3]
+    value = insert(first, "Cast", [pixels], name=f"{PIXELS}.float", shape=raw, to=ir.DataType.FLOAT)
+    for op_type, name, numbers in (("Sub", "mean", mean), ("Div", "std", std)):
+        operand = add_constant(model.graph, f"normalize.{name}", 255 * np.asarray(numbers, np.float32))
+        value = insert(first, op_type, [value, operand], name=f"normalize.{name}.apply", shape=raw)
+    if not channels_last:
+        channels_first = [shape[0], 3, height, width]
+        value = insert(
+            first, "Transpose", [value], name=f"{PIXELS}.channels", shape=channels_first, perm=[0, 3, 1, 2]
+        )
+    if old.is_graph_output():
+        raise GraphError(f"expected a model, found the input {old.name!r} as its output")
+    replace(old, value)
+    if pixels.name != PIXELS:
+        pixels.name, old.name = PIXELS, f"{PIXELS}.replaced"
+    tidy(model)
+    return 1

@@ -1,0 +1,118 @@
+"""Which images calibrate and which measure; never the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vit.data.images import DataError, Images, Split, open_images, split_images, splits_of
+
+SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
+
+
+@dataclass(frozen=True)
+class ExportImages:
+    """Disjoint sets: to calibrate, to measure with for the report, and to search a plan with."""
+
+    calibration: Images
+    evaluation: Images
+    note: str  # where the evaluation images came from, for the report
+    search: Images | None = None
+
+
+def labelled_as(images: Images, labels: tuple[str, ...]) -> Images:
+    """The same images with the model's own class indices; without classes when they are loose.
+
+    Raises:
+        DataError: when the folders' classes are not the model's.
+    """
+    if images.targets is None or images.labels is None:
+        return replace(images, targets=None, labels=None)
+    if images.labels == labels:
+        return images
+    if unknown := [label for label in images.labels if label not in labels]:
+        raise DataError(
+            f"{images.name}: the class {unknown[0]!r} ({len(images.labels)} classes) is not one of the "
+            f"model's {len(labels)} labels; give folders named as the model's classes, or loose images"
+        )
+    index = np.array([labels.index(label) for label in images.labels], np.int64)
+    return replace(images, targets=index[images.targets], labels=labels)
+
+
+def choose_images(
+    calibration: str | Path,
+    evaluation: str | Path | None,
+    *,
+    samples: int,
+    evaluation_samples: int | None,
+    search: bool = False,
+    seed: int = 0,
+) -> ExportImages:
+    """Open the sources; without an evaluation source, measure on what calibration is not given.
+
+    Args:
+        samples: how many images calibrate; at most half of them where the same source also measures.
+        evaluation_samples: how many images measure at most; None for all.
+        search: whether a plan is searched for, which takes images of its own from the calibration source:
+            what is left of it, or a quarter when nothing would be.
+
+    Raises:
+        DataError: for a source without images, or too few to share out.
+    """
+    own_splits = splits_of(calibration)
+    pool = open_images(calibration, "train" if "train" in own_splits else "all")
+    held_out: tuple[Split, ...] = ("test", "val")
+    measured_on = next((split for split in held_out if split in own_splits), None)
+    if evaluation is not None:
+        splits = splits_of(evaluation)
+        split: Split = next((each for each in held_out if each in splits), "all")
+        measure, note = open_images(evaluation, split), "images of their own"
+    elif measured_on is not None and "train" in own_splits:
+        measure, note = open_images(calibration, measured_on), f"the {measured_on} split of the same source"
+    else:
+        if len(pool) < 2:
+            raise DataError(f"{pool.name}: one image cannot both calibrate and measure; give at least two")
+        samples = min(samples, len(pool) // 2)
+        pool, measure = split_images(pool, 1 - samples / len(pool), seed)
+        note = "the images of the same source that calibration was not given"
+    searched = None
+    if search:
+        if len(pool) < 2:
+            raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
+        share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
+        pool, searched = split_images(pool, share, seed + 1)
+        if not len(searched):
+            raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
+        searched = sample(searched, min(len(searched), SEARCH_IMAGES), seed)
+    calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
+    if evaluation_samples is not None and len(measure) > evaluation_samples:
+        measure = sample(measure, evaluation_samples, seed)
+    for used in (calibrate, searched):
+        if used is not None:
+            _must_not_overlap(used, measure)
+    return ExportImages(calibrate, measure, note, searched)
+
+
+def sample(images: Images, count: int, seed: int) -> Images:
+    """`count` images at random, the classes in turn so that each is seen."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(images))
+    if images.targets is not None:
+        # Rank within the class first: all first images of each class, then all second ones, …
+        rank = np.zeros(len(order), np.int64)
+        for target in np.unique(images.targets):
+            members = np.flatnonzero(images.targets[order] == target)
+            rank[members] = np.arange(len(members))
+        order = order[np.argsort(rank, kind="stable")]
+    return images.subset(np.sort(order[:count]))
+
+
+def _must_not_overlap(calibration: Images, evaluation: Images) -> None:
+    files = {item.resolve() for item in calibration.items if isinstance(item, Path)}
+    shared = [item for item in evaluation.items if isinstance(item, Path) and item.resolve() in files]
+    if shared:
+        raise DataError(
+            f"{shared[0]}: calibrates and measures ({len(shared)} such images); give --evaluate other images"
+        )

@@ -1,0 +1,69 @@
+"""Run a model over images: the logits, and the time of one image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from calibration.graph import Array
+from runtime.preprocess import Preprocess
+from vit.data.images import DataError, Images
+
+BATCH = 8  # images a run; a CPU gains nothing from more
+
+
+def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Iterator[Array]:
+    """The images as `uint8 [N, H, W, 3]`, decoded as they are asked for.
+
+    Raises:
+        DataError: naming the image that cannot be read.
+    """
+    for start in range(0, len(images), size):
+        yield np.stack([_pixels(images, i, preprocess) for i in range(start, min(start + size, len(images)))])
+
+
+def _pixels(images: Images, index: int, preprocess: Preprocess) -> Array:
+    try:
+        return preprocess(images[index])
+    except (ValueError, OSError) as error:
+        raise DataError(f"{images.describe(index)}: {error}; repair the image or take it out") from error
+
+
+Progress = Callable[[int], object]
+
+
+def no_progress(done: int) -> None:
+    """For who wants no progress shown."""
+
+
+def all_logits(
+    sessions: Sequence[ort.InferenceSession],
+    images: Images,
+    preprocess: Preprocess,
+    progress: Progress = no_progress,
+) -> list[Array]:
+    """The logits of each session, `float32 [images, classes]`; each image is decoded once."""
+    found: list[list[Array]] = [[] for _ in sessions]
+    for batch in batches(images, preprocess):
+        for session, rows in zip(sessions, found, strict=True):
+            rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
+        progress(len(batch))
+    return [np.concatenate(rows) for rows in found]
+
+
+def latencies(
+    sessions: Mapping[str, ort.InferenceSession], image: Array, *, runs: int = 15
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of one image `uint8 [1, H, W, 3]`, the sessions in turn: noise meets all alike."""
+    feeds = {name: {session.get_inputs()[0].name: image} for name, session in sessions.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for run in range(runs + 2):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feeds[name])
+            if run >= 2:  # the first ones pay for memory and caches
+                times[name].append((time.perf_counter() - start) * 1000)
+    return {name: {"min": min(t), "median": float(np.median(t))} for name, t in times.items()}

@@ -1,0 +1,111 @@
+"""What an export measured: everything that report.json, report.html and the terminal show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from calibration.drift import Drift
+from calibration.graph import Array
+from runtime.artifact import Variant
+from vit.data.images import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantResult:
+    """One model file and what it did on the evaluation images."""
+
+    variant: Variant
+    file: str  # its name in the artefact's folder
+    bytes: int
+    sha256: str
+    logits: Array = field(repr=False)  # float32 [images, classes]
+    latency: Mapping[str, float]  # ms of one image on one thread: min, median
+    drift: Drift | None = None  # against float32; None for float32 itself
+    kernels: Mapping[str, int] = field(
+        default_factory=dict
+    )  # operator counts of ONNX Runtime's optimised graph
+    integer_kernels: str = ""  # "74 of 74 linears and 24 of 24 products in integer kernels"
+    layers: Mapping[str, float] = field(default_factory=dict)  # linear → SQNR of its output in dB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """One export, from checkpoint to measured files."""
+
+    producer: str
+    source: Mapping[str, Any]  # the checkpoint: path, digest, architecture
+    environment: Mapping[str, Any]  # CPU, versions
+    labels: tuple[str, ...]
+    passes: Mapping[str, int]  # rewrite → places changed
+    parity: float  # float32 ONNX against torch: largest difference of a logit over the largest logit
+    calibration: Mapping[str, Any]  # source, number of images and target, or the plan that was given
+    evaluation: Mapping[str, Any]  # source, number of images, whether their classes are known
+    images: Images = field(repr=False)  # the evaluation images, in the order of the logits
+    targets: Array | None = field(repr=False)  # int64 [images], indices into labels, where known
+    variants: tuple[VariantResult, ...]  # float32 first
+    search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
+    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
+
+    def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
+        """The images whose label differs from float32's, most confident first."""
+        before, after = softmax(self.variants[0].logits), softmax(variant.logits)
+        rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
+        found = []
+        for row in rows[np.argsort(-before[row_max(before, rows)], kind="stable")]:
+            entry: dict[str, Any] = {"image": self.images.describe(int(row)), "row": int(row)}
+            for name, scores in (("float32", before[row]), (variant.variant, after[row])):
+                index = int(scores.argmax())
+                entry[name] = {
+                    "label": self.labels[index],
+                    "index": index,
+                    "score": round(float(scores[index]), 4),
+                }
+            if self.targets is not None:
+                entry["truth"] = self.labels[int(self.targets[row])]
+            found.append(entry)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of report.json."""
+        return {
+            "producer": self.producer,
+            "source": dict(self.source),
+            "environment": dict(self.environment),
+            "passes": dict(self.passes),
+            "parity_with_torch": self.parity,
+            "calibration": dict(self.calibration),
+            **({"search": dict(self.search)} if self.search else {}),
+            "evaluation": dict(self.evaluation),
+            "float_layers": list(self.float_layers),
+            "models": {each.variant: self._variant(each) for each in self.variants},
+        }
+
+    def _variant(self, result: VariantResult) -> dict[str, Any]:
+        document: dict[str, Any] = {"file": result.file, "bytes": result.bytes, "sha256": result.sha256}
+        document["latency_ms"] = dict(result.latency)
+        if self.targets is not None:
+            document["top1"] = 100 * float(np.mean(result.logits.argmax(axis=1) == self.targets))
+        if result.drift is not None:
+            document["drift"] = result.drift.to_dict()
+            document["changed"] = self.changed(result)
+        if result.kernels:
+            document["kernels"] = dict(result.kernels)
+            document["integer_kernels"] = result.integer_kernels
+        if result.layers:
+            document["layers_sqnr_db"] = {name: round(value, 2) for name, value in result.layers.items()}
+        return document
+
+
+def softmax(logits: Array) -> Array:
+    """Scores of each row, `float64 [images, classes]`."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def row_max(scores: Array, rows: Array) -> tuple[Array, Array]:
+    """Indices of the largest score of each of `rows`, to sort by."""
+    return rows, scores[rows].argmax(axis=1)

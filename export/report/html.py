@@ -1,0 +1,145 @@
+"""report.html: what an export measured, as one page that a person wants to open. It needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from calibration.verify import FLOAT_KERNELS, INTEGER_KERNELS
+from export.measure.results import Results, VariantResult
+from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, marker, read_layers
+from export.report.confusion import MATRIX_CLASSES, matrix, pairs, short_names
+from export.report.figures import (
+    flattened,
+    headline,
+    megabytes,
+    milliseconds,
+    more_than_chance,
+    name_of,
+    side_by_side,
+    tiles,
+)
+from export.report.thumbnails import changed_images
+
+WORST = 5
+
+
+def render(results: Results) -> str:
+    """The page as one self-contained HTML document: styles, charts and images are inside it."""
+    variants = results.variants
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            results=results,
+            title=str(results.source.get("name") or results.source.get("checkpoint") or "model"),
+            columns=[name_of(each) for each in variants],
+            rows=side_by_side(results),
+            latency=bar_chart(
+                [_latency_bar(each) for each in variants], "Milliseconds for one image on one thread"
+            ),
+            size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
+            drifts=[_drift(results, each) for each in variants[1:]],
+            confusion=_confusion(results),
+            made=_made(results),
+            passes=[(name.replace("_", " "), count) for name, count in results.passes.items()],
+        )
+    )
+
+
+def _latency_bar(variant: VariantResult) -> Bar:
+    median = variant.latency["median"]
+    return Bar(name_of(variant), median, milliseconds(median), variant.variant)
+
+
+def _size_bar(variant: VariantResult) -> Bar:
+    return Bar(name_of(variant), variant.bytes, megabytes(variant.bytes), variant.variant)
+
+
+def _drift(results: Results, variant: VariantResult) -> dict[str, Any]:
+    """Everything that compares one variant with float32."""
+    layers = read_layers(variant.layers)
+    changed, more = changed_images(results, variant)
+    return {
+        "name": name_of(variant),
+        "names": {each.variant: name_of(each) for each in results.variants},
+        "headline": headline(results, variant),
+        "chance": more_than_chance(results, variant),
+        "tiles": tiles(results, variant),
+        "layers": bool(layers),
+        "legend": [(kind, marker(i)) for i, kind in enumerate(kinds_of(layers))],
+        "wide": layer_plot(layers, width=900, height=340),
+        "narrow": layer_plot(layers, width=340, height=330),
+        "worst": sorted(variant.layers.items(), key=lambda item: item[1])[:WORST],
+        "changed": changed,
+        "more": more,
+        "kernels": _kernels(variant.kernels),
+        "summary": variant.integer_kernels,
+    }
+
+
+def _kernels(counts: Mapping[str, int]) -> list[tuple[str, int, str]]:
+    """Operator, how often, and of which kind: integer products first, then float ones, then the rest."""
+    kinds = {name: 0 if name in INTEGER_KERNELS else 1 if name in FLOAT_KERNELS else 2 for name in counts}
+    order = sorted(counts, key=lambda name: (kinds[name], -counts[name], name))
+    return [(name, counts[name], ("integer", "product", "other")[kinds[name]]) for name in order]
+
+
+def _confusion(results: Results) -> dict[str, Any] | None:
+    """Matrices where they fit on a phone, else the most confused pairs; nothing where classes are unknown."""
+    if results.targets is None:
+        return None
+    if len(results.labels) <= MATRIX_CLASSES:
+        found = [(name_of(each), matrix(results, each)) for each in results.variants]
+        return {"matrices": found, "short": short_names(results.labels), "labels": results.labels}
+    return {"pairs": [(name_of(each), *pairs(results, each)) for each in results.variants[1:]]}
+
+
+def _made(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    parity = [("largest difference", f"{results.parity:.1e} of the largest logit")]
+    return [
+        ("Model", flattened(results.source)),
+        ("Calibrated on", flattened(results.calibration)),
+        *([("Within the budget", flattened(_budget(results)))] if results.search else []),
+        ("Measured on", flattened(results.evaluation)),
+        ("float32 ONNX against torch", parity),
+        ("Measured with", flattened(results.environment)),
+    ]
+
+
+def _budget(results: Results) -> dict[str, Any]:
+    search = results.search
+    (int8,) = [each for each in results.variants if each.variant == "int8"]
+    before, after = (f"{ms['median']:.2f} ms" for ms in (search["latency_ms_before"], int8.latency))
+    returned = ", ".join(f"{each['name']} ({each['sqnr']:.1f} dB)" for each in search["returned_to_float"])
+    return {
+        "searched on images": search["images"],
+        "agreement before": f"{search['before']['agreement']:.2f} %",
+        "agreement after": f"{search['after']['agreement']:.2f} %",
+        "returned to float": returned or "nothing",
+        "latency before": before,
+        "latency after": after,
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup(_part("report.css"))
+    return environment
+
+
+def _part(name: str) -> str:
+    """A file that stands beside the code, also in an installed package."""
+    return files("export.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,68 @@
+"""The results as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from export.measure.results import Results, VariantResult
+
+
+def table(results: Results, out: Path) -> str:
+    """Float and INT8 side by side, one row each, and what the figures were measured on."""
+    header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
+    rows = [header, *(_row(results, each, out) for each in results.variants)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    evaluation = results.evaluation
+    lines.append(
+        f"measured on {evaluation['images']} images of {evaluation['source']} ({evaluation['chosen']})"
+    )
+    lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
+    lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
+    if results.float_layers:
+        lines.append(f"stays float32: {shortened(results.float_layers)}")
+    if results.search:
+        lines.append(_given_up(results))
+    lines.append(f"report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _given_up(results: Results) -> str:
+    """What a search within a budget returned to float, and what that costs."""
+    search = results.search
+    names = [layer["name"] for layer in search["returned_to_float"]]
+    apart = f"{search['images']} images apart"
+    if not names:
+        return f"budget: met with every planned layer in int8, on {apart}"
+    (int8,) = [each for each in results.variants if each.variant == "int8"]
+    before, after = search["latency_ms_before"]["median"], int8.latency["median"]
+    return (
+        f"budget: met on {apart} with {shortened(names)} in float32, {before:.2f} → {after:.2f} ms an image"
+    )
+
+
+def shortened(names: Sequence[str], count: int = 3) -> str:
+    """The first names, and how many more there are; report.json has them all."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def _row(results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
+    top1 = "-"
+    if results.targets is not None:
+        top1 = f"{100 * float(np.mean(each.logits.argmax(axis=1) == results.targets)):.2f} %"
+    drift = each.drift
+    return (
+        each.variant,
+        top1,
+        "-" if drift is None else f"{drift.agreement:.2f} %",
+        "-" if drift is None else f"{drift.sqnr:.1f} dB",
+        f"{each.latency['median']:.2f} ms",
+        f"{each.bytes / 1e6:.2f} MB",
+        str(out / each.file),
+    )

@@ -1,0 +1,48 @@
+"""What the command lines share: how an error becomes one line and an exit code, and types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from runtime.errors import FAILED, INTERRUPTED, VitEdgeError
+
+
+def run_command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """Run the work of a command line and return its exit code.
+
+    An error of ours is one line on standard error; any other exception is a bug and passes through.
+
+    Args:
+        name: the command, the first word of each message.
+        work: does everything and returns an exit code.
+        stopped: the message after Ctrl-C.
+    """
+    try:
+        return work()
+    except VitEdgeError as error:
+        return complain(name, error, error.exit_code)
+    except KeyboardInterrupt:
+        return complain(name, stopped, INTERRUPTED)
+    except BrokenPipeError:  # the reader of standard output has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def complain(name: str, message: object, code: int) -> int:
+    """Print one line on standard error and return `code`."""
+    print(f"{name}: {message}", file=sys.stderr)
+    return code
+
+
+def positive(text: str) -> int:
+    """Parse an argument that is a whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)

@@ -1,0 +1,60 @@
+"""The tree of errors that the four packages raise on purpose.
+
+Any other exception is a bug, and the command lines let its traceback through.
+
+    VitEdgeError                    the root; `exit_code` is what a command line returns for it
+    ├── InputError (ValueError)     exit code 2: what was given cannot be used
+    │   ├── ImageError              runtime: an image that cannot be read
+    │   ├── ArtifactError           runtime: a model file that cannot be trusted
+    │   ├── OnnxError               runtime: bytes that are no ONNX file
+    │   ├── OutputError             runtime: an output that cannot be begun, continued or written
+    │   ├── DeviceError             runtime: a device that is absent, or cannot run the model
+    │   ├── ConfigError             vit: a shape that no model can have
+    │   ├── RecipeError             vit: a recipe that cannot be followed
+    │   ├── DataError               vit: images that cannot be used
+    │   ├── CheckpointError         vit: a file that is no whole checkpoint
+    │   ├── SourceError             vit: weights of another project that do not fit
+    │   ├── PlanError               calibration: a plan that does not fit the model
+    │   └── ForeignError            export: an ONNX model or a description that cannot be used
+    ├── FailureError (RuntimeError) exit code 1: the work was begun and did not succeed
+    │   ├── TrainingError           vit: the loss is no longer a number
+    │   ├── GraphError              calibration: a graph that has not the expected form
+    │   ├── FallbackError           calibration: an INT8 layer that does not run in an integer kernel
+    │   ├── BudgetError             calibration: no plan meets the limits
+    │   └── ExportError             export: a result that must not be used
+    │       └── DriftError          export: a variant further from float than the limits allow
+    ├── MissingPackageError (ImportError)  exit code 1: an optional package that the work needs
+    └── Interrupted                 exit code 130: asked to stop, and stopped with its state saved
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+class VitEdgeError(Exception):
+    """An error whose message is for the person who gave the command: expected, found, what to do."""
+
+    exit_code: ClassVar[int] = FAILED
+
+
+class InputError(VitEdgeError, ValueError):
+    """What was given cannot be used."""
+
+    exit_code = WRONG_USE
+
+
+class FailureError(VitEdgeError, RuntimeError):
+    """The work was begun and did not succeed."""
+
+
+class MissingPackageError(VitEdgeError, ImportError):
+    """An optional package that the work needs is not installed; the message has the line that installs it."""
+
+
+class Interrupted(VitEdgeError):
+    """The work was asked to stop, and stopped with its state saved."""
+
+    exit_code = INTERRUPTED

@@ -1,0 +1,328 @@
+"""Models from elsewhere: what is read, what is refused and why; and the whole road."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from export.__main__ import main
+from export.from_onnx.load import load
+from export.from_onnx.spec import ForeignError, Spec, read_spec
+from export.source import from_onnx
+from runtime.artifact import read_metadata
+from runtime.preprocess import Preprocess
+
+SIDE, CLASSES = 16, 7
+LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+DOCUMENT = {
+    "preprocess": {"size": [SIDE, SIDE], "resize": "crop", "resize_to": 18, "interpolation": "bicubic"},
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "labels": LABELS,
+}
+SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, tuple(LABELS))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(DOCUMENT))
+    return path
+
+
+@pytest.fixture
+def model(foreign_onnx: Callable[..., Path]) -> Path:
+    return foreign_onnx("timm unbind", 17, "free")
+
+
+def changed(model: Path, to: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    proto = onnx.load(model)
+    change(proto)
+    path = to / "changed.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+# The description -------------------------------------------------------------------------------------------
+
+
+def test_spec_is_read(spec: Path) -> None:
+    found = read_spec(spec)
+    assert found.preprocess == Preprocess(
+        size=(SIDE, SIDE), resize="crop", resize_to=18, interpolation="bicubic"
+    )
+    assert found.mean == (0.485, 0.456, 0.406)
+    assert found.std == (0.229, 0.224, 0.225)
+    assert found.labels == tuple(LABELS)
+
+
+def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: Path) -> None:
+    spec.write_text(json.dumps({"preprocess": {}, "mean": 0.5, "std": 0.25}))
+    assert read_spec(spec) == Spec(Preprocess(), (0.5,) * 3, (0.25,) * 3, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "mean must be three numbers"),
+        ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
+        ({"mean": [True, 0.5, 0.5]}, "mean must be three numbers"),
+        ({"mean": [123.7, 116.3, 103.5]}, "divide by 255"),
+        ({"std": [0.2, 0, 0.2]}, "std must be above 0"),
+        ({"labels": []}, "labels must be a list"),
+        ({"labels": ["a", 1]}, "labels must be a list"),
+        ({"preprocess": [224]}, "preprocess must be an object"),
+        ({"preprocess": {"sizes": [16, 16]}}, "unknown preprocessing sizes"),
+        ({"preprocess": {"size": [0, 16]}}, "size must be"),
+        ({"image_mean": 0.5}, "unknown field 'image_mean'"),
+    ],
+)
+def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
+    spec.write_text(json.dumps({**DOCUMENT, **change}))
+    with pytest.raises(ForeignError, match=message) as caught:
+        read_spec(spec)
+    assert str(spec) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_spec_must_say_the_normalisation(spec: Path) -> None:
+    spec.write_text(json.dumps({"preprocess": {}}))
+    with pytest.raises(ForeignError, match="it lacks mean, std"):
+        read_spec(spec)
+    spec.write_text("not JSON")
+    with pytest.raises(ForeignError, match="expected a JSON document"):
+        read_spec(spec)
+    with pytest.raises(ForeignError, match="cannot be read"):
+        read_spec(spec.parent / "absent.json")
+
+
+# The model -------------------------------------------------------------------------------------------------
+
+
+def test_reference_is_the_original_file_on_normalised_images(model: Path) -> None:
+    import onnxruntime
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    by_hand = ((pixels / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)
+    (expected,) = session.run(None, {"input": by_hand})
+    np.testing.assert_allclose(load(model, SPEC).reference(pixels), expected, atol=1e-6)
+
+
+def test_labels_are_the_specs_or_numbers(model: Path) -> None:
+    assert load(model, SPEC).labels == tuple(LABELS)
+    unnamed = Spec(SPEC.preprocess, SPEC.mean, SPEC.std, None)
+    assert load(model, unnamed).labels == ("0", "1", "2", "3", "4", "5", "6")
+    short = Spec(SPEC.preprocess, SPEC.mean, SPEC.std, ("a", "b"))
+    with pytest.raises(ForeignError, match="the model has 7 classes, the description 2 labels"):
+        load(model, short)
+
+
+def test_a_size_that_is_not_the_models_is_refused(foreign_onnx: Callable[..., Path]) -> None:
+    wrong = Spec(Preprocess(size=(32, 32)), SPEC.mean, SPEC.std, SPEC.labels)
+    with pytest.raises(ForeignError, match=r"height and width \[32, 32\]"):
+        load(foreign_onnx("timm unbind", 17, "free"), wrong)
+
+
+def test_what_is_not_quantisable_is_listed(model: Path, tmp_path: Path) -> None:
+    def overlap(proto: onnx.ModelProto) -> None:  # a convolutional stem with padding stays a convolution
+        (conv,) = (node for node in proto.graph.node if node.op_type == "Conv")
+        weight = next(w for w in proto.graph.initializer if w.name == conv.input[1])
+        grown = np.pad(
+            onnx.numpy_helper.to_array(weight), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.01
+        )
+        weight.CopyFrom(onnx.numpy_helper.from_array(grown, weight.name))
+        for attribute in conv.attribute:
+            if attribute.name == "pads":
+                attribute.ints[:] = [1, 1, 1, 1]
+            if attribute.name == "kernel_shape":
+                attribute.ints[:] = [10, 10]
+
+    found = load(changed(model, tmp_path, overlap), SPEC)
+    assert len(found.float_layers) == 1
+    assert found.float_layers[0].endswith("(Conv)")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    from export.files import model_bytes
+    from runtime.session import open_session
+
+    (logits,) = open_session(model_bytes(found.exported.model), device="cpu").run(None, {"pixels": pixels})
+    np.testing.assert_allclose(logits, found.reference(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a protobuf", b"\x08\x0a"])
+def test_other_files_are_refused(data, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ForeignError, match="not an ONNX model"):
+        load(path, SPEC)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ForeignError, match="cannot be read"):
+        load(tmp_path / "absent.onnx", SPEC)
+    with pytest.raises(ForeignError, match="found a folder"):
+        load(tmp_path, SPEC)
+
+
+def test_private_operators_are_refused(model: Path, tmp_path: Path) -> None:
+    def private(proto: onnx.ModelProto) -> None:
+        proto.graph.node[-1].domain, proto.graph.node[-1].op_type = "com.microsoft", "FusedGemm"
+        proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    with pytest.raises(ForeignError, match=r"expected standard operators, found com\.microsoft\.FusedGemm"):
+        load(changed(model, tmp_path, private), SPEC)
+
+
+def test_a_quantised_model_is_refused(model: Path, tmp_path: Path) -> None:
+    def quantized(proto: onnx.ModelProto) -> None:
+        proto.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["output"], ["a", "b", "c"]))
+
+    with pytest.raises(ForeignError, match="expected a float model, found DynamicQuantizeLinear"):
+        load(changed(model, tmp_path, quantized), SPEC)
+
+
+def test_a_second_input_is_refused(model: Path, tmp_path: Path) -> None:
+    def second(proto: onnx.ModelProto) -> None:
+        proto.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
+
+    with pytest.raises(ForeignError, match=r"expected one input of float32 images, found input .*mask"):
+        load(changed(model, tmp_path, second), SPEC)
+
+
+def test_among_several_outputs_the_logits_are_taken(model: Path, tmp_path: Path) -> None:
+    def hidden(proto: onnx.ModelProto) -> None:
+        first = proto.graph.node[0].output[0]
+        proto.graph.output.insert(0, helper.make_tensor_value_info(first, TensorProto.FLOAT, [None] * 4))
+
+    found = load(changed(model, tmp_path, hidden), SPEC)
+    assert [value.name for value in found.exported.model.graph.outputs] == ["logits"]
+
+    def twice(proto: onnx.ModelProto) -> None:
+        proto.graph.node.append(helper.make_node("Relu", ["output"], ["other"]))
+        proto.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [None, CLASSES]))
+
+    with pytest.raises(ForeignError, match="expected one output"):
+        load(changed(model, tmp_path, twice), SPEC)
+
+
+# Weights in files of their own -----------------------------------------------------------------------------
+
+
+def with_external_data(model: Path, folder: Path) -> Path:
+    folder.mkdir()
+    proto = onnx.load(model)
+    onnx.save(
+        proto, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=64
+    )
+    assert (folder / "weights.bin").stat().st_size > 1000
+    return folder / "model.onnx"
+
+
+def relocated(path: Path, location: str) -> Path:
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_external_data_beside_the_model_is_read(model: Path, tmp_path: Path) -> None:
+    external = load(with_external_data(model, tmp_path / "m"), SPEC)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_array_equal(external.reference(pixels), load(model, SPEC).reference(pixels))
+
+
+@pytest.mark.parametrize("how", ["up", "absolute", "link"])
+def test_external_data_elsewhere_is_refused(how, model: Path, tmp_path: Path) -> None:
+    path = with_external_data(model, tmp_path / "m")
+    outside = tmp_path / "secret.bin"
+    (path.parent / "weights.bin").rename(outside)
+    location = {"up": "../secret.bin", "absolute": str(outside), "link": "weights.bin"}[how]
+    if how == "link":
+        (path.parent / "weights.bin").symlink_to(outside)
+    with pytest.raises(ForeignError, match="outside the model's folder"):
+        load(relocated(path, location), SPEC)
+
+
+def test_external_data_that_is_missing_or_short_is_said_so(model: Path, tmp_path: Path) -> None:
+    path = with_external_data(model, tmp_path / "m")
+    weights = path.parent / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ForeignError, match="external data cannot be read"):
+        load(path, SPEC)
+    weights.unlink()
+    with pytest.raises(ForeignError, match="missing beside it"):
+        load(path, SPEC)
+
+
+# The command line ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for index in range(12):
+        path = tmp_path / "photos" / LABELS[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (24, 20, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    command = ["--onnx", model, "--preprocess", spec, "--calibration", photos, "--out", out, "--threads", "1"]
+    assert main([*map(str, command), "--quantize", "--fp16"]) == 0
+    printed = capsys.readouterr().out
+    assert "14 of 14 linears" in printed
+    assert "model.fp16.onnx" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["models"]) == {"float32", "int8", "float16"}
+    assert report["models"]["float16"]["drift"]["sqnr"] > 40
+    plan = json.loads((out / "plan.json").read_text())
+    stays = [
+        n for kind in ("linears", "products") for n, e in plan[kind].items() if e["precision"] == "float32"
+    ]
+    assert report["float_layers"] == stays
+    for name, variant in (
+        ("model.onnx", "float32"),
+        ("model.int8.onnx", "int8"),
+        ("model.fp16.onnx", "float16"),
+    ):
+        metadata = read_metadata(out / name)
+        assert (metadata.variant, metadata.labels) == (variant, tuple(LABELS))
+        assert metadata.preprocess == read_spec(spec).preprocess
+        assert metadata.source["onnx"] == model.name
+
+
+def test_a_source_says_what_stays_float_and_where_it_came_from(model: Path, spec: Path) -> None:
+    source = from_onnx(model, spec)
+    assert source.float_layers == ()
+    assert source.description["onnx"] == model.name
+    assert len(str(source.description["sha256"])) == 64
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--onnx", "m.onnx"], ["--preprocess", "s.json"], ["ck", "--onnx", "m.onnx", "--preprocess", "s.json"]],
+)
+def test_wrong_use(wrong, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(wrong)
+    assert caught.value.code == 2
+    assert "--onnx" in capsys.readouterr().err
+
+
+def test_errors_are_one_line(model: Path, spec: Path, tmp_path: Path, capsys) -> None:
+    assert main(["--onnx", str(tmp_path / "absent.onnx"), "--preprocess", str(spec)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("export: ")
+    assert error.count("\n") == 1

@@ -1,0 +1,54 @@
+"""Two processes give the losses of one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vit.training.distributed import choose_device
+
+WORKER = Path(__file__).with_name("ddp_worker.py")
+
+
+def losses(photos, out, processes):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        str(WORKER),
+        str(photos),
+        str(out),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_two_processes_train_as_one(photos, tmp_path):
+    """Same global batch, lopsided classes, and one broken image that only one process meets."""
+    (photos / "train" / "grass" / "3.png").write_bytes(b"broken")
+    for index in range(6):
+        (photos / "train" / "rose" / f"{index}.png").unlink()
+    one = losses(photos, tmp_path / "one.json", 1)
+    two = losses(photos, tmp_path / "two.json", 2)
+    assert (one["size"], two["size"]) == (1, 2)
+    assert len(one["losses"]) == len(two["losses"]) == 51
+    assert max(abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)) <= 1e-5
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a["val_accuracy"] == b["val_accuracy"]
+        assert abs(a["train_loss"] - b["train_loss"]) <= 1e-5
+
+
+def test_a_missing_device_is_an_error():
+    import torch
+
+    with pytest.raises(ValueError, match="device must be"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no CUDA device"):
+            choose_device("cuda")
+    assert choose_device("cpu").type == "cpu"

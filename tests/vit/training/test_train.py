@@ -1,0 +1,407 @@
+"""The loop: it learns, repeats bit for bit, survives being killed, and says what went wrong."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.errors import Interrupted
+from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.data.batches import Store
+from vit.data.images import DataError, open_images
+from vit.data.training import TrainingData, open_data
+from vit.model import ViT, new_model
+from vit.tensors import CheckpointError, read_tensors
+from vit.training import resume as state
+from vit.training.loop import Loop, TrainingError, best_epoch
+from vit.training.loss import class_weights, sample_losses, smoothed_targets
+from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
+from vit.training.train import train
+
+RECIPE = Recipe(name="test", epochs=4, batch=8, lr=3e-3, holdout=0.25, shift=1, flip=True, ema=0.9, mixup=0.2)
+
+
+def run(photos, config, preprocess, out, recipe=RECIPE, **options):
+    data = open_data(photos, holdout=recipe.holdout, seed=recipe.seed)
+    model = new_model(config, recipe.seed)
+    return train(recipe, model=model, data=data, preprocess=preprocess, out=out, **options)
+
+
+def test_it_learns_and_keeps_the_best(photos, tiny_config, tiny_preprocess, tmp_path):
+    recipe = replace(RECIPE, epochs=12)
+    lines = []
+    path = run(photos, tiny_config, tiny_preprocess, tmp_path / "run", recipe, report=lines.append)
+    found = load_checkpoint(path)
+    assert found.recipe["test_accuracy"] >= 0.9
+    assert found.recipe["test_images"] == 12
+    assert found.recipe["recipe"] == recipe.to_dict()
+    assert len(found.history) == 12
+    assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == [str(n) for n in range(1, 13)]
+    assert float(rows[3]["val_accuracy"]) == found.history[3]["val_accuracy"]
+    assert set(rows[0]) >= {"lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert any(line.startswith("test: ") for line in lines)
+    # The weights are those of the best epoch: they have its accuracy again.
+    data = open_data(photos, holdout=recipe.holdout, seed=recipe.seed)
+    store = Store(data.val, tiny_preprocess)
+    with torch.no_grad():
+        logits = found.model(store.batch(range(len(store)))[0])
+    right = (logits.argmax(1).numpy() == data.val.targets).mean()
+    assert right == max(row["val_accuracy"] for row in found.history)
+
+
+def test_two_runs_are_the_same_bit_for_bit(photos, tiny_config, tiny_preprocess, tmp_path):
+    recipe = replace(RECIPE, crop=0.5, randaugment=2, erasing=0.5)
+    one = run(photos, replace(tiny_config, dropout=0.1), tiny_preprocess, tmp_path / "one", recipe)
+    torch.manual_seed(12345)  # the state outside must not matter
+    other = run(photos, replace(tiny_config, dropout=0.1), tiny_preprocess, tmp_path / "other", recipe)
+    assert one.read_bytes() == other.read_bytes()
+    third = run(
+        photos, replace(tiny_config, dropout=0.1), tiny_preprocess, tmp_path / "b", replace(recipe, seed=1)
+    )
+    assert third.read_bytes() != one.read_bytes()
+
+
+def test_training_leaves_the_random_state_alone(photos, tiny_config, tiny_preprocess, tmp_path):
+    before = torch.get_rng_state()
+    run(photos, tiny_config, tiny_preprocess, tmp_path, replace(RECIPE, epochs=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def whole_state(folder):
+    tensors, _ = read_tensors(folder / "state.safetensors")
+    return tensors
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 11])
+def test_interrupted_and_resumed_is_uninterrupted(photos, tiny_config, tiny_preprocess, tmp_path, steps):
+    recipe = replace(RECIPE, crop=0.5)
+    config = replace(tiny_config, dropout=0.1)
+    whole = run(photos, config, tiny_preprocess, tmp_path / "whole", recipe)
+    count = 0
+
+    def terminate(progress, loss):
+        nonlocal count
+        count += 1
+        if count == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    original = Loop.run
+    try:
+        Loop.run = lambda self, **hooks: original(self, **(hooks | {"on_step": terminate}))
+        with pytest.raises(Interrupted):
+            run(photos, config, tiny_preprocess, tmp_path / "parts", recipe)
+    finally:
+        Loop.run = original
+    assert count == steps
+    parts = run(photos, config, tiny_preprocess, tmp_path / "parts", recipe, resume=True)
+    assert parts.read_bytes() == whole.read_bytes()
+    mine, theirs = whole_state(tmp_path / "parts"), whole_state(tmp_path / "whole")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+CLI = """
+import sys, torch
+torch.set_num_threads(1)
+from vit.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(photos, out, *more, **options):
+    command = [
+        sys.executable,
+        "-c",
+        CLI,
+        "train",
+        "--data",
+        str(photos),
+        "--out",
+        str(out),
+        "--model",
+        "tiny",
+    ]
+    command += ["--image-size", "32", "--epochs", "3", "--batch", "8", "--set", "crop=0.5", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finished(photos, out, *more):
+    with start(photos, out, *more) as process:
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+
+
+def wait_for_first_epoch(process, out):
+    while not (out / "state.safetensors").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(photos, tmp_path):
+    finished(photos, tmp_path / "whole")
+    with start(photos, tmp_path / "killed") as killed:
+        wait_for_first_epoch(killed, tmp_path / "killed")
+        time.sleep(0.4)
+        killed.send_signal(signal.SIGKILL)
+    finished(photos, tmp_path / "killed", "--resume")
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(photos, tmp_path):
+    with start(photos, tmp_path / "run", "--epochs", "500") as process:
+        wait_for_first_epoch(process, tmp_path / "run")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    assert err.strip().endswith("the same command with --resume goes on")
+    assert "Traceback" not in err
+
+
+def test_resume_refuses_another_run(photos, tiny_config, tiny_preprocess, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no state\.safetensors to resume from"):
+        run(photos, tiny_config, tiny_preprocess, tmp_path, resume=True)
+    run(photos, tiny_config, tiny_preprocess, tmp_path)
+    with pytest.raises(CheckpointError, match="of another run"):
+        run(photos, tiny_config, tiny_preprocess, tmp_path, replace(RECIPE, lr=1e-3), resume=True)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a complete"):
+        run(photos, tiny_config, tiny_preprocess, tmp_path, resume=True)
+
+
+def test_loss_that_is_no_number_stops_with_advice(photos, tiny_config, tiny_preprocess, tmp_path):
+    model = new_model(tiny_config, 0)
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    data = open_data(photos, holdout=0.0)
+    with pytest.raises(TrainingError, match="not a number in epoch 1, step 1; try a lower learning rate"):
+        train(replace(RECIPE, holdout=0.0), model=model, data=data, preprocess=tiny_preprocess, out=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_early_stopping(photos, tiny_config, tiny_preprocess, tmp_path):
+    recipe = replace(RECIPE, epochs=50, early_stop=2, lr=1e-9, ema=0.0)
+    path = run(photos, tiny_config, tiny_preprocess, tmp_path, recipe)
+    assert len(load_checkpoint(path).history) == 3  # the first is the best, and two more did not better it
+
+
+def test_bad_images_are_skipped_and_listed(photos, tiny_config, tiny_preprocess, tmp_path):
+    (photos / "train" / "grass" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3\.png"):
+        run(photos, tiny_config, tiny_preprocess, tmp_path / "a")
+    lines = []
+    recipe = replace(RECIPE, bad_images=0.1, holdout=0.0)
+    run(photos, tiny_config, tiny_preprocess, tmp_path / "b", recipe, report=lines.append)
+    assert any("skipped in train" in line and "3.png: it is empty" in line for line in lines)
+
+
+def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_path):
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    recipe = preset("probe", epochs=60, batch=36, lr=3e-2, weight_decay=0.1)
+    data = open_data(photos, holdout=0.0)
+    path = train(recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path)
+    found = load_checkpoint(path)
+    changed = {n for n, v in found.model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {"head.weight", "head.bias"}
+    assert found.recipe["test_accuracy"] >= 0.9
+    assert len(list((tmp_path / "features").iterdir())) == 2  # train and test
+    # Cached features are used again, and give the same.
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    model = ViT(tiny_model.config)
+    model.load_state_dict(before)
+    again = train(recipe, model=model, data=data, preprocess=tiny_preprocess, out=tmp_path)
+    assert load_checkpoint(again).digest == found.digest
+    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+
+
+def test_teacher_is_followed(photos, tiny_config, tiny_preprocess, tmp_path):
+    """With the teacher's opinion alone in the loss, the student takes the teacher's (wrong) classes over."""
+    teacher = new_model(tiny_config, 5)
+    with torch.no_grad():
+        for parameter in teacher.head.parameters():
+            parameter.zero_()
+        teacher.head.bias[1] = 8.0
+    recipe = replace(RECIPE, epochs=30, distill=1.0, holdout=0.0, mixup=0.0, views=2)
+    path = run(photos, tiny_config, tiny_preprocess, tmp_path, recipe, teacher=teacher)
+    data = open_images(photos, "test")
+    with torch.no_grad():
+        logits = load_checkpoint(path).model(Store(data, tiny_preprocess).batch(range(12))[0])
+    assert (logits.argmax(1) == 1).all()
+
+
+def test_teacher_of_another_size_sees_its_own_size(tiny_config):
+    from vit.training.session import as_teacher
+
+    teacher = new_model(replace(tiny_config, image_size=(16, 16)), 0)
+    ask = as_teacher(teacher, torch.device("cpu"))
+    flat = torch.full((2, 8, 8, 3), 77.0)
+    with torch.no_grad():
+        torch.testing.assert_close(ask(flat), teacher(torch.full((2, 16, 16, 3), 77.0)))
+
+
+def test_learning_rate_warms_up_and_falls():
+    recipe = Recipe(lr=1.0, warmup=0.1)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_optimizer_groups(tiny_model):
+    recipe = Recipe(lr=1.0, weight_decay=0.3, layer_decay=0.5)
+    optimizer = make_optimizer(tiny_model, recipe)
+    set_learning_rate(optimizer, 1.0)
+    names = {id(p): name for name, p in tiny_model.named_parameters()}
+    found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert set(found) == set(names.values())
+    assert found["head.weight"]["lr"] == found["norm.bias"]["lr"] == 1.0
+    assert found["blocks.1.mlp.fc1.weight"]["lr"] == 0.5
+    assert found["blocks.0.norm1.weight"]["lr"] == 0.25
+    assert found["position"]["lr"] == found["patch_embedding.weight"]["lr"] == 0.125
+    decayed = {name for name, group in found.items() if group["weight_decay"]}
+    assert decayed == {n for n, p in tiny_model.named_parameters() if n.endswith("weight") and p.ndim > 1}
+
+
+def test_losses():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    hard = torch.tensor([0, 2])
+    expected = torch.nn.functional.cross_entropy(logits, hard, label_smoothing=0.1, reduction="none")
+    targets = smoothed_targets(hard, 3, 0.1)
+    torch.testing.assert_close(sample_losses(Recipe(), logits, targets, None), expected)
+    same = sample_losses(Recipe(distill=1.0), logits, targets, logits + 3)  # a shift is no disagreement
+    torch.testing.assert_close(same, torch.zeros(2), atol=1e-6, rtol=0)
+    weights = class_weights(np.array([0, 0, 0, 1]), 3)
+    torch.testing.assert_close(weights[:2], torch.tensor([4 / 6, 2.0]))
+
+
+def test_recipes_are_checked():
+    with pytest.raises(RecipeError, match="epochs must be at least 1"):
+        Recipe(epochs=0)
+    with pytest.raises(RecipeError, match="unknown preset 'x'; known: scratch, finetune, probe"):
+        preset("x")
+    with pytest.raises(RecipeError, match="lr must be positive"):
+        preset("probe", lr=0.0)
+    for recipe in PRESETS.values():
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
+    from vit.__main__ import main
+
+    checkpoint = save_checkpoint(tmp_path / "c", model=tiny_model, preprocess=tiny_preprocess, labels="abc")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoint.read_bytes()[:-50])
+    out = ["--out", str(tmp_path / "run")]
+    cases = (
+        (["--data", str(tmp_path / "nowhere")], "no such file or folder"),
+        (["--data", str(photos), "--preset", "x"], "unknown preset 'x'"),
+        (["--data", str(photos), "--preset", "probe"], "give the backbone with --from"),
+        (["--data", str(photos), "--set", "nonsense"], "expected NAME=VALUE"),
+        (["--data", str(photos), "--set", "batch=many"], "is not a whole number"),
+        (["--data", str(photos), "--from", str(cut)], "not a complete safetensors file"),
+        (["--data", str(photos), "--from", str(checkpoint), "--model", "tiny"], "give one of them"),
+        (["--data", str(photos), "--teacher", str(checkpoint)], "the teacher's classes"),
+        (["--data", str(photos), "--image-size", "33"], "not a multiple of patch_size"),
+        (["--data", str(photos), "--model", "gigantic"], "unknown size 'gigantic'"),
+    )
+    for arguments, words in cases:
+        assert main(["train", *arguments, *out]) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        last = captured.err.strip().splitlines()[-1]
+        assert last.startswith("vit: ")
+        assert words in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
+    from vit.__main__ import main
+
+    save_checkpoint(tmp_path / "c", model=tiny_model, preprocess=tiny_preprocess, labels="abc")
+    arguments = [
+        "train",
+        "--data",
+        str(photos),
+        "--from",
+        str(tmp_path / "c"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    arguments += ["--image-size", "12", "--epochs", "2", "--batch", "8", "--set", "bad_images=0.5"]
+    assert main(arguments) == 0
+    found = load_checkpoint(tmp_path / "run")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model.safetensors")
+    assert found.labels == ("blue sky", "grass", "rose")
+    assert found.preprocess.size == (12, 12)
+    assert found.model.position.shape == (1, 10, 16)
+    assert found.recipe["from"] == load_checkpoint(tmp_path / "c").digest
+    assert found.recipe["recipe"]["name"] == "finetune"
+
+
+def test_state_names_are_complete(tiny_model, tmp_path):
+    recipe = Recipe()
+    optimizer = make_optimizer(tiny_model, recipe)
+    tiny_model(torch.zeros(1, 8, 8, 3)).sum().backward()
+    optimizer.step()
+    parts = {"module": tiny_model, "optimizer": optimizer, "average": None, "identity": {"a": 1}}
+    state.save_state(tmp_path, progress=state.Progress(epoch=3), **parts)
+    fresh = make_optimizer(tiny_model, recipe)
+    progress = state.load_state(tmp_path, **(parts | {"optimizer": fresh}))
+    assert progress.epoch == 3
+    for parameter, slots in optimizer.state.items():
+        assert all(torch.equal(value, fresh.state[parameter][slot]) for slot, value in slots.items())
+    with pytest.raises(CheckpointError, match="a was 1 and is now 2"):
+        state.load_state(tmp_path, **(parts | {"identity": {"a": 2}}))
+
+
+def test_data_without_classes_is_refused(photos):
+    with pytest.raises(DataError, match="images without classes"):
+        open_data(photos / "train" / "rose", holdout=0.0)
+    assert isinstance(open_data(photos, holdout=0.1), TrainingData)
+
+
+def test_tensorboard_gets_the_metrics(photos, tiny_config, tiny_preprocess, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(photos, tiny_config, tiny_preprocess, tmp_path, tensorboard=True)
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    values = [event.value for event in found.Scalars("train_loss")]
+    expected = [row["train_loss"] for row in load_checkpoint(tmp_path).history]
+    assert values == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "expected"),
+    [([0.5, 0.9, 0.8], [3, 2, 1], 2), ([0.9, 1.0, 1.0, 1.0], [3, 2, 1, 1.5], 3), ([1.0, 1.0], [1, 1], 1)],
+)
+def test_the_best_epoch_is_the_least_loss_of_equal_accuracies(accuracies, losses, expected):
+    """A dozen held-out images are soon all right; training is not at its best then."""
+    rows = zip(accuracies, losses, strict=True)
+    history = [{"epoch": i, "val_accuracy": a, "val_loss": b} for i, (a, b) in enumerate(rows, 1)]
+    assert best_epoch(history) == expected
+
+
+def test_a_loss_that_still_falls_is_not_stopped(photos, tiny_config, tiny_preprocess, tmp_path):
+    recipe = replace(RECIPE, epochs=6, early_stop=1, lr=1e-4, mixup=0.0, ema=0.0)  # the labels hardly change
+    run(photos, tiny_config, tiny_preprocess, tmp_path, recipe=recipe)
+    history = load_checkpoint(tmp_path).history
+    losses = [row["val_loss"] for row in history]
+    assert len({row["val_accuracy"] for row in history}) == 1
+    assert losses == sorted(losses, reverse=True)
+    assert len(history) == 6

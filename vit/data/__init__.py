@@ -1,0 +1,9 @@
+"""Images to train on: found, split and put into batches.
+
+In reading order:
+
+    idx       the file format of MNIST
+    images    find images in folders, IDX files and examples; split them
+    training  the three parts that training needs
+    batches   decoded images on their way into batches
+"""

@@ -1,0 +1,116 @@
+"""Decoded images on their way into batches: kept in memory when they fit, else decoded again by threads.
+
+Images that cannot be decoded are counted and listed, up to a share; their places in a batch are
+black and marked, so that every batch keeps its size and its order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.preprocess import ImageError, Preprocess
+from vit.data.images import DataError, Images
+
+T = TypeVar("T")
+MEMORY = 4 << 30  # bytes of decoded images that are kept
+
+
+class Store:
+    """The images of a data set as `uint8 [n, H, W, 3]` batches.
+
+    Args:
+        images: what to decode.
+        preprocess: how; its size is the size of the batches.
+        bad_share: the share of undecodable images above which `DataError` is raised.
+        memory: bytes of pixels that may be kept; a larger data set is decoded anew each time.
+        progress: called with the number of images decoded so far, while filling the memory.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        preprocess: Preprocess,
+        *,
+        bad_share: float = 0.0,
+        memory: int = MEMORY,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        self.images, self.preprocess, self.bad_share = images, preprocess, bad_share
+        self.bad: dict[int, str] = {}  # index to what was wrong
+        self.pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self.kept: np.ndarray | None = None
+        shape = (len(images), *preprocess.size, 3)
+        if np.prod(shape, dtype=np.int64) <= memory:
+            self.kept = np.zeros(shape, np.uint8)
+            for start in range(0, len(images), 256):
+                chosen = range(start, min(start + 256, len(images)))
+                self.kept[start : chosen.stop] = self.decode(chosen)
+                progress(chosen.stop)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """The pixels `uint8 [n, H, W, 3]` at `indices`, and which of them are images, `bool [n]`."""
+        pixels = self.decode(indices) if self.kept is None else self.kept[np.asarray(indices)]
+        good = [int(index) not in self.bad for index in indices]
+        return torch.from_numpy(pixels), torch.tensor(good)
+
+    def batches(self, groups: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """`indices, pixels, good` of each group, the next two being decoded while one is in use."""
+        if self.kept is not None:
+            yield from ((group, *self.batch(group)) for group in groups)
+            return
+        with ThreadPoolExecutor(2, thread_name_prefix="prefetch") as ahead:
+            yield from _ahead(ahead, lambda group: (group, *self.batch(group)), groups)
+
+    def decode(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        pixels = np.zeros((len(indices), *self.preprocess.size, 3), np.uint8)
+        items = [self.images[int(index)] for index in indices]
+        # Arrays cost less to convert than to hand to a thread.
+        run = map if items and isinstance(items[0], np.ndarray) else self.pool.map
+        for place, result in enumerate(run(self._one, items)):
+            if isinstance(result, str):
+                self._mark(int(indices[place]), result)
+            else:
+                pixels[place] = result
+        return pixels
+
+    def _one(self, item: object) -> np.ndarray | str:
+        try:
+            return self.preprocess(item)  # type: ignore[arg-type]
+        except ImageError as error:
+            return str(error)
+
+    def _mark(self, index: int, reason: str) -> None:
+        self.bad[index] = reason
+        if len(self.bad) > self.bad_share * len(self.images):
+            first = min(self.bad)
+            count = f"{len(self.bad)} of {len(self.images)} images cannot be decoded"
+            raise DataError(
+                f"{self.images.describe(first)}: {self.bad[first]} ({count}); remove or replace it"
+            )
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[np.ndarray], T], groups: Iterable[np.ndarray]
+) -> Iterator[T]:
+    waiting: list[Future[T]] = []
+    source = iter(groups)
+    try:
+        waiting.extend(pool.submit(make, group) for group in islice(source, 2))
+        while waiting:
+            done = waiting.pop(0).result()
+            waiting.extend(pool.submit(make, group) for group in islice(source, 1))
+            yield done
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -1,0 +1,237 @@
+"""Images to train on, to calibrate with and to measure with: folders, IDX files, and digits.
+
+Nothing here decodes an image from a file (that is `runtime.preprocess`'s, for all) and nothing needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.files import find_images
+from vit.data.idx import find_idx, labels_of, read_idx
+
+Item = Path | np.ndarray
+Split = Literal["train", "val", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+DIGITS_TEST = 360
+
+
+class DataError(InputError):
+    """Images that cannot be used; the message names the path and what was expected there."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images: paths or `uint8 [H, W, 3]` arrays, with their classes where these are known."""
+
+    items: Sequence[Item]
+    targets: np.ndarray | None  # int64 [N], indices into labels
+    labels: tuple[str, ...] | None
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+    def subset(self, indices: Iterable[int]) -> Images:
+        """The images at `indices`, in that order, with the same labels."""
+        chosen = np.asarray(list(indices), np.int64)
+        targets = None if self.targets is None else self.targets[chosen]
+        return replace(self, items=[self.items[i] for i in chosen], targets=targets)
+
+    def describe(self, index: int) -> str:
+        """A name for one image: its path, or where it stands."""
+        item = self.items[index]
+        return str(item) if isinstance(item, Path) else f"{self.name}, image {index}"
+
+
+def open_images(source: Path | str, split: Split = "all") -> Images:
+    """Find the images of a data set; files are listed and not yet decoded.
+
+    Args:
+        source: one of
+            a folder of splits (`train/<class>/*.jpg`, and `val` or `test`),
+            a folder of classes (`<class>/*.jpg`; "train" and "val" are then a fixed stratified 80 and 20 %),
+            a folder of loose images, or one image (no targets, and only the split "all"),
+            a folder of IDX files (MNIST, Fashion-MNIST),
+            "fashion-mnist" (the folder of Debian's package) or "digits" (scikit-learn's).
+        split: which part; "all" is everything there is.
+
+    Raises:
+        DataError: naming the path, what was expected and what was found.
+    """
+    if split not in (*SPLITS, "all"):
+        raise DataError(f"split must be one of train, val, test, all; found {split!r}")
+    if str(source) == "digits":
+        return open_digits(split)
+    folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
+    if not folder.exists():
+        hint = (
+            "install Debian's dataset-fashion-mnist"
+            if folder == FASHION_FOLDER
+            else "give a folder of images"
+        )
+        raise DataError(f"{folder}: no such file or folder; {hint}")
+    if find_idx(folder):
+        return open_idx(folder, split)
+    return open_folder(folder, split)
+
+
+def splits_of(source: Path | str) -> tuple[Split, ...]:
+    """The splits that `source` keeps apart itself; empty for one folder of classes or of loose images."""
+    if str(source) == "digits":
+        return ("train", "test")
+    folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
+    if idx := find_idx(folder):
+        return tuple(split for split in SPLITS if split in idx)
+    return tuple(split for split in SPLITS if (folder / split).is_dir())
+
+
+def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Split at random, a share of `share` going to the second part, each class in proportion.
+
+    Every class keeps at least one image in the first part. Without targets the split is plain random.
+
+    Raises:
+        DataError: when share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"share must be between 0 and 1, found {share}")
+    random = np.random.default_rng(seed)
+    targets = np.zeros(len(images), np.int64) if images.targets is None else images.targets
+    second: list[int] = []
+    for target in np.unique(targets):
+        members = random.permutation(np.flatnonzero(targets == target))
+        second.extend(members[: min(round(len(members) * share), len(members) - 1)])
+    chosen = np.sort(np.asarray(second, np.int64))
+    rest = np.setdiff1d(np.arange(len(images)), chosen)
+    return images.subset(rest), images.subset(chosen)
+
+
+def open_digits(split: Split) -> Images:
+    """scikit-learn's 1,797 digits of 8x8: 1,437 to train and 360 to test, stratified, always the same."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    grey = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    everything = Images(as_rgb(grey), data.target.astype(np.int64), tuple("0123456789"), "digits")
+    if split == "all":
+        return everything
+    if split == "val":
+        raise DataError("digits: has no val split; it has train and test")
+    # A plain stratified share would round each class for itself and miss 360 by a few.
+    order = np.random.default_rng(0).permutation(len(everything))
+    order = order[np.argsort(everything.targets[order], kind="stable")]  # type: ignore[index]
+    test = np.sort(order[np.linspace(0, len(order) - 1, DIGITS_TEST).round().astype(np.int64)])
+    chosen = test if split == "test" else np.setdiff1d(np.arange(len(everything)), test)
+    return replace(everything.subset(chosen), name=f"digits {split}")
+
+
+def open_idx(folder: Path, split: Split) -> Images:
+    found = find_idx(folder)
+    wanted = list(found) if split == "all" else [split]
+    if missing := [name for name in wanted if name not in found]:
+        raise DataError(f"{folder}: has no {missing[0]} split; it has {', '.join(found)}")
+    try:
+        images = np.concatenate([read_idx(found[name][0]) for name in wanted])
+        targets = np.concatenate([read_idx(found[name][1]) for name in wanted])
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if images.ndim != 3 or targets.ndim != 1 or len(images) != len(targets):
+        raise DataError(f"{folder}: {images.shape} images do not go with {targets.shape} labels")
+    labels = labels_of(folder, int(targets.max()) + 1)
+    return Images(as_rgb(images), targets.astype(np.int64), labels, f"{folder.name} {split}")
+
+
+def as_rgb(grey: np.ndarray) -> list[np.ndarray]:
+    """Grey `[N, H, W]` as `[H, W, 3]` views that share its memory."""
+    return list(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+
+
+def open_folder(folder: Path, split: Split) -> Images:
+    if folder.is_file():
+        return loose_images(folder, split)
+    present = [name for name in SPLITS if (folder / name).is_dir()]
+    if not present:
+        return open_classes_or_loose(folder, split)
+    if split == "all":
+        return join(
+            [open_classes(folder / name, labels_of_splits(folder, present)) for name in present], folder
+        )
+    if split not in present:
+        raise DataError(f"{folder}: has no {split} split; it has {', '.join(present)}")
+    return open_classes(folder / split, labels_of_splits(folder, present))
+
+
+def open_classes_or_loose(folder: Path, split: Split) -> Images:
+    names = class_names(folder)
+    if not names:
+        return loose_images(folder, split)
+    images = open_classes(folder, names)
+    if split == "all":
+        return images
+    if split == "test":
+        raise DataError(f"{folder}: is one folder of classes and has no test split")
+    train, val = split_images(images, 0.2, seed=0)
+    return train if split == "train" else val
+
+
+def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
+    """`folder/<class>/**`; a class of `labels` may be absent here, but an empty class folder is an error."""
+    names = class_names(folder)
+    if unknown := sorted(set(names) - set(labels)):
+        raise DataError(
+            f"{folder / unknown[0]}: this class is not among those to train on ({', '.join(labels)})"
+        )
+    if len(labels) < 2:
+        found = f"only {labels[0]!r}" if labels else "none"
+        raise DataError(f"{folder}: expected a folder for each of two or more classes, found {found}")
+    items: list[Item] = []
+    targets: list[int] = []
+    for name in names:
+        paths = list(find_images([folder / name]))
+        if not paths:
+            raise DataError(f"{folder / name}: a class folder without images; fill it or remove it")
+        items.extend(paths)
+        targets.extend([labels.index(name)] * len(paths))
+    if not items:
+        raise DataError(f"{folder}: no images here; expected a folder for each class")
+    return Images(items, np.asarray(targets, np.int64), labels, str(folder))
+
+
+def loose_images(folder: Path, split: Split) -> Images:
+    paths: list[Item] = list(find_images([folder]))
+    if not paths:
+        raise DataError(
+            f"{folder}: no images here; expected images, class folders, or train and test folders"
+        )
+    if split != "all":
+        raise DataError(
+            f"{folder}: has images but no class folders, so there is no {split} split to learn from"
+        )
+    return Images(paths, None, None, str(folder))
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
+
+
+def labels_of_splits(folder: Path, present: Sequence[str]) -> tuple[str, ...]:
+    """The classes of `train`, which every split shares; without `train`, of the first split there is."""
+    return class_names(folder / present[0])
+
+
+def join(parts: Sequence[Images], folder: Path) -> Images:
+    targets = np.concatenate([part.targets for part in parts if part.targets is not None])
+    return Images([item for part in parts for item in part.items], targets, parts[0].labels, str(folder))

@@ -1,0 +1,43 @@
+"""The three parts of a data set that training needs: train, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit.data.images import DataError, Images, open_images, split_images, splits_of
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What training needs of a data set: images to learn from, to choose by, and to be judged by."""
+
+    train: Images
+    val: Images | None  # chooses the best epoch; None keeps the last epoch
+    test: Images | None  # looked at once, when training has ended
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        assert self.train.labels is not None  # open_data saw to it
+        return self.train.labels
+
+
+def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:
+    """The images of `source`, with its own val split, or else a share of the training images held out.
+
+    Raises:
+        DataError: when there are no classes to learn.
+    """
+    splits = splits_of(source)
+    train = open_images(source, "train" if "train" in splits else "all")
+    if train.targets is None or train.labels is None:
+        raise DataError(
+            f"{source}: images without classes; expected {source}/<class>/… or {source}/train/<class>/…"
+        )
+    test = open_images(source, "test") if "test" in splits else None
+    if "val" in splits:
+        return TrainingData(train, open_images(source, "val"), test)
+    if not holdout:
+        return TrainingData(train, None, test)
+    train, val = split_images(train, holdout, seed)
+    return TrainingData(train, val if len(val) else None, test)

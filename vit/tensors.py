@@ -1,0 +1,45 @@
+"""Safetensors files, read and written whole, and files written aside and then renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from runtime.errors import InputError
+from runtime.writing import write_atomically
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or one that is incomplete; the message says which and what to do."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file aside, flush it to the disk, and rename it into place."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(path, data)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            # Copied: the file may be replaced while the tensors are in use.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a complete safetensors file ({error}); make or copy it again"
+        ) from error
+
+
+def flaw(error: Exception) -> str:
+    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,17 @@
+"""Training: from a recipe, a model and images to a checkpoint.
+
+In reading order:
+
+    recipe       how a model is trained, as plain data
+    augment      augmentation of whole batches
+    loss         cross-entropy on smoothed, mixed, weighted targets, and a teacher
+    optimizer    parameter groups, learning rate, moving average
+    distributed  one process or several
+    resume       state of an unfinished run
+    loop         the loop: computes, writes no file
+    probe        features of a frozen backbone, and a linear head on them
+    session      the files and messages around one loop
+    train        train() itself: ties loop, session and interruptions together
+    examples     recipes of the examples that ship with the project
+    setup        from the options of the command line to what train() takes
+"""

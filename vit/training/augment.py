@@ -1,0 +1,225 @@
+"""Augmentation of whole batches on the device that trains, `float [N, H, W, 3]` in 0..255 in and out.
+
+Every random number comes from one generator on the CPU, and is drawn for the whole batch of all
+processes before a process takes its part: so one process and several see the same images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from vit.training.recipe import Recipe
+
+
+class Augment:
+    """The random changes of one recipe to images of one size."""
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int]) -> None:
+        self.recipe, self.size = recipe, size
+
+    def __call__(self, pixels: Tensor, random: Generator, total: int, start: int) -> Tensor:
+        """Change `pixels`, which are images `start, start + 1, …` of a batch of `total`."""
+        recipe, mine = self.recipe, slice(start, start + len(pixels))
+        pixels = pixels.float()
+        if recipe.crop < 1:
+            boxes = random_boxes(total, recipe.crop, random)[mine]
+            pixels = resized_crop(pixels, boxes.to(pixels.device), self.size)
+        if recipe.flip:
+            flipped = (torch.rand(total, generator=random) < 0.5)[mine].to(pixels.device)
+            pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
+        if recipe.shift:
+            offsets = torch.randint(0, 2 * recipe.shift + 1, (total, 2), generator=random)[mine]
+            pixels = shifted(pixels, offsets.to(pixels.device), recipe.shift)
+        for _ in range(recipe.randaugment):
+            choice = torch.randint(len(OPERATIONS), (total,), generator=random)[mine]
+            strength = ((torch.rand(total, generator=random) * 2 - 1) * recipe.magnitude)[mine]
+            pixels = one_of_each(pixels, choice.to(pixels.device), strength.to(pixels.device))
+        if recipe.erasing:
+            pixels = erased(
+                pixels, recipe.erasing, torch.rand(total, 5, generator=random)[mine].to(pixels.device)
+            )
+        return pixels
+
+
+def shifted(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
+    """Cut each image back to its size at `offsets` (0 to 2·padding, down and across) after padding."""
+    height, width = pixels.shape[1:3]
+    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    rows = offsets[:, :1] + torch.arange(height, device=pixels.device)  # (N, H)
+    columns = offsets[:, 1:] + torch.arange(width, device=pixels.device)  # (N, W)
+    images = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None, :]]
+
+
+def random_boxes(count: int, smallest: float, random: Generator) -> Tensor:
+    """`[count, 4]`: centre x, centre y, width, height of boxes inside the image, in -1..1 and 0..1.
+
+    Areas are uniform from `smallest` to 1, aspect ratios log-uniform from 3/4 to 4/3 (Inception).
+    """
+    area, ratio, x, y = torch.rand(4, count, generator=random)
+    area = smallest + (1 - smallest) * area
+    ratio = torch.exp((ratio * 2 - 1) * math.log(4 / 3))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    return torch.stack([(x * 2 - 1) * (1 - width), (y * 2 - 1) * (1 - height), width, height], dim=1)
+
+
+def resized_crop(pixels: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale each image's box to `size`, bilinear."""
+    x, y, width, height = boxes.unbind(1)
+    zero = torch.zeros_like(x)
+    return warped(pixels, torch.stack([width, zero, x, zero, height, y], 1).view(-1, 2, 3), size)
+
+
+def warped(pixels: Tensor, matrices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Each image through its affine matrix `[N, 2, 3]`, which maps new to old coordinates in -1..1."""
+    images = pixels.permute(0, 3, 1, 2)
+    height, width = size or images.shape[2:]
+    grid = F.affine_grid(matrices, [len(pixels), 3, height, width], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).permute(0, 2, 3, 1)
+
+
+def erased(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
+    """Fill, in a share of the images, a rectangle of 2 to 33 % of the area with the image's mean."""
+    height, width = pixels.shape[1:3]
+    chance, area, ratio, x, y = numbers.unbind(1)
+    area = 0.02 + 0.31 * area
+    ratio = torch.exp((ratio * 2 - 1) * math.log(3.3))
+    box_height, box_width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    top, left = (1 - box_height) * y, (1 - box_width) * x
+    rows = (torch.arange(height, device=pixels.device) + 0.5) / height
+    columns = (torch.arange(width, device=pixels.device) + 0.5) / width
+    inside_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])  # (N, H)
+    inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])  # (N, W)
+    hole = inside_rows[:, :, None] & inside_columns[:, None, :] & (chance < probability)[:, None, None]
+    return torch.where(hole[..., None], pixels.mean((1, 2), keepdim=True), pixels)
+
+
+def one_of_each(pixels: Tensor, choice: Tensor, strength: Tensor) -> Tensor:
+    """RandAugment's round: each image goes through the operation that `choice` names."""
+    result = pixels.clone()
+    for index, operation in enumerate(OPERATIONS):
+        chosen = (choice == index).nonzero()[:, 0]
+        if len(chosen):
+            result[chosen] = operation(pixels[chosen], strength[chosen])
+    return result
+
+
+def per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def grey(pixels: Tensor) -> Tensor:
+    return pixels @ pixels.new_tensor([[0.299], [0.587], [0.114]])
+
+
+def blended(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
+    """Towards `other` at strength -1, and as far away from it at 1."""
+    return (other + (pixels - other) * per_image(1 + 0.9 * strength)).clamp(0, 255)
+
+
+def identity(pixels: Tensor, strength: Tensor) -> Tensor:
+    return pixels
+
+
+def brightness(pixels: Tensor, strength: Tensor) -> Tensor:
+    return blended(pixels, torch.zeros_like(pixels), strength)
+
+
+def contrast(pixels: Tensor, strength: Tensor) -> Tensor:
+    return blended(pixels, grey(pixels).mean((1, 2), keepdim=True), strength)
+
+
+def colour(pixels: Tensor, strength: Tensor) -> Tensor:
+    return blended(pixels, grey(pixels), strength)
+
+
+def sharpness(pixels: Tensor, strength: Tensor) -> Tensor:
+    smooth = F.avg_pool2d(pixels.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False)
+    return blended(pixels, smooth.permute(0, 2, 3, 1), strength)
+
+
+def autocontrast(pixels: Tensor, strength: Tensor) -> Tensor:
+    low, high = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
+    return (pixels - low) * (255 / (high - low).clamp(min=1))
+
+
+def solarize(pixels: Tensor, strength: Tensor) -> Tensor:
+    return torch.where(pixels >= per_image(256 * (1 - strength.abs())), 255 - pixels, pixels)
+
+
+def posterize(pixels: Tensor, strength: Tensor) -> Tensor:
+    step = per_image(2.0 ** (4 * strength.abs()).round())  # keeps 8 to 4 bits
+    return (pixels / step).floor() * step
+
+
+def affine(pixels: Tensor, rows: list[Tensor]) -> Tensor:
+    return warped(pixels, torch.stack(rows, 1).view(-1, 2, 3))
+
+
+def rotate(pixels: Tensor, strength: Tensor) -> Tensor:
+    angle, zero = strength * math.radians(30), torch.zeros_like(strength)
+    return affine(pixels, [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero])
+
+
+def shear_x(pixels: Tensor, strength: Tensor) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return affine(pixels, [one, 0.3 * strength, zero, zero, one, zero])
+
+
+def shear_y(pixels: Tensor, strength: Tensor) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return affine(pixels, [one, zero, zero, 0.3 * strength, one, zero])
+
+
+def move_x(pixels: Tensor, strength: Tensor) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return affine(pixels, [one, zero, 0.6 * strength, zero, one, zero])
+
+
+def move_y(pixels: Tensor, strength: Tensor) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return affine(pixels, [one, zero, zero, zero, one, 0.6 * strength])
+
+
+OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    identity,
+    brightness,
+    contrast,
+    colour,
+    sharpness,
+    autocontrast,
+    solarize,
+    posterize,
+    rotate,
+    shear_x,
+    shear_y,
+    move_x,
+    move_y,
+)
+
+
+def mixing_share(alpha: float, seed: int) -> float:
+    """How much of a mixture is the image itself, from a Beta(alpha, alpha), the larger of the two parts.
+
+    Partners are mixed with each other, so the smaller part would give the same mixtures in another order, and
+    each would count as right for the class that is the least of it.
+    """
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return max(share, 1 - share)
+
+
+def mixed(pixels: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Mixup of each image with its neighbour: `share` of its own pixels and target probabilities.
+
+    Neighbours in a shuffled batch are random partners; an even number of images keeps them in one process.
+    """
+    partner = torch.arange(len(pixels), device=pixels.device)
+    partner = (partner ^ 1).clamp(max=len(pixels) - 1)
+    pixels = pixels * share + pixels[partner] * (1 - share)
+    return pixels, targets * share + targets[partner] * (1 - share)

@@ -1,0 +1,74 @@
+"""Recipes, with model and images, that are kept because their figures are: digits and Fashion-MNIST."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.preprocess import Preprocess
+from vit.config import ViTConfig
+from vit.data.training import open_data
+from vit.model import new_model
+from vit.training.recipe import Recipe, RecipeError
+from vit.training.train import train
+
+
+@dataclass(frozen=True)
+class Example:
+    """Everything that a run needs."""
+
+    recipe: Recipe
+    config: ViTConfig
+    data: str
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(size=self.config.image_size, resize="stretch", interpolation="bilinear")
+
+
+SMALL = ViTConfig(image_size=(28, 28), patch_size=7, width=64, depth=3, heads=2, mlp_width=256, classes=10)
+
+EXAMPLES: Mapping[str, Example] = {
+    # 8x8 digits enlarged to 32x32: 98 to 99 % of the 360 held out, about 30 s on two cores.
+    "digits": Example(
+        Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=3, ema=0.99),
+        ViTConfig(image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10),
+        "digits",
+    ),
+    # The plain ViT that two CPU cores train in about half an hour: docs/logs/fashion.md has its log.
+    "fashion": Example(
+        Recipe(
+            name="fashion", epochs=30, batch=128, lr=1.5e-3, holdout=1 / 30, shift=1, flip=True, ema=0.998
+        ),
+        ViTConfig(image_size=(28, 28), patch_size=7, width=128, depth=6, heads=4, mlp_width=512, classes=10),
+        "fashion-mnist",
+    ),
+    # What the drift tests train: good enough to have something to lose, and done in a minute.
+    "fashion-quick": Example(
+        Recipe(name="fashion-quick", epochs=3, batch=128, lr=2e-3, holdout=0.0, flip=True, ema=0.99),
+        SMALL,
+        "fashion-mnist",
+    ),
+}
+
+
+def example(name: str) -> Example:
+    if name not in EXAMPLES:
+        raise RecipeError(f"unknown example {name!r}; known: {', '.join(EXAMPLES)}")
+    return EXAMPLES[name]
+
+
+def train_example(name: str, out: Path, *, data: Path | str | None = None, **options: Any) -> Path:
+    """Train an example into `out`; `data` is another place of its images, `options` go to `train`."""
+    chosen = example(name)
+    recipe = chosen.recipe
+    return train(
+        recipe,
+        model=new_model(chosen.config, recipe.seed),
+        data=open_data(data or chosen.data, holdout=recipe.holdout, seed=recipe.seed),
+        preprocess=chosen.preprocess,
+        out=out,
+        **options,
+    )

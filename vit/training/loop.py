@@ -1,0 +1,276 @@
+"""The training loop: batches in, better weights out, and nothing about files or command lines."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from runtime.errors import FailureError, Interrupted
+from vit.training.augment import Augment, mixed, mixing_share
+from vit.training.distributed import World
+from vit.training.loss import class_weights, sample_losses, smoothed_targets
+from vit.training.optimizer import MovingAverage, learning_rate, make_optimizer, set_learning_rate
+from vit.training.recipe import Recipe
+from vit.training.resume import Progress, random_for
+
+ORDER, CHANGES, DROPOUT = range(3)  # what the random numbers are for
+
+
+class TrainingError(FailureError):
+    """Training that cannot go on; the message says what to change."""
+
+
+class Batches(Protocol):
+    """What the loop needs of a data set (`vit.data.batches.Store`, or features computed beforehand)."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]: ...
+
+
+class Loop:
+    """Trains `module`, which maps a batch of `source` to logits.
+
+    Args:
+        targets: int64 [N], the classes of `source`.
+        validation: images and targets that choose the best epoch; None keeps the last one.
+        teacher: maps the same batches to the teacher's logits.
+        stop: asked after each step; True ends with `Interrupted` once `save` has been called.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        source: Batches,
+        targets: np.ndarray,
+        *,
+        classes: int,
+        recipe: Recipe,
+        device: torch.device,
+        size: tuple[int, int] | None,
+        validation: tuple[Batches, np.ndarray] | None = None,
+        world: World | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.recipe, self.device, self.world = recipe, device, world or World()
+        self.source, self.targets, self.validation = source, targets, validation
+        self.classes, self.teacher = classes, teacher
+        self.taught: dict[tuple[int, int], Tensor] = {}  # the teacher's logits by view and step
+        self.module = module.to(device)
+        self.optimizer = make_optimizer(self.module, recipe)
+        self.average = MovingAverage(self.module, recipe.ema) if recipe.ema else None
+        self.augment = Augment(recipe, size) if size else None
+        weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
+        self.weights = weights.to(device)
+        batch = min(recipe.batch, len(source))
+        # Each process takes as many, and an even number of them, since mixup pairs neighbours.
+        multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
+        self.batch = max(batch - batch % multiple, multiple)
+        self.steps = max(len(source) // self.batch, 1)
+        self.progress = Progress()
+        self.forward: Callable[[Tensor], Tensor] = self._wrapped()
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
+        on_epoch: Callable[[dict[str, Any], bool], None] = lambda row, best: None,
+        stop: Callable[[], bool] = lambda: False,
+        save: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        """Train to the last epoch, from wherever `progress` stands; returns the history, a row an epoch."""
+        progress = self.progress
+        while not progress.finished:
+            started = time.perf_counter()
+            for loss in self._epoch():
+                on_step(progress, loss)
+                if self._any(stop()):
+                    save()
+                    raise Interrupted("stopped; the state is kept: the same command with --resume goes on")
+            row, best = self._close_epoch()
+            progress.seconds.append(time.perf_counter() - started)
+            on_epoch(row, best)
+            save()
+        return progress.history
+
+    def best_weights(self) -> Mapping[str, Tensor]:
+        """The weights to keep: the moving average where there is one."""
+        return self.average.weights if self.average else self.module.state_dict()
+
+    def _epoch(self) -> Iterator[float]:
+        """The rest of the present epoch, a loss a step."""
+        progress = self.progress
+        order = self._order()
+        groups = (self._mine(order, step) for step in range(progress.step, self.steps))
+        self.module.train()
+        for indices, inputs, good in self.source.batches(groups):
+            loss = self._step(indices, inputs.to(self.device, non_blocking=True), good.to(self.device))
+            progress.step += 1
+            yield loss
+
+    def _step(self, indices: np.ndarray, inputs: Tensor, good: Tensor) -> float:
+        recipe, progress = self.recipe, self.progress
+        set_learning_rate(
+            self.optimizer,
+            learning_rate(recipe, progress.epoch * self.steps + progress.step, self._all_steps()),
+        )
+        hard = torch.from_numpy(self.targets[indices]).to(self.device)
+        inputs, targets = self._changed(inputs, smoothed_targets(hard, self.classes, recipe.smoothing))
+        opinion = self._opinion(inputs)
+        weights = self.weights[hard] * good
+        total = self.world.sum(weights.sum())
+        torch.manual_seed(random_for(recipe.seed, DROPOUT, *self._place(), self.world.rank).initial_seed())
+        with self._precision():
+            logits = self.forward(inputs)
+        losses = sample_losses(recipe, logits.float(), targets, opinion)
+        loss = (losses * weights).sum() / total.clamp(min=1e-12)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(
+            loss * self.world.size
+        )  # DistributedDataParallel takes the mean over the processes
+        nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.module)
+        correct = ((logits.argmax(-1) == hard) * good).sum()
+        return self._count(torch.stack([loss.detach() * total, correct.float(), good.sum().float()]), total)
+
+    def _count(self, sums: Tensor, total: Tensor) -> float:
+        """Add one step to the epoch's sums; the loss of this step over all processes."""
+        # `loss * total` is this process's share of the weighted sum, so the sums add up.
+        added = self.world.sum(sums.double()).tolist()
+        if not math.isfinite(added[0]):
+            where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+            raise TrainingError(
+                f"the loss is not a number in {where}; try a lower learning rate "
+                f"(--lr {self.recipe.lr / 3:.1e}), more warm-up (--set warmup=0.2) or --set precision=float32"
+            )
+        loss: float = added[0] / max(float(total), 1e-12)
+        added[0] = loss * added[2]  # the mean over images, however the classes are weighted
+        self.progress.sums = [old + new for old, new in zip(self.progress.sums, added, strict=True)]
+        return loss
+
+    def _changed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented and mixed."""
+        if self.augment is None:
+            return inputs, targets
+        random = random_for(self.recipe.seed, CHANGES, *self._place())
+        inputs = self.augment(inputs, random, self.batch, self.world.rank * len(inputs))
+        if self.recipe.mixup:
+            share = mixing_share(self.recipe.mixup, random.initial_seed())
+            inputs, targets = mixed(inputs, targets, share)
+        return inputs, targets
+
+    def _opinion(self, inputs: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        place = self._place()
+        if place not in self.taught:
+            with torch.no_grad(), self._precision():
+                opinion = self.teacher(inputs).float()
+            if not self.recipe.views:
+                return opinion
+            self.taught[place] = opinion
+        return self.taught[place]
+
+    def _close_epoch(self) -> tuple[dict[str, Any], bool]:
+        progress = self.progress
+        loss, correct, count = progress.sums
+        rate = learning_rate(self.recipe, (progress.epoch + 1) * self.steps - 1, self._all_steps())
+        row = {"epoch": progress.epoch + 1, "lr": rate}
+        row |= {"train_loss": loss / max(count, 1), "train_accuracy": correct / max(count, 1)}
+        if self.validation:
+            row |= self.evaluate(*self.validation)
+        progress.history.append(row)
+        best = best_epoch(progress.history) if self.validation else row["epoch"]
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
+        patience = self.recipe.early_stop
+        tired = bool(patience and progress.epoch - best >= patience)
+        progress.finished = progress.epoch >= self.recipe.epochs or tired
+        return row, best == row["epoch"]
+
+    def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
+        """Loss and accuracy of the weights to keep, on images without augmentation."""
+        module = self.module
+        if self.average:
+            module = deepcopy(self.module)
+            module.load_state_dict(self.average.weights)
+        mine = np.arange(len(source))[self.world.rank :: self.world.size]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with self._precision():
+            for indices, logits, good in predict(module, source, mine, self.device):
+                hard = torch.from_numpy(targets[indices]).to(self.device)
+                losses = nn.functional.cross_entropy(logits.float(), hard, reduction="none")
+                right = (logits.argmax(-1) == hard) * good
+                sums += torch.stack([(losses * good).sum(), right.sum().float(), good.sum().float()]).double()
+        loss, correct, count = self.world.sum(sums).tolist()
+        return {"val_loss": loss / max(count, 1), "val_accuracy": correct / max(count, 1)}
+
+    def _order(self) -> np.ndarray:
+        seed = (self.recipe.seed, ORDER, self._view())
+        return np.random.default_rng(seed).permutation(len(self.source))
+
+    def _mine(self, order: np.ndarray, step: int) -> np.ndarray:
+        """This process's part of a batch: batches are cut into blocks, one a process."""
+        share = self.batch // self.world.size
+        start = step * self.batch + self.world.rank * share
+        return order[start : start + share]
+
+    def _view(self) -> int:
+        epoch = self.progress.epoch
+        return epoch % self.recipe.views if self.recipe.views else epoch
+
+    def _place(self) -> tuple[int, int]:
+        return self._view(), self.progress.step
+
+    def _all_steps(self) -> int:
+        return self.recipe.epochs * self.steps
+
+    def _any(self, mine: bool) -> bool:
+        """Whether any process was asked to stop, so that all of them stop after the same step."""
+        if self.world.size == 1:
+            return mine
+        return bool(self.world.sum(torch.tensor(float(mine), device=self.device)) > 0)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        name = self.recipe.precision
+        half = name == "bfloat16" or (name == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+
+    def _wrapped(self) -> Callable[[Tensor], Tensor]:
+        module: Any = self.module
+        if self.world.size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            module = DistributedDataParallel(module, device_ids=ids)
+        return torch.compile(module) if self.recipe.compile else module
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch with the highest validation accuracy; of several, as few images often give, the least loss.
+
+    The first one of those that are the same to a ten-thousandth.
+    """
+    best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
+    return int(best["epoch"])
+
+
+@torch.no_grad()
+def predict(
+    module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """`indices, logits [n, classes], good [n]` in batches, in evaluation mode."""
+    training = module.training
+    module.eval()
+    groups = (indices[start : start + batch] for start in range(0, len(indices), batch))
+    for group, inputs, good in source.batches(groups):
+        yield group, module(inputs.to(device)), good.to(device)
+    module.train(training)

@@ -1,0 +1,84 @@
+"""The optimizer's parameter groups, the learning rate over time, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from vit.training.recipe import Recipe
+
+HEAD = 1_000_000  # above any block
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
+    """AdamW with decay on matrices only, and a learning rate that falls from the head down.
+
+    A group's own factor is its "scale"; `set_learning_rate` multiplies it in.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((layer_of(name), decays(name, parameter)), []).append(parameter)
+    blocks = {layer_of(name) for name, _ in model.named_parameters() if name.startswith("blocks.")}
+    top = 1 + max(blocks, default=0)
+    described = [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if decay else 0.0,
+            "scale": recipe.layer_decay ** (top - min(layer, top)),
+        }
+        for (layer, decay), parameters in groups.items()
+    ]
+    fused = all(p.device.type == "cuda" for group in groups.values() for p in group)
+    return AdamW(described, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Matrices and the patch embedding's filters; not biases, norms, factors, class token and positions."""
+    return parameter.ndim >= 2 and name not in ("class_token", "position")
+
+
+def layer_of(name: str) -> int:
+    """0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
+    if name.startswith("blocks."):
+        return 1 + int(name.split(".")[1])
+    return 0 if name.startswith(("patch_embedding", "class_token", "position")) else HEAD
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Linear from zero over the warm-up, then half a cosine to zero; `step` counts from 0."""
+    warm = round(recipe.warmup * steps)
+    if step < warm:
+        return recipe.lr * (step + 1) / warm
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def set_learning_rate(optimizer: AdamW, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+class MovingAverage:
+    """An exponential moving average of a model's weights, which answers better than any single step's."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.steps += 1
+        # The decay grows with the steps, so that a short run does not keep its initial weights.
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        mine = list(self.weights.values())
+        theirs = list(model.state_dict().values())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+    def load(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        self.steps = steps
+        for name, value in self.weights.items():
+            value.copy_(weights[name])

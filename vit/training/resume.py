@@ -1,0 +1,131 @@
+"""The state of an unfinished run: all that `--resume` needs to go on as if nothing had happened.
+
+Random numbers need no place in it: each step draws from a generator that is seeded by the recipe's seed,
+the epoch and the step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vit.tensors import CheckpointError, read_tensors, write_tensors
+from vit.training.optimizer import MovingAverage
+
+FILE_NAME = "state.safetensors"
+KEY = "vit_edge_state"
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0  # epochs that are complete
+    step: int = 0  # steps of the present epoch that are complete
+    sums: list[float] = field(
+        default_factory=lambda: [0.0, 0.0, 0.0]
+    )  # of the present epoch: loss, correct, weight
+    seconds: list[float] = field(default_factory=list)  # of each epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+
+
+def save_state(
+    folder: Path,
+    *,
+    module: nn.Module,
+    optimizer: Optimizer,
+    average: MovingAverage | None,
+    progress: Progress,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write the state beside the checkpoint; an older one is replaced only when this one is complete.
+
+    `identity` is what must be the same when the run goes on: recipe, images, shapes.
+    """
+    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            tensors[f"optimizer.{names[id(parameter)]}.{slot}"] = value
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.weights.items()}
+    steps = 0 if average is None else average.steps
+    document = {"progress": asdict(progress), "identity": dict(identity), "average_steps": steps}
+    write_tensors(folder / FILE_NAME, tensors, {KEY: json.dumps(document)})
+
+
+def load_state(
+    folder: Path,
+    *,
+    module: nn.Module,
+    optimizer: Optimizer,
+    average: MovingAverage | None,
+    identity: Mapping[str, Any],
+) -> Progress:
+    """Put a saved state back into the objects given.
+
+    Raises:
+        CheckpointError: when there is none, when it is incomplete, or when it is of another run.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {FILE_NAME} to resume from; start without --resume")
+    tensors, metadata = read_tensors(path)
+    try:
+        document = json.loads(metadata[KEY])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run") from error
+    check_identity(path, json.loads(json.dumps(dict(identity))), document["identity"])
+    module.load_state_dict(part(tensors, "model."))
+    slots = part(tensors, "optimizer.")
+    for name, parameter in module.named_parameters():
+        mine = {
+            key.removeprefix(f"{name}."): value for key, value in slots.items() if key.startswith(f"{name}.")
+        }
+        mine = {slot: value for slot, value in mine.items() if "." not in slot}
+        # Adam's step counter stays where it was made; the moments live with their parameter.
+        optimizer.state[parameter] = {
+            slot: value if slot == "step" and not fused(optimizer) else value.to(parameter.device)
+            for slot, value in mine.items()
+        }
+    if average is not None:
+        average.load(part(tensors, "average."), document["average_steps"])
+    try:
+        return Progress(**document["progress"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: the state of another version ({error}); start without --resume"
+        ) from error
+
+
+def fused(optimizer: Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def check_identity(path: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for name in sorted(set(mine) | set(theirs)):
+        if mine.get(name) != theirs.get(name):
+            change = f"{name} was {theirs.get(name)!r} and is now {mine.get(name)!r}"
+            raise CheckpointError(
+                f"{path}: of another run ({change}); resume with the same, or start without --resume"
+            )
+
+
+def random_for(*numbers: int) -> torch.Generator:
+    """A generator for one purpose at one place of a run, whatever came before it."""
+    import numpy as np
+
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,150 @@
+"""From the words of the command line to a model, images and a recipe that fit each other."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.preprocess import Preprocess
+from vit.adapt import adapt, resize
+from vit.checkpoint import Checkpoint, load_checkpoint
+from vit.config import ConfigError, ViTConfig, named_config
+from vit.data.images import DataError, Images, open_images, splits_of
+from vit.data.training import TrainingData, open_data
+from vit.model import ViT, new_model
+from vit.tensors import CheckpointError
+from vit.training.examples import EXAMPLES
+from vit.training.recipe import PRESETS, Recipe, RecipeError
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `vit.training.train.train` is called with."""
+
+    recipe: Recipe
+    model: ViT
+    data: TrainingData
+    preprocess: Preprocess
+    teacher: ViT | None
+    notes: dict[str, Any]
+
+
+def prepare(options: argparse.Namespace) -> Start:
+    """Put together what `python -m vit train` was asked for.
+
+    Raises:
+        RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
+    """
+    recipe = chosen_recipe(options)
+    if recipe.freeze and not options.source:
+        raise RecipeError(
+            f"preset {recipe.name} trains a head on frozen features; give the backbone with --from"
+        )
+    data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
+    source = load_checkpoint(options.source) if options.source else None
+    model, preprocess = chosen_model(options, recipe, data.labels, source)
+    teacher = load_teacher(options.teacher, data.labels) if options.teacher else None
+    notes = {"from": source.digest} if source else {}
+    if teacher:
+        notes["teacher"] = teacher.digest
+    return Start(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
+
+
+def chosen_recipe(options: argparse.Namespace) -> Recipe:
+    name = options.preset
+    if name is None:
+        fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
+        name = "finetune" if options.source else fallback
+    known = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
+    if name not in known:
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}")
+    changes = dict(parsed_change(text) for text in options.changes)
+    for field in ("epochs", "batch", "lr", "seed"):
+        if getattr(options, field) is not None:
+            changes[field] = getattr(options, field)
+    return replace(known[name], **changes)
+
+
+def parsed_change(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` as the type of the recipe's field."""
+    name, equals, value = text.partition("=")
+    types = {field.name: str(field.type) for field in fields(Recipe)}
+    if not equals or name not in types:
+        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}")
+    try:
+        return name, PARSERS[types[name]](value)
+    except (ValueError, KeyError) as error:
+        raise RecipeError(f"--set {text}: {value!r} is not {DESCRIBED[types[name]]}") from error
+
+
+PARSERS: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": {"true": True, "false": False}.__getitem__,
+}
+DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
+
+
+def chosen_model(
+    options: argparse.Namespace, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
+) -> tuple[ViT, Preprocess]:
+    size = (options.image_size, options.image_size) if options.image_size else None
+    if source:
+        if options.model or options.patch_size:
+            raise ConfigError(
+                "--model and --patch-size describe a new model; --from brings its own: give one of them"
+            )
+        if source.labels == labels:  # the same classes: the head goes on learning
+            model = resize(source.model, size or source.model.config.image_size)
+        else:
+            model = adapt(source.model, classes=len(labels), image_size=size)
+        return model, resized(source.preprocess, model.config.image_size)
+    if recipe.name in EXAMPLES and not options.model:
+        config = replace(EXAMPLES[recipe.name].config, classes=len(labels))
+    else:
+        config = named_config(options.model or "tiny", classes=len(labels))
+    changes: dict[str, Any] = {"image_size": size} if size else {}
+    if options.patch_size:
+        changes["patch_size"] = options.patch_size
+    config = replace(config, **changes)
+    return new_model(config, recipe.seed), preprocess_for(config, recipe)
+
+
+def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
+    """Photos keep their shape and lose their edges; the examples' images are square already."""
+    if recipe.name in EXAMPLES:
+        return replace(EXAMPLES[recipe.name].preprocess, size=config.image_size)
+    return Preprocess(size=config.image_size, resize="crop", interpolation="bicubic")
+
+
+def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
+    """The same preprocessing for another size; the shorter edge before a crop grows in proportion."""
+    if preprocess.resize_to is None:
+        return replace(preprocess, size=size)
+    return replace(
+        preprocess, size=size, resize_to=round(preprocess.resize_to * max(size) / max(preprocess.size))
+    )
+
+
+def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
+    """The test split of `source`, else its val split, else all of it; with the classes of the model."""
+    split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
+    images = open_images(source, split)  # type: ignore[arg-type]
+    if images.targets is None or images.labels != labels:
+        raise DataError(
+            f"{source}: expected images of the model's {len(labels)} classes ({', '.join(labels[:5])}, …)"
+        )
+    return images
+
+
+def load_teacher(path: Path, labels: tuple[str, ...]) -> Checkpoint:
+    teacher = load_checkpoint(path)
+    if teacher.labels != labels:
+        raise CheckpointError(
+            f"{path}: the teacher's classes ({', '.join(teacher.labels[:5])}, …) are not those of the "
+            f"images ({', '.join(labels[:5])}, …); fine-tune it on the same classes first"
+        )
+    return teacher

@@ -1,0 +1,121 @@
+"""Training from images to a checkpoint, and the recipes of the examples that ship with the project."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import MissingPackageError
+from runtime.preprocess import Preprocess
+from vit.data.training import TrainingData
+from vit.model import ViT
+from vit.training import resume as state
+from vit.training.distributed import choose_device, join_world
+from vit.training.recipe import Recipe
+from vit.training.session import Run
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: ViT,
+    data: TrainingData,
+    preprocess: Preprocess,
+    out: Path | str,
+    device: str = "auto",
+    resume: bool = False,
+    teacher: ViT | None = None,
+    notes: Mapping[str, Any] | None = None,
+    tensorboard: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train `model` on `data` and keep the best checkpoint; returns its path.
+
+    In `out` stand then `model.safetensors` (the best epoch), `metrics.csv` (a row an epoch) and
+    `state.safetensors` (what `resume` goes on from).
+
+    Args:
+        recipe: how to train.
+        preprocess: what the model sees of an image, for validation, test and ever after.
+        teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
+        notes: what else to write into the checkpoint's recipe.
+        tensorboard: write the metrics for TensorBoard as well, into `out/tensorboard`.
+        report: called with each line worth showing to a person.
+
+    Raises:
+        DataError: for images that cannot be used.
+        TrainingError: when the loss is no longer a number.
+        Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
+    """
+    run = Run(recipe, model, data, preprocess, Path(out), report, notes or {})
+    chosen = choose_device(device)
+    with join_world(chosen) as world, torch.random.fork_rng(), scalars(run.out, tensorboard) as write:
+        loop = run.loop(chosen, world, teacher)
+        if resume:
+            loop.progress = state.load_state(run.out, **run.stateful(loop))
+            report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
+
+        def close_epoch(row: dict[str, Any], best: bool) -> None:
+            run.close_epoch(loop, row, best)
+            write(row)
+
+        with run.bar(loop) as bar, interruptions() as stop:
+            loop.run(
+                on_step=lambda progress, loss: run.step(bar, progress, loss),
+                on_epoch=close_epoch,
+                stop=stop,
+                save=lambda: run.save(loop),
+            )
+        return run.finish(loop)
+
+
+@contextmanager
+def scalars(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes an epoch's row for TensorBoard, or does nothing."""
+    if not wanted:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingPackageError(
+            '--tensorboard needs it: pip install "vit-edge[train,cpu,tensorboard]"'
+        ) from error
+
+    def write(row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            writer.add_scalar(name, value, row["epoch"])
+        writer.flush()
+
+    writer = SummaryWriter(out / "tensorboard")
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and the first Ctrl-C into a question that the loop asks after each step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():  # the second time in earnest
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
