@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from runtime.command import run_command
 from runtime.errors import DONE, MissingPackageError
+from runtime.writing import OutputError
+
+RUN_FILES = ("model.safetensors", "state.safetensors")  # known without the import of torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,15 +170,18 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
     add("--resume", action="store_true", help="go on with the interrupted run in OUT")
+    add("--overwrite", action="store_true", help="replace the run in OUT")
 
 
 def run_train(options: argparse.Namespace) -> None:
     import json
 
-    from vit.training.setup import prepare
+    check_run_folder(options.out, resume=options.resume, overwrite=options.overwrite)
+    from vit.training.setup import TrainOptions, prepare
     from vit.training.train import train
 
-    run = prepare(options)
+    names = {field.name for field in fields(TrainOptions)}
+    run = prepare(TrainOptions(**{name: value for name, value in vars(options).items() if name in names}))
     say(f"recipe: {json.dumps(run.recipe.to_dict())}")
     path = train(
         run.recipe,
@@ -190,6 +197,24 @@ def run_train(options: argparse.Namespace) -> None:
         report=say,
     )
     print(path)
+
+
+def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds a run already, unless the user said what becomes of it.
+
+    Raises:
+        OutputError: for a file in the place of the folder, and for a run that would be lost.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: expected a folder to write to, found a file; choose another --out")
+    if resume and overwrite:
+        raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
+    found = next((name for name in RUN_FILES if (out / name).exists()), None)
+    if found and not resume and not overwrite:
+        raise OutputError(
+            f"{out}: a run is there already ({found}); go on with it by --resume, replace it by --overwrite, "
+            "or choose another --out"
+        )
 
 
 def say(line: str) -> None:

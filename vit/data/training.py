@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vit.data.images import DataError, Images, open_images, split_images, splits_of
 
 
@@ -18,8 +20,21 @@ class TrainingData:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        assert self.train.labels is not None  # open_data saw to it
+        """Names of the classes, in the order of their indices."""
+        if self.train.labels is None:
+            raise DataError(f"{self.train.name}: images without classes; nothing can be learned from them")
         return self.train.labels
+
+
+def targets_of(images: Images) -> np.ndarray:
+    """Return the class indices of images whose classes are known, int64 [N].
+
+    Raises:
+        DataError: for images without classes.
+    """
+    if images.targets is None:
+        raise DataError(f"{images.name}: images without classes; expected a folder for each class")
+    return images.targets
 
 
 def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:

@@ -1,8 +1,7 @@
-"""From the words of the command line to a model, images and a recipe that fit each other."""
+"""From the options of `python -m vit train` to a model, images and a recipe that fit each other."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,24 @@ from vit.training.examples import EXAMPLES
 from vit.training.recipe import PRESETS, Recipe, RecipeError
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `python -m vit train` can be told; None stands for the default that the help text names."""
+
+    data: str
+    model: str | None = None
+    source: Path | None = None  # the checkpoint of --from
+    preset: str | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    teacher: Path | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    changes: tuple[str, ...] = ()  # NAME=VALUE of --set
+
+
 @dataclass(frozen=True)
 class Start:
     """What `vit.training.train.train` is called with."""
@@ -31,7 +48,7 @@ class Start:
     notes: dict[str, Any]
 
 
-def prepare(options: argparse.Namespace) -> Start:
+def prepare(options: TrainOptions) -> Start:
     """Put together what `python -m vit train` was asked for.
 
     Raises:
@@ -52,7 +69,7 @@ def prepare(options: argparse.Namespace) -> Start:
     return Start(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
 
 
-def chosen_recipe(options: argparse.Namespace) -> Recipe:
+def chosen_recipe(options: TrainOptions) -> Recipe:
     name = options.preset
     if name is None:
         fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
@@ -89,7 +106,7 @@ DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "boo
 
 
 def chosen_model(
-    options: argparse.Namespace, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
+    options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
 ) -> tuple[ViT, Preprocess]:
     size = (options.image_size, options.image_size) if options.image_size else None
     if source:

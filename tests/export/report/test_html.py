@@ -205,7 +205,7 @@ def test_float_alone_makes_a_page_too():
     assert "python -m export --quantize adds INT8" in text
 
 
-def test_a_image_that_is_gone_leaves_a_place(tmp_path):
+def test_an_image_that_is_gone_leaves_a_place(tmp_path):
     there = tmp_path / "there.png"
     Image.new("RGB", (300, 200), (200, 30, 30)).save(there)
     page = Page(render(results(items=[there, tmp_path / "gone.png", *[there] * 58])))

@@ -113,7 +113,7 @@ def test_parts_of_a_batch_are_the_batch_cut_apart(pixels):
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def test_a_image_is_the_larger_part_of_its_mixture(pixels):
+def test_an_image_is_the_larger_part_of_its_mixture(pixels):
     """What is counted as right is then the class that is most of what the model saw."""
     shares = [mixing_share(0.2, seed) for seed in range(200)]
     assert min(shares) >= 0.5
