@@ -60,7 +60,7 @@ def test_every_line_of_python_in_the_pages_runs(
             exec(compile(block, str(page), "exec"), names)
 
 
-def test_what_an_app_loads_is_under_a_thousand_lines_of_code(model: Path, images: Path) -> None:
+def test_what_an_app_loads_is_under_1200_lines_of_code(model: Path, images: Path) -> None:
     """All that the public names need and nothing of the command line, whose modules stay out."""
     script = (
         "import sys, json\nfrom runtime import *\n"
@@ -68,11 +68,14 @@ def test_what_an_app_loads_is_under_a_thousand_lines_of_code(model: Path, images
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'runtime']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    lines = {Path(name).name: lines_of_code(Path(name)) for name in json.loads(done.stdout)}
-    tooling = {path.name for path in (ROOT / "runtime").glob("*.py")} - set(lines)
+    home = ROOT / "runtime"
+    lines = {str(Path(name).relative_to(home)): lines_of_code(Path(name)) for name in json.loads(done.stdout)}
+    tooling = {str(path.relative_to(home)) for path in home.rglob("*.py")} - set(lines)
     print(f"\n{sum(lines.values())} lines in {lines}; the command line alone: {sorted(tooling)}")
-    assert tooling == {"__main__.py", "output.py", "report.py", "sorting.py"}
-    assert sum(lines.values()) < 1000
+    outside = {name for name in tooling if not name.startswith("batch/")}
+    assert outside == {"__main__.py", "command.py", "writing.py"}
+    assert len(tooling) > len(outside)
+    assert sum(lines.values()) < 1200
 
 
 def lines_of_code(path: Path) -> int:
