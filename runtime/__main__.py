@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import logging
 import os
@@ -122,14 +123,21 @@ def _images(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def _standard_input(null: bool) -> Iterator[Path]:
-    """The paths on standard input, one a line, or ended by zero bytes."""
+    """Yield the paths on standard input, one per line, or each ended by a zero byte."""
+    for number, name in enumerate(_pieces(b"\0" if null else b"\n")):
+        if not null:  # Windows ends lines with CR LF, and its editors begin a file with a byte order mark
+            name = (name.removeprefix(codecs.BOM_UTF8) if number == 0 else name).removesuffix(b"\r")
+        if name:
+            yield Path(os.fsdecode(name))
+
+
+def _pieces(end: bytes) -> Iterator[bytes]:
+    """Yield the bytes of standard input between `end`s, as they come."""
     rest = b""
-    end = b"\0" if null else b"\n"
     while chunk := os.read(sys.stdin.fileno(), 2**16):
         *names, rest = (rest + chunk).split(end)
-        yield from (Path(os.fsdecode(name)) for name in names if name)
-    if rest:
-        yield Path(os.fsdecode(rest))
+        yield from names
+    yield rest
 
 
 def _not_done(images: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
@@ -144,12 +152,25 @@ def _check(options: argparse.Namespace) -> None:
     for given in options.images:
         if given != "-" and not os.path.lexists(given):
             raise _UsageError(f"{given}: no such image or folder")
+    if options.resume and options.overwrite:
+        raise _UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
     if options.output is None and (options.resume or options.overwrite):
         raise _UsageError("--resume and --overwrite need --output FILE")
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise _UsageError(f"{options.output.absolute().parent}: no such folder, make it first")
+    if options.output is not None:
+        _must_not_replace_an_input(options)
     if options.copy and not options.sort_into:
         raise _UsageError("--copy needs --sort-into DIR")
+
+
+def _must_not_replace_an_input(options: argparse.Namespace) -> None:
+    """Refuse an output that is the model or an image named on the command line."""
+    if not options.output.exists():
+        return
+    for given in (options.model, *options.images):
+        if str(given) != "-" and Path(given).exists() and options.output.samefile(given):
+            raise _UsageError(f"{options.output}: it is an input of this command; give another --output")
 
 
 def _allow_pixels(limit: int) -> None:
@@ -185,7 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="an .onnx file, or the folder that the export wrote")
     add("images", nargs="+", metavar="IMAGES", help="files and folders; - reads paths from standard input")
-    add("--output", type=Path, metavar="FILE", help="write here (.jsonl or .csv) and not to standard output")
+    add(
+        "--output",
+        type=_output,
+        metavar="FILE",
+        help="write here (.jsonl or .csv) and not to standard output (which is also -)",
+    )
     add("--format", choices=["jsonl", "csv"], help="default: by the output's name, else jsonl")
     add("--resume", action="store_true", help="go on with --output FILE after an interruption")
     add("--overwrite", action="store_true", help="replace --output FILE")
@@ -216,6 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--sha256", metavar="HEX", help="refuse a model file with another digest")
     add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
     return parser
+
+
+def _output(text: str) -> Path | None:
+    return None if text == "-" else Path(text)
 
 
 def _devices() -> list[str]:

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from runtime.results import Result
-from runtime.writing import OutputError
+from runtime.writing import OutputError, explained_output
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")
@@ -52,27 +52,29 @@ class Lines:
 
     def __init__(self, path: Path | None, form: Format) -> None:
         self._form = form
-        self._file: IO[bytes] = sys.stdout.buffer if path is None else path.open("ab")
-        self._is_file = path is not None
+        self._owned = path is not None  # standard output stays open
+        self._kept = path is not None and is_regular(path)  # a device or a pipe keeps nothing to sync
+        self._file: IO[bytes] = sys.stdout.buffer if path is None else path.open("ab" if self._kept else "wb")
         self._synced = time.monotonic()
-        if form == "csv" and (path is None or path.stat().st_size == 0):
+        if form == "csv" and (path is None or not self._kept or path.stat().st_size == 0):
             self._write(_csv_line(list(FIELDS)))
 
     def write(self, result: Result[Path]) -> None:
         self._write(to_line(record(result), self._form))
-        if self._is_file and time.monotonic() - self._synced > _SYNC_EVERY:
+        if self._kept and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        if self._is_file:
-            self._file.flush()
+        self._file.flush()
+        if self._kept:
             os.fsync(self._file.fileno())
+        if self._owned:
             self._file.close()
 
     def abandon(self) -> None:
         """Close after an error, which closing would only repeat."""
-        if self._is_file:
+        if self._owned:
             with suppress(OSError):
                 self._file.close()
 
@@ -98,6 +100,11 @@ class Done:
         return True
 
 
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is, or can become, a plain file; a device or a pipe cannot be resumed."""
+    return not path.exists() or path.is_file()
+
+
 def begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
     """Make `path` ready to be appended to, and say what it holds already.
 
@@ -107,8 +114,20 @@ def begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
         model: the SHA-256 of the model file.
 
     Raises:
-        OutputError: when it exists and neither `resume` nor `overwrite` is said, or another model wrote it.
+        OutputError: when it exists and neither `resume` nor `overwrite` is said, when another model wrote it,
+            or when it cannot be written.
     """
+    with explained_output(path):
+        return _begin(path, model, resume=resume, overwrite=overwrite)
+
+
+def _begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
+    if not is_regular(path):  # /dev/null, a pipe: written to as it is, nothing stands beside it
+        if resume:
+            raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
+        return Done(iter(()))
     note = path.with_name(path.name + ".run")
     if resume and path.exists() and path.stat().st_size:
         _expect_same_model(note, path, model)
