@@ -36,9 +36,10 @@ class Range:
 
     @classmethod
     def of(cls, low: float, high: float) -> Range:
-        """The finest range that holds low, high and zero, with zero stored exactly."""
+        """The finest range that holds low, high and an exact zero; 0 to 1 for zeros alone."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / 255, 1e-12)
+        # Any range stores zeros; a bias in units of a tiny one would not fit int32.
+        scale = max((high - low) / 255, 1e-12) if high > low else 1 / 255
         return cls(scale=_float32(scale), zero_point=min(255, max(0, round(-low / scale))))
 
     def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:

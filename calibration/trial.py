@@ -73,8 +73,8 @@ class Trial:
         fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
         shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
         error = self._output(self.judged, choice) - self.exact
-        gained = 1 - np.square(error + shift).sum() / max(np.square(error).sum(), 1e-300)
-        return np.asarray(shift, np.float32) if gained > CORRECTION_GAIN else None
+        left, whole = (float(np.square(each).sum()) for each in (error + shift, error))
+        return np.asarray(shift, np.float32) if left < (1 - CORRECTION_GAIN) * whole else None
 
     def _cost(self, choice: Choice) -> Choice:
         error = float(np.square(self._output(self.judged, choice) - self.exact, dtype=np.float64).sum())

@@ -31,7 +31,12 @@ def test_a_range_holds_its_ends_and_zero(first: float, second: float) -> None:
 @given(numbers, numbers)
 def test_a_range_is_no_wider_than_needed(first: float, second: float) -> None:
     low, high = min(first, second, 0.0), max(first, second, 0.0)
-    assert Range.of(low, high).scale * 255 <= max((high - low) * 1.00001, 1e-9)
+    if low < high:
+        assert Range.of(low, high).scale * 255 <= max((high - low) * 1.00001, 1e-9)
+
+
+def test_zeros_alone_have_a_range_in_which_a_bias_can_be_stored() -> None:
+    assert Range.of(0.0, 0.0) == Range.of(0.0, 1.0)
 
 
 def test_scales_are_float32() -> None:
