@@ -42,7 +42,8 @@ def tokens_before_batch(model: ir.Model) -> int:
             return 0
         heads += node.op_type == "Transpose" and _rank(node.inputs[0]) == 4
         steps.append(step)
-    if not heads or any(_by_image(output) for output in model.graph.outputs):
+    given = [value for value in model.graph.inputs if value.dtype != ir.DataType.UINT8]
+    if not heads or any(_by_image(value) for value in (*given, *model.graph.outputs)):
         return 0
     for step in steps:
         step()
@@ -59,7 +60,8 @@ def _by_image(value: ir.Value | None) -> bool:
 def _concerned(node: ir.Node) -> bool:
     """Whether the node handles tokens by image, or cuts the pixels into them."""
     if node.inputs and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8:
-        return node.op_type == "Transpose"
+        cast = node.outputs[0].dtype != ir.DataType.UINT8 and _by_image(node.outputs[0])
+        return node.op_type == "Transpose" or cast
     return any(_by_image(value) for value in (*node.inputs, *node.outputs))
 
 

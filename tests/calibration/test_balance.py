@@ -163,9 +163,13 @@ def test_a_value_is_no_place_when_what_reads_the_mix_is_not_a_linear() -> None:
 def test_heads_that_share_a_value_are_no_place() -> None:
     """The reader has more input features than the value has output features."""
     constants = {
-        "w": np.ones((4, 2), np.float32), "b": np.ones(2, np.float32),
-        "w2": np.ones((4, 4), np.float32), "b2": np.ones(4, np.float32), "rows": [3, 4], "heads": [1, 3, 2],
-    }  # fmt: skip
+        "w": np.ones((4, 2), np.float32),
+        "b": np.ones(2, np.float32),
+        "w2": np.ones((4, 4), np.float32),
+        "b2": np.ones(4, np.float32),
+        "rows": [3, 4],
+        "heads": [1, 3, 2],
+    }
     lines = """
         v = Gemm(x, w, b)
         one = Reshape(v, heads)
@@ -191,9 +195,12 @@ def test_heads_that_share_a_value_are_no_place() -> None:
 def test_a_selected_token_is_read_through() -> None:
     """The class token alone goes on to the head: the norm in front of the selection carries scales."""
     constants = {
-        "g": np.ones(4, np.float32), "b": np.ones(4, np.float32),
-        "w": np.ones((4, 2), np.float32), "c": np.ones(2, np.float32), "first": 0,
-    }  # fmt: skip
+        "g": np.ones(4, np.float32),
+        "b": np.ones(4, np.float32),
+        "w": np.ones((4, 2), np.float32),
+        "c": np.ones(2, np.float32),
+        "first": 0,
+    }
     model = build(
         "n = LayerNormalization <axis = -1> (x, g, b) t = Gather <axis = 1> (n, first) y = Gemm(t, w, c)",
         constants,

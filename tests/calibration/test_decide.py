@@ -145,9 +145,13 @@ def test_products_get_the_range_that_was_seen_and_probabilities_theirs(model: ir
 
 def test_pixels_are_int8_already() -> None:
     constants = {
-        "w": np.ones((12, 4), np.float32), "b": np.ones(4, np.float32), "rows": [-1, 12],
-        "g": np.ones(4, np.float32), "v": np.ones((4, 2), np.float32), "c": np.ones(2, np.float32),
-    }  # fmt: skip
+        "w": np.ones((12, 4), np.float32),
+        "b": np.ones(4, np.float32),
+        "rows": [-1, 12],
+        "g": np.ones(4, np.float32),
+        "v": np.ones((4, 2), np.float32),
+        "c": np.ones(2, np.float32),
+    }
     lines = """
         r = Reshape(pixels, rows)
         f = Cast <to = 1> (r)
