@@ -26,11 +26,11 @@ import torch
 from torch import nn
 
 from calibration.graph import Array
-from calibration.plan import Target
 from calibration.quantize import quantize
 from export.files import model_bytes
 from export.from_torch import export_float
 from runtime.session import open_session
+from runtime.targets import Target
 from vit.model import ViT
 
 REFERENCE = "torch eager float32"
@@ -71,7 +71,7 @@ class Bench:
         model: the float model in torch, in eval mode.
         images: what to calibrate with, each uint8 [1, H, W, 3].
         folder: an existing folder for model files.
-        target: the kind of CPU that our INT8 weights are made for.
+        target: the form of our INT8 weights.
     """
 
     model: ViT

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
+from runtime.targets import TARGETS, Target, unknown_target
 
 PLAN_VERSION = 1
 Precision = Literal["int8", "float32"]
-Target = Literal["vnni", "avx2", "arm64"]
 
 
 class PlanError(InputError):
@@ -89,8 +89,8 @@ class BalancePlan:
 class QuantizationPlan:
     """For each linear layer and each attention product of a graph: int8 with which ranges, or float32.
 
-    `target` names the instruction set that the weights are made for: without VNNI ("avx2"), pairs of
-    weights are kept small enough that the 16-bit sums of the kernel cannot saturate.
+    `target` is the form of the weights. For "any-cpu" pairs of weights are so small that the 16-bit sums of
+    an x86 CPU without VNNI cannot overflow; "full-range" uses -127 to 127.
     """
 
     target: Target
@@ -124,8 +124,8 @@ class QuantizationPlan:
             raise PlanError('expected a JSON object with "format": "vit-edge plan"')
         if document.get("version") != PLAN_VERSION:
             raise PlanError(f"expected plan version {PLAN_VERSION}, found {document.get('version')!r}")
-        if document.get("target") not in ("vnni", "avx2", "arm64"):
-            raise PlanError(f"expected target vnni, avx2 or arm64, found {document.get('target')!r}")
+        if document.get("target") not in TARGETS:
+            raise PlanError(unknown_target(document.get("target")))
         return cls(
             target=document["target"],
             linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from calibration.decide import decide
 from calibration.graph import Array
 from calibration.observe import observe
-from calibration.plan import QuantizationPlan, Target
+from calibration.plan import QuantizationPlan
 from calibration.sites import find_sites
 from calibration.verify import Kernels, check_kernels
 from calibration.write import write_plan
+from runtime.targets import Target
 
 
 @dataclass(frozen=True)

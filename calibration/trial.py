@@ -9,9 +9,10 @@ import numpy as np
 
 from calibration.graph import Array
 from calibration.observe import Extremes, Observation
-from calibration.plan import Range, Target
+from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
 from calibration.weights import rounded_weight
+from runtime.targets import Target
 
 CORRECTION_ROWS = 256
 CORRECTION_GAIN = 0.1  # share of the error's energy

@@ -212,17 +212,14 @@ class _Writer:
         if (value, chosen) not in self.pairs:
             graph = graph_of(before)
             shape, name = sizes(value), str(value.name)
-            # ARM multiplies int8 by int8: the same levels, 128 lower. x86 wants uint8 by int8.
-            signed = self.plan.target == "arm64"
-            zero_point = np.int8(chosen.zero_point - 128) if signed else np.uint8(chosen.zero_point)
-            scale, zero = self._parameters(graph, name, chosen.scale, zero_point)
+            scale, zero = self._parameters(graph, name, chosen.scale, chosen.zero_point)
             stored = insert(
                 before,
                 "QuantizeLinear",
                 [value, scale, zero],
-                name=f"{name}.{'int8' if signed else 'uint8'}",
+                name=f"{name}.uint8",
                 shape=shape,
-                dtype=ir.DataType.INT8 if signed else ir.DataType.UINT8,
+                dtype=ir.DataType.UINT8,
             )
             self.pairs[value, chosen] = insert(
                 before, "DequantizeLinear", [stored, scale, zero], name=f"{name}.float", shape=shape
@@ -233,7 +230,7 @@ class _Writer:
         """Cast(uint8) → DequantizeLinear with scale 1 and zero point 128: no rounding at all."""
         cast = linear.input.producer()
         assert cast is not None  # reads_pixels has looked
-        scale, zero = self._parameters(graph_of(cast), "pixels", 1.0, np.uint8(PIXEL_CENTRE))
+        scale, zero = self._parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTRE)
         centered = insert(
             linear.node,
             "DequantizeLinear",
@@ -244,8 +241,6 @@ class _Writer:
         replace(linear.input, centered)
 
     @staticmethod
-    def _parameters(
-        graph: ir.Graph, name: str, scale: float, zero_point: np.uint8 | np.int8
-    ) -> tuple[ir.Value, ir.Value]:
+    def _parameters(graph: ir.Graph, name: str, scale: float, zero_point: int) -> tuple[ir.Value, ir.Value]:
         factor = add_constant(graph, f"{name}.scale", np.array(scale, np.float32))
-        return factor, add_constant(graph, f"{name}.zero_point", np.array(zero_point))
+        return factor, add_constant(graph, f"{name}.zero_point", np.array(zero_point, np.uint8))

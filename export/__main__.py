@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.command import positive, run_command
 from runtime.errors import DONE, MissingPackageError
+from runtime.targets import TARGETS, unknown_target
 
 if TYPE_CHECKING:
     from export.source import Source
@@ -148,14 +149,24 @@ def parser() -> argparse.ArgumentParser:
     add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer images keep their label")
     add(
         "--target",
-        choices=("auto", "vnni", "avx2", "arm64"),
+        type=target_or_auto,
         default="auto",
-        help="the CPU that INT8 is made for",
+        metavar="TARGET",
+        help="the form of INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto takes the one for this CPU "
+        "(default: %(default)s)",
     )
     add("--plan", type=Path, metavar="PLAN", help="quantise by this plan.json instead of calibrating")
     add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser
+
+
+def target_or_auto(text: str) -> str:
+    """Return the name of an INT8 target, for argparse; a former name gets an error with its new name."""
+    if text == "auto" or text in TARGETS:
+        return text
+    raise argparse.ArgumentTypeError(f"{unknown_target(text)}; auto takes the one for this CPU")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from calibration.graph import Array
-from calibration.plan import PlanError, QuantizationPlan, Target
+from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
 from export.files import staged
@@ -23,6 +23,7 @@ from export.measure.variants import ModelFile, Reporter, measure, silent
 from export.source import Source
 from runtime.artifact import Variant
 from runtime.errors import FailureError
+from runtime.targets import Target
 from vit.data.images import DataError, Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
@@ -47,7 +48,7 @@ class Options:
     evaluation_samples: int | None = None
     quantize: bool = True
     half: bool = False
-    target: Target = "avx2"
+    target: Target = "any-cpu"
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None  # write this plan, and calibrate nothing
     max_drift: float | None = None

@@ -18,15 +18,15 @@ from typing import Any, Literal, NoReturn, get_args
 from runtime.errors import InputError
 from runtime.onnx_file import OnnxError, summarise
 from runtime.preprocess import Preprocess
+from runtime.targets import EXACT_ON, CpuKind, Target, unknown_target
 from runtime.text import one_line
 
 METADATA_KEY = "vit_edge"
-METADATA_VERSION = 1
+METADATA_VERSION = 2
 MAX_BYTES = 2**31 - 1  # what a protobuf can hold
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
 Variant = Literal["float32", "float16", "int8"]
-Target = Literal["any", "vnni", "avx2", "arm64"]
 FILE_NAMES: dict[Variant, str] = {
     "float32": "model.onnx",
     "float16": "model.fp16.onnx",
@@ -52,7 +52,7 @@ class Metadata:
     variant: Variant
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
-    target: Target = "any"  # the CPU kind that INT8 weights were made for
+    target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
     measured: Mapping[str, Any] = field(
         default_factory=dict, repr=False
@@ -60,9 +60,11 @@ class Metadata:
     producer: str = "vit-edge"
 
     def __post_init__(self) -> None:
-        for name, choices in (("variant", Variant), ("target", Target)):
-            if (found := getattr(self, name)) not in get_args(choices):
-                raise ArtifactError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
+        if self.variant not in get_args(Variant):
+            choices = ", ".join(get_args(Variant))
+            raise ArtifactError(f"variant must be one of {choices}, found {self.variant!r}")
+        if self.target not in get_args(Target):
+            raise ArtifactError(unknown_target(self.target))
         if not isinstance(self.preprocess, Preprocess):
             raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
         if not isinstance(self.labels, tuple) or not self.labels:
@@ -75,6 +77,14 @@ class Metadata:
             if not isinstance(getattr(self, name), Mapping):
                 raise ArtifactError(f"{name} must be a JSON object")
 
+    @property
+    def exact_on(self) -> tuple[CpuKind, ...]:
+        """The kinds of CPU on which a session with default options is exact and fast.
+
+        On kind "x86" any other file needs `session.x64quantprecision=1`, which is exact and slower.
+        """
+        return EXACT_ON[self.target]
+
     def to_json(self) -> str:
         """The document that goes into the file, under `METADATA_KEY`.
 
@@ -84,7 +94,8 @@ class Metadata:
         plain = dict(
             preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
         )
-        document = {"version": METADATA_VERSION} | {name: getattr(self, name) for name in _FIELDS} | plain
+        document = {"version": METADATA_VERSION, "exact_on": self.exact_on}
+        document |= {name: getattr(self, name) for name in _FIELDS} | plain
         try:
             return json.dumps(document, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -104,12 +115,19 @@ class Metadata:
                 f"a newer vit-edge wrote it (metadata version {version}, this one reads {METADATA_VERSION}); "
                 "upgrade vit-edge"
             )
+        if version == 1 and not isinstance(version, bool):
+            raise ArtifactError(
+                f"an older vit-edge wrote it (metadata version 1, this one reads {METADATA_VERSION}); "
+                "export it again"
+            )
         if version != METADATA_VERSION or isinstance(version, bool):
             raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
-        if unknown := sorted(set(document) - set(_FIELDS)):
+        expected = {*_FIELDS, "exact_on"}
+        if unknown := sorted(set(document) - expected):
             raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
-        if missing := sorted(set(_FIELDS) - set(document)):
+        if missing := sorted(expected - set(document)):
             raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
+        exact_on = document.pop("exact_on")
         if not isinstance(document["preprocess"], dict):
             raise ArtifactError("preprocess must be a JSON object")
         try:
@@ -118,7 +136,11 @@ class Metadata:
             raise ArtifactError(f"its preprocessing is not usable: {error}") from error
         labels = document["labels"]
         labels = tuple(labels) if isinstance(labels, list) else labels
-        return Metadata(**{**document, "preprocess": preprocess, "labels": labels})
+        metadata = Metadata(**{**document, "preprocess": preprocess, "labels": labels})
+        if exact_on != list(metadata.exact_on):
+            wanted = ", ".join(metadata.exact_on)
+            raise ArtifactError(f"exact_on must be {wanted} for target {metadata.target}, found {exact_on!r}")
+        return metadata
 
 
 _FIELDS = tuple(each.name for each in fields(Metadata))

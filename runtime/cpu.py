@@ -8,11 +8,21 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from runtime.targets import CpuKind
+
 _X86 = {"x86_64", "amd64", "i386", "i686", "x86"}
+_ARM64 = {"aarch64", "arm64"}
 
 
 def is_x86() -> bool:
     return platform.machine().lower() in _X86
+
+
+def cpu_kind() -> CpuKind:
+    """Return the kind of CPU at hand, as the metadata of a model file names it."""
+    if is_x86():
+        return "x86-vnni" if has_vnni() else "x86"
+    return "arm64" if platform.machine().lower() in _ARM64 else "other"
 
 
 @cache

@@ -13,7 +13,6 @@ import onnxruntime as ort
 
 from calibration.drift import Drift, measure_drift
 from calibration.layers import layer_drift
-from calibration.plan import Target
 from calibration.quantize import Quantized
 from calibration.search import Search
 from calibration.write import write_plan
@@ -25,6 +24,7 @@ from export.measure.results import Results, VariantResult
 from export.source import Source
 from runtime.artifact import FILE_NAMES, Metadata, Variant
 from runtime.session import open_session
+from runtime.targets import Target
 from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
@@ -61,7 +61,7 @@ class ModelFile:
 
     @property
     def target(self) -> Target | None:
-        """The kind of CPU that int8 weights are made for."""
+        """The form of the INT8 weights; None for a float model."""
         return self.quantized.plan.target if self.quantized is not None else None
 
 
@@ -128,7 +128,7 @@ def measure(
 
 
 def _session(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
-    return open_session(model_bytes(model), device="cpu", threads=threads, target=target or "any")
+    return open_session(model_bytes(model), device="cpu", threads=threads, target=target or "any-cpu")
 
 
 def _latencies(
@@ -179,7 +179,7 @@ def _metadata(source: Source, each: ModelFile, drift: Drift | None, evaluation: 
         variant=each.variant,
         preprocess=source.preprocess,
         labels=source.labels,
-        target=each.target or "any",
+        target=each.target or "any-cpu",
         source=source.description,
         measured=measured,
         producer=producer(),

@@ -44,7 +44,7 @@ def set_metadata(path: Path, text: str) -> Path:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    metadata = Metadata(variant="int8", preprocess=Preprocess(), labels=("a", "b"), target="avx2")
+    metadata = Metadata(variant="int8", preprocess=Preprocess(), labels=("a", "b"), target="any-cpu")
     return json.loads(metadata.to_json()) | changes
 
 
@@ -53,7 +53,7 @@ def test_what_was_written_is_read(make_model: MakeModel) -> None:
         variant="int8",
         preprocess=Preprocess(size=(32, 32), resize="crop", resize_to=40, decode="draft"),
         labels=("crane", "crane", "häuschen\n\u2028"),
-        target="vnni",
+        target="full-range",
         source={"checkpoint": "abc"},
         measured={"drift": {"top1": -0.5}},
         producer="vit-edge 0.1.0",
@@ -137,13 +137,18 @@ def test_two_metadata_entries_are_refused(model: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "upgrade vit-edge"),
-        ({"version": 0}, "must be 1"),
-        ({"version": "1"}, "must be 1"),
-        ({"version": True}, "must be 1"),
+        ({"version": 3}, "upgrade vit-edge"),
+        ({"version": 1}, "older vit-edge wrote it (metadata version 1, this one reads 2); export it again"),
+        ({"version": 0}, "must be 2"),
+        ({"version": "1"}, "must be 2"),
+        ({"version": True}, "must be 2"),
         ({"variant": "int4"}, "float16"),
         ({"variant": ["int8"]}, "int8"),
-        ({"target": "mips"}, "arm64"),
+        ({"target": "mips"}, "expected target any-cpu or full-range, found 'mips'"),
+        ({"target": "any-cpu"}, "avx2 is called any-cpu now"),
+        ({"target": ["any-cpu"]}, "expected target any-cpu or full-range"),
+        ({"exact_on": ["x86-vnni"]}, "exact_on must be x86-vnni, x86, arm64, wasm for target any-cpu"),
+        ({"exact_on": None}, "exact_on must be"),
         ({"labels": []}, "at least one"),
         ({"labels": "ab"}, "at least one"),
         ({"labels": ["a", 1]}, "text"),

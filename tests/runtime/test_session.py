@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -96,61 +94,6 @@ def test_an_int8_file_stays_on_the_cpu_when_the_device_is_left_to_us(
 def test_what_onnx_runtime_refuses_is_an_artifact_error(model: Path) -> None:
     with pytest.raises(ArtifactError, match="does not accept it"):
         open_session(model.read_bytes()[:-20])
-
-
-@pytest.fixture
-def x86_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "is_x86", lambda: True)
-    monkeypatch.setattr(session_module, "has_vnni", lambda: False)
-    session_module._warn_of_slow_kernels.cache_clear()
-
-
-def asks_for_exact_kernels(options: Any) -> bool:
-    try:
-        return bool(options.get_session_config_entry("session.x64quantprecision") == "1")
-    except RuntimeError:  # no such entry
-        return False
-
-
-CPUS = {  # (x86, VNNI): which targets need the exact kernels there
-    "x86 with VNNI": (True, True, set()),
-    "x86 without VNNI": (True, False, {"vnni", "arm64"}),
-    "ARM64": (False, False, set()),
-}
-
-
-@pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("target", ["any", "avx2", "vnni", "arm64"])
-def test_each_target_on_each_kind_of_cpu_runs_in_exact_kernels(
-    model: Path, cpu: str, target: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x86, vnni, careful = CPUS[cpu]
-    monkeypatch.setattr(session_module, "is_x86", lambda: x86)
-    monkeypatch.setattr(session_module, "has_vnni", lambda: vnni)
-    options = open_session(model, target=target).get_session_options()
-    assert asks_for_exact_kernels(options) == (target in careful)
-
-
-@pytest.mark.usefixtures("x86_without_vnni")
-@pytest.mark.parametrize("target", ["vnni", "arm64"])
-def test_full_range_weights_are_run_exactly_without_vnni_and_that_is_said_once(
-    model: Path, target: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="runtime"):
-        for _ in range(2):
-            options = open_session(model, target=target).get_session_options()
-            assert options.get_session_config_entry("session.x64quantprecision") == "1"
-    assert len(caplog.records) == 1
-    assert "--target avx2" in caplog.text
-
-
-@pytest.mark.usefixtures("x86_without_vnni")
-@pytest.mark.parametrize("target", ["any", "avx2"])
-def test_other_weights_need_no_such_care(model: Path, target: str, caplog: pytest.LogCaptureFixture) -> None:
-    options = open_session(model, target=target).get_session_options()  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError):
-        options.get_session_config_entry("session.x64quantprecision")
-    assert not caplog.records
 
 
 def test_cpu_flags_and_quotas() -> None:

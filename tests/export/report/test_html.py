@@ -82,7 +82,7 @@ def results(*, images=60, classes=5, changed=3, labelled=True, items=None, label
         labels=labels,
         passes={"fold_normalization": 1},
         parity=2.5e-7,
-        calibration={"source": "photos", "images": 128, "target": "avx2"},
+        calibration={"source": "photos", "images": 128, "target": "any-cpu"},
         evaluation={
             "source": "other photos",
             "images": images,
@@ -142,7 +142,7 @@ def test_page_says_what_was_measured():
         "Furthest from float32: blocks.2.mlp.fc2 33.0 dB",
         "fold normalization 1",
         "2.5e-07 of the largest logit",
-        "source photos images 128 target avx2",
+        "source photos images 128 target any-cpu",
         "cpu Some CPU vnni no packages numpy 2.0",
         "width 64, image size 32 x 32",
     ):
