@@ -42,10 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = make_models(work / "models", TARGETS, say)
         chosen = SHORT if options.short else TESTS
         tests = start_tests(machines, chosen, work) if options.tests else None
-        rows, faults = probe_all(machines, models, work / "models/images", say)
-        for name in options.engine:
-            rows += engine_rows(name, models, work, say)
-        faults += end_tests(tests, work, say) if tests is not None else []
+        try:
+            rows, faults = probe_all(machines, models, work / "models/images", say)
+            for name in options.engine:
+                rows += engine_rows(name, models, work, say)
+            faults += end_tests(tests, work, say) if tests is not None else []
+        finally:
+            if tests is not None:
+                tests.kill()
     except (SetUpError, EngineError) as error:
         print(f"devices: {error}", file=sys.stderr)
         return 1
@@ -118,7 +122,7 @@ def probe(machine: Machine | None, folder: Path, images: Path) -> dict[str, Any]
         SetUpError: when it does not come to an end there.
     """
     arguments = ["-m", "tools.devices.probe", str(folder), str(images)]
-    command, environment = python_command(machine, arguments, shared=(folder, images))
+    command, environment = python_command(machine, arguments)
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         raise SetUpError(f"{' '.join(command)} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
@@ -174,7 +178,7 @@ def start_tests(machines: Mapping[str, Machine], tests: Sequence[str], work: Pat
     if not arm:
         raise SetUpError("expected an ARM64 CPU for --tests, found none; add --cpu cortex-a76")
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    command, environment = python_command(arm[-1], arguments)
+    command, environment = python_command(arm[-1], arguments, children=True)
     log = (work / "tests.log").open("w")
     return subprocess.Popen(
         command, env=environment, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, text=True

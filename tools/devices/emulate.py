@@ -28,40 +28,49 @@ class Machine:
     root: Path
     system: Path
 
-    def prefix(self, shared: Sequence[Path] = ()) -> tuple[list[str], Mapping[str, str]]:
+    def prefix(self) -> tuple[list[str], Mapping[str, str]]:
         """Return what precedes a program so that it runs on this CPU, and its environment.
 
-        Args:
-            shared: folders outside the repository that an ARM64 program has to see.
+        QEMU looks for each path below `system` first; what is not there is the host's.
         """
         write_system_files(self.system, self.cpu, host_cpuinfo=Path("/proc/cpuinfo").read_text())
-        model = {"QEMU_CPU": self.cpu.model}
-        if not self.cpu.arm:
-            # QEMU looks for a path below this folder first; what is not there is the host's.
-            return [self.cpu.emulator, "-L", str(self.system)], model
-        # proot puts the emulator before every program that is started, and needs no privileges.
-        bound = ["/dev", "/proc", f"{self.system}/proc/cpuinfo:/proc/cpuinfo", f"{self.system}/sys:/sys"]
-        bound += [str(REPOSITORY), *map(str, shared)]
+        if self.cpu.arm:
+            for name in ("usr", "lib", "bin", "etc", "opt"):
+                if not (self.system / name).exists():
+                    (self.system / name).symlink_to(self.root / name)
+        return [self.cpu.emulator, "-L", str(self.system)], {"QEMU_CPU": self.cpu.model}
+
+    def contained(self) -> tuple[list[str], Mapping[str, str]]:
+        """Return the same for an ARM64 program that starts others, each of which has to be emulated as well.
+
+        proot does that without privileges.
+        """
+        assert self.cpu.arm  # an x86 program would start others on the real CPU
+        _, environment = self.prefix()
+        bound = [f"{self.system}/proc/cpuinfo:/proc/cpuinfo", f"{self.system}/sys:/sys", str(REPOSITORY)]
         command = ["proot", "-q", self.cpu.emulator, "-r", str(self.root), "-w", str(REPOSITORY)]
-        return [*command, *(part for path in bound for part in ("-b", path))], model
+        return [*command, *(part for path in ("/dev", "/proc", *bound) for part in ("-b", path))], environment
 
 
 def python_command(
-    machine: Machine | None, arguments: Sequence[str], *, shared: Sequence[Path] = ()
+    machine: Machine | None, arguments: Sequence[str], *, children: bool = False
 ) -> tuple[list[str], Mapping[str, str]]:
     """Return the command and its environment that run `python *arguments` in the repository.
 
     Args:
         machine: the emulated one; None runs on the CPU at hand.
         arguments: what follows `python`.
-        shared: as for `Machine.prefix`.
+        children: whether the program starts others; only ARM64 programs can.
     """
     environment = {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     if machine is None:
         return [sys.executable, *arguments], os.environ | environment
-    prefix, model = machine.prefix(shared)
+    prefix, model = machine.contained() if children else machine.prefix()
     environment |= model
     if not machine.cpu.arm:
         return [*prefix, sys.executable, *arguments], os.environ | environment
-    environment |= {"PYTHONPATH": f"/opt/site:{REPOSITORY}", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    return [*prefix, f"/usr/bin/python{PYTHON}", *arguments], environment | {"LANG": "C.UTF-8"}
+    program = f"/usr/bin/python{PYTHON}"
+    program = program if children else f"{machine.root}{program}"
+    site = "/opt/site" if children else f"{machine.root}/opt/site"
+    environment |= {"PYTHONPATH": f"{site}:{REPOSITORY}", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    return [*prefix, program, *arguments], environment | {"LANG": "C.UTF-8"}
