@@ -65,7 +65,9 @@ def test_the_plan_is_all_that_is_needed(canonical, images) -> None:
 
 def test_it_repeats(canonical, images) -> None:
     calibration, _ = images("plain")
-    first, second = (quantize(canonical["plain"], [calibration], target="any-cpu", threads=1) for _ in range(2))
+    first, second = (
+        quantize(canonical["plain"], [calibration], target="any-cpu", threads=1) for _ in range(2)
+    )
     assert first.plan.to_json() == second.plan.to_json()
 
 
