@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded
+from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded, room_for
+from runtime.resize import resized, size_between
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -73,8 +74,9 @@ class Preprocess:
         edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0) if self.decode == "draft" else None
         with decoded(image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
-            filter_ = Image.Resampling[self.interpolation.upper()]
-            return np.array(opened.resize(out, filter_, self._box(opened.size)))  # (height, width, 3)
+            method, box = Image.Resampling[self.interpolation.upper()], self._box(opened.size)
+            with room_for(size_between(opened.size, out, method, box), max_pixels):
+                return np.array(resized(opened, out, method, box))  # (height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""
