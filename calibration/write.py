@@ -50,8 +50,12 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
         if (each := plan.products.get(name)) is not None and each.precision == "int8":
             writer.product(product, each)
     for name, linear in sites.linears.items():
-        if (chosen := plan.linears.get(name)) is not None and chosen.precision == "int8":
+        if (chosen := plan.linears.get(name)) is None:
+            continue
+        if chosen.precision == "int8":
             writer.linear(linear, chosen)
+        elif chosen.precision == "float16":
+            _store_in_half(linear)
     tidy(quantized)
     return quantized
 
@@ -90,6 +94,21 @@ def _split(sites: Sites, plan: QuantizationPlan) -> None:
                 f"{name}: float_columns must be hidden features behind a Gelu, 0 to {len(linear.weight) - 1}"
             )
         split_columns(hidden, columns)
+
+
+def _store_in_half(linear: Linear) -> None:
+    """Store the weight in float16, in front of a Cast that ONNX Runtime does once, when it opens the file.
+
+    Raises:
+        PlanError: for a weight that float16 cannot hold.
+    """
+    half = linear.weight.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise PlanError(f"{linear.name}: its weights exceed float16 (65504); give it precision float32")
+    stored = add_constant(graph_of(linear.node), f"{linear.name}.weight.float16", half)
+    name, shape = f"{linear.name}.weight.float32", list(half.shape)
+    weight = insert(linear.node, "Cast", [stored], name=name, shape=shape, to=int(ir.DataType.FLOAT))
+    linear.node.replace_input_with(1, weight)
 
 
 def _approximate_gelu(above: ir.Node | None) -> None:

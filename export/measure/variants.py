@@ -189,5 +189,5 @@ def _metadata(source: Source, each: ModelFile, drift: Drift | None, evaluation: 
 def _kept_float(variants: list[ModelFile]) -> tuple[str, ...]:
     """The linears and products that the plan leaves in float32."""
     plans = [each.quantized.plan for each in variants if each.quantized is not None]
-    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision == "float32"]
+    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision != "int8"]
     return (*linears, *(n for plan in plans for n, e in plan.products.items() if e.precision == "float32"))

@@ -154,7 +154,8 @@ def test_an_unknown_target_is_wrong_use(model: Path, target: Any) -> None:
 SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
     "runtime/session.py": "with session_options",
     "calibration/verify.py": "with session_options",
-    "export/passes/freeze.py": "of a float model, without optimizations",
+    "export/from_onnx/passes/freeze.py": "of a float model, without optimizations",
+    "tools/small_graphs.py": "of small float graphs, for tests",
 }
 
 
