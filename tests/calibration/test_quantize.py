@@ -79,10 +79,9 @@ def test_layers_can_stay_in_float(canonical, images) -> None:
     some = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=kept)
     assert set(all_int8.plan.quantized()) - set(some.plan.quantized()) == set(kept)
     assert not set(kept) & set(some.kernels.linears)
-    assert (
-        measure_drift(exact, logits(some.model, others)).sqnr
-        != measure_drift(exact, logits(all_int8.model, others)).sqnr
-    )
+    assert {each.precision for name, each in some.plan.linears.items() if name in kept} == {"float32"}
+    before, after = (measure_drift(exact, logits(each.model, others)).sqnr for each in (all_int8, some))
+    assert after > before + 0.1  # dB: two of fourteen layers make no error any more
 
 
 def test_what_is_to_stay_in_float_must_exist(canonical, images) -> None:

@@ -326,10 +326,13 @@ sys.exit(main(sys.argv[5:]))
 @pytest.mark.parametrize(
     ("moment", "code"),
     [
-        (("report", "render", "SIGINT", 1), 130),  # the models are written aside, the report is not
-        (("files", "fsync", "SIGINT", 1), 130),  # all is written aside, nothing is moved
+        # The models are written aside, the report is not.
+        (("report", "render", "SIGINT", 1), 130),
+        # All is written aside, nothing is moved.
+        (("files", "fsync", "SIGINT", 1), 130),
         (("report", "render", "SIGKILL", 1), -signal.SIGKILL),
-        (("files", "fsync", "SIGKILL", 3), -signal.SIGKILL),  # two of the five files are moved
+        # Two of the five files are moved.
+        (("files", "fsync", "SIGKILL", 3), -signal.SIGKILL),
     ],
 )
 def test_an_interruption_leaves_whole_files(
@@ -338,15 +341,17 @@ def test_an_interruption_leaves_whole_files(
     out = tmp_path / "out"
     options = [checkpoint, "--calibration", photos, "--quantize", "--out", "out"]
     assert run(*options).returncode == 0
-    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    old = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}
     done = run(*moment, *options, "--samples", "3", code=SIGNALLED)
     assert done.returncode == code
     if code == 130:
         assert done.stderr == "export: stopped; the files of the last export are as they were\n"
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
-    found = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert set(found) == set(old)
-    changed = [name for name in sorted(old) if found[name] != old[name]]
-    assert changed == ([] if moment[0] == "report" or code == 130 else changed[:2])
+    found = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}
+    assert sorted(found) == FILES
+    # A file that was moved in is another one, also where its bytes are the same (the float model's are).
+    moved = [name for name in FILES if found[name][0] != old[name][0]]
+    assert moved == (FILES[:2] if moment == ("files", "fsync", "SIGKILL", 3) else [])
+    assert {name for name in FILES if found[name][1] != old[name][1]} == set(moved) - {"model.onnx"}
     for name in ("model.onnx", "model.int8.onnx"):
         assert Classifier(out / name)(photos / "0" / "0.jpg").label  # whole, whichever of the two it is

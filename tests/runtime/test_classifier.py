@@ -39,19 +39,6 @@ def classify(model: Path) -> Iterator[Classifier]:
         yield classifier
 
 
-def test_public_names() -> None:
-    assert runtime.__all__ == sorted(runtime.__all__)
-    assert set(runtime.__all__) == {
-        "ArtifactError", "Candidate", "Classifier", "DeviceError", "Metadata", "ModelInfo", "ImageError",
-        "Prediction", "Preprocess", "Result", "available_devices", "find_images", "read_metadata",
-    }  # fmt: skip
-    for name in runtime.__all__:
-        assert getattr(runtime, name).__name__ == name
-    assert set(runtime.__all__) <= set(dir(runtime))
-    with pytest.raises(AttributeError, match="nonsense"):
-        runtime.nonsense  # noqa: B018
-
-
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_prediction(classify: Classifier, colour: str) -> None:
     prediction = classify(frame(colour))
