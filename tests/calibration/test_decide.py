@@ -30,6 +30,7 @@ from calibration.sites import Linear, find_sites
 from calibration.trial import Choice, Trial
 from calibration.verify import optimized_graph
 from calibration.write import write_plan
+from runtime.targets import TARGETS, Target
 from tools.small_graphs import ATTENTION, MLP, block, build, node, run
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 128
@@ -58,7 +59,7 @@ def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation
 
 def plan_of(model: ir.Model, inputs: list[np.ndarray] | None = None, **options: object) -> QuantizationPlan:
     given_ = observed(model, images() if inputs is None else inputs)
-    return decide(find_sites(model), given_, target="vnni", **options)  # type: ignore[arg-type]
+    return decide(find_sites(model), given_, target="full-range", **options)  # type: ignore[arg-type]
 
 
 def change(model: ir.Model, name: str, index: int, factors: np.ndarray) -> None:
@@ -101,7 +102,7 @@ def test_every_linear_is_int8_and_the_products_stay_in_float(model: ir.Model) ->
         "scores": "float32",
         "mix": "float32",
     }
-    assert plan.target == "vnni"
+    assert plan.target == "full-range"
     assert all(each.input is not None and each.rule for each in plan.linears.values())
     assert QuantizationPlan.from_json(plan.to_json()) == plan
 
@@ -133,7 +134,7 @@ def test_what_is_to_stay_in_float_must_be_there(model: ir.Model) -> None:
 
 def test_products_get_the_range_that_was_seen_and_probabilities_theirs(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="vnni", quantize_products=True)
+    plan = decide(find_sites(model), given_, target="full-range", quantize_products=True)
     seen = {name: (float(each.all.low.min()), float(each.all.high.max())) for name, each in given_.items()}
     scores, mix = plan.products["scores"], plan.products["mix"]
     assert scores.left == Range.of(*seen["query_first"])
@@ -165,14 +166,14 @@ def test_pixels_are_int8_already() -> None:
     given_.fit.sample.update(np.ones((3, 4), np.float32))
     sites = find_sites(graph)
     assert sites.observed() == ["n"]
-    plan = decide(sites, {"n": given_}, target="vnni")
+    plan = decide(sites, {"n": given_}, target="full-range")
     assert (plan.linears["t"].precision, plan.linears["t"].input, plan.linears["t"].rule) == (
         "int8",
         None,
         None,
     )
     assert plan.linears["y"].input is not None
-    kept = decide(sites, {"n": given_}, target="vnni", keep_float=["t"])
+    kept = decide(sites, {"n": given_}, target="full-range", keep_float=["t"])
     assert kept.linears["t"].precision == "float32"
 
 
@@ -180,10 +181,17 @@ def six_digits(array: np.ndarray) -> list[float]:
     return [float(f"{number:.6g}") for number in array]
 
 
-def trial(given_: Observation, linears: list[Linear], scales: np.ndarray, *, gelu: bool = False) -> Trial:
+def trial(
+    given_: Observation,
+    linears: list[Linear],
+    scales: np.ndarray,
+    *,
+    gelu: bool = False,
+    target: Target = "full-range",
+) -> Trial:
     """Of the readers of one tensor together, whose weights stand side by side."""
     weight = np.concatenate([linear.weight for linear in linears], axis=1) * scales[:, None]
-    return Trial(given_, weight, scales, "vnni", gelu=gelu)
+    return Trial(given_, weight, scales, target, gelu=gelu)
 
 
 def strength_by_brute_force(sites_of: ir.Model, given_: Mapping[str, Observation], place: str) -> float:
@@ -207,7 +215,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
     for index in (1, 2):
         change(model, "norm1", index, outlier)
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="vnni")
+    plan = decide(find_sites(model), given_, target="full-range")
     for place, tensor in {"norm1": "norm1", "norm2": "norm2", "value": "joined"}.items():
         strength = strength_by_brute_force(model, given_, place)
         if strength == 0:
@@ -223,7 +231,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
 
 def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="vnni")
+    plan = decide(find_sites(model), given_, target="full-range")
     checked = 0
     for name, linear in find_sites(model).linears.items():
         each, tensor = plan.linears[name], given_[str(linear.input.name)].all
@@ -246,7 +254,7 @@ def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) 
 
 def test_the_largest_hidden_features_go_to_float_where_they_gain_enough(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="vnni")
+    plan = decide(find_sites(model), given_, target="full-range")
     columns = plan.linears["fc2"].float_columns
     assert set(columns) == set(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist())
     assert list(columns) == sorted(columns)
@@ -267,7 +275,7 @@ def test_how_much_they_must_gain() -> None:
         each = trial(given_["gelu"], [linear], ones, gelu=True)
         largest = tuple(sorted(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist()))
         gain = 10 * np.log10(each.per_tensor().error / each.per_tensor(largest).error)
-        cheap = _Decision(find_sites(model), given_, "vnni", frozenset())._unbalanced(linear).cheap
+        cheap = _Decision(find_sites(model), given_, "full-range", frozenset())._unbalanced(linear).cheap
         assert cheap.columns == (largest if gain >= GAIN_OF_COLUMNS else ())
         split.append(bool(cheap.columns))
     assert 2 < sum(split) < 11
@@ -284,7 +292,7 @@ def test_an_mlp_of_few_features_and_one_of_a_single_row_are_not_split(model: ir.
     for field in one_row.__dataclass_fields__:
         if field.startswith("rows_per"):
             setattr(one_row, field, 1)
-    plan = decide(find_sites(model), {**given_, "gelu": one_row}, target="vnni")
+    plan = decide(find_sites(model), {**given_, "gelu": one_row}, target="full-range")
     assert not plan.linears["fc2"].float_columns
     assert plan.linears["fc2"].per_token is not None  # the row has a scale of its own instead
 
@@ -303,17 +311,28 @@ def test_hidden_features_in_float_get_no_correction(model: ir.Model) -> None:
     np.testing.assert_array_equal(found[rest], corrected[rest])
 
 
-def test_a_correction_is_the_trials_own_to_six_digits(model: ir.Model) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_correction_is_the_trials_own_to_six_digits(target: Target, model: ir.Model) -> None:
+    """With weights of the same form: limited in pairs for any CPU they round more coarsely."""
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="vnni", keep_float=["fc2"])
+    plan = decide(find_sites(model), given_, target=target, keep_float=["fc2"])
     linear, each = find_sites(model).linears["fc1"], plan.linears["fc1"]
     scales = np.ones(WIDTH, np.float32)
     if "norm2" in plan.balance:
         scales = scales_for(given_["norm2"].all.low, given_["norm2"].all.high, plan.balance["norm2"].strength)
     assert each.input is not None
-    expected = trial(given_["norm2"], [linear], scales).correction(Choice(0.0, each.input, str(each.rule)))
-    assert expected is not None
-    np.testing.assert_allclose(each.correction, expected, rtol=1e-4, atol=1e-6)
+    found = {
+        form: trial(given_["norm2"], [linear], scales, target=form).correction(
+            Choice(0.0, each.input, str(each.rule))
+        )
+        for form in TARGETS
+    }
+    expected = found[target]
+    if expected is None:
+        assert each.correction == ()
+    else:
+        np.testing.assert_allclose(each.correction, expected, rtol=1e-4, atol=1e-6)
+    assert repr(found["any-cpu"]) != repr(found["full-range"])
     assert list(each.correction) == six_digits(np.array(each.correction))
 
 
@@ -346,7 +365,7 @@ def test_rows_with_their_own_scale_are_stored_as_the_trial_says() -> None:
     lines = (ATTENTION + MLP).replace("Gemm(norm2, fc1_weight", "Gemm(residual, fc1_weight")
     model = block(hidden=HIDDEN, lines=lines)
     given_ = observed(model, loud())
-    each = decide(find_sites(model), given_, target="vnni").linears["fc1"]
+    each = decide(find_sites(model), given_, target="full-range").linears["fc1"]
     assert (each.input, each.rule, each.float_columns) == (Range.of(-1.0, 1.0), "exact", ())
     assert each.per_token == pytest.approx(np.abs(given_["residual"].fit.rows).max() * 1e-4, rel=1e-5)
 
@@ -402,14 +421,16 @@ def test_the_error_that_was_foretold_is_what_the_written_graph_makes(name: str) 
     model, inputs = uneven(HIDDEN // 2), images(1)
     given_ = observed(model, inputs)
     keep = [other for other in LINEARS if other != name]
-    plan = decide(find_sites(model), given_, target="avx2", keep_float=keep)
+    plan = decide(find_sites(model), given_, target="any-cpu", keep_float=keep)
     chosen, linear = plan.linears[name], find_sites(model).linears[name]
     scales = np.ones(len(linear.weight), np.float32)
     if plan.balance:
         (balance,) = plan.balance.values()
         scales = np.array(balance.scales, np.float32)
     gelu = str(linear.input.name) == "gelu"
-    each = Trial(given_[str(linear.input.name)], linear.weight * scales[:, None], scales, "avx2", gelu=gelu)
+    each = Trial(
+        given_[str(linear.input.name)], linear.weight * scales[:, None], scales, "any-cpu", gelu=gelu
+    )
     assert chosen.input is not None
     choice = Choice(0.0, chosen.input, str(chosen.rule), chosen.per_token, chosen.float_columns)
     foretold = each._cost(choice).error

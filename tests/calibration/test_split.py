@@ -112,6 +112,21 @@ def test_what_is_left_can_be_quantized_and_the_float_path_is_beside_it() -> None
     assert total.inputs[0] is few.outputs[0]
     assert node(model, "y").inputs[1] is total.outputs[0]
     assert total.outputs[0].name == "fc2"
+    constants = [
+        each.name for name in ("fc1.columns", "fc2.columns", "fc1") for each in node(model, name).inputs
+    ]
+    assert constants == [
+        "norm2",
+        "fc1.columns.weight",
+        "fc1.columns.bias",
+        "fc1.columns.gelu",
+        "fc2.columns.weight",
+        "fc2.part",
+        "norm2",
+        "fc1.rest.weight",
+        "fc1.rest.bias",
+    ]
+    assert sizes(few.outputs[0]) == [None, 2]
     expected = {"fc1": [None, 14], "gelu": [None, 14], "fc1.columns": [None, 2], "fc2.columns": [5, 8]}
     assert {name: sizes(node(model, name).outputs[0]) for name in expected} == expected
 

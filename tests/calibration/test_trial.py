@@ -18,7 +18,7 @@ from calibration.weights import quantize_weight
 
 FEATURES, OUTPUTS = 6, 4
 seeds = st.integers(0, 500)
-targets = st.sampled_from(["vnni", "avx2", "arm64"])
+targets = st.sampled_from(["full-range", "any-cpu"])
 
 
 def observation(fit: np.ndarray, held: np.ndarray | None = None) -> Observation:
@@ -42,7 +42,7 @@ def drawn(seed: int, *, gelu: bool = False, rows: int = 40) -> tuple[np.ndarray,
 
 
 def trial_of(
-    seed: int, *, gelu: bool = False, target: Any = "vnni", scales: np.ndarray | None = None
+    seed: int, *, gelu: bool = False, target: Any = "full-range", scales: np.ndarray | None = None
 ) -> Trial:
     fit, held, weight = drawn(seed, gelu=gelu)
     ones = np.ones(FEATURES, np.float32) if scales is None else scales
@@ -101,7 +101,7 @@ def test_the_error_with_features_in_float_is_that_of_the_other_integers(
 ) -> None:
     choice = trial_of(seed).per_tensor(columns)
     assert choice.columns == columns
-    assert choice.error == pytest.approx(error_of(choice, seed, "vnni", gelu=False), rel=1e-3)
+    assert choice.error == pytest.approx(error_of(choice, seed, "full-range", gelu=False), rel=1e-3)
     rest = [feature for feature in range(FEATURES) if feature not in columns]
     fit, _, _ = drawn(seed)
     (seen,) = [trial_of(seed).per_tensor(columns, rules=("min-max",)).input]
@@ -132,7 +132,7 @@ def test_ranges_come_from_the_rows_to_fit_and_errors_from_those_that_judge() -> 
     seen, with_outlier = held.copy(), held.copy()
     with_outlier[0, 0] = 60.0
     calm, surprised = (
-        Trial(observation(fit, rows), weight, ones, "vnni", gelu=False) for rows in (seen, with_outlier)
+        Trial(observation(fit, rows), weight, ones, "full-range", gelu=False) for rows in (seen, with_outlier)
     )
     for rule in RULES:
         before, after = calm.per_tensor(rules=(rule,)), surprised.per_tensor(rules=(rule,))
@@ -144,8 +144,8 @@ def test_ranges_come_from_the_rows_to_fit_and_errors_from_those_that_judge() -> 
 def test_a_single_image_judges_itself() -> None:
     fit, _, weight = drawn(0)
     ones = np.ones(FEATURES, np.float32)
-    alone = Trial(observation(fit), weight, ones, "vnni", gelu=False)
-    twice = Trial(observation(fit, fit), weight, ones, "vnni", gelu=False)
+    alone = Trial(observation(fit), weight, ones, "full-range", gelu=False)
+    twice = Trial(observation(fit, fit), weight, ones, "full-range", gelu=False)
     assert alone.per_tensor() == twice.per_tensor()
     assert alone.per_tensor().error > 0
 
@@ -156,8 +156,8 @@ def test_scales_divide_the_rows(seed: int, scales: list[float]) -> None:
     """A trial of divided rows is a trial of smaller rows: when it fits, judges, fits again and corrects."""
     fit, held, weight = drawn(seed)
     factors, ones = np.array(scales, np.float32), np.ones(FEATURES, np.float32)
-    divided = Trial(observation(fit, held), weight, factors, "vnni", gelu=False)
-    smaller = Trial(observation(fit / factors, held / factors), weight, ones, "vnni", gelu=False)
+    divided = Trial(observation(fit, held), weight, factors, "full-range", gelu=False)
+    smaller = Trial(observation(fit / factors, held / factors), weight, ones, "full-range", gelu=False)
     for rule in ("min-max", "mse"):
         found, expected = divided.per_tensor(rules=(rule,)), smaller.per_tensor(rules=(rule,))
         assert found.input.scale == pytest.approx(expected.input.scale, rel=1e-5)
@@ -186,7 +186,7 @@ def test_refitting_keeps_the_rule_and_looks_at_its_histogram_again() -> None:
     """For rules that look at more than the extremes: the same as if all rows had been there to fit."""
     fit, held, weight = drawn(4)
     ones = np.ones(FEATURES, np.float32)
-    everything = Trial(observation(np.concatenate([fit, held]), held), weight, ones, "vnni", gelu=False)
+    everything = Trial(observation(np.concatenate([fit, held]), held), weight, ones, "full-range", gelu=False)
     for rule in ("percentile", "mse", "entropy"):
         choice = trial_of(4).per_tensor((0, 2), rules=(rule,))
         found, expected = trial_of(4).refit(choice), everything.per_tensor((0, 2), rules=(rule,))
@@ -205,7 +205,7 @@ def test_no_row_exceeds_the_range_of_rows_with_their_own_scale(gelu: bool) -> No
     fit, held, weight = drawn(1, gelu=gelu)
     held[0] *= 50
     ones = np.ones(FEATURES, np.float32)
-    choice = Trial(observation(fit, held), weight, ones, "vnni", gelu=gelu).per_token()
+    choice = Trial(observation(fit, held), weight, ones, "full-range", gelu=gelu).per_token()
     assert choice.per_token is not None
     low = -choice.input.zero_point * choice.input.scale
     high = (255 - choice.input.zero_point) * choice.input.scale
@@ -221,7 +221,7 @@ def test_the_smallest_peak_that_a_row_is_divided_by() -> None:
     weight, ones = np.ones((2, 1), np.float32), np.ones(2, np.float32)
 
     def least(rows: np.ndarray, gelu: bool) -> Choice:
-        return Trial(observation(rows), weight, ones, "vnni", gelu=gelu).per_token()
+        return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
 
     behind_gelu, elsewhere = least(fit, True), least(-fit, False)
     assert behind_gelu.per_token == 0.5
@@ -254,7 +254,9 @@ def biased(seed: int) -> tuple[Trial, Choice]:
         rows[:, 0] = 0.24
         rows[:, 1:] = np.rint(rows[:, 1:] * 2) / 2
     ones = np.ones(FEATURES, np.float32)
-    return Trial(observation(fit, held), weight, ones, "vnni", gelu=False), Choice(0.0, chosen, "min-max")
+    return Trial(observation(fit, held), weight, ones, "full-range", gelu=False), Choice(
+        0.0, chosen, "min-max"
+    )
 
 
 @given(seeds)
@@ -267,18 +269,22 @@ def test_a_correction_is_minus_the_mean_error_and_takes_its_share_away(seed: int
     assert found.dtype == np.float32
     exact, integers = (
         fit.astype(np.float64) @ trial.weight,
-        integers_say(fit, trial.weight, choice, "vnni", False),
+        integers_say(fit, trial.weight, choice, "full-range", False),
     )
     np.testing.assert_allclose(found, (exact - integers).mean(axis=0), atol=1e-4)
-    error = integers_say(held, trial.weight, choice, "vnni", False) - held.astype(np.float64) @ trial.weight
+    error = (
+        integers_say(held, trial.weight, choice, "full-range", False) - held.astype(np.float64) @ trial.weight
+    )
     assert np.square(error + found).sum() < (1 - CORRECTION_GAIN) * np.square(error).sum()
 
 
 def gain(trial: Trial, choice: Choice) -> float:
     """The share of the error's energy that the mean of the rows to fit takes away from those that judge."""
     fit, held = trial.observation.fit.rows, trial.observation.held.rows
-    shift = (fit @ trial.weight - integers_say(fit, trial.weight, choice, "vnni", False)).mean(axis=0)
-    error = integers_say(held, trial.weight, choice, "vnni", False) - held.astype(np.float64) @ trial.weight
+    shift = (fit @ trial.weight - integers_say(fit, trial.weight, choice, "full-range", False)).mean(axis=0)
+    error = (
+        integers_say(held, trial.weight, choice, "full-range", False) - held.astype(np.float64) @ trial.weight
+    )
     return float(1 - np.square(error + shift).sum() / np.square(error).sum())
 
 
@@ -289,7 +295,7 @@ def test_a_correction_is_given_where_it_gains_enough_and_nowhere_else() -> None:
         for rows in (fit, held):
             rows[:, 0] = 0.24 * seed / 60
         ones = np.ones(FEATURES, np.float32)
-        trial = Trial(observation(fit, held), weight, ones, "vnni", gelu=False)
+        trial = Trial(observation(fit, held), weight, ones, "full-range", gelu=False)
         choice = Choice(0.0, Range(scale=0.5, zero_point=128), "min-max")
         gains.append(gain(trial, choice))
         assert abs(gains[-1] - CORRECTION_GAIN) > 1e-5
@@ -302,7 +308,7 @@ def test_what_is_exact_needs_no_correction() -> None:
     """Zeros stay zeros: nothing to correct, and nothing is divided by it."""
     zeros = np.zeros((8, FEATURES), np.float32)
     weight, ones = np.ones((FEATURES, OUTPUTS), np.float32), np.ones(FEATURES, np.float32)
-    trial = Trial(observation(zeros, zeros), weight, ones, "vnni", gelu=False)
+    trial = Trial(observation(zeros, zeros), weight, ones, "full-range", gelu=False)
     choice = trial.per_tensor()
     assert choice.error == 0
     assert trial.correction(choice) is None
@@ -313,11 +319,13 @@ def test_a_correction_looks_at_the_first_256_rows() -> None:
     trial, choice = biased(3)
     rows = np.concatenate([np.tile(trial.observation.fit.rows, (7, 1))[:256], np.full((64, FEATURES), 5.24)])
     ones = np.ones(FEATURES, np.float32)
-    longer = Trial(observation(rows, trial.observation.held.rows), trial.weight, ones, "vnni", gelu=False)
+    longer = Trial(
+        observation(rows, trial.observation.held.rows), trial.weight, ones, "full-range", gelu=False
+    )
     found = longer.correction(choice)
     expected = trial.weight[0] * 0.24
     assert found is not None
-    stored, scale = quantize_weight(trial.weight, "vnni")
+    stored, scale = quantize_weight(trial.weight, "full-range")
     first = rows[:256].astype(np.float32)
     mean = (first @ trial.weight - (np.rint(first * 2) / 2) @ (stored * scale)).mean(axis=0)
     np.testing.assert_allclose(found, mean, atol=1e-4)
