@@ -101,6 +101,8 @@ class QuantizationPlan:
     linears: Mapping[str, LinearPlan] = field(default_factory=dict)
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
     balance: Mapping[str, BalancePlan] = field(default_factory=dict)  # by the producer's name
+    # How many tokens each block merges after its attention: an approximation, so empty unless asked for.
+    merging: Mapping[str, int] = field(default_factory=dict)
 
     def quantized(self) -> list[str]:
         """The names of the linears in int8."""
@@ -108,7 +110,9 @@ class QuantizationPlan:
 
     def to_json(self) -> str:
         """The same plan is the same text, byte for byte; one line a layer."""
-        document = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
+        document: dict[str, Any] = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
+        if self.merging:
+            document["merging"] = dict(self.merging)
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
         for key, entries in _sections(self):
             lines = [
@@ -135,7 +139,17 @@ class QuantizationPlan:
             linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},
             products={name: _entry(ProductPlan, name, e) for name, e in document.get("products", {}).items()},
             balance={name: _entry(BalancePlan, name, e) for name, e in document.get("balance", {}).items()},
+            merging=_merging(document.get("merging", {})),
         )
+
+
+def _merging(document: Any) -> dict[str, int]:
+    if not isinstance(document, dict):
+        raise PlanError(f'merging: expected an object such as {{"blocks.3": 16}}, found {document!r:.80}')
+    for block, merged in document.items():
+        if type(merged) is not int or merged < 1:  # in Python, True is an int
+            raise PlanError(f"merging: {block}: expected a number of tokens from 1, found {merged!r:.80}")
+    return dict(document)
 
 
 def _entry(kind: type[Any], name: str, document: Any) -> Any:

@@ -17,6 +17,7 @@ from calibration.graph import (
     stand_in,
     tidy,
 )
+from calibration.merging.write import merge_tokens
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.sites import LAYOUT, Linear, Product, Sites, find_sites
 from calibration.split import hidden_of, split_columns
@@ -33,7 +34,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     Raises:
         PlanError: when the plan names a layer that the graph does not have, or gives an int8 layer no range.
     """
-    quantized = model.clone()
+    quantized = merge_tokens(model, plan.merging) if plan.merging else model.clone()
     sites = find_sites(quantized)
     for kind, planned, present in (
         ("linear layer", plan.linears, sites.linears),
