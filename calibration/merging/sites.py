@@ -96,8 +96,8 @@ def _patches(sites: Sites) -> int:
         value = node.outputs[0]
     if not patches:
         raise PlanError(
-            "merging: expected rows ordered token by token, found another order; leave merging out for "
-            "this model"
+            "merging: expected tokens in rows, token by token, and logits read from the class token, found "
+            "another form, as models have that average over patches; leave merging out for this model"
         )
     return patches
 
