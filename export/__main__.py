@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         plan=arguments.plan,
         max_drift=arguments.max_drift,
         min_agreement=arguments.min_agreement,
+        min_sqnr=arguments.min_sqnr,
+        merge_tokens=arguments.merge_tokens,
         threads=arguments.threads,
     )
     results = export(source, out, options, progress_bar)
@@ -148,6 +150,22 @@ def parser() -> argparse.ArgumentParser:
     add("--max-drift", type=float, metavar="POINTS", help="fail when top-1 falls by more percentage points")
     add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer images keep their label")
     add(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="fail when the logits' signal-to-noise ratio is lower (default: 20 with --merge-tokens "
+        "and no R, else none)",
+    )
+    add(
+        "--merge-tokens",
+        nargs="?",
+        const="auto",
+        type=token_count,
+        metavar="R",
+        help="merge similar patches inside int8, an approximation: R per block in the middle half of "
+        "the blocks, or without R as many as --max-drift, --min-agreement and --min-sqnr allow",
+    )
+    add(
         "--target",
         type=target_or_auto,
         default="auto",
@@ -167,6 +185,17 @@ def target_or_auto(text: str) -> str:
     if text == "auto" or text in TARGETS:
         return text
     raise argparse.ArgumentTypeError(f"{unknown_target(text)}; auto takes the one for this CPU")
+
+
+def token_count(text: str) -> int | str:
+    """Read the value of --merge-tokens: a number from 1, or "auto"."""
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of tokens from 1 or auto, found {text!r}; "
+            "write --merge-tokens behind the checkpoint"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from calibration.graph import Array
+from calibration.merging.search import middle_merging
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
@@ -28,6 +30,7 @@ from vit.data.images import DataError, Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
+MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
 
 class ExportError(FailureError):
@@ -53,16 +56,28 @@ class Options:
     plan: Path | None = None  # write this plan, and calibrate nothing
     max_drift: float | None = None
     min_agreement: float | None = None
+    min_sqnr: float | None = None  # dB
+    merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
     threads: int | None = None
 
     @property
     def budget(self) -> Budget:
-        return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement)
+        return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement, min_sqnr=self.min_sqnr)
+
+    @property
+    def merge_budget(self) -> Budget | None:
+        """What a search for merging must keep; None where nothing is searched.
+
+        Few images cannot show half a point of top-1, so the noise of the logits is always limited.
+        """
+        if self.merge_tokens != "auto":
+            return None
+        return replace(self.budget, min_sqnr=MERGE_FLOOR if self.min_sqnr is None else self.min_sqnr)
 
     @property
     def searches(self) -> bool:
         """Whether a plan within the budget is searched for; a plan that is given is only held to it."""
-        return self.quantize and self.plan is None and self.budget.limits
+        return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
 
 
 def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
@@ -92,7 +107,11 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
 def _quantize(
     source: Source, images: ExportImages, options: Options, report: Reporter
 ) -> tuple[Quantized, Search | None]:
-    model = source.exported.model
+    model, merging = source.exported.model, dict[str, int]()
+    if options.merge_tokens is not None and (options.plan is not None or not options.quantize):
+        raise PlanError(
+            '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
+        )
     if options.plan is not None:
         return apply_plan(model, read_plan(options.plan)), None
     with report("calibrating", len(images.calibration)) as progress:
@@ -103,8 +122,10 @@ def _quantize(
             keep_float=options.keep_float,
             threads=options.threads,
         )
+    if isinstance(options.merge_tokens, int):
+        merging = middle_merging(model, options.merge_tokens)
     if images.search is None:
-        return chosen, None
+        return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
     with report("searching", len(chosen.plan.quantized())) as progress:
         try:
             search = search_plan(
@@ -113,12 +134,14 @@ def _quantize(
                 batches(images.search, source.preprocess),
                 options.budget,
                 targets=images.search.targets,
+                merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,
             )
         except BudgetError as error:
             raise _too_far("int8", str(error)) from error
-    return (apply_plan(model, search.plan) if search.returned else chosen), search
+    plan = replace(search.plan, merging=merging or search.plan.merging)
+    return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
 
 
 def read_plan(path: Path) -> QuantizationPlan:
@@ -177,8 +200,12 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
 def _check_limits(results: Results, options: Options) -> None:
     for each in results.variants[1:]:
         assert each.drift is not None  # every variant but float32 has one
-        failures = options.budget.misses(each.drift)
-        if failures and each.variant == "int8":
+        merged = each.variant == "int8" and results.merging is not None
+        budget = options.merge_budget if merged else None
+        failures = (budget or options.budget).misses(each.drift)
+        if failures and merged:
+            failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
+        elif failures and each.variant == "int8":
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             failures.append(f"furthest from float: {worst}")
         if failures:

@@ -160,6 +160,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--lr", type=float, help="the highest learning rate")
     add("--seed", type=int)
     add(
+        "--merge-tokens",
+        type=int,
+        metavar="R",
+        help="train with R similar patches merged per block in the middle half of the blocks, as "
+        "python -m export --merge-tokens R merges them",
+    )
+    add(
         "--set",
         dest="changes",
         action="append",

@@ -1,4 +1,4 @@
-"""Token merging (ToMe, arXiv 2210.09461) for training with it: the model on `vit/model.py`'s page, fewer tokens.
+"""Token merging (ToMe, arXiv 2210.09461) for training: the model of `vit/model.py` on fewer tokens.
 
 The same weights, names and sizes: only `blocks` is another kind of sequence. `calibration/merging` writes the
 same arithmetic into the graph; a test holds the two to 1e-4 of each other.
@@ -49,7 +49,9 @@ class MergingBlocks(nn.Sequential):
 def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Return attention in which a token counts as often as it has patches, and the keys `[N, T, D]`."""
     keys = attention.key(tokens)
-    q, k, v = (attention.split_heads(each) for each in (attention.query(tokens), keys, attention.value(tokens)))
+    q, k, v = (
+        attention.split_heads(each) for each in (attention.query(tokens), keys, attention.value(tokens))
+    )
     weight = size.log().transpose(1, 2).unsqueeze(1).to(q.dtype)  # (N, 1, 1, T), added to the scores
     dropout = attention.dropout if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight, dropout_p=dropout)

@@ -1,4 +1,4 @@
-"""What reads the tokens after a merge: shapes that hold their number change, what needs all of them is refused."""
+"""Readers of merged tokens: shapes with the number of tokens change, what needs all patches is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def follow(
 
 
 def _carry_on(node: ir.Node, index: int, across: bool, before: int, after: int) -> bool:
-    """Adapt one node that reads merged tokens; return whether its output has them in columns, as scores have."""
+    """Adapt a reader of merged tokens; return whether its output has them in columns, as scores have."""
     if node.op_type == "Reshape" and not across:
         _reshape(node, before, after)
         return False
@@ -89,7 +89,9 @@ def _carry_on(node: ir.Node, index: int, across: bool, before: int, after: int) 
 def _selects_kept(node: ir.Node, kept: int) -> bool:
     """Return whether a Gather picks tokens that never merge, such as the class token."""
     index = constant(node.inputs[1])
-    return attribute(node, "axis", 0) == 0 and index is not None and bool(((index >= 0) & (index < kept)).all())
+    return (
+        attribute(node, "axis", 0) == 0 and index is not None and bool(((index >= 0) & (index < kept)).all())
+    )
 
 
 def _reshape(node: ir.Node, before: int, after: int) -> None:
@@ -117,6 +119,6 @@ def _other_input(node: ir.Node, index: int) -> list[tuple[ir.Node, ir.Value]]:
 
 def _needs_all(node: ir.Node) -> PlanError:
     return PlanError(
-        f"merging: {node.name} ({node.op_type}) needs every patch in its place, as a mean over the patches or a "
-        "bias per position does; leave merging out for this model"
+        f"merging: {node.name} ({node.op_type}) needs every patch in its place, as a mean over the "
+        "patches or a bias per position does; leave merging out for this model"
     )

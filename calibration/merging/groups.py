@@ -23,7 +23,9 @@ class MergedPatches:
         merging: tokens to merge, by block; not empty.
     """
 
-    def __init__(self, model: ir.Model, written: ir.Model, merging: Mapping[str, int], **session: str) -> None:
+    def __init__(
+        self, model: ir.Model, written: ir.Model, merging: Mapping[str, int], **session: str
+    ) -> None:
         self.stream: TokenStream = find_stream(model)
         left = tokens_left(
             merging, tuple(self.stream.sites), tokens=self.stream.tokens, patches=self.stream.patches
@@ -33,9 +35,7 @@ class MergedPatches:
         for block, after in left.items():
             self.steps.append((block, Counts(tokens, self.stream.kept, tokens - after)))
             tokens = after
-        self.names = [
-            f"{block}.merging.{part}" for block, counts in self.steps for part in _parts(counts)
-        ]
+        self.names = [f"{block}.merging.{part}" for block, counts in self.steps for part in _parts(counts)]
         self.session = observing_session(written, self.names, threads=1, **session)  # type: ignore[arg-type]
 
     def __call__(self, pixels: Array) -> Array:
@@ -47,7 +47,11 @@ class MergedPatches:
         if len(pixels) != 1:
             raise GraphError(f"expected one image, found {len(pixels)}")
         found = dict(
-            zip(self.names, self.session.run(self.names, {self.session.get_inputs()[0].name: pixels}), strict=True)
+            zip(
+                self.names,
+                self.session.run(self.names, {self.session.get_inputs()[0].name: pixels}),
+                strict=True,
+            )
         )
         place = np.arange(self.stream.tokens)  # where each token of the start stands by now
         for block, counts in self.steps:

@@ -81,7 +81,15 @@ class Writer:
         return self._constant(name, (start + 2 * np.arange(count, dtype=np.int64))[:, None])
 
     def cut(
-        self, value: ir.Value, start: int, end: int, name: str, *, axis: int, step: int = 1, dtype: ir.DataType
+        self,
+        value: ir.Value,
+        start: int,
+        end: int,
+        name: str,
+        *,
+        axis: int,
+        step: int = 1,
+        dtype: ir.DataType,
     ) -> ir.Value:
         bounds = [self.integers(number) for number in (start, end, axis, step)]
         return self.add("Slice", [value, *bounds], name, dtype=dtype)
@@ -142,7 +150,7 @@ def _unit_keys(write: Writer, site: MergeSite, counts: Counts) -> tuple[ir.Value
 def _sorted(
     write: Writer, value: ir.Value, count: int, name: str, *, largest: bool
 ) -> tuple[ir.Value, ir.Value]:
-    """Sort along the last axis: the values and their indices. TopK has two outputs, which `insert` does not know."""
+    """Sort along the last axis: values and indices. (`insert` makes nodes with one output, TopK has two.)"""
     names = [f"{write.block}.merging.{name}.{part}" for part in ("values", "indices")]
     dtype = value.dtype or FLOAT
     outputs = [
@@ -151,7 +159,11 @@ def _sorted(
     ]
     attributes = {"axis": -1, "largest": int(largest), "sorted": 1}
     node = ir.node(
-        "TopK", [value, write.integers(count)], attributes, outputs=outputs, name=f"{write.block}.merging.{name}"
+        "TopK",
+        [value, write.integers(count)],
+        attributes,
+        outputs=outputs,
+        name=f"{write.block}.merging.{name}",
     )
     write.graph.insert_before(write.anchor, node)
     return outputs[0], outputs[1]

@@ -57,7 +57,8 @@ def tokens_left(
         most, merged = patches // 2, schedule[block]
         if not 1 <= merged <= most:
             raise PlanError(
-                f"merging: {block} has {patches} patches left and can merge 1 to {most} of them, found {merged}"
+                f"merging: {block} has {patches} patches left and can merge 1 to {most} of them, "
+                f"found {merged}"
             )
         patches, tokens = patches - merged, tokens - merged
         left[block] = tokens

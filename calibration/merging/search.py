@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from calibration.drift import Drift
-from calibration.merging.schedule import even_schedule, middle_blocks, most_merged
-from calibration.merging.sites import find_stream
+from calibration.merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
+from calibration.merging.sites import TokenStream, find_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,25 @@ class MergeSearch:
         }
 
 
+def middle_merging(model: ir.Model, merged: int) -> dict[str, int]:
+    """Return `merged` tokens per block for the middle half of a graph's blocks.
+
+    Raises:
+        PlanError: where the graph cannot merge, or not so many.
+    """
+    stream = find_stream(model)
+    schedule = even_schedule(_middle(stream), merged)
+    tokens_left(schedule, tuple(stream.sites), tokens=stream.tokens, patches=stream.patches)
+    return schedule
+
+
 def search_merging(
     model: ir.Model,
     drift_of: Callable[[Mapping[str, int]], Drift],
     misses: Callable[[Drift], list[str]],
     dense: Drift,
 ) -> MergeSearch:
-    """Find the largest number of tokens per block, the same in the middle half of the blocks, within a budget.
+    """Find the most tokens that each block of the middle half can merge within a budget.
 
     Bisection: drift is taken to grow with the number of merged tokens. Where a few images say otherwise the
     result is still within the budget on these images, if perhaps not the largest number that is.
@@ -70,7 +82,7 @@ def search_merging(
         PlanError: where the graph cannot merge.
     """
     stream = find_stream(model)
-    blocks = [name for name in middle_blocks(stream.blocks) if name in stream.sites]
+    blocks = _middle(stream)
     most = most_merged(stream.patches, len(blocks))
     trials: list[MergeTrial] = []
     enough, too_many = 0, 1 if misses(dense) else most + 1
@@ -83,6 +95,8 @@ def search_merging(
             too_many = middle
         else:
             enough = middle
-    return MergeSearch(
-        merging=even_schedule(blocks, enough), dense=dense, most=most, trials=tuple(trials)
-    )
+    return MergeSearch(merging=even_schedule(blocks, enough), dense=dense, most=most, trials=tuple(trials))
+
+
+def _middle(stream: TokenStream) -> list[str]:
+    return [name for name in middle_blocks(stream.blocks) if name in stream.sites]

@@ -127,9 +127,7 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return value.producer() if value is not None else None
 
 
-def _heads(
-    value: ir.Value | None, perm: Sequence[int]
-) -> tuple[ir.Node | None, tuple[int, int] | None]:
+def _heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
     """Return what computes the rows that a product reads by head, and their (tokens, features of a head)."""
     transpose = _producer(value)
     if transpose is None or transpose.op_type != "Transpose":

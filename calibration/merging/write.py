@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import attribute, constant, insert, sizes, tidy
+from calibration.graph import attribute, insert, sizes, tidy
 from calibration.merging.follow import follow
-from calibration.merging.match import FLOAT, INT64, Counts, Match, Writer, match
+from calibration.merging.match import INT64, Counts, Match, Writer, match
 from calibration.merging.schedule import tokens_left
 from calibration.merging.sites import MergeSite, TokenStream, find_stream
 
@@ -79,7 +79,8 @@ def _batch(model: ir.Model, write: Writer) -> _Batch:
         (
             use.node.outputs[0]
             for use in pixels.uses()
-            if use.node.op_type == "Shape" and (attribute(use.node, "start", 0), attribute(use.node, "end", None)) == (0, 1)
+            if use.node.op_type == "Shape"
+            and (attribute(use.node, "start", 0), attribute(use.node, "end", None)) == (0, 1)
         ),
         None,
     )
@@ -100,7 +101,7 @@ class _Merge:
         self.size = size if size is not None else self._ones()
 
     def tokens_and_sizes(self) -> tuple[ir.Value, ir.Value]:
-        """Return the merged tokens, `float32 [after · batch, width]`, and their sizes, `[after · batch, 1]`."""
+        """Return merged tokens, `float32 [after · batch, width]`, and their sizes, `[after · batch, 1]`."""
         write, found = self.write, match(self.write, self.site, self.counts)
         kept, source, destination = self._kept(found), self._source(found), self._destination(found)
         kept_size = write.add("Gather", [self.size, kept], "kept.size", [None, 1], axis=0)
@@ -113,7 +114,10 @@ class _Merge:
         parts = [
             write.add(
                 "Mul",
-                [write.add("Gather", [self.site.tokens, rows], f"{name}.tokens", [None, width], axis=0), weight],
+                [
+                    write.add("Gather", [self.site.tokens, rows], f"{name}.tokens", [None, width], axis=0),
+                    weight,
+                ],
                 f"{name}.part",
                 [None, width],
             )
@@ -147,7 +151,9 @@ class _Merge:
                 write.add(
                     "Squeeze",
                     [
-                        write.add("Mul", [self.batch.count, write.integers(counts.kept)], "fixed.count", [1], INT64),
+                        write.add(
+                            "Mul", [self.batch.count, write.integers(counts.kept)], "fixed.count", [1], INT64
+                        ),
                         write.integers(0),
                     ],
                     "fixed.end",
@@ -159,12 +165,17 @@ class _Merge:
             "fixed.rows",
             dtype=INT64,
         )
-        left = [self._rows(found.left, self.batch.twice, counts.kept, "left")] if found.left is not None else []
+        left = (
+            [self._rows(found.left, self.batch.twice, counts.kept, "left")] if found.left is not None else []
+        )
         b = write.add(
             "Add",
             [
                 write.add(
-                    "Mul", [write.column(counts.kept + 1, counts.of_b), self.batch.count], "b.first", dtype=INT64
+                    "Mul",
+                    [write.column(counts.kept + 1, counts.of_b), self.batch.count],
+                    "b.first",
+                    dtype=INT64,
                 ),
                 self.batch.images,
             ],
@@ -181,7 +192,9 @@ class _Merge:
         """Return where the sources go, in the new order: `int64 [merged · batch, 1]`."""
         first = self.counts.kept + self.counts.left_of_a
         rows = self._rows(found.destination, self.batch.count, first, "destination")
-        return self.write.add("Unsqueeze", [rows, self.write.integers(1)], "destination.column", [None, 1], INT64)
+        return self.write.add(
+            "Unsqueeze", [rows, self.write.integers(1)], "destination.column", [None, 1], INT64
+        )
 
     def _rows(self, index: ir.Value, stride: ir.Value, first: int, name: str) -> ir.Value:
         """Return the rows `(first + stride · index) · batch + image` of `index [batch, n]`, token by token.
@@ -221,5 +234,9 @@ def _log_size(write: Writer, size: ir.Value, tokens: int, heads: int) -> ir.Valu
     by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
     by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])
     lifted = write.add("Unsqueeze", [by_image, write.integers(1, 2)], "log_size.lifted", [None, 1, 1, tokens])
-    spread = write.add("Expand", [lifted, write.integers(1, heads, 1, 1)], "log_size.spread", [None, heads, 1, tokens])
-    return write.add("Reshape", [spread, write.integers(-1, 1, tokens)], "log_size.by_head", [None, 1, tokens])
+    spread = write.add(
+        "Expand", [lifted, write.integers(1, heads, 1, 1)], "log_size.spread", [None, heads, 1, tokens]
+    )
+    return write.add(
+        "Reshape", [spread, write.integers(-1, 1, tokens)], "log_size.by_head", [None, 1, tokens]
+    )

@@ -5,6 +5,7 @@ In reading order:
     environment  on what a figure was measured
     inference    logits and latency
     statistics   how sure a figure is
+    merging      dense and merged INT8 beside each other
     results      everything that a report shows
     variants     model files beside each other
 """

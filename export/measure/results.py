@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration.drift import Drift
 from calibration.graph import Array
+from export.measure.merging import Merging
 from runtime.artifact import Variant
 from vit.data.images import Images
 
@@ -48,6 +49,7 @@ class Results:
     targets: Array | None = field(repr=False)  # int64 [images], indices into labels, where known
     variants: tuple[VariantResult, ...]  # float32 first
     search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
+    merging: Merging | None = None  # what token merging does, where int8 merges tokens
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
@@ -79,6 +81,7 @@ class Results:
             "parity_with_torch": self.parity,
             "calibration": dict(self.calibration),
             **({"search": dict(self.search)} if self.search else {}),
+            **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},

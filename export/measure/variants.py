@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.drift import Drift, measure_drift
+from calibration.graph import Array
 from calibration.layers import layer_drift
 from calibration.quantize import Quantized
 from calibration.search import Search
@@ -20,6 +21,7 @@ from export.files import digest, model_bytes
 from export.images import ExportImages
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
+from export.measure.merging import Merging, compare
 from export.measure.results import Results, VariantResult
 from export.source import Source
 from runtime.artifact import FILE_NAMES, Metadata, Variant
@@ -29,6 +31,7 @@ from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
 BEFORE_SEARCH = "int8 before the search"
+DENSE = "int8 without merging"
 
 Reporter = Callable[[str, int], AbstractContextManager[Progress]]  # (what, how many images) → a progress bar
 
@@ -60,6 +63,11 @@ class ModelFile:
         return cls(variant, model, _session(model, target, threads), quantized, search)
 
     @property
+    def merges(self) -> bool:
+        """Whether it merges tokens."""
+        return self.quantized is not None and bool(self.quantized.plan.merging)
+
+    @property
     def target(self) -> Target | None:
         """The form of the INT8 weights; None for a float model."""
         return self.quantized.plan.target if self.quantized is not None else None
@@ -83,12 +91,15 @@ def measure(
     """
     evaluation = images.evaluation
     with report("measuring", len(evaluation)) as progress:
-        logits = all_logits([each.session for each in variants], evaluation, source.preprocess, progress)
+        dense = _dense(source, variants, threads)
+        sessions = [each.session for each in (*variants, *dense)]
+        logits = all_logits(sessions, evaluation, source.preprocess, progress)
     times = _latencies(source, variants, evaluation)
+    merging = _merging(source, variants, evaluation, logits, times)
     found, files = [], []
-    for each, rows in zip(variants, logits, strict=True):
+    for each, rows in zip(variants, logits, strict=False):  # dense INT8 is not a file
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
-        files.append(model_bytes(each.model, _metadata(source, each, drift, evaluation)))
+        files.append(model_bytes(each.model, _metadata(source, each, drift, evaluation, merging)))
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
@@ -113,6 +124,7 @@ def measure(
         parity=parity,
         calibration=_calibration(images, variants, plan),
         search=_search(variants, times),
+        merging=merging,
         evaluation={
             "source": evaluation.name,
             "images": len(evaluation),
@@ -142,15 +154,45 @@ def _latencies(
         if each.search is not None and each.search.returned:
             before = write_plan(source.exported.model, each.search.start)
             timed[BEFORE_SEARCH] = _session(before, each.target, 1)
+        for dense in _dense(source, [each], 1):
+            timed[DENSE] = dense.session
     return latencies(timed, next(batches(evaluation.subset(range(1)), source.preprocess, size=1)))
+
+
+def _dense(source: Source, variants: list[ModelFile], threads: int | None) -> list[ModelFile]:
+    """Return the same plan without merging, to be measured beside a merged model and not written."""
+    plans = [replace(each.quantized.plan, merging={}) for each in variants if each.quantized and each.merges]
+    return [
+        ModelFile("int8", model, _session(model, plan.target, threads))
+        for plan in plans
+        for model in (write_plan(source.exported.model, plan),)
+    ]
+
+
+def _merging(
+    source: Source,
+    variants: list[ModelFile],
+    evaluation: Images,
+    logits: list[Array],
+    times: Mapping[str, Mapping[str, float]],
+) -> Merging | None:
+    for each, rows in zip(variants, logits, strict=False):
+        if each.quantized is not None and each.merges:
+            three = (logits[0], logits[-1], rows)  # dense INT8 is the last one
+            return compare(source, evaluation, each.quantized, three, (times[DENSE], times[each.variant]))
+    return None
 
 
 def _layers(source: Source, each: ModelFile, evaluation: Images, threads: int | None) -> Mapping[str, float]:
     if each.quantized is None:
         return {}
+    model, plan = each.model, each.quantized.plan
+    if each.merges:  # rows of merged tokens have no counterpart in float: the layers of dense INT8 are told
+        plan = replace(plan, merging={})
+        model = write_plan(source.exported.model, plan)
     some = evaluation.subset(range(min(LAYER_IMAGES, len(evaluation))))
     feed = batches(some, source.preprocess)
-    return layer_drift(source.exported.model, each.model, each.quantized.plan, feed, threads=threads)
+    return layer_drift(source.exported.model, model, plan, feed, threads=threads)
 
 
 def _calibration(images: ExportImages, variants: list[ModelFile], plan: Path | None) -> dict[str, Any]:
@@ -171,10 +213,17 @@ def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]])
     return {}
 
 
-def _metadata(source: Source, each: ModelFile, drift: Drift | None, evaluation: Images) -> Metadata:
+def _metadata(
+    source: Source, each: ModelFile, drift: Drift | None, evaluation: Images, merging: Merging | None
+) -> Metadata:
     measured: dict[str, Any] = {"images": len(evaluation), "source": evaluation.name}
     if drift is not None:
         measured["drift"] = drift.to_dict()
+    if merging is not None and each.merges:
+        measured["merging"] = {
+            "schedule": dict(merging.schedule),
+            "dense_drift": merging.dense_drift.to_dict(),
+        }
     return Metadata(
         variant=each.variant,
         preprocess=source.preprocess,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from export.measure.results import Results, VariantResult
+from export.report.merging import merging_line
 
 
 def table(results: Results, out: Path) -> str:
@@ -28,6 +30,10 @@ def table(results: Results, out: Path) -> str:
         lines.append(f"stays float32: {shortened(results.float_layers)}")
     if results.search:
         lines.append(_given_up(results))
+    if results.merging is not None:
+        lines.append(merging_line(results))
+    elif tried := results.search.get("merging"):
+        lines.append(_no_merging(tried))
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
 
@@ -44,6 +50,14 @@ def _given_up(results: Results) -> str:
     return (
         f"budget: met on {apart} with {shortened(names)} in float32, {before:.2f} → {after:.2f} ms an image"
     )
+
+
+def _no_merging(tried: Mapping[str, Any]) -> str:
+    """Say why a search merges no token."""
+    if not tried["trials"]:
+        return "token merging: none, dense int8 itself misses the limits that merging must keep"
+    least = min(tried["trials"], key=lambda trial: trial["merged"])
+    return f"token merging: none, {least['merged']} per block is too much: {'; '.join(least['misses'])}"
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:

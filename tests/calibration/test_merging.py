@@ -45,7 +45,9 @@ class WithRegisters(ViT):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(self.normalize(pixels))
-        front = [each.expand(patches.shape[0], -1, -1) for each in (self.class_token, self.first, self.second)]
+        front = [
+            each.expand(patches.shape[0], -1, -1) for each in (self.class_token, self.first, self.second)
+        ]
         return self.norm(self.blocks(torch.cat([*front, patches], dim=1) + self.position)[:, 0])
 
 
@@ -62,13 +64,15 @@ class Pooled(ViT):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(self.normalize(pixels))
-        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position
+        tokens = (
+            torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position
+        )
         return self.norm(self.blocks(tokens)).mean(1)
 
 
 def lively_graph(kind: type[ViT], *, positions: bool = True) -> ir.Model:
+    from export.from_torch import export_raw
     from export.passes import canonicalize
-    from export.torch_onnx import export_raw
 
     torch.manual_seed(3)
     model = kind(CONFIG).eval()
@@ -100,7 +104,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plan(graph: ir.Model, images: np.ndarray) -> QuantizationPlan:
-    return quantize(graph, [images], target="avx2").plan
+    return quantize(graph, [images], target="any-cpu").plan
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -109,7 +113,7 @@ def serialized(model: ir.Model) -> bytes:
 
 
 def logits(model: ir.Model, pixels: np.ndarray, threads: int = 1) -> np.ndarray:
-    session = open_session(serialized(model), device="cpu", threads=threads, target="avx2")
+    session = open_session(serialized(model), device="cpu", threads=threads, target="any-cpu")
     return np.asarray(session.run(None, {"pixels": pixels})[0])
 
 
@@ -150,7 +154,7 @@ def test_alone_in_a_batch_and_with_any_threads_bit_for_bit(schedule, graph, plan
         alone = np.concatenate([logits(model, image[None]) for image in images])
         np.testing.assert_array_equal(together, alone)
         for threads in (2, 8):
-            session = open_session(serialized(model), device="cpu", threads=threads, target="avx2")
+            session = open_session(serialized(model), device="cpu", threads=threads, target="any-cpu")
             for _ in range(10):
                 np.testing.assert_array_equal(session.run(None, {"pixels": images})[0], together)
 
@@ -188,7 +192,11 @@ def test_similar_patches_are_merged_first(without_positions) -> None:
     schedule = {"blocks.0": 2}
     follow = MergedPatches(without_positions, merge_tokens(without_positions, schedule), schedule)
     groups = follow(np.concatenate(rows, axis=0)[None])
-    together = [sorted(np.flatnonzero(groups == group).tolist()) for group, n in Counter(groups.tolist()).items() if n > 1]
+    together = [
+        sorted(np.flatnonzero(groups == group).tolist())
+        for group, n in Counter(groups.tolist()).items()
+        if n > 1
+    ]
     assert sorted(together) == [[4, 9], [7, 20]]
 
 
@@ -262,7 +270,9 @@ def test_models_that_need_every_patch_are_refused(graph) -> None:
         merge_tokens(lively_graph(Pooled), {"blocks.0": 2})
     # The same in rows token by token, as another exporter could write it.
     pooled = graph.clone()
-    (selection, *_) = [node for node in by_type(pooled, "Gather") if node.inputs[0].name.startswith("node_add")]
+    (selection, *_) = [
+        node for node in by_type(pooled, "Gather") if node.inputs[0].name.startswith("node_add")
+    ]
     axes = pooled.graph.initializers["shape.anyx32"]
     assert axes is not None
     mean = insert(selection, "ReduceMean", [selection.inputs[0]], name="pooled", keepdims=1)

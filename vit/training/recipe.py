@@ -36,6 +36,7 @@ class Recipe:
     beta2: float = 0.999
     clip: float = 1.0  # the largest norm of the gradient
     layer_decay: float = 1.0  # the learning rate falls by this factor a block from the head down (BEiT)
+    merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # train the head alone, on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
     early_stop: int = 0  # epochs without a better accuracy before training ends; 0 is off
@@ -71,7 +72,16 @@ class Recipe:
         for name in ("lr", "clip", "temperature", "crop", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("weight_decay", "early_stop", "shift", "randaugment", "views", "mixup", "seed"):
+        for name in (
+            "weight_decay",
+            "early_stop",
+            "shift",
+            "randaugment",
+            "views",
+            "mixup",
+            "seed",
+            "merge_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.precision not in ("auto", "float32", "bfloat16"):

@@ -19,6 +19,7 @@ from vit.checkpoint import FILE_NAME, save_checkpoint
 from vit.data.batches import Store
 from vit.data.images import Images
 from vit.data.training import TrainingData, targets_of
+from vit.merging import merge_tokens
 from vit.model import ViT
 from vit.training import resume
 from vit.training.distributed import World
@@ -165,6 +166,10 @@ class Session:
             more["test_accuracy"] = accuracy(judge, source, test.targets, loop.device)
             more["test_images"] = len(source)
             self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(source)} images right")
+            if self.recipe.merge_tokens:
+                dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
+                more["test_accuracy_without_merging"] = dense
+                self.report(f"test without merging: {100 * dense:.2f} %")
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")

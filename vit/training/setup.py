@@ -12,6 +12,7 @@ from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.training import TrainingData, open_data
+from vit.merging import middle_schedule
 from vit.model import ViT, new_model
 from vit.tensors import CheckpointError
 from vit.training.examples import EXAMPLES
@@ -33,6 +34,7 @@ class TrainOptions:
     batch: int | None = None
     lr: float | None = None
     seed: int | None = None
+    merge_tokens: int | None = None
     changes: tuple[str, ...] = ()  # NAME=VALUE of --set
 
 
@@ -59,9 +61,15 @@ def prepare(options: TrainOptions) -> Start:
         raise RecipeError(
             f"preset {recipe.name} trains a head on frozen features; give the backbone with --from"
         )
+    if recipe.freeze and recipe.merge_tokens:
+        raise RecipeError(
+            f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
+            "--merge-tokens out, or train the whole model (--preset finetune)"
+        )
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     source = load_checkpoint(options.source) if options.source else None
     model, preprocess = chosen_model(options, recipe, data.labels, source)
+    middle_schedule(model.config, recipe.merge_tokens)  # does the model have so many patches?
     teacher = load_teacher(options.teacher, data.labels) if options.teacher else None
     notes = {"from": source.digest} if source else {}
     if teacher:
@@ -78,7 +86,7 @@ def chosen_recipe(options: TrainOptions) -> Recipe:
     if name not in known:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}")
     changes = dict(parsed_change(text) for text in options.changes)
-    for field in ("epochs", "batch", "lr", "seed"):
+    for field in ("epochs", "batch", "lr", "seed", "merge_tokens"):
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
     return replace(known[name], **changes)

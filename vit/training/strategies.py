@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from runtime.preprocess import Preprocess
 from vit.checkpoint import FILE_NAME, load_checkpoint
 from vit.data.batches import Store
+from vit.merging import merge_tokens, middle_schedule
 from vit.model import ViT
 from vit.tensors import read_tensors, write_tensors
 from vit.training.loop import Batches
@@ -89,9 +90,9 @@ class WholeModel:
         return store
 
     def module(self, train: Batches) -> nn.Module:
-        """Return the model."""
+        """Return the model, merging tokens where the recipe says so."""
         del train
-        return self.model
+        return self.judge(self.model)
 
     def keep(self, weights: Weights, save: Callable[[ViT], object]) -> None:
         """Write a checkpoint."""
@@ -108,8 +109,10 @@ class WholeModel:
         return whole.eval()
 
     def judge(self, model: ViT) -> nn.Module:
-        """Return the model."""
-        return model
+        """Return the model, merging tokens from now on where the recipe says so."""
+        if not self.recipe.merge_tokens:
+            return model
+        return merge_tokens(model, middle_schedule(model.config, self.recipe.merge_tokens))
 
 
 @dataclass(frozen=True)
