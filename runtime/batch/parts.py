@@ -1,0 +1,226 @@
+"""An output in parts that many processes write at once: each part whole or absent, each image in one of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from runtime.batch.output import OutputError, to_line
+from runtime.batch.sources import bare, is_uri, open_uri
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+PartFormat = Literal["parquet", "jsonl"]
+_NOTE = "_run.json"
+_WHOLE_WHEN_CLOSED = {"s3", "gcs", "abfs"}  # object stores: a key appears with all of its bytes, or not at all
+
+
+class StaleRunError(RuntimeError):
+    """A later run has taken the output over: this one must not write to it any more."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folder that a run writes its parts into. It can be sent to other machines.
+
+    Args:
+        uri: an absolute path that every machine sees, or a URI.
+        form: how the parts are written.
+        run: 1 for the run that began the output, one more for each that resumed it.
+    """
+
+    uri: str
+    form: PartFormat
+    run: int
+
+    def write(self, number: int, columns: Mapping[str, Sequence[Any]]) -> str:
+        """Write the part `number` of this run and return its name; an earlier attempt's is replaced.
+
+        Args:
+            columns: the columns of result lines, of one length.
+
+        Raises:
+            StaleRunError: if another run has resumed this output meanwhile.
+            OSError: if it cannot be written.
+        """
+        data = _parquet(columns) if self.form == "parquet" else _json_lines(columns)
+        system, folder = _open(self.uri)
+        if (found := _read_note(system, folder)["run"]) != self.run:
+            raise StaleRunError(f"run {found} has taken over {bare(self.uri)} from run {self.run}")
+        name = f"part-{self.run:04}-{number:09}.{self.form}"
+        _put(system, folder, name, data)
+        return name
+
+    def names(self) -> list[str]:
+        """List the parts that are there, of all runs, sorted."""
+        system, folder = _open(self.uri)
+        return [name for name in _list(system, folder) if _is_part(name)]
+
+    def paths(self, names: Sequence[str]) -> Iterator[str]:
+        """Read the `path` of every row of these parts, one part at a time."""
+        import pyarrow.parquet as pq
+
+        system, folder = _open(self.uri)
+        for name in names:
+            with system.open_input_file(f"{folder}/{name}") as file:
+                if name.endswith(".parquet"):
+                    yield from pq.read_table(file, columns=["path"]).column("path").to_pylist()
+                else:
+                    yield from (json.loads(line)["path"] for line in file.readall().splitlines())
+
+    def drop_late(self, known: Sequence[str]) -> int:
+        """Remove parts that an interrupted run wrote after this one had looked; its images were labeled again.
+
+        Args:
+            known: the parts of earlier runs that this run took for done.
+
+        Returns:
+            How many there were.
+        """
+        system, folder = _open(self.uri)
+        mine = f"part-{self.run:04}-"
+        late = [name for name in set(self.names()) - set(known) if not name.startswith(mine)]
+        for name in late:
+            system.delete_file(f"{folder}/{name}")
+        return len(late)
+
+
+def begin(
+    uri: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool
+) -> tuple[Parts, list[str]]:
+    """Make an output ready to be written to, and say which parts it holds already.
+
+    `_run.json` in it names the model, so that no output mixes the answers of two, and counts the runs.
+
+    Args:
+        uri: a folder, made if it is missing, or a URI.
+        model: the SHA-256 of the model file.
+        form: None goes on with the form that is there, and begins with Parquet.
+
+    Raises:
+        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model or format
+            wrote it, or it cannot be written to.
+    """
+    uri = uri if is_uri(uri) else os.path.abspath(uri)  # noqa: PTH100 (links stay as they are typed)
+    try:
+        system, folder = _open(uri)
+        system.create_dir(folder, recursive=True)
+        names = _list(system, folder)
+        known = [name for name in names if _is_part(name)]
+        run = 0
+        if resume and (known or _NOTE in names):
+            run, form = _resumed(system, folder, uri, model, form)
+        elif (known or _NOTE in names) and not overwrite:
+            raise OutputError(
+                f"{bare(uri)} holds results already: --resume goes on with them, --overwrite begins anew"
+            )
+        else:
+            _remove(system, folder, known)
+            known = []
+        parts = Parts(uri, form or "parquet", run + 1)
+        note = {"model": model, "format": parts.form, "run": parts.run}
+        _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
+        _remove(system, folder, [name for name in names if name.startswith(".part-") and name.endswith(".tmp")])
+    except OSError as error:
+        raise OutputError(f"{bare(uri)}: it cannot be written to: {error.strerror or error}") from error
+    return parts, known
+
+
+def _resumed(
+    system: FileSystem, folder: str, uri: str, model: str, form: PartFormat | None
+) -> tuple[int, PartFormat]:
+    try:
+        note = _read_note(system, folder)
+        found, run, written = note["model"], int(note["run"]), note["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{bare(uri)}/{_NOTE} is gone or damaged, so the output cannot be resumed; --overwrite begins anew"
+        ) from None
+    if found != model:
+        raise OutputError(
+            f"another model wrote {bare(uri)} (SHA-256 {found}, this one {model}); use a new --output"
+        )
+    if form not in (None, written):
+        raise OutputError(f"{bare(uri)} is {written}, found --format {form}; leave --format out to go on")
+    return run, written
+
+
+def _open(uri: str) -> tuple[FileSystem, str]:
+    from pyarrow.fs import LocalFileSystem
+
+    system, folder = open_uri(uri) if is_uri(uri) else (LocalFileSystem(), uri)
+    return system, folder.rstrip("/")
+
+
+def _list(system: FileSystem, folder: str) -> list[str]:
+    from pyarrow.fs import FileSelector
+
+    return sorted(info.base_name for info in system.get_file_info(FileSelector(folder)) if info.is_file)
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith("part-") and name.endswith((".parquet", ".jsonl"))
+
+
+def _remove(system: FileSystem, folder: str, names: Sequence[str]) -> None:
+    for name in names:
+        system.delete_file(f"{folder}/{name}")
+
+
+def _read_note(system: FileSystem, folder: str) -> Any:
+    with system.open_input_file(f"{folder}/{_NOTE}") as file:
+        return json.loads(file.readall())
+
+
+def _put(system: FileSystem, folder: str, name: str, data: bytes) -> None:
+    """Write a file so that no reader, and no crash, ever leaves a half of it under its name."""
+    aside = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+    if system.type_name == "local":
+        with Path(aside).open("wb") as local:
+            local.write(data)
+            local.flush()
+            os.fsync(local.fileno())
+        Path(aside).replace(f"{folder}/{name}")
+        return
+    direct = system.type_name in _WHOLE_WHEN_CLOSED
+    with system.open_output_stream(f"{folder}/{name}" if direct else aside) as file:
+        file.write(data)
+    if not direct:
+        system.move(aside, f"{folder}/{name}")
+
+
+def _json_lines(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return b"".join(to_line(row, "jsonl") for row in rows)
+
+
+def _parquet(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.table(dict(columns), schema=_schema()), sink)
+    return sink.getvalue()
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    candidate = pa.struct([("label", pa.string()), ("index", pa.int64()), ("score", pa.float64())])
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("index", pa.int64()),
+            ("score", pa.float64()),
+            ("top", pa.list_(candidate)),
+            ("error", pa.string()),
+        ]
+    )
