@@ -9,8 +9,9 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> It
         )
     package = str(Path(__file__).parents[1])
     try:
+        _knock(address)
         ray.init(
             address=address,
             runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}},
@@ -74,7 +76,7 @@ def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> It
             logging_level=logging.ERROR,
             **options,
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise EngineError(f"no Ray cluster at {address}: {_first_line(error)}") from error
     try:
         yield int(ray.cluster_resources().get("CPU", 0))
@@ -176,6 +178,17 @@ class _Remote:
         self._ledger.end.remote(chunk)
 
 
+def _knock(address: str) -> None:
+    """Ask whether anything listens at host:port; Ray itself would wait for minutes.
+
+    Raises:
+        OSError: if nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def _chunk(data: bytes) -> Chunk:
     chunk: Chunk = pickle.loads(data)
     return chunk
@@ -224,6 +237,3 @@ def _cause(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-Progress = Callable[[Summary], None]
