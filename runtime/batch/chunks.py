@@ -152,6 +152,7 @@ def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> S
 
     Raises:
         StoreError: if a store gives none of its images; that is no answer that should be kept.
+        StaleRunError: if another run has resumed the output meanwhile.
         OSError: if the part cannot be written.
     """
     careful, crashing = attempts.begin(chunk.number)
@@ -167,7 +168,9 @@ def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> S
         for name, values in row.items():
             columns.setdefault(name, []).extend(values)
     if unread == len(chunk.keys) >= _STORE_GONE:
-        raise StoreError(f"{chunk.place.prefix}: none of {unread} images could be read: {columns['error'][0]}")
+        raise StoreError(
+            f"{chunk.place.prefix}: none of {unread} images could be read: {columns['error'][0]}"
+        )
     job.parts.write(chunk.number, columns)
     attempts.end(chunk.number)
     return _summary(chunk, columns)

@@ -1,4 +1,4 @@
-"""Columns of images in, columns of result lines out: what Ray, Spark or Daft call on each of their batches."""
+"""Columns of images in, columns of result lines out: what Ray, Spark or Daft call on each batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from runtime.results import Result
 if TYPE_CHECKING:
     from runtime.classifier import Classifier
 
-_opened: dict[tuple[Any, ...], Classifier] = {}  # of this process: an engine may copy the callable for each task
+_opened: dict[
+    tuple[Any, ...], Classifier
+] = {}  # of this process: an engine may copy the callable for each task
 _opening = threading.Lock()
 
 
@@ -28,7 +30,7 @@ class Labels:
     an engine runs one process per core.
 
     Args:
-        model: an .onnx file made by `python -m export`, or a folder of such files; the INT8 file is preferred.
+        model: an .onnx file made by `python -m export`, or a folder of such files, of which INT8 is preferred.
             Every machine must have it at this path.
         sha256: the digest that the file must have, 64 hexadecimal digits; None pins the digest that the file
             has now, for all processes that this object is sent to.
@@ -55,13 +57,13 @@ class Labels:
         """Label the images of one batch; an image that cannot be read is a row that says why.
 
         Args:
-            columns: `path`, text that names each image, and `bytes`, the content of its file (or anything else
-                that a `Classifier` takes). A third column `error`, where it is not null, says why there is
-                no content. Other columns are ignored. Lists, arrays and pandas columns will do.
+            columns: `path`, text that names each image, and `bytes`, the content of its file (or anything
+                else that a `Classifier` takes). A third column `error`, where it is not null, says why there
+                is no content. Other columns are ignored. Lists, arrays and pandas columns will do.
 
         Returns:
-            The columns `path`, `label`, `index`, `score`, `top` (a list of label, index, score) and `error`, as
-            lists of the same length and order; without a prediction all but `path` and `error` are None.
+            The columns `path`, `label`, `index`, `score`, `top` (a list of label, index, score) and `error`,
+            as lists of the same length and order; without a prediction all but `path` and `error` are None.
 
         Raises:
             ArtifactError: if the model file is gone, or another by now.
@@ -97,11 +99,11 @@ class Labels:
                 )
             return _opened[key]
 
-    def _row(self, path: str, content: Any, error: str | None) -> dict[str, Any]:
-        if error is None and content is None:
-            error = "it has no content (null)"
-        if error is not None:
+    def _row(self, path: str, content: Any, error: Any) -> dict[str, Any]:
+        if isinstance(error, str):
             return record(Result(path, None, error))
+        if content is None or isinstance(content, float):  # pandas' null
+            return record(Result(path, None, "it has no content (null)"))
         try:
             return record(Result(path, self.classifier()(content), None))
         except ImageError as failure:
@@ -110,13 +112,12 @@ class Labels:
             return record(Result(path, None, "not enough memory to label it"))
 
 
-def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, Any, str | None]]:
+def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, Any, Any]]:
     if missing := sorted({"path", "bytes"} - set(columns)):
         raise ValueError(f"expected columns path and bytes, found no {' and no '.join(missing)}")
     paths, contents = columns["path"], columns["bytes"]
     errors = columns["error"] if "error" in columns else [None] * len(paths)
     if not len(paths) == len(contents) == len(errors):
-        raise ValueError(
-            f"expected columns of one length, found path {len(paths)}, bytes {len(contents)}, error {len(errors)}"
-        )
+        found = f"path {len(paths)}, bytes {len(contents)}, error {len(errors)}"
+        raise ValueError(f"expected columns of one length, found {found}")
     return zip(paths, contents, errors, strict=True)

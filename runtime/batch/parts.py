@@ -1,4 +1,4 @@
-"""An output in parts that many processes write at once: each part whole or absent, each image in one of them."""
+"""An output in parts that many processes write at once: each part whole or absent, each image in one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from runtime.batch.output import OutputError, to_line
+from runtime.batch.output import to_line
 from runtime.batch.sources import bare, is_uri, open_uri
+from runtime.errors import FailureError
+from runtime.writing import OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
 
 PartFormat = Literal["parquet", "jsonl"]
 _NOTE = "_run.json"
-_WHOLE_WHEN_CLOSED = {"s3", "gcs", "abfs"}  # object stores: a key appears with all of its bytes, or not at all
+_WHOLE_WHEN_CLOSED = {
+    "s3",
+    "gcs",
+    "abfs",
+}  # object stores: a key appears with all of its bytes, or not at all
 
 
-class StaleRunError(RuntimeError):
+class StaleRunError(FailureError):
     """A later run has taken the output over: this one must not write to it any more."""
 
 
@@ -76,7 +82,7 @@ class Parts:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
     def drop_late(self, known: Sequence[str]) -> int:
-        """Remove parts that an interrupted run wrote after this one had looked; its images were labeled again.
+        """Remove parts that an interrupted run wrote after this one had looked: it has labeled them again.
 
         Args:
             known: the parts of earlier runs that this run took for done.
@@ -105,8 +111,8 @@ def begin(
         form: None goes on with the form that is there, and begins with Parquet.
 
     Raises:
-        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model or format
-            wrote it, or it cannot be written to.
+        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model or
+            format wrote it, or it cannot be written to.
     """
     uri = uri if is_uri(uri) else os.path.abspath(uri)  # noqa: PTH100 (links stay as they are typed)
     try:
@@ -114,42 +120,50 @@ def begin(
         system.create_dir(folder, recursive=True)
         names = _list(system, folder)
         known = [name for name in names if _is_part(name)]
-        run = 0
-        if resume and (known or _NOTE in names):
-            run, form = _resumed(system, folder, uri, model, form)
-        elif (known or _NOTE in names) and not overwrite:
+        if resume and known:
+            form = _resumed(_note_or_none(system, folder), uri, model, form)
+        elif known and not overwrite:
             raise OutputError(
                 f"{bare(uri)} holds results already: --resume goes on with them, --overwrite begins anew"
             )
         else:
             _remove(system, folder, known)
             known = []
-        parts = Parts(uri, form or "parquet", run + 1)
+        # An earlier run that was interrupted may still have processes: they stop when the number grows.
+        before = _note_or_none(system, folder) if _NOTE in names else None
+        parts = Parts(uri, form or "parquet", (before["run"] if before else 0) + 1)
         note = {"model": model, "format": parts.form, "run": parts.run}
         _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
-        _remove(system, folder, [name for name in names if name.startswith(".part-") and name.endswith(".tmp")])
+        _remove(
+            system, folder, [name for name in names if name.startswith(".part-") and name.endswith(".tmp")]
+        )
     except OSError as error:
         raise OutputError(f"{bare(uri)}: it cannot be written to: {error.strerror or error}") from error
     return parts, known
 
 
-def _resumed(
-    system: FileSystem, folder: str, uri: str, model: str, form: PartFormat | None
-) -> tuple[int, PartFormat]:
-    try:
-        note = _read_note(system, folder)
-        found, run, written = note["model"], int(note["run"]), note["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _resumed(note: dict[str, Any] | None, uri: str, model: str, form: PartFormat | None) -> PartFormat:
+    if note is None:
         raise OutputError(
-            f"{bare(uri)}/{_NOTE} is gone or damaged, so the output cannot be resumed; --overwrite begins anew"
-        ) from None
+            f"{bare(uri)}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
+        )
+    found, written = note["model"], note["format"]
     if found != model:
         raise OutputError(
             f"another model wrote {bare(uri)} (SHA-256 {found}, this one {model}); use a new --output"
         )
     if form not in (None, written):
         raise OutputError(f"{bare(uri)} is {written}, found --format {form}; leave --format out to go on")
-    return run, written
+    return cast(PartFormat, written)
+
+
+def _note_or_none(system: FileSystem, folder: str) -> dict[str, Any] | None:
+    try:
+        note = _read_note(system, folder)
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(note, dict) and note.get("format") in get_args(PartFormat)
+    return note if whole and isinstance(note.get("run"), int) and isinstance(note.get("model"), str) else None
 
 
 def _open(uri: str) -> tuple[FileSystem, str]:

@@ -12,18 +12,20 @@ from runtime.batch.columns import Labels
 from runtime.batch.parts import Parts, begin
 from runtime.batch.ray_engine import EngineError, cluster, label_on_cluster
 from runtime.batch.sources import bare, check
+from runtime.command import complain
+from runtime.errors import DONE, FAILED, INTERRUPTED, InputError
 from runtime.text import printable
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
 _TERMINAL, _LOG = 0.5, 30.0  # seconds between two lines of progress
 
 
-class UsageError(Exception):
+class UsageError(InputError):
     """A command line that a cluster cannot do; the message says what to type instead."""
 
 
 class ClusterReport:
-    """Show progress on standard error, and sum up: in place on a terminal, a line each half minute in a log."""
+    """Show progress on standard error, and sum up: in place on a terminal, in a log a line each 30 s."""
 
     def __init__(self) -> None:
         self.total = Summary()
@@ -60,10 +62,11 @@ def run(options: argparse.Namespace) -> int:
     """Label what the options of `python -m runtime` say, and return the exit code.
 
     Raises:
-        UsageError: if an option has no meaning on a cluster, or there is no cluster at the address.
+        UsageError: if an option has no meaning on a cluster.
+        ClusterError: if there is no cluster at the address.
         ArtifactError: if the model cannot be used.
         OutputError: if the output cannot be begun or resumed.
-        SourceError: if a source is not there.
+        PlaceError: if a source is not there.
     """
     _check(options)
     base = str(Path.cwd())
@@ -84,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
             job = Job(options.images, base, parts, options.part_images, cores)
             return _label(job, known, labels, options.workers, report)
     except KeyboardInterrupt:
-        return _end(report, 130, f"interrupted; {_how_to_go_on(parts)}")
+        return _end(report, INTERRUPTED, f"interrupted; {_how_to_go_on(parts)}")
 
 
 def _label(job: Job, known: list[str], labels: Labels, workers: int | None, report: ClusterReport) -> int:
@@ -92,11 +95,11 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
         for summary in label_on_cluster(job, known, labels, workers=workers):
             report.add(summary)
     except EngineError as error:
-        return _end(report, 1, f"{error}; {_how_to_go_on(job.parts)}")
+        return _end(report, FAILED, f"{error}; {_how_to_go_on(job.parts)}")
     late = job.parts.drop_late(known)
     if report.total.images + report.total.skipped == 0:
         raise UsageError(f"no images in {', '.join(map(bare, job.sources))}")
-    code = _end(report, 1 if report.total.failed else 0, "")
+    code = _end(report, FAILED if report.total.failed else DONE, "")
     if late:
         print(f"removed {late:,} parts that the interrupted run had written too late", file=sys.stderr)
     return code
@@ -124,7 +127,7 @@ def _how_to_go_on(parts: Parts) -> str:
 def _end(report: ClusterReport, code: int, why: str) -> int:
     print(report.summary(), file=sys.stderr)
     if why:
-        print(f"error: {why}", file=sys.stderr)
+        return complain("runtime", why, code)
     return code
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from runtime.batch.chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
 from runtime.batch.columns import Labels
 from runtime.cpu import available_cores
+from runtime.errors import FailureError, InputError, MissingPackageError
 
 try:
     import pyarrow as pa
@@ -31,14 +32,20 @@ try:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
-    raise ImportError(f'--engine ray needs Ray Data ({error}): pip install "vit-edge[ray,cpu]"') from error
+    raise MissingPackageError(
+        f'--engine ray needs Ray Data ({error}): pip install "vit-edge[ray,cpu]"'
+    ) from error
 
 _QUEUED = 2**28  # bytes of the object store that names waiting to be labeled may take
 _STORE = 2**28  # bytes of a local cluster's object store, and what the model takes
 
 
-class EngineError(RuntimeError):
-    """A cluster that cannot be reached, or work on it that broke off; the message says why."""
+class ClusterError(InputError):
+    """A cluster that cannot be reached."""
+
+
+class EngineError(FailureError):
+    """Work on a cluster that broke off."""
 
 
 @contextmanager
@@ -55,7 +62,7 @@ def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> It
         The cores that the cluster has now.
 
     Raises:
-        EngineError: if there is no cluster at this address.
+        ClusterError: if there is no cluster at this address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -77,7 +84,7 @@ def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> It
             **options,
         )
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise EngineError(f"no Ray cluster at {address}: {_first_line(error)}") from error
+        raise ClusterError(f"no Ray cluster at {address}: {_first_line(error)}") from error
     try:
         yield int(ray.cluster_resources().get("CPU", 0))
     finally:
@@ -125,7 +132,7 @@ def label_on_cluster(job: Job, known: list[str], labels: Labels, *, workers: int
 
 
 class _Listing(Datasource):
-    """The chunks of a job, one in each block. They are listed on the cluster: the driver holds none of them."""
+    """The chunks of a job, one in each block, listed on the cluster: the driver holds none of them."""
 
     def __init__(self, job: Job, known: Any) -> None:
         super().__init__()

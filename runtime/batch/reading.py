@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.batch.sources import LOCAL, Place, open_uri
 from runtime.concurrency import in_parallel
+from runtime.errors import FailureError
 from runtime.text import one_line
 
 _THREADS = 8  # what hides 100 ms of a store's latency behind images of 30 ms, and leaves some room
@@ -26,7 +27,8 @@ class Content:
     """What was read of one file.
 
     Args:
-        data: its bytes; a local path where the decoder shall read, or explain, the file itself; None with `error`.
+        data: its bytes; a local path where the decoder shall read, or explain, the file itself; None if there
+            is an `error`.
         error: why there is nothing.
         store_failed: whether that is the store's fault, and not a file that is missing or too large.
     """
@@ -36,7 +38,7 @@ class Content:
     store_failed: bool = False
 
 
-class StoreError(OSError):
+class StoreError(FailureError):
     """A store that gave none of the files of a chunk: not the files are at fault."""
 
 

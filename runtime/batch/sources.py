@@ -1,4 +1,4 @@
-"""Where the images of a cluster run are: local folders, every URI that pyarrow or fsspec reads, lists in Parquet."""
+"""Where a cluster's images are: folders, every URI that pyarrow or fsspec reads, lists in Parquet."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from runtime.errors import InputError
 from runtime.files import find_images, image_suffixes
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-
-class SourceError(Exception):
-    """A source of images that is not there or cannot be opened, and what to do about it."""
-
-
 LIST_SUFFIX = ".parquet"
 _ROWS = 4096  # of a list of paths, read at a time
+
+
+class PlaceError(InputError):
+    """A source or an output that is not there, or that no file system opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +73,16 @@ def check(sources: list[str], base: str) -> None:
     """Look whether each source is there.
 
     Raises:
-        SourceError: if one is not, or cannot be read; what to do is in the message.
+        PlaceError: if one is not, or cannot be read; what to do is in the message.
     """
     for source in sources:
         system, path = _open(source, base)
         try:
             kind = system.get_file_info([path])[0].type.name
         except OSError as error:
-            raise SourceError(f"{bare(source)}: it cannot be listed: {_reason(error)}") from error
+            raise PlaceError(f"{bare(source)}: it cannot be listed: {_reason(error)}") from error
         if kind == "NotFound":
-            raise SourceError(f"{bare(source)}: no such image, folder or list; expected a path or a URI")
+            raise PlaceError(f"{bare(source)}: no such image, folder or list; expected a path or a URI")
         if path.endswith(LIST_SUFFIX) and kind == "File":
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -90,9 +90,9 @@ def check(sources: list[str], base: str) -> None:
             try:
                 names = pq.read_schema(path, filesystem=system).names
             except (pa.ArrowException, OSError) as error:
-                raise SourceError(f"{bare(source)}: expected a Parquet file: {_reason(error)}") from error
+                raise PlaceError(f"{bare(source)}: expected a Parquet file: {_reason(error)}") from error
             if "path" not in names:
-                raise SourceError(
+                raise PlaceError(
                     f"{bare(source)}: expected a column path in this list, found {', '.join(names) or 'none'}"
                 )
 
@@ -112,7 +112,7 @@ def place_of(uri: str) -> tuple[Place, str]:
 
 
 def _prefix(plain: str, path: str) -> str:
-    """What makes a key of this file system a URI again; escaped or account-bound URIs keep their scheme only."""
+    """What makes a key of this file system a URI again; of an escaped one only the scheme."""
     plain, path = plain.rstrip("/"), path.rstrip("/")
     return plain.removesuffix(path) if plain.endswith(path) else plain.partition("://")[0] + "://"
 
@@ -134,7 +134,7 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
         The file system, and the path that the URI names in it.
 
     Raises:
-        SourceError: if neither can.
+        PlaceError: if neither can.
     """
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
@@ -148,7 +148,7 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
 
             inner, path = url_to_fs(uri)
         except (ImportError, ValueError) as error:
-            raise SourceError(
+            raise PlaceError(
                 f"{bare(uri)}: neither pyarrow ({_reason(refused)}) nor fsspec ({_reason(error)}) opens it"
             ) from error
         return PyFileSystem(FSSpecHandler(inner)), path
@@ -166,7 +166,7 @@ def _listed(source: str, base: str) -> Iterator[tuple[Place, str]]:
 
     system, path = _open(source, base)
     if not system.get_file_info([path])[0].is_file:  # a folder of this name
-        raise SourceError(f"{bare(source)}: expected a Parquet file with a column path, found a folder")
+        raise PlaceError(f"{bare(source)}: expected a Parquet file with a column path, found a folder")
     options = urlsplit(source).query if is_uri(source) else ""
     scheme = urlsplit(source).scheme if is_uri(source) else ""
     with system.open_input_file(path) as file:
