@@ -32,7 +32,7 @@ def format_of(path: Path | None) -> Format:
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 
 
-def record(result: Result[Path]) -> dict[str, Any]:
+def record(result: Result[Any]) -> dict[str, Any]:
     """The fields of one line. Without a prediction all but `path` and `error` are null."""
     values: dict[str, Any] = dict.fromkeys(FIELDS) | {"path": str(result.image), "error": result.error}
     return values if result.prediction is None else values | asdict(result.prediction)
@@ -90,7 +90,7 @@ class Done:
         keys = np.frombuffer(array("Q", map(_key, paths)), np.uint64)
         self._keys, self._left = np.unique(keys, return_counts=True)
 
-    def take(self, path: Path) -> bool:
+    def take(self, path: Path | str) -> bool:
         """Whether the image is done; one that is listed twice is done when this was asked twice."""
         key = _key(str(path))
         at = int(np.searchsorted(self._keys, np.uint64(key)))

@@ -131,7 +131,7 @@ def label_on_cluster(job: Job, known: list[str], labels: Labels, *, workers: int
         raise EngineError(_cause(error)) from error
 
 
-class _Listing(Datasource):
+class _Listing(Datasource):  # type: ignore[misc]  # Ray has no types here
     """The chunks of a job, one in each block, listed on the cluster: the driver holds none of them."""
 
     def __init__(self, job: Job, known: Any) -> None:
