@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mixed, mixing_share
 from vit.training.distributed import World
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
-from vit.training.optimizer import MovingAverage, learning_rate, make_optimizer, set_learning_rate
+from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
 from vit.training.recipe import Recipe
 from vit.training.resume import Progress, random_for
 
@@ -67,7 +66,7 @@ class Loop:
         self.taught: dict[tuple[int, int], Tensor] = {}  # the teacher's logits by view and step
         self.module = module.to(device)
         self.optimizer = make_optimizer(self.module, recipe)
-        self.average = MovingAverage(self.module, recipe.ema) if recipe.ema else None
+        self.average = moving_average(self.module, recipe.ema) if recipe.ema else None
         self.augment = Augment(recipe, size) if size else None
         weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
         self.weights = weights.to(device)
@@ -104,7 +103,7 @@ class Loop:
 
     def best_weights(self) -> Mapping[str, Tensor]:
         """The weights to keep: the moving average where there is one."""
-        return self.average.weights if self.average else self.module.state_dict()
+        return (self.average.module if self.average else self.module).state_dict()
 
     def _epoch(self) -> Iterator[float]:
         """The rest of the present epoch, a loss a step."""
@@ -140,7 +139,7 @@ class Loop:
         nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
         self.optimizer.step()
         if self.average:
-            self.average.update(self.module)
+            self.average.update_parameters(self.module)
         correct = ((logits.argmax(-1) == hard) * good).sum()
         return self._count(torch.stack([loss.detach() * total, correct.float(), good.sum().float()]), total)
 
@@ -200,10 +199,7 @@ class Loop:
 
     def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
         """Loss and accuracy of the weights to keep, on images without augmentation."""
-        module = self.module
-        if self.average:
-            module = deepcopy(self.module)
-            module.load_state_dict(self.average.weights)
+        module = self.average.module if self.average else self.module
         mine = np.arange(len(source))[self.world.rank :: self.world.size]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with self._precision():

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from vit.tensors import CheckpointError, read_tensors, write_tensors
-from vit.training.optimizer import MovingAverage
 
 FILE_NAME = "state.safetensors"
 KEY = "vit_edge_state"
@@ -42,7 +42,7 @@ def save_state(
     *,
     module: nn.Module,
     optimizer: Optimizer,
-    average: MovingAverage | None,
+    average: AveragedModel | None,
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> None:
@@ -56,9 +56,8 @@ def save_state(
         for slot, value in slots.items():
             tensors[f"optimizer.{names[id(parameter)]}.{slot}"] = value
     if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.weights.items()}
-    steps = 0 if average is None else average.steps
-    document = {"progress": asdict(progress), "identity": dict(identity), "average_steps": steps}
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    document = {"progress": asdict(progress), "identity": dict(identity)}
     write_tensors(folder / FILE_NAME, tensors, {KEY: json.dumps(document)})
 
 
@@ -67,7 +66,7 @@ def load_state(
     *,
     module: nn.Module,
     optimizer: Optimizer,
-    average: MovingAverage | None,
+    average: AveragedModel | None,
     identity: Mapping[str, Any],
 ) -> Progress:
     """Put a saved state back into the objects given.
@@ -97,7 +96,7 @@ def load_state(
             for slot, value in mine.items()
         }
     if average is not None:
-        average.load(part(tensors, "average."), document["average_steps"])
+        average.load_state_dict(part(tensors, "average."))
     try:
         return Progress(**document["progress"])
     except TypeError as error:
