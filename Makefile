@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow borrow check format clean
+.PHONY: help .venv demo test slow mutants borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,12 @@ test: $(INSTALLED) ## the tests, a few minutes
 
 slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+# A mutant is the code with one thing changed; a test that does not notice is weak. Not part of continuous integration.
+mutants: $(INSTALLED) ## change the code in thousands of ways and count which changes the tests notice; half an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]" -c constraints.txt
+	$(BIN)/python -m mutmut run --max-children "$${JOBS:-$$(nproc)}"
+	$(BIN)/python -m tools.mutants
 
 # Images that others made, and the packages of the JavaScript example (which need no install scripts).
 borrow: data/pillow-images data/exif-photos examples/javascript/node_modules ## what some tests need from elsewhere
@@ -62,4 +68,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) runs artifacts build data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs artifacts build mutants data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
