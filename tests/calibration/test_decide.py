@@ -25,7 +25,7 @@ from calibration.decide import (
 )
 from calibration.graph import add_constant, constant
 from calibration.observe import Observation, observing_session
-from calibration.plan import PROBABILITY, PlanError, QuantizationPlan, Range
+from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, QuantizationPlan, Range
 from calibration.sites import Linear, find_sites
 from calibration.trial import Choice, Trial
 from calibration.verify import optimized_graph
@@ -166,7 +166,7 @@ def test_pixels_are_int8_already() -> None:
     given_.fit.sample.update(np.ones((3, 4), np.float32))
     sites = find_sites(graph)
     assert sites.observed() == ["n"]
-    plan = decide(sites, {"n": given_}, target="full-range")
+    plan = decide(sites, {"n": given_}, target="full-range", single_rows="int8")
     assert (plan.linears["t"].precision, plan.linears["t"].input, plan.linears["t"].rule) == (
         "int8",
         None,
@@ -288,13 +288,28 @@ def test_an_mlp_of_few_features_and_one_of_a_single_row_are_not_split(model: ir.
     change(few, "fc1", 1, hidden)
     assert not plan_of(few).linears["fc2"].float_columns
     given_ = observed(model, images())
-    one_row = replace(given_["gelu"])
-    for field in one_row.__dataclass_fields__:
-        if field.startswith("rows_per"):
-            setattr(one_row, field, 1)
-    plan = decide(find_sites(model), {**given_, "gelu": one_row}, target="full-range")
+    given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
+    plan = decide(find_sites(model), given_, target="full-range", single_rows="int8")
     assert not plan.linears["fc2"].float_columns
     assert plan.linears["fc2"].per_token is not None  # the row has a scale of its own instead
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32", "int8"])
+def test_linears_that_see_one_row_per_image_have_a_precision_of_their_own(
+    precision: Precision, model: ir.Model
+) -> None:
+    """They cost next to nothing in float; what is to stay in float32 does, and pixels stay in int8."""
+    given_ = observed(model, images())
+    for name in ("gelu", "norm2"):
+        given_[name] = replace(given_[name], rows_per_image=1)
+    sites = find_sites(model)
+    plan = decide(sites, given_, target="any-cpu", keep_float=["fc1"], single_rows=precision)
+    found = {name: each.precision for name, each in plan.linears.items()}
+    assert found == dict.fromkeys(LINEARS, "int8") | {"fc1": "float32", "fc2": precision}
+    if precision != "int8":
+        assert plan.linears["fc2"] == LinearPlan(precision=precision)
+    default = decide(sites, given_, target="any-cpu")
+    assert {name for name, each in default.linears.items() if each.precision == "float16"} == {"fc1", "fc2"}
 
 
 def test_hidden_features_in_float_get_no_correction(model: ir.Model) -> None:
