@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import ArtifactError, Metadata, Preprocess, read_metadata
+from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
 from runtime.artifact import choose_file, read_artifact
 from runtime.onnx_file import OnnxError, summarise
 
@@ -242,3 +243,14 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> N
     other.replace(model)
     with pytest.raises(ArtifactError, match="replaced"):
         artifact.expect_unchanged()
+
+
+def test_ort_format_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:
+    """The real thing, written by ONNX Runtime."""
+    path = tmp_path / "model.ort"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(ArtifactError, match=r"found ORT format.*use the \.onnx file that it was made from"):
+        Classifier(path)

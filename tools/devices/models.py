@@ -37,7 +37,7 @@ def make_models(folder: Path, targets: tuple[str, ...], say: Callable[[str], Non
         options = ["--quantize", "--calibration", "digits", "--target", target]
         _python("-m", "export", str(CHECKPOINT), *options, "--out", str(artifacts[target]))
     images = ["--out", str(folder / "images"), "--count", str(HELD_OUT)]
-    _python("-m", "tools.digit_pictures", *images)
+    _python("-m", "tools.digit_images", *images)
     return artifacts
 
 
