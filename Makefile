@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow mutants borrow check format clean
+.PHONY: help .venv demo test slow mutants arm borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,9 +37,11 @@ mutants: $(INSTALLED) ## change the code in thousands of ways and count which ch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]" -c constraints.txt
 	$(BIN)/python -m mutmut run --max-children "$${JOBS:-$$(nproc)}"
 	$(BIN)/python -m tools.mutants
+arm: $(INSTALLED) ## the model files on emulated ARM64 and x86 CPUs (apt-get install qemu-user-static mmdebstrap proot)
+	$(BIN)/python -m tools.devices --tests
 
 # Images that others made, and the packages of the JavaScript example (which need no install scripts).
-borrow: data/pillow-images data/exif-photos examples/javascript/node_modules ## what some tests need from elsewhere
+borrow: data/pillow-images data/exif-photos data/onnxruntime-headers examples/javascript/node_modules ## what some tests need from elsewhere
 
 data/pillow-images: | $(INSTALLED)
 	rm -rf data/pillow && mkdir -p data/pillow
@@ -47,6 +49,9 @@ data/pillow-images: | $(INSTALLED)
 		--dest data/pillow "$$(grep '^pillow==' constraints.txt)"
 	tar -xf data/pillow/pillow-*.tar.gz -C data/pillow --strip-components=2 --wildcards '*/Tests/images'
 	rm -rf $@ && mv data/pillow/images $@ && rm -rf data/pillow && touch $@
+
+data/onnxruntime-headers: examples/cpp/headers.sh
+	examples/cpp/headers.sh $@ || echo "no headers of ONNX Runtime: the tests of the C++ example are skipped" >&2
 
 data/exif-photos:
 	rm -rf data/exif && mkdir -p data/exif
@@ -69,3 +74,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 
 clean: ## remove what was built and trained here, the environment too
 	rm -rf $(VENV) runs artifacts build mutants data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs artifacts build data/pillow-images data/exif-photos data/onnxruntime-headers data/devices examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

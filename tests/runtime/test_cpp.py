@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime import Metadata, Preprocess
 from runtime.session import open_session
-from tests.runtime.conftest import add_metadata
 
 ROOT = Path(__file__).parents[2]
 SOURCE, HEADERS = ROOT / "examples/cpp/classify.cpp", ROOT / "data/onnxruntime-headers"
@@ -88,7 +87,9 @@ def int8_graph() -> onnx.ModelProto:
 def written(folder: Path, text: str | None) -> Path:
     path = folder / "model.onnx"
     model = int8_graph()
-    path.write_bytes((model if text is None else add_metadata(model, text)).SerializeToString())
+    if text is not None:
+        helper.set_model_props(model, {"vit_edge": text})
+    path.write_bytes(model.SerializeToString())
     return path
 
 

@@ -36,7 +36,7 @@ class Machine:
         write_system_files(self.system, self.cpu, host_cpuinfo=Path("/proc/cpuinfo").read_text())
         if self.cpu.arm:
             for name in ("usr", "lib", "bin", "etc", "opt"):
-                if not (self.system / name).exists():
+                if not (self.system / name).is_symlink():
                     (self.system / name).symlink_to(self.root / name)
         return [self.cpu.emulator, "-L", str(self.system)], {"QEMU_CPU": self.cpu.model}
 
