@@ -87,7 +87,9 @@ export function reduceRows({ width, height, data }, factor, out) {
     const deep = end - y;
     for (; y < end; y++)
       for (let column = 0, x = 0, at = 4 * y * width; column < columns; column++) {
-        let [red, green, blue] = [0, 0, 0];
+        let red = 0;
+        let green = 0;
+        let blue = 0;
         for (const stop = Math.min(x + factor, width); x < stop; x++, at += 4) {
           red += data[at];
           green += data[at + 1];
@@ -179,10 +181,11 @@ const byte = (sum) => {
 function overWhite({ width, data }, y, line) {
   for (let x = 0, from = 4 * y * width, to = 0; x < width; x++, from += 4, to += 3) {
     const alpha = data[from + 3];
-    for (let channel = 0; channel < 3; channel++) {
-      const value = data[from + channel];
-      line[to + channel] = alpha === 255 ? value : Math.round((value * alpha + 255 * (255 - alpha)) / 255);
-    }
+    line[to] = data[from];
+    line[to + 1] = data[from + 1];
+    line[to + 2] = data[from + 2];
+    if (alpha === 255) continue;
+    for (let at = to; at < to + 3; at++) line[at] = Math.round((line[at] * alpha + 255 * (255 - alpha)) / 255);
   }
 }
 
@@ -197,12 +200,14 @@ function acrossColumns(image, first, last, { first: starts, count, taps, stride 
   for (let y = first, to = 0; y < last; y++) {
     overWhite(image, y, line);
     for (let x = 0; x < after; x++, to += 3) {
-      let [red, green, blue] = [HALF, HALF, HALF];
+      let red = HALF;
+      let green = HALF;
+      let blue = HALF;
       for (let tap = x * stride, at = 3 * starts[x], end = tap + count[x]; tap < end; tap++, at += 3) {
         const weight = taps[tap];
-        red += weight * line[at];
-        green += weight * line[at + 1];
-        blue += weight * line[at + 2];
+        red = (red + Math.imul(weight, line[at])) | 0;
+        green = (green + Math.imul(weight, line[at + 1])) | 0;
+        blue = (blue + Math.imul(weight, line[at + 2])) | 0;
       }
       between[to] = byte(red);
       between[to + 1] = byte(green);
@@ -224,7 +229,7 @@ function acrossRows(between, columns, { first, count, taps, stride }) {
     for (let i = 0; i < count[y]; i++) {
       const weight = taps[y * stride + i];
       const from = (first[y] + i) * columns * 3;
-      for (let at = 0; at < sums.length; at++) sums[at] += weight * between[from + at];
+      for (let at = 0; at < sums.length; at++) sums[at] += Math.imul(weight, between[from + at]);
     }
     for (let at = 0; at < sums.length; at++) pixels[y * sums.length + at] = byte(sums[at]);
   }
