@@ -3,7 +3,7 @@
     python -m tools.simulate_scale measure model.int8.onnx photos/ times.json
     python -m tools.simulate_scale run times.json --images 1e9 --workers 4000
 
-`measure` writes how long each image takes in one process, in seconds. `run` replays these times over
+`measure` writes how many CPU seconds each image takes in one process. `run` replays these times over
 simulated workers, chunk by chunk as `python -m runtime --engine ray` cuts them, with slow workers, workers
 that are taken away, a listing and a store of limited rate; and prints the formula of docs/concepts/scale.md
 beside it.
@@ -126,7 +126,11 @@ def simulate(cluster: Cluster, times: Sequence[float], seed: int = 0) -> Outcome
 
 
 def measure(model: Path, photos: Path) -> list[float]:
-    """Label every image once in this process and return the seconds of each, reading included."""
+    """Label every image once in this process and return the seconds of each.
+
+    They are seconds of CPU, which other work on the machine does not stretch. Waiting for a store is not among
+    them: a run reads ahead.
+    """
     from runtime.batch.columns import Labels
     from runtime.files import find_images
 
@@ -134,9 +138,9 @@ def measure(model: Path, photos: Path) -> list[float]:
     labels.classifier().warm_up()
     times = []
     for path in find_images(photos):
-        began = time.perf_counter()
+        began = time.process_time()
         labels({"path": [str(path)], "bytes": [path.read_bytes()]})
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return times
 
 

@@ -30,7 +30,7 @@ class Labels:
     an engine runs one process per core.
 
     Args:
-        model: an .onnx file made by `python -m export`, or a folder of such files, of which INT8 is preferred.
+        model: an .onnx file made by `python -m export`, or a folder of them, of which INT8 is preferred.
             Every machine must have it at this path.
         sha256: the digest that the file must have, 64 hexadecimal digits; None pins the digest that the file
             has now, for all processes that this object is sent to.

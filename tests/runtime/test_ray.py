@@ -60,7 +60,8 @@ def start(model: Path) -> Iterator[Start]:
         for child in children(process.pid):
             child.kill()
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -138,7 +139,9 @@ def test_two_nodes_of_which_one_is_lost_and_a_process_is_killed(
         for child in children(cluster.pid):
             child.kill()
         cluster.kill()
-        cluster.communicate()
+        cluster.wait()
+        cluster.stdin.close()
+        cluster.stdout.close()
 
 
 def test_a_killed_driver_is_resumed(start: Start, model: Path, photos: Path, tmp_path: Path) -> None:
