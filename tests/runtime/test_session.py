@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
-from runtime.session import device_of, devices_for, open_session
+from runtime.session import device_of, devices_for, open_session, waiting_options
 
 MakeModel = Callable[..., Path]
 ALL = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
@@ -114,7 +114,8 @@ def test_an_open_session_does_not_burn_the_cpu(model: Path) -> None:
     session = open_session(model, threads=2)
     session.run(None, {"pixels": np.zeros((1, 32, 32, 3), np.uint8)})
     options = session.get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    for entry, value in waiting_options(onnxruntime.__version__).items():
+        assert options.get_session_config_entry(entry) == value
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.05
@@ -177,3 +178,13 @@ def test_the_runtime_brings_no_heavy_package_along(model: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "spins"), [("1.22.0", False), ("1.25.1", False), ("1.26.0", True), ("2.0.0rc1", True)]
+)
+def test_threads_spin_only_where_the_time_can_be_limited(version: str, spins: bool) -> None:
+    options = waiting_options(version)
+    assert options["session.intra_op.allow_spinning"] == ("1" if spins else "0")
+    assert ("session.intra_op.spin_duration_us" in options) == spins
+    assert ("session.force_spinning_stop" in options) == spins
