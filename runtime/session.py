@@ -194,9 +194,9 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
 def waiting_options(version: str) -> dict[str, str]:
     """Return how the threads of a session wait for each other, for a version of ONNX Runtime.
 
-    They spin for 20 µs, then sleep, and never spin between predictions. With two threads on an idle Zen 4 a
-    ViT-S prediction takes 19.8 ms so, 21.8 ms with threads that sleep at once; on a machine with ten times the
-    work it can do 38.9 and 33.2 ms, against 68.0 ms where spinning has no limit (medians). Versions before
+    They spin for 20 µs, then sleep, and never spin between predictions. With two threads on an idle Zen 4
+    a ViT-S prediction takes 19.8 ms so, 21.8 ms with threads that sleep at once; on a machine with ten times
+    the work it can do 38.9 and 33.2 ms, 68.0 ms where spinning has no limit (medians). Versions before
     1.26 know no limit: there threads sleep at once.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
