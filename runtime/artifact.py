@@ -31,10 +31,15 @@ FILE_NAMES: dict[Variant, str] = {
 class Artifact:
     """A model file that was read and found fit to run."""
 
-    path: Path
+    source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
     sha256: str  # of the file, 64 hexadecimal digits
     _stamp: tuple[int, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's path, or words for bytes; for messages."""
+        return named(self.source)
 
     def expect_unchanged(self) -> None:
         """To be called after the file was loaded.
@@ -42,22 +47,28 @@ class Artifact:
         Raises:
             ArtifactError: when it is not the file that was checked.
         """
-        if _stamp(self.path.stat()) != self._stamp:
-            raise ArtifactError(f"{self.path}: it was replaced while it was opened; open it again")
+        if isinstance(self.source, Path) and _stamp(self.source.stat()) != self._stamp:
+            raise ArtifactError(f"{self.source}: it was replaced while it was opened; open it again")
 
 
-def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
+def named(source: Path | str | bytes) -> str:
+    """Return what messages call a model: its path, or "the model" for bytes."""
+    return "the model" if isinstance(source, bytes) else str(source)
+
+
+def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
     Args:
-        path: the .onnx file.
+        source: the .onnx file, or its bytes.
         sha256: the digest that the file must have, when the caller knows it.
 
     Raises:
         ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
     """
-    path = Path(path)
-    data, stamp = _read(path)
+    source = Path(source) if isinstance(source, str) else source
+    path = named(source)
+    data, stamp = _read(source) if isinstance(source, Path) else (source, ())
     if data[4:8] == ORT_FORMAT:
         raise ArtifactError(
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
@@ -67,7 +78,7 @@ def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
     if sha256 is not None and digest != sha256.strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
     try:
-        return Artifact(path, _metadata(data), digest, stamp)
+        return Artifact(source, _metadata(data), digest, stamp)
     except OnnxError as error:
         raise ArtifactError(
             f"{path}: not an ONNX model, or a damaged one ({error}); copy it again"
@@ -76,9 +87,9 @@ def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def read_metadata(path: Path | str) -> Metadata:
-    """What a model file says about itself. Checks and errors are those of `read_artifact`."""
-    return read_artifact(path).metadata
+def read_metadata(model: Path | str | bytes) -> Metadata:
+    """Return what a model file, or its bytes, says about itself; checks and errors as of `read_artifact`."""
+    return read_artifact(model).metadata
 
 
 def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
@@ -122,7 +133,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _metadata(data: mmap) -> Metadata:
+def _metadata(data: bytes | mmap) -> Metadata:
     model = summarise(data)
     text = model.metadata.get(METADATA_KEY)
     if text is None:

@@ -21,27 +21,30 @@ CPU_DEVICES = {"cpu", "openvino"}
 class ModelInfo(Metadata):
     """What a classifier runs, and where: all that the file says of itself, and this."""
 
-    path: str
+    path: str | None  # absolute; None for a model given as bytes
     sha256: str  # of the file
     device: str  # the one that "auto" took
     threads: int
 
 
 def open_model(
-    path: Path | str, *, device: Device, threads: int | None, sha256: str | None
+    model: Path | str | bytes, *, device: Device, threads: int | None, sha256: str | None
 ) -> tuple[ModelInfo, InferenceSession]:
     """Check a model file and open it. Arguments and errors are those of `Classifier`."""
 
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
-        artifact = read_artifact(choose_file(path, _preference(choice)), sha256=sha256)
+        source = model if isinstance(model, bytes) else choose_file(model, _preference(choice))
+        artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # which is what it was made for; CUDA has no integer kernels
-        session = open_session(artifact.path, device=choice, threads=threads, target=artifact.metadata.target)
+        session = open_session(
+            artifact.source, device=choice, threads=threads, target=artifact.metadata.target
+        )
         artifact.expect_unchanged()
         _check_signature(session, artifact)
         info = ModelInfo(
             **vars(artifact.metadata),
-            path=os.path.abspath(artifact.path),  # noqa: PTH100 (Path.resolve would follow links)
+            path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
             sha256=artifact.sha256,
             device=device_of(session),
             threads=threads or available_cores(),
@@ -69,4 +72,4 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
         found = [(node.name, node.type, node.shape[1:]) for node in nodes]
         if found != expected:
             lie = f"the {what} of its graph is {found}, its metadata says {expected}"
-            raise ArtifactError(f"{artifact.path}: {lie}; export it again")
+            raise ArtifactError(f"{artifact.name}: {lie}; export it again")

@@ -336,3 +336,26 @@ def test_memory_does_not_grow(classify: Classifier) -> None:
     work()
     before = work()
     assert work() - before < 10 * 2**20
+
+
+def test_a_model_given_as_bytes_answers_as_its_file(model: Path) -> None:
+    data = model.read_bytes()
+    from_file, from_bytes = Classifier(model, threads=2), Classifier(data, threads=2)
+    assert from_bytes.info.path is None
+    assert from_bytes.info.sha256 == from_file.info.sha256
+    assert from_bytes(frame("green")) == from_file(frame("green"))
+    assert repr(from_bytes).startswith("Classifier('the model', device='cpu'")
+    assert next(from_bytes.stream([frame("blue")])).prediction == from_file(frame("blue"))
+    copy = pickle.loads(pickle.dumps(from_bytes))
+    assert copy(frame("red")) == from_file(frame("red"))
+    assert runtime.read_metadata(data) == runtime.read_metadata(model)
+
+
+def test_bytes_are_checked_as_files_are(model: Path) -> None:
+    data = model.read_bytes()
+    with pytest.raises(ArtifactError, match=r"^the model: not an ONNX model, or a damaged one"):
+        Classifier(data[: len(data) // 2])
+    with pytest.raises(ArtifactError, match=r"^the model: its SHA-256 is"):
+        Classifier(data, sha256="0" * 64)
+    with pytest.raises(ArtifactError, match=r"^the model: not an ONNX model"):
+        Classifier(b"")
