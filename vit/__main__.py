@@ -10,9 +10,8 @@ from pathlib import Path
 
 from runtime.command import run_command
 from runtime.errors import DONE, MissingPackageError
-from runtime.writing import OutputError
+from vit.run_folder import open_run_folder
 
-RUN_FILES = ("model.safetensors", "state.safetensors")  # known without the import of torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,14 +175,20 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
-    add("--resume", action="store_true", help="go on with the interrupted run in OUT")
+    add(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+    )
     add("--overwrite", action="store_true", help="replace the run in OUT")
 
 
 def run_train(options: argparse.Namespace) -> None:
     import json
 
-    check_run_folder(options.out, resume=options.resume, overwrite=options.overwrite)
+    resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=say)
     from vit.training.setup import TrainOptions, prepare
     from vit.training.train import train
 
@@ -197,31 +202,13 @@ def run_train(options: argparse.Namespace) -> None:
         preprocess=run.preprocess,
         out=options.out,
         device=options.device,
-        resume=options.resume,
+        resume=resume,
         teacher=run.teacher,
         notes=run.notes,
         tensorboard=options.tensorboard,
         report=say,
     )
     print(path)
-
-
-def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run already, unless the user said what becomes of it.
-
-    Raises:
-        OutputError: for a file in the place of the folder, and for a run that would be lost.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: expected a folder to write to, found a file; choose another --out")
-    if resume and overwrite:
-        raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
-    found = next((name for name in RUN_FILES if (out / name).exists()), None)
-    if found and not resume and not overwrite:
-        raise OutputError(
-            f"{out}: a run is there already ({found}); go on with it by --resume, replace it by --overwrite, "
-            "or choose another --out"
-        )
 
 
 def say(line: str) -> None:

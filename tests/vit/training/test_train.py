@@ -332,10 +332,11 @@ def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, 
 
 def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
     from vit import __main__ as command
+    from vit import run_folder
     from vit.checkpoint import FILE_NAME as checkpoint_name
     from vit.training.resume import FILE_NAME as state_name
 
-    assert set(command.RUN_FILES) == {checkpoint_name, state_name}
+    assert (run_folder.MODEL, run_folder.STATE) == (checkpoint_name, state_name)
     out = tmp_path / "run"
     kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
     train = ["train", "--data", str(photos), "--out", str(out)]
