@@ -188,3 +188,143 @@ def test_threads_spin_only_where_the_time_can_be_limited(version: str, spins: bo
     assert options["session.intra_op.allow_spinning"] == ("1" if spins else "0")
     assert ("session.intra_op.spin_duration_us" in options) == spins
     assert ("session.force_spinning_stop" in options) == spins
+
+
+class EPFail(Exception):
+    """As ONNX Runtime's own, which has no importable name: they are told by their name alone."""
+
+
+class RuntimeException(Exception):
+    """The other one."""
+
+
+@pytest.mark.parametrize("source", [b"bytes", "/models/vit.onnx"])
+@pytest.mark.parametrize("kind", [EPFail, RuntimeException])
+def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
+    kind: type[Exception], source: bytes | str
+) -> None:
+    name = "the model" if isinstance(source, bytes) else source
+    said = kind("[ONNXRuntimeError] :\n 1 :   FAIL")
+    refused = f"{name}: ONNX Runtime does not accept it ([ONNXRuntimeError] : 1 : FAIL); export it again"
+    for error, device, expected, words in (
+        (said, "cuda", DeviceError, f"cuda cannot run {name}: [ONNXRuntimeError] : 1 : FAIL"),
+        (said, "cpu", ArtifactError, refused),
+        (ValueError(str(said)), "cuda", ArtifactError, refused),
+    ):
+        found = session_module._explain(error, device, source)
+        assert type(found) is expected
+        assert str(found) == words
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [
+        ("cpu", ["CPU"]),
+        ("cuda", ["CUDA", "CPU"]),
+        ("tensorrt", ["Tensorrt", "CUDA", "CPU"]),
+        ("openvino", ["OpenVINO", "CPU"]),
+        ("coreml", ["CoreML", "CPU"]),
+        ("directml", ["Dml", "CPU"]),
+    ],
+)
+def test_what_a_device_leaves_goes_to_the_next_best(device: str, providers: list[str]) -> None:
+    assert session_module._chain(device) == [f"{name}ExecutionProvider" for name in providers]
+
+
+def test_words_of_wrong_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, words in (
+        (
+            {"device": "gpu"},
+            "device must be one of auto, cpu, cuda, tensorrt, openvino, coreml, directml, found 'gpu'",
+        ),
+        ({"threads": 0}, "threads must be 1 or more, found 0"),
+        ({"threads": -1}, "threads must be 1 or more, found -1"),
+    ):
+        with pytest.raises(ValueError, match="must be") as caught:
+            open_session(model, **arguments)
+        assert str(caught.value) == words
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="coreml")
+    assert str(refused.value) == (
+        "no coreml in this ONNX Runtime (it has: cpu); install it: pip install onnxruntime on macOS"
+    )
+
+
+def test_as_many_threads_as_asked_for_or_as_there_are_cores(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "available_cores", lambda: 3)
+    for asked, expected in ((1, 1), (2, 2), (None, 3)):
+        options = open_session(model, device="cpu", threads=asked).get_session_options()
+        assert options.intra_op_num_threads == expected
+        assert options.inter_op_num_threads == 1
+        assert options.log_severity_level == 3
+
+
+def test_a_session_of_bytes_does_not_keep_them_and_never_falls_back(model: Path) -> None:
+    for source in (model, str(model), model.read_bytes()):
+        session = open_session(source, device="cpu", threads=1)
+        assert session._model_bytes is None
+        assert not session._enable_fallback
+
+
+def test_the_devices_that_were_built_in_and_the_one_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*ALL, "AzureExecutionProvider"])
+    assert available_devices() == ("cpu", "cuda", "tensorrt")
+
+    class Session:
+        def __init__(self, *providers: str) -> None:
+            self.providers = list(providers)
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+    assert device_of(Session("CUDAExecutionProvider", "CPUExecutionProvider")) == "cuda"
+    assert device_of(Session("AzureExecutionProvider", "CPUExecutionProvider")) == "AzureExecutionProvider"
+    assert devices_for("tensorrt") == ("tensorrt",)
+    assert devices_for("auto") == ("cuda", "cpu")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert devices_for("auto") == ("cpu",)
+
+
+def test_the_first_device_that_works_is_taken_and_the_last_one_says_why_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def opening(*working: str) -> Callable[[str], str]:
+        def open_on(device: str) -> str:
+            if device not in working:
+                raise DeviceError(f"no {device} here")
+            return f"on {device}"
+
+        return open_on
+
+    assert session_module.open_first(("cuda", "cpu"), opening("cuda", "cpu")) == "on cuda"
+    assert not caplog.records
+    assert session_module.open_first(("cuda", "cpu"), opening("cpu")) == "on cpu"
+    assert [record.getMessage() for record in caplog.records] == ["not on cuda: no cuda here"]
+    with pytest.raises(DeviceError, match=r"^no cpu here$"):
+        session_module.open_first(("cuda", "cpu"), opening())
+
+
+def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    class Library:
+        """musl's, which has no malloc_trim, unless it is given one."""
+
+    def library(name: object) -> Library:
+        calls.append(name)
+        return found
+
+    found = Library()
+    monkeypatch.setattr(session_module.ctypes, "CDLL", library)
+    monkeypatch.setattr(session_module.sys, "platform", "linux")
+    session_module._give_memory_back()
+    assert calls == [None]  # the library that this process runs with
+    found.malloc_trim = lambda most: calls.append((type(most), most.value))  # type: ignore[attr-defined]
+    session_module._give_memory_back()
+    assert calls == [None, None, (session_module.ctypes.c_size_t, 0)]
+    monkeypatch.setattr(session_module.sys, "platform", "darwin")
+    session_module._give_memory_back()
+    assert len(calls) == 3
