@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 if TYPE_CHECKING:  # the runtime's tests run without these
     import onnx_ir as ir
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 # The same examples in every run: a change makes a test fail, and not chance. Shared CPUs are slow at times.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+# make mutants: that a test fails is enough, a small example of it would take minutes.
+settings.register_profile("mutants", derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.fixture(scope="session")
