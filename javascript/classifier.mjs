@@ -100,4 +100,4 @@ function best(logits, labels, count) {
 }
 
 /** @param {unknown} error what a library threw: one line of it */
-export const reason = (error) => String(error instanceof Error ? error.message : error).replace(/\s+/g, " ").slice(0, 300);
+export const reason = (error) => String(error instanceof Error ? error.message : error).replace(/\s+/g, " ").replace(/[. ]+$/, "").slice(0, 300);

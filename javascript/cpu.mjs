@@ -2,7 +2,6 @@
 
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { TARGETS } from "./metadata.mjs";
 
 /**
  * Where facts about the machine come from; tests pretend another machine.
@@ -25,11 +24,11 @@ const HERE = {
  * Whether a model needs ONNX Runtime's exact kernels here: the fast ones of an x86 CPU without VNNI saturate 16-bit sums
  * of full-range weights, in silence. Where the CPU cannot be known (Windows) the answer is yes, which costs speed and
  * never accuracy.
- * @param {string} target of the model's metadata
+ * @param {string[]} exactOn `exact_on` of the model's metadata
  * @param {Machine} [machine]
  */
-export function needsExactKernels(target, machine = HERE) {
-  return TARGETS[target] !== false && ["x64", "ia32"].includes(machine.arch) && !hasVnni(machine);
+export function needsExactKernels(exactOn, machine = HERE) {
+  return ["x64", "ia32"].includes(machine.arch) && !exactOn.includes("x86") && !hasVnni(machine);
 }
 
 /** @param {Machine} machine */

@@ -8,26 +8,26 @@ import { checkSpec, isObject, listed } from "./spec.mjs";
 /**
  * What a model file says about itself.
  * @typedef {object} Metadata
- * @property {1} version of this document
+ * @property {2} version of this document
  * @property {"float32" | "float16" | "int8"} variant
  * @property {import("./spec.mjs").Spec} preprocess what the model expects of an image
  * @property {string[]} labels by class index; not necessarily unique
- * @property {string} target the CPUs that INT8 weights suit; see `cpu.mjs`
+ * @property {"any-cpu" | "full-range"} target the form of INT8 weights
+ * @property {string[]} exact_on the kinds of CPU on which default session options are exact; see `cpu.mjs`
  * @property {Record<string, unknown>} source where the model came from
  * @property {Record<string, unknown>} measured at export
  * @property {string} producer "vit-edge" and its version
  */
 
-const VERSION = 1;
+const VERSION = 2;
 const VARIANTS = ["float32", "float16", "int8"];
 const MAX_CHARACTERS = 2 ** 24;
-const FIELDS = ["labels", "measured", "preprocess", "producer", "source", "target", "variant", "version"];
+const FIELDS = ["exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "variant", "version"];
 
-/**
- * INT8 weights by target: whether they use all 8 bits, which saturates in the fast kernels of an x86 CPU without VNNI.
- * @type {Record<string, boolean>}
- */
-export const TARGETS = { any: false, "any-cpu": false, avx2: false, "full-range": true, vnni: true, arm64: true };
+/** By target: where default session options are exact, as runtime/targets.py has it. @type {Record<string, string[]>} */
+const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
+/** @type {Record<string, string>} */
+const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "full-range" };
 
 /**
  * Read what a model file says about itself.
@@ -73,6 +73,7 @@ export function checkMetadata(text) {
   const { version } = document;
   if (Number.isInteger(version) && version > VERSION)
     throw new ModelError(`a newer vit-edge wrote it (metadata version ${version}); update this package`);
+  if (version === 1) throw new ModelError("an older vit-edge wrote it (metadata version 1); export it again");
   if (version !== VERSION) throw new ModelError(`metadata version must be ${VERSION}, found ${JSON.stringify(version)}`);
   const keys = Object.keys(document);
   const unknown = keys.filter((key) => !FIELDS.includes(key));
@@ -80,7 +81,11 @@ export function checkMetadata(text) {
   const missing = FIELDS.filter((field) => !keys.includes(field));
   if (missing.length) throw new ModelError(`its metadata lacks ${listed(missing)}`);
   oneOf("variant", document.variant, VARIANTS);
-  oneOf("target", document.target, Object.keys(TARGETS));
+  if (Object.hasOwn(RENAMED, document.target))
+    throw new ModelError(`target ${document.target} is called ${RENAMED[document.target]} now; export the model again`);
+  oneOf("target", document.target, Object.keys(EXACT_ON));
+  if (JSON.stringify(document.exact_on) !== JSON.stringify(EXACT_ON[document.target]))
+    throw new ModelError(`exact_on must be ${EXACT_ON[document.target].join(", ")} for ${document.target}`);
   if (!Array.isArray(document.labels) || !document.labels.length || !document.labels.every(isText))
     throw new ModelError("labels must be a list of at least one name, all of them text");
   if (!isText(document.producer)) throw new ModelError("producer must be text");

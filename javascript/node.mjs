@@ -30,17 +30,17 @@ export async function openClassifier(model, { threads, top } = {}) {
   } catch (error) {
     throw new ModelError(`it cannot be read: ${reason(error)}`);
   }
-  return Classifier.open(bytes, { runtime, top, session: ({ target }) => sessionOptions(target, { threads }) });
+  return Classifier.open(bytes, { runtime, top, session: ({ exact_on }) => sessionOptions(exact_on, { threads }) });
 }
 
 /**
  * Session options for onnxruntime-node, exact kernels where this CPU needs them.
- * @param {string} target of the model's metadata
+ * @param {string[]} exactOn `exact_on` of the model's metadata
  * @param {object} [options]
  * @param {number} [options.threads]
  * @param {boolean} [options.exact] instead of asking the CPU
  */
-export function sessionOptions(target, { threads = availableParallelism(), exact = needsExactKernels(target) } = {}) {
+export function sessionOptions(exactOn, { threads = availableParallelism(), exact = needsExactKernels(exactOn) } = {}) {
   const session = { intra_op: { allow_spinning: "0" }, ...(exact ? { x64quantprecision: "1" } : {}) };
   return { intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: /** @type {const} */ (3), extra: { session } };
 }

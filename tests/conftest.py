@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +76,15 @@ def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, two_threads: Non
     from vit.training.examples import train_example
 
     return train_example("digits", tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def digits_artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded example, exported to INT8 as the command does it."""
+    out = tmp_path_factory.mktemp("artifacts")
+    command = [sys.executable, "-m", "export", digits_checkpoint, "--quantize", "--calibration", "digits"]
+    subprocess.run([*command, "--out", out], cwd=ROOT, check=True, capture_output=True)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ export const SPEC = {
   size: [32, 32], resize: "stretch", resize_to: null, interpolation: "bilinear", exif: true, decode: "draft",
 };
 export const DOCUMENT = {
-  version: 1, variant: "float32", preprocess: SPEC, labels: ["red", "green", "blue"], target: "any", source: {},
+  version: 2, exact_on: ["x86-vnni", "x86", "arm64", "wasm"], variant: "float32", preprocess: SPEC, labels: ["red", "green", "blue"], target: "any-cpu", source: {},
   measured: {}, producer: "vit-edge",
 };
 

@@ -8,7 +8,8 @@ const refused = (bytes, message) =>
 
 test("the document of a model", () => {
   assert.deepEqual(readMetadata(model()), DOCUMENT);
-  for (const target of ["any-cpu", "full-range"]) assert.equal(readMetadata(model({ ...DOCUMENT, target })).target, target);
+  const full = { ...DOCUMENT, target: "full-range", exact_on: ["x86-vnni", "arm64", "wasm"] };
+  assert.deepEqual(readMetadata(model(full)), full);
 });
 
 test("what is no model of vit-edge says so", () => {
@@ -25,14 +26,19 @@ test("what is no model of vit-edge says so", () => {
 });
 
 for (const [change, message] of [
-  [{ version: 2 }, /newer vit-edge/],
-  [{ version: true }, /version must be 1/],
+  [{ version: 3 }, /newer vit-edge/],
+  [{ version: true }, /version must be 2/],
+  [{ version: 1 }, /older vit-edge/],
+  [{ target: "full-range" }, /exact_on must be x86-vnni, arm64, wasm/],
+  [{ exact_on: "x86" }, /exact_on must be/],
   [{ extra: 1 }, /unknown fields: extra/],
   [{ ["__proto__"]: 1 }, /unknown fields: __proto__/],
   [{ labels: [] }, /labels must be/],
   [{ labels: ["a", 1] }, /labels must be/],
   [{ labels: ["half \ud800 a pair"] }, /labels must be/],
   [{ variant: "int4" }, /variant must be one of float32/],
+  [{ target: "vnni" }, /target vnni is called full-range now/],
+  [{ target: "avx2" }, /target avx2 is called any-cpu now/],
   [{ target: "toString" }, /target must be one of/],
   [{ producer: null }, /producer/],
   [{ source: [] }, /source must be/],

@@ -2,7 +2,7 @@ export type Metadata = {
     /**
      * of this document
      */
-    version: 1;
+    version: 2;
     variant: "float32" | "float16" | "int8";
     /**
      * what the model expects of an image
@@ -13,9 +13,13 @@ export type Metadata = {
      */
     labels: string[];
     /**
-     * the CPUs that INT8 weights suit; see `cpu.mjs`
+     * the form of INT8 weights
      */
-    target: string;
+    target: "any-cpu" | "full-range";
+    /**
+     * the kinds of CPU on which default session options are exact; see `cpu.mjs`
+     */
+    exact_on: string[];
     /**
      * where the model came from
      */
@@ -29,11 +33,6 @@ export type Metadata = {
      */
     producer: string;
 };
-/**
- * INT8 weights by target: whether they use all 8 bits, which saturates in the fast kernels of an x86 CPU without VNNI.
- * @type {Record<string, boolean>}
- */
-export declare const TARGETS: Record<string, boolean>;
 /**
  * Read what a model file says about itself.
  * @param {Uint8Array} model the bytes of an .onnx file

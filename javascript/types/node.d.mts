@@ -16,12 +16,12 @@ export declare function openClassifier(model: string | Uint8Array, { threads, to
 }): Promise<Classifier>;
 /**
  * Session options for onnxruntime-node, exact kernels where this CPU needs them.
- * @param {string} target of the model's metadata
+ * @param {string[]} exactOn `exact_on` of the model's metadata
  * @param {object} [options]
  * @param {number} [options.threads]
  * @param {boolean} [options.exact] instead of asking the CPU
  */
-export declare function sessionOptions(target: string, { threads, exact }?: {
+export declare function sessionOptions(exactOn: string[], { threads, exact }?: {
     threads?: number;
     exact?: boolean;
 }): {
