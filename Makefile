@@ -37,6 +37,7 @@ mutants: $(INSTALLED) ## change the code in thousands of ways and count which ch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]" -c constraints.txt
 	$(BIN)/python -m mutmut run --max-children "$${JOBS:-$$(nproc)}"
 	$(BIN)/python -m tools.mutants
+
 arm: $(INSTALLED) ## the model files on emulated ARM64 and x86 CPUs (apt-get install qemu-user-static mmdebstrap proot)
 	$(BIN)/python -m tools.devices --tests
 
