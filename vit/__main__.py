@@ -13,7 +13,6 @@ from runtime.errors import DONE, MissingPackageError
 from vit.run_folder import open_run_folder
 
 
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = parser().parse_args(arguments)

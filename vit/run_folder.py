@@ -10,9 +10,7 @@ from runtime.writing import OutputError
 MODEL, STATE = "model.safetensors", "state.safetensors"
 
 
-def open_run_folder(
-    out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]
-) -> bool:
+def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:
     """Return whether to go on with the run in `out`; refuse to lose a run unless the user said so.
 
     "auto" goes on where a state was saved, and begins where none was: a process that torchrun starts again has

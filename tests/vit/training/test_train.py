@@ -336,7 +336,7 @@ def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_mo
     from vit.checkpoint import FILE_NAME as checkpoint_name
     from vit.training.resume import FILE_NAME as state_name
 
-    assert (run_folder.MODEL, run_folder.STATE) == (checkpoint_name, state_name)
+    assert (checkpoint_name, state_name) == (run_folder.MODEL, run_folder.STATE)
     out = tmp_path / "run"
     kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
     train = ["train", "--data", str(photos), "--out", str(out)]
