@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
+from calibration.clipping import clipped_activations
 from calibration.graph import Array
 from calibration.merging.search import middle_merging
 from calibration.plan import PlanError, QuantizationPlan
@@ -19,9 +20,10 @@ from calibration.search import Budget, BudgetError, Search, search_plan
 from export.files import staged
 from export.float16 import to_float16
 from export.images import ExportImages, choose_images, labelled_as
+from export.measure.evidence import Evidence, doubts
 from export.measure.inference import Progress, batches
 from export.measure.results import Results, VariantResult
-from export.measure.variants import ModelFile, Reporter, measure, silent
+from export.measure.variants import LAYER_IMAGES, ModelFile, Reporter, measure, silent
 from export.source import Source
 from runtime.artifact import Variant
 from runtime.errors import FailureError
@@ -30,6 +32,7 @@ from vit.data.images import DataError, Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
+JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
 
@@ -100,8 +103,37 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
         source, parity, images, variants, report, plan=options.plan, threads=options.threads
     )
     _check_limits(results, options)
+    results = replace(results, warnings=_doubts(source, images, results, variants, options))
     _write(results, variants, files, out)
     return results
+
+
+def _doubts(
+    source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
+) -> tuple[str, ...]:
+    """Return what the chosen images cannot show, or should not be believed for."""
+    quantized = next((each.quantized for each in variants if each.quantized is not None), None)
+    some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
+    calibrated = quantized is not None and options.plan is None
+    clipped = None
+    if quantized is not None and not quantized.plan.merging:
+        feed = batches(some, source.preprocess)
+        clipped = clipped_activations(source.exported.model, quantized.plan, feed, threads=options.threads)
+    shown = images.calibration.subset(range(min(JUDGED_IMAGES, len(images.calibration))))
+    evidence = Evidence(
+        calibration=images.calibration if calibrated else None,
+        evaluation=images.evaluation,
+        search=images.search,
+        targets=results.targets,
+        labels=source.labels,
+        logits=results.variants[0].logits,
+        variant=next((each.logits for each in results.variants if each.variant == "int8"), None),
+        budget=options.budget,
+        trained_on=source.trained_on,
+        clipped=clipped,
+    )
+    pixels = (image for batch in batches(shown, source.preprocess) for image in batch) if calibrated else ()
+    return doubts(evidence, pixels)
 
 
 def _quantize(

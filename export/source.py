@@ -25,6 +25,7 @@ class Source:
     preprocess: Preprocess
     labels: tuple[str, ...]
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
+    trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantisable
 
 
@@ -45,6 +46,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
         reference_name="torch",
         preprocess=checkpoint.preprocess,
         labels=checkpoint.labels,
+        trained_on=frozenset(checkpoint.recipe.get("trained_on", ())) - {""},
         description={
             "name": checkpoint.path.parent.name
             if checkpoint.path.name == FILE_NAME

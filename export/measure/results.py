@@ -50,6 +50,7 @@ class Results:
     variants: tuple[VariantResult, ...]  # float32 first
     search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
     merging: Merging | None = None  # what token merging does, where int8 merges tokens
+    warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
@@ -75,6 +76,7 @@ class Results:
         """The document of report.json."""
         return {
             "producer": self.producer,
+            "warnings": list(self.warnings),
             "source": dict(self.source),
             "environment": dict(self.environment),
             "passes": dict(self.passes),

@@ -47,6 +47,7 @@ def render(results: Results) -> str:
             size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
             drifts=[_drift(results, each) for each in variants[1:]],
             merging=merging_section(results),
+            warnings=results.warnings,
             confusion=_confusion(results),
             made=_made(results),
             passes=[(name.replace("_", " "), count) for name, count in results.passes.items()],

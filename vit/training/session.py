@@ -17,6 +17,7 @@ from runtime.preprocess import Preprocess
 from runtime.writing import write_atomically
 from vit.checkpoint import FILE_NAME, save_checkpoint
 from vit.data.batches import Store
+from vit.data.digests import MOST, digests
 from vit.data.images import Images
 from vit.data.training import TrainingData, targets_of
 from vit.merging import merge_tokens
@@ -173,6 +174,8 @@ class Session:
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
+        if len(self.data.train) <= MOST:
+            more["trained_on"] = digests(self.data.train)
         return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
 
 
