@@ -69,7 +69,7 @@ export class Classifier {
    * @throws {ModelError} when the model's logits do not fit its labels
    */
   async classify(image) {
-    const { preprocess: spec, labels } = this.metadata;
+    const { preprocess: spec, labels, temperature } = this.metadata;
     const began = performance.now();
     const bytes = preprocess(image, spec);
     const prepared = performance.now();
@@ -79,7 +79,7 @@ export class Classifier {
     const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
     if (logits.length !== labels.length)
       throw new ModelError(`expected ${labels.length} logits, one per label, found ${logits.length}; export it again`);
-    const top = best(logits, labels, this.#top);
+    const top = best(logits, labels, this.#top, temperature);
     return { ...top[0], top, logits, milliseconds };
   }
 
@@ -89,11 +89,17 @@ export class Classifier {
   }
 }
 
-/** @param {Float32Array} logits @param {string[]} labels @param {number} count @returns {Candidate[]} */
-function best(logits, labels, count) {
+/**
+ * @param {Float32Array} logits
+ * @param {string[]} labels
+ * @param {number} count
+ * @param {number} temperature what logits are divided by before softmax
+ * @returns {Candidate[]}
+ */
+function best(logits, labels, count, temperature) {
   const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   if (!Number.isFinite(most)) throw new ImageError("the model gave no number for it");
-  const powers = Array.from(logits, (value) => Math.exp(value - most));
+  const powers = Array.from(logits, (value) => Math.exp((value - most) / temperature));
   const sum = powers.reduce((a, b) => a + b, 0);
   const order = powers.map((_, index) => index).sort((a, b) => logits[b] - logits[a] || a - b);
   return order.slice(0, Math.max(1, count)).map((index) => ({ label: labels[index], index, score: powers[index] / sum }));

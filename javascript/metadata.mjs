@@ -16,13 +16,16 @@ import { checkSpec, isObject, listed } from "./spec.mjs";
  * @property {string[]} exact_on the kinds of CPU on which default session options are exact; see `cpu.mjs`
  * @property {Record<string, unknown>} source where the model came from
  * @property {Record<string, unknown>} measured at export
+ * @property {number} temperature what logits are divided by before softmax
  * @property {string} producer "vit-edge" and its version
  */
 
 const VERSION = 2;
 const VARIANTS = ["float32", "float16", "int8"];
 const MAX_CHARACTERS = 2 ** 24;
-const FIELDS = ["exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "variant", "version"];
+const FIELDS = [
+  "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant", "version",
+];
 
 /** By target: where default session options are exact, as runtime/targets.py has it. @type {Record<string, string[]>} */
 const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
@@ -88,6 +91,9 @@ export function checkMetadata(text) {
     throw new ModelError(`exact_on must be ${EXACT_ON[document.target].join(", ")} for ${document.target}`);
   if (!Array.isArray(document.labels) || !document.labels.length || !document.labels.every(isText))
     throw new ModelError("labels must be a list of at least one name, all of them text");
+  const { temperature } = document;
+  if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100))
+    throw new ModelError(`temperature must be 0.01 to 100, found ${listed([JSON.stringify(temperature)])}`);
   if (!isText(document.producer)) throw new ModelError("producer must be text");
   for (const name of ["source", "measured"])
     if (!isObject(document[name])) throw new ModelError(`${name} must be a JSON object`);

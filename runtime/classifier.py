@@ -190,7 +190,7 @@ class Classifier:
         return logits
 
     def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
-        return prediction_of(logits, self.info.labels, self._top)
+        return prediction_of(logits, self.info.labels, self._top, self.info.temperature)
 
     def _prepared(self, image: P) -> tuple[P, Pixels | str]:
         """An image and its pixels, or why there are none."""

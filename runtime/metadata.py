@@ -40,6 +40,7 @@ class Metadata:
     variant: Variant
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
+    temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
     measured: Mapping[str, Any] = field(
@@ -61,6 +62,8 @@ class Metadata:
             raise ArtifactError("labels must be text, every one of them")
         if not _is_text(self.producer):
             raise ArtifactError(f"producer must be text, found {self.producer!r}")
+        if not _is_temperature(self.temperature):
+            raise ArtifactError(f"temperature must be 0.01 to 100, found {self.temperature!r}")
         for name in ("source", "measured"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ArtifactError(f"{name} must be a JSON object")
@@ -132,6 +135,10 @@ class Metadata:
 
 
 _FIELDS = tuple(each.name for each in fields(Metadata))
+
+
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 100
 
 
 def _is_text(value: object) -> bool:

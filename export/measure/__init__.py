@@ -6,6 +6,7 @@ In reading order:
     inference    logits and latency
     statistics   how sure a figure is
     merging      dense and merged INT8 beside each other
+    reliability  whether scores mean what they say
     evidence     doubts about the evidence of an export
     results      everything that a report shows
     variants     model files beside each other

@@ -13,6 +13,7 @@ import numpy as np
 from calibration.clipping import Clipped
 from calibration.graph import Array
 from calibration.search import Budget
+from export.images import public_name
 from export.measure.statistics import CONFIDENCE, Paired, wilson
 from vit.data.digests import digests
 from vit.data.images import Images
@@ -119,7 +120,7 @@ def _known_by_heart(evidence: Evidence, what: str, images: Images | None) -> str
         )
     parts = Path(images.name).parts
     if any(part.lower() in ("train", "training") for part in parts[-2:]):
-        where = "/".join(parts[-2:])
+        where = public_name(images.name)
         return f"the images {what} lie in {where}: if the model was trained on them, their top-1 is too good"
     return ""
 

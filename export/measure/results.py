@@ -11,6 +11,7 @@ import numpy as np
 from calibration.drift import Drift
 from calibration.graph import Array
 from export.measure.merging import Merging
+from export.measure.reliability import Reliability
 from runtime.artifact import Variant
 from vit.data.images import Images
 
@@ -50,6 +51,7 @@ class Results:
     variants: tuple[VariantResult, ...]  # float32 first
     search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
     merging: Merging | None = None  # what token merging does, where int8 merges tokens
+    reliability: Reliability | None = None  # of the scores; None where too few classes are known
     warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
 
@@ -84,6 +86,7 @@ class Results:
             "calibration": dict(self.calibration),
             **({"search": dict(self.search)} if self.search else {}),
             **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),
+            **({"reliability": self.reliability.to_dict()} if self.reliability is not None else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},

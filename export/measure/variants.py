@@ -18,10 +18,11 @@ from calibration.quantize import Quantized
 from calibration.search import Search
 from calibration.write import write_plan
 from export.files import digest, model_bytes
-from export.images import ExportImages
+from export.images import ExportImages, public_name
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
 from export.measure.merging import Merging, compare
+from export.measure.reliability import Reliability, measure_reliability
 from export.measure.results import Results, VariantResult
 from export.source import Source
 from runtime.artifact import FILE_NAMES, Metadata, Variant
@@ -96,10 +97,15 @@ def measure(
         logits = all_logits(sessions, evaluation, source.preprocess, progress)
     times = _latencies(source, variants, evaluation)
     merging = _merging(source, variants, evaluation, logits, times)
+    reliability = measure_reliability(
+        {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
+    )
     found, files = [], []
     for each, rows in zip(variants, logits, strict=False):  # dense INT8 is not a file
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
-        files.append(model_bytes(each.model, _metadata(source, each, drift, evaluation, merging)))
+        files.append(
+            model_bytes(each.model, _metadata(source, each, drift, evaluation, merging, reliability))
+        )
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
@@ -125,8 +131,9 @@ def measure(
         calibration=_calibration(images, variants, plan),
         search=_search(variants, times),
         merging=merging,
+        reliability=reliability,
         evaluation={
-            "source": evaluation.name,
+            "source": public_name(evaluation.name),
             "images": len(evaluation),
             "labelled": evaluation.targets is not None,
             "chosen": images.note,
@@ -202,7 +209,7 @@ def _calibration(images: ExportImages, variants: list[ModelFile], plan: Path | N
     if plan is not None:
         return {"plan": plan.name, "target": target}
     calibration = images.calibration
-    return {"source": calibration.name, "images": len(calibration), "target": target}
+    return {"source": public_name(calibration.name), "images": len(calibration), "target": target}
 
 
 def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -214,9 +221,14 @@ def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]])
 
 
 def _metadata(
-    source: Source, each: ModelFile, drift: Drift | None, evaluation: Images, merging: Merging | None
+    source: Source,
+    each: ModelFile,
+    drift: Drift | None,
+    evaluation: Images,
+    merging: Merging | None,
+    reliability: Reliability | None,
 ) -> Metadata:
-    measured: dict[str, Any] = {"images": len(evaluation), "source": evaluation.name}
+    measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
     if drift is not None:
         measured["drift"] = drift.to_dict()
     if merging is not None and each.merges:
@@ -228,6 +240,7 @@ def _metadata(
         variant=each.variant,
         preprocess=source.preprocess,
         labels=source.labels,
+        temperature=1.0 if reliability is None else reliability.temperature,
         target=each.target or "any-cpu",
         source=source.description,
         measured=measured,

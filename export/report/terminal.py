@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from export.measure.reliability import Reliability
 from export.measure.results import Results, VariantResult
 from export.report.merging import merging_line
 
@@ -34,6 +35,8 @@ def table(results: Results, out: Path) -> str:
         lines.append(merging_line(results))
     elif tried := results.search.get("merging"):
         lines.append(_no_merging(tried))
+    if results.reliability is not None:
+        lines.append(_scores(results.reliability))
     lines += [f"warning: {sentence}" for sentence in results.warnings]
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
@@ -61,6 +64,14 @@ def _no_merging(tried: Mapping[str, Any]) -> str:
         return "token merging: none, dense int8 itself misses the limits that merging must keep"
     least = min(tried["trials"], key=lambda trial: trial["merged"])
     return f"token merging: none, {least['merged']} per block is too much: {'; '.join(least['misses'])}"
+
+
+def _scores(found: Reliability) -> str:
+    """Say what the temperature does to the scores."""
+    errors = ", ".join(
+        f"{name} {100 * found.before[name]:.1f} → {100 * found.after[name]:.1f} %" for name in found.after
+    )
+    return f"scores: temperature {found.temperature:g}; expected calibration error {errors} ({found.judged_on} images)"
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:

@@ -32,6 +32,10 @@ export type Metadata = {
      * "vit-edge" and its version
      */
     producer: string;
+    /**
+     * what logits are divided by before softmax
+     */
+    temperature: number;
 };
 /**
  * Read what a model file says about itself.

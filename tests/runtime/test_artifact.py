@@ -254,3 +254,9 @@ def test_ort_format_is_refused_with_the_reason(model: Path, tmp_path: Path) -> N
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     with pytest.raises(ArtifactError, match=r"found ORT format.*use the \.onnx file that it was made from"):
         Classifier(path)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.009, 101, "1", None, True, float("nan")])
+def test_a_temperature_that_makes_no_sense(temperature: object) -> None:
+    with pytest.raises(ArtifactError, match=r"temperature must be 0\.01 to 100"):
+        Metadata(variant="int8", preprocess=Preprocess(), labels=("a",), temperature=temperature)  # type: ignore[arg-type]

@@ -359,3 +359,14 @@ def test_bytes_are_checked_as_files_are(model: Path) -> None:
         Classifier(data, sha256="0" * 64)
     with pytest.raises(ArtifactError, match=r"^the model: not an ONNX model"):
         Classifier(b"")
+
+
+def test_the_temperature_changes_scores_and_no_label(make_model: MakeModel) -> None:
+    plain, warm = (Classifier(make_model(f"{t}.onnx", temperature=t)) for t in (1.0, 4.0))
+    first, second = plain(frame("green")), warm(frame("green"))
+    assert second.label == first.label
+    assert [each.index for each in second.top] == [each.index for each in first.top]
+    assert second.score < first.score
+    assert sum(each.score for each in second.top) == pytest.approx(1)
+    odds = np.log(first.top[0].score / first.top[1].score), np.log(second.top[0].score / second.top[1].score)
+    assert odds[1] == pytest.approx(odds[0] / 4, rel=1e-4)
