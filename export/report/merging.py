@@ -112,10 +112,11 @@ def _rows(merging: Merging) -> list[tuple[str, str, str]]:
     if dense.top1 is not None and drift.top1 is not None:
         rows.append(("Top-1", f"{dense.top1:.2f} %", f"{drift.top1:.2f} %"))
     times = (merging.dense_latency, merging.latency)
+    median, least = (tuple(f"{each[key]:.2f} ms" for each in times) for key in ("median", "min"))
     return [
         *rows,
         ("Same label as float32", f"{dense.agreement:.2f} %", f"{drift.agreement:.2f} %"),
         ("Logits, signal to noise", f"{dense.sqnr:.1f} dB", f"{drift.sqnr:.1f} dB"),
-        ("One image, one thread, median", *(f"{each['median']:.2f} ms" for each in times)),
-        ("The same, minimum", *(f"{each['min']:.2f} ms" for each in times)),
+        ("One image, one thread, median", median[0], median[1]),
+        ("The same, minimum", least[0], least[1]),
     ]
