@@ -102,7 +102,10 @@ def _schedule(schedule: Mapping[str, int]) -> str:
     blocks: dict[int, list[str]] = {}
     for block, merged in schedule.items():
         blocks.setdefault(merged, []).append(block)
-    return ", ".join(f"{merged} in each of {', '.join(names)}" for merged, names in blocks.items())
+    return ", ".join(
+        f"{merged} in {'each of ' if len(names) > 1 else ''}{', '.join(names)}"
+        for merged, names in blocks.items()
+    )
 
 
 def _rows(merging: Merging) -> list[tuple[str, str, str]]:
