@@ -134,6 +134,10 @@ class QuantizationPlan:
             raise PlanError(f"expected plan version {PLAN_VERSION}, found {document.get('version')!r}")
         if document.get("target") not in TARGETS:
             raise PlanError(unknown_target(document.get("target")))
+        if unknown := sorted(set(document) - {"format", "version", *(each.name for each in fields(cls))}):
+            raise PlanError(
+                f"unknown in a plan: {', '.join(unknown)}; a section that is misspelled has no effect"
+            )
         return cls(
             target=document["target"],
             linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},

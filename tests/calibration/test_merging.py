@@ -263,6 +263,14 @@ def test_a_plan_that_says_no_numbers_is_refused(merging, message, plan) -> None:
         QuantizationPlan.from_json(json.dumps(document))
 
 
+def test_a_misspelled_section_is_refused(plan) -> None:
+    import json
+
+    document: dict[str, Any] = json.loads(plan.to_json()) | {"mergin": {"blocks.0": 4}}
+    with pytest.raises(PlanError, match="unknown in a plan: mergin"):
+        QuantizationPlan.from_json(json.dumps(document))
+
+
 def test_models_that_need_every_patch_are_refused(graph) -> None:
     with pytest.raises(PlanError, match=r"class token beside the patches, found 30 tokens for 30 patches"):
         merge_tokens(lively_graph(OfPatches), {"blocks.0": 2})
