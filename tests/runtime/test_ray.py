@@ -22,7 +22,12 @@ pytest.importorskip("ray", reason='needs Ray: pip install "vit-edge[ray]"; .ci/r
 import psutil
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "RAY_ADDRESS": "",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 otherwise: on a machine with other work a test would take for ever
+}
 Start = Callable[..., subprocess.Popen[str]]
 
 

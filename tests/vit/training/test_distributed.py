@@ -59,7 +59,7 @@ def test_a_missing_device_is_an_error():
 def train(photos, out, *launcher, **settings):
     """Start a short run of the command line, alone or by torchrun."""
     command = [sys.executable, *launcher, "-m", "vit", "train", f"--data={photos}", f"--out={out}"]
-    shape = ["--model=tiny", "--image-size=8", "--patch-size=4", "--epochs=4", "--batch=8", "--device=cpu"]
+    shape = ["--model=tiny", "--image-size=8", "--patch-size=4", "--epochs=40", "--batch=8", "--device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *shape, "--set=holdout=0.0", *settings.get("more", [])],
