@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow mutants arm browser borrow check format clean
+.PHONY: help .venv demo test slow mutants arm browser ray borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,15 @@ browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chr
 	@command -v chromium >/dev/null || { echo "expected chromium on the path, found none; apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/browser
 
+# Ray, pyarrow, Daft and a local S3 take 1.1 GB: an environment of their own, which only these tests need.
+ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray
+	.venv-ray/bin/python -m pytest tests/runtime/test_columns.py tests/runtime/test_chunks.py tests/runtime/test_ray.py
+
+.venv-ray/.installed: pyproject.toml constraints.txt
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray-tests]" -c constraints.txt
+	touch $@
+
 # Images that others made, and the packages of javascript/ (which need no install scripts).
 borrow: data/pillow-images data/exif-photos data/onnxruntime-headers javascript/node_modules ## what some tests need from elsewhere
 
@@ -78,4 +87,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) runs artifacts build mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-ray runs artifacts build mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -128,8 +128,8 @@ def simulate(cluster: Cluster, times: Sequence[float], seed: int = 0) -> Outcome
 def measure(model: Path, photos: Path) -> list[float]:
     """Label every image once in this process and return the seconds of each.
 
-    They are seconds of CPU, which other work on the machine does not stretch. Waiting for a store is not among
-    them: a run reads ahead.
+    They are seconds of CPU, which other work on the machine does not stretch. Waiting for a store is not
+    among them: a run reads ahead.
     """
     from runtime.batch.columns import Labels
     from runtime.files import find_images
@@ -183,10 +183,17 @@ def _run(options: argparse.Namespace) -> None:
             preempted=preempted,
         )
         told, seen = predict(cluster, mean), simulate(cluster, times)
-        print(
-            f"| {cluster.workers:,} | {cluster.chunk:,} | {slow:.0%} | {preempted} "
-            f"| {told.seconds / 3600:.2f} h | {told.bound} | {seen.seconds / 3600:.2f} h | {100 * seen.repeated / cluster.images:.2f} % |"
+        cells = (
+            f"{cluster.workers:,}",
+            f"{cluster.chunk:,}",
+            f"{slow:.0%}",
+            str(preempted),
+            f"{told.seconds / 3600:.2f} h",
+            told.bound,
+            f"{seen.seconds / 3600:.2f} h",
+            f"{100 * seen.repeated / cluster.images:.2f} %",
         )
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ MODEL, STATE = "model.safetensors", "state.safetensors"
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:
     """Return whether to go on with the run in `out`; refuse to lose a run unless the user said so.
 
-    "auto" goes on where a state was saved, and begins where none was: a process that torchrun starts again has
-    the arguments of the first. The state is saved after all processes of a run have joined, so that all of
-    them find it or none does. A best checkpoint that an interrupted first epoch left is begun anew.
+    "auto" goes on where a state was saved, and begins where none was: a process that torchrun starts again
+    has the arguments of the first. The state is saved after all processes of a run have joined, so that all
+    of them find it or none does. A best checkpoint that an interrupted first epoch left is begun anew.
 
     Args:
         resume: None, "yes" or "auto".

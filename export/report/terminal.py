@@ -71,7 +71,10 @@ def _scores(found: Reliability) -> str:
     errors = ", ".join(
         f"{name} {100 * found.before[name]:.1f} → {100 * found.after[name]:.1f} %" for name in found.after
     )
-    return f"scores: temperature {found.temperature:g}; expected calibration error {errors} ({found.judged_on} images)"
+    return (
+        f"scores: temperature {found.temperature:g}; expected calibration error {errors} "
+        f"(judged on {found.judged_on} images, fitted on {found.fitted_on} others)"
+    )
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:
