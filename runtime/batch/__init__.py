@@ -10,7 +10,7 @@ In reading order:
 and for --engine ray:
 
     sources, reading  images in folders, stores and lists; their contents, a few ahead
-    parts             an output that many processes write at once
+    parts             an output that many processes write at once; its bytes are in part_formats
     chunks            the work in pieces, and what happens to each; knows no engine
     ray_engine        the only module that imports Ray
     ray_command       the command; its options are in cluster_options

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from runtime.batch.output import to_line
+from runtime.batch.part_formats import PartFormat, to_bytes
 from runtime.batch.sources import bare, is_uri, open_uri
 from runtime.errors import FailureError
 from runtime.writing import OutputError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-PartFormat = Literal["parquet", "jsonl"]
 _NOTE = "_run.json"
 _WHOLE_WHEN_CLOSED = {
     "s3",
@@ -56,7 +53,7 @@ class Parts:
             StaleRunError: if another run has resumed this output meanwhile.
             OSError: if it cannot be written.
         """
-        data = _parquet(columns) if self.form == "parquet" else _json_lines(columns)
+        data = to_bytes(columns, self.form)
         system, folder = _open(self.uri)
         if (found := _read_note(system, folder)["run"]) != self.run:
             raise StaleRunError(f"run {found} has taken over {bare(self.uri)} from run {self.run}")
@@ -93,8 +90,7 @@ class Parts:
         system, folder = _open(self.uri)
         mine = f"part-{self.run:04}-"
         late = [name for name in set(self.names()) - set(known) if not name.startswith(mine)]
-        for name in late:
-            system.delete_file(f"{folder}/{name}")
+        _remove(system, folder, late)
         return len(late)
 
 
@@ -119,9 +115,11 @@ def begin(
         system, folder = _open(uri)
         system.create_dir(folder, recursive=True)
         names = _list(system, folder)
+        before = _note_or_none(system, folder) if _NOTE in names else None
         known = [name for name in names if _is_part(name)]
         if resume and known:
-            form = _resumed(_note_or_none(system, folder), uri, model, form)
+            form = _resumed(before, uri, model, form)
+            known = _without_late(system, folder, before["run"] if before else 0, known)
         elif known and not overwrite:
             raise OutputError(
                 f"{bare(uri)} holds results already: --resume goes on with them, --overwrite begins anew"
@@ -130,13 +128,11 @@ def begin(
             _remove(system, folder, known)
             known = []
         # An earlier run that was interrupted may still have processes: they stop when the number grows.
-        before = _note_or_none(system, folder) if _NOTE in names else None
         parts = Parts(uri, form or "parquet", (before["run"] if before else 0) + 1)
+        _put(system, folder, _known(parts.run), json.dumps(known).encode())
         note = {"model": model, "format": parts.form, "run": parts.run}
         _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
-        _remove(
-            system, folder, [name for name in names if name.startswith(".part-") and name.endswith(".tmp")]
-        )
+        _remove(system, folder, [name for name in names if _is_left_over(name)])
     except OSError as error:
         raise OutputError(f"{bare(uri)}: it cannot be written to: {error.strerror or error}") from error
     return parts, known
@@ -155,6 +151,28 @@ def _resumed(note: dict[str, Any] | None, uri: str, model: str, form: PartFormat
     if form not in (None, written):
         raise OutputError(f"{bare(uri)} is {written}, found --format {form}; leave --format out to go on")
     return cast(PartFormat, written)
+
+
+def _without_late(system: FileSystem, folder: str, run: int, names: list[str]) -> list[str]:
+    """Remove what runs before the last one wrote after it had looked: it has labeled these images again."""
+    try:
+        with system.open_input_file(f"{folder}/{_known(run)}") as file:
+            looked = set(json.loads(file.readall()))
+    except FileNotFoundError:
+        raise OutputError(
+            f"{folder}/{_known(run)} is gone, so it cannot be resumed; --overwrite begins anew"
+        ) from None
+    late = [name for name in names if name < f"part-{run:04}-" and name not in looked]
+    _remove(system, folder, late)
+    return sorted(set(names) - set(late))
+
+
+def _known(run: int) -> str:
+    return f"_known-{run:04}.json"
+
+
+def _is_left_over(name: str) -> bool:
+    return name.startswith("_known-") or (name.startswith((".part-", "._")) and name.endswith(".tmp"))
 
 
 def _note_or_none(system: FileSystem, folder: str) -> dict[str, Any] | None:
@@ -208,33 +226,3 @@ def _put(system: FileSystem, folder: str, name: str, data: bytes) -> None:
         file.write(data)
     if not direct:
         system.move(aside, f"{folder}/{name}")
-
-
-def _json_lines(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return b"".join(to_line(row, "jsonl") for row in rows)
-
-
-def _parquet(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = io.BytesIO()
-    pq.write_table(pa.table(dict(columns), schema=_schema()), sink)
-    return sink.getvalue()
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    candidate = pa.struct([("label", pa.string()), ("index", pa.int64()), ("score", pa.float64())])
-    return pa.schema(
-        [
-            ("path", pa.string()),
-            ("label", pa.string()),
-            ("index", pa.int64()),
-            ("score", pa.float64()),
-            ("top", pa.list_(candidate)),
-            ("error", pa.string()),
-        ]
-    )
