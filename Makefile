@@ -52,6 +52,7 @@ ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray
 .venv-ray/.installed: pyproject.toml constraints.txt
 	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray-tests]" -c constraints.txt
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check daft==0.7.26 # wants an older tqdm
 	touch $@
 
 # Images that others made, and the packages of javascript/ (which need no install scripts).

@@ -83,7 +83,7 @@ def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> It
             logging_level=logging.ERROR,
             **options,
         )
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # Ray raises bare ones too, for a node that is slow to start among others
         raise ClusterError(f"no Ray cluster at {address}: {_first_line(error)}") from error
     try:
         yield int(ray.cluster_resources().get("CPU", 0))
