@@ -77,9 +77,10 @@ javascript/node_modules: javascript/package.json
 	cd javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 	touch $@
 
-check: $(INSTALLED) ## format, lint, types, import rules
+check: $(INSTALLED) ## format, lint, words, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tools.check_words
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
         "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto takes the one for this CPU "
         "(default: %(default)s)",
     )
-    add("--plan", type=Path, metavar="PLAN", help="quantise by this plan.json instead of calibrating")
+    add("--plan", type=Path, metavar="PLAN", help="quantize by this plan.json instead of calibrating")
     add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser

@@ -40,7 +40,7 @@ exit codes: 0 every image has a label, 1 some have none, or the work broke off, 
 
 
 class _UsageError(InputError):
-    """What was typed cannot be done; the message says what to type instead."""
+    """A command line that cannot be carried out; the message says what to type instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from mmap import mmap
 from pathlib import Path
 
 from runtime.metadata import METADATA_KEY, ArtifactError, Metadata, Variant
-from runtime.onnx_file import OnnxError, summarise
+from runtime.onnx_file import OnnxError, summarize
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
 __all__ += ["choose_file", "read_artifact", "read_metadata"]
@@ -134,7 +134,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _metadata(data: bytes | mmap) -> Metadata:
-    model = summarise(data)
+    model = summarize(data)
     text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise ArtifactError(

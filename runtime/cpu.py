@@ -1,4 +1,4 @@
-"""What the processor at hand can do, and how much of it this process may use."""
+"""Abilities of this machine's CPU, and the number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cpu_kind() -> CpuKind:
 
 @cache
 def has_vnni() -> bool:
-    """Whether 8-bit products add up in 32 bits (AVX-512 VNNI or AVX-VNNI), as full-range INT8 needs.
+    """Return whether 8-bit products add up in 32 bits (AVX-512 VNNI or AVX-VNNI), as full-range INT8 needs.
 
     Where it cannot be found out the answer is False, which costs speed and never accuracy.
     """
@@ -40,7 +40,7 @@ def has_vnni() -> bool:
 
 @cache
 def available_cores() -> int:
-    """How many cores this process may keep busy: its affinity, cut to the container's quota.
+    """Return the number of cores that this process may use: its affinity, limited by the container's quota.
 
     More threads than this make inference slower, by a factor of three for one thread too many.
     """

@@ -46,7 +46,7 @@ class VitEdgeError(Exception):
 
 
 class InputError(VitEdgeError, ValueError):
-    """What was given cannot be used."""
+    """Input that cannot be used."""
 
     exit_code = WRONG_USE
 

@@ -53,7 +53,7 @@ def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
 
 
 def _list(folder: Path) -> list[tuple[Path, bool]] | None:
-    """What is in a folder, sorted by name, and whether it is a folder itself; None when it will not say."""
+    """List a folder, sorted by name, and say of each entry if it is a folder; None if it cannot be read."""
     try:
         with os.scandir(folder) as listing:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)

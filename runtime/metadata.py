@@ -1,4 +1,4 @@
-"""What a model file says about itself: one JSON document, checked as the input of a stranger.
+"""Metadata of a model file: one JSON document, checked like untrusted input.
 
 docs/reference/model-file.md describes every field for other languages.
 """
@@ -31,10 +31,10 @@ class ArtifactError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a model file says about itself.
+    """Metadata of a model file.
 
     Raises:
-        ArtifactError: for values that describe no model of ours.
+        ArtifactError: for values that describe no model file.
     """
 
     variant: Variant
@@ -43,9 +43,8 @@ class Metadata:
     temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
-    measured: Mapping[str, Any] = field(
-        default_factory=dict, repr=False
-    )  # at export: its drift, among others
+    # at export: its drift, among others
+    measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
     producer: str = "vit-edge"
 
     def __post_init__(self) -> None:

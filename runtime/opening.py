@@ -19,7 +19,7 @@ CPU_DEVICES = {"cpu", "openvino"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo(Metadata):
-    """What a classifier runs, and where: all that the file says of itself, and this."""
+    """Model and device of a classifier: the metadata of the file, and the fields below."""
 
     path: str | None  # absolute; None for a model given as bytes
     sha256: str  # of the file
@@ -59,7 +59,7 @@ def _preference(device: Device) -> tuple[Variant, ...]:
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
-    """What the graph takes and gives must be what its metadata says.
+    """Check that inputs and outputs of the graph are those of its metadata.
 
     Raises:
         ArtifactError: when it is not.

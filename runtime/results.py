@@ -1,4 +1,4 @@
-"""What a model says of an image: the best classes of its logits, and how likely they are."""
+"""Predictions: the best classes of the logits of an image, with their scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one image."""
+    """Answer of a model for one image."""
 
     label: str
     index: int

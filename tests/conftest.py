@@ -1,4 +1,4 @@
-"""What tests of several rooms share: real images, small random models, two models trained once a run."""
+"""Fixtures of several packages: real images, small random models, two models trained once a run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def models() -> Mapping[str, ViT]:
 
 @pytest.fixture(scope="session")
 def raw_graphs(models: Mapping[str, ViT]) -> Mapping[str, ir.Model]:
-    """What torch's exporter wrote; tests work on clones."""
+    """Model that torch's exporter wrote; tests work on clones."""
     from export.from_torch import export_raw
 
     return {name: export_raw(model) for name, model in models.items()}

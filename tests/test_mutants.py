@@ -11,7 +11,7 @@ from tools import mutants
 
 
 def left(folder: Path, module: str, *codes: int | None) -> None:
-    """What mutmut leaves of a module whose mutants' tests ended with these exit codes."""
+    """Write the file that mutmut leaves of a module whose mutants' tests ended with these exit codes."""
     path = folder / f"{module}.meta"
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {f"{path.stem}.x_f__mutmut_{number}": code for number, code in enumerate(codes)}

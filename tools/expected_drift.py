@@ -81,7 +81,7 @@ def measure(name: str, checkpoint: Path, out: Path) -> dict[str, float]:
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared, out of a report.json."""
+    """Return the figures of a report.json that are compared."""
     drift = report["models"]["int8"]["drift"]
     return {
         "float_top1": drift["float_top1"],

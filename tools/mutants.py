@@ -13,7 +13,7 @@ LEAST = 85.0  # % killed
 
 
 def status(code: int | None) -> str:
-    """What became of a mutant, from the exit code of its tests."""
+    """Return the fate of a mutant, from the exit code of its tests."""
     if code is None:
         return "not run"
     if code in KILLED or code in TIMED_OUT:  # a mutant that never ends is noticed as well

@@ -1,4 +1,4 @@
-"""What each variant does on the same images.
+"""Measurement of each variant on the same images.
 
 In reading order:
 

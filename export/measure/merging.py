@@ -1,4 +1,4 @@
-"""What token merging does: the merged INT8 file beside the same plan without merging, on the same images."""
+"""Effect of token merging: the merged INT8 file beside the same plan without merging, on the same images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Merging:
 
     @property
     def speed(self) -> float:
-        """How many times as fast as dense INT8, of the medians."""
+        """Speed-up over dense INT8: ratio of the median latencies."""
         return self.dense_latency["median"] / max(self.latency["median"], 1e-9)
 
     def to_dict(self, images: Images) -> dict[str, Any]:

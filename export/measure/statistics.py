@@ -1,4 +1,4 @@
-"""How sure a figure is: confidence intervals, and a paired test."""
+"""Uncertainty of a figure: confidence intervals, and a paired test."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class Paired:
         It keeps its width when the two agree on every image, where a bootstrap would claim certainty.
         """
         lost, gained = ((count + 1) / (self.total + 2) for count in (self.lost, self.gained))
-        centre = gained - lost
-        variance = max(gained + lost - centre * centre, 0.0) / (self.total + 2)
+        center = gained - lost
+        variance = max(gained + lost - center * center, 0.0) / (self.total + 2)
         reach = _quantile(confidence) * math.sqrt(variance)
-        return Interval(max(-1.0, centre - reach), min(1.0, centre + reach))
+        return Interval(max(-1.0, center - reach), min(1.0, center + reach))
 
 
 def sqnr_interval(

@@ -65,7 +65,7 @@ class ModelFile:
 
     @property
     def merges(self) -> bool:
-        """Whether it merges tokens."""
+        """True if the variant merges tokens."""
         return self.quantized is not None and bool(self.quantized.plan.merging)
 
     @property
@@ -84,7 +84,7 @@ def measure(
     plan: Path | None = None,
     threads: int | None = None,
 ) -> tuple[Results, list[bytes]]:
-    """What each variant does on the evaluation images, and the bytes of its file.
+    """Measure each variant on the evaluation images; also return the bytes of its file.
 
     Args:
         variants: float32 first, which the others are compared with.
@@ -135,7 +135,7 @@ def measure(
         evaluation={
             "source": public_name(evaluation.name),
             "images": len(evaluation),
-            "labelled": evaluation.targets is not None,
+            "labeled": evaluation.targets is not None,
             "chosen": images.note,
         },
         images=evaluation,

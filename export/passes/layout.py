@@ -146,7 +146,7 @@ def _merge_reshapes(model: ir.Model) -> int:
 
 
 def _same(current: list[int | None], target: list[int]) -> bool:
-    """Whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
+    """Return whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
     differing = [(have, want) for have, want in zip(current, target, strict=True) if have != want]
     return not differing or (len(differing) == 1 and differing[0][1] == -1)
 

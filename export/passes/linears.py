@@ -89,7 +89,7 @@ def linears_to_gemm(model: ir.Model) -> int:
 
     A Gemm that is there already gets its weight as `[in, out]` and a bias.
 
-    ONNX Runtime runs a quantised Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
+    ONNX Runtime runs a quantized Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
     end, for some shapes, as a float product.
     """
     changes = sum(_matmul_to_gemm(node) for node in by_type(model, "MatMul"))
@@ -156,7 +156,7 @@ def _plain_gemm(node: ir.Node) -> bool:
 
 
 def is_one_per_feature(array: Array, features: int) -> bool:
-    """Whether an array holds one number for each output feature, rather than for each row."""
+    """Return whether an array holds one number per output channel, not one per row."""
     return array.ndim > 0 and array.size == array.shape[-1] == features
 
 

@@ -43,7 +43,7 @@ def table(results: Results, out: Path) -> str:
 
 
 def _given_up(results: Results) -> str:
-    """What a search within a budget returned to float, and what that costs."""
+    """Describe the layers that a search returned to float32, and their cost."""
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
     apart = f"{search['images']} images apart"

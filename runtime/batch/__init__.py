@@ -1,4 +1,4 @@
-"""What only `python -m runtime` needs; an app that embeds the runtime loads none of it.
+"""Modules that only `python -m runtime` needs; an app that embeds the runtime loads none of it.
 
 In reading order:
 

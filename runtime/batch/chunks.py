@@ -27,7 +27,7 @@ _KINDS = 50  # of failures that are counted apart
 
 @dataclass(frozen=True)
 class Job:
-    """What every process of a run has to know.
+    """Settings that every process of a run needs.
 
     Args:
         sources: paths, URIs and lists, as `runtime.batch.sources.find` takes them.
@@ -60,7 +60,7 @@ class Chunk:
 
 @dataclass
 class Summary:
-    """What came of a chunk, or of all of them."""
+    """Result of one chunk, or of all chunks."""
 
     images: int = 0
     skipped: int = 0

@@ -91,7 +91,7 @@ class Done:
         self._keys, self._left = np.unique(keys, return_counts=True)
 
     def take(self, path: Path | str) -> bool:
-        """Whether the image is done; one that is listed twice is done when this was asked twice."""
+        """Return whether the image is done; an image that is listed twice is done after two calls."""
         key = _key(str(path))
         at = int(np.searchsorted(self._keys, np.uint64(key)))
         if at == len(self._keys) or self._keys[at] != key or self._left[at] == 0:

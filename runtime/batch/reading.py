@@ -24,7 +24,7 @@ _PAUSES = (0.5, 2.0)  # seconds before a store is asked again
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was read of one file.
+    """Content that was read of one file.
 
     Args:
         data: its bytes; a local path where the decoder shall read, or explain, the file itself; None if there

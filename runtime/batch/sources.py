@@ -112,7 +112,7 @@ def place_of(uri: str) -> tuple[Place, str]:
 
 
 def _prefix(plain: str, path: str) -> str:
-    """What makes a key of this file system a URI again; of an escaped one only the scheme."""
+    """Return the prefix that turns a key of this file system into a URI; if escaped, only the scheme."""
     plain, path = plain.rstrip("/"), path.rstrip("/")
     return plain.removesuffix(path) if plain.endswith(path) else plain.partition("://")[0] + "://"
 

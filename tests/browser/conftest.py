@@ -1,4 +1,4 @@
-"""What the page is shown in the browser, and what happened there: one run for all tests."""
+"""Input of the page in the browser, and its results: one run for all tests."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def write_variants(folder: Path, photo: Image.Image) -> dict[str, Path]:
     save("p3.jpg", photo, quality=95, icc_profile=p3_profile())
     alpha = Image.linear_gradient("L").resize(photo.size)
     save("alpha.png", Image.merge("RGBA", [*photo.split(), alpha]))
-    save("grey.jpg", photo.convert("L"), quality=95)
+    save("gray.jpg", photo.convert("L"), quality=95)
     save("large.jpg", photo.resize((4000, 3000), Image.Resampling.BICUBIC), quality=90)
     return paths
 
 
 @pytest.fixture(scope="session")
 def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the driver is told: models, images, and what is neither."""
+    """Plan for the driver: models, images, and files that are neither."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs chromium on the path: apt-get install chromium")
@@ -128,7 +128,7 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture(scope="session")
 def seen(plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What happened in the browser."""
+    """Events in the browser."""
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     path.write_text(json.dumps(plan))
     command = ["node", ROOT / "tests" / "browser" / "drive.mjs", path]

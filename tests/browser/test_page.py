@@ -18,7 +18,7 @@ Seen = dict[str, Any]
 
 
 def logits_of(model: str, path: str) -> np.ndarray:
-    """What Python gives for an image file: float32 [classes]."""
+    """Logits of Python for an image file: float32 [classes]."""
     metadata = read_metadata(model)
     session = open_session(Path(model), device="cpu", threads=1, target=metadata.target)
     (logits,) = session.run(None, {"pixels": metadata.preprocess(path)[None]})
@@ -52,7 +52,7 @@ def test_digits_in_int8_are_those_of_python(plan: Seen, seen: Seen) -> None:
 
 
 def test_photos_are_those_of_python(plan: Seen, seen: Seen) -> None:
-    """EXIF orientation, a P3 profile, transparency, grey, 12 megapixels; photos where there are some."""
+    """EXIF orientation, a P3 profile, transparency, gray, 12 megapixels; photos where there are some."""
     answers = seen["isolated"]["images"]
     expected, found = compared(plan["vit"], answers)
     for path, one, other in zip(answers, expected, found, strict=True):

@@ -1,4 +1,4 @@
-"""What each refusal says, word for word, and on which side of each limit an image still is."""
+"""Messages of refused images, word for word, and both sides of each limit."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_each_shape_of_an_array_is_an_image(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     if shape[-1] == 4:
         array[..., 3] = 255
-    grey = array.reshape(2, 3, -1)[..., :1]
-    expected = array[..., :3] if shape[-1] in (3, 4) and len(shape) == 3 else np.repeat(grey, 3, axis=2)
+    gray = array.reshape(2, 3, -1)[..., :1]
+    expected = array[..., :3] if shape[-1] in (3, 4) and len(shape) == 3 else np.repeat(gray, 3, axis=2)
     assert np.array_equal(pixels(array), expected)
     wider = np.zeros((2, 6, *shape[2:]), np.uint8)
     wider[:, ::2] = array

@@ -92,7 +92,7 @@ def lines_of_code(path: Path) -> int:
 def test_the_wheel_in_an_empty_environment(
     model: Path, images: Path, tmp_path: Path, new_python: Path
 ) -> None:
-    """What `pip install "vit-edge[cpu]"` puts on a device: it works, and is under 250 MB."""
+    """The files that `pip install "vit-edge[cpu]"` puts on a device work and take less than 250 MB."""
     source = tmp_path / "source"  # a copy: building leaves files behind
     built = (".*", "node_modules", "runs", "artifacts", "build", "data")
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*built))

@@ -1,4 +1,4 @@
-"""A model that was trained, exported and quantised, on images that neither training nor calibration saw."""
+"""A model that was trained, exported and quantized, on images that neither training nor calibration saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file needs of the session is decided in one place: each target on each kind of CPU, pretended."""
+"""Session options by target and kind of CPU, decided in one place; the CPU is pretended."""
 
 from __future__ import annotations
 

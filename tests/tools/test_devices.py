@@ -68,7 +68,7 @@ def test_an_arm_program_sees_debian_and_the_cpu_and_only_tests_need_proot(tmp_pa
     assert command[:3] == ["qemu-aarch64-static", "-L", str(tmp_path / "a76")]
     assert environment["QEMU_CPU"] == "cortex-a76"
     assert (tmp_path / "a76/usr").resolve() == tmp_path / "arm64/usr"
-    assert not (tmp_path / "a76/work").exists()  # where proot leaves empty folders in the place of ours
+    assert not (tmp_path / "a76/work").exists()  # where proot leaves empty folders in place of the checkout's
     command, _ = python_command(machine, ["-m", "x"], children=True)
     assert command[0] == "proot"
     assert f"{tmp_path}/a76/proc/cpuinfo:/proc/cpuinfo" in command

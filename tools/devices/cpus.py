@@ -38,7 +38,7 @@ class Cpu:
 
     @property
     def arm(self) -> bool:
-        """Whether it runs ARM64 programs."""
+        """True if the CPU runs ARM64 programs."""
         return self.kind == "arm64"
 
 

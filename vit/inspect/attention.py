@@ -1,4 +1,4 @@
-"""What a model looks at: attention maps, and their rollout over the blocks (arXiv 2005.00928)."""
+"""Attention of a model: maps, and their rollout over the blocks (arXiv 2005.00928)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attention_maps(model: ViT, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rollout(maps: Tensor) -> Tensor:
-    """How much each patch flows into the class token, `[N, T - 1]`, each row summing to 1 (figure 6).
+    """Return the share of each patch in the class token, `[N, T - 1]`, each row summing to 1 (figure 6).
 
     The heads are averaged, half of each block is its residual, and the blocks are multiplied.
     """

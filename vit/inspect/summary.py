@@ -1,4 +1,4 @@
-"""What a model is made of: shapes, parameters and multiply-adds, a row a step."""
+"""Structure of a model: shapes, parameters and multiply-adds, one row per step."""
 
 from __future__ import annotations
 

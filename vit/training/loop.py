@@ -29,7 +29,7 @@ class TrainingError(FailureError):
 
 
 class Batches(Protocol):
-    """What the loop needs of a data set (`vit.data.batches.Store`, or features computed beforehand)."""
+    """Data set as the loop sees it (`vit.data.batches.Store`, or features computed beforehand)."""
 
     def __len__(self) -> int: ...
 
@@ -71,7 +71,7 @@ class Loop:
         weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
         self.weights = weights.to(device)
         batch = min(recipe.batch, len(source))
-        # Each process takes as many, and an even number of them, since mixup pairs neighbours.
+        # Each process takes as many, and an even number of them, since mixup pairs neighbors.
         multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
         self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
@@ -133,9 +133,8 @@ class Loop:
         losses = sample_losses(recipe, logits.float(), targets, opinion)
         loss = (losses * weights).sum() / total.clamp(min=1e-12)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(
-            loss * self.world.size
-        )  # DistributedDataParallel takes the mean over the processes
+        # DistributedDataParallel takes the mean over the processes
+        torch.autograd.backward(loss * self.world.size)
         nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
         self.optimizer.step()
         if self.average:
@@ -232,7 +231,7 @@ class Loop:
         return self.recipe.epochs * self.steps
 
     def _any(self, mine: bool) -> bool:
-        """Whether any process was asked to stop, so that all of them stop after the same step."""
+        """Return whether any process was asked to stop, so that all of them stop after the same step."""
         if self.world.size == 1:
             return mine
         return bool(self.world.sum(torch.tensor(float(mine), device=self.device)) > 0)

@@ -79,7 +79,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
     average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
-    average.n_averaged += (
-        1  # the initial weights count as the first ones, so that the next are not just copied
-    )
+    # the initial weights count as the first ones, so that the next are not just copied
+    average.n_averaged += 1
     return average

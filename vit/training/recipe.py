@@ -1,4 +1,4 @@
-"""How a model is trained, as plain data that is printed into every checkpoint."""
+"""Recipe of a training run, as plain data that is stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class Recipe:
     epochs: int = 100
     batch: int = 256  # of all processes together
     seed: int = 0
-    holdout: float = (
-        0.1  # share of the training images that choose the best epoch, when there is no val split
-    )
+    # share of the training images that choose the best epoch, when there is no val split
+    holdout: float = 0.1
 
     # AdamW (arXiv 1711.05101) with linear warm-up and a cosine to zero, as in ViT and DeiT
     lr: float = 1e-3
@@ -58,7 +57,7 @@ class Recipe:
     erasing: float = 0.0  # probability of a random rectangle erased (arXiv 1708.04896)
 
     bad_images: float = 0.01  # share of undecodable images that is listed and skipped; more is an error
-    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, float32 elsewhere
+    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, otherwise float32
     compile: bool = False  # torch.compile; pays on CUDA and for long runs
 
     def __post_init__(self) -> None:
@@ -132,7 +131,7 @@ PROBE = Recipe(
     batch=32,
     lr=3e-3,
     holdout=0.0,
-    weight_decay=3.0,  # of standardised features; decoupled, so that the learning rate scales it down
+    weight_decay=3.0,  # of standardized features; decoupled, so that the learning rate scales it down
     freeze=True,
     smoothing=0.0,
 )

@@ -25,13 +25,12 @@ KEY = "vit_edge_state"
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 0  # epochs that are complete
     step: int = 0  # steps of the present epoch that are complete
-    sums: list[float] = field(
-        default_factory=lambda: [0.0, 0.0, 0.0]
-    )  # of the present epoch: loss, correct, weight
+    # of the present epoch: loss, correct, weight
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: list[float] = field(default_factory=list)  # of each epoch
     history: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False

@@ -21,7 +21,7 @@ from vit.training.recipe import PRESETS, Recipe, RecipeError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What `python -m vit train` can be told; None stands for the default that the help text names."""
+    """Options of `python -m vit train`; None stands for the default that the help text names."""
 
     data: str
     model: str | None = None
@@ -40,7 +40,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Start:
-    """What `vit.training.train.train` is called with."""
+    """Arguments for `vit.training.train.train`."""
 
     recipe: Recipe
     model: ViT

@@ -1,4 +1,4 @@
-"""What learns: the whole model, or a new head on the features of a frozen backbone."""
+"""Parts that learn: the whole model, or a new head on the features of a frozen backbone."""
 
 from __future__ import annotations
 

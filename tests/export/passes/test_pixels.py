@@ -140,9 +140,8 @@ def test_patches_are_cut_from_bytes(graph, pixels, rewrite, random) -> None:
     assert gemm.op_type == "Gemm"
     weight = constant(gemm.inputs[1])
     assert weight is not None
-    np.testing.assert_array_equal(
-        weight.reshape(2, 2, 3, 5), random(5, 3, 2, 2).transpose(2, 3, 1, 0)
-    )  # row, column, channel
+    expected = random(5, 3, 2, 2).transpose(2, 3, 1, 0)  # row, column, channel
+    np.testing.assert_array_equal(weight.reshape(2, 2, 3, 5), expected)
     assert sizes(gemm.inputs[0]) == [None, 12]
     assert all(each.outputs[0].dtype == ir.DataType.UINT8 for each in list(model.graph)[:3])
 

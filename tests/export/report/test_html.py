@@ -59,7 +59,7 @@ class Page(HTMLParser):
         return " ".join(plain.split())
 
 
-def results(*, images=60, classes=5, changed=3, labelled=True, items=None, labels=None, variants=("int8",)):
+def results(*, images=60, classes=5, changed=3, labeled=True, items=None, labels=None, variants=("int8",)):
     """`changed` images get another label from each variant; float32 is right on all images."""
     random = np.random.default_rng(0)
     targets = np.arange(images) % classes
@@ -72,9 +72,9 @@ def results(*, images=60, classes=5, changed=3, labelled=True, items=None, label
     for name in variants:
         drifted = logits + 0.01 * random.standard_normal(logits.shape).astype(np.float32)
         drifted[np.arange(changed), (targets[:changed] + 1) % classes] += 20
-        drift = measure_drift(logits, drifted, targets if labelled else None)
+        drift = measure_drift(logits, drifted, targets if labeled else None)
         found.append(_variant(name, drifted, drift, 1_000_000, 5.0))
-    known = targets if labelled else None
+    known = targets if labeled else None
     return Results(
         producer="vit-edge 0.1.0",
         source={"checkpoint": "flowers", "config": {"width": 64, "image_size": [32, 32]}},
@@ -86,7 +86,7 @@ def results(*, images=60, classes=5, changed=3, labelled=True, items=None, label
         evaluation={
             "source": "other photos",
             "images": images,
-            "labelled": labelled,
+            "labeled": labeled,
             "chosen": "by hand",
         },
         images=Images(items, known, labels, "other photos"),
@@ -192,7 +192,7 @@ def test_no_changed_image_is_said():
 
 
 def test_without_known_classes_there_is_no_top1_and_no_confusion():
-    html = render(results(labelled=False))
+    html = render(results(labeled=False))
     text = Page(html).text
     assert "Same label as float32" in text
     assert "3 of 60" in text
@@ -230,7 +230,7 @@ def test_tiny_images_keep_their_pixels():
     checks[::2, ::2] = 255
     uri = thumbnail(checks)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
-    assert np.mean((pixels > 60) & (pixels < 195)) < 0.02  # no grey between them, but for JPEG's ringing
+    assert np.mean((pixels > 60) & (pixels < 195)) < 0.02  # no gray between them, but for JPEG's ringing
 
 
 def test_headline_of_a_model_that_got_slower_or_bigger():
@@ -275,7 +275,7 @@ def test_layers_are_read_from_names_that_number_the_blocks():
     assert [layer.group for layer in read_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]
 
 
-def test_more_kinds_than_colours_become_one():
+def test_more_kinds_than_colors_become_one():
     layers = read_layers({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
     assert kinds_of(layers) == ["layer"]
 
