@@ -12,6 +12,8 @@ help: ## this list
 
 .venv: $(INSTALLED) ## the virtual environment with the versions of constraints.txt
 
+# timm and torchvision are what imported weights are compared with. Without their dependencies and in a folder
+# of their own: torchvision asks for another build of torch (tools/beside_torch.py).
 # torch first and by its exact version: an open range brings gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,6 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/beside \
+		"$$(grep '^timm==' constraints.txt)" "$$(grep '^torchvision==' constraints.txt)"
 	touch $@
 
 demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, classify a few digits

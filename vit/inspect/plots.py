@@ -141,7 +141,7 @@ def plot_rollout(checkpoint: Checkpoint, verdicts: Verdicts) -> Figure:
     ]
     pixels = verdicts.pixels[first]
     maps, _ = attention_maps(checkpoint.model, torch.from_numpy(pixels))
-    flow = rollout(maps).view(len(first), 1, *checkpoint.model.config.grid)
+    flow = rollout(maps, checkpoint.model.config).view(len(first), 1, *checkpoint.model.config.grid)
     masks = torch.nn.functional.interpolate(flow, pixels.shape[1:3], mode="bilinear")[:, 0].numpy()
     low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
     masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more

@@ -18,7 +18,7 @@ from vit.training.augment import Augment, mixed, mixing_share
 from vit.training.distributed import World
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
-from vit.training.recipe import Recipe
+from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, random_for
 
 ORDER, CHANGES, DROPOUT = range(3)  # what the random numbers are for
@@ -73,6 +73,11 @@ class Loop:
         batch = min(recipe.batch, len(source))
         # Each process takes as many, and an even number of them, since mixup pairs neighbors.
         multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
+        if multiple > len(source):
+            raise RecipeError(
+                f"{self.world.size} processes take at least {multiple} images per step, found "
+                f"{len(source)} to train on; start fewer processes"
+            )
         self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
         self.progress = Progress()

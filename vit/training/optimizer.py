@@ -42,14 +42,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Matrices and the patch embedding's filters; not biases, norms, factors, class token and positions."""
-    return parameter.ndim >= 2 and name not in ("class_token", "position")
+    return parameter.ndim >= 2 and not name.endswith(
+        ("class_token", "position", "registers", "attention.bias", "pool.query")
+    )
 
 
 def layer_of(name: str) -> int:
     """0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
     if name.startswith("blocks."):
         return 1 + int(name.split(".")[1])
-    return 0 if name.startswith(("patch_embedding", "class_token", "position")) else HEAD
+    return (
+        0
+        if name.startswith(("patch_embedding", "class_token", "position", "registers", "pre_norm"))
+        else HEAD
+    )
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

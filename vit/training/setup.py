@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Preprocess
+from runtime.preprocess import Preprocess, scaled_edge
 from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
@@ -147,11 +147,8 @@ def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
 
 def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
     """The same preprocessing for another size; the shorter edge before a crop grows in proportion."""
-    if preprocess.resize_to is None:
-        return replace(preprocess, size=size)
-    return replace(
-        preprocess, size=size, resize_to=round(preprocess.resize_to * max(size) / max(preprocess.size))
-    )
+    scale = max(size) / max(preprocess.size)
+    return replace(preprocess, size=size, resize_to=scaled_edge(preprocess.resize_to, scale))
 
 
 def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:

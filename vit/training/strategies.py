@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from runtime.preprocess import Preprocess
+from runtime.preprocess import Preprocess, scaled_edge
 from vit.checkpoint import FILE_NAME, load_checkpoint
 from vit.data.batches import Store
 from vit.merging import merge_tokens, middle_schedule
@@ -175,5 +175,4 @@ def strategy_for(recipe: Recipe, model: ViT, preprocess: Preprocess, out: Path) 
 def larger(preprocess: Preprocess) -> Preprocess:
     """Return the same view with 8/7 of the pixels along each edge, for random crops to be cut from."""
     height, width = (round(edge * 8 / 7) for edge in preprocess.size)
-    resize_to = None if preprocess.resize_to is None else round(preprocess.resize_to * 8 / 7)
-    return replace(preprocess, size=(height, width), resize_to=resize_to)
+    return replace(preprocess, size=(height, width), resize_to=scaled_edge(preprocess.resize_to, 8 / 7))
