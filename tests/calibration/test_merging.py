@@ -179,7 +179,7 @@ def test_groups_are_of_the_number_that_is_left(graph, images) -> None:
         groups = follow(image[None])
         assert groups.shape == (30,)
         assert sorted(set(groups.tolist())) == list(range(30 - 19))
-    with pytest.raises(ValueError, match="expected one image, found 5"):
+    with pytest.raises(GraphError, match="expected one image, found 5"):
         follow(images)
 
 

@@ -98,7 +98,7 @@ def test_a_plan_of_nothing() -> None:
         (lambda d: d.update(target="arm64"), "found 'arm64'; arm64 is called full-range now"),
         (
             lambda d: d["linears"]["fc1"].update(precision="int4"),
-            "fc1: expected precision int8 or float32, found 'int4'",
+            "fc1: expected precision int8 or float16 or float32, found 'int4'",
         ),
         (lambda d: d["linears"]["fc1"].update(colour=1), "fc1: expected an object with"),
         (lambda d: d["linears"].update(fc1=3), "fc1: expected an object"),

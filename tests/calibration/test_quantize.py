@@ -74,14 +74,14 @@ def test_it_repeats(canonical, images) -> None:
 def test_layers_can_stay_in_float(canonical, images) -> None:
     calibration, others = images("plain")
     exact = logits(canonical["plain"], others)
-    kept = [f"blocks.{i}.mlp.fc2" for i in range(2)]
+    kept = [f"blocks.0.mlp.fc{i}" for i in (1, 2)]
     all_int8 = quantize(canonical["plain"], [calibration], target="any-cpu")
     some = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=kept)
     assert set(all_int8.plan.quantized()) - set(some.plan.quantized()) == set(kept)
     assert not set(kept) & set(some.kernels.linears)
     assert {each.precision for name, each in some.plan.linears.items() if name in kept} == {"float32"}
     before, after = (measure_drift(exact, logits(each.model, others)).sqnr for each in (all_int8, some))
-    assert after > before + 0.1  # dB: two of fourteen layers make no error any more
+    assert after > before + 0.1  # dB: two of nine layers make no error any more
 
 
 def test_what_is_to_stay_in_float_must_exist(canonical, images) -> None:
