@@ -29,13 +29,13 @@ export type Metadata = {
      */
     measured: Record<string, unknown>;
     /**
-     * "vit-edge" and its version
-     */
-    producer: string;
-    /**
      * what logits are divided by before softmax
      */
     temperature: number;
+    /**
+     * "vit-edge" and its version
+     */
+    producer: string;
 };
 /**
  * Read what a model file says about itself.
