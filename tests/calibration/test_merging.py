@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.graph import by_type, graph_of, insert
+from calibration.graph import GraphError, by_type, graph_of, insert
 from calibration.merging.groups import MergedPatches
 from calibration.merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
 from calibration.merging.sites import find_stream
