@@ -20,6 +20,7 @@ MEAN = float(TIMES.mean())
         ("workers", {"slow_share": 0.1}),
         ("workers", {"preempted": 1.0}),
         ("workers", {"slow_share": 0.05, "preempted": 0.5, "slow_factor": 2.0}),
+        ("workers", {"slow_share": 0.05, "preempted": 3.0, "slow_factor": 6.0}),
         ("listing", {"list_rate": 1500.0}),
         ("store", {"store_rate": 2000.0}),
     ],

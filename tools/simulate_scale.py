@@ -65,7 +65,7 @@ class Outcome:
 
 
 def predict(cluster: Cluster, mean: float) -> Outcome:
-    """Apply the formula: the slowest of the listing, the store and the workers, and half of a last chunk.
+    """Apply the formula: the slowest of the listing, the store and the workers, and the last chunks.
 
     A worker that is taken away λ times per second needs (e^λt − 1) · (1/λ + r) for a chunk of t seconds, r
     being the time until it is replaced (a restart from the beginning, exponential intervals).
@@ -83,8 +83,8 @@ def predict(cluster: Cluster, mean: float) -> Outcome:
         "workers": cluster.images / (cluster.chunk * cluster.workers * rate),
     }
     bound = max(times, key=times.__getitem__)
-    last = full * (cluster.slow_factor if cluster.slow_share else 1)
-    return Outcome(times[bound] + (last / 2 if bound == "workers" else 0.0), bound)
+    last = full * (cluster.slow_factor if cluster.slow_share else 1) - full / 2
+    return Outcome(times[bound] + (last if bound == "workers" else 0.0), bound)
 
 
 def simulate(cluster: Cluster, times: Sequence[float], seed: int = 0) -> Outcome:
@@ -119,7 +119,7 @@ def simulate(cluster: Cluster, times: Sequence[float], seed: int = 0) -> Outcome
             heapq.heappush(free, (began + lost + cluster.replaced_after, worker))
             continue
         given += size
-        store = max(store, began) + size / cluster.store_rate
+        store = max(store, now) + size / cluster.store_rate
         done = max(began + needs, store)
         end = max(end, done)
         heapq.heappush(free, (done, worker))
