@@ -26,7 +26,6 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
     "RAY_ADDRESS": "",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "120",  # on a machine with other work
     "RAY_worker_niceness": "0",  # 15 otherwise: on a machine with other work a test would take for ever
 }
 Start = Callable[..., subprocess.Popen[str]]
