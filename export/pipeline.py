@@ -22,8 +22,9 @@ from export.float16 import to_float16
 from export.images import ExportImages, choose_images, labelled_as
 from export.measure.evidence import Evidence, doubts
 from export.measure.inference import Progress, batches
+from export.measure.model_file import ModelFile
 from export.measure.results import Results, VariantResult
-from export.measure.variants import LAYER_IMAGES, ModelFile, Reporter, measure, silent
+from export.measure.variants import LAYER_IMAGES, Reporter, measure, silent
 from export.source import Source
 from runtime.artifact import Variant
 from runtime.errors import FailureError

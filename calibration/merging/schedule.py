@@ -1,4 +1,4 @@
-"""How many tokens each block merges, and how many are left: plain arithmetic, no graph."""
+"""Arithmetic of a schedule: tokens that each block merges, tokens that are left."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class MergeSearch:
 
     @property
     def merged(self) -> int:
-        """How many tokens each block of the schedule merges."""
+        """Return the number of tokens that each block of the schedule merges."""
         return next(iter(self.merging.values()), 0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class TokenStream:
 
     @property
     def kept(self) -> int:
-        """How many tokens never merge: the class token, and registers where there are some."""
+        """Return the number of tokens that never merge: the class token, and registers."""
         return self.tokens - self.patches
 
 

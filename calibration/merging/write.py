@@ -24,7 +24,7 @@ from calibration.merging.sites import MergeSite, TokenStream, find_stream
 
 @dataclass(frozen=True)
 class _Batch:
-    """What depends on the number of images alone."""
+    """Values that depend on the number of images alone."""
 
     count: ir.Value  # int64 [1]
     twice: ir.Value  # int64 [1]
@@ -143,47 +143,27 @@ class _Merge:
 
     def _kept(self, found: Match) -> ir.Value:
         """Return the rows that stay, in their new order: `int64 [after · batch]`."""
-        write, counts = self.write, self.counts
-        fixed = write.add(
-            "Range",
-            [
-                write.number(0),
-                write.add(
-                    "Squeeze",
-                    [
-                        write.add(
-                            "Mul", [self.batch.count, write.integers(counts.kept)], "fixed.count", [1], INT64
-                        ),
-                        write.integers(0),
-                    ],
-                    "fixed.end",
-                    [],
-                    INT64,
-                ),
-                write.number(1),
-            ],
-            "fixed.rows",
-            dtype=INT64,
+        kept, batch = self.counts.kept, self.batch
+        left = [] if found.left is None else [self._rows(found.left, batch.twice, kept, "left")]
+        parts = [self._fixed(), *left, self._all_of_b()]
+        return self.write.add("Concat", parts, "kept.rows", dtype=INT64, axis=0)
+
+    def _fixed(self) -> ir.Value:
+        """Return the rows of the tokens that never merge: 0, 1, …, kept · batch - 1."""
+        write = self.write
+        count = write.add(
+            "Mul", [self.batch.count, write.integers(self.counts.kept)], "fixed.count", [1], INT64
         )
-        left = (
-            [self._rows(found.left, self.batch.twice, counts.kept, "left")] if found.left is not None else []
-        )
-        b = write.add(
-            "Add",
-            [
-                write.add(
-                    "Mul",
-                    [write.column(counts.kept + 1, counts.of_b), self.batch.count],
-                    "b.first",
-                    dtype=INT64,
-                ),
-                self.batch.images,
-            ],
-            "b.image",
-            dtype=INT64,
-        )
-        b_rows = write.add("Reshape", [b, write.integers(-1)], "b.rows", dtype=INT64)
-        return write.add("Concat", [fixed, *left, b_rows], "kept.rows", dtype=INT64, axis=0)
+        end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [], INT64)
+        return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows", dtype=INT64)
+
+    def _all_of_b(self) -> ir.Value:
+        """Return the rows of every second patch, from the second one on."""
+        write, batch = self.write, self.batch
+        tokens = write.column(self.counts.kept + 1, self.counts.of_b)
+        first = write.add("Mul", [tokens, batch.count], "b.first", dtype=INT64)
+        rows = write.add("Add", [first, batch.images], "b.image", dtype=INT64)
+        return write.add("Reshape", [rows, write.integers(-1)], "b.rows", dtype=INT64)
 
     def _source(self, found: Match) -> ir.Value:
         return self._rows(found.source, self.batch.twice, self.counts.kept, "source")

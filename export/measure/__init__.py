@@ -9,5 +9,6 @@ In reading order:
     reliability  whether scores mean what they say
     evidence     doubts about the evidence of an export
     results      everything that a report shows
+    model_file   a model before it is measured
     variants     model files beside each other
 """

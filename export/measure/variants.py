@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import onnx_ir as ir
-import onnxruntime as ort
 
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
 from calibration.layers import layer_drift
-from calibration.quantize import Quantized
-from calibration.search import Search
 from calibration.write import write_plan
 from export.files import digest, model_bytes
 from export.images import ExportImages, public_name
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
 from export.measure.merging import Merging, compare
+from export.measure.model_file import ModelFile, open_model
 from export.measure.reliability import Reliability, measure_reliability
 from export.measure.results import Results, VariantResult
 from export.source import Source
-from runtime.artifact import FILE_NAMES, Metadata, Variant
-from runtime.session import open_session
-from runtime.targets import Target
+from runtime.artifact import FILE_NAMES, Metadata
 from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
@@ -39,39 +33,6 @@ Reporter = Callable[[str, int], AbstractContextManager[Progress]]  # (what, how 
 
 def silent(what: str, total: int) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done: None)
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model before it is measured and written."""
-
-    variant: Variant
-    model: ir.Model
-    session: ort.InferenceSession
-    quantized: Quantized | None = None
-    search: Search | None = None
-
-    @classmethod
-    def opened(
-        cls,
-        variant: Variant,
-        model: ir.Model,
-        threads: int | None,
-        quantized: Quantized | None = None,
-        search: Search | None = None,
-    ) -> ModelFile:
-        target = quantized.plan.target if quantized is not None else None
-        return cls(variant, model, _session(model, target, threads), quantized, search)
-
-    @property
-    def merges(self) -> bool:
-        """True if the variant merges tokens."""
-        return self.quantized is not None and bool(self.quantized.plan.merging)
-
-    @property
-    def target(self) -> Target | None:
-        """The form of the INT8 weights; None for a float model."""
-        return self.quantized.plan.target if self.quantized is not None else None
 
 
 def measure(
@@ -146,21 +107,15 @@ def measure(
     return results, files
 
 
-def _session(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
-    return open_session(model_bytes(model), device="cpu", threads=threads, target=target or "any-cpu")
-
-
 def _latencies(
     source: Source, variants: list[ModelFile], evaluation: Images
 ) -> Mapping[str, Mapping[str, float]]:
     """Of one image on one thread, in turn; where a search gave layers back, also of the model before it."""
-    timed: dict[str, ort.InferenceSession] = {
-        each.variant: _session(each.model, each.target, 1) for each in variants
-    }
+    timed = {str(each.variant): open_model(each.model, each.target, 1) for each in variants}
     for each in variants:
         if each.search is not None and each.search.returned:
             before = write_plan(source.exported.model, each.search.start)
-            timed[BEFORE_SEARCH] = _session(before, each.target, 1)
+            timed[BEFORE_SEARCH] = open_model(before, each.target, 1)
         for dense in _dense(source, [each], 1):
             timed[DENSE] = dense.session
     return latencies(timed, next(batches(evaluation.subset(range(1)), source.preprocess, size=1)))
@@ -170,7 +125,7 @@ def _dense(source: Source, variants: list[ModelFile], threads: int | None) -> li
     """Return the same plan without merging, to be measured beside a merged model and not written."""
     plans = [replace(each.quantized.plan, merging={}) for each in variants if each.quantized and each.merges]
     return [
-        ModelFile("int8", model, _session(model, plan.target, threads))
+        ModelFile("int8", model, open_model(model, plan.target, threads))
         for plan in plans
         for model in (write_plan(source.exported.model, plan),)
     ]
