@@ -7,7 +7,8 @@ import { ModelError } from "./errors.mjs";
  * @typedef {object} Spec
  * @property {[number, number]} size [height, width] that the model takes
  * @property {"stretch" | "crop"} resize straight to `size`, or cover it and cut out the center
- * @property {number | null} resize_to for "crop": the shorter edge before the cut; null just covers `size`
+ * @property {number | [number, number] | null} resize_to before the center is cut: the shorter edge ("crop" only), or
+ *   [height, width] that is covered ("crop") or stretched to; null: `size`
  * @property {"nearest" | "box" | "bilinear" | "hamming" | "bicubic" | "lanczos"} interpolation
  * @property {boolean} exif turn the image the way its EXIF orientation says
  * @property {"full" | "draft"} decode "draft": large JPEGs may be read at 1/2, 1/4 or 1/8
@@ -51,6 +52,11 @@ export function checkSpec(spec) {
   for (const [name, choices] of Object.entries(CHOICES))
     if (!choices.includes(spec[name])) throw new ModelError(`${name} must be one of ${choices.join(", ")}`);
   if (typeof exif !== "boolean") throw new ModelError("exif must be true or false");
+  if (Array.isArray(resize_to)) {
+    if (resize_to.length !== 2 || !resize_to.every((edge, axis) => isEdge(edge) && edge >= size[axis]))
+      throw new ModelError(`resize_to must be [height, width], at least ${size.join(", ")}`);
+    return /** @type {Spec} */ (/** @type {unknown} */ (spec));
+  }
   if (resize_to !== null && resize !== "crop") throw new ModelError('resize_to has a meaning for resize="crop" only');
   if (resize_to !== null && !(isEdge(resize_to) && resize_to >= Math.max(...size)))
     throw new ModelError(`resize_to must be ${Math.max(...size)} to ${MAX_EDGE}`);
@@ -65,13 +71,14 @@ export function checkSpec(spec) {
  * @returns {[number, number, number, number]}
  */
 export function boxOf(width, height, { size: [rows, columns], resize, resize_to }) {
-  if (resize === "stretch") return [0, 0, width, height];
+  if (resize === "stretch" && !Array.isArray(resize_to)) return [0, 0, width, height];
   const short = Math.min(width, height);
-  const cover = Math.max(columns / width, rows / height);
-  const scaled =
-    resize_to !== null
-      ? [Math.trunc((resize_to * width) / short), Math.trunc((resize_to * height) / short)]
-      : [Math.max(columns, even(width * cover)), Math.max(rows, even(height * cover))];
+  const [down, across] = Array.isArray(resize_to) ? resize_to : [rows, columns];
+  const cover = Math.max(across / width, down / height);
+  let scaled = [Math.max(across, even(width * cover)), Math.max(down, even(height * cover))];
+  if (resize === "stretch") scaled = [across, down];
+  else if (typeof resize_to === "number")
+    scaled = [Math.trunc((resize_to * width) / short), Math.trunc((resize_to * height) / short)];
   const [left, top] = [even((scaled[0] - columns) / 2), even((scaled[1] - rows) / 2)];
   const [x, y] = [width / scaled[0], height / scaled[1]];
   return [left * x, top * y, Math.min((left + columns) * x, width), Math.min((top + rows) * y, height)];
@@ -85,7 +92,7 @@ export function boxOf(width, height, { size: [rows, columns], resize, resize_to 
  */
 export function reduction(width, height, { decode, size, resize_to }) {
   if (decode !== "draft") return 1;
-  const edge = DRAFT_FACTOR * Math.max(...size, resize_to ?? 0);
+  const edge = DRAFT_FACTOR * Math.max(...size, ...(Array.isArray(resize_to) ? resize_to : [resize_to ?? 0]));
   const most = Math.min(Math.floor(width / edge), Math.floor(height / edge));
   return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }

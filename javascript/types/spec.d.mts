@@ -8,9 +8,10 @@ export type Spec = {
      */
     resize: "stretch" | "crop";
     /**
-     * for "crop": the shorter edge before the cut; null just covers `size`
+     * before the center is cut: the shorter edge ("crop" only), or
+     * [height, width] that is covered ("crop") or stretched to; null: `size`
      */
-    resize_to: number | null;
+    resize_to: number | [number, number] | null;
     interpolation: "nearest" | "box" | "bilinear" | "hamming" | "bicubic" | "lanczos";
     /**
      * turn the image the way its EXIF orientation says

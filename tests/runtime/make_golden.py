@@ -29,7 +29,7 @@ def case(
     interpolation: str,
     *,
     crop: bool = False,
-    to: int | None = None,
+    to: int | tuple[int, int] | None = None,
     alpha: bool = False,
 ) -> dict[str, Any]:
     """One case: (height, width) of the image and of the result, and the fields of the specification."""
@@ -57,6 +57,9 @@ CASES = [
     case((4, 300), (4, 12), "bicubic"),  # the rows do
     case((12, 20), (12, 20), "lanczos"),
     case((12, 20), (12, 12), "bicubic", crop=True),  # cut at whole pixels, no filter
+    case((61, 47), (8, 20), "bicubic", crop=True, to=(9, 23)),
+    case((40, 90), (8, 20), "bilinear", crop=True, to=(10, 20)),
+    case((61, 47), (14, 12), "bicubic", to=(17, 16)),
     *(case((40, 33), (11, 9), name, alpha=True) for name in ("nearest", "bilinear", "bicubic")),
 ]
 
@@ -163,7 +166,7 @@ def one_pass(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 def seen(height: int, width: int, case: dict[str, Any]) -> tuple[float, float, float, float]:
     """Return left, top, right, bottom of what the model sees, in pixels of the image."""
     rows, columns = case["size"]
-    if case["resize"] == "stretch":
+    if case["resize"] == "stretch" and case["resize_to"] is None:
         return 0, 0, width, height
     covered_h, covered_w = covering(height, width, case)
     left, top = round((covered_w - columns) / 2), round((covered_h - rows) / 2)
@@ -174,7 +177,11 @@ def seen(height: int, width: int, case: dict[str, Any]) -> tuple[float, float, f
 def covering(height: int, width: int, case: dict[str, Any]) -> tuple[int, int]:
     """Return (height, width) of the whole image, scaled to be cut afterwards."""
     rows, columns = case["size"]
-    if case["resize_to"] is not None:
+    if isinstance(case["resize_to"], (list, tuple)):
+        rows, columns = case["resize_to"]
+        if case["resize"] == "stretch":
+            return rows, columns
+    elif case["resize_to"] is not None:
         short = min(height, width)
         return int(case["resize_to"] * height / short), int(case["resize_to"] * width / short)
     scale = max(columns / width, rows / height)
@@ -193,7 +200,7 @@ def preprocess(pixels: np.ndarray, case: dict[str, Any]) -> np.ndarray:
 def textbook(pixels: np.ndarray, case: dict[str, Any]) -> np.ndarray:
     """Return float64 [*size, 3]: the same without rounding, and cut after scaling."""
     (height, width), (rows, columns), name = pixels.shape[:2], case["size"], case["interpolation"]
-    stretch = case["resize"] == "stretch"
+    stretch = case["resize"] == "stretch" and case["resize_to"] is None
     covered_h, covered_w = (rows, columns) if stretch else covering(height, width, case)
     across = np.einsum("xw,hwc->hxc", weights(width, covered_w, name), pixels.astype(np.float64))
     scaled = np.einsum("yh,hxc->yxc", weights(height, covered_h, name), np.clip(across, 0, 255))
