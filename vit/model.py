@@ -55,6 +55,8 @@ class PatchEmbedding(nn.Conv2d):
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A, equations 5 to 8)."""
 
+    turn: Tensor
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
@@ -198,7 +200,8 @@ class ViT(nn.Module):
         self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.head = make_head(config)
         self.apply(initialize)
-        for tokens in (self.class_token, self.position, self.registers, self.pool and self.pool.query):
+        query = None if self.pool is None else self.pool.query
+        for tokens in (self.class_token, self.position, self.registers, query):
             if tokens is not None:
                 nn.init.trunc_normal_(tokens, std=0.02)
 

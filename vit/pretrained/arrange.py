@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vit.config import ConfigError
-from vit.pretrained.formats import CLIP, Format, Tensors
+from vit.pretrained.formats import CLIP, Format
+from vit.pretrained.fused import Tensors
 from vit.pretrained.shape import Described, grid_of
 
 

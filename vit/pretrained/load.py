@@ -15,7 +15,8 @@ from vit.model import ViT
 from vit.pretrained.arrange import arranged
 from vit.pretrained.documents import SourceError, labels_of, read_json
 from vit.pretrained.files import description_folder, find_weights, read_weights
-from vit.pretrained.formats import Tensors, recognise
+from vit.pretrained.formats import recognise
+from vit.pretrained.fused import Tensors
 from vit.pretrained.preprocessing import View, view_of
 from vit.pretrained.shape import Described, config_of
 from vit.pretrained.wrappings import unwrapped

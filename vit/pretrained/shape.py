@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit.config import SIZES, ConfigError, ViTConfig
-from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format, Tensors
+from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format
+from vit.pretrained.fused import Tensors
 from vit.pretrained.preprocessing import View
 
 ACTIVATIONS = {

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vit.pretrained.documents import SourceError
 from vit.pretrained.files import LORA
-from vit.pretrained.formats import TELLS, Tensors
+from vit.pretrained.formats import TELLS
+from vit.pretrained.fused import Tensors
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
 PLAIN = (
@@ -81,7 +82,7 @@ def _contents(
             given = vars(given) if isinstance(given, Namespace) else given
             arguments |= given if isinstance(given, Mapping) else {}
         sets = [name for name in CONTAINERS if isinstance(found.get(name), Mapping) and found[name]]
-        if weights in found and isinstance(found[weights], Mapping):
+        if weights is not None and isinstance(found.get(weights), Mapping):
             sets = [weights, *(name for name in sets if name != weights)]
         if not sets:
             break
