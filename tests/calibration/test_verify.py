@@ -15,7 +15,9 @@ from calibration.write import write_plan
 @pytest.fixture(scope="module")
 def plan(canonical, models, pixels_for):
     images = [pixels_for(models["plain"].config, count=8)]
-    return quantize(canonical["plain"], images, target="any-cpu", quantize_products=True, single_rows="int8").plan
+    return quantize(
+        canonical["plain"], images, target="any-cpu", quantize_products=True, single_rows="int8"
+    ).plan
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -44,7 +44,9 @@ def named(case: dict[str, Any]) -> str:
 
 def spec_of(case: dict[str, Any]) -> Preprocess:
     fields = {name: case[name] for name in ("resize", "resize_to", "interpolation")}
-    fields["resize_to"] = tuple(case["resize_to"]) if isinstance(case["resize_to"], list) else case["resize_to"]
+    fields["resize_to"] = (
+        tuple(case["resize_to"]) if isinstance(case["resize_to"], list) else case["resize_to"]
+    )
     return Preprocess(size=tuple(case["size"]), **fields)
 
 
