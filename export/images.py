@@ -27,7 +27,7 @@ def public_name(name: str) -> str:
     return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
 
 
-def labelled_as(images: Images, labels: tuple[str, ...]) -> Images:
+def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
     """The same images with the model's own class indices; without classes when they are loose.
 
     Raises:

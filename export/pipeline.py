@@ -19,7 +19,7 @@ from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
 from export.files import staged
 from export.float16 import to_float16
-from export.images import ExportImages, choose_images, labelled_as
+from export.images import ExportImages, choose_images, labeled_as
 from export.measure.evidence import Evidence, doubts
 from export.measure.inference import Progress, batches
 from export.measure.model_file import ModelFile
@@ -47,7 +47,7 @@ class DriftError(ExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `python -m export` can be told. Drift limits are in percentage points and per cent."""
+    """Options of `python -m export`. Drift limits are in percentage points and percent."""
 
     calibration: str | Path | None = None
     evaluation: str | Path | None = None
@@ -70,7 +70,7 @@ class Options:
 
     @property
     def merge_budget(self) -> Budget | None:
-        """What a search for merging must keep; None where nothing is searched.
+        """Limits for a search of a merging schedule; None where nothing is searched.
 
         Few images cannot show half a point of top-1, so the noise of the logits is always limited.
         """
@@ -80,12 +80,12 @@ class Options:
 
     @property
     def searches(self) -> bool:
-        """Whether a plan within the budget is searched for; a plan that is given is only held to it."""
+        """True if a plan within the limits is searched for; a given plan is only checked against them."""
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
 
 
 def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
-    """Export, quantise, measure and write the model files, `plan.json`, `report.json` and `report.html`.
+    """Export, quantize, measure and write the model files, `plan.json`, `report.json` and `report.html`.
 
     Raises:
         DataError: for images that cannot be used.
@@ -198,8 +198,8 @@ def _images(source: Source, options: Options) -> ExportImages:
         evaluation_samples=options.evaluation_samples,
         search=options.searches,
     )
-    evaluation = labelled_as(chosen.evaluation, source.labels)
-    search = None if chosen.search is None else labelled_as(chosen.search, source.labels)
+    evaluation = labeled_as(chosen.evaluation, source.labels)
+    search = None if chosen.search is None else labeled_as(chosen.search, source.labels)
     for each in (evaluation, search):
         if options.max_drift is not None and each is not None and each.targets is None:
             raise DataError(

@@ -1,4 +1,4 @@
-"""What an export starts from: a checkpoint of ours, or a float ONNX from elsewhere, as one thing."""
+"""Input of an export: a checkpoint or an ONNX model, in one form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Source:
     labels: tuple[str, ...]
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
     trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
-    float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantisable
+    float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Source:

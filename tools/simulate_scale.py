@@ -1,4 +1,4 @@
-"""How long a cluster takes to label many images: a formula, and a simulation that checks it.
+"""Time that a cluster takes to label many images: a formula, and a simulation that checks it.
 
     python -m tools.simulate_scale measure model.int8.onnx photos/ times.json
     python -m tools.simulate_scale run times.json --images 1e9 --workers 4000
@@ -57,7 +57,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: seconds from the first key to the last part, and what bounds it."""
+    """Result: seconds from the first key to the last part, and what bounds it."""
 
     seconds: float
     bound: str

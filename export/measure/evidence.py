@@ -25,7 +25,7 @@ THUMBNAIL = 8  # pixels along an edge
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the judgment needs to know."""
+    """Facts that the judgment needs."""
 
     calibration: Images | None  # None with a plan that was given
     evaluation: Images

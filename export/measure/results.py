@@ -1,4 +1,4 @@
-"""What an export measured: everything that report.json, report.html and the terminal show."""
+"""Results of an export: everything that report.json, report.html and the terminal show."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ class VariantResult:
     """One model file and what it did on the evaluation images."""
 
     variant: Variant
-    file: str  # its name in the artefact's folder
+    file: str  # its name in the artifact's folder
     bytes: int
     sha256: str
     logits: Array = field(repr=False)  # float32 [images, classes]
     latency: Mapping[str, float]  # ms of one image on one thread: min, median
     drift: Drift | None = None  # against float32; None for float32 itself
-    kernels: Mapping[str, int] = field(
-        default_factory=dict
-    )  # operator counts of ONNX Runtime's optimised graph
+    # operator counts of ONNX Runtime's optimized graph
+    kernels: Mapping[str, int] = field(default_factory=dict)
     integer_kernels: str = ""  # "74 of 74 linears and 24 of 24 products in integer kernels"
     layers: Mapping[str, float] = field(default_factory=dict)  # linear → SQNR of its output in dB
 
@@ -53,7 +52,7 @@ class Results:
     merging: Merging | None = None  # what token merging does, where int8 merges tokens
     reliability: Reliability | None = None  # of the scores; None where too few classes are known
     warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
-    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
+    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The images whose label differs from float32's, most confident first."""

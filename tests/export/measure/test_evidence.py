@@ -107,9 +107,8 @@ def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -
 def test_a_folder_that_is_called_train(sound: Evidence) -> None:
     evaluation = replace(sound.evaluation, name="/data/flowers/Train")
     (sentence,) = doubts(replace(sound, evaluation=evaluation), pixels(sound))
-    assert sentence.startswith(
-        "the images measured on lie in flowers/Train"
-    )  # and the rest of the path is private
+    # the rest of the path is private
+    assert sentence.startswith("the images measured on lie in flowers/Train")
 
 
 def test_too_few_images_for_a_limit(sound: Evidence) -> None:
