@@ -1,4 +1,4 @@
-"""Classify images: python -m runtime MODEL IMAGES…"""
+"""Command line `python -m runtime MODEL IMAGES`: classify images."""
 
 from __future__ import annotations
 

@@ -29,8 +29,6 @@ FOLDERS = ("vit", "export", "runtime", "calibration", "tools", "benchmarks", "ex
 COMING = {
     "bring-weights.md",
     "quantize-onnx.md",
-    "scale.md",
-    "token-merging.md",
 }
 # Who executes the Python of a page. A page with Python that is not listed here fails a test.
 RUN_BY = {
