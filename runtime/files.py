@@ -60,7 +60,7 @@ _LEFT_BEHIND = frozenset(
 
 
 def left_by_a_system(name: str) -> bool:
-    """Whether a file or folder of this name is none that a person made to hold images.
+    """Return whether a file or folder of this name is none that a person made to hold images.
 
     Hidden ones (`.thumbnails`, `.Trash-1000`, `._photo.jpg`, `.ipynb_checkpoints`), recycle bins, indexes of
     network disks, and the `__MACOSX` of a Mac's archives.

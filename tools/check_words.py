@@ -36,6 +36,7 @@ LONGER = frozenset(
         "runtime",
         "runtime/__main__.py",
         "runtime/artifact.py",
+        "tools/families.py",
         "vit/__main__.py",
         "vit/training/loop.py",
     }

@@ -1,4 +1,4 @@
-"""What stands behind the last block: the last LayerNorm and the head that gives the logits."""
+"""Last LayerNorm of the model, and the head that gives the logits."""
 
 from __future__ import annotations
 
