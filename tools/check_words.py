@@ -31,14 +31,10 @@ LONGER = frozenset(
         "export/images.py",
         "export/measure/variants.py",
         "calibration",
-        "export/passes/pixels.py",
         "export/pipeline.py",
         "runtime",
         "runtime/__main__.py",
-        "runtime/artifact.py",
         "tools/families.py",
-        "vit/__main__.py",
-        "vit/training/loop.py",
     }
 )
 # The rules themselves, and the tests that break them on purpose.

@@ -141,6 +141,22 @@ def add_train(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for the checkpoint, metrics.csv and the state of the run",
     )
+    _add_start_options(command)
+    _add_recipe_options(command)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
+    add(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+    )
+    add("--overwrite", action="store_true", help="replace the run in OUT")
+
+
+def _add_start_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add(
         "--model",
         help="tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)",
@@ -166,6 +182,10 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add(
         "--teacher", type=Path, help="a checkpoint with the same classes to learn from as well (distillation)"
     )
+
+
+def _add_recipe_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add("--epochs", type=int)
     add("--batch", type=int, help="images a step, of all processes together")
     add("--lr", type=float, help="the highest learning rate")
@@ -185,16 +205,6 @@ def add_train(command: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="change any field of the recipe, e.g. --set mixup=0.2; all of them are printed at the start",
     )
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
-    add(
-        "--resume",
-        nargs="?",
-        const="yes",
-        choices=("yes", "auto"),
-        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
-    )
-    add("--overwrite", action="store_true", help="replace the run in OUT")
 
 
 def run_train(options: argparse.Namespace) -> None:

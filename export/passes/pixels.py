@@ -76,26 +76,7 @@ def patches_as_gemm(model: ir.Model) -> int:
         width, patch = weight.shape[0], weight.shape[2]
         down, across = shape[1] // patch, shape[2] // patch
         graph, name, features = graph_of(conv), str(conv.name), patch * patch * 3
-        cut: ir.Value = pixels
-        # A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes.
-        for step, (op_type, target) in {
-            "cut": ("Reshape", [-1, down, patch, across, patch * 3]),
-            "ordered": ("Transpose", [-1, down, across, patch, patch * 3]),
-            "rows": ("Reshape", [-1, features]),
-        }.items():
-            reshape = op_type == "Reshape"
-            inputs = [cut, shape_constant(graph, target)] if reshape else [cut]
-            attributes = {} if reshape else {"perm": [0, 1, 3, 2, 4]}
-            inferred = [None if size == -1 else size for size in target]
-            cut = insert(
-                last,
-                op_type,
-                inputs,
-                name=f"{PIXELS}.{step}",
-                shape=inferred,
-                dtype=ir.DataType.UINT8,
-                **attributes,
-            )
+        cut = _cut_patches(pixels, last, (down, across), patch)
         rows = insert(
             last, "Cast", [cut], name=f"{PIXELS}.float", shape=[None, features], to=ir.DataType.FLOAT
         )
@@ -114,6 +95,31 @@ def patches_as_gemm(model: ir.Model) -> int:
         tidy(model)
         return 1
     return 0
+
+
+def _cut_patches(pixels: ir.Value, before: ir.Node, grid: tuple[int, int], patch: int) -> ir.Value:
+    """Cut uint8 pixels [N, H, W, 3] into rows of one patch each, [N · down · across, patch² · 3].
+
+    A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes.
+    """
+    down, across = grid
+    cut = pixels
+    for step, (op_type, target) in {
+        "cut": ("Reshape", [-1, down, patch, across, patch * 3]),
+        "ordered": ("Transpose", [-1, down, across, patch, patch * 3]),
+        "rows": ("Reshape", [-1, patch * patch * 3]),
+    }.items():
+        reshape = op_type == "Reshape"
+        cut = insert(
+            before,
+            op_type,
+            [cut, shape_constant(graph_of(before), target)] if reshape else [cut],
+            name=f"{PIXELS}.{step}",
+            shape=[None if size == -1 else size for size in target],
+            dtype=ir.DataType.UINT8,
+            **({} if reshape else {"perm": [0, 1, 3, 2, 4]}),
+        )
+    return cut
 
 
 def _patch_embeddings(model: ir.Model) -> list[ir.Node]:

@@ -19,7 +19,7 @@ from vit.data.batches import Store
 from vit.data.images import Images
 from vit.inspect.attention import attention_maps, rollout
 from vit.model import ViT
-from vit.training.loop import predict
+from vit.training.evaluate import predict
 
 SHOWN = 8  # images in a row
 

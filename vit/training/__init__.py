@@ -8,6 +8,7 @@ In reading order:
     optimizer    parameter groups, learning rate, moving average
     distributed  one process or several
     resume       state of an unfinished run
+    evaluate     logits without training, and the best epoch
     loop         the loop: computes, writes no file
     probe        features of a frozen backbone, and a linear head on them
     session      the files and messages around one loop

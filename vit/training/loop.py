@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mixed, mixing_share
 from vit.training.distributed import World
+from vit.training.evaluate import Batches, best_epoch, predict
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
 from vit.training.recipe import Recipe, RecipeError
@@ -26,14 +27,6 @@ ORDER, CHANGES, DROPOUT = range(3)  # what the random numbers are for
 
 class TrainingError(FailureError):
     """Training that cannot go on; the message says what to change."""
-
-
-class Batches(Protocol):
-    """Data set as the loop sees it (`vit.data.batches.Store`, or features computed beforehand)."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]: ...
 
 
 class Loop:
@@ -252,25 +245,3 @@ class Loop:
             ids = [self.device.index] if self.device.type == "cuda" else None
             module = DistributedDataParallel(module, device_ids=ids)
         return torch.compile(module) if self.recipe.compile else module
-
-
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
-    """The epoch with the highest validation accuracy; of several, as few images often give, the least loss.
-
-    The first one of those that are the same to a ten-thousandth.
-    """
-    best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
-    return int(best["epoch"])
-
-
-@torch.no_grad()
-def predict(
-    module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """`indices, logits [n, classes], good [n]` in batches, in evaluation mode."""
-    training = module.training
-    module.eval()
-    groups = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    for group, inputs, good in source.batches(groups):
-        yield group, module(inputs.to(device)), good.to(device)
-    module.train(training)

@@ -24,7 +24,8 @@ from vit.merging import merge_tokens
 from vit.model import ViT
 from vit.training import resume
 from vit.training.distributed import World
-from vit.training.loop import Batches, Loop, predict
+from vit.training.evaluate import Batches, predict
+from vit.training.loop import Loop
 from vit.training.recipe import Recipe
 from vit.training.strategies import strategy_for
 

@@ -16,7 +16,7 @@ from vit.data.batches import Store
 from vit.merging import merge_tokens, middle_schedule
 from vit.model import ViT
 from vit.tensors import read_tensors, write_tensors
-from vit.training.loop import Batches
+from vit.training.evaluate import Batches
 from vit.training.probe import Features, Probe, folded
 from vit.training.recipe import Recipe
 

@@ -20,7 +20,8 @@ from vit.data.training import TrainingData, open_data
 from vit.model import ViT, new_model
 from vit.tensors import CheckpointError, read_tensors
 from vit.training import resume as state
-from vit.training.loop import Loop, TrainingError, best_epoch
+from vit.training.evaluate import best_epoch
+from vit.training.loop import Loop, TrainingError
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
