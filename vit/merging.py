@@ -110,7 +110,17 @@ def middle_schedule(config: ViTConfig, merged: int) -> dict[int, int]:
 
 
 def merge_tokens(model: ViT, schedule: Mapping[int, int]) -> ViT:
-    """Let the blocks of `model` merge tokens from now on, in place; an empty schedule undoes it."""
+    """Let the blocks of `model` merge tokens from now on, in place; an empty schedule undoes it.
+
+    Raises:
+        ConfigError: for a model whose attention or pooling is not the paper's; merging would change it.
+    """
+    config = model.config
+    others = ("registers", "qk_norm", "rotary", "attention_bias")
+    unlike = [name for name in others if getattr(config, name)]
+    unlike += [] if config.pooling == "class" else [f"pooling {config.pooling}"]
+    if schedule and unlike:
+        raise ConfigError(f"tokens merge in models that read the class token alone; this one has {unlike[0]}")
     blocks = MergingBlocks(model.blocks, schedule) if schedule else nn.Sequential(*model.blocks)
     model.blocks = blocks
     return model

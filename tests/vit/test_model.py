@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vit.adapt import resize
 from vit.config import SIZES, ConfigError, ViTConfig, named_config
+from vit.merging import merge_tokens
 from vit.model import ViT
 
 
@@ -116,3 +118,33 @@ def test_config_survives_json(tiny_config):
     with pytest.raises(ConfigError, match="unknown size"):
         named_config("gigantic")
     assert set(SIZES) == {"tiny", "small", "base", "large", "huge"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"registers": 1}, {"rotary": True}, {"class_token": False, "pooling": "mean"}, {"qk_norm": True}],
+)
+def test_merging_is_refused_where_it_would_change_the_model(options, tiny_config):
+    with pytest.raises(ConfigError, match="tokens merge"):
+        merge_tokens(ViT(replace(tiny_config, **options)), {0: 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"class_token": False}, "needs a class token"),
+        ({"pooling": "class_and_last"}, "no registers"),
+        ({"pooling": "max"}, "pooling must be one of"),
+        ({"final_norm": "twice"}, "final_norm"),
+        ({"registers": -1}, "registers"),
+    ],
+)
+def test_impossible_options_are_refused(tiny_config, changes, word):
+    with pytest.raises(ConfigError, match=word):
+        replace(tiny_config, **changes)
+
+
+@pytest.mark.parametrize("options", [{"rotary": True}, {"attention_bias": True}])
+def test_positions_inside_the_attention_keep_their_size(options, tiny_config):
+    with pytest.raises(ConfigError, match="made for 8x8"):
+        resize(ViT(replace(tiny_config, **options)), (16, 16))
