@@ -98,6 +98,13 @@ def middle_schedule(config: ViTConfig, merged: int) -> dict[int, int]:
     Raises:
         ConfigError: where the model has too few patches for so many.
     """
+    plain = ViTConfig()
+    special = ("class_token", "registers", "pooling", "attention_bias", "rotary", "qk_norm")
+    if merged and any(getattr(config, name) != getattr(plain, name) for name in special):
+        raise ConfigError(
+            "token merging fits models with a class token that is read, no registers and plain attention; "
+            "leave --merge-tokens out for this model"
+        )
     first = config.depth // 4
     blocks = range(config.depth)[first : max(3 * config.depth // 4, first + 1)][: config.depth - 1]
     most = (config.tokens - KEPT) // (len(blocks) + 1) if blocks else 0

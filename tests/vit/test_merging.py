@@ -94,6 +94,15 @@ def test_a_schedule_that_does_not_fit_is_refused() -> None:
         middle_schedule(CONFIG, 11)
 
 
+@pytest.mark.parametrize(
+    "change", [{"registers": 2}, {"pooling": "mean"}, {"rotary": True}, {"attention_bias": True}]
+)
+def test_other_kinds_of_models_are_refused(change) -> None:
+    with pytest.raises(ConfigError, match="leave --merge-tokens out for this model"):
+        middle_schedule(replace(CONFIG, **change), 2)
+    assert middle_schedule(replace(CONFIG, **change), 0) == {}
+
+
 def test_multiply_adds() -> None:
     base = ViTConfig()
     assert multiply_adds_left(base, {}) == 1
