@@ -14,3 +14,8 @@ def one_line(text: str) -> str:
     """A message as one printable line of bounded length."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def flaw(error: Exception) -> str:
+    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

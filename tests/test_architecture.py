@@ -106,3 +106,9 @@ def test_public_names_are_frozen() -> None:
     assert all(getattr(runtime, name) is not None for name in runtime.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Classifyer'"):
         _ = runtime.Classifyer  # type: ignore[attr-defined]
+
+
+def test_what_lies_beside_a_foreign_model_is_read_without_torch(root: Path) -> None:
+    loaded = modules_after("import vit.pretrained.documents, vit.pretrained.preprocessing", root)
+    assert "torch" not in loaded
+    assert "safetensors" not in loaded

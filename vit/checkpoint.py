@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.preprocess import Preprocess
+from runtime.text import flaw
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
-from vit.tensors import CheckpointError, flaw, read_tensors, write_tensors
+from vit.tensors import CheckpointError, read_tensors, write_tensors
 
 FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"

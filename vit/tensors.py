@@ -38,8 +38,3 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{file}: not a complete safetensors file ({error}); make or copy it again"
         ) from error
-
-
-def flaw(error: Exception) -> str:
-    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

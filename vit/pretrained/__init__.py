@@ -4,12 +4,34 @@ Nothing in the files is executed: safetensors, `weights_only=True` and `allow_pi
 
 In reading order:
 
-    files          tensors and JSON out of files of other projects
+    documents      the JSON beside the weights
+    files          tensors out of files of other projects
     formats        how each project names its tensors
     preprocessing  what the model expects of an image
     load           the whole import
+
+The names below are imported when first asked for: `documents` and `preprocessing` serve ONNX models too,
+where there may be no torch.
 """
 
-from vit.pretrained.load import ImportedModel, SourceError, load_model, read_source
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit.pretrained.documents import SourceError
+    from vit.pretrained.load import ImportedModel, load_model, read_source
 
 __all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SourceError":
+        from vit.pretrained.documents import SourceError
+
+        return SourceError
+    if name in __all__:
+        from vit.pretrained import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

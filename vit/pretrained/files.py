@@ -1,8 +1,7 @@
-"""Tensors and JSON out of files that others wrote, without executing anything in them."""
+"""Tensors out of files that others wrote, without executing anything in them."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 import zipfile
@@ -14,16 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.errors import InputError
+from vit.pretrained.documents import SourceError, read_json
 from vit.tensors import CheckpointError, read_tensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model.safetensors.index.json"
 WRAPPERS = ("model", "state_dict", "model_state", "teacher")  # under which training scripts store the weights
-
-
-class SourceError(InputError):
-    """Weights that cannot be read or do not fit; the message says which and what was expected."""
 
 
 def find_weights(source: Path) -> Path:
@@ -106,16 +101,3 @@ def unwrapped(found: Any, file: Path) -> dict[str, Tensor]:
 
 def as_float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{file}: not a JSON file ({error})") from error
-    if not isinstance(document, dict):
-        raise SourceError(f"{file}: expected a JSON object, found {type(document).__name__}")
-    return document

@@ -14,7 +14,8 @@ import torch
 from runtime.preprocess import Preprocess
 from vit.config import SIZES, ConfigError, ViTConfig
 from vit.model import ViT
-from vit.pretrained.files import SourceError, find_weights, read_json, read_weights
+from vit.pretrained.documents import SourceError, labels_of, read_json
+from vit.pretrained.files import find_weights, read_weights
 from vit.pretrained.formats import GOOGLE, HUGGING_FACE, Format, Tensors, recognise
 from vit.pretrained.preprocessing import View, view_of
 
@@ -187,18 +188,6 @@ def misfit(file: Path, missing: list[str], left_over: list[str], misshapen: list
     ]
     hints = [hint for pattern, hint in HINTS if any(re.search(pattern, name) for name in left_over)]
     return "; ".join([*parts, *hints]) and "tensors do not fit: " + "; ".join([*parts, *hints])
-
-
-def labels_of(described: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the classes, or their numbers."""
-    named = described.get("id2label")
-    if isinstance(named, Mapping) and len(named) == classes and all(str(i) in named for i in range(classes)):
-        return tuple(str(named[str(i)]) for i in range(classes)), []
-    listed = described.get("label_names") or (described.get("pretrained_cfg") or {}).get("label_names")
-    if isinstance(listed, list) and len(listed) == classes:
-        return tuple(map(str, listed)), []
-    guessed = [f"the classes' numbers, 0 to {classes - 1}, as their labels (--labels FILE names them)"]
-    return tuple(map(str, range(classes))), guessed if classes else []
 
 
 def named_labels(found: ImportedModel, file: Path) -> ImportedModel:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.preprocess import Interpolation, Preprocess
-from vit.pretrained.files import SourceError
+from runtime.text import flaw
+from vit.pretrained.documents import SourceError
 from vit.pretrained.formats import GOOGLE, HUGGING_FACE, TIMM, TORCHVISION, Format
-from vit.tensors import flaw
 
 Triple = tuple[float, float, float]
 HALF: Triple = (0.5, 0.5, 0.5)

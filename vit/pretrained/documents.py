@@ -1,0 +1,39 @@
+"""The JSON documents beside a model of another project. No torch here: ONNX models have them too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+
+
+class SourceError(InputError):
+    """Weights that cannot be read or do not fit; the message says which and what was expected."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one when there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file}: not a JSON file ({error})") from error
+    if not isinstance(document, dict):
+        raise SourceError(f"{file}: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def labels_of(described: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the classes, or their numbers."""
+    named = described.get("id2label")
+    if isinstance(named, Mapping) and len(named) == classes and all(str(i) in named for i in range(classes)):
+        return tuple(str(named[str(i)]) for i in range(classes)), []
+    listed = described.get("label_names") or (described.get("pretrained_cfg") or {}).get("label_names")
+    if isinstance(listed, list) and len(listed) == classes:
+        return tuple(map(str, listed)), []
+    guessed = [f"the classes' numbers, 0 to {classes - 1}, as their labels (--labels FILE names them)"]
+    return tuple(map(str, range(classes))), guessed if classes else []
