@@ -91,7 +91,7 @@ def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
         raise ForeignError(
             f"{path}: expected a float model, found {quantized[0]}; give the model before INT8"
         )
-    if branching := sorted(types.intersection({"If", "Loop", "Scan"})):
+    if branching := sorted(types.intersection({"Loop", "Scan"})):
         raise ForeignError(
             f"{path}: {branching[0]} is in it, whose shapes are not fixed; trace, do not script"
         )

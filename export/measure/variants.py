@@ -110,6 +110,7 @@ def measure(
         environment=describe_environment(),
         labels=source.labels,
         passes=source.exported.passes,
+        reference=source.reference_name,
         parity=parity,
         calibration=_calibration(images, variants, plan),
         search=_search(variants, times),

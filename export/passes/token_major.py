@@ -19,8 +19,7 @@ from calibration.graph import (
 )
 
 Step = Callable[[], None]  # changes one node, once it is known that all can be changed
-ROW_WISE = ("LayerNormalization", "Gelu", "Tanh", "Erf", "Sigmoid", "Relu", "Identity")
-SCALED = ("Add", "Sub", "Mul", "Div")
+Rule = Callable[[ir.Node], Step | None]  # how a node changes, or None when it must not
 HEADS = {(0, 2, 1, 3): (1, 0, 2), (0, 2, 3, 1): (1, 2, 0)}  # [N, T, H, d] there, [T, N · H, d] here
 PIXELS = (0, 1, 3, 2, 4), (1, 3, 0, 2, 4)  # [N, down, patch, across, patch · 3] → rows of patches
 
@@ -37,7 +36,8 @@ def tokens_before_batch(model: ir.Model) -> int:
     for node in model.graph:
         if not _concerned(node):
             continue
-        step = _step(node)
+        rule = RULES.get(node.op_type)
+        step = rule(node) if rule is not None else None
         if step is None:
             return 0
         heads += node.op_type == "Transpose" and _rank(node.inputs[0]) == 4
@@ -65,31 +65,6 @@ def _concerned(node: ir.Node) -> bool:
 
 def _rank(value: ir.Value | None) -> int:
     return len(sizes(value) or ())
-
-
-def _step(node: ir.Node) -> Step | None:
-    """How this node changes, or None when it is not known to be one that may."""
-    if node.op_type == "Reshape":
-        return _reshape(node)
-    if node.op_type == "Transpose":
-        return _transpose(node)
-    if node.op_type == "Concat" and attribute(node, "axis", 0) == 1 and _rank(node.outputs[0]) == 3:
-        return lambda: _turned(node, axis=0)
-    if node.op_type == "Gather" and attribute(node, "axis", 0) == 1 and _rank(node.inputs[0]) == 3:
-        return lambda: _turned(node, axis=0)
-    if node.op_type == "Expand":
-        return _expand(node)
-    if node.op_type in SCALED:
-        return _scaled(node)
-    if node.op_type == "MatMul" and all(_rank(value) == 4 for value in node.inputs):
-        return lambda: _turned(node)
-    if node.op_type == "Softmax" and attribute(node, "axis", -1) in (-1, _rank(node.outputs[0]) - 1):
-        return lambda: _turned(node, axis=-1)
-    if node.op_type in ROW_WISE:
-        last = attribute(node, "axis", -1) in (-1, _rank(node.outputs[0]) - 1)
-        axis = {"axis": -1} if node.op_type == "LayerNormalization" else {}
-        return (lambda: _turned(node, **axis)) if last else None
-    return None
 
 
 def _turned(node: ir.Node, **attributes: int | list[int]) -> None:
@@ -210,3 +185,38 @@ def _scaled(node: ir.Node) -> Step | None:
 
             return change
     return lambda: _turned(node)
+
+
+def _along_tokens(node: ir.Node) -> Step | None:
+    """Tokens are axis 0 instead of axis 1."""
+    value = node.outputs[0] if node.op_type == "Concat" else node.inputs[0]
+    along = attribute(node, "axis", 0) == 1 and _rank(value) == 3
+    return (lambda: _turned(node, axis=0)) if along else None
+
+
+def _product(node: ir.Node) -> Step | None:
+    """Both sides must hold the images: a constant side would not be reordered with the other."""
+    both = all(_rank(value) == 4 and _by_image(value) for value in node.inputs)
+    return (lambda: _turned(node)) if both else None
+
+
+def _row_wise(node: ir.Node) -> Step | None:
+    """The last axis stays the last; the ranks of attention's scores change, so it is counted from the end."""
+    if attribute(node, "axis", -1) not in (-1, _rank(node.outputs[0]) - 1):
+        return None
+    has_axis = node.op_type in ("LayerNormalization", "Softmax")
+    return lambda: _turned(node, **({"axis": -1} if has_axis else {}))
+
+
+# Left what was there, right what becomes of it; T tokens, H heads, d features of a head, w of a token.
+TABLE: tuple[tuple[str, Rule, str], ...] = (
+    ("Reshape", _reshape, "[N·T, w] → [N, T, w] or [N, T, H, d]: [T·N, w] → [T, N, w] or [T, N·H, d]"),
+    ("Transpose", _transpose, "[N, T, H, d] → [N, H, T, d]: [T, N·H, d] → [N·H, T, d]"),
+    ("Concat", _along_tokens, "[x, y] over T, axis 1: axis 0"),
+    ("Gather", _along_tokens, "x[:, t]: x[t]"),
+    ("Expand", _expand, "class token (N, 1, w): (1, N, w)"),
+    ("Add Sub Mul Div", _scaled, "x + c[T, w]: x + c[T, 1, w]"),
+    ("MatMul", _product, "[N, H, T, d] · [N, H, d, T]: [N·H, T, d] · [N·H, d, T]"),
+    ("LayerNormalization Softmax Gelu Tanh Erf Sigmoid Relu Identity", _row_wise, "f of each row: the same"),
+)
+RULES: dict[str, Rule] = {name: rule for names, rule, _ in TABLE for name in names.split()}

@@ -17,6 +17,7 @@ from vit.pretrained.documents import SourceError, read_json
 from vit.tensors import CheckpointError, read_tensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".pth", ".pt", ".bin", ".npz")
 INDEX = "model.safetensors.index.json"
 WRAPPERS = ("model", "state_dict", "model_state", "teacher")  # under which training scripts store the weights
 
