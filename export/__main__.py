@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint",
         nargs="?",
         type=Path,
-        help="a checkpoint, or weights of another project; a file or folder (default: the embedded digits example)",
+        help="a file or folder: a checkpoint, or weights of another project (default: the digits example)",
     )
     add(
         "--onnx",

@@ -70,11 +70,8 @@ def _spread(walk: Walk, node: ir.Node, value: ir.Value, place: Place) -> ir.Valu
     one = walk.one_image(node, value, place.axis)
     axes = dict.fromkeys(("start", "end"), 0) | {"end": 1}
     batch = insert(node, "Shape", [walk.pixels], name=SYMBOL, shape=[1], dtype=ir.DataType.INT64, **axes)
-    parts = [
-        *([shape_constant(graph, rest[: place.axis])] if place.axis else []),
-        batch,
-        *([shape_constant(graph, rest[place.axis + 1 :])] if rest[place.axis + 1 :] else []),
-    ]
+    # One part for each axis, so that tokens_before_batch can put them in another order.
+    parts = [batch if axis == place.axis else shape_constant(graph, [n]) for axis, n in enumerate(rest)]
     name = f"{name}.shape"
     target = insert(node, "Concat", parts, name=name, shape=[len(rest)], dtype=ir.DataType.INT64, axis=0)
     name, dtype = f"{value.name}.expanded", value.dtype or ir.DataType.FLOAT
