@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from calibration.graph import Array, GraphError
 from calibration.plan import Target
-from runtime.session import open_session
+from calibration.serialize import session_of
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
 HOLD_EVERY = 4  # each fourth image judges the ranges that the others gave
@@ -135,8 +135,7 @@ def observing_session(
             raise GraphError(f"expected a tensor {name!r} in the graph, found none of that name")
         if not values[name].is_graph_output():
             observed.graph.outputs.append(values[name])
-    data = ir.to_proto(observed).SerializeToString()
-    return open_session(data, device="cpu", threads=threads, target=target)
+    return session_of(observed, threads=threads, target=target)
 
 
 def observe(

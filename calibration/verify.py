@@ -41,7 +41,7 @@ class Kernels:
         return " and ".join(parts) + " in integer kernels"
 
 
-def optimized_graph(model: bytes) -> ir.Model:
+def optimized_graph(model: bytes | Path) -> ir.Model:
     """The graph after all of ONNX Runtime's optimisations for the CPU at hand."""
     options = ort.SessionOptions()
     options.log_severity_level = (
@@ -51,11 +51,12 @@ def optimized_graph(model: bytes) -> ir.Model:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else str(model)
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return ir.from_proto(ir.to_proto(ir.load(path)))  # in memory: the folder goes
 
 
-def check_kernels(model: bytes, plan: QuantizationPlan) -> Kernels:
+def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     """Find the kernel of every layer that the plan calls int8.
 
     Raises:

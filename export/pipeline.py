@@ -80,11 +80,12 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
         variants.append(ModelFile.opened("int8", chosen.model, options.threads, chosen, search))
     if options.half:
         variants.append(ModelFile.opened("float16", to_float16(exported.model), options.threads))
-    results, files = measure(
-        source, parity, images, variants, report, plan=options.plan, threads=options.threads
-    )
-    _check_limits(results, options)
-    _write(results, variants, files, out)
+    with staged(out) as folder:
+        results = measure(
+            source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
+        )
+        _check_limits(results, options)
+        _write_reports(results, variants, folder)
     return results
 
 
@@ -196,13 +197,12 @@ def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float
     return sorted(result.layers.items(), key=lambda item: item[1])[:count]
 
 
-def _write(results: Results, variants: list[ModelFile], files: list[bytes], out: Path) -> None:
+def _write_reports(results: Results, variants: list[ModelFile], folder: Path) -> None:
     from export.report.html import render
 
-    with staged(out) as folder:
-        for each, result, data in zip(variants, results.variants, files, strict=True):
-            (folder / result.file).write_bytes(data)
-            if each.quantized is not None:
-                (folder / "plan.json").write_text(each.quantized.plan.to_json())
-        (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n")
-        (folder / "report.html").write_text(render(results))
+    for each in variants:
+        if each.quantized is not None:
+            (folder / "plan.json").write_text(each.quantized.plan.to_json(), encoding="utf-8")
+    document = json.dumps(results.to_dict(), indent=1) + "\n"
+    (folder / "report.json").write_text(document, encoding="utf-8")
+    (folder / "report.html").write_text(render(results), encoding="utf-8")

@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 what = outcome.error or f"{outcome.parity:.1e}"
                 extra = f"order {outcome.token_order}, float {outcome.float_layers}, {seconds:.0f} s"
                 print(
-                    f"{'ok  ' if passed(outcome) else 'FAIL'} {name:44} {exporter} {batch}: {outcome.stage} {what} [{extra}]",
+                    f"{'ok  ' if passed(outcome) else 'FAIL'} {name:44} {exporter} {batch}: "
+                    f"{outcome.stage} {what} [{extra}]",
                     flush=True,
                 )
     print(f"{sum(map(passed, outcomes))} of {len(outcomes)}")

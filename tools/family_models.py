@@ -141,7 +141,8 @@ def families() -> dict[str, Callable[[], nn.Module]]:
 
 
 def of_transformers(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return a small image classifier of transformers."""
+    """Return a small image classifier of transformers, which imports torchvision where it finds it."""
+    declare_torchvision_operators()
     import transformers
 
     model_type, _, variant = name.partition(" ")
@@ -170,7 +171,7 @@ _declared: list[torch.library.Library] = []
 
 
 def declare_torchvision_operators() -> None:
-    """Declare the operators that torchvision's Python registers kernels for, where its binary is not loaded."""
+    """Declare the operators that torchvision's Python expects of its binary, which is not loaded."""
     if _declared:
         return
     library = torch.library.Library("torchvision", "DEF")
@@ -180,6 +181,7 @@ def declare_torchvision_operators() -> None:
     deform = ", ".join([f"Tensor t{i}" for i in range(5)] + [f"int i{i}" for i in range(8)]) + ", bool mask"
     for signature in (
         "nms(Tensor dets, Tensor scores, float threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float threshold) -> Tensor",
         f"roi_align({box}, int ratio, bool aligned) -> Tensor",
         f"_roi_align_backward({back}, float scale, {sizes}, int ratio, bool aligned) -> Tensor",
         f"roi_pool({box}) -> (Tensor, Tensor)",

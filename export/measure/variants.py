@@ -16,15 +16,15 @@ from calibration.layers import layer_drift
 from calibration.plan import Target
 from calibration.quantize import Quantized
 from calibration.search import Search
+from calibration.serialize import session_of
 from calibration.write import write_plan
-from export.files import digest, model_bytes
+from export.files import cleaned, write_model
 from export.images import ExportImages
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
 from export.measure.results import Results, VariantResult
 from export.source import Source
 from runtime.artifact import FILE_NAMES, Metadata, Variant
-from runtime.session import open_session
 from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
@@ -70,32 +70,35 @@ def measure(
     parity: float,
     images: ExportImages,
     variants: list[ModelFile],
+    folder: Path,
     report: Reporter = silent,
     *,
     plan: Path | None = None,
     threads: int | None = None,
-) -> tuple[Results, list[bytes]]:
-    """What each variant does on the evaluation images, and the bytes of its file.
+) -> Results:
+    """Measure what each variant does on the evaluation images, and write its file.
 
     Args:
         variants: float32 first, which the others are compared with.
+        folder: where the model files go.
         plan: the file whose plan was written, where nothing was calibrated.
     """
     evaluation = images.evaluation
     with report("measuring", len(evaluation)) as progress:
         logits = all_logits([each.session for each in variants], evaluation, source.preprocess, progress)
     times = _latencies(source, variants, evaluation)
-    found, files = [], []
+    found = []
     for each, rows in zip(variants, logits, strict=True):
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
-        files.append(model_bytes(each.model, _metadata(source, each, drift, evaluation)))
+        name = FILE_NAMES[each.variant]
+        size, sha256 = write_model(folder / name, each.model, _metadata(source, each, drift, evaluation))
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
                 variant=each.variant,
-                file=FILE_NAMES[each.variant],
-                bytes=len(files[-1]),
-                sha256=digest(files[-1]),
+                file=name,
+                bytes=size,
+                sha256=sha256,
                 logits=rows,
                 latency=times[each.variant],
                 drift=drift,
@@ -104,7 +107,7 @@ def measure(
                 layers=_layers(source, each, evaluation, threads),
             )
         )
-    results = Results(
+    return Results(
         producer=producer(),
         source=source.description,
         environment=describe_environment(),
@@ -125,11 +128,10 @@ def measure(
         variants=tuple(found),
         float_layers=source.float_layers + _kept_float(variants),
     )
-    return results, files
 
 
 def _session(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
-    return open_session(model_bytes(model), device="cpu", threads=threads, target=target or "any")
+    return session_of(cleaned(model), threads=threads, target=target or "any")
 
 
 def _latencies(

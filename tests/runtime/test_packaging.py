@@ -47,7 +47,7 @@ def test_the_folder_alone_is_enough(model: Path, images: Path, tmp_path: Path) -
 def test_every_line_of_python_in_the_pages_runs(
     page: Path, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
     if page.name == "runtime.md":
         assert len(blocks) >= 2
     make_model("model.int8.onnx")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError, constant, graph_of, insert, replace, tidy
+from calibration.serialize import serialized
 
 BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
 KEEP = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
@@ -125,9 +126,9 @@ def _observe(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     try:
-        session = ort.InferenceSession(
-            ir.to_proto(observed).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with serialized(observed) as data:
+            source = data if isinstance(data, bytes) else str(data)
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found = session.run(None, {pixels.name: zeros})
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise GraphError(
