@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
 
 from export.from_onnx.passes.batch_layout import LAYOUT
 from export.from_onnx.passes.batch_rules import ARITHMETIC, Rule
@@ -32,6 +33,7 @@ def free_batch(model: ir.Model) -> int:
             walk.places[output] = place
     for value, place in walk.places.items():
         value.shape = _freed(value, place, walk.size)
+    RemoveUnusedNodesPass()(model)  # what was replaced, and still reads constants for the fixed batch
     return walk.changes
 
 
