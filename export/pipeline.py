@@ -163,7 +163,13 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
     some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
-    (found,) = session.run(None, {session.get_inputs()[0].name: batch})
+    try:
+        (found,) = session.run(None, {session.get_inputs()[0].name: batch})
+    except Exception as error:  # pybind's own exception classes, of which there is no list
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); please "
+            f"report this with: {dict(source.description)}"
+        ) from error
     difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= PARITY:
         raise ExportError(

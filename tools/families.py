@@ -152,7 +152,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    raise NotImplementedError
+    """Return the page with one row for each outcome, and what was said where one did not come through."""
+    whole = [each for each in outcomes if each.stage != "torch"]
+    torch_failed = [each for each in outcomes if each.stage == "torch"]
+    good = sum(map(passed, whole))
+    worst = max((each.parity for each in whole if passed(each)), default=0.0)
+    lines = [
+        "# Families of transformers and timm through `--onnx`",
+        "",
+        f"{good} of {len(whole)} come through with the logits of the original file; the largest",
+        f"difference is {worst:.1e} of the largest logit, the limit {PARITY:.0e}. Tiny models with random",
+        f"weights, exported by torch {torch.__version__.split('+')[0]}; three images.",
+        "Made by `python tools/families.py`.",
+        "",
+        "Order: places that the token-by-token row order changed; 0 where the model stays image by image.",
+        "Float: layers with weights that INT8 leaves in float32, convolutions mostly.",
+        "",
+        "| family | exporter, batch | difference | order | float |",
+        "|---|---|---|---|---|",
+    ]
+    for each in whole:
+        how = f"{each.exporter}, {each.batch}"
+        what = each.error.replace("|", "/") if each.error else f"{each.parity:.1e}"
+        lines.append(f"| {each.family} | {how} | {what} | {each.token_order} | {each.float_layers} |")
+    if torch_failed:
+        lines += ["", "torch itself could not export, or these sizes do not suit:", ""]
+        lines += [f"- {each.family} ({each.exporter}, {each.batch}): {each.error}" for each in torch_failed]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,12 @@ class ForeignModel:
             part = images[start : start + size]
             padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             feed = {taken.name: np.ascontiguousarray(padded)}
-            found.append(self._session.run([OUTPUT], feed)[0][: len(part)])
+            try:
+                found.append(self._session.run([OUTPUT], feed)[0][: len(part)])
+            except Exception as error:  # pybind's own exception classes, of which there is no list
+                raise ForeignError(
+                    f"{self.path}: ONNX Runtime cannot run it ({' '.join(str(error).split())})"
+                ) from error
         return np.concatenate(found)
 
 

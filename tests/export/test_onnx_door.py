@@ -1,18 +1,27 @@
-"""`python -m export --onnx` where there is no torch: from start to report."""
+"""`python -m export --onnx` from start to report: without torch, and with weights too large for one file."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+
+from export.__main__ import main
+from export.files import model_bytes
+from export.source import from_onnx
+from runtime import Classifier
+from runtime.session import open_session
 
 SIDE, PATCH, WIDTH, CLASSES = 16, 8, 24, 3
 
@@ -104,6 +113,44 @@ def test_an_onnx_model_needs_no_torch(folder: Path, root: Path) -> None:
     expect_files(exported([sys.executable, "-c", BLOCKED], folder, root), folder)
 
 
+def test_weights_too_large_for_one_file_lie_beside_it(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """With limits of a few kilobytes in the place of gigabytes: the float file has two parts, INT8 one."""
+    large = [value for value in perceptron().graph.initializer]
+    weights = sum(numpy_helper.to_array(each).nbytes for each in large)
+    monkeypatch.setattr("calibration.serialize.LARGE", 0)
+    monkeypatch.setattr("export.files.ONE_FILE", weights // 2)
+    out = tmp_path / "out"
+    command = ["--onnx", folder, "--quantize", "--calibration", folder / "photos", "--out", out]
+    assert main([*map(str, command), "--threads", "1"]) == 0
+    assert sorted(path.name for path in out.glob("*.onnx*")) == [
+        "model.int8.onnx", "model.onnx", "model.onnx.data",
+    ]  # fmt: skip
+    assert (out / "model.onnx.data").stat().st_size > weights // 2
+    images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    found = open_session(out / "model.onnx", device="cpu").run(None, {"pixels": images})[0]
+    expected = from_onnx(folder).reference(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["models"]["float32"]["bytes"] == sum(p.stat().st_size for p in out.glob("model.onnx*"))
+    assert Classifier(out / "model.int8.onnx")(images[0]).label in "abc"
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_large_weights_stay_aside_while_the_opset_is_converted(opset: int, folder: Path, monkeypatch) -> None:
+    model = perceptron()
+    if opset < 20:
+        model.graph.node[5].op_type = "Tanh"
+        model.graph.node[6].input[:] = ["hidden"]
+        model.graph.node[6].attribute.append(helper.make_attribute("axes", [1]))
+        model.opset_import[0].version = opset
+    onnx.save(model, folder / "model.onnx")
+    monkeypatch.setattr("export.from_onnx.file.BIG_TENSOR", 100)
+    source = from_onnx(folder)
+    images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    session = open_session(model_bytes(source.exported.model), device="cpu")
+    np.testing.assert_allclose(session.run(None, {"pixels": images})[0], source.reference(images), atol=1e-5)
+
+
 def test_a_checkpoint_says_what_to_install(folder: Path, root: Path) -> None:
     done = run([sys.executable, "-c", BLOCKED, folder / "model.safetensors"], root)
     assert done.returncode == 1
@@ -121,3 +168,21 @@ def test_the_extra_onnx_is_enough_in_a_new_environment(new_python: Path, folder:
     expect_files(exported([new_python, "-m", "export"], folder, folder), folder)
     done = run([new_python, "-m", "export", folder / "model.safetensors"], folder)
     assert 'pip install "vit-edge[export]"' in done.stderr
+
+
+def lowest(extra: str, project: dict[str, Any]) -> list[str]:
+    """The requirements of an extra, and what it builds on, at the lower bound of each."""
+    found = list(project["dependencies"])
+    for requirement in project["optional-dependencies"][extra]:
+        inner = re.fullmatch(r"vit-edge\[(.*)\]", requirement)
+        found += lowest(inner[1], project) if inner else [requirement]
+    return [requirement.replace(">=", "==") for requirement in dict.fromkeys(found)]
+
+
+@pytest.mark.slow
+def test_the_lower_bounds_of_the_extra_onnx_work(new_python: Path, folder: Path, root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pip = [new_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    installed = run([*pip, *lowest("onnx", project)], folder)
+    assert installed.returncode == 0, installed.stderr
+    expect_files(exported([new_python, "-m", "export"], folder, root), folder)
