@@ -27,12 +27,18 @@ SIDE, PATCH, WIDTH, CLASSES = 16, 8, 24, 3
 
 # An environment in which the packages of training cannot be imported.
 BLOCKED = """
-import sys
+import importlib.metadata, sys
+blocked, found = {"torch", "safetensors", "sklearn", "onnxscript"}, importlib.metadata.version
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "safetensors", "sklearn", "onnxscript"}:
+        if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def version(name):
+    if name in blocked:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
 sys.meta_path.insert(0, Blocked())
+importlib.metadata.version = version
 from export.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -105,6 +111,7 @@ def expect_files(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["parity"]["reference"] == "the original ONNX"
     assert set(report["models"]) == {"float32", "int8"}
+    assert "torch" not in report["environment"]["packages"]
     assert "3 of 3 linears" in done.stdout
     assert (folder / "out" / "report.html").stat().st_size > 5000
 
