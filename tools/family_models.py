@@ -28,7 +28,6 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "data2vec-vision": VIT | {"use_shared_relative_position_bias": True},
     "dinov2": VIT | {"mlp_ratio": 2},
     "dinov2_with_registers": VIT | {"mlp_ratio": 2},
-    "dinov3_vit": VIT,
     "vit_msn": VIT,
     "ijepa": VIT,
     "siglip": VIT,
@@ -39,7 +38,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "swinv2": STAGES | {"embed_dim": 24, "window_size": 2, "num_heads": [1, 2, 3, 6]},
     "donut-swin": STAGES | {"embed_dim": 24, "window_size": 2, "num_heads": [1, 2, 3, 6]},
     "focalnet": STAGES | {"embed_dim": 24},
-    "cvt": {"embed_dim": [16, 48, 96], "depth": [1, 1, 2]},
+    "cvt": {"depth": [1, 1, 2]},
     "levit": {"image_size": SIDE, "hidden_sizes": [32, 48, 64], "depths": [1, 1, 1]},
     "pvt": {"image_size": SIDE, "depths": [1, 1, 1, 1]},
     "pvt_v2": {"image_size": SIDE, "depths": [1, 1, 1, 1]},
@@ -61,7 +60,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": VIT_TIMM,
     "vit_base_patch16_clip_224": VIT_TIMM,
     "vit_base_patch16_siglip_224": VIT_TIMM,
-    "vit_medium_patch16_reg4_256": VIT_TIMM,
+    "vit_medium_patch16_reg4_gap_256": VIT_TIMM,
     "vit_relpos_base_patch16_224": VIT_TIMM,
     "vit_srelpos_small_patch16_224": VIT_TIMM,
     "vit_small_patch14_dinov2": VIT_TIMM,
@@ -155,6 +154,9 @@ def of_transformers(name: str, options: dict[str, Any]) -> nn.Module:
         config = transformers.AutoConfig.for_model(model_type, num_labels=CLASSES, **options)
     if variant == "distilled":
         return Logits(transformers.DeiTForImageClassificationWithTeacher(config))
+    of_several = {"deit": "DeiTForImageClassification", "levit": "LevitForImageClassification"}
+    if model_type in of_several:
+        return Logits(getattr(transformers, of_several[model_type])(config))
     return Logits(transformers.AutoModelForImageClassification.from_config(config))
 
 
