@@ -1,6 +1,6 @@
 """Which families of transformers and timm come through `python -m export --onnx`, and how exactly.
 
-    python tools/families.py --table docs/reference/families.md
+    python tools/onnx_families.py --table docs/reference/onnx-families.md
 
 Each family is built small with random weights, exported by torch, loaded as a foreign ONNX model, and its
 canonical graph compared with the original file. Needs the dev extra, and timm with torchvision's Python:
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from family_models import SIDE, families, lively
+from onnx_family_models import SIDE, families, lively
 from torch import nn
 
 from export.files import model_bytes
@@ -168,7 +168,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"{good} of {len(whole)} come through with the logits of the original file; the largest",
         f"difference is {worst:.1e} of the largest logit, the limit {PARITY:.0e}. Tiny models with random",
         f"weights, exported by torch {torch.__version__.split('+')[0]}; three images.",
-        "Made by `python tools/families.py`.",
+        "Made by `python tools/onnx_families.py`.",
         "",
         "Order: places that the token-by-token row order changed; 0 where the model stays image by image.",
         "Float: layers with weights that INT8 leaves in float32, convolutions mostly.",
