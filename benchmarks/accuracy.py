@@ -1,4 +1,4 @@
-"""What is left of a real model's answers: ours and what a user would pick instead, on the same photos."""
+"""Accuracy of a real model: vit-edge and other tools, on the same photos."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         checkpoint = load_checkpoint(options.checkpoint)
-        images = labelled(options.photos, options.labels, classes=len(checkpoint.labels))
+        images = labeled(options.photos, options.labels, classes=len(checkpoint.labels))
         photos = divide(images, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
     except (CheckpointError, DataError) as error:
         print(error, file=sys.stderr)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here())
-        tell("quantising in every way, minutes")
+        tell("quantizing in every way, minutes")
         built = list(build(bench, variations=True))
         peers = [each for each in built if isinstance(each, Peer)]
         print(accuracy_table(drifts(peers, photos)), flush=True)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def labelled(folder: Path, labels: Path, *, classes: int) -> Images:
+def labeled(folder: Path, labels: Path, *, classes: int) -> Images:
     """The photos that a CSV file (columns `file` and `class_index`) names, with their classes.
 
     Raises:
@@ -102,12 +102,12 @@ def divide(images: Images, preprocess: Preprocess, *, calibrate: int, seed: int)
     parts = [images.subset(np.sort(part)) for part in (order[:calibrate], order[calibrate:])]
     calibration, evaluation = (list(batches(part, preprocess, size=1)) for part in parts)
     targets = parts[1].targets
-    assert targets is not None  # `labelled` gives them
+    assert targets is not None  # `labeled` gives them
     return Photos(calibration, evaluation, targets)
 
 
 def drifts(peers: Sequence[Peer], photos: Photos) -> dict[str, Drift]:
-    """How far each is from the first of them, the float model in torch."""
+    """Drift of each program from the first one, the float32 model in torch."""
     logits = {}
     for peer in peers:
         tell(f"measuring {peer.name}")

@@ -1,4 +1,4 @@
-"""What decoding large JPEGs in draft mode changes in the answers of a model.
+"""Changes in the answers of a model when large JPEGs are decoded in draft mode.
 
     python -m benchmarks.decode_drift MODEL PHOTOS [--count 50] [--size 4000 3000]
 

@@ -1,4 +1,4 @@
-"""How long one image takes: ours and what a user would pick instead, in one interleaved run."""
+"""Latency of one image: vit-edge and other tools, in one interleaved run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from runtime.cpu import available_cores
 from vit.config import SIZES
 from vit.model import ViT
 
-HEADS = ("", "median ms", "min ms", "speed", "ours is", "MB")
+HEADS = ("", "median ms", "min ms", "speed", "vit-edge is", "MB")
 NOTE = (
     "Batch 1 at 224x224, random weights. Speed is against the line marked 1.00x; "
-    '"ours is" is how many times as fast our INT8 file is in ONNX Runtime (both of the least times).'
+    '"vit-edge is" is how many times as fast the INT8 file of vit-edge is in ONNX Runtime (minimum times).'
 )
 
 
@@ -58,7 +58,7 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     model = ViT(SIZES[size]).eval()
     images = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
-        tell(f"quantising {size} in every way")
+        tell(f"quantizing {size} in every way")
         built = list(build(Bench(model, images, Path(folder), target_here())))
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:

@@ -1,7 +1,7 @@
-"""Ways to run one and the same ViT: ours, and what a user would pick instead.
+"""Programs that run the same ViT: vit-edge and other tools.
 
 The others get what their documentation tells a user to give them: the model as `torch.onnx.export` writes
-it by default, taking normalised float images. What turns pixels into those is not timed, which is to
+it by default, taking normalized float images. What turns pixels into those is not timed, which is to
 their advantage; ours take the pixels themselves.
 """
 
@@ -26,16 +26,16 @@ import torch
 from torch import nn
 
 from calibration.graph import Array
-from calibration.plan import Target
 from calibration.quantize import quantize
 from export.files import model_bytes
 from export.from_torch import export_float
 from runtime.session import open_session
+from runtime.targets import Target
 from vit.model import ViT
 
 REFERENCE = "torch eager float32"
 BASELINE = "ORT float32, torch.onnx export"
-OURS = "ours INT8, ORT"
+OURS = "vit-edge INT8, ORT"
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the peers are built from.
+    """Model, images and settings that the peers are built from.
 
     Attributes:
         model: the float model in torch, in eval mode.
         images: what to calibrate with, each uint8 [1, H, W, 3].
         folder: an existing folder for model files.
-        target: the kind of CPU that our INT8 weights are made for.
+        target: the form of our INT8 weights.
     """
 
     model: ViT
@@ -86,7 +86,7 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
     plain = export_plain(bench.model, bench.folder / "plain.onnx")
     normalized = _normalized(bench.model)
     yield Peer(REFERENCE, lambda threads: _torch(bench.model, threads))
-    yield _ours("ORT float32, our graph", _written(ours, bench.folder / "ours.onnx"), bench.target)
+    yield _ours("ORT float32, vit-edge graph", _written(ours, bench.folder / "ours.onnx"), bench.target)
     yield _ort(BASELINE, plain, bench.model)
     yield from _onnxruntime_tools(bench, plain, variations)
     if openvino := _installed("openvino"):
@@ -97,7 +97,7 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
     path = _written(quantized, bench.folder / "ours.int8.onnx")
     yield _ours(OURS, path, bench.target)
     if openvino:
-        yield _openvino("ours INT8, the same file in OpenVINO", path, lambda pixels: pixels)
+        yield _openvino("vit-edge INT8, same file in OpenVINO", path, lambda pixels: pixels)
     for package in ("openvino", "nncf"):
         if not _installed(package):
             yield Skipped(package, f"not installed; pip install {package}")
@@ -129,7 +129,7 @@ def extra_graph(path: Path, target: Target) -> Peer:
 
 
 def export_plain(model: ViT, path: Path) -> Path:
-    """The model without its normalisation, float [1, 3, H, W] in, exported with torch's defaults."""
+    """The model without its normalization, float [1, 3, H, W] in, exported with torch's defaults."""
     plain = copy.deepcopy(model).eval()
     plain.normalize = nn.Identity()  # type: ignore[assignment]
     with quiet():
@@ -175,7 +175,7 @@ def _session(session: ort.InferenceSession, prepare: Callable[[Array], Array]) -
 
 
 def _normalized(model: ViT) -> Callable[[Array], Array]:
-    """What a user's own code does before such a model: uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
+    """Pixels as a user's code prepares them for such a model: uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
 
     def prepare(pixels: Array) -> Array:
         with torch.inference_mode():

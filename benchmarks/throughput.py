@@ -1,4 +1,4 @@
-"""Images a second from a folder: workers, ways to decode, and a transformers pipeline.
+"""Images per second from a folder: workers, decoders, and a transformers pipeline.
 
     python -m benchmarks.throughput MODEL PHOTOS [--repeat 10] [--rounds 3] [--large 24]
 
@@ -156,7 +156,7 @@ def mean_megabytes(folder: Path) -> float:
 
 
 def show(title: str, rates: dict[str, float], reference: str) -> None:
-    print(f"\n| {title} | images a second | {reference} is faster by |\n|---|---|---|")
+    print(f"\n| {title} | images per second | {reference} is faster by |\n|---|---|---|")
     for name, found in rates.items():
         print(f"| {name} | {found:.1f} | {rates[reference] / found:.2f} |")
 

@@ -82,7 +82,7 @@ def environment() -> str:
 
 
 def command() -> str:
-    """What was typed, for the reader who wants to type it too."""
+    """The command line of this process, for readers who want to repeat it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return " ".join(["python -m", spec.name if spec else "benchmarks", *sys.argv[1:]])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError
-from calibration.plan import Target
 from calibration.serialize import session_of
+from runtime.targets import Target
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
 HOLD_EVERY = 4  # each fourth image judges the ranges that the others gave
@@ -125,7 +124,7 @@ def observing_session(
     names: Sequence[str],
     *,
     threads: int | None = None,
-    target: Target | Literal["any"] = "any",
+    target: Target = "any-cpu",
 ) -> ort.InferenceSession:
     """A CPU session of a model that gives the named tensors as well as the logits."""
     observed = model.clone()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
+from runtime.targets import TARGETS, Target, unknown_target
 
 PLAN_VERSION = 1
-Precision = Literal["int8", "float32"]
-Target = Literal["vnni", "avx2", "arm64"]
+Precision = Literal["int8", "float16", "float32"]
 
 
 class PlanError(InputError):
@@ -36,9 +36,10 @@ class Range:
 
     @classmethod
     def of(cls, low: float, high: float) -> Range:
-        """The finest range that holds low, high and zero, with zero stored exactly."""
+        """The finest range that holds low, high and an exact zero; 0 to 1 for zeros alone."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / 255, 1e-12)
+        # Any range stores zeros; a bias in units of a tiny one would not fit int32.
+        scale = max((high - low) / 255, 1e-12) if high > low else 1 / 255
         return cls(scale=_float32(scale), zero_point=min(255, max(0, round(-low / scale))))
 
     def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:
@@ -52,7 +53,11 @@ PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 wha
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPlan:
-    """One linear layer. Its weight is int8, symmetric, one scale an output feature; its sums are int32.
+    """One linear layer.
+
+    With precision "int8" its weight is int8, symmetric, one scale per output channel; its sums are int32.
+    With "float16" its weight is stored in float16 and multiplied in float32: half the bytes of "float32", at
+    a rounding error 60 dB below the weights.
 
     With `per_token`, each row of the input is divided by its own largest magnitude (at least this number)
     before it is quantised and the result is multiplied by it: exact for a linear layer, and no image can
@@ -88,14 +93,16 @@ class BalancePlan:
 class QuantizationPlan:
     """For each linear layer and each attention product of a graph: int8 with which ranges, or float32.
 
-    `target` names the instruction set that the weights are made for: without VNNI ("avx2"), pairs of
-    weights are kept small enough that the 16-bit sums of the kernel cannot saturate.
+    `target` is the form of the weights. For "any-cpu" pairs of weights are so small that the 16-bit sums of
+    an x86 CPU without VNNI cannot overflow; "full-range" uses -127 to 127.
     """
 
     target: Target
     linears: Mapping[str, LinearPlan] = field(default_factory=dict)
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
     balance: Mapping[str, BalancePlan] = field(default_factory=dict)  # by the producer's name
+    # How many tokens each block merges after its attention: an approximation, so empty unless asked for.
+    merging: Mapping[str, int] = field(default_factory=dict)
 
     def quantized(self) -> list[str]:
         """The names of the linears in int8."""
@@ -103,7 +110,9 @@ class QuantizationPlan:
 
     def to_json(self) -> str:
         """The same plan is the same text, byte for byte; one line a layer."""
-        document = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
+        document: dict[str, Any] = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
+        if self.merging:
+            document["merging"] = dict(self.merging)
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
         for key, entries in _sections(self):
             lines = [
@@ -123,26 +132,45 @@ class QuantizationPlan:
             raise PlanError('expected a JSON object with "format": "vit-edge plan"')
         if document.get("version") != PLAN_VERSION:
             raise PlanError(f"expected plan version {PLAN_VERSION}, found {document.get('version')!r}")
-        if document.get("target") not in ("vnni", "avx2", "arm64"):
-            raise PlanError(f"expected target vnni, avx2 or arm64, found {document.get('target')!r}")
+        if document.get("target") not in TARGETS:
+            raise PlanError(unknown_target(document.get("target")))
+        if unknown := sorted(set(document) - {"format", "version", *(each.name for each in fields(cls))}):
+            raise PlanError(
+                f"unknown in a plan: {', '.join(unknown)}; a section that is misspelled has no effect"
+            )
         return cls(
             target=document["target"],
             linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},
             products={name: _entry(ProductPlan, name, e) for name, e in document.get("products", {}).items()},
             balance={name: _entry(BalancePlan, name, e) for name, e in document.get("balance", {}).items()},
+            merging=_merging(document.get("merging", {})),
         )
+
+
+def _merging(document: Any) -> dict[str, int]:
+    if not isinstance(document, dict):
+        raise PlanError(f'merging: expected an object such as {{"blocks.3": 16}}, found {document!r:.80}')
+    for block, merged in document.items():
+        if type(merged) is not int or merged < 1:  # in Python, True is an int
+            raise PlanError(f"merging: {block}: expected a number of tokens from 1, found {merged!r:.80}")
+    return dict(document)
 
 
 def _entry(kind: type[Any], name: str, document: Any) -> Any:
     known = {each.name for each in fields(kind)}
     if not isinstance(document, dict) or set(document) - known:
         raise PlanError(f"{name}: expected an object with {', '.join(sorted(known))}, found {document!r:.80}")
-    if "precision" in known and document.get("precision") not in ("int8", "float32"):
-        raise PlanError(f"{name}: expected precision int8 or float32, found {document.get('precision')!r}")
+    if "precision" in known and document.get("precision") not in _precisions(kind):
+        expected = " or ".join(_precisions(kind))
+        raise PlanError(f"{name}: expected precision {expected}, found {document.get('precision')!r}")
     try:
         return kind(**{key: _value(value) for key, value in document.items()})
     except TypeError as error:
         raise PlanError(f"{name}: {error}") from error
+
+
+def _precisions(kind: type[Any]) -> tuple[str, ...]:
+    return ("int8", "float32") if kind is ProductPlan else get_args(Precision)
 
 
 def _value(value: Any) -> Any:

@@ -10,11 +10,12 @@ import onnx_ir as ir
 from calibration.decide import decide
 from calibration.graph import Array
 from calibration.observe import observe
-from calibration.plan import QuantizationPlan, Target
+from calibration.plan import Precision, QuantizationPlan
 from calibration.serialize import serialized
 from calibration.sites import find_sites
 from calibration.verify import Kernels, check_kernels
 from calibration.write import write_plan
+from runtime.targets import Target
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def quantize(
     target: Target,
     keep_float: Collection[str] = (),
     quantize_products: bool = False,
+    single_rows: Precision = "float16",
     threads: int | None = None,
 ) -> Quantized:
     """Quantise a canonical float model with batches of images `uint8 [N, H, W, 3]`, which are streamed.
@@ -44,10 +46,15 @@ def quantize(
     """
     sites = find_sites(model)
     observed = observe(model, sites.observed(), images, threads=threads)
-    return apply_plan(
-        model,
-        decide(sites, observed, target=target, keep_float=keep_float, quantize_products=quantize_products),
+    plan = decide(
+        sites,
+        observed,
+        target=target,
+        keep_float=keep_float,
+        quantize_products=quantize_products,
+        single_rows=single_rows,
     )
+    return apply_plan(model, plan)
 
 
 def apply_plan(model: ir.Model, plan: QuantizationPlan) -> Quantized:

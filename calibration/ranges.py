@@ -55,6 +55,8 @@ def with_margin(histogram: Histogram, low: float, high: float) -> Bounds:
 
 def percentile(histogram: Histogram, low: float, high: float) -> Bounds:
     """All but the outermost hundredth of a per cent."""
+    if not histogram.counts.any():
+        return low, high
     shares = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
     tail = (100 - PERCENTILE) / 200
     first, last = np.searchsorted(shares, [tail, 1 - tail])
@@ -84,6 +86,8 @@ RULES: Mapping[str, Callable[[Histogram, float, float], Bounds]] = {
 def _best_shrink(
     histogram: Histogram, low: float, high: float, cost: Callable[[Array, Array, Range], float]
 ) -> Bounds:
+    if not histogram.counts.any():  # a tensor of zeros
+        return low, high
     centers, counts = histogram.centers, histogram.counts.astype(np.float64)
     shrinks = np.linspace(1.0, 0.3, 15)
     costs = [cost(centers, counts, Range.of(low * shrink, high * shrink)) for shrink in shrinks]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from calibration.drift import Drift, decibels, measure_drift
 from calibration.graph import Array
+from calibration.merging.search import MergeSearch, search_merging
 from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.serialize import session_of
@@ -22,6 +24,7 @@ FEW_IMAGES = 8  # enough to tell which layers hurt
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
 LOAD = 10.0  # reading a weight as float rather than int8 takes as long as so many multiply-adds gain
 FLOAT = LinearPlan(precision="float32")
+NO_MERGING: Mapping[str, int] = MappingProxyType({})
 
 
 class BudgetError(FailureError):
@@ -30,14 +33,15 @@ class BudgetError(FailureError):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How far INT8 may be from float: points of top-1 lost, and per cent of images with the same label."""
+    """How far INT8 may be from float: points of top-1 lost, per cent of images with the same label, dB."""
 
     max_drift: float | None = None
     min_agreement: float | None = None
+    min_sqnr: float | None = None  # dB, of the logits
 
     @property
     def limits(self) -> bool:
-        return self.max_drift is not None or self.min_agreement is not None
+        return any(limit is not None for limit in (self.max_drift, self.min_agreement, self.min_sqnr))
 
     def misses(self, drift: Drift) -> list[str]:
         """What is not kept, a phrase each.
@@ -53,6 +57,8 @@ class Budget:
                 found.append(f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {self.max_drift:g}")
         if self.min_agreement is not None and drift.agreement < self.min_agreement:
             found.append(f"agreement is {drift.agreement:.2f} %, asked for are {self.min_agreement:g}")
+        if self.min_sqnr is not None and drift.sqnr < self.min_sqnr:
+            found.append(f"SQNR is {drift.sqnr:.1f} dB (minimum: {self.min_sqnr:g} dB)")
         return found
 
 
@@ -73,7 +79,8 @@ class Search:
     plan: QuantizationPlan
     returned: tuple[Layer, ...]  # to float, in the order of noise for cost
     before: Drift  # with every linear in int8
-    after: Drift
+    after: Drift  # without merging
+    merging: MergeSearch | None = None  # where merging was asked for
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -81,6 +88,7 @@ class Search:
             "returned_to_float": [asdict(layer) for layer in self.returned],
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
+            **({"merging": self.merging.to_dict()} if self.merging is not None else {}),
         }
 
 
@@ -91,6 +99,7 @@ def search_plan(
     budget: Budget,
     *,
     targets: Array | None = None,
+    merge_within: Budget | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> Search:
@@ -99,12 +108,25 @@ def search_plan(
     Args:
         images: batches `uint8 [N, H, W, 3]`, apart from those of calibration and of the final report.
         targets: their classes `int64 [images]`, for a limit on top-1.
+        merge_within: merge as many tokens as this budget allows, once the linears keep `budget`; None merges
+            none.
         progress: told after each plan that was tried.
 
     Raises:
         BudgetError: when not even half of the linears' work in float is enough.
+        PlanError: when tokens are to be merged and the graph cannot.
     """
     trials = _Trials(model, plan, list(images), targets, threads, progress)
+    found = _search_linears(trials, plan, budget)
+    if merge_within is None:
+        return found
+    merging = search_merging(
+        model, lambda schedule: trials.drift(found.returned, schedule), merge_within.misses, found.after
+    )
+    return replace(found, plan=replace(found.plan, merging=merging.merging), merging=merging)
+
+
+def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> Search:
     before = trials.drift(())
     if not budget.misses(before):
         return Search(start=plan, plan=plan, returned=(), before=before, after=before)
@@ -153,9 +175,10 @@ class _Trials:
         self.few = np.concatenate(list(images))[:FEW_IMAGES]
         self.exact = self._logits(model, images)
 
-    def drift(self, layers: Sequence[Layer]) -> Drift:
-        """Of the plan with these layers in float."""
-        written = write_plan(self.model, with_float(self.plan, [layer.name for layer in layers]))
+    def drift(self, layers: Sequence[Layer], merging: Mapping[str, int] = NO_MERGING) -> Drift:
+        """Of the plan with these layers in float and this many tokens merged."""
+        plan = with_float(self.plan, [layer.name for layer in layers])
+        written = write_plan(self.model, replace(plan, merging=merging))
         return measure_drift(self.exact, self._logits(written, self.images), self.targets)
 
     def layers(self) -> list[Layer]:

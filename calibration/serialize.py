@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -15,7 +15,7 @@ from runtime.session import open_session
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-    from calibration.plan import Target
+    from runtime.targets import Target
 
 # Bytes of weights from which files are used. Bytes in memory exist three times while a session opens (in the
 # message, serialized, and in the session), and a message of 2 GB or more cannot be serialized at all.
@@ -45,7 +45,7 @@ def serialized(model: ir.Model) -> Iterator[bytes | Path]:
 
 
 def session_of(
-    model: ir.Model, *, threads: int | None = None, target: Target | Literal["any"] = "any"
+    model: ir.Model, *, threads: int | None = None, target: Target = "any-cpu"
 ) -> ort.InferenceSession:
     """Open a model on the CPU; arguments and errors are those of `runtime.session.open_session`."""
     with serialized(model) as data:

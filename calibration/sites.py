@@ -88,7 +88,9 @@ def find_sites(model: ir.Model) -> Sites:
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if node.op_type == "MatMul" and weight is None and constant(node.inputs[0]) is None:
             products[name] = Product(name, node)
-        elif node.op_type == "Gemm" and weight is not None and bias is not None and _plain(node):
+        elif (
+            node.op_type == "Gemm" and weight is not None and bias is not None and _plain(node, weight, bias)
+        ):
             linears[name] = Linear(name, node, weight, bias)
     if not linears:
         raise GraphError(
@@ -97,6 +99,8 @@ def find_sites(model: ir.Model) -> Sites:
     return Sites(linears, products)
 
 
-def _plain(node: ir.Node) -> bool:
+def _plain(node: ir.Node, weight: Array, bias: Array) -> bool:
+    if bias.shape != weight.shape[1:]:  # one number for all, or one for each row
+        return False
     transposed = attribute(node, "transA", 0) or attribute(node, "transB", 0)
     return not transposed and attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0

@@ -9,9 +9,10 @@ import numpy as np
 
 from calibration.graph import Array
 from calibration.observe import Extremes, Observation
-from calibration.plan import Range, Target
+from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
 from calibration.weights import rounded_weight
+from runtime.targets import Target
 
 CORRECTION_ROWS = 256
 CORRECTION_GAIN = 0.1  # share of the error's energy
@@ -73,8 +74,8 @@ class Trial:
         fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
         shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
         error = self._output(self.judged, choice) - self.exact
-        gained = 1 - np.square(error + shift).sum() / max(np.square(error).sum(), 1e-300)
-        return np.asarray(shift, np.float32) if gained > CORRECTION_GAIN else None
+        left, whole = (float(np.square(each).sum()) for each in (error + shift, error))
+        return np.asarray(shift, np.float32) if left < (1 - CORRECTION_GAIN) * whole else None
 
     def _cost(self, choice: Choice) -> Choice:
         error = float(np.square(self._output(self.judged, choice) - self.exact, dtype=np.float64).sum())

@@ -13,6 +13,8 @@ import onnxruntime as ort
 
 from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
+from runtime.session import session_options
+from runtime.targets import Target
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
@@ -41,13 +43,14 @@ class Kernels:
         return " and ".join(parts) + " in integer kernels"
 
 
-def optimized_graph(model: bytes | Path) -> ir.Model:
-    """The graph after all of ONNX Runtime's optimisations for the CPU at hand."""
-    options = ort.SessionOptions()
-    options.log_severity_level = (
-        3  # it warns that the file is for this machine only, which is what is asked for
-    )
-    options.intra_op_num_threads = 1
+def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
+    """Return the graph after all of ONNX Runtime's optimizations for the CPU at hand.
+
+    Args:
+        model: the file or its bytes.
+        target: the form of its INT8 weights; the session is the one that the runtime opens.
+    """
+    options = session_options(threads=1, target=target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
@@ -62,7 +65,7 @@ def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     Raises:
         FallbackError: when one of them became a float product; it names all of those.
     """
-    graph = optimized_graph(model).graph
+    graph = optimized_graph(model, plan.target).graph
     products = {
         str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.graph import Array
-from calibration.plan import Target
+from runtime.targets import Target
 
 INT16_MAX = 32767
 
@@ -13,13 +13,13 @@ INT16_MAX = 32767
 def quantize_weight(weight: Array, target: Target) -> tuple[Array, Array]:
     """`weight [in, out]` as `int8 [in, out]` and its scales `float32 [out]`, so that weight ≈ int8 · scale.
 
-    Without VNNI (target "avx2") the kernel adds the products of two neighbouring inputs in 16 bits before
-    it widens them: 255 · (a + b) must stay within int16. There, each scale is the smallest that keeps every
-    neighbouring pair within ±128, and so the sums are exact on any CPU.
+    An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
+    255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
+    neighboring pair within ±128, so the sums are exact on every CPU.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
-    if target == "avx2":
+    if target == "any-cpu":
         largest = np.maximum(largest, _pair_sums(weight).max(axis=0) / (INT16_MAX // 255 - 1))
     scale = np.maximum(largest, np.float32(1e-30)).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale

@@ -17,6 +17,7 @@ from calibration.graph import (
     stand_in,
     tidy,
 )
+from calibration.merging.write import merge_tokens
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.sites import LAYOUT, Linear, Product, Sites, find_sites
 from calibration.split import hidden_of, split_columns
@@ -33,7 +34,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     Raises:
         PlanError: when the plan names a layer that the graph does not have, or gives an int8 layer no range.
     """
-    quantized = model.clone()
+    quantized = merge_tokens(model, plan.merging) if plan.merging else model.clone()
     sites = find_sites(quantized)
     for kind, planned, present in (
         ("linear layer", plan.linears, sites.linears),
@@ -50,8 +51,12 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
         if (each := plan.products.get(name)) is not None and each.precision == "int8":
             writer.product(product, each)
     for name, linear in sites.linears.items():
-        if (chosen := plan.linears.get(name)) is not None and chosen.precision == "int8":
+        if (chosen := plan.linears.get(name)) is None:
+            continue
+        if chosen.precision == "int8":
             writer.linear(linear, chosen)
+        elif chosen.precision == "float16":
+            _store_in_half(linear)
     tidy(quantized)
     return quantized
 
@@ -90,6 +95,21 @@ def _split(sites: Sites, plan: QuantizationPlan) -> None:
                 f"{name}: float_columns must be hidden features behind a Gelu, 0 to {len(linear.weight) - 1}"
             )
         split_columns(hidden, columns)
+
+
+def _store_in_half(linear: Linear) -> None:
+    """Store the weight in float16, in front of a Cast that ONNX Runtime does once, when it opens the file.
+
+    Raises:
+        PlanError: for a weight that float16 cannot hold.
+    """
+    half = linear.weight.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise PlanError(f"{linear.name}: its weights exceed float16 (65504); give it precision float32")
+    stored = add_constant(graph_of(linear.node), f"{linear.name}.weight.float16", half)
+    name, shape = f"{linear.name}.weight.float32", list(half.shape)
+    weight = insert(linear.node, "Cast", [stored], name=name, shape=shape, to=int(ir.DataType.FLOAT))
+    linear.node.replace_input_with(1, weight)
 
 
 def _approximate_gelu(above: ir.Node | None) -> None:
@@ -212,17 +232,14 @@ class _Writer:
         if (value, chosen) not in self.pairs:
             graph = graph_of(before)
             shape, name = sizes(value), str(value.name)
-            # ARM multiplies int8 by int8: the same levels, 128 lower. x86 wants uint8 by int8.
-            signed = self.plan.target == "arm64"
-            zero_point = np.int8(chosen.zero_point - 128) if signed else np.uint8(chosen.zero_point)
-            scale, zero = self._parameters(graph, name, chosen.scale, zero_point)
+            scale, zero = self._parameters(graph, name, chosen.scale, chosen.zero_point)
             stored = insert(
                 before,
                 "QuantizeLinear",
                 [value, scale, zero],
-                name=f"{name}.{'int8' if signed else 'uint8'}",
+                name=f"{name}.uint8",
                 shape=shape,
-                dtype=ir.DataType.INT8 if signed else ir.DataType.UINT8,
+                dtype=ir.DataType.UINT8,
             )
             self.pairs[value, chosen] = insert(
                 before, "DequantizeLinear", [stored, scale, zero], name=f"{name}.float", shape=shape
@@ -233,7 +250,7 @@ class _Writer:
         """Cast(uint8) → DequantizeLinear with scale 1 and zero point 128: no rounding at all."""
         cast = linear.input.producer()
         assert cast is not None  # reads_pixels has looked
-        scale, zero = self._parameters(graph_of(cast), "pixels", 1.0, np.uint8(PIXEL_CENTRE))
+        scale, zero = self._parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTRE)
         centered = insert(
             linear.node,
             "DequantizeLinear",
@@ -244,8 +261,6 @@ class _Writer:
         replace(linear.input, centered)
 
     @staticmethod
-    def _parameters(
-        graph: ir.Graph, name: str, scale: float, zero_point: np.uint8 | np.int8
-    ) -> tuple[ir.Value, ir.Value]:
+    def _parameters(graph: ir.Graph, name: str, scale: float, zero_point: int) -> tuple[ir.Value, ir.Value]:
         factor = add_constant(graph, f"{name}.scale", np.array(scale, np.float32))
-        return factor, add_constant(graph, f"{name}.zero_point", np.array(zero_point))
+        return factor, add_constant(graph, f"{name}.zero_point", np.array(zero_point, np.uint8))

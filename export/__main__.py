@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.command import positive, run_command
 from runtime.errors import DONE, InputError, MissingPackageError
+from runtime.targets import TARGETS, unknown_target
 
 if TYPE_CHECKING:
     from export.source import Source
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         plan=arguments.plan,
         max_drift=arguments.max_drift,
         min_agreement=arguments.min_agreement,
+        min_sqnr=arguments.min_sqnr,
+        merge_tokens=arguments.merge_tokens,
         threads=arguments.threads,
     )
     results = export(source, out, options, progress_bar)
@@ -153,15 +156,52 @@ def parser() -> argparse.ArgumentParser:
     add("--max-drift", type=float, metavar="POINTS", help="fail when top-1 falls by more percentage points")
     add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer images keep their label")
     add(
-        "--target",
-        choices=("auto", "vnni", "avx2", "arm64"),
-        default="auto",
-        help="the CPU that INT8 is made for",
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="fail when the logits' signal-to-noise ratio is lower (default: 20 with --merge-tokens "
+        "and no R, else none)",
     )
-    add("--plan", type=Path, metavar="PLAN", help="quantise by this plan.json instead of calibrating")
+    add(
+        "--merge-tokens",
+        nargs="?",
+        const="auto",
+        type=token_count,
+        metavar="R",
+        help="merge similar patches inside int8, an approximation: R per block in the middle half of "
+        "the blocks, or without R as many as --max-drift, --min-agreement and --min-sqnr allow",
+    )
+    add(
+        "--target",
+        type=target_or_auto,
+        default="auto",
+        metavar="TARGET",
+        help="the form of INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto takes the one for this CPU "
+        "(default: %(default)s)",
+    )
+    add("--plan", type=Path, metavar="PLAN", help="quantize by this plan.json instead of calibrating")
     add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser
+
+
+def target_or_auto(text: str) -> str:
+    """Return the name of an INT8 target, for argparse; a former name gets an error with its new name."""
+    if text == "auto" or text in TARGETS:
+        return text
+    raise argparse.ArgumentTypeError(f"{unknown_target(text)}; auto takes the one for this CPU")
+
+
+def token_count(text: str) -> int | str:
+    """Read the value of --merge-tokens: a number from 1, or "auto"."""
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of tokens from 1 or auto, found {text!r}; "
+            "write --merge-tokens behind the checkpoint"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ IN_HALF = frozenset(
     }
     | {"Reshape", "Transpose", "Concat", "Expand", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze"}
 )
-CENTRE, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and near what weights are made for
+CENTER, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and near what weights are made for
 
 
 def to_float16(model: ir.Model) -> ir.Model:
@@ -85,12 +85,12 @@ def _center_pixels(model: ir.Model) -> None:
             continue
         graph = graph_of(node)
         value = insert(node, "Cast", [source], name="pixels.half", shape=shape, dtype=HALF, to=HALF)
-        for op_type, number in (("Sub", CENTRE), ("Mul", 1 / SPREAD)):
+        for op_type, number in (("Sub", CENTER), ("Mul", 1 / SPREAD)):
             operand = add_constant(graph, f"pixels.{op_type.lower()}", np.array(number, np.float16))
             name = f"pixels.half.{op_type.lower()}"
             value = insert(node, op_type, [value, operand], name=name, shape=shape, dtype=HALF)
         replace(node.outputs[0], value)
-        shifted = bias + CENTRE * weight.astype(np.float64).sum(axis=0)
+        shifted = bias + CENTER * weight.astype(np.float64).sum(axis=0)
         centered = {"weight": weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
         for index, (part, array) in enumerate(centered.items(), start=1):
             gemm.replace_input_with(index, add_constant(graph, f"{gemm.name}.{part}.centered", array))

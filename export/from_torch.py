@@ -25,7 +25,7 @@ def export_float(model: ViT) -> FloatModel:
 
 
 def export_raw(model: ViT) -> ir.Model:
-    """What torch.onnx.export writes, before any rewrite of ours."""
+    """Return the model that torch.onnx.export writes, before any rewrite."""
     pixels = torch.zeros(2, *model.config.image_size, 3, dtype=torch.uint8)
     with _quiet():
         program = torch.onnx.export(

@@ -22,7 +22,12 @@ class ExportImages:
     search: Images | None = None
 
 
-def labelled_as(images: Images, labels: tuple[str, ...]) -> Images:
+def public_name(name: str) -> str:
+    """Return the name of a data set without the folders above it, which nobody else needs to know."""
+    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+
+
+def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
     """The same images with the model's own class indices; without classes when they are loose.
 
     Raises:

@@ -6,27 +6,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
+from calibration.clipping import clipped_activations
 from calibration.graph import Array
-from calibration.plan import PlanError, QuantizationPlan, Target
+from calibration.merging.search import middle_merging
+from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
 from export.files import staged
 from export.float16 import to_float16
-from export.images import ExportImages, choose_images, labelled_as
+from export.images import ExportImages, choose_images, labeled_as
+from export.measure.evidence import Evidence, doubts
 from export.measure.inference import Progress, batches
+from export.measure.model_file import ModelFile
 from export.measure.results import Results, VariantResult
-from export.measure.variants import ModelFile, Reporter, measure, silent
+from export.measure.variants import LAYER_IMAGES, Reporter, measure, silent
 from export.source import Source
 from runtime.artifact import Variant
 from runtime.errors import FailureError
+from runtime.targets import Target
 from vit.data.images import DataError, Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
+JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
+MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
 
 class ExportError(FailureError):
@@ -39,7 +47,7 @@ class DriftError(ExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `python -m export` can be told. Drift limits are in percentage points and per cent."""
+    """Options of `python -m export`. Drift limits are in percentage points and percent."""
 
     calibration: str | Path | None = None
     evaluation: str | Path | None = None
@@ -47,25 +55,37 @@ class Options:
     evaluation_samples: int | None = None
     quantize: bool = True
     half: bool = False
-    target: Target = "avx2"
+    target: Target = "any-cpu"
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None  # write this plan, and calibrate nothing
     max_drift: float | None = None
     min_agreement: float | None = None
+    min_sqnr: float | None = None  # dB
+    merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
     threads: int | None = None
 
     @property
     def budget(self) -> Budget:
-        return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement)
+        return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement, min_sqnr=self.min_sqnr)
+
+    @property
+    def merge_budget(self) -> Budget | None:
+        """Limits for a search of a merging schedule; None where nothing is searched.
+
+        Few images cannot show half a point of top-1, so the noise of the logits is always limited.
+        """
+        if self.merge_tokens != "auto":
+            return None
+        return replace(self.budget, min_sqnr=MERGE_FLOOR if self.min_sqnr is None else self.min_sqnr)
 
     @property
     def searches(self) -> bool:
-        """Whether a plan within the budget is searched for; a plan that is given is only held to it."""
-        return self.quantize and self.plan is None and self.budget.limits
+        """True if a plan within the limits is searched for; a given plan is only checked against them."""
+        return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
 
 
 def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
-    """Export, quantise, measure and write the model files, `plan.json`, `report.json` and `report.html`.
+    """Export, quantize, measure and write the model files, `plan.json`, `report.json` and `report.html`.
 
     Raises:
         DataError: for images that cannot be used.
@@ -85,14 +105,47 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
             source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
         )
         _check_limits(results, options)
+        results = replace(results, warnings=_doubts(source, images, results, variants, options))
         _write_reports(results, variants, folder)
     return results
+
+
+def _doubts(
+    source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
+) -> tuple[str, ...]:
+    """Return what the chosen images cannot show, or should not be believed for."""
+    quantized = next((each.quantized for each in variants if each.quantized is not None), None)
+    some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
+    calibrated = quantized is not None and options.plan is None
+    clipped = None
+    if quantized is not None and not quantized.plan.merging:
+        feed = batches(some, source.preprocess)
+        clipped = clipped_activations(source.exported.model, quantized.plan, feed, threads=options.threads)
+    shown = images.calibration.subset(range(min(JUDGED_IMAGES, len(images.calibration))))
+    evidence = Evidence(
+        calibration=images.calibration if calibrated else None,
+        evaluation=images.evaluation,
+        search=images.search,
+        targets=results.targets,
+        labels=source.labels,
+        logits=results.variants[0].logits,
+        variant=next((each.logits for each in results.variants if each.variant == "int8"), None),
+        budget=options.budget,
+        trained_on=source.trained_on,
+        clipped=clipped,
+    )
+    pixels = (image for batch in batches(shown, source.preprocess) for image in batch) if calibrated else ()
+    return doubts(evidence, pixels)
 
 
 def _quantize(
     source: Source, images: ExportImages, options: Options, report: Reporter
 ) -> tuple[Quantized, Search | None]:
-    model = source.exported.model
+    model, merging = source.exported.model, dict[str, int]()
+    if options.merge_tokens is not None and (options.plan is not None or not options.quantize):
+        raise PlanError(
+            '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
+        )
     if options.plan is not None:
         return apply_plan(model, read_plan(options.plan)), None
     with report("calibrating", len(images.calibration)) as progress:
@@ -103,8 +156,10 @@ def _quantize(
             keep_float=options.keep_float,
             threads=options.threads,
         )
+    if isinstance(options.merge_tokens, int):
+        merging = middle_merging(model, options.merge_tokens)
     if images.search is None:
-        return chosen, None
+        return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
     with report("searching", len(chosen.plan.quantized())) as progress:
         try:
             search = search_plan(
@@ -113,12 +168,14 @@ def _quantize(
                 batches(images.search, source.preprocess),
                 options.budget,
                 targets=images.search.targets,
+                merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,
             )
         except BudgetError as error:
             raise _too_far("int8", str(error)) from error
-    return (apply_plan(model, search.plan) if search.returned else chosen), search
+    plan = replace(search.plan, merging=merging or search.plan.merging)
+    return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
 
 
 def read_plan(path: Path) -> QuantizationPlan:
@@ -142,8 +199,8 @@ def _images(source: Source, options: Options) -> ExportImages:
         evaluation_samples=options.evaluation_samples,
         search=options.searches,
     )
-    evaluation = labelled_as(chosen.evaluation, source.labels)
-    search = None if chosen.search is None else labelled_as(chosen.search, source.labels)
+    evaluation = labeled_as(chosen.evaluation, source.labels)
+    search = None if chosen.search is None else labeled_as(chosen.search, source.labels)
     for each in (evaluation, search):
         if options.max_drift is not None and each is not None and each.targets is None:
             raise DataError(
@@ -183,8 +240,12 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
 def _check_limits(results: Results, options: Options) -> None:
     for each in results.variants[1:]:
         assert each.drift is not None  # every variant but float32 has one
-        failures = options.budget.misses(each.drift)
-        if failures and each.variant == "int8":
+        merged = each.variant == "int8" and results.merging is not None
+        budget = options.merge_budget if merged else None
+        failures = (budget or options.budget).misses(each.drift)
+        if failures and merged:
+            failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
+        elif failures and each.variant == "int8":
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             failures.append(f"furthest from float: {worst}")
         if failures:

@@ -1,4 +1,4 @@
-"""What an export starts from: a checkpoint of ours, or a float ONNX from elsewhere, as one thing."""
+"""Input of an export: a checkpoint or an ONNX model, in one form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Source:
     preprocess: Preprocess
     labels: tuple[str, ...]
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
-    float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantisable
+    trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
+    float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Source:
@@ -52,6 +53,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
         reference_name="torch",
         preprocess=checkpoint.preprocess,
         labels=checkpoint.labels,
+        trained_on=frozenset(checkpoint.recipe.get("trained_on", ())) - {""},
         description={
             "name": checkpoint.path.parent.name
             if checkpoint.path.name == FILE_NAME

@@ -1,8 +1,9 @@
-"""Classify images: python -m runtime MODEL IMAGES…"""
+"""Command line `python -m runtime MODEL IMAGES`: classify images."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.batch.cluster_options import add_cluster
 from runtime.command import complain, positive, run_command
 from runtime.cpu import available_cores
 from runtime.errors import DONE, FAILED, INTERRUPTED, InputError
@@ -38,13 +40,13 @@ exit codes: 0 every image has a label, 1 some have none, or the work broke off, 
 
 
 class _UsageError(InputError):
-    """What was typed cannot be done; the message says what to type instead."""
+    """A command line that cannot be carried out; the message says what to type instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    return run_command("runtime", lambda: _run(options))
+    return run_command("runtime", lambda: _run_on_ray(options) if options.engine == "ray" else _run(options))
 
 
 def _quiet() -> None:
@@ -54,6 +56,12 @@ def _quiet() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there itself
+
+
+def _run_on_ray(options: argparse.Namespace) -> int:
+    from runtime.batch.ray_command import run
+
+    return run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -78,7 +86,7 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     from runtime.batch.report import Report
     from runtime.batch.sorting import Sorter
 
-    output: Path | None = options.output
+    output = options.output and Path(options.output)
     done = Done(iter(()))
     if output is not None:
         done = begin(output, classify.info.sha256, resume=options.resume, overwrite=options.overwrite)
@@ -122,14 +130,21 @@ def _images(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def _standard_input(null: bool) -> Iterator[Path]:
-    """The paths on standard input, one a line, or ended by zero bytes."""
+    """Yield the paths on standard input, one per line, or each ended by a zero byte."""
+    for number, name in enumerate(_pieces(b"\0" if null else b"\n")):
+        if not null:  # Windows ends lines with CR LF, and its editors begin a file with a byte order mark
+            name = (name.removeprefix(codecs.BOM_UTF8) if number == 0 else name).removesuffix(b"\r")
+        if name:
+            yield Path(os.fsdecode(name))
+
+
+def _pieces(end: bytes) -> Iterator[bytes]:
+    """Yield the bytes of standard input between `end`s, as they come."""
     rest = b""
-    end = b"\0" if null else b"\n"
     while chunk := os.read(sys.stdin.fileno(), 2**16):
         *names, rest = (rest + chunk).split(end)
-        yield from (Path(os.fsdecode(name)) for name in names if name)
-    if rest:
-        yield Path(os.fsdecode(rest))
+        yield from names
+    yield rest
 
 
 def _not_done(images: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
@@ -144,12 +159,30 @@ def _check(options: argparse.Namespace) -> None:
     for given in options.images:
         if given != "-" and not os.path.lexists(given):
             raise _UsageError(f"{given}: no such image or folder")
+    if options.resume and options.overwrite:
+        raise _UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
     if options.output is None and (options.resume or options.overwrite):
         raise _UsageError("--resume and --overwrite need --output FILE")
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise _UsageError(f"{options.output.absolute().parent}: no such folder, make it first")
+    if options.output is not None and not (folder := Path(options.output).absolute().parent).is_dir():
+        raise _UsageError(f"{folder}: no such folder, make it first")
+    if options.output is not None:
+        _must_not_replace_an_input(options)
+    if options.format == "parquet":
+        raise _UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
+    if options.address is not None:
+        raise _UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:
         raise _UsageError("--copy needs --sort-into DIR")
+
+
+def _must_not_replace_an_input(options: argparse.Namespace) -> None:
+    """Refuse an output that is the model or an image named on the command line."""
+    output = Path(options.output)
+    if not output.exists():
+        return
+    for given in (options.model, *options.images):
+        if str(given) != "-" and Path(given).exists() and output.samefile(given):
+            raise _UsageError(f"{options.output}: it is an input of this command; give another --output")
 
 
 def _allow_pixels(limit: int) -> None:
@@ -185,8 +218,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="an .onnx file, or the folder that the export wrote")
     add("images", nargs="+", metavar="IMAGES", help="files and folders; - reads paths from standard input")
-    add("--output", type=Path, metavar="FILE", help="write here (.jsonl or .csv) and not to standard output")
-    add("--format", choices=["jsonl", "csv"], help="default: by the output's name, else jsonl")
+    add(
+        "--output",
+        type=_output,
+        metavar="FILE",
+        help="write here (.jsonl or .csv) and not to standard output (which is also -)",
+    )
+    add(
+        "--format",
+        choices=["jsonl", "csv", "parquet"],
+        help="default: by the output's name, else jsonl; on a cluster parquet (or jsonl)",
+    )
     add("--resume", action="store_true", help="go on with --output FILE after an interruption")
     add("--overwrite", action="store_true", help="replace --output FILE")
     add(
@@ -215,7 +257,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--sha256", metavar="HEX", help="refuse a model file with another digest")
     add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
+    add_cluster(parser)
     return parser
+
+
+def _output(text: str) -> str | None:
+    """Parse the name of an output: a file, on a cluster any URI, or - for standard output."""
+    return None if text == "-" else text
 
 
 def _devices() -> list[str]:

@@ -1,32 +1,25 @@
 """A deployable model file: an .onnx that carries, as one JSON document, all that is needed to use it.
 
-An artefact is untrusted input: it is checked before ONNX Runtime sees it, and a file that is replaced between
+An artifact is untrusted input: it is checked before ONNX Runtime sees it, and a file that is replaced between
 the check and the load is noticed. (Loading the checked bytes would cost their size again at the peak.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
 
-from runtime.errors import InputError
-from runtime.onnx_file import OnnxError, summarise
-from runtime.preprocess import Preprocess
-from runtime.text import one_line
+from runtime.metadata import METADATA_KEY, ArtifactError, Metadata, Variant
+from runtime.onnx_file import OnnxError, summarize
 
-METADATA_KEY = "vit_edge"
-METADATA_VERSION = 1
+__all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
+__all__ += ["choose_file", "read_artifact", "read_metadata"]
+
 MAX_BYTES = 2**31 - 1  # what a protobuf can hold
-MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
-
-Variant = Literal["float32", "float16", "int8"]
-Target = Literal["any", "vnni", "avx2", "arm64"]
+ORT_FORMAT = b"ORTM"  # at byte 4 of a file in ONNX Runtime's own format
 FILE_NAMES: dict[Variant, str] = {
     "float32": "model.onnx",
     "float16": "model.fp16.onnx",
@@ -34,104 +27,19 @@ FILE_NAMES: dict[Variant, str] = {
 }
 
 
-class ArtifactError(InputError):
-    """A model file that cannot or must not be used: what was expected, what was found, what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))  # parts of it may come from the file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What a model file says about itself.
-
-    Raises:
-        ArtifactError: for values that describe no model of ours.
-    """
-
-    variant: Variant
-    preprocess: Preprocess
-    labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
-    target: Target = "any"  # the CPU kind that INT8 weights were made for
-    source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
-    measured: Mapping[str, Any] = field(
-        default_factory=dict, repr=False
-    )  # at export: its drift, among others
-    producer: str = "vit-edge"
-
-    def __post_init__(self) -> None:
-        for name, choices in (("variant", Variant), ("target", Target)):
-            if (found := getattr(self, name)) not in get_args(choices):
-                raise ArtifactError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
-        if not isinstance(self.preprocess, Preprocess):
-            raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
-        if not isinstance(self.labels, tuple) or not self.labels:
-            raise ArtifactError("labels must be a list of at least one name")
-        if not all(map(_is_text, self.labels)):
-            raise ArtifactError("labels must be text, every one of them")
-        if not _is_text(self.producer):
-            raise ArtifactError(f"producer must be text, found {self.producer!r}")
-        for name in ("source", "measured"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ArtifactError(f"{name} must be a JSON object")
-
-    def to_json(self) -> str:
-        """The document that goes into the file, under `METADATA_KEY`.
-
-        Raises:
-            ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
-        """
-        plain = dict(
-            preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
-        )
-        document = {"version": METADATA_VERSION} | {name: getattr(self, name) for name in _FIELDS} | plain
-        try:
-            return json.dumps(document, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"the metadata cannot be written as JSON: {error}") from error
-
-    @staticmethod
-    def from_json(text: str) -> Metadata:
-        """The inverse of `to_json`.
-
-        Raises:
-            ArtifactError: when the document is not exactly one that `to_json` of this version writes.
-        """
-        document = _parse(text)
-        version = document.pop("version", None)
-        if isinstance(version, int) and version > METADATA_VERSION:
-            raise ArtifactError(
-                f"a newer vit-edge wrote it (metadata version {version}, this one reads {METADATA_VERSION}); "
-                "upgrade vit-edge"
-            )
-        if version != METADATA_VERSION or isinstance(version, bool):
-            raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
-        if unknown := sorted(set(document) - set(_FIELDS)):
-            raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
-        if missing := sorted(set(_FIELDS) - set(document)):
-            raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
-        if not isinstance(document["preprocess"], dict):
-            raise ArtifactError("preprocess must be a JSON object")
-        try:
-            preprocess = Preprocess.from_dict(document["preprocess"])
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"its preprocessing is not usable: {error}") from error
-        labels = document["labels"]
-        labels = tuple(labels) if isinstance(labels, list) else labels
-        return Metadata(**{**document, "preprocess": preprocess, "labels": labels})
-
-
-_FIELDS = tuple(each.name for each in fields(Metadata))
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A model file that was read and found fit to run."""
 
-    path: Path
+    source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
     sha256: str  # of the file, 64 hexadecimal digits
     _stamp: tuple[int, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's path, or words for bytes; for messages."""
+        return named(self.source)
 
     def expect_unchanged(self) -> None:
         """To be called after the file was loaded.
@@ -139,27 +47,38 @@ class Artifact:
         Raises:
             ArtifactError: when it is not the file that was checked.
         """
-        if _stamp(self.path.stat()) != self._stamp:
-            raise ArtifactError(f"{self.path}: it was replaced while it was opened; open it again")
+        if isinstance(self.source, Path) and _stamp(self.source.stat()) != self._stamp:
+            raise ArtifactError(f"{self.source}: it was replaced while it was opened; open it again")
 
 
-def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
+def named(source: Path | str | bytes) -> str:
+    """Return what messages call a model: its path, or "the model" for bytes."""
+    return "the model" if isinstance(source, bytes) else str(source)
+
+
+def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
     Args:
-        path: the .onnx file.
+        source: the .onnx file, or its bytes.
         sha256: the digest that the file must have, when the caller knows it.
 
     Raises:
         ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
     """
-    path = Path(path)
-    data, stamp = _read(path)
+    source = Path(source) if isinstance(source, str) else source
+    path = named(source)
+    data, stamp = _read(source) if isinstance(source, Path) else (source, ())
+    if data[4:8] == ORT_FORMAT:
+        raise ArtifactError(
+            f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
+            "be checked before it is opened; use the .onnx file that it was made from"
+        )
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256.strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
     try:
-        return Artifact(path, _metadata(data), digest, stamp)
+        return Artifact(source, _metadata(data), digest, stamp)
     except OnnxError as error:
         raise ArtifactError(
             f"{path}: not an ONNX model, or a damaged one ({error}); copy it again"
@@ -168,9 +87,9 @@ def read_artifact(path: Path | str, *, sha256: str | None = None) -> Artifact:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def read_metadata(path: Path | str) -> Metadata:
-    """What a model file says about itself. Checks and errors are those of `read_artifact`."""
-    return read_artifact(path).metadata
+def read_metadata(model: Path | str | bytes) -> Metadata:
+    """Return what a model file, or its bytes, says about itself; checks and errors as of `read_artifact`."""
+    return read_artifact(model).metadata
 
 
 def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
@@ -214,8 +133,8 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _metadata(data: mmap) -> Metadata:
-    model = summarise(data)
+def _metadata(data: bytes | mmap) -> Metadata:
+    model = summarize(data)
     text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise ArtifactError(
@@ -230,24 +149,3 @@ def _metadata(data: mmap) -> Metadata:
     if model.functions or model.subgraphs:
         raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")
     return Metadata.from_json(text)
-
-
-def _is_text(value: object) -> bool:
-    """Text that can be written as UTF-8: JSON can say half a surrogate pair."""
-    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
-
-
-def _parse(text: str) -> dict[str, Any]:
-    if len(text) > MAX_METADATA:
-        raise ArtifactError(f"its metadata has {len(text):,} characters, more than {MAX_METADATA:,}")
-    try:
-        document = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"its metadata is not JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise ArtifactError("its metadata is not a JSON object")
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

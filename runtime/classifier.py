@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.artifact import ArtifactError
+from runtime.artifact import ArtifactError, named
 from runtime.concurrency import in_batches, in_parallel
 from runtime.cpu import available_cores
 from runtime.opening import CPU_DEVICES, ModelInfo, open_model
@@ -34,8 +34,9 @@ class Classifier:
     file again there. It may be closed, or used in a `with` block.
 
     Args:
-        path: an .onnx file made by `python -m export`, or a folder of such files, of which the one that suits
-            the device is taken: INT8 for a CPU, float16 for a GPU.
+        model: an .onnx file made by `python -m export`; or a folder of such files, of which the one that
+            suits the device is taken: INT8 for a CPU, float16 for a GPU; or the bytes of such a file, for a
+            model out of an app bundle or a database, or that the app decrypts. Bytes are kept in memory.
         device: "auto" takes CUDA where it works (INT8 files: the CPU). A device named and absent is an error.
         threads: CPU threads for one prediction; None takes all cores that this process may use.
         top: how many candidates a prediction lists.
@@ -51,7 +52,7 @@ class Classifier:
 
     def __init__(
         self,
-        path: Path | str,
+        model: Path | str | bytes,
         *,
         device: Device = "auto",
         threads: int | None = None,
@@ -63,7 +64,9 @@ class Classifier:
             raise ValueError(f"top and max_pixels must be 1 or more, found {top} and {max_pixels}")
         self._top, self._max_pixels = top, max_pixels
         self._options: dict[str, Any] = dict(device=device, threads=threads, top=top, max_pixels=max_pixels)
-        self.info, session = open_model(path, device=device, threads=threads, sha256=sha256)
+        self.info, session = open_model(model, device=device, threads=threads, sha256=sha256)
+        # What to open again after a fork, or with one thread for streams.
+        self._source: str | bytes = model if isinstance(model, bytes) else str(self.info.path)
         self._session: InferenceSession | None = session
         self._stream_session = session if self.info.threads == 1 else None
         self._process = os.getpid()
@@ -134,12 +137,13 @@ class Classifier:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Classifier({self.info.path!r}, device={self.info.device!r}, threads={self.info.threads})"
+        source = named(self._source)
+        return f"Classifier({source!r}, device={self.info.device!r}, threads={self.info.threads})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it opens the same file there."""
         self._here()
-        return partial(Classifier, self.info.path, **self._options, sha256=self.info.sha256), ()
+        return partial(Classifier, self._source, **self._options, sha256=self.info.sha256), ()
 
     def _here(self) -> InferenceSession:
         """Return the session for single images, opened again after a fork, which no thread survives."""
@@ -171,7 +175,7 @@ class Classifier:
 
     def _again(self, threads: int | None) -> InferenceSession:
         device: Any = self.info.device
-        return open_model(self.info.path, device=device, threads=threads, sha256=self.info.sha256)[1]
+        return open_model(self._source, device=device, threads=threads, sha256=self.info.sha256)[1]
 
     def _pixels(self, image: ImageSource) -> Pixels:
         return self.info.preprocess(image, max_pixels=self._max_pixels)
@@ -182,11 +186,11 @@ class Classifier:
         expected = (len(pixels), len(self.info.labels))
         if logits.shape != expected:
             found = f"expected logits of shape {expected}, found {logits.shape}"
-            raise ArtifactError(f"{self.info.path}: {found}; export it again")
+            raise ArtifactError(f"{named(self._source)}: {found}; export it again")
         return logits
 
     def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
-        return prediction_of(logits, self.info.labels, self._top)
+        return prediction_of(logits, self.info.labels, self._top, self.info.temperature)
 
     def _prepared(self, image: P) -> tuple[P, Pixels | str]:
         """An image and its pixels, or why there are none."""

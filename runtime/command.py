@@ -1,4 +1,4 @@
-"""What the command lines share: how an error becomes one line and an exit code, and types of arguments."""
+"""Shared parts of the command lines: errors as one line and an exit code, types of arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.errors import FAILED, INTERRUPTED, VitEdgeError
 def run_command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
     """Run the work of a command line and return its exit code.
 
-    An error of ours is one line on standard error; any other exception is a bug and passes through.
+    A `VitEdgeError` is one line on standard error; any other exception is a bug and passes through.
 
     Args:
         name: the command, the first word of each message.

@@ -1,4 +1,4 @@
-"""What the processor at hand can do, and how much of it this process may use."""
+"""Abilities of this machine's CPU, and the number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from runtime.targets import CpuKind
+
 _X86 = {"x86_64", "amd64", "i386", "i686", "x86"}
+_ARM64 = {"aarch64", "arm64"}
 
 
 def is_x86() -> bool:
     return platform.machine().lower() in _X86
 
 
+def cpu_kind() -> CpuKind:
+    """Return the kind of CPU at hand, as the metadata of a model file names it."""
+    if is_x86():
+        return "x86-vnni" if has_vnni() else "x86"
+    return "arm64" if platform.machine().lower() in _ARM64 else "other"
+
+
 @cache
 def has_vnni() -> bool:
-    """Whether 8-bit products add up in 32 bits (AVX-512 VNNI or AVX-VNNI), as full-range INT8 needs.
+    """Return whether 8-bit products add up in 32 bits (AVX-512 VNNI or AVX-VNNI), as full-range INT8 needs.
 
     Where it cannot be found out the answer is False, which costs speed and never accuracy.
     """
@@ -30,7 +40,7 @@ def has_vnni() -> bool:
 
 @cache
 def available_cores() -> int:
-    """How many cores this process may keep busy: its affinity, cut to the container's quota.
+    """Return the number of cores that this process may use: its affinity, limited by the container's quota.
 
     More threads than this make inference slower, by a factor of three for one thread too many.
     """

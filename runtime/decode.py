@@ -65,7 +65,7 @@ def decoded(
             _check_size(opened, max_pixels)
             if draft_edge and opened is not image:  # an image of the caller's stays as it is
                 opened.draft(None, (draft_edge, draft_edge))
-            with _room_for(opened), _held(opened, image):
+            with room_for(opened.size, max_pixels), _held(opened, image):
                 opened.load()
                 turned = _orientation(opened) if exif else 1
                 with _held(_rgb(opened), image) as colour, _held(_upright(colour, turned), image) as seen:
@@ -78,26 +78,35 @@ def decoded(
         raise ImageError(f"it cannot be decoded: {_reason(error)}") from error
 
 
-_one_large_image = threading.Lock()
+_one_large_image = threading.RLock()  # what is resized while it is held may need it again
 
 
 def _after_fork() -> None:
     global _one_large_image
-    _one_large_image = threading.Lock()  # a thread that held the old one is not here
+    _one_large_image = threading.RLock()  # a thread that held the old one is not here
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _room_for(image: Image.Image) -> AbstractContextManager[object]:
-    """Large images are decoded one at a time, however many threads: each may take half a gibibyte."""
-    return _one_large_image if _memory(image) > _LARGE else nullcontext()
+def room_for(size: tuple[int, int], max_pixels: int) -> AbstractContextManager[object]:
+    """Return a lock to hold while Pillow has an image of this (width, height) in memory.
+
+    Large images are decoded and resized one at a time, however many threads: each may take half a gibibyte.
+
+    Raises:
+        ImageError: when it takes more memory than an image of `max_pixels` pixels may, and is large.
+    """
+    if _memory(size) > 1.25 * max(max_pixels, _LARGE):
+        found = f"{size[0]} x {size[1]} pixels between its two passes"
+        raise ImageError(f"resizing it takes {found}, too many rows for a limit of {max_pixels:,}")
+    return _one_large_image if _memory(size) > _LARGE else nullcontext()
 
 
-def _memory(image: Image.Image) -> int:
-    """What Pillow takes for it, in units of a pixel: every row costs as much as two pixels more."""
-    return (image.width + 2) * image.height
+def _memory(size: tuple[int, int]) -> int:
+    """Memory that Pillow needs for (width, height), in pixels; each row adds an overhead of about two."""
+    return (size[0] + 2) * size[1]
 
 
 @contextmanager
@@ -119,7 +128,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"it has no pixels ({size})")
     if image.width * image.height > max_pixels:
         raise ImageError(f"it has {size} pixels, more than the limit of {max_pixels:,}")
-    if _memory(image) > 1.25 * max_pixels:
+    if _memory(image.size) > 1.25 * max_pixels:
         raise ImageError(f"it has {size} pixels, too narrow for so many rows and a limit of {max_pixels:,}")
 
 

@@ -9,6 +9,8 @@ Any other exception is a bug, and the command lines let its traceback through.
     │   ├── OnnxError               runtime: bytes that are no ONNX file
     │   ├── OutputError             runtime: an output that cannot be begun, continued or written
     │   ├── DeviceError             runtime: a device that is absent, or cannot run the model
+    │   ├── PlaceError              runtime: a source or output of a cluster run that nothing opens
+    │   ├── ClusterError            runtime: a cluster that cannot be reached
     │   ├── ConfigError             vit: a shape that no model can have
     │   ├── RecipeError             vit: a recipe that cannot be followed
     │   ├── DataError               vit: images that cannot be used
@@ -17,6 +19,9 @@ Any other exception is a bug, and the command lines let its traceback through.
     │   ├── PlanError               calibration: a plan that does not fit the model
     │   └── ForeignError            export: an ONNX model or a description that cannot be used
     ├── FailureError (RuntimeError) exit code 1: the work was begun and did not succeed
+    │   ├── EngineError             runtime: work on a cluster that broke off
+    │   ├── StaleRunError           runtime: a later run has taken over the output of this one
+    │   ├── StoreError              runtime: a store that gives no file at all
     │   ├── TrainingError           vit: the loss is no longer a number
     │   ├── GraphError              calibration: a graph that has not the expected form
     │   ├── FallbackError           calibration: an INT8 layer that does not run in an integer kernel
@@ -41,7 +46,7 @@ class VitEdgeError(Exception):
 
 
 class InputError(VitEdgeError, ValueError):
-    """What was given cannot be used."""
+    """Input that cannot be used."""
 
     exit_code = WRONG_USE
 

@@ -13,7 +13,8 @@ def find_images(paths: Path | str | Iterable[Path | str], *, skip: Path | None =
 
     A file that is named is given whatever it is called; in a folder the suffix decides. Links to folders are
     not followed inside a folder, so no loop can catch the walk. A folder that cannot be listed is given
-    itself, so that it fails where every other failure is told. The folder `skip` is passed by.
+    itself, so that it fails where every other failure is told. The folder `skip` is passed by, and so is what
+    systems leave behind (`left_by_a_system`), unless it is named.
     """
     skipped = skip.stat() if skip is not None and skip.is_dir() else None
     for path in [paths] if isinstance(paths, Path | str) else paths:
@@ -31,6 +32,40 @@ def image_suffixes() -> frozenset[str]:
 
     readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     return frozenset(readable - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf"} | {".heic", ".heif"})
+
+
+# In lower case: archives and indexes of macOS, Windows, Synology, QNAP and Linux.
+_LEFT_BEHIND = frozenset(
+    {
+        "__macosx",
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "system volume information",
+        "lost+found",
+        "found.000",
+    }
+    | {
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "@tmp",
+        "thumbs.db",
+        "desktop.ini",
+    }
+    | {"icon\r", "network trash folder", "temporary items"}
+)
+
+
+def left_by_a_system(name: str) -> bool:
+    """Return whether a file or folder of this name is none that a person made to hold images.
+
+    Hidden ones (`.thumbnails`, `.Trash-1000`, `._photo.jpg`, `.ipynb_checkpoints`), recycle bins, indexes of
+    network disks, and the `__MACOSX` of a Mac's archives.
+    """
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
 def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
@@ -53,10 +88,14 @@ def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
 
 
 def _list(folder: Path) -> list[tuple[Path, bool]] | None:
-    """What is in a folder, sorted by name, and whether it is a folder itself; None when it will not say."""
+    """List a folder, sorted by name, and say of each entry if it is a folder; None if it cannot be read."""
     try:
         with os.scandir(folder) as listing:
-            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
+            names = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in listing
+                if not left_by_a_system(entry.name)
+            )
     except OSError:
         return None
     return [(folder / name, is_folder) for name, is_folder in names]

@@ -1,4 +1,4 @@
-"""What an .onnx file says about itself, read from its bytes without the onnx package.
+"""Outline of an .onnx file, read from its bytes without the onnx package.
 
 The runtime looks here before it hands a file to ONNX Runtime, so every length is checked against what is
 there: a file that is cut short, or made to hurt, gives an `OnnxError` and nothing else. Only the parts that
@@ -24,7 +24,7 @@ class OnnxError(InputError):
 
 @dataclass
 class OnnxSummary:
-    """The facts that decide whether a file is one of ours and safe to open."""
+    """The facts that decide whether a file is a model file of vit-edge and safe to open."""
 
     ir_version: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class OnnxSummary:
     functions: bool = False  # the model defines operators of its own
 
 
-def summarise(data: bytes | mmap) -> OnnxSummary:
-    """Read the outline of a serialised ModelProto.
+def summarize(data: bytes | mmap) -> OnnxSummary:
+    """Read the outline of a serialized ModelProto.
 
     Raises:
         OnnxError: when the bytes are not one.

@@ -19,29 +19,32 @@ CPU_DEVICES = {"cpu", "openvino"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo(Metadata):
-    """What a classifier runs, and where: all that the file says of itself, and this."""
+    """Model and device of a classifier: the metadata of the file, and the fields below."""
 
-    path: str
+    path: str | None  # absolute; None for a model given as bytes
     sha256: str  # of the file
     device: str  # the one that "auto" took
     threads: int
 
 
 def open_model(
-    path: Path | str, *, device: Device, threads: int | None, sha256: str | None
+    model: Path | str | bytes, *, device: Device, threads: int | None, sha256: str | None
 ) -> tuple[ModelInfo, InferenceSession]:
     """Check a model file and open it. Arguments and errors are those of `Classifier`."""
 
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
-        artifact = read_artifact(choose_file(path, _preference(choice)), sha256=sha256)
+        source = model if isinstance(model, bytes) else choose_file(model, _preference(choice))
+        artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # which is what it was made for; CUDA has no integer kernels
-        session = open_session(artifact.path, device=choice, threads=threads, target=artifact.metadata.target)
+        session = open_session(
+            artifact.source, device=choice, threads=threads, target=artifact.metadata.target
+        )
         artifact.expect_unchanged()
         _check_signature(session, artifact)
         info = ModelInfo(
             **vars(artifact.metadata),
-            path=os.path.abspath(artifact.path),  # noqa: PTH100 (Path.resolve would follow links)
+            path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
             sha256=artifact.sha256,
             device=device_of(session),
             threads=threads or available_cores(),
@@ -56,7 +59,7 @@ def _preference(device: Device) -> tuple[Variant, ...]:
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
-    """What the graph takes and gives must be what its metadata says.
+    """Check that inputs and outputs of the graph are those of its metadata.
 
     Raises:
         ArtifactError: when it is not.
@@ -69,4 +72,4 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
         found = [(node.name, node.type, node.shape[1:]) for node in nodes]
         if found != expected:
             lie = f"the {what} of its graph is {found}, its metadata says {expected}"
-            raise ArtifactError(f"{artifact.path}: {lie}; export it again")
+            raise ArtifactError(f"{artifact.name}: {lie}; export it again")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded
+from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded, room_for
+from runtime.resize import resized, size_between
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -39,8 +40,9 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)  # (height, width) that the model takes
     resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the centre
-    # for "crop": the image's shorter edge before the cut; None just covers `size`
-    resize_to: int | None = None
+    # Before the centre is cut out. For "crop": the image's shorter edge, or (height, width) that the image
+    # covers; for "stretch": the (height, width) that it is stretched to. None: `size`
+    resize_to: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
     exif: bool = True  # turn the image the way its EXIF orientation says
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
@@ -53,10 +55,23 @@ class Preprocess:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
         if not isinstance(self.exif, bool):
             raise ValueError(f"exif must be true or false, found {self.exif!r}")
-        if self.resize_to is not None and self.resize != "crop":
-            raise ValueError('resize_to has a meaning for resize="crop" only')
-        if self.resize_to is not None and not (_is_edge(self.resize_to) and self.resize_to >= max(self.size)):
-            raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {self.resize_to!r}")
+        self._check_resize_to()
+
+    def _check_resize_to(self) -> None:
+        found = self.resize_to
+        if found is None:
+            return
+        if isinstance(found, tuple):
+            if len(found) != 2 or not all(
+                _is_edge(edge) and edge >= least for edge, least in zip(found, self.size, strict=True)
+            ):
+                raise ValueError(f"resize_to must be (height, width), at least {self.size}, found {found!r}")
+        elif self.resize != "crop":
+            raise ValueError(
+                'resize_to has a meaning as one number for resize="crop" only; give (height, width)'
+            )
+        elif not (_is_edge(found) and found >= max(self.size)):
+            raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {found!r}")
 
     def __call__(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Read an image: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
@@ -70,15 +85,18 @@ class Preprocess:
             ImageError: when there is no image to be had from it.
             TypeError: when `image` is none of the above.
         """
-        edge = _DRAFT_FACTOR * max(*self.size, self.resize_to or 0) if self.decode == "draft" else None
+        before = self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to or 0,)
+        edge = _DRAFT_FACTOR * max(*self.size, *before) if self.decode == "draft" else None
         with decoded(image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
-            filter_ = Image.Resampling[self.interpolation.upper()]
-            return np.array(opened.resize(out, filter_, self._box(opened.size)))  # (height, width, 3)
+            method, box = Image.Resampling[self.interpolation.upper()], self._box(opened.size)
+            with room_for(size_between(opened.size, out, method, box), max_pixels):
+                return np.array(resized(opened, out, method, box))  # (height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""
-        return asdict(self) | {"size": list(self.size)}
+        resize_to = list(self.resize_to) if isinstance(self.resize_to, tuple) else self.resize_to
+        return asdict(self) | {"size": list(self.size), "resize_to": resize_to}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocess:
@@ -92,8 +110,11 @@ class Preprocess:
             raise ValueError(f"unknown preprocessing {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if missing := sorted(known - set(document)):
             raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-        size = document["size"]
-        return cls(**{**document, "size": tuple(size) if isinstance(size, list) else size})
+        pairs = {
+            name: tuple(document[name]) if isinstance(document[name], list) else document[name]
+            for name in ("size", "resize_to")
+        }
+        return cls(**{**document, **pairs})
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """The part of a (width, height) image that the model sees: left, top, right, bottom.
@@ -102,15 +123,19 @@ class Preprocess:
         scaling sees the same neighbours, and an image one pixel wide does not grow to gigabytes.
         """
         width, height = size
-        if self.resize == "stretch":
-            return 0, 0, width, height
         rows, columns = self.size
-        if self.resize_to is not None:
+        if self.resize == "stretch":
+            if self.resize_to is None:
+                return 0, 0, width, height
+            assert isinstance(self.resize_to, tuple)  # __post_init__ saw to it
+            scaled = self.resize_to[1], self.resize_to[0]
+        elif isinstance(self.resize_to, int):
             short = min(size)
             scaled = (int(self.resize_to * width / short), int(self.resize_to * height / short))
         else:
-            scale = max(columns / width, rows / height)
-            scaled = (max(columns, round(width * scale)), max(rows, round(height * scale)))
+            down, across = self.resize_to or self.size
+            scale = max(across / width, down / height)
+            scaled = (max(across, round(width * scale)), max(down, round(height * scale)))
         left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)
         x, y = width / scaled[0], height / scaled[1]
         return left * x, top * y, min((left + columns) * x, width), min((top + rows) * y, height)
@@ -118,3 +143,10 @@ class Preprocess:
 
 def _is_edge(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_EDGE
+
+
+def scaled_edge(resize_to: int | tuple[int, int] | None, scale: float) -> int | tuple[int, int] | None:
+    """Return the `resize_to` of the same view for a size that is `scale` times as large."""
+    if isinstance(resize_to, tuple):
+        return round(resize_to[0] * scale), round(resize_to[1] * scale)
+    return None if resize_to is None else round(resize_to * scale)

@@ -1,4 +1,4 @@
-"""What a model says of an image: the best classes of its logits, and how likely they are."""
+"""Predictions: the best classes of the logits of an image, with their scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one image."""
+    """Answer of a model for one image."""
 
     label: str
     index: int
@@ -44,8 +44,16 @@ class Result(Generic[P]):
     error: str | None
 
 
-def prediction_of(logits: npt.NDArray[np.float32], labels: Sequence[str], top: int) -> Prediction:
-    """The answer that is in the logits [classes] of one image, with its `top` best candidates.
+def prediction_of(
+    logits: npt.NDArray[np.float32], labels: Sequence[str], top: int, temperature: float = 1.0
+) -> Prediction:
+    """Return the answer that is in the logits of one image.
+
+    Args:
+        logits: float32 [classes].
+        labels: the name of each class.
+        top: number of candidates to list.
+        temperature: what the logits are divided by before softmax; it changes scores and never their order.
 
     Raises:
         ImageError: when a logit is not finite.
@@ -53,7 +61,7 @@ def prediction_of(logits: npt.NDArray[np.float32], labels: Sequence[str], top: i
     if not np.isfinite(logits).all():
         raise ImageError("the model's answer to it is not finite")
     order = np.argsort(-logits, kind="stable")[:top]
-    powers = np.exp(logits.astype(np.float64) - logits.max())
+    powers = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     scores = powers[order] / powers.sum()
     best = tuple(Candidate(labels[i], int(i), float(score)) for i, score in zip(order, scores, strict=True))
     return Prediction(best[0].label, best[0].index, best[0].score, best)

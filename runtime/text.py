@@ -17,5 +17,5 @@ def one_line(text: str) -> str:
 
 
 def flaw(error: Exception) -> str:
-    """What reading a document tripped over, for a message: a `KeyError` alone says just a name."""
+    """Describe an error in a document for a message; a `KeyError` alone states only a name."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -1,8 +1,10 @@
-"""What tests of several rooms share: real images, small random models, two models trained once a run."""
+"""Fixtures of several packages: real images, small random models, two models trained once a run."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import venv
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 
 if TYPE_CHECKING:  # the runtime's tests run without these
     import onnx_ir as ir
@@ -17,6 +20,12 @@ if TYPE_CHECKING:  # the runtime's tests run without these
     from vit.model import ViT
 
 ROOT = Path(__file__).parents[1]
+
+# The same examples in every run: a change makes a test fail, and not chance. Shared CPUs are slow at times.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+# make mutants: that a test fails is enough, a small example of it would take minutes.
+settings.register_profile("mutants", derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +89,15 @@ def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, two_threads: Non
 
 
 @pytest.fixture(scope="session")
+def digits_artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded example, exported to INT8 as the command does it."""
+    out = tmp_path_factory.mktemp("artifacts")
+    command = [sys.executable, "-m", "export", digits_checkpoint, "--quantize", "--calibration", "digits"]
+    subprocess.run([*command, "--out", out], cwd=ROOT, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
 def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, two_threads: None) -> Path:
     """A small ViT trained now on Fashion-MNIST (a minute on two cores)."""
     from vit.training.examples import train_example
@@ -96,7 +114,7 @@ def models() -> Mapping[str, ViT]:
 
 @pytest.fixture(scope="session")
 def raw_graphs(models: Mapping[str, ViT]) -> Mapping[str, ir.Model]:
-    """What torch's exporter wrote; tests work on clones."""
+    """Model that torch's exporter wrote; tests work on clones."""
     from export.from_torch import export_raw
 
     return {name: export_raw(model) for name, model in models.items()}

@@ -4,6 +4,7 @@ In reading order:
 
     config       shape of a model, and the named sizes of the literature
     model        the paper on one page: patch embedding, attention, MLP, block, ViT
+    merging      the same model on fewer tokens, for training with token merging
     adapt        other classes and another resolution for a trained model
     tensors      safetensors files, read and written whole
     checkpoint   one file with weights, config, preprocessing, labels and history

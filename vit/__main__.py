@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from runtime.command import run_command
 from runtime.errors import DONE, MissingPackageError
+from vit.run_folder import open_run_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,13 +84,19 @@ def run_plots(options: argparse.Namespace) -> None:
     print(write_plots(checkpoint, images, options.out or checkpoint.path.parent / "plots"))
 
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # vit.config's, without the cost of importing it
+
+
 def add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_import)
     command.description = "Turn weights from elsewhere into a checkpoint; nothing in them is executed."
     add = command.add_argument
     add("source", type=Path, help="a Hugging Face or timm folder, or a .safetensors, .pth, .bin or .npz file")
     add("--out", required=True, type=Path, help="folder for the checkpoint")
-    add("--labels", type=Path, metavar="FILE", help="names of the classes, one a line, class 0 first")
+    add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, class 0 first")
+    add("--heads", type=int, metavar="N", help="attention heads, where the source does not say it")
+    add("--activation", choices=ACTIVATIONS, help="of the MLPs, where the source does not say it")
+    add("--weights", metavar="NAME", help="which set, where a file has several (default: a moving average)")
 
 
 def run_import(options: argparse.Namespace) -> None:
@@ -96,14 +104,21 @@ def run_import(options: argparse.Namespace) -> None:
     from vit.pretrained import read_source
     from vit.pretrained.load import named_labels
 
-    found = read_source(options.source)
+    found = read_source(
+        options.source, heads=options.heads, activation=options.activation, weights=options.weights
+    )
     if options.labels:
         found = named_labels(found, options.labels)
     config = found.model.config
     say(f"{found.format} weights: width {config.width}, depth {config.depth}, {config.classes} classes")
+    for sentence in found.notes:
+        say(f"note: {sentence}")
     for sentence in found.assumed:
         say(f"assumed, since the source does not say: {sentence}")
+    if not config.classes:
+        say("note: the weights have no head; fine-tune one with python -m vit train --from")
     recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
+    recipe["notes"] = list(found.notes)
     path = save_checkpoint(
         options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
     )
@@ -156,6 +171,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--lr", type=float, help="the highest learning rate")
     add("--seed", type=int)
     add(
+        "--merge-tokens",
+        type=int,
+        metavar="R",
+        help="train with R similar patches merged per block in the middle half of the blocks, as "
+        "python -m export --merge-tokens R merges them",
+    )
+    add(
         "--set",
         dest="changes",
         action="append",
@@ -165,16 +187,27 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
-    add("--resume", action="store_true", help="go on with the interrupted run in OUT")
+    add(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+    )
+    add("--overwrite", action="store_true", help="replace the run in OUT")
 
 
 def run_train(options: argparse.Namespace) -> None:
     import json
 
-    from vit.training.setup import prepare
+    resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=say)
+    from vit.training.setup import TrainOptions, prepare
     from vit.training.train import train
 
-    run = prepare(options)
+    names = {field.name for field in fields(TrainOptions)}
+    run = prepare(TrainOptions(**{name: value for name, value in vars(options).items() if name in names}))
+    for sentence in run.data.notes:
+        say(f"note: {sentence}")
     say(f"recipe: {json.dumps(run.recipe.to_dict())}")
     path = train(
         run.recipe,
@@ -183,7 +216,7 @@ def run_train(options: argparse.Namespace) -> None:
         preprocess=run.preprocess,
         out=options.out,
         device=options.device,
-        resume=options.resume,
+        resume=resume,
         teacher=run.teacher,
         notes=run.notes,
         tensorboard=options.tensorboard,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
 
 
@@ -21,7 +22,7 @@ def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None
     config = replace(model.config, classes=classes, image_size=size, representation=None)
     adapted = ViT(config)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    weights["position"] = resized_position(model.position.detach(), model.config.grid, config.grid)
+    weights |= moved_positions(model, config)
     head = {f"head.{name}": torch.zeros_like(value) for name, value in adapted.head.state_dict().items()}
     adapted.load_state_dict(weights | head)
     return adapted.train(model.training)
@@ -30,19 +31,37 @@ def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None
 def resize(model: ViT, image_size: tuple[int, int]) -> ViT:
     """A copy of `model`, head and all, with positions interpolated to `image_size`."""
     resized = ViT(replace(model.config, image_size=image_size))
-    position = resized_position(model.position.detach(), model.config.grid, resized.config.grid)
-    resized.load_state_dict(model.state_dict() | {"position": position})
+    resized.load_state_dict(model.state_dict() | moved_positions(model, resized.config))
     return resized.train(model.training)
 
 
-def resized_position(position: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embeddings `[1, 1 + rows·columns, D]` from the grid `old` to the grid `new`.
+def moved_positions(model: ViT, config: ViTConfig) -> dict[str, Tensor]:
+    """The position embeddings of `model` for the grid of `config`.
 
-    Bicubic in two dimensions; the class token's stays as it is.
+    Raises:
+        ConfigError: when the positions are in the attention, and cannot be moved.
+    """
+    if model.config.grid != config.grid and (config.rotary or config.attention_bias):
+        height, width = model.config.image_size
+        raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")
+    old, new = model.config.grid, config.grid
+    return {"position": resized_position(model.position.detach(), old, new)}
+
+
+def resized_position(
+    position: Tensor, old: tuple[int, int], new: tuple[int, int], *, antialias: bool = True
+) -> Tensor:
+    """Position embeddings `[1, rows·columns (+ 1), D]` from the grid `old` to the grid `new`.
+
+    Bicubic in two dimensions; the class token's, where there is one in front, stays as it is.
+
+    Args:
+        antialias: average where the grid shrinks, as timm does; transformers does not.
     """
     if old == new:
         return position
-    class_token, patches = position[:, :1], position[:, 1:]
+    extra = position.shape[1] - old[0] * old[1]
+    class_token, patches = position[:, :extra], position[:, extra:]
     grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
+    grid = F.interpolate(grid, new, mode="bicubic", antialias=antialias)
     return torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)

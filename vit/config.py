@@ -13,6 +13,13 @@ class ConfigError(InputError):
     """A configuration that describes no possible model."""
 
 
+CHOICES = {
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
+    "pooling": ("class", "mean", "class_and_mean", "class_and_last", "attention"),
+    "final_norm": ("before", "after", "none"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Everything that fixes the architecture of a ViT; the weights are elsewhere.
@@ -30,12 +37,21 @@ class ViTConfig:
     depth: int = 12  # L, the number of blocks
     heads: int = 12  # k, the number of attention heads
     mlp_width: int = 3072
-    classes: int = 1000  # 0: no head, the model returns the class token's features
+    classes: int = 1000  # 0: no head, the model returns the pooled features
     representation: int | None = None  # width of the tanh layer some pre-trained heads have
     layer_scale: bool = False  # a learned factor per feature on each residual branch (CaiT, DINOv2)
     norm_epsilon: float = 1e-6  # 1e-12 in Hugging Face's files
-    activation: str = "gelu"  # or "gelu_tanh", the approximation that Google's own files were trained with
+    activation: str = "gelu"  # or gelu_tanh (Google's own files), quick_gelu (CLIP), silu (gated MLPs)
     dropout: float = 0.0
+    class_token: bool = True  # False: patches only, and the pooling is another than "class"
+    registers: int = 0  # tokens without a place in the image, at the end of the sequence (arXiv 2309.16588)
+    pooling: str = "class"  # or mean, class_and_mean (DINOv2), class_and_last (DeiT), attention (SigLIP)
+    final_norm: str = "before"  # the last LayerNorm: before or after pooling, or none
+    pre_norm: bool = False  # a LayerNorm before the first block (CLIP)
+    qk_norm: bool = False  # a LayerNorm of each head's queries and keys (arXiv 2302.05442)
+    gated: bool = False  # MLP(x) = fc2(activation(gate(x)) * fc1(x)) (SwiGLU, arXiv 2002.05202)
+    rotary: bool = False  # queries and keys are turned by an angle for each place (RoPE, arXiv 2104.09864)
+    attention_bias: bool = False  # a learned number is added to each score, head by head (BEiT)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in 0..1, per channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -46,10 +62,16 @@ class ViTConfig:
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
-        if self.activation not in ("gelu", "gelu_tanh"):
-            raise ConfigError(f"activation must be gelu or gelu_tanh, found {self.activation!r}")
-        if self.classes < 0:
-            raise ConfigError(f"classes must be 0 (no head) or more, found {self.classes}")
+        for name, choices in CHOICES.items():
+            if (found := getattr(self, name)) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {found!r}")
+        for name in ("classes", "registers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 (none) or more, found {getattr(self, name)}")
+        if not self.class_token and self.pooling.startswith("class"):
+            raise ConfigError(f"pooling {self.pooling} needs a class token; without one, mean or attention")
+        if self.pooling == "class_and_last" and not self.registers:
+            raise ConfigError("pooling class_and_last reads the last register, and there are no registers")
         if height % self.patch_size or width % self.patch_size:
             raise ConfigError(
                 f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}"
@@ -65,9 +87,19 @@ class ViTConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def positions(self) -> int:
+        """Tokens with a position embedding: one per patch, and the class token."""
+        return self.grid[0] * self.grid[1] + self.class_token
+
+    @property
     def tokens(self) -> int:
-        """Length of the sequence: one token a patch, and the class token."""
-        return self.grid[0] * self.grid[1] + 1
+        """Length of the sequence: the patches, the class token and the registers."""
+        return self.positions + self.registers
+
+    @property
+    def features(self) -> int:
+        """Features that pooling gives to the head."""
+        return self.width * (2 if self.pooling in ("class_and_mean", "class_and_last") else 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

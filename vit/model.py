@@ -1,7 +1,8 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), on one page.
 
-Letters in the shape comments: N images, T tokens (patches and the class token), D width,
-h heads, d = D / h features a head.
+Letters in the shape comments: N images, T tokens (class token, patches, registers), D width,
+h heads, d = D / h features per head. The paper's model is the default of `ViTConfig`; each other
+field adds what later families have, and is named where it is read.
 """
 
 # To mypy, calling a PyTorch module gives Any.
@@ -9,11 +10,16 @@ h heads, d = D / h features a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit.config import ViTConfig
+from vit.head import make_head, make_norm
 
 
 class Normalize(nn.Module):
@@ -49,6 +55,8 @@ class PatchEmbedding(nn.Conv2d):
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A, equations 5 to 8)."""
 
+    turn: Tensor
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
@@ -56,14 +64,39 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
         self.proj = nn.Linear(config.width, config.width)
+        head, tokens = config.width // config.heads, config.tokens
+        if config.qk_norm:
+            self.query_norm = nn.LayerNorm(head, eps=config.norm_epsilon)
+            self.key_norm = nn.LayerNorm(head, eps=config.norm_epsilon)
+        if config.rotary:  # the cosine and the sine of each token's angles; without a place: 1 and 0
+            self.register_buffer("turn", torch.stack([torch.ones(tokens, head), torch.zeros(tokens, head)]))
+        self.bias = (
+            nn.Parameter(torch.zeros(1, self.heads, tokens, tokens)) if config.attention_bias else None
+        )
 
     def split_heads(self, features: Tensor) -> Tensor:
         return features.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, h, T, d)
 
+    def queries_and_keys(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self.split_heads(self.query(tokens)), self.split_heads(self.key(tokens))
+        if hasattr(self, "query_norm"):
+            q, k = self.query_norm(q), self.key_norm(k)
+        if hasattr(self, "turn"):
+            q, k = turned(q, self.turn), turned(k, self.turn)
+        return q, k  # (N, h, T, d)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        q, k, v = (self.split_heads(project(tokens)) for project in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        q, k = self.queries_and_keys(tokens)
+        v, dropout = self.split_heads(self.value(tokens)), self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, self.bias, dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # (N, T, D)
+
+
+def turned(features: Tensor, turn: Tensor) -> Tensor:
+    """Turn each pair (feature i, feature i + d / 2) by the token's angle: `[N, h, T, d]`."""
+    cosine, sine = turn  # (T, d) each
+    first, second = features.chunk(2, -1)
+    return features * cosine + torch.cat([-second, first], -1) * sine
 
 
 class MLP(nn.Module):
@@ -72,12 +105,23 @@ class MLP(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.gate = nn.Linear(config.width, config.mlp_width) if config.gated else None
         self.fc2 = nn.Linear(config.mlp_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.dropout(F.gelu(self.fc1(tokens), approximate=self.approximate)))
+        hidden = self.fc1(tokens)
+        hidden = self.activation(hidden) if self.gate is None else self.activation(self.gate(tokens)) * hidden
+        return self.fc2(self.dropout(hidden))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+}
 
 
 class LayerScale(nn.Module):
@@ -109,10 +153,34 @@ class Block(nn.Module):
         return tokens + self.dropout(self.scale2(self.mlp(self.norm2(tokens))))
 
 
+class AttentionPool(nn.Module):
+    """One learned query asks all tokens, and an MLP follows (SigLIP, arXiv 2303.15343)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+        self.proj = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.mlp = MLP(replace(config, gated=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query = self.query.expand(tokens.shape[0], -1, -1)
+        q, k, v = (
+            each.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for each in (query, self.key(tokens), self.value(tokens))
+        )
+        pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, 0]
+        return pooled + self.mlp(self.norm(pooled))  # (N, D)
+
+
 class ViT(nn.Module):
     """Pixels `uint8 [N, H, W, 3]` (or float in 0..255) to logits `float [N, classes]`.
 
-    With `classes=0` there is no head, and the class token's features `[N, D]` come out.
+    With `classes=0` there is no head, and the pooled features `[N, D]` come out (twice as many where
+    the config's pooling reads two).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -120,39 +188,58 @@ class ViT(nn.Module):
         self.config = config
         self.normalize = Normalize(config)
         self.patch_embedding = PatchEmbedding(config)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.position = nn.Parameter(torch.zeros(1, config.tokens, config.width))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        self.position = nn.Parameter(torch.zeros(1, config.positions, config.width))
+        self.registers = (
+            nn.Parameter(torch.zeros(1, config.registers, config.width)) if config.registers else None
+        )
         self.dropout = nn.Dropout(config.dropout)
+        self.pre_norm = nn.LayerNorm(config.width, config.norm_epsilon) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.norm = make_norm(config)
+        self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.head = make_head(config)
         self.apply(initialize)
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
+        query = None if self.pool is None else self.pool.query
+        for tokens in (self.class_token, self.position, self.registers, query):
+            if tokens is not None:
+                nn.init.trunc_normal_(tokens, std=0.02)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The sequence that enters the first block: equation 1. `[N, T, D]`."""
+        tokens = self.patch_embedding(self.normalize(pixels))
+        images = tokens.shape[0]
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(images, -1, -1), tokens], dim=1)
+        tokens = tokens + self.position
+        if self.registers is not None:
+            tokens = torch.cat([tokens, self.registers.expand(images, -1, -1)], dim=1)
+        return self.pre_norm(self.dropout(tokens))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """One vector per image out of `[N, T, D]`: the class token, normalized, unless the config differs."""
+        config = self.config
+        if config.pooling == "class":
+            return self.norm(tokens[:, 0])  # equation 4
+        before = self.norm if config.final_norm == "before" else nn.Identity()
+        if config.pooling == "class_and_last":
+            pooled = torch.cat([before(tokens[:, 0]), before(tokens[:, -1])], dim=-1)
+        elif self.pool is not None:
+            pooled = self.pool(before(tokens))
+        else:
+            tokens = before(tokens)
+            patches = tokens[:, int(config.class_token) : config.positions]
+            pooled = patches.mean(1)
+            if config.pooling == "class_and_mean":
+                pooled = torch.cat([tokens[:, 0], pooled], dim=-1)
+        return self.norm(pooled) if config.final_norm == "after" else pooled
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The class token after the last block, normalised: equation 4. `[N, D]`."""
-        patches = self.patch_embedding(self.normalize(pixels))
-        class_token = self.class_token.expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + self.position  # (N, T, D), equation 1
-        tokens = self.blocks(self.dropout(tokens))
-        return self.norm(tokens[:, 0])
+        """What the head reads: the class token after the last block, normalized, by default. `[N, D]`."""
+        return self.pooled(self.blocks(self.embed(pixels)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels))
-
-
-def make_head(config: ViTConfig) -> nn.Module:
-    """One linear layer, behind a tanh layer where a pre-trained head has one (section 3.1)."""
-    if not config.classes:
-        return nn.Identity()
-    if config.representation is None:
-        return nn.Linear(config.width, config.classes)
-    return nn.Sequential(
-        nn.Linear(config.width, config.representation),
-        nn.Tanh(),
-        nn.Linear(config.representation, config.classes),
-    )
 
 
 def initialize(module: nn.Module) -> None:

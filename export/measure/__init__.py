@@ -1,10 +1,14 @@
-"""What each variant does on the same images.
+"""Measurement of each variant on the same images.
 
 In reading order:
 
     environment  on what a figure was measured
     inference    logits and latency
     statistics   how sure a figure is
+    merging      dense and merged INT8 beside each other
+    reliability  whether scores mean what they say
+    evidence     doubts about the evidence of an export
     results      everything that a report shows
+    model_file   a model before it is measured
     variants     model files beside each other
 """

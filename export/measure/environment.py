@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from calibration.plan import Target
-from runtime.cpu import available_cores, has_vnni, is_x86
+from runtime.cpu import available_cores, cpu_kind, has_vnni
+from runtime.targets import Target, target_for
 
 
 def producer() -> str:
@@ -41,7 +41,5 @@ def cpu_name() -> str:
 
 
 def target_here() -> Target:
-    """The form of INT8 for the CPU at hand."""
-    if not is_x86():
-        return "arm64"
-    return "vnni" if has_vnni() else "avx2"
+    """Return the INT8 target for the CPU at hand."""
+    return target_for(cpu_kind())

@@ -36,7 +36,7 @@ Progress = Callable[[int], object]
 
 
 def no_progress(done: int) -> None:
-    """For who wants no progress shown."""
+    """Discard progress updates."""
 
 
 def all_logits(

@@ -1,4 +1,4 @@
-"""What an export measured: everything that report.json, report.html and the terminal show."""
+"""Results of an export: everything that report.json, report.html and the terminal show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from calibration.drift import Drift
 from calibration.graph import Array
+from export.measure.merging import Merging
+from export.measure.reliability import Reliability
 from runtime.artifact import Variant
 from vit.data.images import Images
 
@@ -19,15 +21,14 @@ class VariantResult:
     """One model file and what it did on the evaluation images."""
 
     variant: Variant
-    file: str  # its name in the artefact's folder
+    file: str  # its name in the artifact's folder
     bytes: int
     sha256: str
     logits: Array = field(repr=False)  # float32 [images, classes]
     latency: Mapping[str, float]  # ms of one image on one thread: min, median
     drift: Drift | None = None  # against float32; None for float32 itself
-    kernels: Mapping[str, int] = field(
-        default_factory=dict
-    )  # operator counts of ONNX Runtime's optimised graph
+    # operator counts of ONNX Runtime's optimized graph
+    kernels: Mapping[str, int] = field(default_factory=dict)
     integer_kernels: str = ""  # "74 of 74 linears and 24 of 24 products in integer kernels"
     layers: Mapping[str, float] = field(default_factory=dict)  # linear → SQNR of its output in dB
 
@@ -49,7 +50,10 @@ class Results:
     targets: Array | None = field(repr=False)  # int64 [images], indices into labels, where known
     variants: tuple[VariantResult, ...]  # float32 first
     search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
-    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantisable, or by the plan
+    merging: Merging | None = None  # what token merging does, where int8 merges tokens
+    reliability: Reliability | None = None  # of the scores; None where too few classes are known
+    warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
+    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The images whose label differs from float32's, most confident first."""
@@ -74,12 +78,15 @@ class Results:
         """The document of report.json."""
         return {
             "producer": self.producer,
+            "warnings": list(self.warnings),
             "source": dict(self.source),
             "environment": dict(self.environment),
             "passes": dict(self.passes),
             "parity": {"reference": self.reference, "difference": self.parity},
             "calibration": dict(self.calibration),
             **({"search": dict(self.search)} if self.search else {}),
+            **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),
+            **({"reliability": self.reliability.to_dict()} if self.reliability is not None else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},

@@ -4,65 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-import onnxruntime as ort
-
 from calibration.drift import Drift, measure_drift
+from calibration.graph import Array
 from calibration.layers import layer_drift
-from calibration.plan import Target
-from calibration.quantize import Quantized
-from calibration.search import Search
-from calibration.serialize import session_of
 from calibration.write import write_plan
-from export.files import cleaned, write_model
-from export.images import ExportImages
+from export.files import write_model
+from export.images import ExportImages, public_name
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
+from export.measure.merging import Merging, compare
+from export.measure.model_file import ModelFile, open_model
+from export.measure.reliability import Reliability, measure_reliability
 from export.measure.results import Results, VariantResult
 from export.source import Source
-from runtime.artifact import FILE_NAMES, Metadata, Variant
+from runtime.artifact import FILE_NAMES, Metadata
 from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
 BEFORE_SEARCH = "int8 before the search"
+DENSE = "int8 without merging"
 
 Reporter = Callable[[str, int], AbstractContextManager[Progress]]  # (what, how many images) → a progress bar
 
 
 def silent(what: str, total: int) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done: None)
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model before it is measured and written."""
-
-    variant: Variant
-    model: ir.Model
-    session: ort.InferenceSession
-    quantized: Quantized | None = None
-    search: Search | None = None
-
-    @classmethod
-    def opened(
-        cls,
-        variant: Variant,
-        model: ir.Model,
-        threads: int | None,
-        quantized: Quantized | None = None,
-        search: Search | None = None,
-    ) -> ModelFile:
-        target = quantized.plan.target if quantized is not None else None
-        return cls(variant, model, _session(model, target, threads), quantized, search)
-
-    @property
-    def target(self) -> Target | None:
-        """The kind of CPU that int8 weights are made for."""
-        return self.quantized.plan.target if self.quantized is not None else None
 
 
 def measure(
@@ -85,13 +55,20 @@ def measure(
     """
     evaluation = images.evaluation
     with report("measuring", len(evaluation)) as progress:
-        logits = all_logits([each.session for each in variants], evaluation, source.preprocess, progress)
+        dense = _dense(source, variants, threads)
+        sessions = [each.session for each in (*variants, *dense)]
+        logits = all_logits(sessions, evaluation, source.preprocess, progress)
     times = _latencies(source, variants, evaluation)
+    merging = _merging(source, variants, evaluation, logits, times)
+    reliability = measure_reliability(
+        {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
+    )
     found = []
-    for each, rows in zip(variants, logits, strict=True):
+    for each, rows in zip(variants, logits, strict=False):  # dense INT8 is not a file
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
         name = FILE_NAMES[each.variant]
-        size, sha256 = write_model(folder / name, each.model, _metadata(source, each, drift, evaluation))
+        metadata = _metadata(source, each, drift, evaluation, merging, reliability)
+        size, sha256 = write_model(folder / name, each.model, metadata)
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
@@ -117,10 +94,12 @@ def measure(
         parity=parity,
         calibration=_calibration(images, variants, plan),
         search=_search(variants, times),
+        merging=merging,
+        reliability=reliability,
         evaluation={
-            "source": evaluation.name,
+            "source": public_name(evaluation.name),
             "images": len(evaluation),
-            "labelled": evaluation.targets is not None,
+            "labeled": evaluation.targets is not None,
             "chosen": images.note,
         },
         images=evaluation,
@@ -130,30 +109,54 @@ def measure(
     )
 
 
-def _session(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
-    return session_of(cleaned(model), threads=threads, target=target or "any")
-
-
 def _latencies(
     source: Source, variants: list[ModelFile], evaluation: Images
 ) -> Mapping[str, Mapping[str, float]]:
     """Of one image on one thread, in turn; where a search gave layers back, also of the model before it."""
-    timed: dict[str, ort.InferenceSession] = {
-        each.variant: _session(each.model, each.target, 1) for each in variants
-    }
+    timed = {str(each.variant): open_model(each.model, each.target, 1) for each in variants}
     for each in variants:
         if each.search is not None and each.search.returned:
             before = write_plan(source.exported.model, each.search.start)
-            timed[BEFORE_SEARCH] = _session(before, each.target, 1)
+            timed[BEFORE_SEARCH] = open_model(before, each.target, 1)
+        for dense in _dense(source, [each], 1):
+            timed[DENSE] = dense.session
     return latencies(timed, next(batches(evaluation.subset(range(1)), source.preprocess, size=1)))
+
+
+def _dense(source: Source, variants: list[ModelFile], threads: int | None) -> list[ModelFile]:
+    """Return the same plan without merging, to be measured beside a merged model and not written."""
+    plans = [replace(each.quantized.plan, merging={}) for each in variants if each.quantized and each.merges]
+    return [
+        ModelFile("int8", model, open_model(model, plan.target, threads))
+        for plan in plans
+        for model in (write_plan(source.exported.model, plan),)
+    ]
+
+
+def _merging(
+    source: Source,
+    variants: list[ModelFile],
+    evaluation: Images,
+    logits: list[Array],
+    times: Mapping[str, Mapping[str, float]],
+) -> Merging | None:
+    for each, rows in zip(variants, logits, strict=False):
+        if each.quantized is not None and each.merges:
+            three = (logits[0], logits[-1], rows)  # dense INT8 is the last one
+            return compare(source, evaluation, each.quantized, three, (times[DENSE], times[each.variant]))
+    return None
 
 
 def _layers(source: Source, each: ModelFile, evaluation: Images, threads: int | None) -> Mapping[str, float]:
     if each.quantized is None:
         return {}
+    model, plan = each.model, each.quantized.plan
+    if each.merges:  # rows of merged tokens have no counterpart in float: the layers of dense INT8 are told
+        plan = replace(plan, merging={})
+        model = write_plan(source.exported.model, plan)
     some = evaluation.subset(range(min(LAYER_IMAGES, len(evaluation))))
     feed = batches(some, source.preprocess)
-    return layer_drift(source.exported.model, each.model, each.quantized.plan, feed, threads=threads)
+    return layer_drift(source.exported.model, model, plan, feed, threads=threads)
 
 
 def _calibration(images: ExportImages, variants: list[ModelFile], plan: Path | None) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _calibration(images: ExportImages, variants: list[ModelFile], plan: Path | N
     if plan is not None:
         return {"plan": plan.name, "target": target}
     calibration = images.calibration
-    return {"source": calibration.name, "images": len(calibration), "target": target}
+    return {"source": public_name(calibration.name), "images": len(calibration), "target": target}
 
 
 def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -174,15 +177,28 @@ def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]])
     return {}
 
 
-def _metadata(source: Source, each: ModelFile, drift: Drift | None, evaluation: Images) -> Metadata:
-    measured: dict[str, Any] = {"images": len(evaluation), "source": evaluation.name}
+def _metadata(
+    source: Source,
+    each: ModelFile,
+    drift: Drift | None,
+    evaluation: Images,
+    merging: Merging | None,
+    reliability: Reliability | None,
+) -> Metadata:
+    measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
     if drift is not None:
         measured["drift"] = drift.to_dict()
+    if merging is not None and each.merges:
+        measured["merging"] = {
+            "schedule": dict(merging.schedule),
+            "dense_drift": merging.dense_drift.to_dict(),
+        }
     return Metadata(
         variant=each.variant,
         preprocess=source.preprocess,
         labels=source.labels,
-        target=each.target or "any",
+        temperature=1.0 if reliability is None else reliability.temperature,
+        target=each.target or "any-cpu",
         source=source.description,
         measured=measured,
         producer=producer(),
@@ -192,5 +208,5 @@ def _metadata(source: Source, each: ModelFile, drift: Drift | None, evaluation: 
 def _kept_float(variants: list[ModelFile]) -> tuple[str, ...]:
     """The linears and products that the plan leaves in float32."""
     plans = [each.quantized.plan for each in variants if each.quantized is not None]
-    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision == "float32"]
+    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision != "int8"]
     return (*linears, *(n for plan in plans for n, e in plan.products.items() if e.precision == "float32"))

@@ -1,4 +1,4 @@
-"""The exact rewrites from what an exporter wrote to the form that quantises well, each a small pass.
+"""The exact rewrites from what an exporter wrote to the form that quantizes well, each a small pass.
 
 A pass is a function `model -> number of places changed`; the logits before and after are the same
 to rounding.

@@ -22,12 +22,13 @@ def fold_attention_scale(model: ir.Model) -> int:
         before_q, query = _strip(product.inputs[0])
         before_k, _ = _strip(product.inputs[1])
         scales = behind + before_q + before_k
-        gemm = query.producer() if query is not None else None
+        # What else reads the query must not see it scaled.
+        gemm = query.producer() if query is not None and only_reader(query) is not None else None
         if not scales or gemm is None or gemm_parameters(gemm) is None:
             continue
         factor = 1.0
         for node in scales:
-            factor *= _factor(node) or 1.0
+            factor *= _factor(node)  # type: ignore[operator]  # _strip took no other
             replace(node.outputs[0], _source(node))
             graph_of(node).remove(node, safe=True)
         parameters = gemm_parameters(gemm)
@@ -57,7 +58,7 @@ def _factor(node: ir.Node) -> float | None:
     """The scalar that a Mul or Div applies, or None for any other node."""
     if node.op_type == "Div":
         divisor = scalar(node.inputs[1])
-        return None if divisor is None else 1.0 / divisor
+        return 1.0 / divisor if divisor else None
     if node.op_type != "Mul":
         return None
     found = [number for value in node.inputs if (number := scalar(value)) is not None]

@@ -73,7 +73,7 @@ def _move_selections(model: ir.Model) -> int:
 
 
 def _selectable(value: ir.Value, axis: int) -> bool:
-    """Whether anything is gained: the node above is read by the selection alone and passes it on."""
+    """Return whether the selection can move above the node: only the selection reads it, by rows."""
     return len(value.uses()) == 1 and _inputs_to_select(value, axis) is not None
 
 

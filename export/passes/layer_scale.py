@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calibration.graph import Array, by_type, constant, only_reader, replace, sizes, tidy
-from export.passes.linears import gemm_parameters, set_linear
+from calibration.graph import by_type, constant, graph_of, only_reader, replace, sizes, tidy
+from export.passes.linears import gemm_parameters, is_one_per_feature, set_linear
 
 
 def fold_layer_scale(model: ir.Model) -> int:
@@ -22,10 +22,12 @@ def fold_layer_scale(model: ir.Model) -> int:
             if gemm is None or product is None or factors is None or parameters is None:
                 continue
             weight, bias = parameters
-            if _is_one_a_feature(factors, len(bias)):
+            if is_one_per_feature(factors, len(bias)) and factors.ndim <= len(sizes(product) or ()):
                 set_linear(gemm, weight * factors.reshape(-1), bias * factors.reshape(-1))
                 replace(node.outputs[0], product)
+                graph_of(node).remove(node, safe=True)
                 changes += 1
+                break
     if changes:
         tidy(model)
     return changes
@@ -41,7 +43,3 @@ def _gemm_above(value: ir.Value | None) -> ir.Node | None:
     rows, grouped = sizes(node.inputs[0]), sizes(value)
     same_features = rows is not None and grouped is not None and rows[-1] == grouped[-1] is not None
     return _gemm_above(node.inputs[0]) if same_features else None
-
-
-def _is_one_a_feature(factors: Array, features: int) -> bool:
-    return factors.ndim > 0 and factors.size == factors.shape[-1] == features

@@ -47,9 +47,10 @@ def make_shapes_static(model: ir.Model) -> int:
 
 
 def untangle_transposes(model: ir.Model) -> int:
-    """Reshape → Transpose(0, 2, 1) → Reshape around the last two axes of four → Transpose(0, 1, 3, 2);
+    """Merge chains of transposes that cancel: attention's key takes this detour in exports of torch.
 
-    Transpose(Transpose(x)) → one Transpose. Attention's key takes this detour in torch's exports.
+    Reshape → Transpose(0, 2, 1) → Reshape around the last two axes of four becomes Transpose(0, 1, 3, 2);
+    Transpose(Transpose(x)) becomes one Transpose.
     """
     changes = 0
     for node in by_type(model, "Reshape"):
@@ -146,7 +147,7 @@ def _merge_reshapes(model: ir.Model) -> int:
 
 
 def _same(current: list[int | None], target: list[int]) -> bool:
-    """Whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
+    """Return whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
     differing = [(have, want) for have, want in zip(current, target, strict=True) if have != want]
     return not differing or (len(differing) == 1 and differing[0][1] == -1)
 

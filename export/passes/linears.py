@@ -89,7 +89,7 @@ def linears_to_gemm(model: ir.Model) -> int:
 
     A Gemm that is there already gets its weight as `[in, out]` and a bias.
 
-    ONNX Runtime runs a quantised Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
+    ONNX Runtime runs a quantized Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
     end, for some shapes, as a float product.
     """
     changes = sum(_matmul_to_gemm(node) for node in by_type(model, "MatMul"))
@@ -107,7 +107,7 @@ def _matmul_to_gemm(node: ir.Node) -> bool:
     reader = only_reader(node.outputs[0])
     if reader is not None and reader.op_type == "Add":
         found = [constant(value) for value in reader.inputs if value is not node.outputs[0]]
-        if found and found[0] is not None and found[0].size == weight.shape[1]:
+        if found and found[0] is not None and is_one_per_feature(found[0], weight.shape[1]):
             last, bias = reader, found[0].reshape(-1)
     target = static_shape(last.outputs[0])
     if target is None:
@@ -140,17 +140,24 @@ def _plain_gemm(node: ir.Node) -> bool:
     if weight is None or attribute(node, "transA", 0):
         return False
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    matrix = weight.T if attribute(node, "transB", 0) else weight
     plain = not attribute(node, "transB", 0) and attribute(node, "alpha", 1.0) == 1.0
-    if plain and bias is not None and attribute(node, "beta", 1.0) == 1.0 and bias.ndim == 1:
+    if plain and attribute(node, "beta", 1.0) == 1.0 and bias is not None and bias.shape == matrix.shape[1:]:
         return False
     if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
         return False
-    matrix = weight.T if attribute(node, "transB", 0) else weight
+    if bias is not None and bias.size != 1 and not is_one_per_feature(bias, matrix.shape[1]):
+        return False
     vector = np.zeros(matrix.shape[1], np.float32)
     if bias is not None:
         vector = np.broadcast_to(bias.reshape(-1), vector.shape) * np.float32(attribute(node, "beta", 1.0))
     set_linear(node, matrix * np.float32(attribute(node, "alpha", 1.0)), vector)
     return True
+
+
+def is_one_per_feature(array: Array, features: int) -> bool:
+    """Return whether an array holds one number per output channel, not one per row."""
+    return array.ndim > 0 and array.size == array.shape[-1] == features
 
 
 def set_linear(node: ir.Node, weight: Array, bias: Array) -> None:
@@ -173,4 +180,6 @@ def gemm_parameters(node: ir.Node) -> tuple[Array, Array] | None:
     if node.op_type != "Gemm" or attribute(node, "transB", 0) or attribute(node, "transA", 0):
         return None
     weight, bias = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return None if weight is None or bias is None else (weight, bias)
+    if weight is None or bias is None or bias.shape != weight.shape[1:]:
+        return None
+    return weight, bias

@@ -1,4 +1,4 @@
-"""The way in: raw uint8 pixels, the normalisation inside the weights, the patch embedding as one Gemm."""
+"""The way in: raw uint8 pixels, the normalization inside the weights, the patch embedding as one Gemm."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
     """The nodes between the graph's input and the convolution, first to last.
 
     Raises:
-        GraphError: when something stands there that is neither normalisation nor layout.
+        GraphError: when something stands there that is neither normalization nor layout.
     """
     chain: list[ir.Node] = []
     value = conv.inputs[0]
@@ -159,7 +159,7 @@ def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
             value = node.inputs[0]
         else:
             raise GraphError(
-                f"expected normalisation or layout before the patch embedding, found {node.op_type} "
+                f"expected normalization or layout before the patch embedding, found {node.op_type} "
                 f"({node.name})"
             )
         chain.append(node)
@@ -167,7 +167,7 @@ def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
 
 
 def _operand(node: ir.Node) -> Array:
-    """The constant of a normalisation step: one number, or one a channel."""
+    """The constant of a normalization step: one number, or one a channel."""
     constants = [array for value in node.inputs if (array := constant(value)) is not None]
     is_right = constant(node.inputs[1]) is not None
     if (

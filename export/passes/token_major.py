@@ -27,7 +27,8 @@ def tokens_before_batch(model: ir.Model) -> int:
             return 0
         heads += node.op_type == "Transpose" and (rank(node.inputs[0]) == 4 or swaps(node))
         steps.append(step)
-    if not heads or any(by_image(output) for output in model.graph.outputs):
+    given = [value for value in model.graph.inputs if value.dtype != ir.DataType.UINT8]
+    if not heads or any(by_image(value) for value in (*given, *model.graph.outputs)):
         return 0
     for step in steps:
         step()

@@ -35,7 +35,8 @@ def of_heads(value: ir.Value | None) -> bool:
 def concerned(node: ir.Node) -> bool:
     """Whether the node handles tokens by image, or cuts the pixels into them."""
     if node.inputs and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8:
-        return node.op_type == "Transpose"
+        cast = node.outputs[0].dtype != ir.DataType.UINT8 and by_image(node.outputs[0])
+        return node.op_type == "Transpose" or cast
     return any(by_image(value) for value in (*node.inputs, *node.outputs))
 
 

@@ -7,5 +7,6 @@ In reading order:
     figures     figures as text
     confusion   which classes are taken for which
     thumbnails  the images whose label changed
+    merging     dense and merged INT8, and which patches merged
     html        report.html
 """

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours and fonts are the page's (CSS classes), so that dark mode and print work."""
+"""Charts as inline SVG. Colors and fonts are the page's (CSS classes), so that dark mode and print work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-KINDS = 8  # as many as the page has colours
+KINDS = 8  # as many as the page has colors
 _BLOCK = re.compile(r"(?:^|[._/])(\d+)(?=[._/]|$)")
-_MARKERS = (  # paths around (0, 0), so that kinds can be told apart in grey
+_MARKERS = (  # paths around (0, 0), so that kinds can be told apart in gray
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0Z",
     "M-3.2-3.2H3.2V3.2H-3.2Z",
     "M0-4.2L4 3.2H-4Z",
@@ -23,7 +23,7 @@ _MARKERS = (  # paths around (0, 0), so that kinds can be told apart in grey
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its row's name, its length, the text at its end, and a CSS class for its colour."""
+    """One bar: its row's name, its length, the text at its end, and a CSS class for its color."""
 
     name: str
     value: float
@@ -66,7 +66,7 @@ def read_layers(layers: Mapping[str, float]) -> list[Layer]:
     short = {kind: re.split(r"[._/]", kind)[-1] for kind in kinds}
     if len(set(short.values())) == len(kinds) <= KINDS + 1:
         return [Layer(each.name, each.group, short[each.kind], each.value) for each in found]
-    if len(kinds) > KINDS + 1:  # nobody tells so many colours apart: one kind for all
+    if len(kinds) > KINDS + 1:  # nobody tells so many colors apart: one kind for all
         return [Layer(each.name, each.group, "layer" if each.kind else "", each.value) for each in found]
     return found
 

@@ -61,7 +61,7 @@ def pairs(results: Results, variant: VariantResult) -> tuple[list[Pair], int]:
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
-    """What fits over a narrow column: the labels where all are short, else their numbers."""
+    """Return heads for narrow columns: the labels if all are short, otherwise class indices."""
     return list(labels) if all(len(label) <= 3 for label in labels) else [str(i) for i in range(len(labels))]
 
 

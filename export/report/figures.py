@@ -75,7 +75,7 @@ def tiles(results: Results, variant: VariantResult) -> list[tuple[str, Figure]]:
 
 
 def headline(results: Results, variant: VariantResult) -> str:
-    """What happened, in one sentence."""
+    """Summarize the result in one sentence."""
     total, same = len(variant.logits), same_label(results, variant)
     label = f"all {total:,}" if same == total else f"{same:,} of {total:,}"
     faster, smaller = speed(results, variant), size_ratio(results, variant)
@@ -90,7 +90,7 @@ def headline(results: Results, variant: VariantResult) -> str:
 
 
 def more_than_chance(results: Results, variant: VariantResult) -> str:
-    """Whether the top-1 of the two differs, in plain sentences; none where the classes are unknown."""
+    """Say in plain sentences whether the top-1 differs; nothing where the classes are unknown."""
     if results.targets is None:
         return ""
     paired = Paired.of(hits(results, results.variants[0]), hits(results, variant))
@@ -112,7 +112,7 @@ def more_than_chance(results: Results, variant: VariantResult) -> str:
 
 
 def speed(results: Results, variant: VariantResult) -> float:
-    """How many times as fast as float32, of the medians."""
+    """Return the speed-up over float32: ratio of the median latencies."""
     return results.variants[0].latency["median"] / max(variant.latency["median"], 1e-9)
 
 

@@ -24,6 +24,7 @@ from export.report.figures import (
     side_by_side,
     tiles,
 )
+from export.report.merging import merging_section
 from export.report.thumbnails import changed_images
 
 WORST = 5
@@ -45,6 +46,8 @@ def render(results: Results) -> str:
             ),
             size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
             drifts=[_drift(results, each) for each in variants[1:]],
+            merging=merging_section(results),
+            warnings=results.warnings,
             confusion=_confusion(results),
             made=_made(results),
             passes=[(name.replace("_", " "), count) for name, count in results.passes.items()],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from export.measure.reliability import Reliability
 from export.measure.results import Results, VariantResult
+from export.report.merging import merging_line
 
 
 def table(results: Results, out: Path) -> str:
@@ -29,21 +32,49 @@ def table(results: Results, out: Path) -> str:
         lines.append(f"stays float32: {shortened(results.float_layers)}")
     if results.search:
         lines.append(_given_up(results))
+    if results.merging is not None:
+        lines.append(merging_line(results))
+    elif tried := results.search.get("merging"):
+        lines.append(_no_merging(tried))
+    if results.reliability is not None:
+        lines.append(_scores(results.reliability))
+    lines += [f"warning: {sentence}" for sentence in results.warnings]
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
 
 
 def _given_up(results: Results) -> str:
-    """What a search within a budget returned to float, and what that costs."""
+    """Describe the layers that a search returned to float32, and their cost."""
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
     apart = f"{search['images']} images apart"
+    if any("cannot show a limit" in sentence for sentence in results.warnings):
+        return f"budget: not judged, {apart} and those of the report are too few for it"
     if not names:
         return f"budget: met with every planned layer in int8, on {apart}"
     (int8,) = [each for each in results.variants if each.variant == "int8"]
     before, after = search["latency_ms_before"]["median"], int8.latency["median"]
     return (
         f"budget: met on {apart} with {shortened(names)} in float32, {before:.2f} → {after:.2f} ms an image"
+    )
+
+
+def _no_merging(tried: Mapping[str, Any]) -> str:
+    """Say why a search merges no token."""
+    if not tried["trials"]:
+        return "token merging: none, dense int8 itself misses the limits that merging must keep"
+    least = min(tried["trials"], key=lambda trial: trial["merged"])
+    return f"token merging: none, {least['merged']} per block is too much: {'; '.join(least['misses'])}"
+
+
+def _scores(found: Reliability) -> str:
+    """Say what the temperature does to the scores."""
+    errors = ", ".join(
+        f"{name} {100 * found.before[name]:.1f} → {100 * found.after[name]:.1f} %" for name in found.after
+    )
+    return (
+        f"scores: temperature {found.temperature:g}; expected calibration error {errors} "
+        f"(judged on {found.judged_on} images, fitted on {found.fitted_on} others)"
     )
 
 

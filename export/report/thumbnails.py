@@ -21,7 +21,7 @@ TINY = 64  # an image below this many pixels is shown with its pixels, not blurr
 
 @dataclass(frozen=True)
 class Guess:
-    """What one model says: its label, its score of it, and whether that is right (None: nobody knows)."""
+    """Answer of one model: label, score, and whether it is correct (None: unknown)."""
 
     variant: str
     label: str

@@ -1,8 +1,17 @@
-"""What only `python -m runtime` needs; an app that embeds the runtime loads none of it.
+"""Modules that only `python -m runtime` needs; an app that embeds the runtime loads none of it.
 
 In reading order:
 
     output   result lines in a file that survives a crash
     report   progress and summary
     sorting  one folder for each label
+    columns  columns in, columns out: what an engine for clusters calls
+
+and for --engine ray:
+
+    sources, reading  images in folders, stores and lists; their contents, a few ahead
+    parts             an output that many processes write at once; its bytes are in part_formats
+    chunks            the work in pieces, and what happens to each; knows no engine
+    ray_engine        the only module that imports Ray
+    ray_command       the command; its options are in cluster_options
 """

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from runtime.results import Result
-from runtime.writing import OutputError
+from runtime.writing import OutputError, explained_output
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")
@@ -32,7 +32,7 @@ def format_of(path: Path | None) -> Format:
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 
 
-def record(result: Result[Path]) -> dict[str, Any]:
+def record(result: Result[Any]) -> dict[str, Any]:
     """The fields of one line. Without a prediction all but `path` and `error` are null."""
     values: dict[str, Any] = dict.fromkeys(FIELDS) | {"path": str(result.image), "error": result.error}
     return values if result.prediction is None else values | asdict(result.prediction)
@@ -52,27 +52,29 @@ class Lines:
 
     def __init__(self, path: Path | None, form: Format) -> None:
         self._form = form
-        self._file: IO[bytes] = sys.stdout.buffer if path is None else path.open("ab")
-        self._is_file = path is not None
+        self._owned = path is not None  # standard output stays open
+        self._kept = path is not None and is_regular(path)  # a device or a pipe keeps nothing to sync
+        self._file: IO[bytes] = sys.stdout.buffer if path is None else path.open("ab" if self._kept else "wb")
         self._synced = time.monotonic()
-        if form == "csv" and (path is None or path.stat().st_size == 0):
+        if form == "csv" and (path is None or not self._kept or path.stat().st_size == 0):
             self._write(_csv_line(list(FIELDS)))
 
     def write(self, result: Result[Path]) -> None:
         self._write(to_line(record(result), self._form))
-        if self._is_file and time.monotonic() - self._synced > _SYNC_EVERY:
+        if self._kept and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        if self._is_file:
-            self._file.flush()
+        self._file.flush()
+        if self._kept:
             os.fsync(self._file.fileno())
+        if self._owned:
             self._file.close()
 
     def abandon(self) -> None:
         """Close after an error, which closing would only repeat."""
-        if self._is_file:
+        if self._owned:
             with suppress(OSError):
                 self._file.close()
 
@@ -88,14 +90,19 @@ class Done:
         keys = np.frombuffer(array("Q", map(_key, paths)), np.uint64)
         self._keys, self._left = np.unique(keys, return_counts=True)
 
-    def take(self, path: Path) -> bool:
-        """Whether the image is done; one that is listed twice is done when this was asked twice."""
+    def take(self, path: Path | str) -> bool:
+        """Return whether the image is done; an image that is listed twice is done after two calls."""
         key = _key(str(path))
         at = int(np.searchsorted(self._keys, np.uint64(key)))
         if at == len(self._keys) or self._keys[at] != key or self._left[at] == 0:
             return False
         self._left[at] -= 1
         return True
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is, or can become, a plain file; a device or a pipe cannot be resumed."""
+    return not path.exists() or path.is_file()
 
 
 def begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
@@ -107,8 +114,20 @@ def begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
         model: the SHA-256 of the model file.
 
     Raises:
-        OutputError: when it exists and neither `resume` nor `overwrite` is said, or another model wrote it.
+        OutputError: when it exists and neither `resume` nor `overwrite` is said, when another model wrote it,
+            or when it cannot be written.
     """
+    with explained_output(path):
+        return _begin(path, model, resume=resume, overwrite=overwrite)
+
+
+def _begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
+    if not is_regular(path):  # /dev/null, a pipe: written to as it is, nothing stands beside it
+        if resume:
+            raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
+        return Done(iter(()))
     note = path.with_name(path.name + ".run")
     if resume and path.exists() and path.stat().st_size:
         _expect_same_model(note, path, model)

@@ -1,4 +1,4 @@
-"""What a long run tells the person at the terminal: progress while it lasts, a summary at its end."""
+"""Messages of a long run on the terminal: progress, and a summary at the end."""
 
 from __future__ import annotations
 

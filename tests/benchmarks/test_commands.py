@@ -122,7 +122,7 @@ def test_calibration_must_leave_images_to_measure_on(photos, capsys):
 
 
 def test_calibration_and_evaluation_are_apart_and_chosen_by_the_seed(photos):
-    images = accuracy.labelled(photos / "photos", photos / "labels.csv", classes=4)
+    images = accuracy.labeled(photos / "photos", photos / "labels.csv", classes=4)
     spec = Preprocess(size=(32, 32))
     first, again, other = (accuracy.divide(images, spec, calibrate=3, seed=seed) for seed in (1, 1, 2))
     seen = {image.tobytes() for image in first.calibration}

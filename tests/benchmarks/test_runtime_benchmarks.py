@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 def blurred(folder, seed):
     folder.mkdir()
-    colours = np.random.default_rng(seed).integers(0, 256, (4, 5, 7, 3), np.uint8)
-    for number, grid in enumerate(colours):
+    colors = np.random.default_rng(seed).integers(0, 256, (4, 5, 7, 3), np.uint8)
+    for number, grid in enumerate(colors):
         Image.fromarray(grid).resize((96, 72), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
 

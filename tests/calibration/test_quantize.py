@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +16,7 @@ from calibration.quantize import apply_plan, quantize
 from runtime.session import open_session
 
 
-def logits(model: ir.Model, pixels: np.ndarray, target: str = "avx2") -> np.ndarray:
+def logits(model: ir.Model, pixels: np.ndarray, target: str = "any-cpu") -> np.ndarray:
     data = ir.to_proto(model).SerializeToString()
     session = open_session(data, device="cpu", threads=1, target=target)
     (found,) = session.run(None, {"pixels": pixels})
@@ -36,11 +35,11 @@ def images(models, pixels_for):
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "rich"])
-@pytest.mark.parametrize("target", ["avx2", "vnni", "arm64"])
+@pytest.mark.parametrize("target", ["any-cpu", "full-range"])
 def test_int8_stays_close_on_images_that_calibration_did_not_see(name, target, canonical, images) -> None:
     calibration, others = images(name)
     made = quantize(canonical[name], [calibration], target=target)
-    drift = measure_drift(logits(canonical[name], others, "any"), logits(made.model, others, target))
+    drift = measure_drift(logits(canonical[name], others), logits(made.model, others, target))
     # Noise as images, weights without any structure: real models and images are in tests/drift.
     assert drift.sqnr > 20
 
@@ -48,7 +47,7 @@ def test_int8_stays_close_on_images_that_calibration_did_not_see(name, target, c
 @pytest.mark.parametrize("name", ["plain", "odd", "rich"])
 def test_any_batch_gives_the_same_logits(name, canonical, images) -> None:
     calibration, others = images(name)
-    model = quantize(canonical[name], [calibration], target="avx2").model
+    model = quantize(canonical[name], [calibration], target="any-cpu").model
     five = logits(model, others[:5])
     ones = np.concatenate([logits(model, others[i : i + 1]) for i in range(5)])
     assert five.shape == ones.shape
@@ -57,7 +56,7 @@ def test_any_batch_gives_the_same_logits(name, canonical, images) -> None:
 
 def test_the_plan_is_all_that_is_needed(canonical, images) -> None:
     calibration, others = images("plain")
-    made = quantize(canonical["plain"], [calibration], target="avx2")
+    made = quantize(canonical["plain"], [calibration], target="any-cpu")
     read = QuantizationPlan.from_json(made.plan.to_json())
     assert read == made.plan
     again = apply_plan(canonical["plain"], read)
@@ -66,22 +65,23 @@ def test_the_plan_is_all_that_is_needed(canonical, images) -> None:
 
 def test_it_repeats(canonical, images) -> None:
     calibration, _ = images("plain")
-    first, second = (quantize(canonical["plain"], [calibration], target="avx2", threads=1) for _ in range(2))
+    first, second = (
+        quantize(canonical["plain"], [calibration], target="any-cpu", threads=1) for _ in range(2)
+    )
     assert first.plan.to_json() == second.plan.to_json()
 
 
 def test_layers_can_stay_in_float(canonical, images) -> None:
     calibration, others = images("plain")
-    exact = logits(canonical["plain"], others, "any")
-    kept = [f"blocks.{i}.mlp.fc2" for i in range(2)]
-    all_int8 = quantize(canonical["plain"], [calibration], target="avx2")
-    some = quantize(canonical["plain"], [calibration], target="avx2", keep_float=kept)
+    exact = logits(canonical["plain"], others)
+    kept = [f"blocks.0.mlp.fc{i}" for i in (1, 2)]
+    all_int8 = quantize(canonical["plain"], [calibration], target="any-cpu")
+    some = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=kept)
     assert set(all_int8.plan.quantized()) - set(some.plan.quantized()) == set(kept)
     assert not set(kept) & set(some.kernels.linears)
-    assert (
-        measure_drift(exact, logits(some.model, others)).sqnr
-        != measure_drift(exact, logits(all_int8.model, others)).sqnr
-    )
+    assert {each.precision for name, each in some.plan.linears.items() if name in kept} == {"float32"}
+    before, after = (measure_drift(exact, logits(each.model, others)).sqnr for each in (all_int8, some))
+    assert after > before + 0.1  # dB: two of nine layers make no error any more
 
 
 def test_what_is_to_stay_in_float_must_exist(canonical, images) -> None:
@@ -89,7 +89,7 @@ def test_what_is_to_stay_in_float_must_exist(canonical, images) -> None:
     with pytest.raises(
         PlanError, match=r"no layer is called blocks.7.mlp.fc2; the graph has: patch_embedding"
     ):
-        quantize(canonical["plain"], [calibration], target="avx2", keep_float=["blocks.7.mlp.fc2"])
+        quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=["blocks.7.mlp.fc2"])
 
 
 def test_images_may_come_from_a_generator(canonical, images) -> None:
@@ -98,13 +98,13 @@ def test_images_may_come_from_a_generator(canonical, images) -> None:
     def feed() -> Iterator[np.ndarray]:
         yield from np.split(calibration, 6)
 
-    streamed = quantize(canonical["plain"], feed(), target="avx2", threads=1).plan
-    assert streamed == quantize(canonical["plain"], [calibration], target="avx2", threads=1).plan
+    streamed = quantize(canonical["plain"], feed(), target="any-cpu", threads=1).plan
+    assert streamed == quantize(canonical["plain"], [calibration], target="any-cpu", threads=1).plan
 
 
 def test_nothing_to_calibrate_with(canonical) -> None:
     with pytest.raises(GraphError, match="at least one calibration image"):
-        quantize(canonical["plain"], [], target="avx2")
+        quantize(canonical["plain"], [], target="any-cpu")
 
 
 def test_nothing_to_quantize(canonical, raw_graphs, images) -> None:
@@ -114,28 +114,23 @@ def test_nothing_to_quantize(canonical, raw_graphs, images) -> None:
         if node.op_type == "Gemm":
             node.attributes["alpha"] = ir.AttrFloat32("alpha", 2.0)
     with pytest.raises(GraphError, match="expected linear layers"):
-        quantize(graph, [calibration], target="avx2")
+        quantize(graph, [calibration], target="any-cpu")
 
 
 def test_drift_layer_by_layer(canonical, images) -> None:
     calibration, others = images("plain")
-    made = quantize(canonical["plain"], [calibration], target="avx2", keep_float=["patch_embedding"])
+    made = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=["patch_embedding"])
     found = layer_drift(canonical["plain"], made.model, made.plan, np.split(others, 4))
     assert list(found) == list(made.plan.linears)
     assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantised
     assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
 
 
-def test_arm_gets_signed_activations_at_the_same_levels(canonical, images) -> None:
-    calibration, others = images("plain")
-    made = quantize(canonical["plain"], [calibration], target="arm64")
+@pytest.mark.parametrize("target", ["any-cpu", "full-range"])
+def test_activations_are_uint8_and_weights_int8_for_every_target(target, canonical, images) -> None:
+    calibration, _ = images("plain")
+    made = quantize(canonical["plain"], [calibration], target=target)
     kinds = {n.outputs[0].dtype for n in made.model.graph if n.op_type == "QuantizeLinear"}
-    assert kinds == {ir.DataType.INT8}
-    assert made.kernels.summary().startswith(f"{len(made.plan.linears)} of {len(made.plan.linears)} linears")
-    unsigned = apply_plan(canonical["plain"], replace(made.plan, target="vnni"))
-    kinds = {n.outputs[0].dtype for n in unsigned.model.graph if n.op_type == "QuantizeLinear"}
     assert kinds == {ir.DataType.UINT8}
-    # x64quantprecision keeps x86 without VNNI exact, so the two differ by the rounding of floats alone.
-    np.testing.assert_allclose(
-        logits(made.model, others, "arm64"), logits(unsigned.model, others, "vnni"), rtol=0, atol=0.02
-    )
+    stored = {v.dtype for name, v in made.model.graph.initializers.items() if name.endswith("weight.int8")}
+    assert stored == {ir.DataType.INT8}

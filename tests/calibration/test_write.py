@@ -36,7 +36,7 @@ def full_plan(model: ir.Model, products: bool = True) -> QuantizationPlan:
         )
         for name, product in sites.products.items()
     }
-    return QuantizationPlan(target="avx2", linears=linears, products=both)
+    return QuantizationPlan(target="any-cpu", linears=linears, products=both)
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -71,7 +71,7 @@ def test_the_same_plan_is_the_same_file(canonical) -> None:
 def test_a_plan_of_float_changes_nothing(canonical, models, logits_of, pixels_for) -> None:
     model, pixels = canonical["plain"], pixels_for(models["plain"].config)
     linears = {name: LinearPlan(precision="float32") for name in find_sites(model).linears}
-    for plan in (QuantizationPlan(target="avx2", linears=linears), QuantizationPlan(target="avx2")):
+    for plan in (QuantizationPlan(target="any-cpu", linears=linears), QuantizationPlan(target="any-cpu")):
         written = write_plan(model, plan)
         assert not by_type(written, "QuantizeLinear", "DequantizeLinear")
         np.testing.assert_array_equal(logits_of(written, pixels), logits_of(model, pixels))
@@ -94,7 +94,7 @@ def test_a_gemm_reads_three_integers(canonical) -> None:
 def test_pixels_lose_nothing(value, canonical, models, logits_of) -> None:
     """Only the patch embedding in int8: what is left is the rounding of its weights, for any image."""
     model, config = canonical["plain"], models["plain"].config
-    plan = QuantizationPlan(target="vnni", linears={"patch_embedding": LinearPlan(precision="int8")})
+    plan = QuantizationPlan(target="full-range", linears={"patch_embedding": LinearPlan(precision="int8")})
     written = write_plan(model, plan)
     (dequantize,) = [
         n for n in by_type(written, "DequantizeLinear") if n.inputs[0].dtype == ir.DataType.UINT8
@@ -124,22 +124,22 @@ def test_int8_says_the_same_as_its_definition(name, canonical, models, pixels_fo
 
 
 def test_unknown_layers_are_named(canonical) -> None:
-    plan = QuantizationPlan(target="avx2", linears={"blocks.9.mlp.fc1": LinearPlan(precision="float32")})
+    plan = QuantizationPlan(target="any-cpu", linears={"blocks.9.mlp.fc1": LinearPlan(precision="float32")})
     with pytest.raises(
         PlanError, match=r"names the linear layer 'blocks.9.mlp.fc1', the graph has: patch_emb"
     ):
         write_plan(canonical["plain"], plan)
-    plan = QuantizationPlan(target="avx2", products={"scores": ProductPlan(precision="float32")})
+    plan = QuantizationPlan(target="any-cpu", products={"scores": ProductPlan(precision="float32")})
     with pytest.raises(PlanError, match=r"attention product 'scores'"):
         write_plan(canonical["plain"], plan)
 
 
 def test_int8_without_a_range(canonical) -> None:
-    plan = QuantizationPlan(target="avx2", linears={"head": LinearPlan(precision="int8")})
+    plan = QuantizationPlan(target="any-cpu", linears={"head": LinearPlan(precision="int8")})
     with pytest.raises(PlanError, match="head: the plan says int8 and gives no input range"):
         write_plan(canonical["plain"], plan)
     mix = ProductPlan(precision="int8", left=PROBABILITY)
-    plan = QuantizationPlan(target="avx2", products={"blocks.0.attention.mix": mix})
+    plan = QuantizationPlan(target="any-cpu", products={"blocks.0.attention.mix": mix})
     with pytest.raises(PlanError, match=r"blocks.0.attention.mix: .* no range for both inputs"):
         write_plan(canonical["plain"], plan)
 

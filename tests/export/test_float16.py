@@ -65,9 +65,9 @@ def test_pixels_enter_exactly(canonical) -> None:
     """(pixel - 128) / 64 for each of the 256 bytes, without a rounding."""
     graph = to_float16(canonical["plain"]).graph
     steps = {node.op_type: node for node in graph if str(node.name).startswith("pixels.half")}
-    centre, gain = (steps[op].inputs[1].const_value.numpy().item() for op in ("Sub", "Mul"))
+    center, gain = (steps[op].inputs[1].const_value.numpy().item() for op in ("Sub", "Mul"))
     every = np.arange(256, dtype=np.float16)
-    found = (every - np.float16(centre)) * np.float16(gain)
+    found = (every - np.float16(center)) * np.float16(gain)
     np.testing.assert_array_equal(found.astype(np.float64), (np.arange(256) - 128) / 64)
 
 

@@ -8,31 +8,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.images import ExportImages, choose_images, labelled_as, sample
+from export.images import ExportImages, choose_images, labeled_as, sample
 from vit.data.images import DataError, open_images
 
 CLASSES = ("cat", "dog", "eel")
 
 
-def fill(folder: Path, count: int, colour: int = 0) -> Path:
+def fill(folder: Path, count: int, color: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        Image.new("RGB", (9, 7), (colour, index, 0)).save(folder / f"{index:03d}.png")
+        Image.new("RGB", (9, 7), (color, index, 0)).save(folder / f"{index:03d}.png")
     return folder
 
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    for colour, name in enumerate(CLASSES):
-        fill(tmp_path / "photos" / name, 10, colour)
+    for color, name in enumerate(CLASSES):
+        fill(tmp_path / "photos" / name, 10, color)
     return tmp_path / "photos"
 
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Path:
     for split, count in (("train", 8), ("test", 4)):
-        for colour, name in enumerate(CLASSES):
-            fill(tmp_path / "splits" / split / name, count, colour)
+        for color, name in enumerate(CLASSES):
+            fill(tmp_path / "splits" / split / name, count, color)
     return tmp_path / "splits"
 
 
@@ -66,7 +66,7 @@ def test_loose_images(tmp_path: Path, count: int) -> None:
     chosen = choose(fill(tmp_path / "loose", count), samples=128)
     assert len(chosen.calibration) == count // 2
     assert len(chosen.evaluation) == count - count // 2
-    assert labelled_as(chosen.evaluation, CLASSES).targets is None
+    assert labeled_as(chosen.evaluation, CLASSES).targets is None
 
 
 def test_splits_are_kept(splits: Path) -> None:
@@ -118,14 +118,14 @@ def test_too_few(tmp_path: Path) -> None:
 def test_classes_in_the_models_own_order(classes: Path) -> None:
     chosen = choose(classes)
     model = ("eel", "ant", "cat", "dog")
-    found = labelled_as(chosen.evaluation, model).targets
+    found = labeled_as(chosen.evaluation, model).targets
     folders = [Path(str(item)).parent.name for item in chosen.evaluation.items]
     assert [model[index] for index in found] == folders
 
 
 def test_classes_that_the_model_does_not_have(classes: Path) -> None:
     with pytest.raises(DataError, match=r"class 'eel' \(3 classes\) is not one of the model's 2 labels"):
-        labelled_as(choose(classes).evaluation, ("cat", "dog"))
+        labeled_as(choose(classes).evaluation, ("cat", "dog"))
 
 
 def test_a_search_gets_images_of_its_own_however_few_there_are(classes: Path) -> None:

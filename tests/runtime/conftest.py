@@ -18,7 +18,7 @@ LABELS = ("red", "green", "blue")
 MakeModel = Callable[..., Path]
 
 
-def colour_graph(size: tuple[int, int], classes: int = 3) -> onnx.ModelProto:
+def color_graph(size: tuple[int, int], classes: int = 3) -> onnx.ModelProto:
     """uint8 [N, H, W, 3] → the mean of each channel, as `classes` logits."""
     weights = np.zeros((3, classes), np.float32)
     weights[range(3), range(3)] = 0.1
@@ -29,7 +29,7 @@ def colour_graph(size: tuple[int, int], classes: int = 3) -> onnx.ModelProto:
     ]
     graph = helper.make_graph(
         nodes,
-        "colour",
+        "color",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *size, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(weights, "weights")],
@@ -44,14 +44,14 @@ def add_metadata(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """Write the colour model to a file; keyword arguments change its metadata."""
+    """Write the color model to a file; keyword arguments change its metadata."""
 
     def make(name: str = "model.onnx", *, size: tuple[int, int] = (32, 32), **changes: Any) -> Path:
         values: dict[str, Any] = dict(variant="float32", preprocess=Preprocess(size=size), labels=LABELS)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(
-            add_metadata(colour_graph(size), Metadata(**values | changes).to_json()).SerializeToString()
+            add_metadata(color_graph(size), Metadata(**values | changes).to_json()).SerializeToString()
         )
         return path
 

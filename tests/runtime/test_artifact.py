@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import ArtifactError, Metadata, Preprocess, read_metadata
+from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
 from runtime.artifact import choose_file, read_artifact
-from runtime.onnx_file import OnnxError, summarise
+from runtime.onnx_file import OnnxError, summarize
 
 MakeModel = Callable[..., Path]
 
@@ -44,7 +45,7 @@ def set_metadata(path: Path, text: str) -> Path:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    metadata = Metadata(variant="int8", preprocess=Preprocess(), labels=("a", "b"), target="avx2")
+    metadata = Metadata(variant="int8", preprocess=Preprocess(), labels=("a", "b"), target="any-cpu")
     return json.loads(metadata.to_json()) | changes
 
 
@@ -53,7 +54,7 @@ def test_what_was_written_is_read(make_model: MakeModel) -> None:
         variant="int8",
         preprocess=Preprocess(size=(32, 32), resize="crop", resize_to=40, decode="draft"),
         labels=("crane", "crane", "häuschen\n\u2028"),
-        target="vnni",
+        target="full-range",
         source={"checkpoint": "abc"},
         measured={"drift": {"top1": -0.5}},
         producer="vit-edge 0.1.0",
@@ -66,7 +67,7 @@ def test_what_was_written_is_read(make_model: MakeModel) -> None:
 
 def test_the_outline_agrees_with_the_onnx_package(model: Path) -> None:
     proto = onnx.load(model)
-    found = summarise(model.read_bytes())
+    found = summarize(model.read_bytes())
     assert found.ir_version == proto.ir_version
     assert found.opsets == {entry.domain: entry.version for entry in proto.opset_import}
     assert found.metadata == {entry.key: entry.value for entry in proto.metadata_props}
@@ -137,13 +138,18 @@ def test_two_metadata_entries_are_refused(model: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "upgrade vit-edge"),
-        ({"version": 0}, "must be 1"),
-        ({"version": "1"}, "must be 1"),
-        ({"version": True}, "must be 1"),
+        ({"version": 3}, "upgrade vit-edge"),
+        ({"version": 1}, "older vit-edge wrote it (metadata version 1, this one reads 2); export it again"),
+        ({"version": 0}, "must be 2"),
+        ({"version": "1"}, "must be 2"),
+        ({"version": True}, "must be 2"),
         ({"variant": "int4"}, "float16"),
         ({"variant": ["int8"]}, "int8"),
-        ({"target": "mips"}, "arm64"),
+        ({"target": "mips"}, "expected target any-cpu or full-range, found 'mips'"),
+        ({"target": "avx2"}, "avx2 is called any-cpu now"),
+        ({"target": ["any-cpu"]}, "expected target any-cpu or full-range"),
+        ({"exact_on": ["x86-vnni"]}, "exact_on must be x86-vnni, x86, arm64, wasm for target any-cpu"),
+        ({"exact_on": None}, "exact_on must be"),
         ({"labels": []}, "at least one"),
         ({"labels": "ab"}, "at least one"),
         ({"labels": ["a", 1]}, "text"),
@@ -219,14 +225,14 @@ def test_protobuf_lengths_are_checked() -> None:
         b"\x0a\x01a",  # a version that is text
     ):
         with pytest.raises(OnnxError):
-            summarise(content)
+            summarize(content)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_model_or_an_error(content: bytes) -> None:
     with contextlib.suppress(OnnxError):
-        summarise(content)
+        summarize(content)
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> None:
@@ -237,3 +243,20 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> N
     other.replace(model)
     with pytest.raises(ArtifactError, match="replaced"):
         artifact.expect_unchanged()
+
+
+def test_ort_format_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:
+    """The real thing, written by ONNX Runtime."""
+    path = tmp_path / "model.ort"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(ArtifactError, match=r"found ORT format.*use the \.onnx file that it was made from"):
+        Classifier(path)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.009, 101, "1", None, True, float("nan")])
+def test_a_temperature_that_makes_no_sense(temperature: object) -> None:
+    with pytest.raises(ArtifactError, match=r"temperature must be 0\.01 to 100"):
+        Metadata(variant="int8", preprocess=Preprocess(), labels=("a",), temperature=temperature)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def wrong_use(*arguments: Any) -> str:
     return lines[0]
 
 
-def test_a_folder_gives_a_line_a_image(model: Path, images: Path) -> None:
+def test_a_folder_gives_a_line_an_image(model: Path, images: Path) -> None:
     done = run(model, images, "--top", "2")
     assert done.returncode == 1
     records = parse(done.stdout)

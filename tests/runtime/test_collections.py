@@ -53,10 +53,10 @@ def test_every_image_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Pa
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["path"] for record in records] == list(map(str, files))
     assert all((record["label"] is None) != (record["error"] is None) for record in records)
-    labelled = sum(record["error"] is None for record in records)
+    labeled = sum(record["error"] is None for record in records)
     mebibytes = int(peak.read_text()) / 2 ** (20 if sys.platform == "darwin" else 10)
-    print(f"\n{labelled} labels, {len(records) - labelled} failures, at most {mebibytes:.0f} MiB")
-    assert labelled > len(records) / 2
+    print(f"\n{labeled} labels, {len(records) - labeled} failures, at most {mebibytes:.0f} MiB")
+    assert labeled > len(records) / 2
     assert mebibytes < 1024
     assert [text for record in records if (text := record["error"]) and UNCLEAR.search(text)] == []
     # The summary is all that the terminal shows: no warning of Pillow's, and none of the libraries below it.
@@ -66,8 +66,8 @@ def test_every_image_of_pillows_tests_gives_a_label_or_a_clear_failure(model: Pa
 def generated() -> list[bytes]:
     """One photo as JPEG, with each orientation; large enough to be decoded at a fraction of its size."""
     rng = np.random.default_rng(0)
-    colours = np.array([250, 120, 20]) * rng.uniform(0.3, 1, (6, 8, 1))
-    upright = Image.fromarray(colours.astype(np.uint8)).resize((960, 720), Image.Resampling.BICUBIC)
+    colors = np.array([250, 120, 20]) * rng.uniform(0.3, 1, (6, 8, 1))
+    upright = Image.fromarray(colors.astype(np.uint8)).resize((960, 720), Image.Resampling.BICUBIC)
     photos = []
     for orientation in range(1, 9):
         exif, file = Image.Exif(), io.BytesIO()

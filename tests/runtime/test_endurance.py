@@ -1,4 +1,4 @@
-"""What only shows after long use: memory that grows, images lost or done twice. Slow: -m slow runs them."""
+"""Faults that only show after long use: memory that grows, images lost or done twice (-m slow)."""
 
 from __future__ import annotations
 

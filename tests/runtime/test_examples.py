@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from runtime import Classifier, Preprocess
 
@@ -129,10 +131,15 @@ def test_http_service_stands_slow_clients(service: int, images: Path) -> None:
 
 
 def classify_in_javascript(*arguments: Any) -> list[dict[str, Any]]:
-    folder = EXAMPLES / "javascript"
+    return [json.loads(line) for line in in_javascript(*arguments).stdout.splitlines()]
+
+
+def in_javascript(*arguments: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    folder = ROOT / "javascript"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
-        pytest.skip("needs node, and examples/javascript/node_modules: make borrow")
-    return [json.loads(line) for line in run("node", folder / "classify.mjs", *arguments).stdout.splitlines()]
+        pytest.skip("needs node, and javascript/node_modules: make borrow")
+    command = ["node", str(folder / "classify.mjs"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=check)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,44 @@ def test_javascript_gives_the_same_labels(
 def test_javascript_reads_transparency_and_refuses_strangers(model: Path, images: Path) -> None:
     (answer,) = classify_in_javascript(model, images / "a.png")
     assert answer["label"] == "red"
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        classify_in_javascript(images / "notes.txt", images / "a.png")
-    assert "ONNX" in caught.value.stderr
+    refused = in_javascript(images / "notes.txt", images / "a.png", check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"{images / 'notes.txt'}: not an ONNX model")
+
+
+def test_javascript_goes_on_after_a_bad_image(model: Path, images: Path) -> None:
+    paths = [images / name for name in ("a.png", "empty.jpg", "text.png", "missing.png", "b.jpg")]
+    done = in_javascript(model, *paths, check=False)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [answer["path"] for answer in answers] == list(map(str, paths))
+    assert [answer["label"] for answer in answers] == ["red", None, None, None, "green"]
+    assert [answer["error"] for answer in answers] == [
+        None,
+        "it is empty (zero bytes)",
+        "it is neither a JPEG nor a PNG; convert it",
+        "it cannot be opened: ENOENT",
+        None,
+    ]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_javascript_turns_images_upright(make_model: Any, tmp_path: Path, form: str) -> None:
+    """The model sees a wide strip: all red in an upright image, three quarters red in one on its side."""
+    spec = Preprocess(size=(4, 16), resize="crop")
+    model = make_model(size=(4, 16), preprocess=spec)
+    image = Image.new("RGB", (64, 48), (0, 0, 90))
+    image.paste((20, 0, 0), (0, 0, 64, 36))
+    turned = {6: 90, 8: 270}  # what the camera stored, counterclockwise
+    for orientation, angle in turned.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{form.lower()}"
+        image.rotate(angle, expand=True).save(path, form, exif=exif)
+    paths = sorted(tmp_path.glob(f"*.{form.lower()}"))
+    scores = [answer["score"] for answer in classify_in_javascript(model, *paths)]
+    expected = [Classifier(model)(path).score for path in paths]
+    assert scores == pytest.approx(expected, abs=0.01)
+    as_stored = Classifier(make_model("stored.onnx", size=(4, 16), preprocess=replace(spec, exif=False)))
+    assert all(abs(as_stored(path).score - score) > 0.05 for path, score in zip(paths, scores, strict=True))

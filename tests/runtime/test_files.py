@@ -98,3 +98,12 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 def test_suffixes() -> None:
     assert {".jpg", ".png", ".webp", ".avif", ".gif", ".tif", ".heic"} <= image_suffixes()
     assert not {".pdf", ".eps", ".txt", ".mpg", ".h5"} & image_suffixes()
+
+
+def test_what_systems_leave_is_passed_over_and_taken_when_named(tmp_path: Path) -> None:
+    for name in ("a.png", "#snapshot/b.png", ".Trashes/c.png", "System Volume Information/d.png", "._a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_images(tmp_path)) == [tmp_path / "a.png"]
+    assert list(find_images(tmp_path / "#snapshot")) == [tmp_path / "#snapshot" / "b.png"]
+    assert list(find_images(tmp_path / "._a.png")) == [tmp_path / "._a.png"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
-from runtime.session import device_of, devices_for, open_session
+from runtime.session import device_of, devices_for, open_session, waiting_options
 
 MakeModel = Callable[..., Path]
 ALL = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
@@ -98,61 +96,6 @@ def test_what_onnx_runtime_refuses_is_an_artifact_error(model: Path) -> None:
         open_session(model.read_bytes()[:-20])
 
 
-@pytest.fixture
-def x86_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "is_x86", lambda: True)
-    monkeypatch.setattr(session_module, "has_vnni", lambda: False)
-    session_module._warn_of_slow_kernels.cache_clear()
-
-
-def asks_for_exact_kernels(options: Any) -> bool:
-    try:
-        return bool(options.get_session_config_entry("session.x64quantprecision") == "1")
-    except RuntimeError:  # no such entry
-        return False
-
-
-CPUS = {  # (x86, VNNI): which targets need the exact kernels there
-    "x86 with VNNI": (True, True, set()),
-    "x86 without VNNI": (True, False, {"vnni", "arm64"}),
-    "ARM64": (False, False, set()),
-}
-
-
-@pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("target", ["any", "avx2", "vnni", "arm64"])
-def test_each_target_on_each_kind_of_cpu_runs_in_exact_kernels(
-    model: Path, cpu: str, target: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x86, vnni, careful = CPUS[cpu]
-    monkeypatch.setattr(session_module, "is_x86", lambda: x86)
-    monkeypatch.setattr(session_module, "has_vnni", lambda: vnni)
-    options = open_session(model, target=target).get_session_options()
-    assert asks_for_exact_kernels(options) == (target in careful)
-
-
-@pytest.mark.usefixtures("x86_without_vnni")
-@pytest.mark.parametrize("target", ["vnni", "arm64"])
-def test_full_range_weights_are_run_exactly_without_vnni_and_that_is_said_once(
-    model: Path, target: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="runtime"):
-        for _ in range(2):
-            options = open_session(model, target=target).get_session_options()
-            assert options.get_session_config_entry("session.x64quantprecision") == "1"
-    assert len(caplog.records) == 1
-    assert "--target avx2" in caplog.text
-
-
-@pytest.mark.usefixtures("x86_without_vnni")
-@pytest.mark.parametrize("target", ["any", "avx2"])
-def test_other_weights_need_no_such_care(model: Path, target: str, caplog: pytest.LogCaptureFixture) -> None:
-    options = open_session(model, target=target).get_session_options()  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError):
-        options.get_session_config_entry("session.x64quantprecision")
-    assert not caplog.records
-
-
 def test_cpu_flags_and_quotas() -> None:
     assert cpu_module._linux_flags("processor : 0\nflags\t\t: fpu avx2 avx512_vnni\n") == [
         "fpu",
@@ -171,7 +114,8 @@ def test_an_open_session_does_not_burn_the_cpu(model: Path) -> None:
     session = open_session(model, threads=2)
     session.run(None, {"pixels": np.zeros((1, 32, 32, 3), np.uint8)})
     options = session.get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    for entry, value in waiting_options(onnxruntime.__version__).items():
+        assert options.get_session_config_entry(entry) == value
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.05
@@ -234,3 +178,153 @@ def test_the_runtime_brings_no_heavy_package_along(model: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "spins"), [("1.22.0", False), ("1.25.1", False), ("1.26.0", True), ("2.0.0rc1", True)]
+)
+def test_threads_spin_only_where_the_time_can_be_limited(version: str, spins: bool) -> None:
+    options = waiting_options(version)
+    assert options["session.intra_op.allow_spinning"] == ("1" if spins else "0")
+    assert ("session.intra_op.spin_duration_us" in options) == spins
+    assert ("session.force_spinning_stop" in options) == spins
+
+
+class EPFail(Exception):
+    """As ONNX Runtime's own, which has no importable name: they are told by their name alone."""
+
+
+class RuntimeException(Exception):
+    """The other one."""
+
+
+@pytest.mark.parametrize("source", [b"bytes", "/models/vit.onnx"])
+@pytest.mark.parametrize("kind", [EPFail, RuntimeException])
+def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
+    kind: type[Exception], source: bytes | str
+) -> None:
+    name = "the model" if isinstance(source, bytes) else source
+    said = kind("[ONNXRuntimeError] :\n 1 :   FAIL")
+    refused = f"{name}: ONNX Runtime does not accept it ([ONNXRuntimeError] : 1 : FAIL); export it again"
+    for error, device, expected, words in (
+        (said, "cuda", DeviceError, f"cuda cannot run {name}: [ONNXRuntimeError] : 1 : FAIL"),
+        (said, "cpu", ArtifactError, refused),
+        (ValueError(str(said)), "cuda", ArtifactError, refused),
+    ):
+        found = session_module._explain(error, device, source)
+        assert type(found) is expected
+        assert str(found) == words
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [
+        ("cpu", ["CPU"]),
+        ("cuda", ["CUDA", "CPU"]),
+        ("tensorrt", ["Tensorrt", "CUDA", "CPU"]),
+        ("openvino", ["OpenVINO", "CPU"]),
+        ("coreml", ["CoreML", "CPU"]),
+        ("directml", ["Dml", "CPU"]),
+    ],
+)
+def test_what_a_device_leaves_goes_to_the_next_best(device: str, providers: list[str]) -> None:
+    assert session_module._chain(device) == [f"{name}ExecutionProvider" for name in providers]
+
+
+def test_words_of_wrong_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, words in (
+        (
+            {"device": "gpu"},
+            "device must be one of auto, cpu, cuda, tensorrt, openvino, coreml, directml, found 'gpu'",
+        ),
+        ({"threads": 0}, "threads must be 1 or more, found 0"),
+        ({"threads": -1}, "threads must be 1 or more, found -1"),
+    ):
+        with pytest.raises(ValueError, match="must be") as caught:
+            open_session(model, **arguments)
+        assert str(caught.value) == words
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="coreml")
+    assert str(refused.value) == (
+        "no coreml in this ONNX Runtime (it has: cpu); install it: pip install onnxruntime on macOS"
+    )
+
+
+def test_as_many_threads_as_asked_for_or_as_there_are_cores(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "available_cores", lambda: 3)
+    for asked, expected in ((1, 1), (2, 2), (None, 3)):
+        options = open_session(model, device="cpu", threads=asked).get_session_options()
+        assert options.intra_op_num_threads == expected
+        assert options.inter_op_num_threads == 1
+        assert options.log_severity_level == 3
+
+
+def test_a_session_of_bytes_does_not_keep_them_and_never_falls_back(model: Path) -> None:
+    for source in (model, str(model), model.read_bytes()):
+        session = open_session(source, device="cpu", threads=1)
+        assert session._model_bytes is None
+        assert not session._enable_fallback
+
+
+def test_the_devices_that_were_built_in_and_the_one_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*ALL, "AzureExecutionProvider"])
+    assert available_devices() == ("cpu", "cuda", "tensorrt")
+
+    class Session:
+        def __init__(self, *providers: str) -> None:
+            self.providers = list(providers)
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+    assert device_of(Session("CUDAExecutionProvider", "CPUExecutionProvider")) == "cuda"
+    assert device_of(Session("AzureExecutionProvider", "CPUExecutionProvider")) == "AzureExecutionProvider"
+    assert devices_for("tensorrt") == ("tensorrt",)
+    assert devices_for("auto") == ("cuda", "cpu")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert devices_for("auto") == ("cpu",)
+
+
+def test_the_first_device_that_works_is_taken_and_the_last_one_says_why_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def opening(*working: str) -> Callable[[str], str]:
+        def open_on(device: str) -> str:
+            if device not in working:
+                raise DeviceError(f"no {device} here")
+            return f"on {device}"
+
+        return open_on
+
+    assert session_module.open_first(("cuda", "cpu"), opening("cuda", "cpu")) == "on cuda"
+    assert not caplog.records
+    assert session_module.open_first(("cuda", "cpu"), opening("cpu")) == "on cpu"
+    assert [record.getMessage() for record in caplog.records] == ["not on cuda: no cuda here"]
+    with pytest.raises(DeviceError, match=r"^no cpu here$"):
+        session_module.open_first(("cuda", "cpu"), opening())
+
+
+def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    class Library:
+        """musl's, which has no malloc_trim, unless it is given one."""
+
+    def library(name: object) -> Library:
+        calls.append(name)
+        return found
+
+    found = Library()
+    monkeypatch.setattr(session_module.ctypes, "CDLL", library)
+    monkeypatch.setattr(session_module.sys, "platform", "linux")
+    session_module._give_memory_back()
+    assert calls == [None]  # the library that this process runs with
+    found.malloc_trim = lambda most: calls.append((type(most), most.value))  # type: ignore[attr-defined]
+    session_module._give_memory_back()
+    assert calls == [None, None, (session_module.ctypes.c_size_t, 0)]
+    monkeypatch.setattr(session_module.sys, "platform", "darwin")
+    session_module._give_memory_back()
+    assert len(calls) == 3

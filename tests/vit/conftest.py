@@ -24,7 +24,7 @@ def tiny_model() -> ViT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ViT(TINY)
-        randomise(model)
+        randomize(model)
     return model.eval()
 
 
@@ -35,7 +35,7 @@ def tiny_preprocess() -> Preprocess:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """`photos/train|test/<class>/*.png`: three classes that differ by colour, and noise on top."""
+    """`photos/train|test/<class>/*.png`: three classes that differ by color, and noise on top."""
     folder = tmp_path / "photos"
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
@@ -49,7 +49,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def randomise(model: torch.nn.Module) -> None:
+def randomize(model: torch.nn.Module) -> None:
     """Weights without a zero or a one among them, so that no mistake in a mapping goes unseen."""
     with torch.no_grad():
         for parameter in model.parameters():

@@ -44,6 +44,6 @@ def test_resized_model_answers_at_the_new_size(tiny_model, size):
     assert resized.config.image_size == size
     with torch.no_grad():
         logits = resized(torch.full((1, *size, 3), 100.0))
-        # Patches of one colour differ by position alone, so the answer stays near the old one.
+        # Patches of one color differ by position alone, so the answer stays near the old one.
         old = tiny_model(torch.full((1, 8, 8, 3), 100.0))
     assert (logits - old).abs().max() < 0.5 * old.abs().max()

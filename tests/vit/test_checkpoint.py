@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runtime.writing import OutputError
 from vit.checkpoint import KEY, load_checkpoint, save_checkpoint
 from vit.tensors import CheckpointError
 
@@ -91,7 +92,7 @@ def test_a_failed_write_leaves_the_old_file(saved, tmp_path, tiny_model, tiny_pr
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"model\.safetensors: it cannot be written \(disk full\)"):
         save_checkpoint(saved, model=tiny_model, preprocess=tiny_preprocess, labels=["x", "y", "z"])
     monkeypatch.undo()
     assert saved.read_bytes() == before

@@ -3,7 +3,9 @@
 In reading order:
 
     idx       the file format of MNIST
+    folders   which folders are splits and which are classes
     images    find images in folders, IDX files and examples; split them
     training  the three parts that training needs
+    memory    how much may be kept
     batches   decoded images on their way into batches
 """

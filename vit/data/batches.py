@@ -18,9 +18,13 @@ from torch import Tensor
 
 from runtime.preprocess import ImageError, Preprocess
 from vit.data.images import DataError, Images
+from vit.data.memory import free_memory
 
 T = TypeVar("T")
-MEMORY = 4 << 30  # bytes of decoded images that are kept
+MEMORY = 4 << 30  # bytes of decoded images that are kept at most
+SHARE = (
+    4  # of the memory that is free, one part in so many: up to three splits are kept, and there is a model
+)
 
 
 class Store:
@@ -30,7 +34,8 @@ class Store:
         images: what to decode.
         preprocess: how; its size is the size of the batches.
         bad_share: the share of undecodable images above which `DataError` is raised.
-        memory: bytes of pixels that may be kept; a larger data set is decoded anew each time.
+        memory: bytes of pixels that may be kept; a larger data set is decoded anew each time. None: a quarter
+            of what the machine or the container has left, 4 GiB at most.
         progress: called with the number of images decoded so far, while filling the memory.
     """
 
@@ -40,7 +45,7 @@ class Store:
         preprocess: Preprocess,
         *,
         bad_share: float = 0.0,
-        memory: int = MEMORY,
+        memory: int | None = None,
         progress: Callable[[int], object] = lambda done: None,
     ) -> None:
         self.images, self.preprocess, self.bad_share = images, preprocess, bad_share
@@ -48,7 +53,7 @@ class Store:
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self.kept: np.ndarray | None = None
         shape = (len(images), *preprocess.size, 3)
-        if np.prod(shape, dtype=np.int64) <= memory:
+        if np.prod(shape, dtype=np.int64) <= (affordable() if memory is None else memory):
             self.kept = np.zeros(shape, np.uint8)
             for start in range(0, len(images), 256):
                 chosen = range(start, min(start + 256, len(images)))
@@ -98,6 +103,11 @@ class Store:
             raise DataError(
                 f"{self.images.describe(first)}: {self.bad[first]} ({count}); remove or replace it"
             )
+
+
+def affordable() -> int:
+    """Bytes of pixels that one split may keep: a share of the free memory, and never more than `MEMORY`."""
+    return min(MEMORY, free_memory() // SHARE)
 
 
 def _ahead(

@@ -12,19 +12,17 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.errors import InputError
 from runtime.files import find_images
+from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
+
+__all__ = ["DataError", "Images", "open_images", "passed_over", "split_images", "splits_of"]
 
 Item = Path | np.ndarray
 Split = Literal["train", "val", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DIGITS_TEST = 360
-
-
-class DataError(InputError):
-    """Images that cannot be used; the message names the path and what was expected there."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
 
     Args:
         source: one of
-            a folder of splits (`train/<class>/*.jpg`, and `val` or `test`),
+            a folder of splits (`train/<class>/*.jpg`, and `val` or `test`, or what else these are called),
             a folder of classes (`<class>/*.jpg`; "train" and "val" are then a fixed stratified 80 and 20 %),
             a folder of loose images, or one image (no targets, and only the split "all"),
             a folder of IDX files (MNIST, Fashion-MNIST),
@@ -93,7 +91,7 @@ def splits_of(source: Path | str) -> tuple[Split, ...]:
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if idx := find_idx(folder):
         return tuple(split for split in SPLITS if split in idx)
-    return tuple(split for split in SPLITS if (folder / split).is_dir())
+    return tuple(split for split in SPLITS if folder.is_dir() and split in layout_of(folder).splits)
 
 
 def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:
@@ -160,20 +158,24 @@ def as_rgb(grey: np.ndarray) -> list[np.ndarray]:
 def open_folder(folder: Path, split: Split) -> Images:
     if folder.is_file():
         return loose_images(folder, split)
-    present = [name for name in SPLITS if (folder / name).is_dir()]
-    if not present:
+    splits = layout_of(folder).splits
+    if not splits:
         return open_classes_or_loose(folder, split)
+    labels = tuple(class_folders(next(iter(splits.values()))))  # train's, which every split shares
+    with_classes = [name for name in splits if labeled(splits, name)]
     if split == "all":
-        return join(
-            [open_classes(folder / name, labels_of_splits(folder, present)) for name in present], folder
-        )
-    if split not in present:
-        raise DataError(f"{folder}: has no {split} split; it has {', '.join(present)}")
-    return open_classes(folder / split, labels_of_splits(folder, present))
+        if not with_classes:
+            return join_loose([loose_images(path, split) for path in splits.values()], folder)
+        return join([open_classes(splits[name], labels) for name in with_classes], folder)
+    if split not in splits:
+        raise DataError(f"{folder}: has no {split} split; it has {', '.join(splits)}")
+    return (
+        open_classes(splits[split], labels) if split in with_classes else loose_images(splits[split], "all")
+    )
 
 
 def open_classes_or_loose(folder: Path, split: Split) -> Images:
-    names = class_names(folder)
+    names = tuple(class_folders(folder))
     if not names:
         return loose_images(folder, split)
     images = open_classes(folder, names)
@@ -187,20 +189,25 @@ def open_classes_or_loose(folder: Path, split: Split) -> Images:
 
 def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
     """`folder/<class>/**`; a class of `labels` may be absent here, but an empty class folder is an error."""
-    names = class_names(folder)
-    if unknown := sorted(set(names) - set(labels)):
+    folders = class_folders(folder)
+    if unknown := sorted(set(folders) - set(labels)):
+        same = next((name for name in labels if name.casefold() == unknown[0].casefold()), None)
+        advice = f"; rename it to {same}" if same else ""
         raise DataError(
-            f"{folder / unknown[0]}: this class is not among those to train on ({', '.join(labels)})"
+            f"{folders[unknown[0]]}: this class is not among those to train on ({', '.join(labels)}){advice}"
         )
     if len(labels) < 2:
         found = f"only {labels[0]!r}" if labels else "none"
-        raise DataError(f"{folder}: expected a folder for each of two or more classes, found {found}")
+        raise DataError(
+            f"{folder}: expected a folder for each of two or more classes, found {found}"
+            f"{only_wrapper(folder)}"
+        )
     items: list[Item] = []
     targets: list[int] = []
-    for name in names:
-        paths = list(find_images([folder / name]))
+    for name, path in folders.items():
+        paths = list(find_images([path]))
         if not paths:
-            raise DataError(f"{folder / name}: a class folder without images; fill it or remove it")
+            raise DataError(f"{path}: a class folder without images; fill it or remove it")
         items.extend(paths)
         targets.extend([labels.index(name)] * len(paths))
     if not items:
@@ -221,17 +228,10 @@ def loose_images(folder: Path, split: Split) -> Images:
     return Images(paths, None, None, str(folder))
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
-
-
-def labels_of_splits(folder: Path, present: Sequence[str]) -> tuple[str, ...]:
-    """The classes of `train`, which every split shares; without `train`, of the first split there is."""
-    return class_names(folder / present[0])
-
-
 def join(parts: Sequence[Images], folder: Path) -> Images:
     targets = np.concatenate([part.targets for part in parts if part.targets is not None])
     return Images([item for part in parts for item in part.items], targets, parts[0].labels, str(folder))
+
+
+def join_loose(parts: Sequence[Images], folder: Path) -> Images:
+    return Images([item for part in parts for item in part.items], None, None, str(folder))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit.data.images import DataError, Images, open_images, split_images, splits_of
+import numpy as np
+
+from vit.data.images import DataError, Images, open_images, passed_over, split_images, splits_of
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,25 @@ class TrainingData:
     train: Images
     val: Images | None  # chooses the best epoch; None keeps the last epoch
     test: Images | None  # looked at once, when training has ended
+    notes: tuple[str, ...] = ()  # what was passed over in the folder
 
     @property
     def labels(self) -> tuple[str, ...]:
-        assert self.train.labels is not None  # open_data saw to it
+        """Names of the classes, in the order of their indices."""
+        if self.train.labels is None:
+            raise DataError(f"{self.train.name}: images without classes; nothing can be learned from them")
         return self.train.labels
+
+
+def targets_of(images: Images) -> np.ndarray:
+    """Return the class indices of images whose classes are known, int64 [N].
+
+    Raises:
+        DataError: for images without classes.
+    """
+    if images.targets is None:
+        raise DataError(f"{images.name}: images without classes; expected a folder for each class")
+    return images.targets
 
 
 def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:
@@ -29,15 +45,23 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         DataError: when there are no classes to learn.
     """
     splits = splits_of(source)
+    if splits and "train" not in splits:
+        raise DataError(
+            f"{source}: has {' and '.join(splits)} images and none to train on; add a train folder, or give "
+            "one of them"
+        )
     train = open_images(source, "train" if "train" in splits else "all")
     if train.targets is None or train.labels is None:
         raise DataError(
             f"{source}: images without classes; expected {source}/<class>/… or {source}/train/<class>/…"
         )
     test = open_images(source, "test") if "test" in splits else None
-    if "val" in splits:
-        return TrainingData(train, open_images(source, "val"), test)
+    test = None if test is None or test.targets is None else test
+    notes = passed_over(source)
+    val = open_images(source, "val") if "val" in splits else None
+    if val is not None and val.targets is not None:
+        return TrainingData(train, val, test, notes)
     if not holdout:
-        return TrainingData(train, None, test)
+        return TrainingData(train, None, test, notes)
     train, val = split_images(train, holdout, seed)
-    return TrainingData(train, val if len(val) else None, test)
+    return TrainingData(train, val if len(val) else None, test, notes)

@@ -26,7 +26,7 @@ SHOWN = 8  # images in a row
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a model says about images whose classes are known."""
+    """Answers of a model for images whose classes are known."""
 
     pixels: np.ndarray  # uint8 [N, H, W, 3]
     targets: np.ndarray
@@ -61,7 +61,7 @@ def write_plots(checkpoint: Checkpoint, images: Images | None, out: Path) -> Pat
     if len(checkpoint.history) > 1:
         figures["Loss and accuracy"] = plot_curves(checkpoint.history)
     figures["Patch embedding filters (figure 7, left)"] = plot_filters(checkpoint.model)
-    figures["Position embedding similarity (figure 7, centre)"] = plot_positions(checkpoint.model)
+    figures["Position embedding similarity (figure 7, center)"] = plot_positions(checkpoint.model)
     if images is not None:
         verdicts = judge(checkpoint, images)
         figures["Confusion"] = plot_confusion(verdicts, checkpoint.labels)
@@ -90,8 +90,8 @@ def plot_curves(history: list[dict[str, Any]]) -> Figure:
 def plot_filters(model: ViT) -> Figure:
     """The first principal components of the patch embedding's filters."""
     filters = model.patch_embedding.weight.detach().flatten(1)  # (D, 3 P P)
-    centred = filters - filters.mean(0)
-    _, _, components = torch.linalg.svd(centred, full_matrices=False)
+    centered = filters - filters.mean(0)
+    _, _, components = torch.linalg.svd(centered, full_matrices=False)
     count = min(28, len(components))
     size = model.config.patch_size
     tiles = components[:count].view(count, 3, size, size).permute(0, 2, 3, 1)
@@ -127,9 +127,9 @@ def plot_confusion(verdicts: Verdicts, labels: tuple[str, ...]) -> Figure:
         axes.set_xticks(range(count), labels, rotation=45, ha="right")
         axes.set_yticks(range(count), labels)
         for row, column in np.argwhere(share >= 0.5):
-            colour = "white" if share[row, column] > 60 else "black"
+            color = "white" if share[row, column] > 60 else "black"
             axes.text(
-                column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8
+                column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8
             )
     return figure
 
@@ -141,7 +141,7 @@ def plot_rollout(checkpoint: Checkpoint, verdicts: Verdicts) -> Figure:
     ]
     pixels = verdicts.pixels[first]
     maps, _ = attention_maps(checkpoint.model, torch.from_numpy(pixels))
-    flow = rollout(maps).view(len(first), 1, *checkpoint.model.config.grid)
+    flow = rollout(maps, checkpoint.model.config).view(len(first), 1, *checkpoint.model.config.grid)
     masks = torch.nn.functional.interpolate(flow, pixels.shape[1:3], mode="bilinear")[:, 0].numpy()
     low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
     masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more

@@ -6,8 +6,11 @@ In reading order:
 
     documents      the JSON beside the weights
     files          tensors out of files of other projects
+    wrappings      which set of weights, without the names in front
     formats        how each project names its tensors
     preprocessing  what the model expects of an image
+    shape          the configuration, from tensors and descriptions
+    arrange        what differs becomes an option of the model
     load           the whole import
 
 The names below are imported when first asked for: `documents` and `preprocessing` serve ONNX models too,

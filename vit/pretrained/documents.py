@@ -30,10 +30,15 @@ def read_json(file: Path) -> dict[str, Any]:
 def labels_of(described: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:
     """The names of the classes, or their numbers."""
     named = described.get("id2label")
+    inverse = described.get("label2id")
+    if not named and isinstance(inverse, Mapping):
+        named = {str(index): name for name, index in inverse.items()}
     if isinstance(named, Mapping) and len(named) == classes and all(str(i) in named for i in range(classes)):
         return tuple(str(named[str(i)]) for i in range(classes)), []
-    listed = described.get("label_names") or (described.get("pretrained_cfg") or {}).get("label_names")
+    listed = named if isinstance(named, list) else described.get("label_names")
+    listed = listed or (described.get("pretrained_cfg") or {}).get("label_names")
     if isinstance(listed, list) and len(listed) == classes:
         return tuple(map(str, listed)), []
-    guessed = [f"the classes' numbers, 0 to {classes - 1}, as their labels (--labels FILE names them)"]
+    unfit = f"; config.json names {len(named)}, which are not 0 to {classes - 1}" if named else ""
+    guessed = [f"the class indices, 0 to {classes - 1}, as their labels{unfit} (--labels FILE names them)"]
     return tuple(map(str, range(classes))), guessed if classes else []

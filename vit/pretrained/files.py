@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,108 @@ from vit.pretrained.documents import SourceError, read_json
 from vit.tensors import CheckpointError, read_tensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".pth", ".pt", ".bin", ".npz")
-INDEX = "model.safetensors.index.json"
-WRAPPERS = ("model", "state_dict", "model_state", "teacher")  # under which training scripts store the weights
+INDEX = ".index.json"
+WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin.index.json",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".npz",
+    ".ckpt",
+    ".tar",
+)
+ADAPTER = "adapter_model."
+BEGINNINGS = {  # of files that only look like weights
+    b"version https://git-lfs": "a Git LFS pointer, not the weights themselves; run `git lfs pull` there",
+    b"<!DOCTYPE": "a web page, not weights; download the file again",
+    b"<html": "a web page, not weights; download the file again",
+}
 
 
 def find_weights(source: Path) -> Path:
-    """The file of weights in a folder, or `source` itself when it is a file."""
+    """Return the file of weights in a folder, or `source` itself when it is a file.
+
+    Raises:
+        SourceError: when there is none, or more than one and none has the usual name.
+    """
     if source.is_file():
         return source
     if not source.is_dir():
         hint = "download the model first, and give its folder or its file of weights"
         raise SourceError(f"{source}: no such folder or file; {hint}")
-    for name in (*NAMES, INDEX):
+    for name in (*NAMES, *(name + INDEX for name in NAMES)):
         if (source / name).is_file():
             return source / name
-    others = sorted(
-        p for p in source.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz")
-    )
+    others = sorted(p for p in source.iterdir() if p.name.endswith(WEIGHTS) and p.name != "training_args.bin")
     if len(others) != 1:
-        found = ", ".join(p.name for p in others) or "none"
-        raise SourceError(f"{source}: expected one file of weights, found {found}; give the file itself")
+        raise SourceError(f"{source}: expected one file of weights, found {_found(source, others)}")
     return others[0]
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file as float32, by their names there."""
-    if file.name == INDEX:
-        return as_float(read_shards(file))
+def _found(source: Path, others: list[Path]) -> str:
+    if others:
+        return f"{', '.join(path.name for path in others)}; give the file itself"
+    inside = sorted(p.parent.name for name in NAMES for p in source.glob(f"*/{name}"))
+    if inside:
+        return f"none, but {', '.join(inside)} inside have weights; give {source / inside[-1]}"
+    if list(source.glob("*.onnx")) or list(source.glob("onnx/*.onnx")):
+        return f"none, but an ONNX model; export it with `python -m export --onnx {source}`"
+    return "none; give the file itself"
+
+
+def description_folder(source: Path, file: Path) -> Path | None:
+    """The folder whose config.json belongs to the weights: the given one, or a usual file's own."""
+    if source.is_dir():
+        return source
+    return file.parent if file.name in NAMES or file.name.endswith(INDEX) else None
+
+
+def read_weights(file: Path) -> Any:
+    """Return what the file holds: the tensors by their names, in containers where a pickle has some.
+
+    Raises:
+        SourceError: naming the file, and what it is where it is something else than weights.
+    """
+    if file.name.startswith(ADAPTER):
+        raise SourceError(f"{file}: {LORA}")
+    if file.name.endswith(INDEX):
+        return read_shards(file)
+    with file.open("rb") as opened:
+        start = opened.read(32)
+    for beginning, meaning in BEGINNINGS.items():
+        if start.lower().startswith(beginning.lower()):
+            raise SourceError(f"{file}: {meaning}")
     if file.suffix == ".npz":
-        return as_float(read_npz(file))
-    if file.suffix == ".safetensors":
-        try:
-            return as_float(read_tensors(file)[0])
-        except CheckpointError as error:
-            raise SourceError(str(error)) from error
-    return as_float(unwrapped(read_pickle(file), file))
+        return read_npz(file)
+    return read_shard(file)
+
+
+LORA = (
+    "LoRA weights, which change a model and are none; merge them into theirs with peft's "
+    "merge_and_unload(), save that model, and import it"
+)
+
+
+def read_shard(file: Path) -> Any:
+    if file.suffix != ".safetensors":
+        return read_pickle(file)
+    try:
+        return read_tensors(file)[0]
+    except CheckpointError as error:
+        raise SourceError(str(error)) from error
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map", {})
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise SourceError(f"{index}: names {name!r}, which is not a file beside it")
-        try:
-            tensors |= read_tensors(index.parent / name)[0]
-        except CheckpointError as error:
-            raise SourceError(str(error)) from error
+        if not (index.parent / name).is_file():
+            raise SourceError(f"{index.parent / name}: missing, but {index.name} names it; copy it again")
+        tensors |= read_shard(index.parent / name)
     return tensors
 
 
@@ -78,7 +132,8 @@ def read_npz(file: Path) -> dict[str, Tensor]:
 
 def read_pickle(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        # A Namespace is a bag of values: training scripts store their arguments in one.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about unusual pickles; an error follows where it matters
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -86,19 +141,3 @@ def read_pickle(file: Path) -> Any:
         raise SourceError(f"{file}: {hint}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise SourceError(f"{file}: not a complete PyTorch file ({str(error).splitlines()[0]})") from error
-
-
-def unwrapped(found: Any, file: Path) -> dict[str, Tensor]:
-    """The state dictionary in what a training script saved."""
-    while isinstance(found, Mapping):
-        inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise SourceError(f"{file}: expected a dictionary of tensors, found {type(found).__name__}")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
-
-
-def as_float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

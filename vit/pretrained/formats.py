@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+from vit.pretrained.fused import Tensors, from_flax, from_timm, split_gates, split_qkv
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Tensors: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True)
@@ -44,88 +44,112 @@ class Format:
 END = r"\.(weight|bias)"
 
 
-def unchanged(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-def split_qkv(tensors: Tensors) -> Tensors:
-    """Query, key and value apart, which timm and torchvision stack in this order."""
-    apart: Tensors = {}
-    for name, value in tensors.items():
-        if match := re.fullmatch(r"(.*)(?:qkv\.|in_proj_)(weight|bias)", name):
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                apart[f"{match[1]}{part}.{match[2]}"] = piece.contiguous()
-        else:
-            apart[name] = value
-    return apart
-
-
-def from_flax(tensors: Tensors) -> Tensors:
-    """Flax's kernels are `[in, out]`, in attention `[in, heads, features]` and `[heads, features, out]`."""
-    turned: Tensors = {}
-    for name, value in tensors.items():
-        name = name.removeprefix("opt/target/").removeprefix("params/")
-        if name == "embedding/kernel":
-            value = value.permute(3, 2, 0, 1)  # (P, P, 3, D) to (D, 3, P, P)
-        elif re.search(r"/(query|key|value)/kernel$", name):
-            value = value.flatten(1).T
-        elif re.search(r"/(query|key|value)/bias$", name):
-            value = value.flatten()
-        elif name.endswith("/out/kernel"):
-            value = value.flatten(0, 1).T
-        elif name.endswith("/kernel"):
-            value = value.T
-        name = name.replace("/scale", "/weight").replace("/kernel", "/weight")
-        turned[name] = value.contiguous()
-    return turned
+BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vit_mae|vit_msn"
 
 
 def bare(tensors: Tensors) -> Tensors:
-    """Without the name of the backbone in front."""
-    return {re.sub(r"^(vit|deit|dinov2)\.", "", name): value for name, value in tensors.items()}
+    """Without the name of the backbone in front, gates and the attention pool's query, key, value apart."""
+    named = {re.sub(rf"^({BACKBONES}|vision_model)\.", "", name): value for name, value in tensors.items()}
+    return split_gates(split_qkv(named))
 
 
-HF_BLOCK = r"encoder\.layer\.(\d+)\."
+# Files say encoder.layer.0.attention.attention.query, transformers 5 in memory layers.0.attention.q_proj.
+HF_BLOCK = r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\."
 HUGGING_FACE = Format(
     name="Hugging Face",
-    tell=r"(?:(?:vit|deit|dinov2)\.)?embeddings\.patch_embeddings\.projection\.weight",
+    tell=rf"(?:(?:{BACKBONES})\.)?embeddings\.patch_embeddings(?:\.projection)?\.weight",
     prepare=bare,
     rules=(
         (r"embeddings\.cls_token", "class_token"),
+        (r"embeddings\.distillation_token", "distillation"),
+        (r"embeddings\.register_tokens", "registers"),
         (r"embeddings\.position_embeddings", "position"),
-        (r"embeddings\.patch_embeddings\.projection" + END, r"patch_embedding.\1"),
+        (r"embeddings\.patch_embeddings(?:\.projection)?" + END, r"patch_embedding.\1"),
         (HF_BLOCK + r"(?:layernorm_before|norm1)" + END, r"blocks.\1.norm1.\2"),
         (HF_BLOCK + r"(?:layernorm_after|norm2)" + END, r"blocks.\1.norm2.\2"),
-        (HF_BLOCK + r"attention\.attention\.(query|key|value)" + END, r"blocks.\1.attention.\2.\3"),
-        (HF_BLOCK + r"attention\.output\.dense" + END, r"blocks.\1.attention.proj.\2"),
-        (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)" + END, r"blocks.\1.mlp.fc1.\2"),
-        (HF_BLOCK + r"(?:output\.dense|mlp\.fc2)" + END, r"blocks.\1.mlp.fc2.\2"),
-        (HF_BLOCK + r"layer_scale([12])\.lambda1", r"blocks.\1.scale\2.factor"),
-        (r"layernorm" + END, r"norm.\1"),
-        (r"classifier" + END, r"head.\1"),
+        (HF_BLOCK + r"attention\.(?:attention\.query|q_proj)" + END, r"blocks.\1.attention.query.\2"),
+        (HF_BLOCK + r"attention\.(?:attention\.key|k_proj)" + END, r"blocks.\1.attention.key.\2"),
+        (HF_BLOCK + r"attention\.(?:attention\.value|v_proj)" + END, r"blocks.\1.attention.value.\2"),
+        (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)" + END, r"blocks.\1.attention.proj.\2"),
+        (
+            HF_BLOCK + r"attention\..*relative_position_bias_table",
+            r"blocks.\1.attention.bias_table",
+        ),
+        (r"encoder\.relative_position_bias\.relative_position_bias_table", "bias_table"),
+        (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1|mlp\.up_proj)" + END, r"blocks.\1.mlp.fc1.\2"),
+        (HF_BLOCK + r"mlp\.gate(?:_proj)?" + END, r"blocks.\1.mlp.gate.\2"),
+        (HF_BLOCK + r"(?:output\.dense|mlp\.fc2|mlp\.down_proj)" + END, r"blocks.\1.mlp.fc2.\2"),
+        (HF_BLOCK + r"(?:layer_scale([12])\.lambda1)", r"blocks.\1.scale\2.factor"),
+        (HF_BLOCK + r"lambda_([12])", r"blocks.\1.scale\2.factor"),
+        (r"(?:layernorm|norm)" + END, r"norm.\1"),
+        (r"pooler\.layernorm" + END, r"fc_norm.\1"),
+        (r"(?:cls_)?classifier" + END, r"head.\1"),
+        (r"distillation_classifier" + END, r"head_distillation.\1"),
     ),
     # The pooler belongs to masked pre-training and to feature extraction, not to the class token's logits.
-    ignored=r"pooler\..*|embeddings\.mask_token|embeddings\.position_ids",
+    ignored=r"pooler\.dense\..*|embeddings\.mask_token|embeddings\.position_ids|.*relative_position_index",
+)
+
+CLIP_BLOCK = r"encoder\.layers\.(\d+)\."
+CLIP = Format(
+    name="Hugging Face",
+    tell=r"(?:vision_model\.)?embeddings\.patch_embedding\.weight",
+    prepare=bare,
+    rules=(
+        (r"embeddings\.class_embedding", "class_token"),
+        (r"embeddings\.position_embedding\.weight", "position"),
+        (r"embeddings\.patch_embedding" + END, r"patch_embedding.\1"),
+        (r"pre_layrnorm" + END, r"pre_norm.\1"),
+        (CLIP_BLOCK + r"layer_norm([12])" + END, r"blocks.\1.norm\2.\3"),
+        (CLIP_BLOCK + r"self_attn\.q_proj" + END, r"blocks.\1.attention.query.\2"),
+        (CLIP_BLOCK + r"self_attn\.k_proj" + END, r"blocks.\1.attention.key.\2"),
+        (CLIP_BLOCK + r"self_attn\.v_proj" + END, r"blocks.\1.attention.value.\2"),
+        (CLIP_BLOCK + r"self_attn\.out_proj" + END, r"blocks.\1.attention.proj.\2"),
+        (CLIP_BLOCK + r"mlp\.fc([12])" + END, r"blocks.\1.mlp.fc\2.\3"),
+        (r"post_layernorm" + END, r"norm.\1"),
+        (r"head\.probe", "pool.probe"),
+        (r"head\.attention\.(query|key|value)" + END, r"pool.\1.\2"),
+        (r"head\.attention\.out_proj" + END, r"pool.proj.\1"),
+        (r"head\.layernorm" + END, r"pool.norm.\1"),
+        (r"head\.mlp\.fc([12])" + END, r"pool.mlp.fc\1.\2"),
+        (r"classifier" + END, r"head.\1"),
+    ),
+    ignored=r"embeddings\.position_ids|text_model\..*|text_projection\..*|logit_(scale|bias)",
 )
 
 TIMM_BLOCK = r"blocks\.(\d+)\."
 TIMM = Format(
     name="timm",
     tell=r"patch_embed\.proj\.weight",
-    prepare=split_qkv,
+    prepare=from_timm,
     rules=(
         (r"cls_token", "class_token"),
+        (r"dist_token", "distillation"),
+        (r"(?:reg_token|register_tokens)", "registers"),
         (r"pos_embed", "position"),
         (r"patch_embed\.proj" + END, r"patch_embedding.\1"),
+        (r"norm_pre" + END, r"pre_norm.\1"),
         (TIMM_BLOCK + r"norm([12])" + END, r"blocks.\1.norm\2.\3"),
+        (TIMM_BLOCK + r"attn\.q_norm" + END, r"blocks.\1.attention.query_norm.\2"),
+        (TIMM_BLOCK + r"attn\.k_norm" + END, r"blocks.\1.attention.key_norm.\2"),
         (TIMM_BLOCK + r"attn\.(query|key|value|proj)" + END, r"blocks.\1.attention.\2.\3"),
+        (TIMM_BLOCK + r"attn\.relative_position_bias_table", r"blocks.\1.attention.bias_table"),
+        (r"rel_pos_bias\.relative_position_bias_table", "bias_table"),
         (TIMM_BLOCK + r"mlp\.fc([12])" + END, r"blocks.\1.mlp.fc\2.\3"),
+        (TIMM_BLOCK + r"mlp\.gate" + END, r"blocks.\1.mlp.gate.\2"),
         (TIMM_BLOCK + r"ls([12])\.gamma", r"blocks.\1.scale\2.factor"),
+        (TIMM_BLOCK + r"gamma_([12])", r"blocks.\1.scale\2.factor"),
         (r"norm" + END, r"norm.\1"),
+        (r"fc_norm" + END, r"fc_norm.\1"),
+        (r"attn_pool\.latent", "pool.probe"),
+        (r"attn_pool\.q" + END, r"pool.query.\1"),
+        (r"attn_pool\.(key|value|proj|norm)" + END, r"pool.\1.\2"),
+        (r"attn_pool\.mlp\.fc([12])" + END, r"pool.mlp.fc\1.\2"),
         (r"pre_logits\.fc" + END, r"pre_logits.\1"),
         (r"head" + END, r"head.\1"),
+        (r"head_dist" + END, r"head_distillation.\1"),
     ),
-    ignored=r"mask_token",
+    ignored=r"mask_token|.*relative_position_index|.*\.attn\.k_bias",
 )
 
 TV_BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
@@ -173,7 +197,8 @@ GOOGLE = Format(
     ),
 )
 
-FORMATS = (HUGGING_FACE, TIMM, TORCHVISION, GOOGLE)
+FORMATS = (HUGGING_FACE, CLIP, TIMM, TORCHVISION, GOOGLE)
+TELLS = tuple(form.tell for form in FORMATS)
 
 
 def recognise(names: Mapping[str, Tensor]) -> Format | None:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from runtime.preprocess import Preprocess
-from vit.config import SIZES, ConfigError, ViTConfig
+from vit.adapt import resized_position
+from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
+from vit.pretrained.arrange import arranged
 from vit.pretrained.documents import SourceError, labels_of, read_json
-from vit.pretrained.files import find_weights, read_weights
-from vit.pretrained.formats import GOOGLE, HUGGING_FACE, Format, Tensors, recognise
+from vit.pretrained.files import description_folder, find_weights, read_weights
+from vit.pretrained.formats import recognise
+from vit.pretrained.fused import Tensors
 from vit.pretrained.preprocessing import View, view_of
+from vit.pretrained.shape import Described, config_of
+from vit.pretrained.wrappings import unwrapped
 
 __all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
 
 LISTED = 8  # names shown of each kind of misfit
 HINTS = (
-    (r"dist", "a distilled DeiT classifies with two tokens; take the one without distillation"),
-    (r"reg", "register tokens are not part of this model; take the one without registers"),
-    (r"fc_norm", "it averages the patches instead of reading the class token, which this model does not"),
-    (r"swiglu|weights_in|w12", "a gated MLP is not part of this model"),
-    (r"relative_position|rope", "its positions are not the learned absolute ones of this model"),
+    (r"swin|layers\.\d+\.blocks|downsample", "a hierarchical model (Swin) is not a ViT of one width"),
+    (r"fc1_g|rope|freqs|q_proj", "its positions are rotary, in a way that this model does not know (EVA-02)"),
+    (r"mlp\.norm|attn\.norm|inner_attn", "it has norms inside its blocks that this model has not"),
+    (r"conv|stem|stages", "it has convolutions besides the patch embedding"),
 )
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ONNX_WAY = (
+    "what this model cannot be, ONNX can: export it with its own library (torch.onnx.export, "
+    "optimum-cli export onnx), then run `python -m export --onnx MODEL.onnx --preprocess SPEC.json "
+    "--quantize --calibration PHOTOS`"
+)
 
 
 @dataclass(frozen=True)
@@ -41,36 +46,49 @@ class ImportedModel:
     labels: tuple[str, ...]
     format: str
     assumed: tuple[str, ...]  # what the source did not say, a sentence each
+    notes: tuple[str, ...] = ()  # what was chosen among several things that it did say
 
 
-def read_source(source: Path | str) -> ImportedModel:
+def read_source(
+    source: Path | str,
+    *,
+    heads: int | None = None,
+    activation: str | None = None,
+    weights: str | None = None,
+) -> ImportedModel:
     """Read a folder or file of weights; the format is recognised from the names of the tensors.
+
+    Args:
+        heads: attention heads, where the source does not say it; None reads or looks it up.
+        activation: of the MLPs, as in `ViTConfig`; None reads or assumes it.
+        weights: which set of weights, where a file has several; None prefers a moving average.
 
     Raises:
         SourceError: for a file that cannot be read, a format that is not known, and for tensors that are
             missing, left over or misshapen, listing them.
     """
     file = find_weights(Path(source))
-    folder = file.parent if Path(source).is_dir() else None
-    tensors = read_weights(file)
-    form = recognise(tensors)
+    folder = description_folder(Path(source), file)
+    found = unwrapped(read_weights(file), file, weights=weights)
+    form = recognise(found.tensors)
     if form is None:
-        some = ", ".join(sorted(tensors)[:3]) or "no tensors"
+        some = ", ".join(sorted(found.tensors)[:3]) or "no tensors"
         known = "Hugging Face, timm, torchvision or Google's .npz"
-        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …")
-    described = read_json(folder / "config.json") if folder else {}
-    view = view_of(form, described, read_json(folder / "preprocessor_config.json") if folder else {}, file)
-    renamed, unknown = form.rename(tensors)
-    renamed = with_head(with_biases(renamed))
+        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_WAY}")
+    document = read_json(folder / "config.json") if folder else {}
+    described = Described.of(heads_in(found.tensors) | document, found.arguments, heads, activation)
+    view = view_of(form, document, read_json(folder / "preprocessor_config.json") if folder else {}, file)
+    renamed, unknown = form.rename(replaced_heads(found.tensors))
     try:
-        config, assumed = config_of(form, renamed, heads_in(tensors) | described, view)
-    except (ConfigError, KeyError, IndexError) as error:
-        unfit = misfit(file, [], unknown, [])
-        raise SourceError(f"{file}: the tensors describe no ViT ({error}){unfit and '; ' + unfit}") from error
-    model = loaded(file, config, renamed, unknown)
-    labels, guessed = labels_of(described, config.classes)
-    preprocess = replace(view.preprocess, size=config.image_size)
-    return ImportedModel(model, preprocess, labels, form.name, (*view.assumed, *assumed, *guessed))
+        fitted, extra = arranged(form, renamed, described)
+        config, assumed = config_of(form, fitted, extra, described, view)
+    except (ConfigError, KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise SourceError(not_a_vit(file, error, unknown)) from error
+    model = loaded(file, config, fitted, unknown)
+    model, preprocess, sized = seen(model, view)
+    labels, guessed = labels_of(document, config.classes)
+    assumed = [*view.assumed, *assumed, *guessed]
+    return ImportedModel(model, preprocess, labels, form.name, tuple(assumed), (*found.notes, *sized))
 
 
 def load_model(source: Path | str) -> ViT:
@@ -82,61 +100,15 @@ def load_model(source: Path | str) -> ViT:
     return read_source(source).model
 
 
-def with_biases(tensors: Tensors) -> Tensors:
-    """Zero biases where query, key and value have none at all (`qkv_bias=False`)."""
-    weights = [name for name in tensors if re.search(r"attention\.(query|key|value)\.weight$", name)]
-    biases = {name.replace(".weight", ".bias"): len(tensors[name]) for name in weights}
-    if any(name in tensors for name in biases):
-        return tensors
-    return tensors | {name: torch.zeros(length) for name, length in biases.items()}
-
-
-def with_head(tensors: Tensors) -> Tensors:
-    """The tanh layer of a pre-training head and the classifier behind it as one head."""
-    if "pre_logits.weight" not in tensors:
-        return tensors
-    stacked = {
-        name: value for name, value in tensors.items() if not name.startswith(("pre_logits.", "head."))
-    }
-    for part in ("weight", "bias"):
-        stacked[f"head.0.{part}"] = tensors[f"pre_logits.{part}"]
-        if f"head.{part}" in tensors:
-            stacked[f"head.2.{part}"] = tensors[f"head.{part}"]
-    return stacked
-
-
-def config_of(
-    form: Format, tensors: Tensors, described: Mapping[str, Any], view: View
-) -> tuple[ViTConfig, list[str]]:
-    """The shape of the model, from its tensors; the rest from what the source says of itself."""
-    width, _, patch_size, _ = tensors["patch_embedding.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-    rows = math.isqrt(tensors["position"].shape[1] - 1)
-    image_size = (rows * patch_size, rows * patch_size)
-    if rows * rows != tensors["position"].shape[1] - 1:  # not square: the source must say
-        image_size = image_size_of(described)
-    head = next((name for name in ("head.2.weight", "head.weight") if name in tensors), None)
-    heads, assumed = heads_of(described, width, depth)
-    epsilon = {HUGGING_FACE.name: described.get("layer_norm_eps", 1e-12)}.get(form.name, 1e-6)
-    activation = "gelu_tanh" if form is GOOGLE else described.get("hidden_act", "gelu")
-    if activation not in (*ACTIVATIONS, *ACTIVATIONS.values()):
-        raise ConfigError(f"expected the activation gelu, found {activation!r}")
-    config = ViTConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        classes=0 if head is None else tensors[head].shape[0],
-        representation=tensors["head.0.weight"].shape[0] if head == "head.2.weight" else None,
-        layer_scale="blocks.0.scale1.factor" in tensors,
-        norm_epsilon=float(epsilon),
-        activation=ACTIVATIONS.get(activation, activation),
-        mean=view.mean,
-        std=view.std,
+def not_a_vit(file: Path, error: Exception, unknown: list[str]) -> str:
+    """A message for what tensors or description do not allow; a missing --heads is no reason for ONNX."""
+    said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    if "--heads" in said or "--activation" in said or "multi-label" in said:
+        return f"{file}: {said}"
+    unfit = misfit([], unknown, [])
+    return (
+        f"{file}: the tensors describe no ViT that is known here ({said}){unfit and '; ' + unfit}; {ONNX_WAY}"
     )
-    return config, assumed
 
 
 def heads_in(tensors: Tensors) -> dict[str, int]:
@@ -145,20 +117,42 @@ def heads_in(tensors: Tensors) -> dict[str, int]:
     return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
 
 
-def heads_of(described: Mapping[str, Any], width: int, depth: int) -> tuple[int, list[str]]:
-    """The number of attention heads, which mostly no tensor's shape tells."""
-    if "num_attention_heads" in described:
-        return int(described["num_attention_heads"]), []
-    same = [size.heads for size in SIZES.values() if (size.width, size.depth) == (width, depth)]
-    heads = same[0] if same else max(width // 64, 1)
-    return heads, [] if same else [f"{heads} attention heads of {width // heads} features"]
+def replaced_heads(tensors: Tensors) -> Tensors:
+    """A head that was put in the place of the first: `heads = Sequential(Dropout, Linear)`."""
+    pattern = re.compile(r"((?:.*\.)?)(heads?|classifier|fc)((?:\.\d+)*)\.(weight|bias)")
+    found = {name: match for name in tensors if (match := pattern.fullmatch(name))}
+    if len({(match[1], match[2], match[3]) for match in found.values()}) != 1:
+        return tensors  # none, or more than one layer, whose activation no tensor tells
+    renamed = dict(tensors)
+    for name, match in found.items():
+        known = {"heads": "heads.head", "fc": "head"}.get(match[2], match[2])
+        renamed[f"{match[1]}{known}.{match[4]}"] = renamed.pop(name)
+    return renamed
 
 
-def image_size_of(described: Mapping[str, Any]) -> tuple[int, int]:
-    size = described.get("image_size") or (described.get("pretrained_cfg") or {}).get("input_size", [])[-2:]
-    if isinstance(size, list) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    raise ConfigError("the positions are not a square grid, and no config.json gives image_size")
+def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
+    """Join the model's size and the view's: the source's own size is followed where the positions can be."""
+    config, wanted = model.config, view.size
+    if wanted is None or wanted == config.image_size:
+        return model, view.sized(config.image_size), []
+    height, width = config.image_size
+    fits = not (wanted[0] % config.patch_size or wanted[1] % config.patch_size)
+    movable = not (config.rotary or config.attention_bias)
+    if view.by_input and fits and movable:
+        resized = ViT(replace(config, image_size=wanted))
+        position = resized_position(
+            model.position.detach(), config.grid, resized.config.grid, antialias=False
+        )
+        resized.load_state_dict(model.state_dict() | {"position": position})
+        note = f"the model is for {height}x{width} pixels, its preprocessing gives {wanted[0]}x{wanted[1]}: "
+        return (
+            resized.eval(),
+            view.sized(wanted),
+            [note + "positions interpolated to that, as the source does"],
+        )
+    note = f"the preprocessing says {wanted[0]}x{wanted[1]} pixels, the model is for {height}x{width}: "
+    note += "the same view is scaled to the model's size"
+    return model, view.sized(config.image_size), [note]
 
 
 def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: list[str]) -> ViT:
@@ -171,14 +165,14 @@ def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: list[str]) 
         for name, shape in shapes.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    if unfit := misfit(file, missing, left_over, misshapen):
-        raise SourceError(f"{file}: {unfit}")
+    if unfit := misfit(missing, left_over, misshapen):
+        raise SourceError(f"{file}: {unfit}; {ONNX_WAY}")
     model = ViT(config)
     model.load_state_dict(tensors)
     return model.eval()
 
 
-def misfit(file: Path, missing: list[str], left_over: list[str], misshapen: list[str]) -> str:
+def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> str:
     """What does not fit, listed, with a hint where the reason is known; empty when all fits."""
     kinds = (("missing", missing), ("left over", left_over), ("misshapen", misshapen))
     parts = [
@@ -191,9 +185,10 @@ def misfit(file: Path, missing: list[str], left_over: list[str], misshapen: list
 
 
 def named_labels(found: ImportedModel, file: Path) -> ImportedModel:
-    """The same model with the labels of a file, one a line."""
+    """The same model with the labels of a file, one per line."""
     try:
-        labels = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        text = file.read_text(encoding="utf-8-sig")
+        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file}: cannot be read as labels ({error})") from error
     if len(labels) != found.model.config.classes:

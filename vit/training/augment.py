@@ -58,7 +58,7 @@ def shifted(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
 
 
 def random_boxes(count: int, smallest: float, random: Generator) -> Tensor:
-    """`[count, 4]`: centre x, centre y, width, height of boxes inside the image, in -1..1 and 0..1.
+    """`[count, 4]`: center x, center y, width, height of boxes inside the image, in -1..1 and 0..1.
 
     Areas are uniform from `smallest` to 1, aspect ratios log-uniform from 3/4 to 4/3 (Inception).
     """
@@ -114,7 +114,7 @@ def per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def grey(pixels: Tensor) -> Tensor:
+def gray(pixels: Tensor) -> Tensor:
     return pixels @ pixels.new_tensor([[0.299], [0.587], [0.114]])
 
 
@@ -132,11 +132,11 @@ def brightness(pixels: Tensor, strength: Tensor) -> Tensor:
 
 
 def contrast(pixels: Tensor, strength: Tensor) -> Tensor:
-    return blended(pixels, grey(pixels).mean((1, 2), keepdim=True), strength)
+    return blended(pixels, gray(pixels).mean((1, 2), keepdim=True), strength)
 
 
-def colour(pixels: Tensor, strength: Tensor) -> Tensor:
-    return blended(pixels, grey(pixels), strength)
+def color(pixels: Tensor, strength: Tensor) -> Tensor:
+    return blended(pixels, gray(pixels), strength)
 
 
 def sharpness(pixels: Tensor, strength: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     identity,
     brightness,
     contrast,
-    colour,
+    color,
     sharpness,
     autocontrast,
     solarize,
@@ -205,19 +205,19 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def mixing_share(alpha: float, seed: int) -> float:
-    """How much of a mixture is the image itself, from a Beta(alpha, alpha), the larger of the two parts.
+    """Draw the share of the image itself in a mixture: the larger part of a Beta(alpha, alpha).
 
     Partners are mixed with each other, so the smaller part would give the same mixtures in another order, and
-    each would count as right for the class that is the least of it.
+    each would count as correct for the class with the smaller share.
     """
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
     return max(share, 1 - share)
 
 
 def mixed(pixels: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Mixup of each image with its neighbour: `share` of its own pixels and target probabilities.
+    """Mixup of each image with its neighbor: `share` of its own pixels and target probabilities.
 
-    Neighbours in a shuffled batch are random partners; an even number of images keeps them in one process.
+    Neighbors in a shuffled batch are random partners; an even number of images keeps them in one process.
     """
     partner = torch.arange(len(pixels), device=pixels.device)
     partner = (partner ^ 1).clamp(max=len(pixels) - 1)

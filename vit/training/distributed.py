@@ -23,7 +23,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files and the progress."""
+        """True if this process writes the files and the progress."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ EXAMPLES: Mapping[str, Example] = {
         ViTConfig(image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10),
         "digits",
     ),
-    # The plain ViT that two CPU cores train in about half an hour: docs/logs/fashion.md has its log.
+    # The plain ViT that two CPU cores train in about half an hour; its log is docs/reference/logs/fashion.md.
     "fashion": Example(
         Recipe(
             name="fashion", epochs=30, batch=128, lr=1.5e-3, holdout=1 / 30, shift=1, flip=True, ema=0.998

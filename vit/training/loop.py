@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +17,8 @@ from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mixed, mixing_share
 from vit.training.distributed import World
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
-from vit.training.optimizer import MovingAverage, learning_rate, make_optimizer, set_learning_rate
-from vit.training.recipe import Recipe
+from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
+from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, random_for
 
 ORDER, CHANGES, DROPOUT = range(3)  # what the random numbers are for
@@ -30,7 +29,7 @@ class TrainingError(FailureError):
 
 
 class Batches(Protocol):
-    """What the loop needs of a data set (`vit.data.batches.Store`, or features computed beforehand)."""
+    """Data set as the loop sees it (`vit.data.batches.Store`, or features computed beforehand)."""
 
     def __len__(self) -> int: ...
 
@@ -67,13 +66,18 @@ class Loop:
         self.taught: dict[tuple[int, int], Tensor] = {}  # the teacher's logits by view and step
         self.module = module.to(device)
         self.optimizer = make_optimizer(self.module, recipe)
-        self.average = MovingAverage(self.module, recipe.ema) if recipe.ema else None
+        self.average = moving_average(self.module, recipe.ema) if recipe.ema else None
         self.augment = Augment(recipe, size) if size else None
         weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
         self.weights = weights.to(device)
         batch = min(recipe.batch, len(source))
-        # Each process takes as many, and an even number of them, since mixup pairs neighbours.
+        # Each process takes as many, and an even number of them, since mixup pairs neighbors.
         multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
+        if multiple > len(source):
+            raise RecipeError(
+                f"{self.world.size} processes take at least {multiple} images per step, found "
+                f"{len(source)} to train on; start fewer processes"
+            )
         self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
         self.progress = Progress()
@@ -104,7 +108,7 @@ class Loop:
 
     def best_weights(self) -> Mapping[str, Tensor]:
         """The weights to keep: the moving average where there is one."""
-        return self.average.weights if self.average else self.module.state_dict()
+        return (self.average.module if self.average else self.module).state_dict()
 
     def _epoch(self) -> Iterator[float]:
         """The rest of the present epoch, a loss a step."""
@@ -134,13 +138,12 @@ class Loop:
         losses = sample_losses(recipe, logits.float(), targets, opinion)
         loss = (losses * weights).sum() / total.clamp(min=1e-12)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(
-            loss * self.world.size
-        )  # DistributedDataParallel takes the mean over the processes
+        # DistributedDataParallel takes the mean over the processes
+        torch.autograd.backward(loss * self.world.size)
         nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
         self.optimizer.step()
         if self.average:
-            self.average.update(self.module)
+            self.average.update_parameters(self.module)
         correct = ((logits.argmax(-1) == hard) * good).sum()
         return self._count(torch.stack([loss.detach() * total, correct.float(), good.sum().float()]), total)
 
@@ -200,10 +203,7 @@ class Loop:
 
     def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
         """Loss and accuracy of the weights to keep, on images without augmentation."""
-        module = self.module
-        if self.average:
-            module = deepcopy(self.module)
-            module.load_state_dict(self.average.weights)
+        module = self.average.module if self.average else self.module
         mine = np.arange(len(source))[self.world.rank :: self.world.size]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with self._precision():
@@ -236,7 +236,7 @@ class Loop:
         return self.recipe.epochs * self.steps
 
     def _any(self, mine: bool) -> bool:
-        """Whether any process was asked to stop, so that all of them stop after the same step."""
+        """Return whether any process was asked to stop, so that all of them stop after the same step."""
         if self.world.size == 1:
             return mine
         return bool(self.world.sum(torch.tensor(float(mine), device=self.device)) > 0)

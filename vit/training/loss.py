@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy on smoothed, mixed, weighted targets, and a teacher's opinion."""
+"""Loss function: cross-entropy on smoothed, mixed, weighted targets, and distillation."""
 
 from __future__ import annotations
 

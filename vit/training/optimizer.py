@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
 from vit.training.recipe import Recipe
 
 HEAD = 1_000_000  # above any block
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
@@ -39,14 +42,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Matrices and the patch embedding's filters; not biases, norms, factors, class token and positions."""
-    return parameter.ndim >= 2 and name not in ("class_token", "position")
+    return parameter.ndim >= 2 and not name.endswith(
+        ("class_token", "position", "registers", "attention.bias", "pool.query")
+    )
 
 
 def layer_of(name: str) -> int:
     """0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
     if name.startswith("blocks."):
         return 1 + int(name.split(".")[1])
-    return 0 if name.startswith(("patch_embedding", "class_token", "position")) else HEAD
+    return (
+        0
+        if name.startswith(("patch_embedding", "class_token", "position", "registers", "pre_norm"))
+        else HEAD
+    )
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -62,23 +71,20 @@ def set_learning_rate(optimizer: AdamW, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-class MovingAverage:
-    """An exponential moving average of a model's weights, which answers better than any single step's."""
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a model's weights, which answers better than any single step's.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.steps = decay, 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    Args:
+        model: the model that is trained; `update_parameters(model)` after each step blends its weights in.
+        decay: weight of the average in each blend. It grows with the steps, so that a short run does not keep
+            its initial weights.
+    """
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.steps += 1
-        # The decay grows with the steps, so that a short run does not keep its initial weights.
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        mine = list(self.weights.values())
-        theirs = list(model.state_dict().values())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+    def blend(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
+        count = int(steps)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
-    def load(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        self.steps = steps
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
+    average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    # the initial weights count as the first ones, so that the next are not just copied
+    average.n_averaged += 1
+    return average

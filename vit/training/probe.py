@@ -50,7 +50,7 @@ class Features:
 
 
 class Probe(nn.Module):
-    """A linear head on standardised features, which learns faster and generalises better than on raw ones.
+    """A linear head on standardized features, which learns faster and generalizes better than on raw ones.
 
     Args:
         head: what it starts from; `folded` gives the head for raw features back.

@@ -1,4 +1,4 @@
-"""How a model is trained, as plain data that is printed into every checkpoint."""
+"""Recipe of a training run, as plain data that is stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class Recipe:
     epochs: int = 100
     batch: int = 256  # of all processes together
     seed: int = 0
-    holdout: float = (
-        0.1  # share of the training images that choose the best epoch, when there is no val split
-    )
+    # share of the training images that choose the best epoch, when there is no val split
+    holdout: float = 0.1
 
     # AdamW (arXiv 1711.05101) with linear warm-up and a cosine to zero, as in ViT and DeiT
     lr: float = 1e-3
@@ -36,6 +35,7 @@ class Recipe:
     beta2: float = 0.999
     clip: float = 1.0  # the largest norm of the gradient
     layer_decay: float = 1.0  # the learning rate falls by this factor a block from the head down (BEiT)
+    merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # train the head alone, on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
     early_stop: int = 0  # epochs without a better accuracy before training ends; 0 is off
@@ -57,7 +57,7 @@ class Recipe:
     erasing: float = 0.0  # probability of a random rectangle erased (arXiv 1708.04896)
 
     bad_images: float = 0.01  # share of undecodable images that is listed and skipped; more is an error
-    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, float32 elsewhere
+    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, otherwise float32
     compile: bool = False  # torch.compile; pays on CUDA and for long runs
 
     def __post_init__(self) -> None:
@@ -71,7 +71,16 @@ class Recipe:
         for name in ("lr", "clip", "temperature", "crop", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("weight_decay", "early_stop", "shift", "randaugment", "views", "mixup", "seed"):
+        for name in (
+            "weight_decay",
+            "early_stop",
+            "shift",
+            "randaugment",
+            "views",
+            "mixup",
+            "seed",
+            "merge_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -122,7 +131,7 @@ PROBE = Recipe(
     batch=32,
     lr=3e-3,
     holdout=0.0,
-    weight_decay=3.0,  # of standardised features; decoupled, so that the learning rate scales it down
+    weight_decay=3.0,  # of standardized features; decoupled, so that the learning rate scales it down
     freeze=True,
     smoothing=0.0,
 )

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from vit.tensors import CheckpointError, read_tensors, write_tensors
-from vit.training.optimizer import MovingAverage
 
 FILE_NAME = "state.safetensors"
 KEY = "vit_edge_state"
@@ -25,13 +25,12 @@ KEY = "vit_edge_state"
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 0  # epochs that are complete
     step: int = 0  # steps of the present epoch that are complete
-    sums: list[float] = field(
-        default_factory=lambda: [0.0, 0.0, 0.0]
-    )  # of the present epoch: loss, correct, weight
+    # of the present epoch: loss, correct, weight
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: list[float] = field(default_factory=list)  # of each epoch
     history: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -42,7 +41,7 @@ def save_state(
     *,
     module: nn.Module,
     optimizer: Optimizer,
-    average: MovingAverage | None,
+    average: AveragedModel | None,
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> None:
@@ -56,9 +55,8 @@ def save_state(
         for slot, value in slots.items():
             tensors[f"optimizer.{names[id(parameter)]}.{slot}"] = value
     if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.weights.items()}
-    steps = 0 if average is None else average.steps
-    document = {"progress": asdict(progress), "identity": dict(identity), "average_steps": steps}
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    document = {"progress": asdict(progress), "identity": dict(identity)}
     write_tensors(folder / FILE_NAME, tensors, {KEY: json.dumps(document)})
 
 
@@ -67,7 +65,7 @@ def load_state(
     *,
     module: nn.Module,
     optimizer: Optimizer,
-    average: MovingAverage | None,
+    average: AveragedModel | None,
     identity: Mapping[str, Any],
 ) -> Progress:
     """Put a saved state back into the objects given.
@@ -97,7 +95,7 @@ def load_state(
             for slot, value in mine.items()
         }
     if average is not None:
-        average.load(part(tensors, "average."), document["average_steps"])
+        average.load_state_dict(part(tensors, "average."))
     try:
         return Progress(**document["progress"])
     except TypeError as error:

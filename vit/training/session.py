@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,23 @@ from tqdm import tqdm
 
 from runtime.preprocess import Preprocess
 from runtime.writing import write_atomically
-from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.checkpoint import FILE_NAME, save_checkpoint
 from vit.data.batches import Store
+from vit.data.digests import MOST, digests
 from vit.data.images import Images
-from vit.data.training import TrainingData
+from vit.data.training import TrainingData, targets_of
+from vit.merging import merge_tokens
 from vit.model import ViT
-from vit.tensors import read_tensors, write_tensors
-from vit.training import resume as state
+from vit.training import resume
 from vit.training.distributed import World
 from vit.training.loop import Batches, Loop, predict
-from vit.training.probe import Features, Probe, folded
 from vit.training.recipe import Recipe
+from vit.training.strategies import strategy_for
 
 METRICS = "metrics.csv"
-HEAD = "head.safetensors"  # the best head of a probe, until the whole model is written
 
 
-class Run:
+class Session:
     """The files and the messages around one `Loop`."""
 
     def __init__(
@@ -47,47 +46,36 @@ class Run:
     ) -> None:
         self.recipe, self.model, self.data, self.out = recipe, model, data, out
         self.preprocess, self.report, self.notes = preprocess, report, dict(notes)
+        self.strategy = strategy_for(recipe, model, preprocess, out)
         self.stores: dict[str, Store] = {}
 
     def loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
-        recipe, data = self.recipe, self.data
+        data = self.data
         # Outside the forked random state nothing depends on this seed; inside, new dropout masks do.
-        torch.manual_seed(recipe.seed)
-        targets = data.train.targets
-        assert targets is not None
-        module: nn.Module = self.model
-        size: tuple[int, int] | None = self.preprocess.size
-        canvas = self.preprocess if recipe.crop >= 1 else larger(self.preprocess)
-        train: Any = self.store("train", data.train, self.preprocess if recipe.freeze else canvas)
-        val: Any = self.store("val", data.val, self.preprocess) if data.val else None
-        if recipe.freeze:
-            train = self.features(train, world, device)
-            val = self.features(val, world, device) if val else None
-            module, size = Probe(self.model.head, train.features[train.good]), None
-        judged = (val, data.val.targets) if data.val is not None and data.val.targets is not None else None
+        torch.manual_seed(self.recipe.seed)
+        train = self.batches("train", data.train, self.strategy.training_view, world, device)
+        val = self.batches("val", data.val, self.preprocess, world, device) if data.val else None
+        judged = None if data.val is None or val is None else (val, targets_of(data.val))
         return Loop(
-            module,
+            self.strategy.module(train),
             train,
-            targets,
+            targets_of(data.train),
             classes=len(data.labels),
-            recipe=recipe,
+            recipe=self.recipe,
             device=device,
-            size=size,
+            size=self.strategy.augmented_size,
             validation=judged,
             world=world,
             teacher=None if teacher is None else as_teacher(teacher, device),
         )
 
-    def judged(self, model: ViT, images: Images, loop: Loop) -> tuple[nn.Module, Batches]:
-        """The module and the batches that a verdict on `images` takes."""
-        store = self.store("test", images, self.preprocess)
-        if self.recipe.freeze:
-            return model.head.to(loop.device), self.features(store, loop.world, loop.device)
-        return model.to(loop.device), store
-
-    def features(self, store: Store, world: World, device: torch.device) -> Features:
+    def batches(
+        self, name: str, images: Images, preprocess: Preprocess, world: World, device: torch.device
+    ) -> Batches:
+        """Decode a part of the data, and turn it into what the strategy reads."""
+        store = self.store(name, images, preprocess)
         cache = self.out / "features" if world.first else None
-        return Features(self.model, store, device, cache, self.progress("features", len(store)))
+        return self.strategy.batches(store, device, cache, self.progress("features", len(store)))
 
     def store(self, name: str, images: Images, preprocess: Preprocess) -> Store:
         store = Store(
@@ -116,7 +104,7 @@ class Run:
             total=self.recipe.epochs * loop.steps, initial=done, desc="training", unit=" steps", disable=quiet
         )
 
-    def step(self, bar: Any, progress: state.Progress, loss: float) -> None:
+    def step(self, bar: Any, progress: resume.Progress, loss: float) -> None:
         bar.update()
         bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.3f}", refresh=False)
 
@@ -124,7 +112,10 @@ class Run:
         if not loop.world.first:
             return
         if best:
-            self.save_best(loop)
+            history = loop.progress.history
+            self.strategy.keep(
+                loop.best_weights(), lambda model: self.checkpoint(model, history, {}, finished=False)
+            )
         write_metrics(self.out / METRICS, loop.progress)
         seconds = loop.progress.seconds[-1]
         rate = loop.steps * loop.batch / seconds
@@ -133,44 +124,18 @@ class Run:
             f"epoch {row['epoch']}/{self.recipe.epochs}: {shown} ({seconds:.1f} s, {rate:.0f} images/s)"
         )
 
-    def save_best(self, loop: Loop) -> None:
-        if self.recipe.freeze:  # the backbone is not written again each epoch
-            write_tensors(self.out / HEAD, loop.best_weights(), {})
-        else:
-            self.checkpoint(loop.best_weights(), loop.progress.history, {}, finished=False)
-
-    def best_weights(self) -> dict[str, torch.Tensor]:
-        if self.recipe.freeze:
-            return read_tensors(self.out / HEAD)[0]
-        return load_checkpoint(self.out / "model.safetensors").model.state_dict()
-
-    def assembled(self, weights: Mapping[str, torch.Tensor]) -> ViT:
-        """The whole model, with the weights that were trained."""
-        whole = ViT(self.model.config)
-        whole.load_state_dict(self.model.state_dict())
-        if self.recipe.freeze:
-            whole.head.load_state_dict(folded(weights))
-        else:
-            whole.load_state_dict(dict(weights))
-        return whole.eval()
-
     def checkpoint(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        history: list[dict[str, Any]],
-        more: Any,
-        *,
-        finished: bool,
+        self, model: ViT, history: list[dict[str, Any]], more: Mapping[str, Any], *, finished: bool
     ) -> Path:
         images = {name: len(store) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
-            self.out / "model.safetensors",
-            model=self.assembled(weights),
+            self.out / FILE_NAME,
+            model=model,
             preprocess=self.preprocess,
             labels=self.data.labels,
             history=history,
-            recipe=document | self.notes | more,
+            recipe=document | self.notes | dict(more),
             finished=finished,
         )
 
@@ -186,24 +151,32 @@ class Run:
 
     def save(self, loop: Loop) -> None:
         if loop.world.first:
-            state.save_state(self.out, progress=loop.progress, **self.stateful(loop))
+            resume.save_state(self.out, progress=loop.progress, **self.stateful(loop))
         loop.world.wait()
 
     def finish(self, loop: Loop) -> Path:
         """Write the whole history, and the verdict of the test images, into the best checkpoint."""
         if not loop.world.first:
-            return self.out / "model.safetensors"
-        weights = self.best_weights()
+            return self.out / FILE_NAME
+        model = self.strategy.assembled(self.strategy.kept())
         more: dict[str, Any] = {}
-        if self.data.test is not None and self.data.test.targets is not None:
-            module, source = self.judged(self.assembled(weights), self.data.test, loop)
-            more["test_accuracy"] = accuracy(module, source, self.data.test.targets, loop.device)
+        test = self.data.test
+        if test is not None and test.targets is not None:
+            source = self.batches("test", test, self.preprocess, loop.world, loop.device)
+            judge = self.strategy.judge(model).to(loop.device)
+            more["test_accuracy"] = accuracy(judge, source, test.targets, loop.device)
             more["test_images"] = len(source)
             self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(source)} images right")
+            if self.recipe.merge_tokens:
+                dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
+                more["test_accuracy_without_merging"] = dense
+                self.report(f"test without merging: {100 * dense:.2f} %")
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
-        return self.checkpoint(weights, loop.progress.history, more, finished=True)
+        if len(self.data.train) <= MOST:
+            more["trained_on"] = digests(self.data.train)
+        return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
 
 
 def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: torch.device) -> float:
@@ -214,13 +187,6 @@ def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: tor
         right += int(((logits.argmax(-1) == hard) * good).sum())
         count += int(good.sum())
     return right / max(count, 1)
-
-
-def larger(preprocess: Preprocess) -> Preprocess:
-    """The same view with more pixels, for random crops to be cut from."""
-    height, width = (round(edge * 8 / 7) for edge in preprocess.size)
-    resize_to = None if preprocess.resize_to is None else round(preprocess.resize_to * 8 / 7)
-    return replace(preprocess, size=(height, width), resize_to=resize_to)
 
 
 def as_teacher(teacher: ViT, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -238,7 +204,7 @@ def as_teacher(teacher: ViT, device: torch.device) -> Callable[[torch.Tensor], t
     return ask
 
 
-def write_metrics(path: Path, progress: state.Progress) -> None:
+def write_metrics(path: Path, progress: resume.Progress) -> None:
     """metrics.csv: the history and the seconds of each epoch."""
     text = io.StringIO()
     rows = [row | {"seconds": round(t, 3)} for row, t in zip(progress.history, progress.seconds, strict=True)]

@@ -1,27 +1,46 @@
-"""From the words of the command line to a model, images and a recipe that fit each other."""
+"""From the options of `python -m vit train` to a model, images and a recipe that fit each other."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Preprocess
+from runtime.preprocess import Preprocess, scaled_edge
 from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.training import TrainingData, open_data
+from vit.merging import middle_schedule
 from vit.model import ViT, new_model
 from vit.tensors import CheckpointError
 from vit.training.examples import EXAMPLES
 from vit.training.recipe import PRESETS, Recipe, RecipeError
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `python -m vit train`; None stands for the default that the help text names."""
+
+    data: str
+    model: str | None = None
+    source: Path | None = None  # the checkpoint of --from
+    preset: str | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    teacher: Path | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    merge_tokens: int | None = None
+    changes: tuple[str, ...] = ()  # NAME=VALUE of --set
+
+
 @dataclass(frozen=True)
 class Start:
-    """What `vit.training.train.train` is called with."""
+    """Arguments for `vit.training.train.train`."""
 
     recipe: Recipe
     model: ViT
@@ -31,7 +50,7 @@ class Start:
     notes: dict[str, Any]
 
 
-def prepare(options: argparse.Namespace) -> Start:
+def prepare(options: TrainOptions) -> Start:
     """Put together what `python -m vit train` was asked for.
 
     Raises:
@@ -42,9 +61,15 @@ def prepare(options: argparse.Namespace) -> Start:
         raise RecipeError(
             f"preset {recipe.name} trains a head on frozen features; give the backbone with --from"
         )
+    if recipe.freeze and recipe.merge_tokens:
+        raise RecipeError(
+            f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
+            "--merge-tokens out, or train the whole model (--preset finetune)"
+        )
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     source = load_checkpoint(options.source) if options.source else None
     model, preprocess = chosen_model(options, recipe, data.labels, source)
+    middle_schedule(model.config, recipe.merge_tokens)  # does the model have so many patches?
     teacher = load_teacher(options.teacher, data.labels) if options.teacher else None
     notes = {"from": source.digest} if source else {}
     if teacher:
@@ -52,7 +77,7 @@ def prepare(options: argparse.Namespace) -> Start:
     return Start(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
 
 
-def chosen_recipe(options: argparse.Namespace) -> Recipe:
+def chosen_recipe(options: TrainOptions) -> Recipe:
     name = options.preset
     if name is None:
         fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
@@ -61,7 +86,7 @@ def chosen_recipe(options: argparse.Namespace) -> Recipe:
     if name not in known:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}")
     changes = dict(parsed_change(text) for text in options.changes)
-    for field in ("epochs", "batch", "lr", "seed"):
+    for field in ("epochs", "batch", "lr", "seed", "merge_tokens"):
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
     return replace(known[name], **changes)
@@ -89,7 +114,7 @@ DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "boo
 
 
 def chosen_model(
-    options: argparse.Namespace, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
+    options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
 ) -> tuple[ViT, Preprocess]:
     size = (options.image_size, options.image_size) if options.image_size else None
     if source:
@@ -122,11 +147,8 @@ def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
 
 def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
     """The same preprocessing for another size; the shorter edge before a crop grows in proportion."""
-    if preprocess.resize_to is None:
-        return replace(preprocess, size=size)
-    return replace(
-        preprocess, size=size, resize_to=round(preprocess.resize_to * max(size) / max(preprocess.size))
-    )
+    scale = max(size) / max(preprocess.size)
+    return replace(preprocess, size=size, resize_to=scaled_edge(preprocess.resize_to, scale))
 
 
 def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:

@@ -15,10 +15,10 @@ from runtime.errors import MissingPackageError
 from runtime.preprocess import Preprocess
 from vit.data.training import TrainingData
 from vit.model import ViT
-from vit.training import resume as state
 from vit.training.distributed import choose_device, join_world
 from vit.training.recipe import Recipe
-from vit.training.session import Run
+from vit.training.resume import load_state
+from vit.training.session import Session
 
 
 def train(
@@ -53,26 +53,26 @@ def train(
         TrainingError: when the loss is no longer a number.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    run = Run(recipe, model, data, preprocess, Path(out), report, notes or {})
+    session = Session(recipe, model, data, preprocess, Path(out), report, notes or {})
     chosen = choose_device(device)
-    with join_world(chosen) as world, torch.random.fork_rng(), scalars(run.out, tensorboard) as write:
-        loop = run.loop(chosen, world, teacher)
+    with join_world(chosen) as world, torch.random.fork_rng(), scalars(session.out, tensorboard) as write:
+        loop = session.loop(chosen, world, teacher)
         if resume:
-            loop.progress = state.load_state(run.out, **run.stateful(loop))
+            loop.progress = load_state(session.out, **session.stateful(loop))
             report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
 
         def close_epoch(row: dict[str, Any], best: bool) -> None:
-            run.close_epoch(loop, row, best)
+            session.close_epoch(loop, row, best)
             write(row)
 
-        with run.bar(loop) as bar, interruptions() as stop:
+        with session.bar(loop) as bar, interruptions() as stop:
             loop.run(
-                on_step=lambda progress, loss: run.step(bar, progress, loss),
+                on_step=lambda progress, loss: session.step(bar, progress, loss),
                 on_epoch=close_epoch,
                 stop=stop,
-                save=lambda: run.save(loop),
+                save=lambda: session.save(loop),
             )
-        return run.finish(loop)
+        return session.finish(loop)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_normalization_that_is_none_of_ours_is_refused(before) -> None:
     relu = ir.node("Relu", [conv.inputs[0]], name="odd")
     graph.graph.insert_before(conv, relu)
     conv.replace_input_with(0, relu.outputs[0])
-    with pytest.raises(GraphError, match=r"normalisation or layout before the patch embedding, found Relu"):
+    with pytest.raises(GraphError, match=r"normalization or layout before the patch embedding, found Relu"):
         fold_normalization(graph)
 
 

@@ -59,7 +59,7 @@ class Page(HTMLParser):
         return " ".join(plain.split())
 
 
-def results(*, images=60, classes=5, changed=3, labelled=True, items=None, labels=None, variants=("int8",)):
+def results(*, images=60, classes=5, changed=3, labeled=True, items=None, labels=None, variants=("int8",)):
     """`changed` images get another label from each variant; float32 is right on all images."""
     random = np.random.default_rng(0)
     targets = np.arange(images) % classes
@@ -72,9 +72,9 @@ def results(*, images=60, classes=5, changed=3, labelled=True, items=None, label
     for name in variants:
         drifted = logits + 0.01 * random.standard_normal(logits.shape).astype(np.float32)
         drifted[np.arange(changed), (targets[:changed] + 1) % classes] += 20
-        drift = measure_drift(logits, drifted, targets if labelled else None)
+        drift = measure_drift(logits, drifted, targets if labeled else None)
         found.append(_variant(name, drifted, drift, 1_000_000, 5.0))
-    known = targets if labelled else None
+    known = targets if labeled else None
     return Results(
         producer="vit-edge 0.1.0",
         source={"checkpoint": "flowers", "config": {"width": 64, "image_size": [32, 32]}},
@@ -83,11 +83,11 @@ def results(*, images=60, classes=5, changed=3, labelled=True, items=None, label
         passes={"fold_normalization": 1},
         reference="torch",
         parity=2.5e-7,
-        calibration={"source": "photos", "images": 128, "target": "avx2"},
+        calibration={"source": "photos", "images": 128, "target": "any-cpu"},
         evaluation={
             "source": "other photos",
             "images": images,
-            "labelled": labelled,
+            "labeled": labeled,
             "chosen": "by hand",
         },
         images=Images(items, known, labels, "other photos"),
@@ -143,7 +143,7 @@ def test_page_says_what_was_measured():
         "Furthest from float32: blocks.2.mlp.fc2 33.0 dB",
         "fold normalization 1",
         "2.5e-07 of the largest logit",
-        "source photos images 128 target avx2",
+        "source photos images 128 target any-cpu",
         "cpu Some CPU vnni no packages numpy 2.0",
         "width 64, image size 32 x 32",
     ):
@@ -193,7 +193,7 @@ def test_no_changed_image_is_said():
 
 
 def test_without_known_classes_there_is_no_top1_and_no_confusion():
-    html = render(results(labelled=False))
+    html = render(results(labeled=False))
     text = Page(html).text
     assert "Same label as float32" in text
     assert "3 of 60" in text
@@ -206,7 +206,7 @@ def test_float_alone_makes_a_page_too():
     assert "python -m export --quantize adds INT8" in text
 
 
-def test_a_image_that_is_gone_leaves_a_place(tmp_path):
+def test_an_image_that_is_gone_leaves_a_place(tmp_path):
     there = tmp_path / "there.png"
     Image.new("RGB", (300, 200), (200, 30, 30)).save(there)
     page = Page(render(results(items=[there, tmp_path / "gone.png", *[there] * 58])))
@@ -231,7 +231,7 @@ def test_tiny_images_keep_their_pixels():
     checks[::2, ::2] = 255
     uri = thumbnail(checks)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
-    assert np.mean((pixels > 60) & (pixels < 195)) < 0.02  # no grey between them, but for JPEG's ringing
+    assert np.mean((pixels > 60) & (pixels < 195)) < 0.02  # no gray between them, but for JPEG's ringing
 
 
 def test_headline_of_a_model_that_got_slower_or_bigger():
@@ -276,7 +276,7 @@ def test_layers_are_read_from_names_that_number_the_blocks():
     assert [layer.group for layer in read_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]
 
 
-def test_more_kinds_than_colours_become_one():
+def test_more_kinds_than_colors_become_one():
     layers = read_layers({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
     assert kinds_of(layers) == ["layer"]
 

@@ -23,6 +23,29 @@ def test_summary_counts_every_parameter(tiny_config, changes):
     )
 
 
+OPTIONS = [
+    dict(registers=2, pooling="class_and_last", rotary=True, gated=True, activation="silu"),
+    dict(class_token=False, pooling="attention", attention_bias=True),
+    dict(pooling="class_and_mean", pre_norm=True, final_norm="none", representation=5),
+    dict(pooling="mean", final_norm="after", qk_norm=True, registers=1),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_summary_counts_the_parameters_of_each_option(options, tiny_config):
+    config = replace(tiny_config, **options)
+    counted = sum(row.parameters for row in summary_rows(config))
+    assert counted == sum(p.numel() for p in ViT(config).parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_attention_of_each_option_flows_from_patches(options, tiny_config):
+    model = ViT(replace(tiny_config, **options)).eval()
+    maps, logits = attention_maps(model, torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    assert logits.shape == (2, 3)
+    assert rollout(maps, model.config).shape == (2, 4)
+
+
 def test_summary_counts_the_published_multiply_adds():
     # DeiT's table 5 and timm's: 4.6 and 17.6 GMACs; 1.3 for Tiny
     for size, gmacs in (("tiny", 1.26), ("small", 4.61), ("base", 17.58)):

@@ -1,4 +1,4 @@
-"""What torchrun starts in test_distributed.py: 51 steps, and the first process writes the losses."""
+"""Program that torchrun starts in test_distributed.py: 51 steps, and the first process writes the losses."""
 
 import json
 import sys

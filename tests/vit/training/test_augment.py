@@ -96,7 +96,7 @@ def test_rotation_by_a_half_turn_of_the_matrix(pixels):
     torch.testing.assert_close(warped(pixels, half_turn), pixels.flip(1, 2), atol=1e-3, rtol=0)
 
 
-def test_mixup_mixes_neighbours(pixels):
+def test_mixup_mixes_neighbors(pixels):
     targets = torch.eye(6)
     mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75)
     torch.testing.assert_close(mixture[2], 0.75 * pixels[2] + 0.25 * pixels[3])
@@ -113,8 +113,8 @@ def test_parts_of_a_batch_are_the_batch_cut_apart(pixels):
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def test_a_image_is_the_larger_part_of_its_mixture(pixels):
-    """What is counted as right is then the class that is most of what the model saw."""
+def test_an_image_is_the_larger_part_of_its_mixture(pixels):
+    """The class with the largest share of a mixture counts as correct."""
     shares = [mixing_share(0.2, seed) for seed in range(200)]
     assert min(shares) >= 0.5
     assert max(shares) <= 1

@@ -1,9 +1,11 @@
 """Two processes give the losses of one."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,42 @@ def test_a_missing_device_is_an_error():
         with pytest.raises(ValueError, match="sees no CUDA device"):
             choose_device("cuda")
     assert choose_device("cpu").type == "cpu"
+
+
+def train(photos, out, *launcher, **settings):
+    """Start a short run of the command line, alone or by torchrun."""
+    command = [sys.executable, *launcher, "-m", "vit", "train", f"--data={photos}", f"--out={out}"]
+    shape = ["--model=tiny", "--image-size=8", "--patch-size=4", "--epochs=40", "--batch=8", "--device=cpu"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *shape, "--set=holdout=0.0", *settings.get("more", [])],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_a_process_that_is_killed_costs_no_more_than_its_epoch(photos, tmp_path):
+    """torchrun starts all again with the same arguments; they go on from the last epoch that is saved."""
+    import psutil
+
+    alone = train(photos, tmp_path / "alone")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    run = train(photos, tmp_path / "two", *launcher, more=["--resume=auto"])
+    state = tmp_path / "two" / "state.safetensors"
+    while not state.exists():
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.01)
+    workers = [each for each in psutil.Process(run.pid).children() if "train" in each.cmdline()]
+    workers[-1].kill()
+    said = run.communicate(timeout=300)[1]
+    alone_said = alone.communicate(timeout=300)[1]
+    assert alone.returncode == 0, alone_said
+    assert run.returncode == 0, said
+    assert said.count("no state of a run") == said.count("going on with the run") == 2
+    assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "alone"), abs=1e-4)
+
+
+def history(out):
+    with (out / "metrics.csv").open() as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]

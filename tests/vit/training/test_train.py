@@ -330,6 +330,44 @@ def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
+    from vit import __main__ as command
+    from vit import run_folder
+    from vit.checkpoint import FILE_NAME as checkpoint_name
+    from vit.training.resume import FILE_NAME as state_name
+
+    assert (checkpoint_name, state_name) == (run_folder.MODEL, run_folder.STATE)
+    out = tmp_path / "run"
+    kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
+    train = ["train", "--data", str(photos), "--out", str(out)]
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    for arguments, words in (
+        (train, "a run is there already (model.safetensors)"),
+        ([*train, "--resume", "--overwrite"], "found both"),
+        ([*train[:-1], str(file)], "expected a folder to write to, found a file"),
+    ):
+        assert command.main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert (out / checkpoint_name).read_bytes() == kept
+    (out / checkpoint_name).rename(out / state_name)
+    assert command.main(train) == 2
+    (out / state_name).rename(out / checkpoint_name)
+    more = [
+        "--from",
+        str(out),
+        "--image-size",
+        "12",
+        "--epochs",
+        "1",
+        "--set",
+        "bad_images=0.5",
+        "--overwrite",
+    ]
+    assert command.main([*train, *more]) == 0
+    assert (out / checkpoint_name).read_bytes() != kept
+
+
 def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
     from vit.__main__ import main
 

@@ -1,0 +1,222 @@
+"""A plan's token merging written into the canonical float graph, in standard operators only.
+
+Tokens are rows of a matrix, `[tokens · batch, width]`, ordered token by token. After a merge they stand in
+this order: those that never merge, what is left of A, all of B. A merged token is the mean of its patches,
+and its size, the number of its patches, enters the next blocks' attention as log(size) (equation 1 of
+arXiv 2210.09461; 14.2 instead of 23.0 dB without it). Sums are made by ScatterElements: ScatterND with
+duplicate indices races in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.graph import attribute, insert, sizes, tidy
+from calibration.merging.follow import follow
+from calibration.merging.match import INT64, Counts, Match, Writer, match
+from calibration.merging.schedule import tokens_left
+from calibration.merging.sites import MergeSite, TokenStream, find_stream
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Values that depend on the number of images alone."""
+
+    count: ir.Value  # int64 [1]
+    twice: ir.Value  # int64 [1]
+    images: ir.Value  # int64 [batch]: 0, 1, 2, …
+
+
+def merge_tokens(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
+    """Return a copy of a canonical float graph that merges tokens; the same graph where nothing merges.
+
+    Args:
+        merging: how many tokens each block merges, by the block's name.
+
+    Raises:
+        PlanError: where the plan does not fit the graph.
+    """
+    if not merging:
+        return model
+    model = model.clone()
+    stream = find_stream(model)
+    left = tokens_left(merging, tuple(stream.sites), tokens=stream.tokens, patches=stream.patches)
+    batch: _Batch | None = None
+    size: ir.Value | None = None
+    biased: dict[ir.Node, tuple[str, ir.Value, int]] = {}
+    tokens = stream.tokens
+    for block, after in left.items():
+        site = stream.sites[block]
+        uses = [(use.node, use.idx) for use in site.tokens.uses()]
+        write = Writer(_first(model, [node for node, _ in uses]), block)
+        batch = batch or _batch(model, write)
+        counts = Counts(tokens=tokens, kept=stream.kept, merged=tokens - after)
+        merged, size = _Merge(write, site, counts, batch, size).tokens_and_sizes()
+        for node, index in uses:
+            node.replace_input_with(index, merged)
+        followed = follow(merged, uses, before=tokens, after=after, kept=stream.kept)
+        biased |= {node: (block, size, after) for node in followed.softmaxes}
+        tokens = after
+    _weigh_by_size(biased, stream)
+    tidy(model)
+    return model
+
+
+def _first(model: ir.Model, nodes: list[ir.Node]) -> ir.Node:
+    """Return the one of the nodes that stands first in the graph."""
+    wanted = set(nodes)
+    return next(node for node in model.graph if node in wanted)
+
+
+def _batch(model: ir.Model, write: Writer) -> _Batch:
+    """Return the number of images, which the graph has computed already where it expands the class token."""
+    pixels = model.graph.inputs[0]
+    count = next(
+        (
+            use.node.outputs[0]
+            for use in pixels.uses()
+            if use.node.op_type == "Shape"
+            and (attribute(use.node, "start", 0), attribute(use.node, "end", None)) == (0, 1)
+        ),
+        None,
+    )
+    if count is None:
+        count = write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
+    scalar = write.add("Squeeze", [count, write.integers(0)], "batch.scalar", [], INT64)
+    images = write.add("Range", [write.number(0), scalar, write.number(1)], "images", dtype=INT64)
+    return _Batch(count, write.add("Mul", [count, write.integers(2)], "batch.twice", [1], INT64), images)
+
+
+class _Merge:
+    """One merge point: the tokens and their sizes, before and after."""
+
+    def __init__(
+        self, write: Writer, site: MergeSite, counts: Counts, batch: _Batch, size: ir.Value | None
+    ) -> None:
+        self.write, self.site, self.counts, self.batch = write, site, counts, batch
+        self.size = size if size is not None else self._ones()
+
+    def tokens_and_sizes(self) -> tuple[ir.Value, ir.Value]:
+        """Return merged tokens, `float32 [after · batch, width]`, and their sizes, `[after · batch, 1]`."""
+        write, found = self.write, match(self.write, self.site, self.counts)
+        kept, source, destination = self._kept(found), self._source(found), self._destination(found)
+        kept_size = write.add("Gather", [self.size, kept], "kept.size", [None, 1], axis=0)
+        source_size = write.add("Gather", [self.size, source], "source.size", [None, 1], axis=0)
+        size = self._sum(kept_size, destination, source_size, "size")
+        share = write.add("Div", [kept_size, size], "kept.share", [None, 1])
+        reached = write.add("GatherElements", [size, destination], "destination.size", [None, 1], axis=0)
+        source_share = write.add("Div", [source_size, reached], "source.share", [None, 1])
+        width = (sizes(self.site.tokens) or [None])[-1]
+        parts = [
+            write.add(
+                "Mul",
+                [
+                    write.add("Gather", [self.site.tokens, rows], f"{name}.tokens", [None, width], axis=0),
+                    weight,
+                ],
+                f"{name}.part",
+                [None, width],
+            )
+            for name, rows, weight in (("kept", kept, share), ("source", source, source_share))
+        ]
+        spread = write.add(
+            "Expand", [destination, write.integers(1, width or 0)], "destination.spread", [None, width], INT64
+        )
+        return self._sum(parts[0], spread, parts[1], "tokens"), size
+
+    def _sum(self, data: ir.Value, indices: ir.Value, updates: ir.Value, name: str) -> ir.Value:
+        inputs = [data, indices, updates]
+        shape = sizes(data)
+        return self.write.add("ScatterElements", inputs, name, shape, axis=0, reduction="add")
+
+    def _ones(self) -> ir.Value:
+        """Every token is one patch before the first merge."""
+        write = self.write
+        rows = write.add("Mul", [self.batch.count, write.integers(self.counts.tokens)], "rows", [1], INT64)
+        shape = write.add("Concat", [rows, write.integers(1)], "ones.shape", [2], INT64, axis=0)
+        one = ir.Tensor(np.ones(1, np.float32))
+        return write.add("ConstantOfShape", [shape], "ones", [None, 1], value=one)
+
+    def _kept(self, found: Match) -> ir.Value:
+        """Return the rows that stay, in their new order: `int64 [after · batch]`."""
+        kept, batch = self.counts.kept, self.batch
+        left = [] if found.left is None else [self._rows(found.left, batch.twice, kept, "left")]
+        parts = [self._fixed(), *left, self._all_of_b()]
+        return self.write.add("Concat", parts, "kept.rows", dtype=INT64, axis=0)
+
+    def _fixed(self) -> ir.Value:
+        """Return the rows of the tokens that never merge: 0, 1, …, kept · batch - 1."""
+        write = self.write
+        count = write.add(
+            "Mul", [self.batch.count, write.integers(self.counts.kept)], "fixed.count", [1], INT64
+        )
+        end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [], INT64)
+        return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows", dtype=INT64)
+
+    def _all_of_b(self) -> ir.Value:
+        """Return the rows of every second patch, from the second one on."""
+        write, batch = self.write, self.batch
+        tokens = write.column(self.counts.kept + 1, self.counts.of_b)
+        first = write.add("Mul", [tokens, batch.count], "b.first", dtype=INT64)
+        rows = write.add("Add", [first, batch.images], "b.image", dtype=INT64)
+        return write.add("Reshape", [rows, write.integers(-1)], "b.rows", dtype=INT64)
+
+    def _source(self, found: Match) -> ir.Value:
+        return self._rows(found.source, self.batch.twice, self.counts.kept, "source")
+
+    def _destination(self, found: Match) -> ir.Value:
+        """Return where the sources go, in the new order: `int64 [merged · batch, 1]`."""
+        first = self.counts.kept + self.counts.left_of_a
+        rows = self._rows(found.destination, self.batch.count, first, "destination")
+        return self.write.add(
+            "Unsqueeze", [rows, self.write.integers(1)], "destination.column", [None, 1], INT64
+        )
+
+    def _rows(self, index: ir.Value, stride: ir.Value, first: int, name: str) -> ir.Value:
+        """Return the rows `(first + stride · index) · batch + image` of `index [batch, n]`, token by token.
+
+        `stride` is in rows: the batch where every token counts, twice the batch where every second one does.
+        """
+        write = self.write
+        by_token = write.add("Transpose", [index], f"{name}.by_token", dtype=INT64, perm=[1, 0])
+        steps = write.add("Mul", [by_token, stride], f"{name}.steps", dtype=INT64)
+        start = write.add("Mul", [self.batch.count, write.integers(first)], f"{name}.start", [1], INT64)
+        offset = write.add("Add", [self.batch.images, start], f"{name}.offset", dtype=INT64)
+        rows = write.add("Add", [steps, offset], f"{name}.rows.by_token", dtype=INT64)
+        return write.add("Reshape", [rows, write.integers(-1)], f"{name}.rows", dtype=INT64)
+
+
+def _weigh_by_size(biased: Mapping[ir.Node, tuple[str, ir.Value, int]], stream: TokenStream) -> None:
+    """Add log(size) of each key to the scores before every Softmax behind a merge."""
+    heads = next(iter(stream.sites.values())).heads
+    written: dict[ir.Value, ir.Value] = {}
+    order = sorted(biased, key=lambda node: _position(node))
+    for softmax in order:
+        block, size, tokens = biased[softmax]
+        if size not in written:
+            written[size] = _log_size(Writer(softmax, block), size, tokens, heads)
+        scores = softmax.inputs[0]
+        name = f"{softmax.name}.weighed"
+        softmax.replace_input_with(0, insert(softmax, "Add", [scores, written[size]], name=name))
+
+
+def _position(node: ir.Node) -> int:
+    return next(index for index, each in enumerate(node.graph or ()) if each is node)
+
+
+def _log_size(write: Writer, size: ir.Value, tokens: int, heads: int) -> ir.Value:
+    """Return log(size) as scores read it, `float32 [batch · heads, 1, tokens]`."""
+    log = write.add("Log", [size], "log_size", [None, 1])
+    by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
+    by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])
+    lifted = write.add("Unsqueeze", [by_image, write.integers(1, 2)], "log_size.lifted", [None, 1, 1, tokens])
+    spread = write.add(
+        "Expand", [lifted, write.integers(1, heads, 1, 1)], "log_size.spread", [None, heads, 1, tokens]
+    )
+    return write.add(
+        "Reshape", [spread, write.integers(-1, 1, tokens)], "log_size.by_head", [None, 1, tokens]
+    )

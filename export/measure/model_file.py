@@ -1,0 +1,53 @@
+"""A model of the export before it is measured and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from calibration.quantize import Quantized
+from calibration.search import Search
+from calibration.serialize import session_of
+from export.files import cleaned
+from runtime.artifact import Variant
+from runtime.targets import Target
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model before it is measured and written."""
+
+    variant: Variant
+    model: ir.Model
+    session: ort.InferenceSession
+    quantized: Quantized | None = None
+    search: Search | None = None
+
+    @classmethod
+    def opened(
+        cls,
+        variant: Variant,
+        model: ir.Model,
+        threads: int | None,
+        quantized: Quantized | None = None,
+        search: Search | None = None,
+    ) -> ModelFile:
+        target = quantized.plan.target if quantized is not None else None
+        return cls(variant, model, open_model(model, target, threads), quantized, search)
+
+    @property
+    def merges(self) -> bool:
+        """True if the variant merges tokens."""
+        return self.quantized is not None and bool(self.quantized.plan.merging)
+
+    @property
+    def target(self) -> Target | None:
+        """The form of the INT8 weights; None for a float model."""
+        return self.quantized.plan.target if self.quantized is not None else None
+
+
+def open_model(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
+    """Open a model of the export on the CPU."""
+    return session_of(cleaned(model), threads=threads, target=target or "any-cpu")

@@ -1,0 +1,100 @@
+"""Scores that mean what they say: one temperature, and how far scores are from the share that is right.
+
+One number that the logits are divided by before softmax (Guo et al., arXiv 1706.04599). It changes no label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from calibration.graph import Array
+
+BINS = 15
+FEWEST = 100  # images with known classes: half of them fit the temperature, the others judge it
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The temperature of an export, and the expected calibration error (ECE) of each variant, 0 to 1."""
+
+    temperature: float
+    fitted_on: int  # images
+    judged_on: int  # other images
+    before: dict[str, float]  # ECE by variant, at temperature 1
+    after: dict[str, float]  # the same at the temperature
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document for report.json."""
+        return {
+            "temperature": self.temperature,
+            "images_fitted_on": self.fitted_on,
+            "images_judged_on": self.judged_on,
+            "ece_before": self.before,
+            "ece_after": self.after,
+        }
+
+
+def measure_reliability(logits: dict[str, Array], targets: Array | None) -> Reliability | None:
+    """Fit a temperature on half of the images, and judge it on the other half.
+
+    Args:
+        logits: float32 [images, classes] by variant; "float32" decides the temperature.
+        targets: int64 [images], or None where the classes are not known.
+
+    Returns:
+        None without known classes, or with fewer than 100 images.
+    """
+    if targets is None or len(targets) < FEWEST:
+        return None
+    order = np.random.default_rng(0).permutation(len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]  # every class goes to both halves
+    fit, judge = order[::2], order[1::2]
+    temperature = fit_temperature(logits["float32"][fit], targets[fit])
+    return Reliability(
+        temperature=temperature,
+        fitted_on=len(fit),
+        judged_on=len(judge),
+        before={name: expected_error(rows[judge], targets[judge]) for name, rows in logits.items()},
+        after={
+            name: expected_error(rows[judge] / temperature, targets[judge]) for name, rows in logits.items()
+        },
+    )
+
+
+def fit_temperature(logits: Array, targets: Array) -> float:
+    """Return the temperature with the least negative log-likelihood, three decimals, 0.05 to 20.
+
+    Args:
+        logits: float [images, classes].
+        targets: int64 [images].
+    """
+    rows = np.arange(len(targets))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits.astype(np.float64) / np.exp(log_temperature)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, targets]).mean())
+
+    bounds = (float(np.log(COLDEST)), float(np.log(HOTTEST)))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return round(float(np.exp(found.x)), 3)
+
+
+def expected_error(logits: Array, targets: Array) -> float:
+    """Return the expected calibration error with 15 equal bins of the score, 0 to 1.
+
+    Args:
+        logits: float [images, classes], divided by the temperature.
+        targets: int64 [images].
+    """
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    scores = shifted.max(axis=1) / shifted.sum(axis=1)
+    right = logits.argmax(axis=1) == targets
+    bins = np.minimum((scores * BINS).astype(int), BINS - 1)
+    gaps = [abs(float(scores[bins == each].sum() - right[bins == each].sum())) for each in range(BINS)]
+    return sum(gaps) / len(targets)

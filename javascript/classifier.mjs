@@ -1,0 +1,109 @@
+// A model and its labels, for whichever ONNX Runtime is given: onnxruntime-node, onnxruntime-web.
+
+import { ImageError, ModelError } from "./errors.mjs";
+import { readMetadata } from "./metadata.mjs";
+import { preprocess } from "./preprocess.mjs";
+
+/** @typedef {{label: string, index: number, score: number}} Candidate score: 0 to 1 */
+/**
+ * @typedef {object} Prediction
+ * @property {string} label of the best class
+ * @property {number} index of the best class, into `metadata.labels`
+ * @property {number} score 0 to 1
+ * @property {Candidate[]} top best first
+ * @property {Float32Array} logits one per class
+ * @property {{preprocess: number, model: number}} milliseconds
+ */
+/**
+ * The part of an ONNX Runtime module that is used.
+ * @typedef {object} Runtime
+ * @property {{create: (model: any, options?: any) => Promise<any>}} InferenceSession
+ * @property {new (type: any, data: any, dims: number[]) => any} Tensor
+ */
+
+export class Classifier {
+  #session;
+  #runtime;
+  #top;
+
+  /** Use `Classifier.open`. @param {any} session @param {Runtime} runtime @param {import("./metadata.mjs").Metadata} metadata @param {number} top */
+  constructor(session, runtime, metadata, top) {
+    this.#session = session;
+    this.#runtime = runtime;
+    this.#top = top;
+    /** What the model file says about itself. @readonly */
+    this.metadata = metadata;
+  }
+
+  /**
+   * Open a model for inference.
+   * @param {Uint8Array} model the bytes of an .onnx file that `python -m export` wrote
+   * @param {object} options
+   * @param {Runtime} options.runtime the module onnxruntime-node or onnxruntime-web
+   * @param {number} [options.top] candidates of a prediction
+   * @param {(metadata: import("./metadata.mjs").Metadata) => object} [options.session] ONNX Runtime's session options for it
+   * @returns {Promise<Classifier>}
+   * @throws {ModelError} when the bytes are no model of vit-edge, or ONNX Runtime does not accept them
+   */
+  static async open(model, { runtime, top = 5, session: optionsFor = () => ({}) }) {
+    const metadata = readMetadata(model);
+    let session;
+    try {
+      session = await runtime.InferenceSession.create(model, optionsFor(metadata));
+    } catch (error) {
+      throw new ModelError(`ONNX Runtime does not accept it (${reason(error)}); export it again`);
+    }
+    for (const [kind, names, name] of [["input", session.inputNames, "pixels"], ["output", session.outputNames, "logits"]])
+      if (names.length !== 1 || names[0] !== name) {
+        await session.release();
+        throw new ModelError(`expected one ${kind} "${name}", found ${names.join(", ")}; export it again`);
+      }
+    return new Classifier(session, runtime, metadata, top);
+  }
+
+  /**
+   * Classify an image that is decoded, upright and, where it is a large JPEG, `reduced`.
+   * @param {import("./preprocess.mjs").Pixels} image
+   * @returns {Promise<Prediction>}
+   * @throws {ImageError} when there are no such pixels
+   * @throws {ModelError} when the model's logits do not fit its labels
+   */
+  async classify(image) {
+    const { preprocess: spec, labels, temperature } = this.metadata;
+    const began = performance.now();
+    const bytes = preprocess(image, spec);
+    const prepared = performance.now();
+    const pixels = new this.#runtime.Tensor("uint8", bytes, [1, ...spec.size, 3]);
+    const { logits: output } = await this.#session.run({ pixels });
+    const logits = Float32Array.from(output.data);
+    const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
+    if (logits.length !== labels.length)
+      throw new ModelError(`expected ${labels.length} logits, one per label, found ${logits.length}; export it again`);
+    const top = best(logits, labels, this.#top, temperature);
+    return { ...top[0], top, logits, milliseconds };
+  }
+
+  /** Give the model's memory back. */
+  async release() {
+    await this.#session.release();
+  }
+}
+
+/**
+ * @param {Float32Array} logits
+ * @param {string[]} labels
+ * @param {number} count
+ * @param {number} temperature what logits are divided by before softmax
+ * @returns {Candidate[]}
+ */
+function best(logits, labels, count, temperature) {
+  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+  if (!Number.isFinite(most)) throw new ImageError("the model gave no number for it");
+  const powers = Array.from(logits, (value) => Math.exp((value - most) / temperature));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  const order = powers.map((_, index) => index).sort((a, b) => logits[b] - logits[a] || a - b);
+  return order.slice(0, Math.max(1, count)).map((index) => ({ label: labels[index], index, score: powers[index] / sum }));
+}
+
+/** @param {unknown} error what a library threw: one line of it */
+export const reason = (error) => String(error instanceof Error ? error.message : error).replace(/\s+/g, " ").replace(/[. ]+$/, "").slice(0, 300);

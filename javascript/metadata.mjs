@@ -1,0 +1,161 @@
+// The JSON document that a vit-edge model carries: the value of its ONNX metadata entry "vit_edge".
+// ONNX Runtime's JavaScript API does not give it, so it is read from the protobuf (ModelProto, field 14).
+// The file is untrusted: every length is compared with what is there, and every field is checked.
+
+import { ModelError } from "./errors.mjs";
+import { checkSpec, isObject, listed } from "./spec.mjs";
+
+/**
+ * What a model file says about itself.
+ * @typedef {object} Metadata
+ * @property {2} version of this document
+ * @property {"float32" | "float16" | "int8"} variant
+ * @property {import("./spec.mjs").Spec} preprocess what the model expects of an image
+ * @property {string[]} labels by class index; not necessarily unique
+ * @property {"any-cpu" | "full-range"} target the form of INT8 weights
+ * @property {string[]} exact_on the kinds of CPU on which default session options are exact; see `cpu.mjs`
+ * @property {Record<string, unknown>} source where the model came from
+ * @property {Record<string, unknown>} measured at export
+ * @property {number} temperature what logits are divided by before softmax
+ * @property {string} producer "vit-edge" and its version
+ */
+
+const VERSION = 2;
+const VARIANTS = ["float32", "float16", "int8"];
+const MAX_CHARACTERS = 2 ** 24;
+const FIELDS = [
+  "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant", "version",
+];
+
+/** By target: where default session options are exact, as runtime/targets.py has it. @type {Record<string, string[]>} */
+const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
+/** @type {Record<string, string>} */
+const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "full-range" };
+
+/**
+ * Read what a model file says about itself.
+ * @param {Uint8Array} model the bytes of an .onnx file
+ * @returns {Metadata}
+ * @throws {ModelError} when the bytes are no model of vit-edge
+ */
+export function readMetadata(model) {
+  if (!(model instanceof Uint8Array)) throw new ModelError("expected the bytes of an .onnx file (Uint8Array)");
+  const found = new Set();
+  /** @type {string | null} */
+  let text = null;
+  for (const [number, value] of fields(model)) {
+    found.add(number);
+    if (number !== 14) continue;
+    const entry = new Map(fields(message(value)));
+    if (decode(entry.get(1)) !== "vit_edge") continue;
+    if (text !== null) throw new ModelError('two metadata entries are called "vit_edge"; export the model again');
+    text = decode(entry.get(2));
+  }
+  if (![1, 7, 8].every((number) => found.has(number)))
+    throw new ModelError("not an ONNX model, or a damaged one: it has no version, graph or operator set");
+  if (text === null)
+    throw new ModelError("an ONNX model, but not made by vit-edge (no metadata); make it with python -m export");
+  return checkMetadata(text);
+}
+
+/**
+ * Check the JSON document itself.
+ * @param {string} text
+ * @returns {Metadata}
+ * @throws {ModelError}
+ */
+export function checkMetadata(text) {
+  if (text.length > MAX_CHARACTERS) throw new ModelError(`its metadata has more than ${MAX_CHARACTERS} characters`);
+  let document;
+  try {
+    document = JSON.parse(text);
+  } catch (error) {
+    throw new ModelError(`its metadata is not JSON (${/** @type {Error} */ (error).message})`);
+  }
+  if (!isObject(document)) throw new ModelError("its metadata is not a JSON object");
+  const { version } = document;
+  if (Number.isInteger(version) && version > VERSION)
+    throw new ModelError(`a newer vit-edge wrote it (metadata version ${version}); update this package`);
+  if (version === 1) throw new ModelError("an older vit-edge wrote it (metadata version 1); export it again");
+  if (version !== VERSION) throw new ModelError(`metadata version must be ${VERSION}, found ${JSON.stringify(version)}`);
+  const keys = Object.keys(document);
+  const unknown = keys.filter((key) => !FIELDS.includes(key));
+  if (unknown.length) throw new ModelError(`its metadata has unknown fields: ${listed(unknown)}`);
+  const missing = FIELDS.filter((field) => !keys.includes(field));
+  if (missing.length) throw new ModelError(`its metadata lacks ${listed(missing)}`);
+  oneOf("variant", document.variant, VARIANTS);
+  if (Object.hasOwn(RENAMED, document.target))
+    throw new ModelError(`target ${document.target} is called ${RENAMED[document.target]} now; export the model again`);
+  oneOf("target", document.target, Object.keys(EXACT_ON));
+  if (JSON.stringify(document.exact_on) !== JSON.stringify(EXACT_ON[document.target]))
+    throw new ModelError(`exact_on must be ${EXACT_ON[document.target].join(", ")} for ${document.target}`);
+  if (!Array.isArray(document.labels) || !document.labels.length || !document.labels.every(isText))
+    throw new ModelError("labels must be a list of at least one name, all of them text");
+  const { temperature } = document;
+  if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100))
+    throw new ModelError(`temperature must be 0.01 to 100, found ${listed([JSON.stringify(temperature)])}`);
+  if (!isText(document.producer)) throw new ModelError("producer must be text");
+  for (const name of ["source", "measured"])
+    if (!isObject(document[name])) throw new ModelError(`${name} must be a JSON object`);
+  checkSpec(document.preprocess);
+  return /** @type {Metadata} */ (/** @type {unknown} */ (document));
+}
+
+/** @param {string} name @param {unknown} found @param {string[]} choices */
+function oneOf(name, found, choices) {
+  if (typeof found !== "string" || !choices.includes(found))
+    throw new ModelError(`${name} must be one of ${choices.join(", ")}, found ${listed([JSON.stringify(found)])}`);
+}
+
+/** Text that can be written as UTF-8: JSON can say half a surrogate pair. @param {unknown} value */
+function isText(value) {
+  return typeof value === "string" && !/\p{Surrogate}/u.test(value);
+}
+
+/** @param {number | Uint8Array | undefined} value @returns {Uint8Array} */
+function message(value) {
+  if (value instanceof Uint8Array) return value;
+  throw new ModelError("not an ONNX model, or a damaged one: a number where a message belongs");
+}
+
+/** @param {number | Uint8Array | undefined} value */
+function decode(value) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(message(value ?? new Uint8Array()));
+  } catch (error) {
+    if (error instanceof ModelError) throw error;
+    throw new ModelError("not an ONNX model, or a damaged one: text that is not UTF-8");
+  }
+}
+
+/**
+ * The fields of one protobuf message, in order: number, and an integer or the bytes of it.
+ * @param {Uint8Array} message
+ * @returns {Generator<[number, number | Uint8Array]>}
+ */
+function* fields(message) {
+  let at = 0;
+  const varint = () => {
+    let value = 0n;
+    for (let shift = 0n; ; shift += 7n) {
+      if (at >= message.length || shift > 63n) throw new ModelError("not an ONNX model, or cut short");
+      const byte = message[at++];
+      value |= BigInt(byte & 0x7f) << shift;
+      if (byte < 0x80) return Number(value);
+    }
+  };
+  while (at < message.length) {
+    const tag = varint();
+    const number = Math.floor(tag / 8);
+    const wire = tag % 8;
+    if (number === 0 || ![0, 1, 2, 5].includes(wire)) throw new ModelError("not an ONNX model");
+    if (wire === 0) {
+      yield [number, varint()];
+      continue;
+    }
+    const size = wire === 2 ? varint() : wire === 1 ? 8 : 4;
+    if (size > message.length - at) throw new ModelError("not an ONNX model, or cut short");
+    yield [number, message.subarray(at, at + size)];
+    at += size;
+  }
+}

@@ -1,0 +1,83 @@
+// Classify image files in Node, with onnxruntime-node.
+
+import { readFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import jpeg from "jpeg-js";
+import { PNG } from "pngjs";
+import { Classifier, reason } from "./classifier.mjs";
+import { needsExactKernels } from "./cpu.mjs";
+import { ImageError, ModelError } from "./errors.mjs";
+import { readOrientation, upright } from "./orientation.mjs";
+import { MAX_PIXELS, reduced } from "./preprocess.mjs";
+
+export { needsExactKernels } from "./cpu.mjs";
+export * from "./index.mjs";
+
+/**
+ * Open a model with onnxruntime-node.
+ * @param {string | Uint8Array} model a path, or the bytes of the .onnx file
+ * @param {object} [options]
+ * @param {number} [options.threads] CPU threads of one prediction; without it, the cores that there are
+ * @param {number} [options.top] candidates of a prediction
+ * @returns {Promise<Classifier>}
+ * @throws {ModelError} when it is no model of vit-edge
+ */
+export async function openClassifier(model, { threads, top } = {}) {
+  const runtime = await import("onnxruntime-node");
+  let bytes;
+  try {
+    bytes = typeof model === "string" ? new Uint8Array(await readFile(model)) : model;
+  } catch (error) {
+    throw new ModelError(`it cannot be read: ${reason(error)}`);
+  }
+  return Classifier.open(bytes, { runtime, top, session: ({ exact_on }) => sessionOptions(exact_on, { threads }) });
+}
+
+/**
+ * Session options for onnxruntime-node, exact kernels where this CPU needs them.
+ * @param {string[]} exactOn `exact_on` of the model's metadata
+ * @param {object} [options]
+ * @param {number} [options.threads]
+ * @param {boolean} [options.exact] instead of asking the CPU
+ */
+export function sessionOptions(exactOn, { threads = availableParallelism(), exact = needsExactKernels(exactOn) } = {}) {
+  const session = { intra_op: { allow_spinning: "0" }, ...(exact ? { x64quantprecision: "1" } : {}) };
+  return { intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: /** @type {const} */ (3), extra: { session } };
+}
+
+/**
+ * Decode a JPEG or a PNG, turn it upright and reduce it as the model's specification allows.
+ * @param {Uint8Array} file
+ * @param {import("./spec.mjs").Spec} spec the `preprocess` of the model's metadata
+ * @returns {import("./preprocess.mjs").Pixels}
+ * @throws {ImageError} when it is neither, or damaged, or has too many pixels
+ */
+export function decodeImage(file, spec) {
+  const isPng = file[0] === 0x89 && file[1] === 0x50;
+  if (!isPng && !(file[0] === 0xff && file[1] === 0xd8))
+    throw new ImageError(file.length ? "it is neither a JPEG nor a PNG; convert it" : "it is empty (zero bytes)");
+  let image;
+  try {
+    image = isPng ? decodePng(file) : decodeJpeg(file);
+  } catch (error) {
+    if (error instanceof ImageError) throw error;
+    throw new ImageError(`it cannot be decoded: ${reason(error)}`);
+  }
+  const seen = isPng ? image : reduced(image, spec);
+  return spec.exif ? upright(seen, readOrientation(file)) : seen;
+}
+
+/** @param {Uint8Array} file */
+function decodeJpeg(file) {
+  const limits = { maxResolutionInMP: MAX_PIXELS / 1e6, maxMemoryUsageInMB: 2048 };
+  return jpeg.decode(file, { useTArray: true, formatAsRGBA: true, tolerantDecoding: false, ...limits });
+}
+
+/** @param {Uint8Array} file */
+function decodePng(file) {
+  const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
+  const [width, height] = file.length < 24 ? [0, 0] : [view.getUint32(16), view.getUint32(20)];
+  if (width * height > MAX_PIXELS)
+    throw new ImageError(`it has ${width} x ${height} pixels, more than the limit of ${MAX_PIXELS}`);
+  return PNG.sync.read(Buffer.from(file.buffer, file.byteOffset, file.byteLength));
+}

@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ModelError, readMetadata } from "../index.mjs";
+import { DOCUMENT, model, modelWith, SPEC } from "./helpers.mjs";
+
+const refused = (bytes, message) =>
+  assert.throws(() => readMetadata(bytes), (error) => error instanceof ModelError && message.test(error.message), String(message));
+
+test("the document of a model", () => {
+  assert.deepEqual(readMetadata(model()), DOCUMENT);
+  const full = { ...DOCUMENT, target: "full-range", exact_on: ["x86-vnni", "arm64", "wasm"] };
+  assert.deepEqual(readMetadata(model(full)), full);
+});
+
+test("what is no model of vit-edge says so", () => {
+  refused(new Uint8Array(), /not an ONNX model/);
+  refused(Buffer.from("not a model, but text"), /not an ONNX model/);
+  refused(model().subarray(0, 200), /cut short/);
+  refused(modelWith(["other", "1"]), /not made by vit-edge/);
+  refused(modelWith(["vit_edge", "{}"], ["vit_edge", "{}"]), /two metadata entries/);
+  refused(modelWith(["vit_edge", "{"]), /not JSON/);
+  refused(modelWith(["vit_edge", "[]"]), /not a JSON object/);
+  refused(Uint8Array.from([8, 10]), /no version, graph or operator set/);
+  refused(Uint8Array.from([112, 1, 8, 10]), /number where a message belongs/);
+  refused("model.onnx", /bytes of an .onnx file/);
+});
+
+for (const [change, message] of [
+  [{ version: 3 }, /newer vit-edge/],
+  [{ version: true }, /version must be 2/],
+  [{ version: 1 }, /older vit-edge/],
+  [{ target: "full-range" }, /exact_on must be x86-vnni, arm64, wasm/],
+  [{ exact_on: "x86" }, /exact_on must be/],
+  [{ extra: 1 }, /unknown fields: extra/],
+  [{ ["__proto__"]: 1 }, /unknown fields: __proto__/],
+  [{ labels: [] }, /labels must be/],
+  [{ labels: ["a", 1] }, /labels must be/],
+  [{ labels: ["half \ud800 a pair"] }, /labels must be/],
+  [{ variant: "int4" }, /variant must be one of float32/],
+  [{ target: "vnni" }, /target vnni is called full-range now/],
+  [{ target: "avx2" }, /target avx2 is called any-cpu now/],
+  [{ target: "toString" }, /target must be one of/],
+  [{ producer: null }, /producer/],
+  [{ source: [] }, /source must be/],
+  [{ measured: null }, /measured must be/],
+  [{ preprocess: [] }, /preprocess must be/],
+  [{ preprocess: { ...SPEC, size: [224] } }, /size must be/],
+  [{ preprocess: { ...SPEC, size: [224, 1e9] } }, /size must be/],
+  [{ preprocess: { ...SPEC, decode: null } }, /decode must be/],
+  [{ preprocess: { ...SPEC, exif: "yes" } }, /exif must be/],
+  [{ preprocess: { ...SPEC, resize: "crop", resize_to: 16 } }, /resize_to must be 32/],
+  [{ preprocess: { ...SPEC, resize_to: 40 } }, /resize_to has a meaning/],
+  [{ preprocess: { ...SPEC, mean: 0 } }, /unknown preprocessing mean/],
+])
+  test(`refused: ${JSON.stringify(change).slice(0, 60)}`, () => refused(model({ ...DOCUMENT, ...change }), message));
+
+test("each missing field is named", () => {
+  for (const name of Object.keys(DOCUMENT)) {
+    const { [name]: _, ...rest } = DOCUMENT;
+    refused(model(rest), name === "version" ? /version must be/ : new RegExp(`lacks ${name}`));
+  }
+  for (const name of Object.keys(SPEC)) {
+    const { [name]: _, ...rest } = SPEC;
+    refused(model({ ...DOCUMENT, preprocess: rest }), new RegExp(`lacks ${name}`));
+  }
+});

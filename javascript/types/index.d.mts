@@ -1,0 +1,5 @@
+export { Classifier } from "./classifier.mjs";
+export { ImageError, ModelError } from "./errors.mjs";
+export { readMetadata } from "./metadata.mjs";
+export { readOrientation, upright } from "./orientation.mjs";
+export { MAX_PIXELS, preprocess, reduced } from "./preprocess.mjs";

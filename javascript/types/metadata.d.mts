@@ -1,0 +1,53 @@
+export type Metadata = {
+    /**
+     * of this document
+     */
+    version: 2;
+    variant: "float32" | "float16" | "int8";
+    /**
+     * what the model expects of an image
+     */
+    preprocess: import("./spec.mjs").Spec;
+    /**
+     * by class index; not necessarily unique
+     */
+    labels: string[];
+    /**
+     * the form of INT8 weights
+     */
+    target: "any-cpu" | "full-range";
+    /**
+     * the kinds of CPU on which default session options are exact; see `cpu.mjs`
+     */
+    exact_on: string[];
+    /**
+     * where the model came from
+     */
+    source: Record<string, unknown>;
+    /**
+     * at export
+     */
+    measured: Record<string, unknown>;
+    /**
+     * what logits are divided by before softmax
+     */
+    temperature: number;
+    /**
+     * "vit-edge" and its version
+     */
+    producer: string;
+};
+/**
+ * Read what a model file says about itself.
+ * @param {Uint8Array} model the bytes of an .onnx file
+ * @returns {Metadata}
+ * @throws {ModelError} when the bytes are no model of vit-edge
+ */
+export declare function readMetadata(model: Uint8Array): Metadata;
+/**
+ * Check the JSON document itself.
+ * @param {string} text
+ * @returns {Metadata}
+ * @throws {ModelError}
+ */
+export declare function checkMetadata(text: string): Metadata;

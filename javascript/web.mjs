@@ -1,0 +1,81 @@
+// Classify images in a browser, with onnxruntime-web, best in a worker. Nothing leaves the device.
+
+import { Classifier, reason } from "./classifier.mjs";
+import { ImageError } from "./errors.mjs";
+import { MAX_PIXELS, reduceRows } from "./preprocess.mjs";
+import { reduction } from "./spec.mjs";
+
+export * from "./index.mjs";
+
+const STRIP = 2 ** 20; // pixels read at a time: phones limit a canvas to 16 megapixels, and memory sooner
+
+/**
+ * Open a model with onnxruntime-web. WebAssembly does not saturate: no CPU needs other kernels.
+ * @param {Uint8Array} model the bytes of the .onnx file
+ * @param {object} options
+ * @param {import("./classifier.mjs").Runtime} options.runtime the module onnxruntime-web, its `env.wasm` set
+ * @param {number} [options.top] candidates of a prediction
+ * @returns {Promise<Classifier>}
+ * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
+ */
+export function openClassifier(model, { runtime, top }) {
+  return Classifier.open(model, { runtime, top, session: () => ({ executionProviders: ["wasm"] }) });
+}
+
+/**
+ * Decode an image file as Python does: upright by its EXIF orientation, colors as they are in the file (no color
+ * management), alpha not premultiplied; a large JPEG reduced as the model's specification allows.
+ * @param {Blob} file
+ * @param {import("./spec.mjs").Spec} spec the `preprocess` of the model's metadata
+ * @returns {Promise<import("./preprocess.mjs").Pixels>}
+ * @throws {ImageError} when the browser cannot decode it, or it has too many pixels
+ */
+export async function decodeImage(file, spec) {
+  const start = new Uint8Array(await file.slice(0, 2).arrayBuffer());
+  if (!file.size) throw new ImageError("it is empty (zero bytes)");
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, {
+      colorSpaceConversion: "none",
+      premultiplyAlpha: "none",
+      imageOrientation: /** @type {any} */ (spec.exif ? "from-image" : "none"),
+    });
+  } catch (error) {
+    throw new ImageError(`this browser cannot decode it: ${reason(error)}`);
+  }
+  return readBitmap(bitmap, spec, { photo: start[0] === 0xff && start[1] === 0xd8 });
+}
+
+/**
+ * Read the pixels of a bitmap, a frame of a camera for example, and close it.
+ * @param {ImageBitmap} bitmap
+ * @param {import("./spec.mjs").Spec} spec
+ * @param {object} [options]
+ * @param {boolean} [options.photo] opaque, and may be reduced as a large JPEG may
+ * @returns {import("./preprocess.mjs").Pixels}
+ * @throws {ImageError} when it has too many pixels
+ */
+export function readBitmap(bitmap, spec, { photo = true } = {}) {
+  const { width, height } = bitmap;
+  try {
+    if (width * height > MAX_PIXELS)
+      throw new ImageError(`it has ${width} x ${height} pixels, more than the limit of ${MAX_PIXELS}`);
+    const factor = photo ? reduction(width, height, spec) : 1;
+    const small = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
+    const data = new Uint8ClampedArray(4 * small.width * small.height);
+    const rows = Math.min(height, factor * Math.max(1, Math.floor(STRIP / width / factor)));
+    const context = new OffscreenCanvas(width, rows).getContext("2d", { willReadFrequently: true });
+    if (context === null) throw new ImageError(`this browser has no canvas of ${width} x ${rows} pixels`);
+    for (let y = 0; y < height; y += rows) {
+      const strip = Math.min(rows, height - y);
+      context.clearRect(0, 0, width, strip);
+      context.drawImage(bitmap, 0, y, width, strip, 0, 0, width, strip);
+      const pixels = context.getImageData(0, 0, width, strip);
+      if (factor === 1) data.set(pixels.data, 4 * y * width);
+      else reduceRows(pixels, factor, data.subarray(4 * (y / factor) * small.width));
+    }
+    return { ...small, data };
+  } finally {
+    bitmap.close();
+  }
+}

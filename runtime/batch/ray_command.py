@@ -1,0 +1,135 @@
+"""python -m runtime … --engine ray: the same labels, worked out by a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from runtime.batch.chunks import Job, Summary
+from runtime.batch.columns import Labels
+from runtime.batch.parts import Parts, begin
+from runtime.batch.ray_engine import EngineError, cluster, label_on_cluster
+from runtime.batch.sources import bare, check
+from runtime.command import complain
+from runtime.errors import DONE, FAILED, INTERRUPTED, InputError
+from runtime.text import printable
+
+_SHOWN = 10  # classes and kinds of failures that the summary names
+_TERMINAL, _LOG = 0.5, 30.0  # seconds between two lines of progress
+
+
+class UsageError(InputError):
+    """A command line that a cluster cannot do; the message says what to type instead."""
+
+
+class ClusterReport:
+    """Show progress on standard error, and sum up: in place on a terminal, in a log a line each 30 s."""
+
+    def __init__(self) -> None:
+        self.total = Summary()
+        self._began = time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._shown = 0.0 if self._live else self._began
+
+    def add(self, summary: Summary) -> None:
+        """Count a part that was written."""
+        self.total.add(summary)
+        if time.monotonic() - self._shown > (_TERMINAL if self._live else _LOG):
+            self._shown = time.monotonic()
+            start, end = ("\r\x1b[K", "") if self._live else ("", "\n")
+            print(f"{start}{self._line()}", end=end, file=sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        """Return the images, the rate, the largest classes and the failures by kind."""
+        total = self.total
+        lines = [self._line(f" in {time.monotonic() - self._began:.1f} s")]
+        if total.skipped:
+            lines[0] += f"; {total.skipped:,} were done before"
+        lines += [f"{count:9,}  {printable(label)}" for label, count in total.classes.most_common(_SHOWN)]
+        lines += _and_more(len(total.classes) - _SHOWN, "classes")
+        lines += [f"{n:9,}  failed: {printable(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
+        lines += _and_more(len(total.failures) - _SHOWN, "kinds of failures, told in the output")
+        return ("\r\x1b[K" if self._live and self._shown else "") + "\n".join(lines)
+
+    def _line(self, during: str = "") -> str:
+        rate = self.total.images / max(time.monotonic() - self._began, 1e-9)
+        return f"{self.total.images:,} images{during}, {rate:.1f} per second, {self.total.failed:,} failed"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Label what the options of `python -m runtime` say, and return the exit code.
+
+    Raises:
+        UsageError: if an option has no meaning on a cluster.
+        ClusterError: if there is no cluster at the address.
+        ArtifactError: if the model cannot be used.
+        OutputError: if the output cannot be begun or resumed.
+        PlaceError: if a source is not there.
+    """
+    _check(options)
+    base = str(Path.cwd())
+    check(options.images, base)
+    labels = Labels(options.model, sha256=options.sha256, top=options.top, max_pixels=options.max_pixels)
+    labels.classifier().warm_up()
+    parts, known = begin(
+        str(options.output),
+        labels.sha256,
+        form=options.format,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    size = Path(labels.model).stat().st_size
+    report = ClusterReport()
+    try:
+        with cluster(options.address, workers=options.workers, model_bytes=size) as cores:
+            job = Job(options.images, base, parts, options.part_images, cores)
+            return _label(job, known, labels, options.workers, report)
+    except KeyboardInterrupt:
+        return _end(report, INTERRUPTED, f"interrupted; {_how_to_go_on(parts)}")
+
+
+def _label(job: Job, known: list[str], labels: Labels, workers: int | None, report: ClusterReport) -> int:
+    try:
+        for summary in label_on_cluster(job, known, labels, workers=workers):
+            report.add(summary)
+    except EngineError as error:
+        return _end(report, FAILED, f"{error}; {_how_to_go_on(job.parts)}")
+    late = job.parts.drop_late(known)
+    if report.total.images + report.total.skipped == 0:
+        raise UsageError(f"no images in {', '.join(map(bare, job.sources))}")
+    code = _end(report, FAILED if report.total.failed else DONE, "")
+    if late:
+        print(f"removed {late:,} parts that the interrupted run had written too late", file=sys.stderr)
+    return code
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.output is None:
+        raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
+    if options.format == "csv":
+        raise UsageError("--engine ray writes --format parquet or jsonl, found csv")
+    if options.device not in ("auto", "cpu"):
+        raise UsageError(f"--engine ray labels on CPU cores, found --device {options.device}")
+    if "-" in options.images:
+        raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
+    wrong = [name for name in ("sort_into", "copy", "null", "unordered") if getattr(options, name)]
+    if wrong:
+        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise UsageError(f"{names}: not possible with --engine ray")
+
+
+def _how_to_go_on(parts: Parts) -> str:
+    return f"what is done is in {bare(parts.uri)}, the same command with --resume goes on"
+
+
+def _end(report: ClusterReport, code: int, why: str) -> int:
+    print(report.summary(), file=sys.stderr)
+    if why:
+        return complain("runtime", why, code)
+    return code
+
+
+def _and_more(count: int, what: str) -> list[str]:
+    return [f"      and  {count:,} more {what}"] if count > 0 else []

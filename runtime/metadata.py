@@ -1,0 +1,161 @@
+"""Metadata of a model file: one JSON document, checked like untrusted input.
+
+docs/reference/model-file.md describes every field for other languages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NoReturn, get_args
+
+from runtime.errors import InputError
+from runtime.preprocess import Preprocess
+from runtime.targets import EXACT_ON, CpuKind, Target, unknown_target
+from runtime.text import one_line
+
+METADATA_KEY = "vit_edge"
+METADATA_VERSION = 2
+MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
+
+Variant = Literal["float32", "float16", "int8"]
+
+
+class ArtifactError(InputError):
+    """A model file that cannot or must not be used: what was expected, what was found, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))  # parts of it may come from the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Metadata of a model file.
+
+    Raises:
+        ArtifactError: for values that describe no model file.
+    """
+
+    variant: Variant
+    preprocess: Preprocess
+    labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
+    temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
+    target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
+    # at export: its drift, among others
+    measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    producer: str = "vit-edge"
+
+    def __post_init__(self) -> None:
+        if self.variant not in get_args(Variant):
+            choices = ", ".join(get_args(Variant))
+            raise ArtifactError(f"variant must be one of {choices}, found {self.variant!r}")
+        if self.target not in get_args(Target):
+            raise ArtifactError(unknown_target(self.target))
+        if not isinstance(self.preprocess, Preprocess):
+            raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
+        if not isinstance(self.labels, tuple) or not self.labels:
+            raise ArtifactError("labels must be a list of at least one name")
+        if not all(map(_is_text, self.labels)):
+            raise ArtifactError("labels must be text, every one of them")
+        if not _is_text(self.producer):
+            raise ArtifactError(f"producer must be text, found {self.producer!r}")
+        if not _is_temperature(self.temperature):
+            raise ArtifactError(f"temperature must be 0.01 to 100, found {self.temperature!r}")
+        for name in ("source", "measured"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ArtifactError(f"{name} must be a JSON object")
+
+    @property
+    def exact_on(self) -> tuple[CpuKind, ...]:
+        """The kinds of CPU on which a session with default options is exact and fast.
+
+        On kind "x86" any other file needs `session.x64quantprecision=1`, which is exact and slower.
+        """
+        return EXACT_ON[self.target]
+
+    def to_json(self) -> str:
+        """The document that goes into the file, under `METADATA_KEY`.
+
+        Raises:
+            ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
+        """
+        plain = dict(
+            preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
+        )
+        document = {"version": METADATA_VERSION, "exact_on": self.exact_on}
+        document |= {name: getattr(self, name) for name in _FIELDS} | plain
+        try:
+            return json.dumps(document, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"the metadata cannot be written as JSON: {error}") from error
+
+    @staticmethod
+    def from_json(text: str) -> Metadata:
+        """The inverse of `to_json`.
+
+        Raises:
+            ArtifactError: when the document is not exactly one that `to_json` of this version writes.
+        """
+        document = _parse(text)
+        version = document.pop("version", None)
+        if isinstance(version, int) and version > METADATA_VERSION:
+            raise ArtifactError(
+                f"a newer vit-edge wrote it (metadata version {version}, this one reads {METADATA_VERSION}); "
+                "upgrade vit-edge"
+            )
+        if version == 1 and not isinstance(version, bool):
+            raise ArtifactError(
+                f"an older vit-edge wrote it (metadata version 1, this one reads {METADATA_VERSION}); "
+                "export it again"
+            )
+        if version != METADATA_VERSION or isinstance(version, bool):
+            raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
+        expected = {*_FIELDS, "exact_on"}
+        if unknown := sorted(set(document) - expected):
+            raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
+        if missing := sorted(expected - set(document)):
+            raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
+        exact_on = document.pop("exact_on")
+        if not isinstance(document["preprocess"], dict):
+            raise ArtifactError("preprocess must be a JSON object")
+        try:
+            preprocess = Preprocess.from_dict(document["preprocess"])
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"its preprocessing is not usable: {error}") from error
+        labels = document["labels"]
+        labels = tuple(labels) if isinstance(labels, list) else labels
+        metadata = Metadata(**{**document, "preprocess": preprocess, "labels": labels})
+        if exact_on != list(metadata.exact_on):
+            wanted = ", ".join(metadata.exact_on)
+            raise ArtifactError(f"exact_on must be {wanted} for target {metadata.target}, found {exact_on!r}")
+        return metadata
+
+
+_FIELDS = tuple(each.name for each in fields(Metadata))
+
+
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 100
+
+
+def _is_text(value: object) -> bool:
+    """Text that can be written as UTF-8: JSON can say half a surrogate pair."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if len(text) > MAX_METADATA:
+        raise ArtifactError(f"its metadata has {len(text):,} characters, more than {MAX_METADATA:,}")
+    try:
+        document = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"its metadata is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise ArtifactError("its metadata is not a JSON object")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,182 @@
+// node drive.mjs PLAN.json: drive examples/browser in Chromium and print what happened as JSON.
+//
+// The plan: chromium (its path), digits and vit (model files), strangers, digitImages, photos (paths), screenshots (a
+// folder or null). The judging is in test_page.py.
+
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { serve, siteFiles } from "../../examples/browser/serve.mjs";
+
+const require = createRequire(new URL("../../javascript/", import.meta.url));
+const { chromium } = require("playwright-core");
+const FLAGS = [
+  "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+  "--no-first-run", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+];
+const plan = JSON.parse(await readFile(process.argv[2], "utf-8"));
+
+/** Serve a model and open the page in a browser of its own, for as long as `work` takes. */
+async function inBrowser(model, isolated, work) {
+  const server = await serve(await siteFiles(model), { isolated });
+  const profile = await mkdtemp(join(tmpdir(), "chromium-"));
+  const launch = { executablePath: plan.chromium, headless: true, args: FLAGS, viewport: { width: 390, height: 844 } };
+  const context = await chromium.launchPersistentContext(profile, launch);
+  const noise = [];
+  try {
+    const page = await context.newPage();
+    page.setDefaultTimeout(90_000);
+    page.on("filechooser", () => {}); // the dialog itself never opens
+    page.on("console", (message) => ["error", "warning"].includes(message.type()) && noise.push(message.text()));
+    page.on("pageerror", (error) => noise.push(String(error)));
+    await page.goto(`http://127.0.0.1:${server.address().port}/`);
+    return { ...(await work(page, context, server)), noise };
+  } catch (error) {
+    throw new Error(`${error.message}\nthe console said: ${noise.join("\n")}`);
+  } finally {
+    await context.close();
+    server.closeAllConnections();
+    server.close();
+    await rm(profile, { recursive: true, force: true });
+  }
+}
+
+const ready = (page) => page.waitForFunction(() => document.body.dataset.ready);
+const text = (page, id) => page.locator(`#${id}`).textContent();
+
+/** Choose an image: the prediction, or the message in its place. */
+async function classify(page, path) {
+  await page.evaluate(() => {
+    delete document.body.dataset.done;
+    document.getElementById("error").hidden = true;
+  });
+  await page.setInputFiles("#image-file", path);
+  await page.waitForFunction(() => document.body.dataset.done || !document.getElementById("error").hidden);
+  const done = await page.evaluate(() => document.body.dataset.done);
+  return done === undefined ? { error: await text(page, "error") } : JSON.parse(done);
+}
+
+async function classifyAll(page, paths) {
+  const found = {};
+  for (const path of paths) found[path] = await classify(page, path);
+  return found;
+}
+
+async function openStrangers(page) {
+  const messages = {};
+  for (const path of plan.strangers) {
+    await page.evaluate(() => (document.getElementById("error").hidden = true));
+    await page.setInputFiles("#model-file", path);
+    await page.waitForFunction(() => !document.getElementById("error").hidden);
+    messages[path] = await text(page, "error");
+  }
+  return messages;
+}
+
+/** Where the Tab key leads, by accessible name, and whether Enter on the first opens the file chooser. */
+async function byKeyboard(page) {
+  const names = [];
+  await page.evaluate(() => document.activeElement?.blur());
+  for (let i = 0; i < 3; i++) {
+    await page.keyboard.press("Tab");
+    names.push(await page.evaluate(() => document.activeElement.textContent.trim()));
+  }
+  await page.focus("#choose");
+  const [chooser] = await Promise.all([page.waitForEvent("filechooser"), page.keyboard.press("Enter")]);
+  return { names, chooser: chooser.isMultiple() === false };
+}
+
+async function drop(page, path) {
+  const bytes = [...(await readFile(path))];
+  await page.evaluate((values) => {
+    delete document.body.dataset.done;
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(values)], "dropped.png", { type: "image/png" }));
+    document.getElementById("stage").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+  }, bytes);
+  await page.waitForFunction(() => document.body.dataset.done);
+  return JSON.parse(await page.evaluate(() => document.body.dataset.done));
+}
+
+async function useCamera(page) {
+  await page.click("#camera");
+  await page.waitForFunction(() => Number(document.body.dataset.frames) >= 3);
+  const seen = { pressed: await page.getAttribute("#camera", "aria-pressed"), label: await text(page, "answer") };
+  await shoot(page, "camera");
+  await page.click("#camera");
+  return { ...seen, stopped: await page.locator("#video").isHidden() };
+}
+
+/** Turns of the page's own loop while the worker is busy with a photo. */
+async function ticksDuring(page, path) {
+  await page.evaluate(() => {
+    window.ticks = 0;
+    window.ticking = setInterval(() => window.ticks++, 5);
+  });
+  await classify(page, path);
+  return page.evaluate(() => (clearInterval(window.ticking), window.ticks));
+}
+
+async function shoot(page, name) {
+  if (!plan.screenshots) return;
+  for (const width of [390, 1280]) {
+    await page.setViewportSize({ width, height: width === 390 ? 844 : 800 });
+    await page.waitForTimeout(300);
+    await page.screenshot({ path: join(plan.screenshots, `${name}-${width}.png`), fullPage: true });
+  }
+  await page.setViewportSize({ width: 390, height: 844 });
+}
+
+const facts = (page) => page.evaluate(() => ({
+  title: document.title, lang: document.documentElement.lang, isolated: crossOriginIsolated,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  model: document.getElementById("model").textContent,
+  heights: [...document.querySelectorAll("button")].map((button) => button.getBoundingClientRect().height),
+}));
+
+const step = (name) => process.env.VERBOSE && console.error(new Date().toISOString(), name);
+
+const plain = await inBrowser(plan.digits, false, async (page, context, server) => {
+  await ready(page);
+  await shoot(page, "start");
+  const result = { facts: await facts(page), tree: await page.locator("body").ariaSnapshot() };
+  step("keyboard");
+  result.keyboard = await byKeyboard(page);
+  step("camera");
+  result.camera = await useCamera(page);
+  step("images");
+  result.images = await classifyAll(page, plan.digitImages);
+  await shoot(page, "digit");
+  result.dropped = await drop(page, plan.digitImages[0]);
+  result.strangers = await openStrangers(page);
+  await shoot(page, "stranger");
+  step("offline");
+  await context.setOffline(true);
+  server.closeAllConnections();
+  server.close();
+  await page.reload();
+  await ready(page);
+  result.offline = await classify(page, plan.digitImages[0]);
+  return result;
+});
+
+const isolated = await inBrowser(plan.vit, true, async (page) => {
+  await ready(page);
+  const result = { facts: await facts(page), images: await classifyAll(page, plan.photos) };
+  await shoot(page, "photo");
+  result.ticks = await ticksDuring(page, plan.photos[0]);
+  result.broken = await classifyAll(page, plan.broken);
+  await shoot(page, "broken");
+  return result;
+});
+
+const bare = await inBrowser(undefined, false, async (page) => {
+  await page.waitForFunction(() => !document.getElementById("error").hidden);
+  const result = { error: await text(page, "error"), disabled: await page.locator("#choose").isDisabled() };
+  await page.setInputFiles("#model-file", plan.digits);
+  await ready(page);
+  return { ...result, images: await classifyAll(page, plan.digitImages.slice(0, 1)) };
+});
+
+console.log(JSON.stringify({ plain, isolated, bare }));

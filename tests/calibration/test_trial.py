@@ -1,0 +1,332 @@
+"""A trial's error is that of the integers that would run, and its choice is the least of what it tried."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.observe import Observation
+from calibration.plan import Range
+from calibration.ranges import RULES
+from calibration.trial import CORRECTION_GAIN, Choice, Trial
+from calibration.weights import quantize_weight
+
+FEATURES, OUTPUTS = 6, 4
+seeds = st.integers(0, 500)
+targets = st.sampled_from(["full-range", "any-cpu"])
+
+
+def observation(fit: np.ndarray, held: np.ndarray | None = None) -> Observation:
+    """What calibration keeps of these rows."""
+    made = Observation.empty(fit.shape[1], 4)
+    for part, rows in ((made.fit, fit), (made.held, held)):
+        if rows is not None:
+            part.extremes.update(rows.astype(np.float32))
+            part.sample.update(rows.astype(np.float32))
+    return made
+
+
+def drawn(seed: int, *, gelu: bool = False, rows: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to fit, rows to judge by, and a weight, all random; two features are larger than the others."""
+    random = np.random.default_rng(seed)
+    both = random.normal(size=(2, rows, FEATURES)) * np.array([6, 3, 1, 1, 0.5, 1])
+    if gelu:
+        both = np.maximum(both, -0.17)
+    weight = random.normal(size=(FEATURES, OUTPUTS))
+    return both[0].astype(np.float32), both[1].astype(np.float32), weight.astype(np.float32)
+
+
+def trial_of(
+    seed: int, *, gelu: bool = False, target: Any = "full-range", scales: np.ndarray | None = None
+) -> Trial:
+    fit, held, weight = drawn(seed, gelu=gelu)
+    ones = np.ones(FEATURES, np.float32) if scales is None else scales
+    return Trial(observation(fit, held), weight, ones, target, gelu=gelu)
+
+
+def integers_say(rows: np.ndarray, weight: np.ndarray, choice: Choice, target: Any, gelu: bool) -> np.ndarray:
+    """The output of the kernel: uint8 by int8 in whole numbers, then the two scales; columns in float."""
+    stored, scale = quantize_weight(weight, target)
+    out = np.zeros((len(rows), weight.shape[1]))
+    for index, row in enumerate(rows.astype(np.float64)):
+        peak = 1.0
+        if choice.per_token is not None:
+            peak = max(row.max() if gelu else np.abs(row).max(), choice.per_token)
+        for feature, value in enumerate(row / peak):
+            if feature in choice.columns:
+                out[index] += value * weight[feature]
+                continue
+            level = min(max(round(value / choice.input.scale) + choice.input.zero_point, 0), 255)
+            whole = (level - choice.input.zero_point) * stored[feature].astype(np.int64)
+            out[index] += whole * choice.input.scale * scale.astype(np.float64) * peak
+    return out
+
+
+def error_of(choice: Choice, seed: int, target: Any, gelu: bool) -> float:
+    _, held, weight = drawn(seed, gelu=gelu)
+    exact = held.astype(np.float64) @ weight.astype(np.float64)
+    return float(np.square(integers_say(held, weight, choice, target, gelu) - exact).sum())
+
+
+@given(seeds, targets, st.booleans(), st.sampled_from(sorted(RULES)))
+@settings(max_examples=25)
+def test_the_error_of_one_range_is_that_of_the_integers(
+    seed: int, target: Any, gelu: bool, rule: str
+) -> None:
+    choice = trial_of(seed, gelu=gelu, target=target).per_tensor(rules=(rule,))
+    assert (choice.rule, choice.per_token, choice.columns) == (rule, None, ())
+    assert choice.error == pytest.approx(error_of(choice, seed, target, gelu), rel=1e-3)
+
+
+@given(seeds, targets, st.booleans())
+@settings(max_examples=25)
+def test_the_error_of_rows_with_their_own_scale_is_that_of_the_integers(
+    seed: int, target: Any, gelu: bool
+) -> None:
+    choice = trial_of(seed, gelu=gelu, target=target).per_token()
+    assert choice.columns == ()
+    assert choice.per_token is not None
+    assert choice.error == pytest.approx(error_of(choice, seed, target, gelu), rel=1e-3)
+
+
+@given(seeds, st.sets(st.integers(0, FEATURES - 1), min_size=1, max_size=FEATURES - 1).map(sorted).map(tuple))
+@settings(max_examples=25)
+def test_the_error_with_features_in_float_is_that_of_the_other_integers(
+    seed: int, columns: tuple[int, ...]
+) -> None:
+    choice = trial_of(seed).per_tensor(columns)
+    assert choice.columns == columns
+    assert choice.error == pytest.approx(error_of(choice, seed, "full-range", gelu=False), rel=1e-3)
+    rest = [feature for feature in range(FEATURES) if feature not in columns]
+    fit, _, _ = drawn(seed)
+    (seen,) = [trial_of(seed).per_tensor(columns, rules=("min-max",)).input]
+    assert seen == Range.of(float(fit[:, rest].min()), float(fit[:, rest].max()))
+
+
+@given(seeds, st.booleans())
+@settings(max_examples=25)
+def test_the_rule_with_the_least_error_is_taken(seed: int, gelu: bool) -> None:
+    trial = trial_of(seed, gelu=gelu)
+    each = {rule: trial.per_tensor(rules=(rule,)) for rule in RULES}
+    best = trial.per_tensor()
+    assert best.error == min(choice.error for choice in each.values())
+    assert best == each[best.rule]
+    two = trial.per_tensor(rules=("percentile", "mse"))
+    assert two.error == min(each["percentile"].error, each["mse"].error)
+
+
+def test_no_rule_always_wins() -> None:
+    """Else the trial would not have to compare."""
+    winners = {trial_of(seed, gelu=gelu).per_tensor().rule for seed in range(60) for gelu in (False, True)}
+    assert len(winners) >= 3
+
+
+def test_ranges_come_from_the_rows_to_fit_and_errors_from_those_that_judge() -> None:
+    fit, held, weight = drawn(0)
+    ones = np.ones(FEATURES, np.float32)
+    seen, with_outlier = held.copy(), held.copy()
+    with_outlier[0, 0] = 60.0
+    calm, surprised = (
+        Trial(observation(fit, rows), weight, ones, "full-range", gelu=False) for rows in (seen, with_outlier)
+    )
+    for rule in RULES:
+        before, after = calm.per_tensor(rules=(rule,)), surprised.per_tensor(rules=(rule,))
+        assert before.input == after.input
+        assert after.error > before.error + 1000
+    assert calm.per_token().per_token == surprised.per_token().per_token
+
+
+def test_a_single_image_judges_itself() -> None:
+    fit, _, weight = drawn(0)
+    ones = np.ones(FEATURES, np.float32)
+    alone = Trial(observation(fit), weight, ones, "full-range", gelu=False)
+    twice = Trial(observation(fit, fit), weight, ones, "full-range", gelu=False)
+    assert alone.per_tensor() == twice.per_tensor()
+    assert alone.per_tensor().error > 0
+
+
+@given(seeds, st.lists(st.floats(0.25, 4, width=32), min_size=FEATURES, max_size=FEATURES))
+@settings(max_examples=25)
+def test_scales_divide_the_rows(seed: int, scales: list[float]) -> None:
+    """A trial of divided rows is a trial of smaller rows: when it fits, judges, fits again and corrects."""
+    fit, held, weight = drawn(seed)
+    factors, ones = np.array(scales, np.float32), np.ones(FEATURES, np.float32)
+    divided = Trial(observation(fit, held), weight, factors, "full-range", gelu=False)
+    smaller = Trial(observation(fit / factors, held / factors), weight, ones, "full-range", gelu=False)
+    for rule in ("min-max", "mse"):
+        found, expected = divided.per_tensor(rules=(rule,)), smaller.per_tensor(rules=(rule,))
+        assert found.input.scale == pytest.approx(expected.input.scale, rel=1e-5)
+        assert found.error == pytest.approx(expected.error, rel=1e-3)
+        again, expected = divided.refit(found), smaller.refit(expected)
+        assert again.input.scale == pytest.approx(expected.input.scale, rel=1e-5)
+    assert divided.per_token().per_token == pytest.approx(smaller.per_token().per_token, rel=1e-5)
+    assert divided.per_token().error == pytest.approx(smaller.per_token().error, rel=1e-3)
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_refitting_looks_at_the_rows_that_judged_too(seed: int) -> None:
+    fit, held, _ = drawn(seed)
+    trial = trial_of(seed)
+    everything = np.concatenate([fit, held])
+    low, high = float(everything.min()), float(everything.max())
+    for rule, expected in {"min-max": Range.of(low, high), "margin": Range.of(1.1 * low, 1.1 * high)}.items():
+        choice = trial.per_tensor(rules=(rule,))
+        found = trial.refit(choice)
+        assert found.input == expected
+        assert (found.rule, found.error, found.columns) == (rule, choice.error, ())
+
+
+def test_refitting_keeps_the_rule_and_looks_at_its_histogram_again() -> None:
+    """For rules that look at more than the extremes: the same as if all rows had been there to fit."""
+    fit, held, weight = drawn(4)
+    ones = np.ones(FEATURES, np.float32)
+    everything = Trial(observation(np.concatenate([fit, held]), held), weight, ones, "full-range", gelu=False)
+    for rule in ("percentile", "mse", "entropy"):
+        choice = trial_of(4).per_tensor((0, 2), rules=(rule,))
+        found, expected = trial_of(4).refit(choice), everything.per_tensor((0, 2), rules=(rule,))
+        assert found.input.scale == pytest.approx(expected.input.scale, rel=0.01)
+        assert (found.rule, found.columns) == (rule, (0, 2))
+        assert found.input != choice.input
+
+
+def test_rows_with_their_own_scale_need_no_refitting() -> None:
+    choice = trial_of(0).per_token()
+    assert trial_of(0).refit(choice) is choice
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_no_row_exceeds_the_range_of_rows_with_their_own_scale(gelu: bool) -> None:
+    fit, held, weight = drawn(1, gelu=gelu)
+    held[0] *= 50
+    ones = np.ones(FEATURES, np.float32)
+    choice = Trial(observation(fit, held), weight, ones, "full-range", gelu=gelu).per_token()
+    assert choice.per_token is not None
+    low = -choice.input.zero_point * choice.input.scale
+    high = (255 - choice.input.zero_point) * choice.input.scale
+    peaks = held.max(axis=1, keepdims=True) if gelu else np.abs(held).max(axis=1, keepdims=True)
+    rows = held / np.maximum(peaks, choice.per_token)
+    assert rows.max() <= high + choice.input.scale / 2
+    assert rows.min() >= low - choice.input.scale / 2
+
+
+def test_the_smallest_peak_that_a_row_is_divided_by() -> None:
+    """Behind a GELU the smallest that was seen, since the range below zero grows with its inverse."""
+    fit = np.array([[0.5, -0.1], [2.0, 0.1], [1.0, -0.15]], np.float32)
+    weight, ones = np.ones((2, 1), np.float32), np.ones(2, np.float32)
+
+    def least(rows: np.ndarray, gelu: bool) -> Choice:
+        return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
+
+    behind_gelu, elsewhere = least(fit, True), least(-fit, False)
+    assert behind_gelu.per_token == 0.5
+    assert behind_gelu.input == Range.of(-0.1701 / 0.5, 1.0)
+    assert elsewhere.per_token == pytest.approx(2.0 * 1e-4)  # ten thousand times below the largest
+    assert elsewhere.input == Range.of(-1.0, 1.0)
+    assert (behind_gelu.rule, elsewhere.rule) == ("exact", "exact")
+    for rows in (np.zeros((3, 2), np.float32), np.full((3, 2), -0.1, np.float32)):
+        assert least(rows, True).per_token == 1e-6  # a row that is never positive must not be divided by 0
+    assert least(np.zeros((3, 2), np.float32), False).per_token == 1e-6
+
+
+def test_a_gelu_is_never_below_the_constant() -> None:
+    """x · Φ(x) and its tanh form have their minimum just above -0.1701: so fine a bound is worth a level."""
+    x = np.linspace(-3, 1, 100_001)
+    exact = [0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x]
+    tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    least = trial_of(0, gelu=True).per_token()
+    assert least.per_token is not None
+    low = -least.input.zero_point * least.input.scale * least.per_token
+    assert low <= min(min(exact), tanh.min()) + least.input.scale * least.per_token / 2
+    assert low > -0.2
+
+
+def biased(seed: int) -> tuple[Trial, Choice]:
+    """One feature never leaves a point half-way between two levels: rounding it is always off by as much."""
+    fit, held, weight = drawn(seed)
+    chosen = Range(scale=0.5, zero_point=128)
+    for rows in (fit, held):
+        rows[:, 0] = 0.24
+        rows[:, 1:] = np.rint(rows[:, 1:] * 2) / 2
+    ones = np.ones(FEATURES, np.float32)
+    return Trial(observation(fit, held), weight, ones, "full-range", gelu=False), Choice(
+        0.0, chosen, "min-max"
+    )
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_a_correction_is_minus_the_mean_error_and_takes_its_share_away(seed: int) -> None:
+    trial, choice = biased(seed)
+    fit, held = trial.observation.fit.rows, trial.observation.held.rows
+    found = trial.correction(choice)
+    assert found is not None
+    assert found.dtype == np.float32
+    exact, integers = (
+        fit.astype(np.float64) @ trial.weight,
+        integers_say(fit, trial.weight, choice, "full-range", False),
+    )
+    np.testing.assert_allclose(found, (exact - integers).mean(axis=0), atol=1e-4)
+    error = (
+        integers_say(held, trial.weight, choice, "full-range", False) - held.astype(np.float64) @ trial.weight
+    )
+    assert np.square(error + found).sum() < (1 - CORRECTION_GAIN) * np.square(error).sum()
+
+
+def gain(trial: Trial, choice: Choice) -> float:
+    """The share of the error's energy that the mean of the rows to fit takes away from those that judge."""
+    fit, held = trial.observation.fit.rows, trial.observation.held.rows
+    shift = (fit @ trial.weight - integers_say(fit, trial.weight, choice, "full-range", False)).mean(axis=0)
+    error = (
+        integers_say(held, trial.weight, choice, "full-range", False) - held.astype(np.float64) @ trial.weight
+    )
+    return float(1 - np.square(error + shift).sum() / np.square(error).sum())
+
+
+def test_a_correction_is_given_where_it_gains_enough_and_nowhere_else() -> None:
+    gains = []
+    for seed in range(60):
+        fit, held, weight = drawn(seed)
+        for rows in (fit, held):
+            rows[:, 0] = 0.24 * seed / 60
+        ones = np.ones(FEATURES, np.float32)
+        trial = Trial(observation(fit, held), weight, ones, "full-range", gelu=False)
+        choice = Choice(0.0, Range(scale=0.5, zero_point=128), "min-max")
+        gains.append(gain(trial, choice))
+        assert abs(gains[-1] - CORRECTION_GAIN) > 1e-5
+        assert (trial.correction(choice) is not None) == (gains[-1] > CORRECTION_GAIN)
+    assert min(gains) < 0.08 < 0.12 < max(gains)
+    assert sum(abs(each - CORRECTION_GAIN) < 0.05 for each in gains) > 5
+
+
+def test_what_is_exact_needs_no_correction() -> None:
+    """Zeros stay zeros: nothing to correct, and nothing is divided by it."""
+    zeros = np.zeros((8, FEATURES), np.float32)
+    weight, ones = np.ones((FEATURES, OUTPUTS), np.float32), np.ones(FEATURES, np.float32)
+    trial = Trial(observation(zeros, zeros), weight, ones, "full-range", gelu=False)
+    choice = trial.per_tensor()
+    assert choice.error == 0
+    assert trial.correction(choice) is None
+
+
+def test_a_correction_looks_at_the_first_256_rows() -> None:
+    """As many as settle a mean; more would make large models slow to calibrate."""
+    trial, choice = biased(3)
+    rows = np.concatenate([np.tile(trial.observation.fit.rows, (7, 1))[:256], np.full((64, FEATURES), 5.24)])
+    ones = np.ones(FEATURES, np.float32)
+    longer = Trial(
+        observation(rows, trial.observation.held.rows), trial.weight, ones, "full-range", gelu=False
+    )
+    found = longer.correction(choice)
+    expected = trial.weight[0] * 0.24
+    assert found is not None
+    stored, scale = quantize_weight(trial.weight, "full-range")
+    first = rows[:256].astype(np.float32)
+    mean = (first @ trial.weight - (np.rint(first * 2) / 2) @ (stored * scale)).mean(axis=0)
+    np.testing.assert_allclose(found, mean, atol=1e-4)
+    assert np.abs(found - expected).max() < 0.3 * np.abs(trial.weight).max()

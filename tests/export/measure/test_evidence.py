@@ -1,0 +1,146 @@
+"""An export doubts its own evidence: each case is said, and a sound export says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.clipping import Clipped, clipped_activations
+from calibration.quantize import quantize
+from calibration.search import Budget
+from export.measure.evidence import Evidence, doubts, too_few
+from vit.data.digests import digests
+from vit.data.images import Images
+
+
+def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:
+    random = np.random.default_rng(seed)
+    items = [random.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(count)]
+    return Images(items, np.arange(count) % 4, tuple("abcd"), name)
+
+
+@pytest.fixture
+def sound() -> Evidence:
+    """A float model that is right on 90 of 100 images, INT8 on the same ones, limits that these can show."""
+    evaluation = images(100)
+    guesses = evaluation.targets.copy()  # type: ignore[union-attr]
+    guesses[::10] = (guesses[::10] + 2) % 4
+    logits = np.eye(4, dtype=np.float32)[guesses]
+    return Evidence(
+        calibration=images(20, seed=1),
+        evaluation=evaluation,
+        search=None,
+        targets=evaluation.targets,
+        labels=tuple("abcd"),
+        logits=logits,
+        variant=logits.copy(),
+        budget=Budget(max_drift=5.0),
+        clipped={"head": Clipped(0.0001, (3,))},
+    )
+
+
+def pixels(evidence: Evidence) -> list[np.ndarray]:
+    return [np.asarray(item) for item in evidence.calibration.items] if evidence.calibration else []
+
+
+def test_sound_evidence_raises_no_doubt(sound: Evidence) -> None:
+    assert doubts(sound, pixels(sound)) == ()
+
+
+@pytest.mark.parametrize("difference", [0, 3])
+def test_calibration_images_that_are_all_alike(sound: Evidence, difference: int) -> None:
+    same = [
+        np.clip(pixels(sound)[0].astype(int) + difference * (i % 2), 0, 255).astype(np.uint8)
+        for i in range(9)
+    ]
+    (sentence,) = doubts(sound, same)
+    assert sentence.startswith("the calibration images are all alike (mean difference ")
+
+
+def test_activations_beyond_what_calibration_saw(sound: Evidence) -> None:
+    clipped = {"a": Clipped(0.002, (1,)), "blocks.1.fc2": Clipped(0.03, (7, 5)), "head": Clipped(0.0, ())}
+    (sentence,) = doubts(replace(sound, clipped=clipped), pixels(sound))
+    assert "in 2 layers (limit: 0.1% of the activations), most in blocks.1.fc2 (3.00%; images: " in sentence
+    assert "image 7" in sentence
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_labels_that_are_shifted_by_one(sound: Evidence, shift: int) -> None:
+    evaluation = replace(sound.evaluation, targets=np.arange(100) % 2 + 1)
+    guesses = np.asarray(evaluation.targets) + shift
+    logits = np.eye(4, dtype=np.float32)[guesses]
+    wrong = replace(sound, evaluation=evaluation, targets=evaluation.targets, logits=logits, variant=logits)
+    (sentence,) = doubts(wrong, pixels(sound))
+    assert (
+        "the float model itself is right on 0.0 % of the images, no better than chance (25.0 %)" in sentence
+    )
+    assert f"with class indices shifted by {shift:+d} it is 100.0 %" in sentence
+
+
+def test_a_model_that_guesses(sound: Evidence) -> None:
+    logits = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    (sentence,) = doubts(replace(sound, logits=logits, variant=logits, budget=Budget()), pixels(sound))
+    assert "no better than chance" in sentence
+    assert "shifted by" not in sentence
+
+
+def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -> None:
+    known = frozenset(digests(sound.evaluation.subset(range(7))))
+    (sentence,) = doubts(replace(sound, trained_on=known), pixels(sound))
+    assert sentence.startswith("7 of the 100 images measured on are images that the model was trained on")
+    file = tmp_path / "renamed.png"
+    file.write_bytes(b"bytes of an image")
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(b"bytes of an image")
+    search = Images([file], None, None, "elsewhere")
+    (sentence,) = doubts(
+        replace(sound, search=search, trained_on=frozenset(digests(replace(search, items=[copy])))),
+        pixels(sound),
+    )
+    assert sentence.startswith("1 of the 1 images searched on")
+
+
+def test_a_folder_that_is_called_train(sound: Evidence) -> None:
+    evaluation = replace(sound.evaluation, name="/data/flowers/Train")
+    (sentence,) = doubts(replace(sound, evaluation=evaluation), pixels(sound))
+    # the rest of the path is private
+    assert sentence.startswith("the images measured on lie in flowers/Train")
+
+
+def test_too_few_images_for_a_limit(sound: Evidence) -> None:
+    sentence = too_few(Budget(max_drift=0.5), sound.logits, sound.variant, sound.targets)
+    assert sentence.startswith("100 images cannot show a limit of 0.5 points")
+    needed = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
+    assert needed > 100
+    many = np.repeat(sound.logits, 20, axis=0), np.repeat(np.asarray(sound.targets), 20)
+    assert too_few(Budget(max_drift=0.5), many[0], many[0], many[1]) == ""
+    assert too_few(Budget(min_agreement=99.0), sound.logits, sound.variant, sound.targets) == ""
+
+
+def test_digests_tell_images_apart_and_find_them_again(tmp_path: Path) -> None:
+    found = digests(images(5))
+    assert len(set(found)) == 5
+    assert found == digests(images(5, name="other"))
+    assert digests(Images([tmp_path / "gone.png"], None, None, "x")) == [""]
+
+
+def test_activations_are_counted_against_the_ranges_of_the_plan(canonical, models) -> None:
+    """Calibrated on dim images, measured on bright ones, then on the same ones."""
+    random = np.random.default_rng(0)
+    config = models["plain"].config
+    dim = random.integers(118, 138, (12, *config.image_size, 3), dtype=np.uint8)
+    bright = random.integers(0, 256, (4, *config.image_size, 3), dtype=np.uint8)
+    graph: ir.Model = canonical["plain"]
+    plan = quantize(graph, [dim], target="any-cpu").plan
+    same, other = (clipped_activations(graph, plan, [batch]) for batch in (dim, bright))
+    assert set(same) == set(other)
+    assert same
+    assert all(0 <= each.share <= 1 for each in other.values())
+    assert max(each.share for each in other.values()) > 3 * max(each.share for each in same.values())
+    worst = max(other.values(), key=lambda each: each.share)
+    assert worst.images
+    assert set(worst.images) <= set(range(4))

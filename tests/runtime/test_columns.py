@@ -1,0 +1,115 @@
+"""Columns in, columns out, and what Ray and Daft make of it where they are installed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runtime import ArtifactError, Classifier
+from runtime.batch import columns as module
+from runtime.batch.columns import Labels
+from runtime.batch.output import FIELDS, record
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "cluster.md"
+
+
+def batch(images: Path) -> dict[str, list[Any]]:
+    paths = sorted(path for path in images.rglob("*") if path.is_file())
+    return {"path": list(map(str, paths)), "bytes": [path.read_bytes() for path in paths]}
+
+
+def test_the_rows_are_those_of_one_machine(model: Path, images: Path) -> None:
+    given = batch(images)
+    found = Labels(model, top=2)(given)
+    assert list(found) == list(FIELDS)
+    rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    expected = list(map(record, Classifier(model, top=2).stream(map(Path, given["path"]))))
+    assert json.dumps(rows) == json.dumps(expected)
+    assert {row["label"] for row in rows} == {"red", "green", "blue", None}
+
+
+def test_a_null_and_an_error_are_rows(model: Path, images: Path) -> None:
+    red = (images / "a.png").read_bytes()
+    nan = float("nan")  # how pandas says null
+    given = {"path": list("abcd"), "bytes": [None, nan, red, red], "error": [None, nan, "no access", None]}
+    found = Labels(model)(given)
+    assert found["error"] == ["it has no content (null)"] * 2 + ["no access", None]
+    assert found["label"] == [None, None, None, "red"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"path": []}, "found no bytes"),
+        ({"path": ["a", "b"], "bytes": [b""]}, "found path 2, bytes 1"),
+        ({"path": ["a"], "bytes": [b""], "error": []}, "error 0"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(given: dict[str, list[Any]], said: str, model: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Labels(model)(given)
+
+
+def test_the_digest_is_pinned_when_it_is_made(model: Path, make_model: Any) -> None:
+    labels = pickle.loads(pickle.dumps(Labels(model)))
+    make_model(labels=("one", "two", "three"))
+    with pytest.raises(ArtifactError, match="its SHA-256 is"):
+        labels({"path": ["a"], "bytes": [b""]})
+    with pytest.raises(ArtifactError, match="its SHA-256 is"):
+        Labels(model, sha256="0" * 64)
+
+
+def test_a_process_opens_the_model_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    inner = Classifier.__init__
+
+    def count(self: Classifier, *given: Any, **named: Any) -> None:
+        opened.append(named["threads"])
+        inner(self, *given, **named)
+
+    monkeypatch.setattr(Classifier, "__init__", count)
+    monkeypatch.setattr(module, "_opened", {})
+    for labels in [Labels(model), pickle.loads(pickle.dumps(Labels(model)))] * 2:
+        labels({"path": ["a"], "bytes": [b""]})
+    assert opened == [1]  # one opening, one thread
+
+
+def test_a_copy_in_another_place_must_have_the_digest(model: Path, make_model: Any, tmp_path: Path) -> None:
+    labels = Labels(model)
+    moved = shutil.copy(model, tmp_path / "copy.onnx")
+    assert labels.at(moved).classifier().info.path == str(moved)
+    other = make_model("other.onnx", labels=("one", "two", "three"))
+    with pytest.raises(ArtifactError, match="its SHA-256 is"):
+        labels.at(other).classifier()
+
+
+def snippet(engine: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+    (found,) = [block for block in blocks if f"import {engine}" in block]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # of the engines' own
+@pytest.mark.parametrize("engine", ["ray", "daft"])
+def test_the_documented_snippets_run(
+    engine: str, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(engine, reason=f"needs {engine}; .ci/run installs it into an environment of its own")
+    make_model("model.int8.onnx")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (60, 40), (250, 10, 10)).save(tmp_path / "photos" / "red.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(snippet(engine), f"{GUIDE} ({engine})", "exec"), names)
+    rows = names["rows"]
+    assert {Path(row["path"]).name: row["label"] for row in rows} == {"red.png": "red", "broken.jpg": None}
+    assert [row["error"] is None for row in rows if row["label"]] == [True]
+    assert all(row["error"] for row in rows if row["label"] is None)

@@ -1,0 +1,231 @@
+"""Messages of refused images, word for word, and both sides of each limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import decode
+from runtime.decode import ImageError, decoded, room_for
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def pixels(
+    image: Any, *, max_pixels: int = 10**6, exif: bool = True, draft_edge: int | None = None
+) -> np.ndarray:
+    with decoded(image, max_pixels=max_pixels, exif=exif, draft_edge=draft_edge) as found:
+        assert found.mode == "RGB"
+        return np.array(found)
+
+
+def refusal(image: Any, **options: Any) -> str:
+    with pytest.raises(ImageError) as caught:
+        pixels(image, **options)
+    return str(caught.value)
+
+
+def test_words_of_each_refusal_of_bytes() -> None:
+    assert refusal(b"") == "it is empty (zero bytes)"
+    assert refusal(b"neither this nor that") == "it is no image in a format that Pillow reads"
+    heic = "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
+    for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        assert refusal(b"\0\0\0\x18ftyp" + brand + b"\0" * 64) == heic
+    for start in (b"\0\0\0\x18ftypavc1", b"\0\0\0\x18ftyqheic", b"\0\0\x18ftypheic"):
+        assert refusal(start + b"\0" * 64) == "it is no image in a format that Pillow reads"
+    eps = encoded(Image.new("RGB", (8, 8)), "EPS")
+    assert refusal(eps) == "it is PostScript, a program and not an image; convert it to PNG"
+
+
+def test_words_of_each_refusal_of_a_path(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == "it is a folder, not an image"
+    assert refusal(tmp_path / "none.png") == "it cannot be opened: No such file or directory"
+    assert refusal("zero\0byte") == "it cannot be opened: embedded null byte"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert refusal(tmp_path / "pipe") == "it is a device, pipe or socket, not an image"
+
+
+def test_a_folder_that_may_not_be_read_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes both rights to look into a folder; root has them always, so the answer is pretended."""
+    for granted in (os.R_OK, os.X_OK, 0):
+        monkeypatch.setattr(decode.os, "access", lambda path, mode, granted=granted: mode & ~granted == 0)
+        assert refusal(tmp_path) == "a folder that may not be read"
+    monkeypatch.setattr(decode.os, "access", lambda path, mode: path == tmp_path)
+    assert refusal(tmp_path) == "it is a folder, not an image"
+
+
+def test_words_of_each_refusal_of_an_array_or_an_image() -> None:
+    must = "an array must be uint8 [height, width], [height, width, 3] or [height, width, 4], found "
+    assert refusal(np.zeros((2, 2, 3), np.float32)) == must + "float32 [2, 2, 3]"
+    assert refusal(np.zeros((2, 2, 2), np.uint8)) == must + "uint8 [2, 2, 2]"
+    assert refusal(np.zeros((2, 2, 5), np.uint8)) == must + "uint8 [2, 2, 5]"
+    assert refusal(np.zeros(4, np.uint8)) == must + "uint8 [4]"
+    assert refusal(np.zeros((1, 2, 2, 3), np.uint8)) == must + "uint8 [1, 2, 2, 3]"
+    assert refusal(np.zeros((0, 2, 3), np.uint8)) == "an array without pixels, found [0, 2, 3]"
+    floats = "its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits"
+    assert refusal(Image.new("F", (2, 2))) == floats
+    assert refusal(Image.new("RGB", (0, 2))) == "it has no pixels (0 x 2)"
+    for low, high in ((-1, 5), (0, 65536)):
+        wide = Image.fromarray(np.array([[low, high]], np.int32))
+        assert refusal(wide) == f"its values run from {low} to {high}, which is neither 8 nor 16 bits"
+    with pytest.raises(
+        TypeError, match=r"^an image is a path, bytes, a Pillow image or a uint8 array, found int$"
+    ):
+        pixels(7)
+
+
+def test_the_values_of_sixteen_bits_round_to_the_nearest_of_eight() -> None:
+    """0 is 0 and 65535 is 255, so 257 of the one are one of the other."""
+    values = np.arange(0, 65536, 16, dtype=np.int32).reshape(64, 64)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for image in (Image.fromarray(values), Image.fromarray(values.astype(np.uint16))):
+        found = pixels(image)
+        assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+    ends = Image.fromarray(np.array([[128, 129, 385, 386, 65406, 65407, 65535]], np.int32))
+    assert pixels(ends)[0, :, 0].tolist() == [0, 1, 1, 2, 254, 255, 255]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (2, 3, 3), (2, 3, 4)])
+def test_each_shape_of_an_array_is_an_image(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if shape[-1] == 4:
+        array[..., 3] = 255
+    gray = array.reshape(2, 3, -1)[..., :1]
+    expected = array[..., :3] if shape[-1] in (3, 4) and len(shape) == 3 else np.repeat(gray, 3, axis=2)
+    assert np.array_equal(pixels(array), expected)
+    wider = np.zeros((2, 6, *shape[2:]), np.uint8)
+    wider[:, ::2] = array
+    assert np.array_equal(pixels(wider[:, ::2]), expected)  # not contiguous
+
+
+def test_as_many_pixels_as_the_limit_are_an_image() -> None:
+    data = encoded(Image.new("RGB", (20, 10), "red"))
+    assert pixels(data, max_pixels=200).shape == (10, 20, 3)
+    assert refusal(data, max_pixels=199) == "it has 20 x 10 pixels, more than the limit of 199"
+    big = encoded(Image.new("L", (1, 4000)))
+    assert pixels(big, max_pixels=9600).shape == (4000, 1, 3)  # (1 + 2) · 4000 is 1.25 times as much
+    narrow = "it has 1 x 4000 pixels, too narrow for so many rows and a limit of 9,599"
+    assert refusal(big, max_pixels=9599) == narrow
+
+
+def test_a_file_may_have_eight_bytes_a_pixel_and_a_mebibyte() -> None:
+    data = encoded(Image.new("RGB", (64, 64), "red"), "BMP")
+    most = 2**20 + 8 * 4096
+    assert pixels(data + b"\0" * (most - len(data)), max_pixels=4096).shape == (64, 64, 3)
+    words = f"it has {most + 1:,} bytes, more than any image of 4,096 pixels needs"
+    assert refusal(data + b"\0" * (most + 1 - len(data)), max_pixels=4096) == words
+
+
+def test_what_pillow_says_is_passed_on_without_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Any:
+        def load(self: Image.Image) -> None:
+            raise error
+
+        return load
+
+    image = Image.new("RGB", (2, 2))
+    for error, words in (
+        (OSError("broken data stream"), "it cannot be decoded: broken data stream"),
+        (
+            OSError("decoder error -2"),
+            "it cannot be decoded: its data are damaged, or of a kind that this Pillow lacks",
+        ),
+        (OSError(28, "No space left"), "it cannot be decoded: No space left"),
+        (KeyError(), "it cannot be decoded: KeyError"),
+        (MemoryError("of 4 GiB"), "not enough memory to decode it"),
+        (ImageError("as it is"), "as it is"),
+    ):
+        monkeypatch.setattr(Image.Image, "load", failing(error))
+        assert refusal(image) == words
+    monkeypatch.undo()
+
+    def refused(file: object) -> Image.Image:
+        raise OSError("two\nlines")
+
+    monkeypatch.setattr(decode.Image, "open", refused)
+    assert refusal(b"anything") == "it cannot be read: two lines"
+
+
+def test_pillows_own_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    found = refusal(encoded(Image.new("RGB", (5, 5))))
+    assert found == "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
+
+
+def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
+    side = 2**12
+    small, large = room_for((side - 2, side), 10**9), room_for((side - 1, side), 10**9)
+    assert large is room_for((side, side), 10**9)
+    assert small is not large
+    entered = threading.Event()
+
+    def other() -> None:
+        with room_for((side, side), 10**9):
+            entered.set()
+
+    thread = threading.Thread(target=other)
+    with large, large:  # the same thread may need it twice
+        thread.start()
+        assert not entered.wait(0.05)
+    thread.join(5)
+    assert entered.is_set()
+
+
+def test_a_lock_held_by_a_thread_that_is_not_here_is_replaced() -> None:
+    """After a fork the child has the lock, and not the thread that would let go of it."""
+    before = room_for((2**13, 2**13), 10**9)
+    decode._after_fork()
+    after = room_for((2**13, 2**13), 10**9)
+    assert after is not before
+    with after:
+        pass
+
+
+def test_too_many_rows_between_two_passes_are_refused_from_a_quarter_more_on() -> None:
+    rows = 2**20
+    for width, fits in ((18, True), (19, False)):  # (18 + 2) · 2^20 is 1.25 times 2^24
+        if fits:
+            assert room_for((width, rows), 100) is not None
+        else:
+            with pytest.raises(ImageError) as caught:
+                room_for((width, rows), 1000)
+            found = f"resizing it takes {width} x {rows} pixels between its two passes"
+            assert str(caught.value) == f"{found}, too many rows for a limit of 1,000"
+    assert room_for((19, rows), 2**25) is not None
+
+
+def test_an_image_of_the_callers_is_neither_closed_nor_drafted() -> None:
+    file = io.BytesIO(encoded(Image.new("RGB", (64, 64), "red"), "JPEG"))
+    with Image.open(file) as image:
+        assert pixels(image, draft_edge=8).shape == (64, 64, 3)
+        assert image.getpixel((0, 0))[0] > 250
+    assert pixels(file.getvalue(), draft_edge=8).shape == (8, 8, 3)
+    assert pixels(file.getvalue(), draft_edge=33).shape == (64, 64, 3)
+    assert pixels(file.getvalue()).shape == (64, 64, 3)
+
+
+def test_an_orientation_that_is_none_leaves_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    for found in (0, 1, 9, "6", None, 2.0):
+        exif = Image.Exif()
+        exif[0x0112] = found if isinstance(found, int) else 1
+        image = Image.fromarray(array)
+        monkeypatch.setattr(type(image), "getexif", lambda self, value=found: {0x0112: value})
+        assert np.array_equal(pixels(image), array), found
+    monkeypatch.setattr(type(image), "getexif", lambda self: {})
+    assert np.array_equal(pixels(image), array)
+    monkeypatch.setattr(type(image), "getexif", lambda self: {0x0112: 6})
+    assert np.array_equal(pixels(image), np.rot90(array, -1))
+    assert np.array_equal(pixels(image, exif=False), array)

@@ -1,0 +1,223 @@
+"""The pages against the code: options, fields, commands, links, and blocks of Python that some test runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from calibration.plan import BalancePlan, LinearPlan, ProductPlan, Range
+from export.from_onnx.spec import SPEC_FIELDS
+from runtime.artifact import Metadata
+from runtime.batch.output import FIELDS
+from runtime.preprocess import Preprocess
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMAND_LINES = ROOT / "docs" / "reference" / "command-lines.md"
+FILE_FORMATS = ROOT / "docs" / "reference" / "file-formats.md"
+# Commands live in these folders. Every module there that makes an ArgumentParser is documented.
+FOLDERS = ("vit", "export", "runtime", "calibration", "tools", "benchmarks", "examples")
+# Pages that are written at the same time as this test; the list ends empty.
+COMING = {
+    "bring-weights.md",
+    "quantize-onnx.md",
+}
+# Who executes the Python of a page. A page with Python that is not listed here fails a test.
+RUN_BY = {
+    "README.md": "tests/runtime/test_packaging.py",
+    "docs/concepts/paper-to-code.md": "tests/vit/test_paper_to_code.py",
+    "docs/guides/cluster.md": "tests/runtime/test_columns.py",
+    "docs/guides/embed.md": "tests/runtime/test_packaging.py",
+    "docs/reference/runtime.md": "tests/runtime/test_reference.py",
+}
+
+
+class ParserFound(Exception):
+    """Carries the parser out of a command before it does any work."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def module_names() -> list[str]:
+    """Return the modules that build a command line, as `python -m` takes them."""
+    names = []
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if "ArgumentParser(" in text and "__main__" in text:
+                parts = path.relative_to(ROOT).with_suffix("").parts
+                names.append(".".join(part for part in parts if part != "__main__"))
+    return names
+
+
+def commands(name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield a module's command, or each of its subcommands, with its parser."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", found)
+        module = name + (".__main__" if (ROOT / name.replace(".", "/")).is_dir() else "")
+        with pytest.raises(ParserFound) as caught:
+            importlib.import_module(module).main()
+    parser = caught.value.parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from ((f"{name} {command}", each) for command, each in action.choices.items())
+            return
+    yield name, parser
+
+
+def found(parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+    raise ParserFound(parser)
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Every command of the project with its parser."""
+    names = module_names()
+    assert {"vit", "export", "runtime", "tools.digit_images"} <= set(names)
+    return {title: parser for name in names for title, parser in commands(name)}
+
+
+def documented() -> dict[str, dict[str, tuple[str, str]]]:
+    """Return command → option → (default, meaning), as the reference says."""
+    text = COMMAND_LINES.read_text(encoding="utf-8")
+    _, *sections = re.split(r"^## python -m ", text, flags=re.M)
+    rows = r"^\| `(-{0,2}[\w-]+)[^|]*` \| ([^|]*)\|(.*)\|$"
+    return {
+        section.splitlines()[0].strip(): {
+            option: (default.strip(), meaning) for option, default, meaning in re.findall(rows, section, re.M)
+        }
+        for section in sections
+    }
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the long name of each option, or the upper-case name of an argument, with its action."""
+    return {
+        action.option_strings[-1] if action.option_strings else action.dest.upper(): action
+        for action in parser._actions
+        if not isinstance(action, argparse._HelpAction)
+    }
+
+
+def test_every_command_is_documented_and_no_other(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    written, known = set(documented()), set(parsers)
+    assert not known - written, f"add '## python -m …' to command-lines.md: {known - written}"
+    assert not written - known, f"command-lines.md documents commands that do not exist: {written - known}"
+
+
+def test_every_option_is_documented_and_no_other(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    pages = documented()
+    for command in set(pages) & set(parsers):
+        parser = parsers[command]
+        known, written = set(options_of(parser)), set(pages[command])
+        assert not known - written, f"add to 'python -m {command}' in command-lines.md: {known - written}"
+        assert not written - known, f"'python -m {command}' has no option {written - known}: delete the row"
+
+
+def test_defaults_and_choices_are_those_of_the_parser(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    pages = documented()
+    for command, parser in parsers.items():
+        for option, action in options_of(parser).items():
+            default, meaning = pages[command][option]
+            where = f"python -m {command} {option}"
+            assert (default == "required") == action.required, where
+            plain = isinstance(action.default, str | int | float) and not isinstance(action.default, bool)
+            if plain and action.default != argparse.SUPPRESS:
+                assert default == f"`{action.default}`", where
+            for choice in action.choices or ():
+                assert f"`{choice}`" in meaning, f"{where}: {choice} is not explained"
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """Return every `python -m …` line of a code block in any page, with the name of the page."""
+    lines = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"```\w*\n(.*?)```", text, re.S):
+            found_here = re.findall(r"^python -m ((?:vit|export|runtime|tools|benchmarks)\b.*)", block, re.M)
+            lines += [(str(page.relative_to(ROOT)), line.split("  #")[0].strip()) for line in found_here]
+    return lines
+
+
+def test_commands_in_the_pages_are_accepted(
+    parsers: dict[str, argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = shown_commands()
+    assert len(shown) > 20
+    for page, line in shown:
+        # A line that stands for others (…), or takes its arguments from a variable, is not one to be typed.
+        if "…" in line or "$" in line:
+            continue
+        module, *words = shlex.split(line.split(" > ")[0])
+        command = f"{module} {words.pop(0)}" if f"{module} {words[0] if words else ''}" in parsers else module
+        assert command in parsers, f"{page}: {line}"
+        try:
+            parsers[command].parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{page}: python -m {line}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("kind", [Metadata, Preprocess, Range, LinearPlan, ProductPlan, BalancePlan])
+def test_every_field_is_documented(kind: type) -> None:
+    written = set(re.findall(r"`(\w+)`", FILE_FORMATS.read_text(encoding="utf-8")))
+    assert {field.name for field in fields(kind)} <= written
+
+
+def test_fields_of_result_lines_and_descriptions_are_documented() -> None:
+    written = set(re.findall(r"`(\w+)`", FILE_FORMATS.read_text(encoding="utf-8")))
+    assert set(FIELDS) | SPEC_FIELDS <= written
+
+
+def test_every_python_block_is_run_by_a_test() -> None:
+    with_python = {
+        page.relative_to(ROOT).as_posix() for page in PAGES if "```python" in page.read_text(encoding="utf-8")
+    }
+    assert with_python == set(RUN_BY)
+    for page, test in RUN_BY.items():
+        assert Path(page).name in (ROOT / test).read_text(encoding="utf-8"), f"{test} does not run {page}"
+
+
+def test_links_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            there = (page.parent / name).resolve() if name else page
+            if there.name in COMING:
+                continue
+            if not there.is_file() or (anchor and anchor not in anchors(there)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_two_clicks_from_the_readme() -> None:
+    """The README, or the table of contents that it links to, names each page."""
+    index = ROOT / "docs" / "README.md"
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in (ROOT / "README.md", index)
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert index in linked
+    assert set((ROOT / "docs").rglob("*.md")) <= linked
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120

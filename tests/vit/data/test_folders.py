@@ -1,0 +1,139 @@
+"""Folders as they are unpacked: splits by any usual name, what systems leave, what is said of it."""
+
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from vit.data.folders import split_named
+from vit.data.images import DataError, open_images, passed_over, splits_of
+from vit.data.memory import free_memory
+from vit.data.training import open_data
+
+
+def fill(*folders, count=3):
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            Image.new("RGB", (4, 4), (index, 0, 0)).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("TRAIN", "Valid", "TEST"),
+        ("Training Set", "dev", "test-set"),
+        ("train_images", "Validation", "Testing"),
+    ],
+)
+def test_usual_spellings(tmp_path, train, val, test):
+    fill(*(tmp_path / split / name for split in (train, val, test) for name in ("a", "b")))
+    assert splits_of(tmp_path) == ("train", "val", "test")
+    data = open_data(tmp_path, holdout=0.5)
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
+    assert data.notes == ()
+
+
+def test_two_spellings_of_one_split_are_refused(tmp_path):
+    fill(*(tmp_path / split / name for split in ("train", "val", "validation") for name in ("a", "b")))
+    with pytest.raises(DataError, match="val and validation both mean the val split"):
+        splits_of(tmp_path)
+
+
+def test_a_split_in_a_folder_of_its_own_name(tmp_path):
+    fill(*(tmp_path / "Train" / "train" / name for name in ("a", "b")), tmp_path / "Test" / "a")
+    assert len(open_images(tmp_path, "train")) == 6
+
+
+def test_classes_may_be_called_like_splits(tmp_path):
+    fill(tmp_path / "train", tmp_path / "tram", tmp_path / "bus")
+    assert splits_of(tmp_path) == ()
+    assert open_images(tmp_path).labels == ("bus", "train", "tram")
+    assert "train" in passed_over(tmp_path)[0]
+
+
+def test_the_same_folders_in_each_are_refused(tmp_path):
+    fill(*(tmp_path / outer / name for outer in ("fold1", "fold2", "fold3") for name in ("Cat", "dog")))
+    with pytest.raises(DataError, match=r"fold1, fold2, fold3 all hold the folders cat, dog.*rename"):
+        open_images(tmp_path)
+
+
+def test_no_training_images_are_no_training(tmp_path):
+    fill(*(tmp_path / split / name for split in ("val", "test") for name in ("a", "b")))
+    with pytest.raises(DataError, match="none to train on"):
+        open_data(tmp_path, holdout=0.1)
+    assert len(open_images(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("inside", [".", "all", "test1"])
+def test_a_test_split_without_labels_is_no_obstacle(tmp_path, inside):
+    fill(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "test" / inside)
+    data = open_data(tmp_path, holdout=0)
+    assert data.test is None
+    assert any("test split" in note for note in data.notes)
+    assert open_images(tmp_path, "test").targets is None
+
+
+def test_everything_passed_over_is_said(tmp_path):
+    fill(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "annotations", tmp_path, count=2)
+    (tmp_path / "train" / "a" / "linked").symlink_to(tmp_path / "annotations")
+    notes = " | ".join(open_data(tmp_path, holdout=0).notes)
+    for part in ("annotations: passed over", "2 images beside", "linked: passed over, a link"):
+        assert part in notes
+
+
+def test_what_systems_leave_is_no_class_and_no_image(tmp_path):
+    fill(
+        tmp_path / "a", tmp_path / "b", tmp_path / "__MACOSX", tmp_path / "@eaDir", tmp_path / "$RECYCLE.BIN"
+    )
+    fill(tmp_path / ".thumbnails", tmp_path / "a" / "@Recycle", tmp_path / "lost+found")
+    (tmp_path / "b" / "._0.png").write_bytes(b"\x00\x05\x16\x07")
+    images = open_images(tmp_path)
+    assert images.labels == ("a", "b")
+    assert len(images) == 6
+
+
+def test_names_composed_and_decomposed_are_one_class(tmp_path):
+    fill(tmp_path / "train" / unicodedata.normalize("NFD", "Öl"), tmp_path / "train" / "b")
+    fill(tmp_path / "test" / unicodedata.normalize("NFC", "Öl"))
+    assert open_images(tmp_path, "test").labels == ("b", "Öl")
+    fill(tmp_path / "train" / unicodedata.normalize("NFC", "Öl"))
+    with pytest.raises(DataError, match="looks like"):
+        open_images(tmp_path, "train")
+
+
+def test_a_wrapper_is_named(tmp_path):
+    fill(tmp_path / "photos" / "a", tmp_path / "photos" / "b")
+    with pytest.raises(DataError, match="photos, which holds a, b"):
+        open_images(tmp_path, "train")
+
+
+def test_other_case_is_named(tmp_path):
+    fill(
+        tmp_path / "train" / "Owl", tmp_path / "train" / "b", tmp_path / "val" / "owl", tmp_path / "val" / "b"
+    )
+    with pytest.raises(DataError, match="rename it to Owl"):
+        open_images(tmp_path, "val")
+
+
+def test_only_whole_names_are_splits():
+    assert [split_named(name) for name in ("trainer", "contest", "evaluation", "VAL")] == [
+        None,
+        None,
+        None,
+        "val",
+    ]
+
+
+def test_memory_is_what_machine_and_container_leave(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4096 kB\n")
+    assert free_memory(tmp_path, tmp_path) == 4096 << 10
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert free_memory(tmp_path, tmp_path) == 2_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("500")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("600")
+    assert free_memory(tmp_path, tmp_path) == 0
+    assert free_memory(tmp_path / "none", tmp_path / "none") > 1 << 28

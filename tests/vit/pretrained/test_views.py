@@ -1,0 +1,182 @@
+"""What a source says of its preprocessing is followed, or it is said that it is not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from runtime.preprocess import Preprocess
+from tests.vit.pretrained.test_wrappings import GOOD
+from tools.beside_torch import import_timm
+from vit.pretrained import SourceError, read_source
+from vit.pretrained.preprocessing import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN, from_preprocessor
+
+FULL = {"size": {"height": 8, "width": 8}, "resample": 2, "image_processor_type": "ViTImageProcessor"}
+
+
+def source(folder, preprocessor=None, **config):
+    save_file(GOOD, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 2} | config), encoding="utf-8-sig")
+    if preprocessor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(FULL | preprocessor))
+    return folder
+
+
+def gradient(height, width):
+    down, across = np.mgrid[0:height, 0:width]
+    image = np.stack([across / width * 255, down / height * 255, 0 * across], -1)
+    return Image.fromarray(image.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(96, 160), (224, 128), (64, 64)])
+@pytest.mark.parametrize(("percent", "mode"), [(0.9, "center"), (0.875, "squash"), (1.0, "center")])
+def test_timms_own_transform_sees_the_same(tmp_path, size, percent, mode):
+    try:
+        import_timm()
+    except ImportError as error:
+        pytest.skip(f"{error}")
+    from timm.data import create_transform
+
+    from vit.pretrained.preprocessing import from_timm
+
+    cfg = {"input_size": [3, *size], "crop_pct": percent, "crop_mode": mode, "interpolation": "bicubic"}
+    ours = from_timm(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}).sized(size)
+    theirs = create_transform(
+        input_size=(3, *size),
+        crop_pct=percent,
+        crop_mode=mode,
+        interpolation="bicubic",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    for shape in ((300, 500), (500, 300)):
+        image = gradient(*shape)
+        expected = (theirs(image).permute(1, 2, 0) * 255).numpy()
+        assert np.abs(ours(image) - expected).mean() < 0.6
+
+
+def test_a_lone_file_sees_the_share_of_its_own_size(tmp_path):
+    torch.save(GOOD, tmp_path / "w.pth")
+    found = read_source(tmp_path / "w.pth", heads=2)
+    assert found.preprocess == Preprocess(size=(8, 8), resize="crop", resize_to=8, interpolation="bicubic")
+    torch.save(GOOD | {"pos_embed": torch.zeros(1, 101, 16)}, tmp_path / "w.pth")
+    assert read_source(tmp_path / "w.pth", heads=2).preprocess.resize_to == 44  # 40 / 0.9
+
+
+def test_timms_other_input_size_leaves_the_models(tmp_path):
+    cfg = {"input_size": [3, 16, 16], "crop_pct": 0.5, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    found = read_source(source(tmp_path, pretrained_cfg=cfg))
+    assert (found.preprocess.size, found.preprocess.resize_to) == ((8, 8), 16)
+    assert "16x16" in found.notes[0]
+
+
+def test_positions_follow_the_preprocessing_as_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=40, patch_size=4
+    )
+    theirs = transformers.Dinov2Model(config).eval()
+    torch.nn.init.normal_(theirs.embeddings.position_embeddings)
+    theirs.save_pretrained(tmp_path)
+    crop = {"do_center_crop": True, "crop_size": 24, "size": {"shortest_edge": 28}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(FULL | crop))
+    found = read_source(tmp_path)
+    assert (found.preprocess.size, found.preprocess.resize_to) == ((24, 24), 28)
+    assert "interpolated" in found.notes[0]
+    pixels = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = theirs(found.model.normalize(pixels)).last_hidden_state[:, 0]
+        torch.testing.assert_close(found.model(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"size": 12, "do_center_crop": True, "crop_size": 8}, ("stretch", (12, 12))),
+        ({"size": {"shortest_edge": 12}, "do_center_crop": True, "crop_size": [8, 8]}, ("crop", 12)),
+        ({"size": {"shortest_edge": 8}, "crop_pct": 0.5}, ("crop", 16)),
+        ({"do_center_crop": None, "crop_size": None}, ("stretch", None)),
+    ],
+)
+def test_resizing(tmp_path, said, expected):
+    found = read_source(source(tmp_path, said)).preprocess
+    assert (found.resize, found.resize_to) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [({"do_resize": False}, "do_resize"), ({"size": {"shortest_edge": 8}}, "middle square")],
+)
+def test_what_is_only_nearly_so_is_said(tmp_path, said, word):
+    assert any(word in sentence for sentence in read_source(source(tmp_path, said)).assumed)
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"do_pad": True}, "do_pad"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order"),
+        ({"size": {"longest_edge": 9}}, "longest_edge"),
+        ({"size": 8, "do_center_crop": True, "crop_size": 12}, "larger than size"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_its_name(tmp_path, said, word):
+    with pytest.raises(SourceError, match=word):
+        read_source(source(tmp_path, said))
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({"do_rescale": False, "image_mean": [100, 110, 120], "image_std": [50] * 3}, 100 / 255, 50 / 255),
+        ({"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0}, 0.5, 0.5),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"image_mean": None, "image_std": [0.25]}, 0.5, 0.25),
+    ],
+)
+def test_normalization_in_the_units_of_the_source(said, mean, std):
+    view = from_preprocessor(FULL | said)
+    assert view.mean[0] == pytest.approx(mean)
+    assert view.std[2] == pytest.approx(std)
+
+
+def test_nulls_mean_what_transformers_takes():
+    assert from_preprocessor({"image_processor_type": "CLIPImageProcessorFast"}).mean == CLIP_MEAN
+    assert from_preprocessor({"image_processor_type": "DINOv3ViTImageProcessor"}).mean == IMAGENET_MEAN
+    transformers = pytest.importorskip("transformers")
+    for kind, ours in DEFAULTS.items():
+        theirs = getattr(transformers, f"{kind}ImageProcessorPil", None)
+        if theirs is None:
+            continue
+        made = theirs().to_dict()
+        for name, value in ours.items():
+            found = made[name]
+            found = dict(found) if hasattr(found, "keys") else found
+            assert found == (pytest.approx(value) if isinstance(value, tuple) else value), (kind, name)
+
+
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [
+        ({"label2id": {"owl": 2, "cat": 0, "dog": 1}}, ("cat", "dog", "owl")),
+        ({"id2label": ["x", "y", "z"]}, ("x", "y", "z")),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, ("0", "1", "2")),
+    ],
+)
+def test_labels(tmp_path, config, labels):
+    found = read_source(source(tmp_path, {}, **config))
+    assert found.labels == labels
+    assert any("not 0 to 2" in sentence for sentence in found.assumed) == (labels[0] == "0")
+
+
+def test_multi_label_models_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="multi-label"):
+        read_source(source(tmp_path, {}, problem_type="multi_label_classification"))
+
+
+def test_an_activation_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="relu"):
+        read_source(source(tmp_path, {}, hidden_act="relu"))

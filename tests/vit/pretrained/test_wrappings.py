@@ -1,0 +1,175 @@
+"""What training tools put around weights comes off; what is no weights is refused by its name."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vit.pretrained import SourceError, read_source
+
+D, HEADS, CLASSES = 16, 2, 3
+
+
+def timm_weights(seed=0):
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"cls_token": (1, 1, D), "pos_embed": (1, 5, D), "patch_embed.proj.weight": (D, 3, 4, 4)}
+    shapes |= {"patch_embed.proj.bias": (D,), "norm.weight": (D,), "norm.bias": (D,)}
+    shapes |= {"head.weight": (CLASSES, D), "head.bias": (CLASSES,)}
+    for name, shape in (
+        ("norm1", (D,)),
+        ("norm2", (D,)),
+        ("attn.qkv", (3 * D, D)),
+        ("attn.proj", (D, D)),
+        ("mlp.fc1", (32, D)),
+        ("mlp.fc2", (D, 32)),
+    ):
+        shapes |= {f"blocks.0.{name}.weight": shape, f"blocks.0.{name}.bias": shape[:1]}
+    return {name: torch.randn(shape, generator=random) * 0.3 for name, shape in shapes.items()}
+
+
+GOOD = timm_weights()
+OTHER = timm_weights(1)
+
+
+def prefixed(prefix, weights=GOOD):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def read(tmp_path, content, **options):
+    torch.save(content, tmp_path / "w.pth")
+    return read_source(tmp_path / "w.pth", heads=HEADS, **options)
+
+
+def is_good(found):
+    return torch.equal(found.model.head.weight, GOOD["head.weight"]) and torch.equal(
+        found.model.patch_embedding.weight, GOOD["patch_embed.proj.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["net.", "_orig_mod.model.", "backbone.module.", "module._orig_mod.net.backbone.", "my_encoder."],
+)
+def test_prefixes_come_off_in_any_order_and_depth(tmp_path, prefix):
+    assert is_good(read(tmp_path, prefixed(prefix)))
+    save_file(prefixed(prefix), tmp_path / "w.safetensors")
+    assert is_good(read_source(tmp_path / "w.safetensors", heads=HEADS))
+
+
+def test_a_head_beside_the_backbone_belongs_to_it(tmp_path):
+    apart = {
+        ("module." if name.startswith("head.") else "module.backbone.") + name: value
+        for name, value in GOOD.items()
+    }
+    assert is_good(read(tmp_path, apart))
+
+
+def test_wrappers_inside_a_name_come_off(tmp_path):
+    inner = {
+        name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module._orig_mod."): v
+        for name, v in GOOD.items()
+    }
+    assert is_good(read(tmp_path, {"state_dict": inner, "epoch": 4, "criterion": {"lr": 1}}))
+    assert is_good(read(tmp_path, GOOD | {"criterion.weight": torch.ones(3), "n_averaged": torch.tensor(2)}))
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ({"model": OTHER, "ema_model": GOOD}, "model"),
+        ({"student": OTHER, "teacher": prefixed("backbone.")}, "student"),
+        (prefixed("model.", OTHER) | prefixed("model_ema.module."), "model"),
+    ],
+)
+def test_a_moving_average_is_preferred_and_said(tmp_path, content, other):
+    found = read(tmp_path, content)
+    assert is_good(found)
+    assert len(found.notes) == 1
+    assert other in found.notes[0]
+    assert "--weights" in found.notes[0]
+    assert not is_good(read(tmp_path, content, weights=other))
+
+
+def test_arguments_of_the_script_tell_the_heads(tmp_path):
+    torch.save({"model": GOOD, "args": Namespace(num_heads=4)}, tmp_path / "w.pth")
+    assert read_source(tmp_path / "w.pth").model.config.heads == 4
+
+
+@pytest.mark.parametrize("name", ["head.1", "head.0", "classifier.2", "fc"])
+def test_a_head_in_the_place_of_the_first(tmp_path, name):
+    renamed = {key.replace("head.", f"{name}."): value for key, value in GOOD.items()}
+    if name.startswith("classifier"):
+        renamed = {key.replace("classifier.2", "head.2"): value for key, value in renamed.items()}
+    assert is_good(read(tmp_path, renamed))
+
+
+def test_a_head_of_two_layers_is_refused(tmp_path):
+    two = {name: value for name, value in GOOD.items() if not name.startswith("head.")}
+    two |= {"head.0.weight": torch.zeros(8, D), "head.0.bias": torch.zeros(8)}
+    two |= {"head.2.weight": torch.zeros(3, 8), "head.2.bias": torch.zeros(3)}
+    with pytest.raises(SourceError, match=r"left over: head\.0\.bias.*--onnx"):
+        read(tmp_path, two)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"blocks.0.attn.proj.lora_A.default.weight": torch.zeros(2, D)}, "merge_and_unload"),
+        ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "FullStateDictConfig"),
+        ({"blocks.0.mlp.fc1.weight": torch.zeros(32, D, dtype=torch.uint8)}, "quantized weights"),
+        ({"blocks.0.mlp.fc1.SCB": torch.zeros(32)}, "quantized weights"),
+        ({"norm.bias": torch.full((D,), float("inf"))}, "NaN or infinity"),
+        ({"epoch": 3, "scheduler": {"a": 1}, "patch_embed.proj.weight": "gone"}, "dictionary of tensors"),
+    ],
+)
+def test_what_is_no_weights_is_refused_by_its_name(tmp_path, change, words):
+    with pytest.raises(SourceError, match=words):
+        read(tmp_path, GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"<!doctype html>", "web page"),
+    ],
+)
+def test_files_that_only_look_like_weights(tmp_path, beginning, words):
+    for name in ("model.safetensors", "w.bin"):
+        (tmp_path / name).write_bytes(beginning)
+        with pytest.raises(SourceError, match=words):
+            read_source(tmp_path / name)
+
+
+def test_folders_without_weights_say_what_is_there(tmp_path):
+    (tmp_path / "best").mkdir()
+    save_file(GOOD, tmp_path / "best" / "model.safetensors")
+    with pytest.raises(SourceError, match="best inside have weights"):
+        read_source(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.onnx").write_bytes(b"")
+    with pytest.raises(SourceError, match="export --onnx"):
+        read_source(tmp_path / "other")
+    (tmp_path / "lora").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora" / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match="merge_and_unload"):
+        read_source(tmp_path / "lora")
+
+
+def test_heads_are_never_guessed_from_the_width(tmp_path):
+    torch.save(GOOD, tmp_path / "w.pth")
+    with pytest.raises(SourceError, match=r"width 16 and depth 1; say it with --heads N$"):
+        read_source(tmp_path / "w.pth")
+
+
+def test_positions_that_no_tensor_tells_are_refused(tmp_path):
+    rotary = {name: value for name, value in GOOD.items() if name != "pos_embed"}
+    torch.save({"model": rotary, "args": {"img_size": 8, "num_heads": 2}}, tmp_path / "w.pth")
+    with pytest.raises(SourceError, match="rotary"):
+        read_source(tmp_path / "w.pth")
+    eva = dict(GOOD)
+    del eva["blocks.0.attn.qkv.bias"]
+    eva |= {"blocks.0.attn.q_bias": torch.zeros(D), "blocks.0.attn.v_bias": torch.zeros(D)}
+    with pytest.raises(SourceError, match="rotary"):
+        read(tmp_path, eva)

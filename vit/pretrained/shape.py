@@ -1,0 +1,199 @@
+"""What shape a model has: from its tensors, and what they do not tell from what the source says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vit.config import SIZES, ConfigError, ViTConfig
+from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format
+from vit.pretrained.fused import Tensors
+from vit.pretrained.preprocessing import View
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# Heads by (width, depth), of timm's and DINOv2's named sizes beside those of `SIZES`.
+HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for each in SIZES.values()} | {
+    (256, 14): 4,
+    (320, 14): 5,
+    (384, 36): 6,
+    (512, 12): 8,
+    (512, 20): 8,
+    (640, 12): 10,
+    (1152, 27): 16,
+    (1408, 40): 16,
+    (1536, 40): 24,
+    (1664, 48): 16,
+    (4096, 40): 32,
+}
+EPSILON = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "vit_msn": 1e-6, "dinov3_vit": 1e-5, "clip": 1e-5}
+EPSILON |= {"clip_vision_model": 1e-5, "siglip": 1e-6, "siglip_vision_model": 1e-6}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a source says of its model beside the tensors, in one flat dictionary, and what was asked for."""
+
+    facts: Mapping[str, Any]
+    activation: str | None = None
+    heads: int | None = None
+
+    @staticmethod
+    def of(
+        document: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        heads: int | None = None,
+        activation: str | None = None,
+    ) -> Described:
+        """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) say the same things."""
+        facts = {**arguments, **document}
+        for part in ("vision_config", "model_args"):
+            inner = document.get(part)
+            # An outer model_type says "siglip" or "clip"; the inner one may be absent.
+            facts |= (
+                {k: v for k, v in inner.items() if k != "model_type"} if isinstance(inner, Mapping) else {}
+            )
+        return Described(facts, activation, heads)
+
+    def first(self, *names: str) -> Any:
+        """The first of these facts that is there and not null."""
+        return next((self.facts[name] for name in names if self.facts.get(name) is not None), None)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.first("architecture", "arch", "model_type") or "")
+
+
+def config_of(
+    form: Format, tensors: Tensors, extra: Mapping[str, Any], described: Described, view: View
+) -> tuple[ViTConfig, list[str]]:
+    """The configuration of a model whose tensors have their names here, and what had to be assumed.
+
+    Args:
+        extra: what `arranged` has found out: image_size, pooling and whatever else differs from the paper.
+
+    Raises:
+        ConfigError: when the shapes describe no ViT, or the source does not tell what no shape does.
+    """
+    if described.first("problem_type") == "multi_label_classification":
+        raise ConfigError(
+            "a multi-label model (problem_type in config.json) scores each class for itself, with a sigmoid; "
+            "this project's scores are a softmax over the classes"
+        )
+    width, _, patch_size, _ = tensors["patch_embedding.weight"].shape
+    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    head = next((name for name in ("head.2.weight", "head.weight") if name in tensors), None)
+    heads, assumed = heads_of(tensors, described, width, depth)
+    activation, more = activation_of(form, described, gated=bool(extra.get("gated")))
+    config = ViTConfig(
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        classes=0 if head is None else tensors[head].shape[0],
+        representation=tensors["head.0.weight"].shape[0] if head == "head.2.weight" else None,
+        layer_scale="blocks.0.scale1.factor" in tensors,
+        norm_epsilon=epsilon_of(form, described),
+        activation=activation,
+        mean=view.mean,
+        std=view.std,
+        **extra,
+    )
+    return config, [*assumed, *more]
+
+
+def heads_of(tensors: Tensors, described: Described, width: int, depth: int) -> tuple[int, list[str]]:
+    """The number of attention heads, which mostly no tensor's shape tells."""
+    if described.heads is not None:
+        return described.heads, []
+    if said := described.first("num_attention_heads", "num_heads", "heads"):
+        return int(said), []
+    if (norm := tensors.get("blocks.0.attention.query_norm.weight")) is not None:
+        return width // len(norm), []
+    if (bias := tensors.get("blocks.0.attention.bias")) is not None:
+        return bias.shape[1], []
+    if (width, depth) in HEADS:
+        heads = HEADS[width, depth]
+        return heads, [
+            f"{heads} attention heads, as known models of width {width} and depth {depth} have (--heads)"
+        ]
+    raise ConfigError(
+        f"nothing says how many attention heads it has, and no known model has width {width} and depth "
+        f"{depth}; say it with --heads N"
+    )
+
+
+def activation_of(form: Format, described: Described, *, gated: bool) -> tuple[str, list[str]]:
+    """The activation of the MLPs, and a sentence where it is assumed."""
+    said = described.activation or described.first("hidden_act", "act_layer")
+    if gated and described.activation is None and (form is TIMM or "gated" not in str(list(described.facts))):
+        return "silu", []  # SwiGLU, whatever hidden_act says: DINOv2's code has it fixed
+    if said is None and "quickgelu" in described.architecture:
+        said = "quick_gelu"
+    if said is None and form is GOOGLE:
+        return "gelu_tanh", []
+    if said is None:
+        usual = form is not TIMM or (described.architecture and "siglip" not in described.architecture)
+        return "gelu", [] if usual else ["GELU between the linear layers of the MLPs (--activation)"]
+    if str(said) not in ACTIVATIONS:
+        known = ", ".join(sorted(set(ACTIVATIONS.values())))
+        raise ConfigError(f"expected an activation among {known}, found {said!r}")
+    return ACTIVATIONS[str(said)], []
+
+
+def epsilon_of(form: Format, described: Described) -> float:
+    """The number that LayerNorm adds to the variance."""
+    said = described.first("layer_norm_eps")
+    if said is not None:
+        return float(said)
+    if form in (HUGGING_FACE, CLIP):
+        return EPSILON.get(described.architecture, 1e-12 if form is HUGGING_FACE else 1e-5)
+    return 1e-5 if "clip" in described.architecture else 1e-6
+
+
+def grid_of(
+    positions: int | None, prefix: int, described: Described, patch_size: int
+) -> tuple[int, int, int]:
+    """Rows and columns of patches, and how many of `positions` stand before them.
+
+    The source's own size decides where it fits the number; else the grid is a square.
+    """
+    said = image_size_of(described)
+    fits = sorted({prefix, min(prefix, 1), 0}, reverse=True)
+    if said is not None:
+        rows, columns = said[0] // patch_size, said[1] // patch_size
+        if positions is None or positions - rows * columns in fits:
+            return rows, columns, 0 if positions is None else positions - rows * columns
+    if positions is None:
+        raise ConfigError("it has no position embeddings, and no config.json gives image_size")
+    for extra in fits:
+        rows = math.isqrt(positions - extra)
+        if rows * rows == positions - extra:
+            return rows, rows, extra
+    raise ConfigError("the positions are not a square grid, and no config.json gives image_size")
+
+
+def image_size_of(described: Described) -> tuple[int, int] | None:
+    """(height, width) as the source writes it, or None."""
+    size = described.first("img_size", "image_size", "input_size")
+    if size is None:
+        size = (described.first("pretrained_cfg") or {}).get("input_size")
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(size) >= 2:
+        return int(size[-2]), int(size[-1])
+    return None

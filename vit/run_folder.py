@@ -1,0 +1,55 @@
+"""The folder of a training run: whether it may be begun, replaced, or gone on with. Known without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.writing import OutputError
+
+MODEL, STATE = "model.safetensors", "state.safetensors"
+
+
+def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:
+    """Return whether to go on with the run in `out`; refuse to lose a run unless the user said so.
+
+    "auto" goes on where a state was saved, and begins where none was: a process that torchrun starts again
+    has the arguments of the first. The state is saved after all processes of a run have joined, so that all
+    of them find it or none does. A best checkpoint that an interrupted first epoch left is begun anew.
+
+    Args:
+        resume: None, "yes" or "auto".
+        overwrite: replace the run that is there.
+        report: takes a line that says what "auto" does.
+
+    Raises:
+        OutputError: for a file in the place of the folder, and for a run that would be lost.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: expected a folder to write to, found a file; choose another --out")
+    if resume and overwrite:
+        raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
+    if resume == "yes":
+        return True
+    if resume == "auto":
+        if (out / STATE).exists():
+            report(f"--resume auto: going on with the run in {out}")
+            return True
+        report(f"--resume auto: no state of a run in {out}, beginning one")
+        if not _is_finished(out):
+            return False
+    found = next((name for name in (MODEL, STATE) if (out / name).exists()), None)
+    if found and not overwrite:
+        raise OutputError(
+            f"{out}: a run is there already ({found}); go on with it by --resume, replace it by --overwrite, "
+            "or choose another --out"
+        )
+    return False
+
+
+def _is_finished(out: Path) -> bool:
+    if not (out / MODEL).exists():
+        return False
+    from vit.checkpoint import load_checkpoint
+
+    return load_checkpoint(out / MODEL).finished
