@@ -73,7 +73,7 @@ def labeled(folder: Path, labels: Path, *, classes: int) -> Images:
         DataError: naming the file or the line that is not as expected.
     """
     try:
-        with labels.open(newline="") as file:
+        with labels.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise DataError(f"{labels}: expected a CSV file, {error.strerror}") from error

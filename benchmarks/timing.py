@@ -90,7 +90,7 @@ def command() -> str:
 def _family() -> str:
     """A Linux server's CPU often calls itself "AMD EPYC" and no more; its family and model tell which."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

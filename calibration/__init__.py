@@ -3,6 +3,7 @@
 In reading order:
 
     graph     small verbs on an ONNX graph
+    serialize a model handed to ONNX Runtime, whatever its size
     sites     where a canonical graph can be quantized
     observe   statistics of activations over the calibration images
     weights   int8 weights, one scale per output channel

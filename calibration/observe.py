@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError
-from runtime.session import open_session
+from calibration.serialize import session_of
 from runtime.targets import Target
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
@@ -134,8 +134,7 @@ def observing_session(
             raise GraphError(f"expected a tensor {name!r} in the graph, found none of that name")
         if not values[name].is_graph_output():
             observed.graph.outputs.append(values[name])
-    data = ir.to_proto(observed).SerializeToString()
-    return open_session(data, device="cpu", threads=threads, target=target)
+    return session_of(observed, threads=threads, target=target)
 
 
 def observe(

@@ -11,6 +11,7 @@ from calibration.decide import decide
 from calibration.graph import Array
 from calibration.observe import observe
 from calibration.plan import Precision, QuantizationPlan
+from calibration.serialize import serialized
 from calibration.sites import find_sites
 from calibration.verify import Kernels, check_kernels
 from calibration.write import write_plan
@@ -59,4 +60,5 @@ def quantize(
 def apply_plan(model: ir.Model, plan: QuantizationPlan) -> Quantized:
     """Write a plan into the float model and check the kernels; errors as of `quantize`."""
     written = write_plan(model, plan)
-    return Quantized(written, plan, check_kernels(ir.to_proto(written).SerializeToString(), plan))
+    with serialized(written) as data:
+        return Quantized(written, plan, check_kernels(data, plan))

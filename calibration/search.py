@@ -15,10 +15,10 @@ from calibration.graph import Array
 from calibration.merging.search import MergeSearch, search_merging
 from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
+from calibration.serialize import session_of
 from calibration.sites import find_sites
 from calibration.write import write_plan
 from runtime.errors import FailureError
-from runtime.session import open_session
 
 FEW_IMAGES = 8  # enough to tell which layers hurt
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
@@ -211,8 +211,7 @@ class _Trials:
         return {name: cost / sum(costs) for name, cost in zip(linears, costs, strict=True)}
 
     def _logits(self, model: ir.Model, images: Sequence[Array]) -> Array:
-        data = ir.to_proto(model).SerializeToString()
-        session = open_session(data, device="cpu", threads=self.threads, target=self.plan.target)
+        session = session_of(model, threads=self.threads, target=self.plan.target)
         feed = session.get_inputs()[0].name
         # One at a time: batches win nothing on a CPU, and the memory of a large one stays in the arena.
         singles = [image for batch in images for image in np.split(batch, len(batch))]

@@ -43,22 +43,23 @@ class Kernels:
         return " and ".join(parts) + " in integer kernels"
 
 
-def optimized_graph(model: bytes, target: Target = "any-cpu") -> ir.Model:
+def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
     """Return the graph after all of ONNX Runtime's optimizations for the CPU at hand.
 
     Args:
-        model: the file's bytes.
+        model: the file or its bytes.
         target: the form of its INT8 weights; the session is the one that the runtime opens.
     """
     options = session_options(threads=1, target=target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else str(model)
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return ir.from_proto(ir.to_proto(ir.load(path)))  # in memory: the folder goes
 
 
-def check_kernels(model: bytes, plan: QuantizationPlan) -> Kernels:
+def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     """Find the kernel of every layer that the plan calls int8.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.command import positive, run_command
-from runtime.errors import DONE, MissingPackageError
+from runtime.errors import DONE, InputError, MissingPackageError
 from runtime.targets import TARGETS, unknown_target
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if options.onnx is not None and options.checkpoint is not None:
         command.error("expected a checkpoint or --onnx MODEL, found both")
-    if (options.onnx is None) != (options.preprocess is None):
-        command.error(
-            "--onnx MODEL and --preprocess SPEC go together: the file does not say what it was trained to see"
-        )
+    if options.onnx is None and options.preprocess is not None:
+        command.error("--preprocess SPEC describes an ONNX model: add --onnx MODEL")
     stopped = "stopped; the files of the last export are as they were"
     return run_command("export", lambda: run(options), stopped=stopped)
 
@@ -45,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         source = from_onnx(arguments.onnx, arguments.preprocess)
     else:
         source = checkpoint_source(example_checkpoint(say=note) if example else arguments.checkpoint)
-    name = (arguments.onnx or arguments.checkpoint or ARTIFACTS).stem
-    out = arguments.out or (ARTIFACTS if example else Path("artifacts") / name)
+    for sentence in source.description.get("assumed", ()):
+        note(f"assumed, since the source does not say: {sentence}")
+    out = arguments.out or (ARTIFACTS if example else Path("artifacts") / source.description["name"])
     options = Options(
         calibration=arguments.calibration,
         evaluation=arguments.evaluate,
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checkpoint_source(path: Path) -> Source:
-    """Load a checkpoint; say so when its training is not finished.
+    """Load a checkpoint, or weights of another project; say so when a training is not finished.
 
     Raises:
         CheckpointError: for a file that is no whole checkpoint.
@@ -79,10 +78,15 @@ def checkpoint_source(path: Path) -> Source:
         from vit.checkpoint import load_checkpoint
     except ImportError as error:
         raise MissingPackageError(
-            'a checkpoint needs PyTorch: pip install "vit-edge[export]"; an ONNX model does not (--onnx)'
+            f'{path}: a checkpoint needs PyTorch: pip install "vit-edge[export]"; an ONNX model does not: '
+            "python -m export --onnx MODEL"
         ) from error
-    from export.source import from_checkpoint
+    from export.source import from_checkpoint, from_weights, is_of_others
 
+    if is_of_others(path):
+        return from_weights(path)
+    if path.suffix == ".onnx" or (path.is_dir() and [*path.glob("*.onnx"), *path.glob("onnx/*.onnx")]):
+        raise InputError(f"{path}: an ONNX model; write --onnx {path}")
     checkpoint = load_checkpoint(path)
     if not checkpoint.finished:
         note(f"{checkpoint.path}: {unfinished(checkpoint.history, checkpoint.recipe)}")
@@ -122,19 +126,21 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint",
         nargs="?",
         type=Path,
-        help="a checkpoint or its folder; without one, the embedded digits example",
+        help="a file or folder: a checkpoint, or weights of another project (default: the digits example)",
     )
     add(
         "--onnx",
         type=Path,
         metavar="MODEL",
-        help="a float32 ViT from elsewhere, in the place of a checkpoint",
+        help="a float32 ViT as ONNX in the place of a checkpoint: a file, or the folder of optimum or "
+        "transformers.js",
     )
     add(
         "--preprocess",
         type=Path,
         metavar="SPEC",
-        help="what the --onnx model wants to see: JSON with preprocess, mean, std and labels",
+        help="what the --onnx model wants to see: JSON with preprocess, mean, std and labels, or a "
+        "preprocessor_config.json (default: the one beside the model)",
     )
     add("--fp16", action="store_true", help="also write model.fp16.onnx, for GPUs")
     add("--quantize", action="store_true", help="also write model.int8.onnx (static INT8)")

@@ -13,15 +13,38 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from calibration.serialize import weight_bytes
 from runtime.artifact import METADATA_KEY, Metadata
 from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
+ONE_FILE = 2**31 - 2**24  # bytes of weights; a message has less than 2 GB, and the graph takes some
+
+
+def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, str]:
+    """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
+
+    Returns:
+        The size of what was written, in bytes, and the SHA-256 of the .onnx file.
+    """
+    if weight_bytes(model) <= ONE_FILE:
+        data = model_bytes(model, metadata)
+        path.write_bytes(data)
+        return len(data), hashlib.sha256(data).hexdigest()
+    beside = path.with_name(f"{path.name}.data")
+    ir.save(cleaned(model, metadata), path, external_data=beside.name)
+    return path.stat().st_size + beside.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
-    """The bytes of an .onnx file, without what exporters leave in nodes: source lines, local paths."""
+    """Return the bytes of an .onnx file."""
+    data: bytes = ir.to_proto(cleaned(model, metadata)).SerializeToString()
+    return data
+
+
+def cleaned(model: ir.Model, metadata: Metadata | None = None) -> ir.Model:
+    """Return a copy without what exporters leave in nodes: source lines, local paths. Weights are shared."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
     for value in ir.convenience.create_value_mapping(model.graph).values():
@@ -30,12 +53,7 @@ def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
     model.metadata_props.clear()
     if metadata is not None:
         model.metadata_props[METADATA_KEY] = metadata.to_json()
-    data: bytes = ir.to_proto(model).SerializeToString()
-    return data
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return model
 
 
 @contextmanager

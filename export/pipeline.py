@@ -100,12 +100,13 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
         variants.append(ModelFile.opened("int8", chosen.model, options.threads, chosen, search))
     if options.half:
         variants.append(ModelFile.opened("float16", to_float16(exported.model), options.threads))
-    results, files = measure(
-        source, parity, images, variants, report, plan=options.plan, threads=options.threads
-    )
-    _check_limits(results, options)
-    results = replace(results, warnings=_doubts(source, images, results, variants, options))
-    _write(results, variants, files, out)
+    with staged(out) as folder:
+        results = measure(
+            source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
+        )
+        _check_limits(results, options)
+        results = replace(results, warnings=_doubts(source, images, results, variants, options))
+        _write_reports(results, variants, folder)
     return results
 
 
@@ -219,7 +220,13 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
     some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
-    (found,) = session.run(None, {session.get_inputs()[0].name: batch})
+    try:
+        (found,) = session.run(None, {session.get_inputs()[0].name: batch})
+    except Exception as error:  # pybind's own exception classes, of which there is no list
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); please "
+            f"report this with: {dict(source.description)}"
+        ) from error
     difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= PARITY:
         raise ExportError(
@@ -257,13 +264,12 @@ def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float
     return sorted(result.layers.items(), key=lambda item: item[1])[:count]
 
 
-def _write(results: Results, variants: list[ModelFile], files: list[bytes], out: Path) -> None:
+def _write_reports(results: Results, variants: list[ModelFile], folder: Path) -> None:
     from export.report.html import render
 
-    with staged(out) as folder:
-        for each, result, data in zip(variants, results.variants, files, strict=True):
-            (folder / result.file).write_bytes(data)
-            if each.quantized is not None:
-                (folder / "plan.json").write_text(each.quantized.plan.to_json())
-        (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n")
-        (folder / "report.html").write_text(render(results))
+    for each in variants:
+        if each.quantized is not None:
+            (folder / "plan.json").write_text(each.quantized.plan.to_json(), encoding="utf-8")
+    document = json.dumps(results.to_dict(), indent=1) + "\n"
+    (folder / "report.json").write_text(document, encoding="utf-8")
+    (folder / "report.html").write_text(render(results), encoding="utf-8")

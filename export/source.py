@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,12 @@ from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, without reading it at once."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +65,93 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
     )
 
 
-def from_onnx(model: Path, spec: Path) -> Source:
+def from_weights(path: Path) -> Source:
+    """Import a folder or file of weights of another project; torch is the reference.
+
+    Raises:
+        SourceError: for weights that cannot be read or do not fit, and for a model without a classifier.
+    """
+    import torch
+
+    from export.from_torch import export_float
+    from vit.pretrained.documents import SourceError
+    from vit.pretrained.files import find_weights
+    from vit.pretrained.load import read_source
+
+    found = read_source(path)
+    if not found.labels:
+        raise SourceError(
+            f"{path}: expected a classifier, found a model without a head; train one on it: "
+            "python -m vit import …, then python -m vit train --from …"
+        )
+
+    def reference(pixels: Array) -> Array:
+        with torch.inference_mode():
+            return found.model(torch.from_numpy(pixels)).numpy()  # type: ignore[no-any-return]
+
+    file = find_weights(path)
+    return Source(
+        exported=export_float(found.model),
+        reference=reference,
+        reference_name="torch",
+        preprocess=found.preprocess,
+        labels=found.labels,
+        description={
+            "name": path.resolve().name if path.is_dir() else path.stem,
+            "weights": file.name,
+            "format": found.format,
+            "sha256": digest_of(file),
+            "config": found.model.config.to_dict(),
+            **({"assumed": list(found.assumed)} if found.assumed else {}),
+        },
+    )
+
+
+def is_of_others(path: Path) -> bool:
+    """Return whether a file or folder holds weights of another project, not a checkpoint of this one."""
+    from safetensors import SafetensorError, safe_open
+
+    from vit.checkpoint import FILE_NAME, KEY
+    from vit.pretrained.files import WEIGHTS
+
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        return path.is_dir() and any(each.name.endswith(WEIGHTS) for each in path.iterdir())
+    if file.suffix != ".safetensors":
+        return file.name.endswith(WEIGHTS)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return KEY not in (opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # reading it as a checkpoint says what is wrong
+
+
+def from_onnx(model: Path, preprocess: Path | None = None) -> Source:
     """Read a foreign model and its description; the original file in ONNX Runtime is its reference.
+
+    Args:
+        model: an .onnx file, or the folder of optimum or transformers.js.
+        preprocess: the description, or a preprocessor_config.json; None to look beside the model.
 
     Raises:
         ForeignError: for files that cannot be used.
     """
+    from export.from_onnx.folder import describe
     from export.from_onnx.load import load
-    from export.from_onnx.spec import read_spec
 
-    found = load(model, read_spec(spec))
+    described = describe(model, preprocess)
+    found = load(described.model, described.spec)
     return Source(
         exported=found.exported,
         reference=found.reference,
         reference_name="the original ONNX",
         preprocess=found.preprocess,
         labels=found.labels,
-        description={"name": found.path.stem, "onnx": found.path.name, "sha256": found.digest},
+        description={
+            "name": described.name,
+            "onnx": found.path.name,
+            "sha256": found.digest,
+            **({"assumed": list(described.assumed)} if described.assumed else {}),
+        },
         float_layers=found.float_layers,
     )

@@ -71,6 +71,6 @@ def _numpy_says(feature: str) -> bool:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except OSError:
         return ""

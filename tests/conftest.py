@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,14 @@ settings.register_profile("mutants", derandomize=True, deadline=None, phases=(Ph
 def root() -> Path:
     """The checkout: the working directory of commands that are run as a user runs them."""
     return ROOT
+
+
+@pytest.fixture
+def new_python(tmp_path: Path) -> Path:
+    """The interpreter of an environment with pip and nothing else."""
+    folder = tmp_path / "environment"
+    venv.create(folder, with_pip=True)
+    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,24 @@ def test_what_lies_beside_a_foreign_model_is_read_without_torch(root: Path) -> N
     assert "safetensors" not in loaded
 
 
+def test_text_files_have_an_encoding(root: Path) -> None:
+    """The linter sees open() and paths that it knows; this sees every read_text and write_text."""
+    found = []
+    for folder in sorted(ROOMS):
+        for path in sorted((root / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                name = (
+                    node.func.attr
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                    else ""
+                )
+                if name not in ("read_text", "write_text") or not isinstance(node, ast.Call):
+                    continue
+                if not any(keyword.arg == "encoding" for keyword in node.keywords):
+                    found.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert not found
+
+
 def test_public_names_are_the_same_for_type_checkers_and_at_run_time(root: Path) -> None:
     """`runtime` imports on demand: what it gives must be what its own imports for type checkers say."""
     import runtime

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, checkpoint in checkpoints.items()
         }
     EXPECTED.parent.mkdir(exist_ok=True)
-    EXPECTED.write_text(json.dumps(found, indent=1) + "\n")
+    EXPECTED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
     return 0
 
@@ -77,7 +77,7 @@ def measure(name: str, checkpoint: Path, out: Path) -> dict[str, float]:
         threads=2,
     )
     export(from_checkpoint(load_checkpoint(checkpoint)), out, options)
-    return figures(json.loads((out / "report.json").read_text()))
+    return figures(json.loads((out / "report.json").read_text(encoding="utf-8")))
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:

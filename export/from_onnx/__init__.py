@@ -6,5 +6,6 @@ In reading order:
     file          the file, read with care
     passes/       rewrites for graphs of other exporters
     canonicalize  the order of all rewrites
+    folder        the folder of optimum or transformers.js: model, preprocessing and labels
     load          the whole door
 """

@@ -17,6 +17,7 @@ from export.canonical import OPSET
 from export.from_onnx.spec import ForeignError
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
+BIG_TENSOR = 2**16  # bytes; shapes, axes and scales, which the converter reads, are smaller
 MAX_BYTES = 2**31 - 1
 
 
@@ -91,27 +92,58 @@ def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
         raise ForeignError(
             f"{path}: expected a float model, found {quantized[0]}; give the model before INT8"
         )
-    if branching := sorted(types.intersection({"If", "Loop", "Scan"})):
+    if branching := sorted(types.intersection({"Loop", "Scan"})):
         raise ForeignError(
             f"{path}: {branching[0]} is in it, whose shapes are not fixed; trace, do not script"
         )
     if version >= OPSET:
         return graph
     try:
-        converted = version_converter.convert_version(ir.to_proto(graph), OPSET)
+        converted = _converted(graph)
     except Exception as error:  # the converter is C++ and raises plain RuntimeError among others
         raise ForeignError(
             f"{path}: opset {version} cannot be brought to {OPSET} ({_one_line(error)}); export it again "
             f"with opset {OPSET}"
         ) from error
-    return _prepared(ir.from_proto(converted))
+    return _prepared(converted)
+
+
+def _converted(model: ir.Model) -> ir.Model:
+    """The model at our opset; large weights stay aside, since the converter serializes what it is given."""
+    graph, aside = model.graph, dict[str, ir.TensorProtocol]()
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > BIG_TENSOR:
+            aside[name] = value.const_value
+            value.const_value = None
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    converted = ir.from_proto(version_converter.convert_version(ir.to_proto(model), OPSET))
+    for value in [value for value in converted.graph.inputs if value.name in aside]:
+        converted.graph.inputs.remove(value)
+        value.const_value = aside[str(value.name)]
+        converted.graph.register_initializer(value)
+    return converted
 
 
 def _prepared(model: ir.Model) -> ir.Model:
     RemoveInitializersFromInputsPass()(model)
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _name_nodes(model)
     return model
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name the nodes that have no name, which ONNX allows: passes name what they insert after them."""
+    taken = {node.name for node in model.graph}
+    for index, node in enumerate(model.graph):
+        if not node.name:
+            node.name = next(
+                name
+                for suffix in ("", *(f".{count}" for count in range(1, len(taken) + 2)))
+                if (name := f"{node.op_type}_{index}{suffix}") not in taken
+            )
+            taken.add(node.name)
 
 
 def _one_line(error: Exception) -> str:

@@ -12,12 +12,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError, sizes
+from calibration.serialize import session_of
 from export.canonical import OUTPUT, FloatModel
 from export.from_onnx.canonicalize import canonicalize_foreign
 from export.from_onnx.file import parse, read_bytes, standard
 from export.from_onnx.spec import ForeignError, Spec
 from runtime.preprocess import Preprocess
-from runtime.session import open_session
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ForeignModel:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        return open_session(ir.to_proto(self.original).SerializeToString(), device="cpu")
+        return session_of(self.original)
 
     def reference(self, pixels: Array) -> Array:
         """The logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
@@ -50,7 +50,12 @@ class ForeignModel:
             part = images[start : start + size]
             padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             feed = {taken.name: np.ascontiguousarray(padded)}
-            found.append(self._session.run([OUTPUT], feed)[0][: len(part)])
+            try:
+                found.append(self._session.run([OUTPUT], feed)[0][: len(part)])
+            except Exception as error:  # pybind's own exception classes, of which there is no list
+                raise ForeignError(
+                    f"{self.path}: ONNX Runtime cannot run it ({' '.join(str(error).split())})"
+                ) from error
         return np.concatenate(found)
 
 

@@ -14,7 +14,7 @@ from runtime.errors import InputError
 from runtime.preprocess import Preprocess
 
 Triple = tuple[float, float, float]
-SPEC_FIELDS = {"preprocess", "mean", "std", "labels"}
+FIELDS = ("preprocess", "mean", "std", "labels")
 
 
 class ForeignError(InputError):
@@ -41,15 +41,15 @@ def read_spec(path: Path) -> Spec:
         ForeignError: naming the field.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ForeignError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ForeignError(f"{path}: expected a JSON document, found {error}") from error
     if not isinstance(document, dict):
-        raise ForeignError(f"{path}: expected a JSON object with {', '.join(sorted(SPEC_FIELDS))}")
-    if unknown := sorted(set(document) - SPEC_FIELDS):
-        raise ForeignError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(sorted(SPEC_FIELDS))}")
+        raise ForeignError(f"{path}: expected a JSON object with {', '.join(FIELDS)}")
+    if unknown := sorted(set(document) - set(FIELDS)):
+        raise ForeignError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
     if missing := [name for name in ("preprocess", "mean", "std") if name not in document]:
         raise ForeignError(
             f"{path}: it lacks {', '.join(missing)}: what the model was trained to see; look in its "

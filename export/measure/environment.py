@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ def producer() -> str:
 
 
 def describe_environment() -> dict[str, Any]:
-    packages = {name: version(name) for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow")}
+    """Return the CPU and the versions of the packages that are installed, as JSON values."""
+    packages = {}
+    for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow"):
+        with suppress(PackageNotFoundError):  # an ONNX model needs no torch
+            packages[name] = version(name)
     return {"cpu": cpu_name(), "cores": available_cores(), "vnni": has_vnni(), "packages": packages}
 
 

@@ -9,9 +9,9 @@ import onnxruntime as ort
 
 from calibration.quantize import Quantized
 from calibration.search import Search
-from export.files import model_bytes
+from calibration.serialize import session_of
+from export.files import cleaned
 from runtime.artifact import Variant
-from runtime.session import open_session
 from runtime.targets import Target
 
 
@@ -50,4 +50,4 @@ class ModelFile:
 
 def open_model(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
     """Open a model of the export on the CPU."""
-    return open_session(model_bytes(model), device="cpu", threads=threads, target=target or "any-cpu")
+    return session_of(cleaned(model), threads=threads, target=target or "any-cpu")

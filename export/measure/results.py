@@ -42,7 +42,8 @@ class Results:
     environment: Mapping[str, Any]  # CPU, versions
     labels: tuple[str, ...]
     passes: Mapping[str, int]  # rewrite → places changed
-    parity: float  # float32 ONNX against torch: largest difference of a logit over the largest logit
+    reference: str  # the model that the float32 file must equal: "torch", "the original ONNX"
+    parity: float  # float32 file against the reference: largest difference of a logit over the largest logit
     calibration: Mapping[str, Any]  # source, number of images and target, or the plan that was given
     evaluation: Mapping[str, Any]  # source, number of images, whether their classes are known
     images: Images = field(repr=False)  # the evaluation images, in the order of the logits
@@ -81,7 +82,7 @@ class Results:
             "source": dict(self.source),
             "environment": dict(self.environment),
             "passes": dict(self.passes),
-            "parity_with_torch": self.parity,
+            "parity": {"reference": self.reference, "difference": self.parity},
             "calibration": dict(self.calibration),
             **({"search": dict(self.search)} if self.search else {}),
             **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),

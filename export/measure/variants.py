@@ -12,7 +12,7 @@ from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
 from calibration.layers import layer_drift
 from calibration.write import write_plan
-from export.files import digest, model_bytes
+from export.files import write_model
 from export.images import ExportImages, public_name
 from export.measure.environment import describe_environment, producer
 from export.measure.inference import Progress, all_logits, batches, latencies
@@ -40,15 +40,17 @@ def measure(
     parity: float,
     images: ExportImages,
     variants: list[ModelFile],
+    folder: Path,
     report: Reporter = silent,
     *,
     plan: Path | None = None,
     threads: int | None = None,
-) -> tuple[Results, list[bytes]]:
-    """Measure each variant on the evaluation images; also return the bytes of its file.
+) -> Results:
+    """Measure what each variant does on the evaluation images, and write its file.
 
     Args:
         variants: float32 first, which the others are compared with.
+        folder: where the model files go.
         plan: the file whose plan was written, where nothing was calibrated.
     """
     evaluation = images.evaluation
@@ -61,19 +63,19 @@ def measure(
     reliability = measure_reliability(
         {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
     )
-    found, files = [], []
+    found = []
     for each, rows in zip(variants, logits, strict=False):  # dense INT8 is not a file
         drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
-        files.append(
-            model_bytes(each.model, _metadata(source, each, drift, evaluation, merging, reliability))
-        )
+        name = FILE_NAMES[each.variant]
+        metadata = _metadata(source, each, drift, evaluation, merging, reliability)
+        size, sha256 = write_model(folder / name, each.model, metadata)
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
             VariantResult(
                 variant=each.variant,
-                file=FILE_NAMES[each.variant],
-                bytes=len(files[-1]),
-                sha256=digest(files[-1]),
+                file=name,
+                bytes=size,
+                sha256=sha256,
                 logits=rows,
                 latency=times[each.variant],
                 drift=drift,
@@ -82,12 +84,13 @@ def measure(
                 layers=_layers(source, each, evaluation, threads),
             )
         )
-    results = Results(
+    return Results(
         producer=producer(),
         source=source.description,
         environment=describe_environment(),
         labels=source.labels,
         passes=source.exported.passes,
+        reference=source.reference_name,
         parity=parity,
         calibration=_calibration(images, variants, plan),
         search=_search(variants, times),
@@ -104,7 +107,6 @@ def measure(
         variants=tuple(found),
         float_layers=source.float_layers + _kept_float(variants),
     )
-    return results, files
 
 
 def _latencies(

@@ -56,21 +56,18 @@ def fold_normalization(model: ir.Model) -> int:
 
 
 def patches_as_gemm(model: ir.Model) -> int:
-    """Transpose → Conv (stride = kernel) → Reshape → Transpose → patches cut in uint8, then one Gemm.
+    """Transpose → Conv (stride = kernel) → features last → patches cut in uint8, then one Gemm.
 
     The patches do not overlap, so the convolution is a linear layer on each of them. As a Gemm its float
     result comes straight out of the integer kernel, already as rows of tokens.
     """
     pixels = model.graph.inputs[0]
     for conv in _patch_embeddings(model):
-        chain, after = _chain_to_input(conv), only_reader(conv.outputs[0])
-        last = only_reader(after.outputs[0]) if after is not None and after.op_type == "Reshape" else None
+        chain, last = _chain_to_input(conv), _tokens_behind(conv)
         shape = sizes(pixels)
         if [node.op_type for node in chain] not in (["Cast", "Transpose"], ["Transpose", "Cast"]):
             continue
-        if last is None or last.op_type != "Transpose" or list(attribute(last, "perm", ())) != [0, 2, 1]:
-            continue
-        if shape is None or shape[1] is None or shape[2] is None or shape[3] != 3:
+        if last is None or shape is None or shape[1] is None or shape[2] is None or shape[3] != 3:
             continue
         weight, bias = _conv_parameters(conv)
         width, patch = weight.shape[0], weight.shape[2]
@@ -87,7 +84,9 @@ def patches_as_gemm(model: ir.Model) -> int:
             add_constant(graph, f"{name}.bias", bias.astype(np.float32)),
         ]
         tokens = insert(last, "Gemm", [rows, *parameters], name=name, shape=[None, width])
-        tokens_shape = shape_constant(graph, [-1, down * across, width])
+        as_grid = len(sizes(last.outputs[0]) or ()) == 4
+        grid = [down, across] if as_grid else [down * across]
+        tokens_shape = shape_constant(graph, [-1, *grid, width])
         grouped = insert(
             last, "Reshape", [tokens, tokens_shape], name=f"{name}.grouped", shape=sizes(last.outputs[0])
         )
@@ -120,6 +119,18 @@ def _cut_patches(pixels: ir.Value, before: ir.Node, grid: tuple[int, int], patch
             **({} if reshape else {"perm": [0, 1, 3, 2, 4]}),
         )
     return cut
+
+
+def _tokens_behind(conv: ir.Node) -> ir.Node | None:
+    """The Transpose that puts the features last: of `[N, width, down · across]`, or of the grid itself."""
+    after = only_reader(conv.outputs[0])
+    perms = {"Reshape": (0, 2, 1), "Transpose": (0, 2, 3, 1)}
+    if after is None or after.op_type not in perms:
+        return None
+    last = only_reader(after.outputs[0]) if after.op_type == "Reshape" else after
+    if last is None or last.op_type != "Transpose":
+        return None
+    return last if tuple(attribute(last, "perm", ())) == perms[after.op_type] else None
 
 
 def _patch_embeddings(model: ir.Model) -> list[ir.Node]:

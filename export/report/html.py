@@ -110,7 +110,7 @@ def _made(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Calibrated on", flattened(results.calibration)),
         *([("Within the budget", flattened(_budget(results)))] if results.search else []),
         ("Measured on", flattened(results.evaluation)),
-        ("float32 ONNX against torch", parity),
+        (f"float32 against {results.reference}", parity),
         ("Measured with", flattened(results.environment)),
     ]
 

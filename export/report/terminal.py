@@ -26,6 +26,7 @@ def table(results: Results, out: Path) -> str:
         f"measured on {evaluation['images']} images of {evaluation['source']} ({evaluation['chosen']})"
     )
     lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
+    lines.append(f"float32 equals {results.reference} to {results.parity:.0e} of the largest logit")
     lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
     if results.float_layers:
         lines.append(f"stays float32: {shortened(results.float_layers)}")

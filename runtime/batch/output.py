@@ -136,14 +136,14 @@ def _begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
         raise OutputError(f"{path} is there already: --resume goes on with it, --overwrite begins anew")
     path.write_bytes(b"")
     aside = note.with_name(note.name + ".tmp")
-    aside.write_text(json.dumps({"model": model}) + "\n")
+    aside.write_text(json.dumps({"model": model}) + "\n", encoding="utf-8")
     aside.replace(note)
     return Done(iter(()))
 
 
 def _expect_same_model(note: Path, path: Path, model: str) -> None:
     try:
-        found = json.loads(note.read_text())["model"]
+        found = json.loads(note.read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(
             f"{note} is gone or damaged, so {path} cannot be resumed; --overwrite begins anew"

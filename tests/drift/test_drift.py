@@ -103,7 +103,7 @@ def test_float_onnx_is_torch(name: str, artifact: Artifact, request: pytest.Fixt
         found = {candidate.index: candidate.score for candidate in prediction.top}
         assert prediction.index == row.argmax()
         np.testing.assert_allclose([found[i] for i in range(10)], row, atol=1e-4)
-    assert report(artifact(name))["parity_with_torch"] <= 1e-4
+    assert report(artifact(name))["parity"]["difference"] <= 1e-4
 
 
 def test_the_int8_file_says_on_the_device_what_the_report_says(artifact: Artifact) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,14 +61,6 @@ def make_model(tmp_path: Path) -> MakeModel:
 @pytest.fixture
 def model(make_model: MakeModel) -> Path:
     return make_model()
-
-
-@pytest.fixture
-def new_python(tmp_path: Path) -> Path:
-    """The interpreter of an environment with pip and nothing else."""
-    folder = tmp_path / "environment"
-    venv.create(folder, with_pip=True)
-    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ class Machine:
 
         QEMU looks for each path below `system` first; what is not there is the host's.
         """
-        write_system_files(self.system, self.cpu, host_cpuinfo=Path("/proc/cpuinfo").read_text())
+        write_system_files(
+            self.system, self.cpu, host_cpuinfo=Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        )
         if self.cpu.arm:
             for name in ("usr", "lib", "bin", "etc", "opt"):
                 if not (self.system / name).is_symlink():

@@ -71,7 +71,7 @@ def make_root(root: Path, constraints: Path, say: Callable[[str], None]) -> Path
 
 
 def _pins(constraints: Path, names: Sequence[str]) -> list[str]:
-    lines = [line.strip() for line in constraints.read_text().splitlines()]
+    lines = [line.strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
     versions = {line.partition("==")[0].lower(): line for line in lines if "==" in line}
     if missing := [name for name in names if name.lower() not in versions]:
         raise SetUpError(f"{constraints}: expected a version of {', '.join(missing)}, found none")

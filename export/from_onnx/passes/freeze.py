@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calibration.graph import Array, GraphError, constant, graph_of, insert, replace, tidy
+from calibration.serialize import serialized
 
 BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
 KEEP = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
@@ -27,6 +28,7 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
     for initializer in model.graph.initializers.values():
         if initializer.const_value is not None:  # what exporters note beside a constant can be wrong
             initializer.shape = ir.Shape(initializer.const_value.shape.numpy())
+    take_branches(model)
     known = _known(model)
     nodes = list(model.graph)
     computed = [o for node in nodes for o in node.outputs if o.name and o not in known]
@@ -38,6 +40,49 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
         _make_constant(model.graph, value, array)
     tidy(model)
     return len(wanted)
+
+
+def take_branches(model: ir.Model) -> int:
+    """If(condition on shapes alone) → the branch that is taken for an input of this shape.
+
+    Exporters write one where a Squeeze, say, depends on a size that they do not know.
+
+    Raises:
+        GraphError: when a condition depends on pixels.
+    """
+    taken = 0
+    while branching := [node for node in model.graph if node.op_type == "If"]:
+        known = _known(model)
+        node = next((each for each in branching if each.inputs[0] in known or constant(each.inputs[0])), None)
+        if node is None:
+            raise GraphError(
+                f"expected shapes that depend on no pixel, found If ({branching[0].name}) whose condition "
+                "does; export the model by tracing, not scripting"
+            )
+        _take(model, node)
+        taken += 1
+    return taken
+
+
+def _take(model: ir.Model, node: ir.Node) -> None:
+    condition = constant(node.inputs[0])
+    if condition is None:
+        assert node.inputs[0] is not None
+        _, (condition,) = _observe(model, [], [node.inputs[0]])
+    branch: ir.Graph = node.attributes["then_branch" if bool(np.all(condition)) else "else_branch"].value
+    outer = graph_of(node)
+    for key, value in list(branch.initializers.items()):
+        del branch.initializers[key]
+        value.name = key if key not in outer.initializers else f"{node.name}.{key}"
+        outer.register_initializer(value)
+    inner, outputs = list(branch), list(branch.outputs)
+    branch.outputs.clear()
+    branch.remove(inner)
+    for each in inner:
+        outer.insert_before(node, each)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        replace(old, new)
+    outer.remove(node, safe=True)
 
 
 def _known(model: ir.Model) -> set[ir.Value]:
@@ -81,9 +126,9 @@ def _observe(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     try:
-        session = ort.InferenceSession(
-            ir.to_proto(observed).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with serialized(observed) as data:
+            source = data if isinstance(data, bytes) else str(data)
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found = session.run(None, {pixels.name: zeros})
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise GraphError(

@@ -23,27 +23,11 @@ from calibration.graph import (
     sizes,
     tidy,
 )
+from export.from_onnx.passes.selections import Mask, Part, is_selection, selections
 
 LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
+Parameters = tuple[ir.Node, Array, Array | None]  # product, weight [in, out], bias [out] or None
 PARTS = {3: ("query", "key", "value"), 2: ("key", "value")}
-Mask = Array  # bool, one for each position of an axis: which ones are selected
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One selection of the features of a linear: by Split, Slice or Gather, behind changes of layout."""
-
-    output: ir.Value
-    node: ir.Node
-    axis: int
-    mask: Mask
-    drops_axis: bool
-
-    @property
-    def source(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None  # all three have their data input
-        return value
 
 
 @dataclass(frozen=True)
@@ -64,18 +48,19 @@ def split_qkv(model: ir.Model) -> int:
     changes = 0
     for add_or_product in by_type(model, "Add", "MatMul", "Gemm"):
         value = add_or_product.outputs[0]
-        if add_or_product.graph is None or _parameters(add_or_product) is None:
+        parameters = None if add_or_product.graph is None else _parameters(add_or_product)
+        if parameters is None:
             continue
         parts = _parts_of(value)
         if parts:
-            _replace_parts(add_or_product, parts)
+            _replace_parts(add_or_product, parameters, parts)
             changes += 1
     if changes:
         tidy(model)
     return changes
 
 
-def _parameters(last: ir.Node) -> tuple[ir.Node, Array, Array | None] | None:
+def _parameters(last: ir.Node) -> Parameters | None:
     """(product, weight [in, out], bias [out] or None) of a linear that ends in this node."""
     if last.op_type == "Add":
         computed = [value for value in last.inputs if value is not None and constant(value) is None]
@@ -100,7 +85,7 @@ def _parameters(last: ir.Node) -> tuple[ir.Node, Array, Array | None] | None:
     return last, matrix, None if bias is None else np.broadcast_to(bias.reshape(-1), matrix.shape[1:])
 
 
-def _parts_of(value: ir.Value) -> list[tuple[_Part, list[_Step], Mask]]:
+def _parts_of(value: ir.Value) -> list[tuple[Part, list[_Step], Mask]]:
     """The selections at the end of the layout, each with its steps and its features; or nothing."""
     shape = sizes(value)
     if shape is None or shape[-1] is None:
@@ -108,11 +93,11 @@ def _parts_of(value: ir.Value) -> list[tuple[_Part, list[_Step], Mask]]:
     end = value
     while (reader := only_reader(end)) is not None and reader.op_type in LAYOUT and reader.inputs[0] is end:
         end = reader.outputs[0]
-    selections = [part for use in end.uses() for part in _selections(use.node, end)]
-    if len(selections) < 2 or not all(_is_selection(use.node, end) for use in end.uses()):
+    chosen = [part for use in end.uses() for part in selections(use.node, end)]
+    if len(chosen) < 2 or not all(is_selection(use.node, end) for use in end.uses()):
         return []
     found = []
-    for part in selections:
+    for part in chosen:
         walked = _walk_up(part, value)
         if walked is None:
             return []
@@ -125,60 +110,13 @@ def _parts_of(value: ir.Value) -> list[tuple[_Part, list[_Step], Mask]]:
     return sorted(found, key=lambda each: int(np.argmax(each[2]))) if (covered == 1).all() else []
 
 
-def _is_selection(node: ir.Node, value: ir.Value) -> bool:
-    return bool(_selections(node, value))
-
-
-def _selections(node: ir.Node, value: ir.Value) -> list[_Part]:
-    shape = sizes(value)
-    if shape is None or node.inputs[0] is not value:
-        return []
-    if node.op_type == "Gather":
-        axis = attribute(node, "axis", 0) % len(shape)
-        index = constant(node.inputs[1])
-        if index is None or index.size != 1 or index.ndim > 1 or shape[axis] is None:
-            return []
-        return [
-            _Part(node.outputs[0], node, axis, _mask(shape[axis], [int(index.reshape(()))]), index.ndim == 0)
-        ]
-    if node.op_type == "Split":
-        axis = attribute(node, "axis", 0) % len(shape)
-        parts = [sizes(output) for output in node.outputs]
-        lengths = [part[axis] for part in parts if part is not None]
-        if shape[axis] is None or len(lengths) != len(parts) or None in lengths:
-            return []
-        starts = np.cumsum([0, *lengths])
-        return [
-            _Part(output, node, axis, _mask(shape[axis], range(starts[i], starts[i + 1])), False)
-            for i, output in enumerate(node.outputs)
-        ]
-    return _slices(node, shape) if node.op_type == "Slice" else []
-
-
-def _slices(node: ir.Node, shape: list[int | None]) -> list[_Part]:
-    arrays = [constant(each) for each in node.inputs[1:]]
-    if any(array is None or array.size != 1 for array in arrays) or len(arrays) < 3:
-        return []
-    start, stop, axis, *step = [int(array.reshape(())) for array in arrays if array is not None]
-    axis %= len(shape)
-    size = shape[axis]
-    if size is None or (step and step[0] != 1):
-        return []
-    return [_Part(node.outputs[0], node, axis, _mask(size, range(*slice(start, stop).indices(size))), False)]
-
-
-def _mask(size: int | None, chosen: Sequence[int]) -> Mask:
-    mask = np.zeros(size or 0, bool)
-    mask[np.asarray(chosen, np.int64)] = True
-    return mask
-
-
-def _walk_up(part: _Part, linear: ir.Value) -> tuple[list[_Step], int, Mask] | None:
+def _walk_up(part: Part, linear: ir.Value) -> tuple[list[_Step], int, Mask] | None:
     """The selection carried up to the linear's output: the steps passed (downwards), its axis and mask."""
     value, axis, mask, steps = part.source, part.axis, part.mask, list[_Step]()
     while value is not linear:
         node = value.producer()
-        assert node is not None  # _parts_of came down this way
+        if node is None:
+            return None
         steps.append(_Step(node, axis))
         moved = _moved(node, axis, mask)
         if moved is None or node.inputs[0] is None:
@@ -211,9 +149,9 @@ def _count(shape: Sequence[int | None]) -> int | None:
     return math.prod(known) if len(known) == len(shape) else None
 
 
-def _replace_parts(last: ir.Node, parts: list[tuple[_Part, list[_Step], Mask]]) -> None:
-    parameters = _parameters(last)
-    assert parameters is not None  # split_qkv has looked
+def _replace_parts(
+    last: ir.Node, parameters: Parameters, parts: list[tuple[Part, list[_Step], Mask]]
+) -> None:
     product, weight, bias = parameters
     base = _base_name(last, product)
     names = PARTS.get(len(parts), tuple(f"part{i}" for i in range(len(parts))))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import GraphError, add_constant, insert, replace, sizes, tidy
+from calibration.graph import GraphError, add_constant, attribute, insert, replace, sizes, tidy
 from export.passes.pixels import PIXELS
 
 OUTPUT = "logits"
@@ -50,8 +50,20 @@ def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[flo
         )
     if old.is_graph_output():
         raise GraphError(f"expected a model, found the input {old.name!r} as its output")
+    _count_raw_images(old, pixels)
     replace(old, value)
     if pixels.name != PIXELS:
         pixels.name, old.name = PIXELS, f"{PIXELS}.replaced"
     tidy(model)
     return 1
+
+
+def _count_raw_images(old: ir.Value, pixels: ir.Value) -> None:
+    """Shape(normalized)[0:1] → Shape(pixels)[0:1]: as many images are in either.
+
+    The float images are then read by the patch embedding alone, and can be put in another order with it.
+    """
+    for use in list(old.uses()):
+        node = use.node
+        if node.op_type == "Shape" and (attribute(node, "start", 0), attribute(node, "end", None)) == (0, 1):
+            node.replace_input_with(use.idx, pixels)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from PIL import Image
 
 from export.__main__ import main
+from export.from_onnx.folder import find_model
 from export.from_onnx.load import load
 from export.from_onnx.spec import ForeignError, Spec, read_spec
 from export.source import from_onnx
@@ -64,7 +64,7 @@ def test_spec_is_read(spec: Path) -> None:
 
 
 def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: Path) -> None:
-    spec.write_text(json.dumps({"preprocess": {}, "mean": 0.5, "std": 0.25}))
+    spec.write_text(json.dumps({"preprocess": {}, "mean": 0.5, "std": 0.25}), encoding="utf-8")
     assert read_spec(spec) == Spec(Preprocess(), (0.5,) * 3, (0.25,) * 3, None)
 
 
@@ -85,7 +85,7 @@ def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: P
     ],
 )
 def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
-    spec.write_text(json.dumps({**DOCUMENT, **change}))
+    spec.write_text(json.dumps({**DOCUMENT, **change}), encoding="utf-8")
     with pytest.raises(ForeignError, match=message) as caught:
         read_spec(spec)
     assert str(spec) in str(caught.value)
@@ -93,10 +93,10 @@ def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
 
 
 def test_spec_must_say_the_normalisation(spec: Path) -> None:
-    spec.write_text(json.dumps({"preprocess": {}}))
+    spec.write_text(json.dumps({"preprocess": {}}), encoding="utf-8")
     with pytest.raises(ForeignError, match="it lacks mean, std"):
         read_spec(spec)
-    spec.write_text("not JSON")
+    spec.write_text("not JSON", encoding="utf-8")
     with pytest.raises(ForeignError, match="expected a JSON document"):
         read_spec(spec)
     with pytest.raises(ForeignError, match="cannot be read"):
@@ -169,6 +169,8 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "absent.onnx", SPEC)
     with pytest.raises(ForeignError, match="found a folder"):
         load(tmp_path, SPEC)
+    with pytest.raises(ForeignError, match=r"expected model\.onnx or onnx/model\.onnx, found no \.onnx file"):
+        find_model(tmp_path)
 
 
 def test_private_operators_are_refused(model: Path, tmp_path: Path) -> None:
@@ -267,16 +269,6 @@ def test_external_data_that_is_missing_or_short_is_said_so(model: Path, tmp_path
 # The command line ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    for index in range(12):
-        path = tmp_path / "photos" / LABELS[index % 3] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (24, 20, 3), np.uint8)).save(path)
-    return tmp_path / "photos"
-
-
 def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     command = ["--onnx", model, "--preprocess", spec, "--calibration", photos, "--out", out, "--threads", "1"]
@@ -292,6 +284,12 @@ def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, c
         n for kind in ("linears", "products") for n, e in plan[kind].items() if e["precision"] == "float32"
     ]
     assert report["float_layers"] == stays
+    assert report["parity"]["reference"] == "the original ONNX"
+    assert report["parity"]["difference"] < 1e-5
+    assert "float32 equals the original ONNX to" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "float32 against the original ONNX" in page
+    assert "against torch" not in page
     for name, variant in (
         ("model.onnx", "float32"),
         ("model.int8.onnx", "int8"),
@@ -312,7 +310,7 @@ def test_a_source_says_what_stays_float_and_where_it_came_from(model: Path, spec
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--onnx", "m.onnx"], ["--preprocess", "s.json"], ["ck", "--onnx", "m.onnx", "--preprocess", "s.json"]],
+    [["--preprocess", "s.json"], ["ck", "--onnx", "m.onnx"]],
 )
 def test_wrong_use(wrong, capsys) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, attribute
+from calibration.graph import GraphError, attribute, sizes
 from export.files import model_bytes
 from export.from_onnx.load import ForeignModel, load
 from export.from_onnx.passes.batch import free_batch
@@ -74,6 +74,15 @@ def logits(model: ir.Model, batch: np.ndarray) -> np.ndarray:
 
 def count(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize("key", GRAPHS, ids=str)
+def test_rows_are_ordered_token_by_token(key, foreign) -> None:
+    found = foreign(*key).exported
+    assert found.passes["tokens_before_batch"] > 0
+    heads = [sizes(node.inputs[0]) for node in found.model.graph if node.op_type == "Softmax"]
+    assert len(heads) == DEPTH
+    assert all(shape is not None and len(shape) == 3 and shape[0] is None for shape in heads)  # [N · H, T, T]
 
 
 @pytest.mark.parametrize("key", GRAPHS, ids=str)

@@ -81,6 +81,7 @@ def results(*, images=60, classes=5, changed=3, labeled=True, items=None, labels
         environment={"cpu": "Some CPU", "vnni": False, "packages": {"numpy": "2.0"}},
         labels=labels,
         passes={"fold_normalization": 1},
+        reference="torch",
         parity=2.5e-7,
         calibration={"source": "photos", "images": 128, "target": "any-cpu"},
         evaluation={

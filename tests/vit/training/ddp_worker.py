@@ -49,7 +49,9 @@ def main(photos: str, out: str) -> None:
         )
         history = loop.run(on_step=lambda progress, loss: losses.append(loss))
         if world.first:
-            Path(out).write_text(json.dumps({"losses": losses, "history": history, "size": world.size}))
+            Path(out).write_text(
+                json.dumps({"losses": losses, "history": history, "size": world.size}), encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Folders as optimum and transformers.js write them: nothing else to type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.__main__ import main
+from export.from_onnx.folder import describe, find_model, name_of
+from export.from_onnx.spec import ForeignError
+from runtime.artifact import read_metadata
+from runtime.preprocess import Preprocess
+
+SIDE = 16
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+def write(folder: Path, name: str, document: object, encoding: str = "utf-8") -> None:
+    (folder / name).write_text(json.dumps(document), encoding=encoding)
+
+
+def test_a_folder_is_enough(optimum: Path, photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--onnx", str(optimum), "--quantize", "--calibration", str(photos), "--threads", "1"]
+    assert main(command) == 0
+    metadata = read_metadata(tmp_path / "artifacts" / "vit-tiny-animals" / "model.int8.onnx")
+    assert metadata.labels == tuple(NAMES)
+    assert metadata.preprocess == Preprocess(size=(SIDE, SIDE), resize="stretch", interpolation="bilinear")
+    assert metadata.source["name"] == "vit-tiny-animals"
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_the_models_of_transformers_js_lie_deeper(transformers_js: Path) -> None:
+    found = describe(transformers_js)
+    assert found.model == transformers_js / "onnx" / "model.onnx"
+    assert (found.name, found.spec.labels) == ("vit-tiny-animals", tuple(NAMES))
+    assert describe(found.model).spec == found.spec  # the file itself finds its documents as well
+
+
+def test_the_preprocessor_may_be_named(optimum: Path, tmp_path: Path) -> None:
+    beside = describe(optimum)
+    moved = tmp_path / "elsewhere.json"
+    (optimum / "preprocessor_config.json").rename(moved)
+    with pytest.raises(
+        ForeignError, match=r"expected preprocessor_config\.json beside the model.*--preprocess"
+    ):
+        describe(optimum)
+    assert describe(optimum, moved) == beside
+
+
+def test_documents_may_begin_with_a_byte_order_mark(optimum: Path) -> None:
+    plain = describe(optimum)
+    for name in ("config.json", "preprocessor_config.json"):
+        write(optimum, name, json.loads((optimum / name).read_text(encoding="utf-8")), "utf-8-sig")
+    assert describe(optimum) == plain
+    own = {"preprocess": {"size": [SIDE, SIDE]}, "mean": 0.5, "std": 0.5, "labels": NAMES}
+    write(optimum, "own.json", own, "utf-8-sig")
+    assert describe(optimum, optimum / "own.json").spec.labels == tuple(NAMES)
+
+
+def test_timm_describes_itself_in_its_config(optimum: Path) -> None:
+    (optimum / "preprocessor_config.json").unlink()
+    cfg = {
+        "input_size": [3, SIDE, SIDE],
+        "crop_pct": 0.5,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+    write(optimum, "config.json", {"architecture": "vit", "label_names": NAMES, "pretrained_cfg": cfg})
+    spec = describe(optimum).spec
+    assert (spec.preprocess.resize, spec.preprocess.resize_to) == ("crop", 2 * SIDE)
+    assert (spec.mean, spec.labels) == ((0.5, 0.5, 0.5), tuple(NAMES))
+
+
+def test_what_is_guessed_is_said(optimum: Path) -> None:
+    write(optimum, "config.json", {"image_size": 2 * SIDE})
+    found = describe(optimum)
+    assert found.spec.labels is None
+    assert any("numbers as their labels" in sentence for sentence in found.assumed)
+    assert any(f"{SIDE}×{SIDE} pixels" in sentence for sentence in found.assumed)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("preprocessor_config.json", "{", "not a JSON file"),
+        ("preprocessor_config.json", "[1]", "expected a JSON object"),
+        ("preprocessor_config.json", '{"size": {"longest_edge": 3}}', "makes no sense"),
+        ("config.json", "{", "not a JSON file"),
+    ],
+)
+def test_damaged_documents_are_named(name: str, text: str, message: str, optimum: Path, capsys) -> None:
+    (optimum / name).write_text(text, encoding="utf-8")
+    assert main(["--onnx", str(optimum)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert name in error
+    assert error.count("\n") == 1
+
+
+def test_labels_that_do_not_fit_are_refused(optimum: Path, capsys) -> None:
+    write(optimum, "config.json", {"id2label": {"0": "ant", "1": "bee"}})
+    assert main(["--onnx", str(optimum)]) == 2
+    assert "the model has 7 classes, the description 2 labels" in capsys.readouterr().err
+
+
+def test_among_several_models_one_must_be_named(optimum: Path) -> None:
+    (optimum / "model.onnx").rename(optimum / "a.onnx")
+    assert find_model(optimum) == optimum / "a.onnx"
+    (optimum / "b.onnx").write_bytes(b"")
+    with pytest.raises(ForeignError, match=r"found a\.onnx, b\.onnx; name the \.onnx file itself"):
+        find_model(optimum)
+
+
+def test_a_model_is_called_after_its_folder_only_where_its_own_name_says_nothing(tmp_path: Path) -> None:
+    assert name_of(tmp_path / "bee" / "model.onnx") == "bee"
+    assert name_of(tmp_path / "bee" / "onnx" / "model.onnx") == "bee"
+    assert name_of(tmp_path / "bee" / "wasp.onnx") == "wasp"
+
+
+def test_an_onnx_model_in_the_place_of_a_checkpoint_is_told_apart(optimum: Path, capsys) -> None:
+    assert main([str(optimum)]) == 2
+    assert f"write --onnx {optimum}" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""`python -m export FOLDER` for weights of another project: imported and exported in one go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.__main__ import main
+from export.source import is_of_others
+from runtime.artifact import read_metadata
+from tools.expected_drift import random_checkpoint
+
+
+def huggingface(folder: Path, *, labels: int = 3) -> Path:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(image_size=16, patch_size=8, num_labels=labels, **shape)
+    ViTForImageClassification(config).save_pretrained(folder)
+    processor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_weights_is_imported_and_exported(tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = huggingface(tmp_path / "tiny-vit")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(4):
+        Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8)).save(photos / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    assert main([str(folder), "--quantize", "--calibration", str(photos), "--threads", "1"]) == 0
+    metadata = read_metadata(tmp_path / "artifacts" / "tiny-vit" / "model.int8.onnx")
+    assert metadata.source["format"] == "Hugging Face"
+    assert metadata.source["name"] == "tiny-vit"
+    assert metadata.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert "float32 equals torch to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pth", "vit.npz"])
+def test_weights_of_others_are_told_from_checkpoints(name: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / name).write_bytes(b"")
+    assert is_of_others(tmp_path / "theirs")
+    assert is_of_others(tmp_path / "theirs" / name)
+    ours = random_checkpoint(tmp_path / "ours" / "model.safetensors")
+    assert not is_of_others(ours)
+    assert not is_of_others(ours.parent)
+    assert not is_of_others(tmp_path / "absent")

@@ -1,0 +1,195 @@
+"""`python -m export --onnx` from start to report: without torch, and with weights too large for one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from export.__main__ import main
+from export.files import model_bytes
+from export.source import from_onnx
+from runtime import Classifier
+from runtime.session import open_session
+
+SIDE, PATCH, WIDTH, CLASSES = 16, 8, 24, 3
+
+# An environment in which the packages of training cannot be imported.
+BLOCKED = """
+import importlib.metadata, sys
+blocked, found = {"torch", "safetensors", "sklearn", "onnxscript"}, importlib.metadata.version
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def version(name):
+    if name in blocked:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+sys.meta_path.insert(0, Blocked())
+importlib.metadata.version = version
+from export.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def perceptron() -> onnx.ModelProto:
+    """Patches, one GELU layer on each, their mean, and a classifier: enough for every step of an export."""
+    random = np.random.default_rng(0)
+    weights = {
+        "patch.weight": random.normal(size=(WIDTH, 3, PATCH, PATCH)) / 14,
+        "patch.bias": random.normal(size=WIDTH),
+        "fc.weight": random.normal(size=(WIDTH, WIDTH)) / 5,
+        "fc.bias": random.normal(size=WIDTH),
+        "head.weight": random.normal(size=(WIDTH, CLASSES)),
+        "head.bias": random.normal(size=CLASSES),
+    }
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    tensors += [
+        numpy_helper.from_array(np.array([0, WIDTH, -1]), "rows"),
+        numpy_helper.from_array(np.array([1]), "one"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["images", "patch.weight", "patch.bias"], ["grid"], strides=[PATCH, PATCH]),
+        helper.make_node("Reshape", ["grid", "rows"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["tokens", "fc.weight"], ["product"]),
+        helper.make_node("Add", ["product", "fc.bias"], ["sum"]),
+        helper.make_node("Gelu", ["sum"], ["hidden"]),
+        helper.make_node("ReduceMean", ["hidden", "one"], ["mean"], keepdims=0),
+        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])
+    graph = helper.make_graph(nodes, "perceptron", [images], [logits], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model as optimum writes it, and twelve images beside it."""
+    folder = tmp_path / "perceptron"
+    (folder / "photos").mkdir(parents=True)
+    onnx.save(perceptron(), folder / "model.onnx")
+    processor = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    (folder / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}}', encoding="utf-8")
+    random = np.random.default_rng(0)
+    for index in range(12):
+        image = Image.fromarray(random.integers(0, 256, (24, 20, 3), np.uint8))
+        image.save(folder / "photos" / f"{index}.png")
+    return folder
+
+
+def exported(command: list[str | Path], folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--onnx", folder, "--quantize", "--calibration", folder / "photos", "--threads", "1"]
+    return run([*command, *options, "--out", folder / "out"], root)
+
+
+def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
+    # A locale that knows ASCII alone: the reports hold more than that.
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8",
+        errors="replace", timeout=580,
+    )  # fmt: skip
+
+
+def expect_files(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["parity"]["reference"] == "the original ONNX"
+    assert set(report["models"]) == {"float32", "int8"}
+    assert "torch" not in report["environment"]["packages"]
+    assert "2 of 2 linears" in done.stdout  # the head stays float
+    assert (folder / "out" / "report.html").stat().st_size > 5000
+
+
+def test_an_onnx_model_needs_no_torch(folder: Path, root: Path) -> None:
+    expect_files(exported([sys.executable, "-c", BLOCKED], folder, root), folder)
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """With limits of a few kilobytes in the place of gigabytes: the float file has two parts, INT8 one."""
+    large = [value for value in perceptron().graph.initializer]
+    weights = sum(numpy_helper.to_array(each).nbytes for each in large)
+    monkeypatch.setattr("calibration.serialize.LARGE", 0)
+    monkeypatch.setattr("export.files.ONE_FILE", weights // 2)
+    out = tmp_path / "out"
+    command = ["--onnx", folder, "--quantize", "--calibration", folder / "photos", "--out", out]
+    assert main([*map(str, command), "--threads", "1"]) == 0
+    assert sorted(path.name for path in out.glob("*.onnx*")) == [
+        "model.int8.onnx", "model.onnx", "model.onnx.data",
+    ]  # fmt: skip
+    assert (out / "model.onnx.data").stat().st_size > weights // 2
+    images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    found = open_session(out / "model.onnx", device="cpu").run(None, {"pixels": images})[0]
+    expected = from_onnx(folder).reference(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["models"]["float32"]["bytes"] == sum(p.stat().st_size for p in out.glob("model.onnx*"))
+    assert Classifier(out / "model.int8.onnx")(images[0]).label in "abc"
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_large_weights_stay_aside_while_the_opset_is_converted(opset: int, folder: Path, monkeypatch) -> None:
+    model = perceptron()
+    if opset < 20:
+        model.graph.node[5].op_type = "Tanh"
+        model.graph.node[6].input[:] = ["hidden"]
+        model.graph.node[6].attribute.append(helper.make_attribute("axes", [1]))
+        model.opset_import[0].version = opset
+    onnx.save(model, folder / "model.onnx")
+    monkeypatch.setattr("export.from_onnx.file.BIG_TENSOR", 100)
+    source = from_onnx(folder)
+    images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    session = open_session(model_bytes(source.exported.model), device="cpu")
+    np.testing.assert_allclose(session.run(None, {"pixels": images})[0], source.reference(images), atol=1e-5)
+
+
+def test_a_checkpoint_says_what_to_install(folder: Path, root: Path) -> None:
+    done = run([sys.executable, "-c", BLOCKED, folder / "model.safetensors"], root)
+    assert done.returncode == 1
+    assert 'pip install "vit-edge[export]"' in done.stderr
+    assert "--onnx" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_extra_onnx_is_enough_in_a_new_environment(new_python: Path, folder: Path, root: Path) -> None:
+    pip = [new_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    installed = run([*pip, "-c", root / "constraints.txt", f"{root}[onnx]"], folder)
+    assert installed.returncode == 0, installed.stderr
+    assert run([new_python, "-c", "import torch"], folder).returncode != 0
+    expect_files(exported([new_python, "-m", "export"], folder, folder), folder)
+    done = run([new_python, "-m", "export", folder / "model.safetensors"], folder)
+    assert 'pip install "vit-edge[export]"' in done.stderr
+
+
+def lowest(extra: str, project: dict[str, Any]) -> list[str]:
+    """The requirements of an extra, and what it builds on, at the lower bound of each."""
+    found = list(project["dependencies"])
+    for requirement in project["optional-dependencies"][extra]:
+        inner = re.fullmatch(r"vit-edge\[(.*)\]", requirement)
+        found += lowest(inner[1], project) if inner else [requirement]
+    return [requirement.replace(">=", "==") for requirement in dict.fromkeys(found)]
+
+
+@pytest.mark.slow
+def test_the_lower_bounds_of_the_extra_onnx_work(new_python: Path, folder: Path, root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pip = [new_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    installed = run([*pip, *lowest("onnx", project)], folder)
+    assert installed.returncode == 0, installed.stderr
+    expect_files(exported([new_python, "-m", "export"], folder, root), folder)
