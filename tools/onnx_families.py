@@ -40,7 +40,7 @@ LARGER = {"crossvit_tiny_240": 240, "levit_128s": 64, "coat_tiny": 64, "nest_tin
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one family under one exporter and batch."""
+    """Result of one family under one exporter and batch."""
 
     family: str
     exporter: str  # "torchscript" or "dynamo"

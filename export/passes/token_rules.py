@@ -1,4 +1,4 @@
-"""Rules for how each operator changes when rows are ordered token by token: a table of operators, rule and formula."""
+"""Rules that order rows token by token: a table of operators, rule and formula."""
 
 from __future__ import annotations
 

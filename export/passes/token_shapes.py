@@ -1,4 +1,4 @@
-"""What the values of a graph are: tokens by image, or the rows of heads."""
+"""Kinds of values in a graph: tokens by image, or the rows of heads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_heads(value: ir.Value | None) -> bool:
 
 
 def concerned(node: ir.Node) -> bool:
-    """Whether the node handles tokens by image, or cuts the pixels into them."""
+    """Return whether the node handles tokens by image, or cuts the pixels into them."""
     if node.inputs and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8:
         cast = node.outputs[0].dtype != ir.DataType.UINT8 and by_image(node.outputs[0])
         return node.op_type == "Transpose" or cast
