@@ -47,16 +47,18 @@ export class Classifier {
    */
   static async open(model, { runtime, top = 5, session: optionsFor = () => ({}) }) {
     const metadata = readMetadata(model);
+    if (!metadata.labels.length) throw new ModelError("it has no classes, only an embedding; expected a model that classifies");
     let session;
     try {
       session = await runtime.InferenceSession.create(model, optionsFor(metadata));
     } catch (error) {
       throw new ModelError(`ONNX Runtime does not accept it (${reason(error)}); export it again`);
     }
-    for (const [kind, names, name] of [["input", session.inputNames, "pixels"], ["output", session.outputNames, "logits"]])
-      if (names.length !== 1 || names[0] !== name) {
+    const outputs = metadata.embedding === null ? ["logits"] : ["logits", "embedding"];
+    for (const [kind, names, expected] of [["inputs", session.inputNames, ["pixels"]], ["outputs", session.outputNames, outputs]])
+      if (names.join() !== expected.join()) {
         await session.release();
-        throw new ModelError(`expected one ${kind} "${name}", found ${names.join(", ")}; export it again`);
+        throw new ModelError(`expected the ${kind} ${expected.join(", ")}, found ${names.join(", ")}; export it again`);
       }
     return new Classifier(session, runtime, metadata, top);
   }
@@ -74,7 +76,7 @@ export class Classifier {
     const bytes = preprocess(image, spec);
     const prepared = performance.now();
     const pixels = new this.#runtime.Tensor("uint8", bytes, [1, ...spec.size, 3]);
-    const { logits: output } = await this.#session.run({ pixels });
+    const { logits: output } = await this.#session.run({ pixels }, ["logits"]);
     const logits = Float32Array.from(output.data);
     const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
     if (logits.length !== labels.length)

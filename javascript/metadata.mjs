@@ -17,6 +17,7 @@ import { checkSpec, isObject, listed } from "./spec.mjs";
  * @property {Record<string, unknown>} source where the model came from
  * @property {Record<string, unknown>} measured at export
  * @property {number} temperature what logits are divided by before softmax
+ * @property {number | null} embedding features of a second output `embedding`, null without one
  * @property {string} producer "vit-edge" and its version
  */
 
@@ -24,7 +25,8 @@ const VERSION = 2;
 const VARIANTS = ["float32", "float16", "int8"];
 const MAX_CHARACTERS = 2 ** 24;
 const FIELDS = [
-  "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant", "version",
+  "embedding", "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant",
+  "version",
 ];
 
 /** By target: where default session options are exact, as runtime/targets.py has it. @type {Record<string, string[]>} */
@@ -89,9 +91,11 @@ export function checkMetadata(text) {
   oneOf("target", document.target, Object.keys(EXACT_ON));
   if (JSON.stringify(document.exact_on) !== JSON.stringify(EXACT_ON[document.target]))
     throw new ModelError(`exact_on must be ${EXACT_ON[document.target].join(", ")} for ${document.target}`);
-  if (!Array.isArray(document.labels) || !document.labels.length || !document.labels.every(isText))
-    throw new ModelError("labels must be a list of at least one name, all of them text");
-  const { temperature } = document;
+  const { embedding, temperature } = document;
+  if (embedding !== null && !(Number.isInteger(embedding) && embedding > 0))
+    throw new ModelError(`embedding must be null or 1 and more, found ${listed([JSON.stringify(embedding)])}`);
+  if (!Array.isArray(document.labels) || !document.labels.every(isText) || !(document.labels.length || embedding))
+    throw new ModelError("labels must be a list of at least one name, all of them text; only an embedding has none");
   if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100))
     throw new ModelError(`temperature must be 0.01 to 100, found ${listed([JSON.stringify(temperature)])}`);
   if (!isText(document.producer)) throw new ModelError("producer must be text");

@@ -20,6 +20,8 @@ calibration where there is no ONNX Runtime. In reading order:
     opening          a path to a checked model on a device
     results          logits to a prediction
     concurrency      a long stream over several threads
+    open_model       what a classifier and an embedder share
+    embedder         an image to its features
     classifier       the class that apps embed
     batch/           what only python -m runtime needs
     __main__         python -m runtime
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runtime.artifact import ArtifactError, Metadata, read_metadata
     from runtime.classifier import Classifier
+    from runtime.embedder import Embedded, Embedder
     from runtime.files import find_images
     from runtime.opening import ModelInfo
     from runtime.preprocess import ImageError, Preprocess
@@ -44,6 +47,8 @@ __all__ = [
     "Candidate",
     "Classifier",
     "DeviceError",
+    "Embedded",
+    "Embedder",
     "ImageError",
     "Metadata",
     "ModelInfo",
@@ -58,6 +63,7 @@ __all__ = [
 _HOMES = {
     "runtime.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     "runtime.classifier": ("Classifier",),
+    "runtime.embedder": ("Embedded", "Embedder"),
     "runtime.files": ("find_images",),
     "runtime.opening": ("ModelInfo",),
     "runtime.preprocess": ("ImageError", "Preprocess"),

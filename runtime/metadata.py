@@ -41,6 +41,7 @@ class Metadata:
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
     temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
+    embedding: int | None = None  # features of the second output, float32 [N, D]; None without one
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
     # at export: its drift, among others
@@ -55,8 +56,10 @@ class Metadata:
             raise ArtifactError(unknown_target(self.target))
         if not isinstance(self.preprocess, Preprocess):
             raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
-        if not isinstance(self.labels, tuple) or not self.labels:
-            raise ArtifactError("labels must be a list of at least one name")
+        if self.embedding is not None and not _is_count(self.embedding):
+            raise ArtifactError(f"embedding must be null or 1 and more, found {self.embedding!r}")
+        if not isinstance(self.labels, tuple) or not (self.labels or self.embedding):
+            raise ArtifactError("labels must be a list of at least one name; only an embedding has none")
         if not all(map(_is_text, self.labels)):
             raise ArtifactError("labels must be text, every one of them")
         if not _is_text(self.producer):
@@ -66,6 +69,12 @@ class Metadata:
         for name in ("source", "measured"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ArtifactError(f"{name} must be a JSON object")
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The outputs of the graph and their features: `logits`, `embedding`, or both in this order."""
+        sizes = {"logits": len(self.labels), "embedding": self.embedding or 0}
+        return {name: size for name, size in sizes.items() if size}
 
     @property
     def exact_on(self) -> tuple[CpuKind, ...]:
@@ -138,6 +147,10 @@ _FIELDS = tuple(each.name for each in fields(Metadata))
 
 def _is_temperature(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 100
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_text(value: object) -> bool:

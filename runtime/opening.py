@@ -64,10 +64,14 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
     Raises:
         ArtifactError: when it is not.
     """
-    size, classes = artifact.metadata.preprocess.size, len(artifact.metadata.labels)
+    size, outputs = artifact.metadata.preprocess.size, artifact.metadata.outputs
     for what, expected, nodes in (
         ("input", [("pixels", "tensor(uint8)", [*size, 3])], session.get_inputs()),
-        ("output", [("logits", "tensor(float)", [classes])], session.get_outputs()),
+        (
+            "output",
+            [(name, "tensor(float)", [features]) for name, features in outputs.items()],
+            session.get_outputs(),
+        ),
     ):
         found = [(node.name, node.type, node.shape[1:]) for node in nodes]
         if found != expected:

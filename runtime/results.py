@@ -29,15 +29,15 @@ class Candidate:
 class Prediction:
     """Answer of a model for one image."""
 
-    label: str
-    index: int
+    label: str | None  # None, as the index, where the score is below `min_score`
+    index: int | None
     score: float
     top: tuple[Candidate, ...]  # best first, the prediction itself included
 
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[P]):
-    """One image of a stream: either a prediction, or why there is none."""
+    """One image of a stream: a prediction, or why there is none; or one without a label, and why."""
 
     image: P  # as it was given
     prediction: Prediction | None
@@ -45,7 +45,11 @@ class Result(Generic[P]):
 
 
 def prediction_of(
-    logits: npt.NDArray[np.float32], labels: Sequence[str], top: int, temperature: float = 1.0
+    logits: npt.NDArray[np.float32],
+    labels: Sequence[str],
+    top: int,
+    temperature: float = 1.0,
+    min_score: float | None = None,
 ) -> Prediction:
     """Return the answer that is in the logits of one image.
 
@@ -54,6 +58,7 @@ def prediction_of(
         labels: the name of each class.
         top: number of candidates to list.
         temperature: what the logits are divided by before softmax; it changes scores and never their order.
+        min_score: below it the prediction has no label and no index.
 
     Raises:
         ImageError: when a logit is not finite.
@@ -64,4 +69,16 @@ def prediction_of(
     powers = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     scores = powers[order] / powers.sum()
     best = tuple(Candidate(labels[i], int(i), float(score)) for i, score in zip(order, scores, strict=True))
+    if min_score is not None and best[0].score < min_score:
+        return Prediction(None, None, best[0].score, best)
     return Prediction(best[0].label, best[0].index, best[0].score, best)
+
+
+def unsure(prediction: Prediction, min_score: float | None) -> str | None:
+    """Return why a prediction has no label; None where it has one."""
+    if prediction.label is not None:
+        return None
+    digits = 2  # enough of them that the score does not read as the minimum itself
+    while digits < 6 and float(f"{prediction.score:.{digits}f}") >= (min_score or 0):
+        digits += 1
+    return f"unsure (score {prediction.score:.{digits}f}, minimum {min_score:g})"

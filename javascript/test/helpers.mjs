@@ -23,7 +23,7 @@ export const SPEC = {
 };
 export const DOCUMENT = {
   version: 2, exact_on: ["x86-vnni", "x86", "arm64", "wasm"], variant: "float32", preprocess: SPEC, labels: ["red", "green", "blue"], target: "any-cpu", source: {},
-  measured: {}, temperature: 1, producer: "vit-edge",
+  measured: {}, temperature: 1, embedding: null, producer: "vit-edge",
 };
 
 const varint = (value) => (value < 128 ? [value] : [(value & 127) | 128, ...varint(Math.floor(value / 128))]);

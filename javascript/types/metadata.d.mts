@@ -33,6 +33,10 @@ export type Metadata = {
      */
     temperature: number;
     /**
+     * features of a second output `embedding`, null without one
+     */
+    embedding: number | null;
+    /**
      * "vit-edge" and its version
      */
     producer: string;

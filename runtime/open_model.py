@@ -1,0 +1,183 @@
+"""A model file that is open: its sessions, across threads and forks, and many images at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+
+from runtime.artifact import ArtifactError, named
+from runtime.concurrency import in_batches, in_parallel
+from runtime.cpu import available_cores
+from runtime.opening import CPU_DEVICES, ModelInfo, open_model
+from runtime.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
+from runtime.results import P
+from runtime.session import Device
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from onnxruntime import InferenceSession
+
+_GPU_BATCH = 32  # images; beyond it a ViT gains little and waits longer
+A = TypeVar("A")  # what is made of one row of the output
+
+
+class OpenModel(Generic[A]):
+    """What `Classifier` and `Embedder` share: all but which output they read, and what they make of it."""
+
+    info: ModelInfo
+    _output: ClassVar[str]  # the output of the graph that it reads
+
+    def __init__(
+        self,
+        model: Path | str | bytes,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        sha256: str | None = None,
+    ) -> None:
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels must be 1 or more, found {max_pixels}")
+        self._max_pixels = max_pixels
+        self._options: dict[str, Any] = dict(device=device, threads=threads, max_pixels=max_pixels)
+        self.info, session = open_model(model, device=device, threads=threads, sha256=sha256)
+        # What to open again after a fork, or with one thread for streams.
+        self._source: str | bytes = model if isinstance(model, bytes) else str(self.info.path)
+        if self._output not in self.info.outputs:
+            raise ArtifactError(f"{named(self._source)}: {self._missing()}")
+        self._session: InferenceSession | None = session
+        self._stream_session = session if self.info.threads == 1 else None
+        self._process = os.getpid()
+        self._closing = threading.Lock()
+
+    def _missing(self) -> str:
+        """Say why a model without this output is refused, and what to do."""
+        raise NotImplementedError
+
+    def _answer(self, row: npt.NDArray[np.float32]) -> A:
+        """Make an answer of one row of the output; ImageError when it is not finite."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """Predict a blank image, so that the first real one is as fast as the next.
+
+        Raises:
+            ArtifactError: when the model does not give what its metadata says.
+        """
+        blank = np.full((1, *self.info.preprocess.size, 3), 127, np.uint8)
+        self._answer(self._rows(self._here(), blank, self._output)[0])
+
+    def close(self) -> None:
+        """Let go of the model. Predictions that are under way in other threads still end well."""
+        with self._closing:
+            self._session = self._stream_session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        source, name = named(self._source), type(self).__name__
+        return f"{name}({source!r}, device={self.info.device!r}, threads={self.info.threads})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it opens the same file there."""
+        self._here()
+        return partial(type(self), self._source, **self._options, sha256=self.info.sha256), ()
+
+    def _one(self, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
+        """Return the row of an output for one image."""
+        session = self._here()
+        return self._rows(session, self._pixels(image)[None], output)[0]
+
+    def _many(
+        self, images: Iterable[P], *, workers: int | None, batch: int | None, ordered: bool
+    ) -> Iterator[tuple[P, A | None, str | None]]:
+        """Yield each image with its answer, or with why there is none."""
+        workers = available_cores() if workers is None else workers
+        batch = (1 if self.info.device in CPU_DEVICES else _GPU_BATCH) if batch is None else batch
+        if workers < 1 or batch < 1:
+            raise ValueError(f"workers and batch must be 1 or more, found {workers} and {batch}")
+        if batch > 1:
+            session = self._here()
+            work = partial(self._answers, session)
+            return in_batches(self._prepared, work, images, workers=workers, size=batch)
+        session = self._for_streams()
+        return in_parallel(partial(self._next, session), images, workers=workers, ordered=ordered)
+
+    def _here(self) -> InferenceSession:
+        """Return the session for single images, opened again after a fork, which no thread survives."""
+        session = self._session  # read once: another thread may close this model at any moment
+        if session is None:
+            raise RuntimeError(self._closed())
+        if self._process != os.getpid():
+            # Taking down a session whose threads are gone would wait for them for ever: keep it.
+            self._lost = session, self._stream_session
+            session = self._again(self._options["threads"])
+            self._session = session
+            self._stream_session = session if self.info.threads == 1 else None
+            self._process = os.getpid()
+        return session
+
+    def _for_streams(self) -> InferenceSession:
+        """Return the session for many images at once: one thread for each of them."""
+        session = self._here()
+        if self.info.device not in CPU_DEVICES:
+            return session
+        stream_session = self._stream_session
+        if stream_session is None:
+            stream_session = self._again(1)
+            with self._closing:
+                if self._session is None:  # closed while the file was opened: keep nothing alive
+                    raise RuntimeError(self._closed())
+                self._stream_session = stream_session
+        return stream_session
+
+    def _closed(self) -> str:
+        return f"this {type(self).__name__} is closed; make a new one"
+
+    def _again(self, threads: int | None) -> InferenceSession:
+        device: Any = self.info.device
+        return open_model(self._source, device=device, threads=threads, sha256=self.info.sha256)[1]
+
+    def _pixels(self, image: ImageSource) -> Pixels:
+        return self.info.preprocess(image, max_pixels=self._max_pixels)
+
+    def _rows(self, session: InferenceSession, pixels: Pixels, output: str) -> npt.NDArray[np.float32]:
+        """uint8 [N, H, W, 3] to float32 [N, features of the output]."""
+        rows: npt.NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
+        expected = (len(pixels), self.info.outputs[output])
+        if rows.shape != expected:
+            found = f"expected {output} of shape {expected}, found {rows.shape}"
+            raise ArtifactError(f"{named(self._source)}: {found}; export it again")
+        return rows
+
+    def _prepared(self, image: P) -> tuple[P, Pixels | str]:
+        """An image and its pixels, or why there are none."""
+        try:
+            return image, self._pixels(image)
+        except ImageError as error:
+            return image, str(error)
+
+    def _answers(
+        self, session: InferenceSession, group: list[tuple[P, Pixels | str]]
+    ) -> Iterator[tuple[P, A | None, str | None]]:
+        readable = [pixels for _, pixels in group if not isinstance(pixels, str)]
+        rows = iter(self._rows(session, np.stack(readable), self._output) if readable else ())
+        for image, pixels in group:
+            try:
+                answer = None if isinstance(pixels, str) else self._answer(next(rows))
+                yield image, answer, pixels if isinstance(pixels, str) else None
+            except ImageError as error:  # the answer is not finite
+                yield image, None, str(error)
+
+    def _next(self, session: InferenceSession, image: P) -> tuple[P, A | None, str | None]:
+        return next(self._answers(session, [self._prepared(image)]))
