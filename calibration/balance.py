@@ -39,6 +39,8 @@ def find_groups(sites: Sites) -> list[Group]:
             producers.setdefault(producer)
     for producer in producers:
         readers = _readers(producer.outputs[0])
+        if leaves_graph(producer.outputs[0]):  # an embedding: scales would reach whoever reads it
+            continue
         if constant(producer.inputs[1]) is not None and all(node in by_node for node in readers):
             linears = tuple(by_node[node] for node in dict.fromkeys(readers))
             found.append(Group(str(producer.name), "norm", producer, linears))
@@ -53,6 +55,12 @@ def find_groups(sites: Sites) -> list[Group]:
             if reader is not None and reader.weight.shape[0] == by_node[value].weight.shape[1]:
                 found.append(Group(by_node[value].name, "value", value, (reader,)))
     return found
+
+
+def leaves_graph(value: ir.Value) -> bool:
+    """Return whether the numbers are an output of the graph, through layout and selection too."""
+    moved = [use.node.outputs[0] for use in value.uses() if use.node.op_type in (*LAYOUT, "Gather")]
+    return value.is_graph_output() or any(map(leaves_graph, moved))
 
 
 def scales_for(low: Array, high: Array, strength: float) -> Array:

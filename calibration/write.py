@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from calibration.balance import apply_scales, find_groups
+from calibration.balance import apply_scales, find_groups, leaves_graph
 from calibration.graph import (
     Array,
     add_constant,
@@ -64,12 +64,22 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
 def _balance(sites: Sites, plan: QuantizationPlan) -> None:
     groups = {group.name: group for group in find_groups(sites)}
     for name, balance in plan.balance.items():
+        if name not in groups and _gives_output(sites, name):
+            raise PlanError(
+                f"the plan balances {name!r}, whose numbers are an output of the graph (the embedding): take it "
+                'out of "balance", or leave --embedding out'
+            )
         if name not in groups:
             raise PlanError(f"the plan balances {name!r}, the graph has these places: {', '.join(groups)}")
         width = groups[name].linears[0].weight.shape[0]
         if len(balance.scales) != width or min(balance.scales) <= 0:
             raise PlanError(f"{name}: expected {width} positive scales, found {len(balance.scales)}")
         apply_scales(groups[name], np.array(balance.scales, np.float32))
+
+
+def _gives_output(sites: Sites, name: str) -> bool:
+    graph = graph_of(next(iter(sites.linears.values())).node)
+    return any(node.name == name and leaves_graph(node.outputs[0]) for node in graph)
 
 
 def _correct(sites: Sites, plan: QuantizationPlan) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 # Gelu (opset 20) and LayerNormalization (17) are single nodes; Q/DQ keeps int32 biases.
 OPSET = 21
-INPUT, OUTPUT = "pixels", "logits"
+INPUT, OUTPUT, EMBEDDING = "pixels", "logits", "embedding"
 
 
 @dataclass(frozen=True)

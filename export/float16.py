@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -65,6 +67,7 @@ def to_float16(model: ir.Model) -> ir.Model:
         for output in node.outputs:
             if output.dtype == FLOAT:
                 output.type = ir.TensorType(wanted)  # a new one: the clone shares the old with its source
+    _embedding_in_float(half, casts)
     for output in half.graph.outputs:
         if output.dtype != FLOAT:
             raise GraphError(f"expected the logits in float32, found {output.name!r} in {output.dtype}")
@@ -100,7 +103,8 @@ def _center_pixels(model: ir.Model) -> None:
 def _head_and_below(model: ir.Model) -> set[ir.Node]:
     """The last product and everything after it."""
     found: set[ir.Node] = set()
-    queue = [value.producer() for value in model.graph.outputs]
+    heads = [value for value in model.graph.outputs if value.name != "embedding"]
+    queue = [value.producer() for value in heads]
     for node in queue:
         if node is None or node in found:
             continue
@@ -108,6 +112,23 @@ def _head_and_below(model: ir.Model) -> set[ir.Node]:
         if node.op_type not in ("Gemm", "MatMul"):
             queue += [value.producer() for value in node.inputs if value is not None]
     return found
+
+
+def _embedding_in_float(
+    half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]
+) -> None:
+    """Give out the embedding in float32: the Cast in front of the head, or one of its own without a head."""
+    for index, output in enumerate(half.graph.outputs):
+        if output.name != "embedding" or output.dtype != HALF:
+            continue
+        cast = casts.get((output, FLOAT))
+        if cast is None:
+            node = ir.node("Cast", [output], {"to": int(FLOAT)}, name="embedding.float32")
+            half.graph.append(node)
+            cast = node.outputs[0]
+            cast.type, cast.shape = ir.TensorType(FLOAT), output.shape
+        output.name, cast.name = "embedding.float16", "embedding"
+        half.graph.outputs[index] = cast
 
 
 def _as(

@@ -30,16 +30,18 @@ class Source:
     reference: Callable[[Array], Array] = field(repr=False)  # logits for uint8 [N, H, W, 3]
     reference_name: str  # for messages: "torch"
     preprocess: Preprocess
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # empty for a model without classes, whose output is an embedding
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
     trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
+    embedding: int | None = None  # features of the output `embedding`; None without it
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Source:
-    """Export a checkpoint's model; torch is its reference."""
+    """Export a checkpoint's model, one without a head as an embedding; torch is its reference."""
     import torch
 
+    from export.embedding import only_embedding
     from export.from_torch import export_float
     from vit.checkpoint import FILE_NAME
 
@@ -47,8 +49,10 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
         with torch.inference_mode():
             return checkpoint.model(torch.from_numpy(pixels)).numpy()  # type: ignore[no-any-return]
 
+    exported = export_float(checkpoint.model)
     return Source(
-        exported=export_float(checkpoint.model),
+        exported=exported,
+        embedding=None if checkpoint.labels else only_embedding(exported.model),
         reference=reference,
         reference_name="torch",
         preprocess=checkpoint.preprocess,
@@ -136,6 +140,7 @@ def from_onnx(model: Path, preprocess: Path | None = None) -> Source:
     Raises:
         ForeignError: for files that cannot be used.
     """
+    from export.embedding import only_embedding
     from export.from_onnx.folder import describe
     from export.from_onnx.load import load
 
@@ -147,6 +152,7 @@ def from_onnx(model: Path, preprocess: Path | None = None) -> Source:
         reference_name="the original ONNX",
         preprocess=found.preprocess,
         labels=found.labels,
+        embedding=None if found.labels else only_embedding(found.exported.model),
         description={
             "name": described.name,
             "onnx": found.path.name,

@@ -127,6 +127,8 @@ def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:
         raise ForeignError(f"{path}: expected logits [N, classes], found an output of shape {shape}")
     if spec.labels is None:
         return tuple(map(str, range(shape[1])))
+    if not spec.labels:  # the description says that these are no classes but an embedding
+        return ()
     if len(spec.labels) != shape[1]:
         raise ForeignError(
             f"{path}: the model has {shape[1]} classes, the description {len(spec.labels)} labels"

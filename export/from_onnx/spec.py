@@ -95,6 +95,9 @@ def _is_number(value: Any) -> bool:
 def _labels(values: Any, path: Path) -> tuple[str, ...] | None:
     if values is None:
         return None
-    if not isinstance(values, list) or not all(isinstance(label, str) for label in values) or not values:
-        raise ForeignError(f"{path}: labels must be a list of names in the order of the classes")
+    if not isinstance(values, list) or not all(isinstance(label, str) for label in values):
+        raise ForeignError(
+            f"{path}: labels must be a list of names in the order of the classes; an empty one says that the "
+            "model has no classes and gives an embedding"
+        )
     return tuple(values)
