@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_drift=arguments.max_drift,
         min_agreement=arguments.min_agreement,
         min_sqnr=arguments.min_sqnr,
+        embedding=arguments.embedding,
+        min_cosine=arguments.min_cosine,
         merge_tokens=arguments.merge_tokens,
         threads=arguments.threads,
     )
@@ -161,6 +163,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="fail when the logits' signal-to-noise ratio is lower (default: 20 with --merge-tokens "
         "and no R, else none)",
+    )
+    add(
+        "--embedding",
+        action="store_true",
+        help="also give out the embedding, what the last linear layer reads; a model without classes gives "
+        "nothing else",
+    )
+    add(
+        "--min-cosine",
+        type=float,
+        metavar="COSINE",
+        help="fail when the mean cosine of the embeddings to those of float32 is lower",
     )
     add(
         "--merge-tokens",

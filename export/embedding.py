@@ -28,7 +28,9 @@ def with_embedding(source: Source) -> Source:
     value = _head_input(source.exported.model)
     shape = sizes(value)
     if shape is None or len(shape) != 2 or shape[1] is None:
-        raise GraphError(f"expected one vector per image in front of the head, found a tensor of shape {shape}")
+        raise GraphError(
+            f"expected one vector per image in front of the head, found a tensor of shape {shape}"
+        )
     if value.is_graph_input() or value.is_graph_output():
         raise GraphError(f"the head reads {value.name!r}, which is an input or output already")
     value.name = EMBEDDING

@@ -114,9 +114,7 @@ def _head_and_below(model: ir.Model) -> set[ir.Node]:
     return found
 
 
-def _embedding_in_float(
-    half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]
-) -> None:
+def _embedding_in_float(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
     """Give out the embedding in float32: the Cast in front of the head, or one of its own without a head."""
     for index, output in enumerate(half.graph.outputs):
         if output.name != "embedding" or output.dtype != HALF:

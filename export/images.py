@@ -28,12 +28,12 @@ def public_name(name: str) -> str:
 
 
 def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
-    """The same images with the model's own class indices; without classes when they are loose.
+    """The same images with the model's own class indices; without classes when images or model have none.
 
     Raises:
         DataError: when the folders' classes are not the model's.
     """
-    if images.targets is None or images.labels is None:
+    if images.targets is None or images.labels is None or not labels:
         return replace(images, targets=None, labels=None)
     if images.labels == labels:
         return images

@@ -17,6 +17,7 @@ from calibration.merging.search import middle_merging
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import Budget, BudgetError, Search, search_plan
+from export.embedding import with_embedding
 from export.files import staged
 from export.float16 import to_float16
 from export.images import ExportImages, choose_images, labeled_as
@@ -61,6 +62,8 @@ class Options:
     max_drift: float | None = None
     min_agreement: float | None = None
     min_sqnr: float | None = None  # dB
+    embedding: bool = False  # give out what the head reads, beside the logits
+    min_cosine: float | None = None  # of the embeddings to float's, the mean
     merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
     threads: int | None = None
 
@@ -92,6 +95,7 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
         ExportError: when the float model does not match its source, a layer fell back to float, or a variant
             drifts beyond the limits. Nothing is written then.
     """
+    source = _embedding(source, options)
     images, exported = _images(source, options), source.exported
     variants = [ModelFile.opened("float32", exported.model, options.threads)]
     parity = _check_parity(source, variants[0].session, images.evaluation)
@@ -108,6 +112,22 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
         results = replace(results, warnings=_doubts(source, images, results, variants, options))
         _write_reports(results, variants, folder)
     return results
+
+
+def _embedding(source: Source, options: Options) -> Source:
+    """Return the source with the outputs that the options want; refuse limits that do not apply to them."""
+    if options.embedding:
+        source = with_embedding(source)
+    if options.min_cosine is not None and source.embedding is None:
+        raise ExportError(
+            "--min-cosine limits the drift of embeddings, the model gives none; add --embedding"
+        )
+    if not source.labels and (options.budget.limits or options.merge_tokens is not None):
+        raise ExportError(
+            "the model has no classes: --max-drift, --min-agreement, --min-sqnr and --merge-tokens judge "
+            "logits; limit the drift of its embeddings with --min-cosine"
+        )
+    return source
 
 
 def _doubts(
@@ -147,7 +167,10 @@ def _quantize(
             '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
         )
     if options.plan is not None:
-        return apply_plan(model, read_plan(options.plan)), None
+        given = read_plan(options.plan)
+        if given.merging and not source.labels:
+            raise PlanError(f'{options.plan}: it merges tokens, which needs classes; empty its "merging"')
+        return apply_plan(model, given), None
     with report("calibrating", len(images.calibration)) as progress:
         chosen = quantize(
             model,
@@ -221,7 +244,7 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
     try:
-        (found,) = session.run(None, {session.get_inputs()[0].name: batch})
+        found = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise ExportError(
             f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); please "
@@ -239,7 +262,11 @@ def _check_parity(source: Source, session: ort.InferenceSession, images: Images)
 
 def _check_limits(results: Results, options: Options) -> None:
     for each in results.variants[1:]:
-        assert each.drift is not None  # every variant but float32 has one
+        found = (results.embeddings or {}).get(each.variant)
+        if found is not None and (far := found.misses(options.min_cosine)):
+            raise _too_far(each.variant, "; ".join(far))
+        if each.drift is None:  # a model without classes
+            continue
         merged = each.variant == "int8" and results.merging is not None
         budget = options.merge_budget if merged else None
         failures = (budget or options.budget).misses(each.drift)

@@ -35,7 +35,7 @@ examples:
   python -m runtime model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
   find / -name '*.jpg' -print0 | python -m runtime model.int8.onnx - --null > labels.jsonl
 
-exit codes: 0 every image has a label, 1 some have none, or the work broke off, 2 wrong use, 130 interrupted
+exit codes: 0 every image has a label or is unsure, 1 some could not be read, or the work broke off, 2 wrong use, 130 interrupted
 """
 
 
@@ -74,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         threads=1,  # for one image; the workers are what keeps the cores busy
         top=options.top,
+        min_score=options.min_score,
         max_pixels=options.max_pixels,
         sha256=options.sha256,
     )
@@ -115,7 +116,7 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
 
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
     for result in results:
-        if sorter is not None and result.prediction is not None:
+        if sorter is not None and result.prediction is not None and result.prediction.index is not None:
             sorter.put(result.image, result.prediction.index)
         lines.write(result)
         report.add(result)
@@ -240,6 +241,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--copy", action="store_true", help="with --sort-into: copies, not links")
     add("--top", type=positive, default=5, metavar="N", help="candidates in each line (default 5)")
     add(
+        "--min-score",
+        type=_score,
+        metavar="SCORE",
+        help="below this score, 0 to 1, a line has no label and says unsure (default: every image gets one)",
+    )
+    add(
         "--device", choices=_devices(), default="auto", help="default auto: CUDA where it works, else the CPU"
     )
     add(
@@ -259,6 +266,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
     add_cluster(parser)
     return parser
+
+
+def _score(text: str) -> float:
+    """Parse a score, 0 to 1."""
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, found {text!r}")
+    return score
 
 
 def _output(text: str) -> str | None:

@@ -96,7 +96,8 @@ class OpenModel(Generic[A]):
     def _one(self, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
         """Return the row of an output for one image."""
         session = self._here()
-        return self._rows(session, self._pixels(image)[None], output)[0]
+        row: npt.NDArray[np.float32] = self._rows(session, self._pixels(image)[None], output)[0]
+        return row
 
     def _many(
         self, images: Iterable[P], *, workers: int | None, batch: int | None, ordered: bool

@@ -54,6 +54,25 @@ def all_logits(
     return [np.concatenate(rows) for rows in found]
 
 
+def all_outputs(
+    sessions: Sequence[ort.InferenceSession],
+    images: Images,
+    preprocess: Preprocess,
+    progress: Progress = no_progress,
+) -> list[dict[str, Array]]:
+    """Return every output of each session, `float32 [images, features]`; each image is decoded once."""
+    names = [[node.name for node in session.get_outputs()] for session in sessions]
+    found: list[list[list[Array]]] = [[] for _ in sessions]
+    for batch in batches(images, preprocess):
+        for session, rows in zip(sessions, found, strict=True):
+            rows.append(session.run(None, {session.get_inputs()[0].name: batch}))
+        progress(len(batch))
+    return [
+        {name: np.concatenate(parts) for name, parts in zip(each, zip(*rows, strict=True), strict=True)}
+        for each, rows in zip(names, found, strict=True)
+    ]
+
+
 def latencies(
     sessions: Mapping[str, ort.InferenceSession], image: Array, *, runs: int = 15
 ) -> dict[str, dict[str, float]]:

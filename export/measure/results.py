@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration.drift import Drift
 from calibration.graph import Array
+from export.measure.embeddings import EmbeddingDrift
 from export.measure.merging import Merging
 from export.measure.reliability import Reliability
 from runtime.artifact import Variant
@@ -52,11 +53,15 @@ class Results:
     search: Mapping[str, Any] = field(default_factory=dict)  # what a budget took back to float, and its cost
     merging: Merging | None = None  # what token merging does, where int8 merges tokens
     reliability: Reliability | None = None  # of the scores; None where too few classes are known
+    # Of each variant; None for a model without the output.
+    embeddings: Mapping[str, EmbeddingDrift] | None = None
     warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The images whose label differs from float32's, most confident first."""
+        if not self.labels:
+            return []
         before, after = softmax(self.variants[0].logits), softmax(variant.logits)
         rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
         found = []
@@ -87,9 +92,16 @@ class Results:
             **({"search": dict(self.search)} if self.search else {}),
             **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),
             **({"reliability": self.reliability.to_dict()} if self.reliability is not None else {}),
+            **({"embeddings": self._embeddings()} if self.embeddings is not None else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
             "models": {each.variant: self._variant(each) for each in self.variants},
+        }
+
+    def _embeddings(self) -> dict[str, Any]:
+        return {
+            name: {**each.to_dict(), "worst_image": self.images.describe(each.worst_image)}
+            for name, each in (self.embeddings or {}).items()
         }
 
     def _variant(self, result: VariantResult) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
 from calibration.layers import layer_drift
 from calibration.write import write_plan
 from export.files import write_model
 from export.images import ExportImages, public_name
+from export.measure.embeddings import EmbeddingDrift, measure_embeddings
 from export.measure.environment import describe_environment, producer
-from export.measure.inference import Progress, all_logits, batches, latencies
+from export.measure.inference import Progress, all_outputs, batches, latencies
 from export.measure.merging import Merging, compare
 from export.measure.model_file import ModelFile, open_model
 from export.measure.reliability import Reliability, measure_reliability
@@ -57,17 +60,27 @@ def measure(
     with report("measuring", len(evaluation)) as progress:
         dense = _dense(source, variants, threads)
         sessions = [each.session for each in (*variants, *dense)]
-        logits = all_logits(sessions, evaluation, source.preprocess, progress)
+        outputs = all_outputs(sessions, evaluation, source.preprocess, progress)
+    # A model without classes has no logits: nothing is said of labels.
+    logits = [each.get("logits", np.zeros((len(evaluation), 0), np.float32)) for each in outputs]
     times = _latencies(source, variants, evaluation)
     merging = _merging(source, variants, evaluation, logits, times)
+    embedded: dict[str, Array] = {
+        each.variant: found["embedding"]
+        for each, found in zip(variants, outputs, strict=False)
+        if "embedding" in found
+    }
+    embeddings = measure_embeddings(embedded) if embedded else None
     reliability = measure_reliability(
         {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
     )
     found = []
     for each, rows in zip(variants, logits, strict=False):  # dense INT8 is not a file
-        drift = None if each.variant == "float32" else measure_drift(logits[0], rows, evaluation.targets)
+        compared = each.variant != "float32" and source.labels
+        drift = measure_drift(logits[0], rows, evaluation.targets) if compared else None
+        measured = _measured(each, drift, evaluation, merging, (embeddings or {}).get(each.variant))
         name = FILE_NAMES[each.variant]
-        metadata = _metadata(source, each, drift, evaluation, merging, reliability)
+        metadata = _metadata(source, each, measured, reliability)
         size, sha256 = write_model(folder / name, each.model, metadata)
         kernels = each.quantized.kernels if each.quantized is not None else None
         found.append(
@@ -96,6 +109,7 @@ def measure(
         search=_search(variants, times),
         merging=merging,
         reliability=reliability,
+        embeddings=embeddings,
         evaluation={
             "source": public_name(evaluation.name),
             "images": len(evaluation),
@@ -177,26 +191,34 @@ def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]])
     return {}
 
 
-def _metadata(
-    source: Source,
+def _measured(
     each: ModelFile,
     drift: Drift | None,
     evaluation: Images,
     merging: Merging | None,
-    reliability: Reliability | None,
-) -> Metadata:
+    embedding: EmbeddingDrift | None,
+) -> dict[str, Any]:
     measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
     if drift is not None:
         measured["drift"] = drift.to_dict()
+    if embedding is not None:
+        measured["embedding_drift"] = embedding.to_dict()
     if merging is not None and each.merges:
         measured["merging"] = {
             "schedule": dict(merging.schedule),
             "dense_drift": merging.dense_drift.to_dict(),
         }
+    return measured
+
+
+def _metadata(
+    source: Source, each: ModelFile, measured: dict[str, Any], reliability: Reliability | None
+) -> Metadata:
     return Metadata(
         variant=each.variant,
         preprocess=source.preprocess,
         labels=source.labels,
+        embedding=source.embedding,
         temperature=1.0 if reliability is None else reliability.temperature,
         target=each.target or "any-cpu",
         source=source.description,

@@ -44,9 +44,10 @@ def side_by_side(results: Results) -> list[tuple[str, list[Figure]]]:
     rows = []
     if results.targets is not None:
         rows.append(("Top-1", [_share(int(hits(results, each).sum()), len(each.logits)) for each in of]))
-    rows.append(("Same label as float32", [_agreement(results, each) for each in of]))
-    rows.append(("Logits, signal to noise", [_sqnr(results, each) for each in of]))
-    rows.append(("Largest error of a logit", [_largest_error(each) for each in of]))
+    if results.labels:
+        rows.append(("Same label as float32", [_agreement(results, each) for each in of]))
+        rows.append(("Logits, signal to noise", [_sqnr(results, each) for each in of]))
+        rows.append(("Largest error of a logit", [_largest_error(each) for each in of]))
     rows.append(("One image, one thread", [_latency(results, each) for each in of]))
     rows.append(("Size", [_size(results, each) for each in of]))
     return rows
@@ -54,15 +55,14 @@ def side_by_side(results: Results) -> list[tuple[str, list[Figure]]]:
 
 def tiles(results: Results, variant: VariantResult) -> list[tuple[str, Figure]]:
     """The four or five figures that matter, for a variant other than float32."""
-    agreement = _agreement(results, variant)
-    found = [("same label", agreement)]
+    found = [_likeness(results, variant)]
     if results.targets is not None:
         paired = Paired.of(hits(results, results.variants[0]), hits(results, variant))
         bounds = _interval(paired.interval(), 100, signed=True)
         found.append(("top-1 change", Figure(_points(100 * paired.difference), f"{bounds} points")))
     return [
         *found,
-        ("signal to noise", _sqnr(results, variant)),
+        *([("signal to noise", _sqnr(results, variant))] if results.labels else []),
         (
             "speed",
             Figure(
@@ -74,10 +74,16 @@ def tiles(results: Results, variant: VariantResult) -> list[tuple[str, Figure]]:
     ]
 
 
+def _likeness(results: Results, variant: VariantResult) -> tuple[str, Figure]:
+    """Return how like float32 it is: by its labels, or by its embeddings where it has no classes."""
+    if results.labels:
+        return "same label", _agreement(results, variant)
+    each = (results.embeddings or {})[variant.variant]
+    return "mean cosine", Figure(f"{each.cosine:.4f}", f"worst {each.worst_cosine:.4f}")
+
+
 def headline(results: Results, variant: VariantResult) -> str:
     """Summarize the result in one sentence."""
-    total, same = len(variant.logits), same_label(results, variant)
-    label = f"all {total:,}" if same == total else f"{same:,} of {total:,}"
     faster, smaller = speed(results, variant), size_ratio(results, variant)
     if 0.95 < faster < 1.05:
         pace = "is about as fast"
@@ -86,7 +92,16 @@ def headline(results: Results, variant: VariantResult) -> str:
     size = (
         f"takes 1/{smaller:.1f} of the space" if smaller >= 1 else f"takes {1 / smaller:.1f} times the space"
     )
-    return f"{name_of(variant)} gives float32's label on {label} images, {pace} and {size}."
+    return f"{name_of(variant)} {_alike(results, variant)}, {pace} and {size}."
+
+
+def _alike(results: Results, variant: VariantResult) -> str:
+    if not results.labels:
+        cosine = (results.embeddings or {})[variant.variant].cosine
+        return f"gives embeddings with a mean cosine of {cosine:.4f} to float32's"
+    total, same = len(variant.logits), same_label(results, variant)
+    label = f"all {total:,}" if same == total else f"{same:,} of {total:,}"
+    return f"gives float32's label on {label} images"
 
 
 def more_than_chance(results: Results, variant: VariantResult) -> str:

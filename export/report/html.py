@@ -14,6 +14,7 @@ from calibration.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from export.measure.results import Results, VariantResult
 from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, marker, read_layers
 from export.report.confusion import MATRIX_CLASSES, matrix, pairs, short_names
+from export.report.embeddings import embedding_section
 from export.report.figures import (
     flattened,
     headline,
@@ -46,6 +47,7 @@ def render(results: Results) -> str:
             ),
             size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
             drifts=[_drift(results, each) for each in variants[1:]],
+            embeddings=embedding_section(results),
             merging=merging_section(results),
             warnings=results.warnings,
             confusion=_confusion(results),

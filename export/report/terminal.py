@@ -10,6 +10,7 @@ import numpy as np
 
 from export.measure.reliability import Reliability
 from export.measure.results import Results, VariantResult
+from export.report.embeddings import embedding_lines
 from export.report.merging import merging_line
 
 
@@ -28,6 +29,7 @@ def table(results: Results, out: Path) -> str:
     lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
     lines.append(f"float32 equals {results.reference} to {results.parity:.0e} of the largest logit")
     lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
+    lines += embedding_lines(results)
     if results.float_layers:
         lines.append(f"stays float32: {shortened(results.float_layers)}")
     if results.search:

@@ -18,6 +18,7 @@ class Report:
 
     def __init__(self, total: int | None) -> None:
         self.failed = 0
+        self.unsure = 0
         self._total = total
         self._done = 0
         self._skipped = 0
@@ -38,8 +39,10 @@ class Report:
 
     def add(self, result: Result[Path]) -> None:
         self._done += 1
-        if result.prediction is not None:
-            self._classes[result.prediction.label] += 1
+        if result.prediction is not None and result.prediction.label is None:
+            self.unsure += 1
+        elif result.prediction is not None:
+            self._classes[str(result.prediction.label)] += 1
         else:
             self.failed += 1
             if len(self._failures) < _SHOWN:
@@ -58,6 +61,8 @@ class Report:
         lines = [
             f"{self._done:,} images in {seconds:.1f} s, {self._rate():.1f} a second, {self.failed:,} failed"
         ]
+        if self.unsure:
+            lines[0] += f", {self.unsure:,} unsure"
         if self._skipped:
             lines[0] += f"; {self._skipped:,} were done before"
         lines += [f"{count:9,}  {printable(label)}" for label, count in self._classes.most_common(_SHOWN)]
