@@ -66,8 +66,8 @@ def _balance(sites: Sites, plan: QuantizationPlan) -> None:
     for name, balance in plan.balance.items():
         if name not in groups and _gives_output(sites, name):
             raise PlanError(
-                f"the plan balances {name!r}, whose numbers are an output of the graph (the embedding): take it "
-                'out of "balance", or leave --embedding out'
+                f"the plan balances {name!r}, whose numbers are an output of the graph (the embedding): "
+                'take it out of "balance", or leave --embedding out'
             )
         if name not in groups:
             raise PlanError(f"the plan balances {name!r}, the graph has these places: {', '.join(groups)}")

@@ -1,4 +1,4 @@
-"""The output `embedding` of a float graph: what the last linear layer reads, beside the logits, at no cost."""
+"""The output `embedding` of a float graph: what the last linear layer reads, at no cost."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ examples:
   python -m runtime model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
   find / -name '*.jpg' -print0 | python -m runtime model.int8.onnx - --null > labels.jsonl
 
-exit codes: 0 every image has a label or is unsure, 1 some could not be read, or the work broke off, 2 wrong use, 130 interrupted
+exit codes: 0 every image was read, 1 some have no answer, or the work broke off, 2 wrong use, 130 interrupted
 """
 
 
@@ -68,6 +68,11 @@ def _run(options: argparse.Namespace) -> int:
     from runtime.classifier import Classifier
 
     _check(options)
+    if options.embeddings is not None:
+        from runtime.batch import embeddings
+
+        _allow_pixels(options.max_pixels)
+        return embeddings.run(options, lambda: _images(options))
     _allow_pixels(options.max_pixels)
     classify = Classifier(
         options.model,
@@ -162,7 +167,7 @@ def _check(options: argparse.Namespace) -> None:
             raise _UsageError(f"{given}: no such image or folder")
     if options.resume and options.overwrite:
         raise _UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
-    if options.output is None and (options.resume or options.overwrite):
+    if options.output is None and options.embeddings is None and (options.resume or options.overwrite):
         raise _UsageError("--resume and --overwrite need --output FILE")
     if options.output is not None and not (folder := Path(options.output).absolute().parent).is_dir():
         raise _UsageError(f"{folder}: no such folder, make it first")
@@ -229,6 +234,11 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=["jsonl", "csv", "parquet"],
         help="default: by the output's name, else jsonl; on a cluster parquet (or jsonl)",
+    )
+    add(
+        "--embeddings",
+        metavar="FILE",
+        help="write embeddings, not labels: FILE.npy with FILE.jsonl (the path of each row), or FILE.parquet",
     )
     add("--resume", action="store_true", help="go on with --output FILE after an interruption")
     add("--overwrite", action="store_true", help="replace --output FILE")

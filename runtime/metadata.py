@@ -62,6 +62,9 @@ class Metadata:
             raise ArtifactError("labels must be a list of at least one name; only an embedding has none")
         if not all(map(_is_text, self.labels)):
             raise ArtifactError("labels must be text, every one of them")
+        self._check_rest()
+
+    def _check_rest(self) -> None:
         if not _is_text(self.producer):
             raise ArtifactError(f"producer must be text, found {self.producer!r}")
         if not _is_temperature(self.temperature):

@@ -94,6 +94,8 @@ def test_public_names_are_frozen() -> None:
         "Candidate",
         "Classifier",
         "DeviceError",
+        "Embedded",
+        "Embedder",
         "ImageError",
         "Metadata",
         "ModelInfo",

@@ -115,7 +115,7 @@ def _check(options: argparse.Namespace) -> None:
     if "-" in options.images:
         raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
     wrong = [name for name in ("sort_into", "copy", "null", "unordered") if getattr(options, name)]
-    wrong += ["min_score"] if options.min_score is not None else []
+    wrong += [name for name in ("min_score", "embeddings") if getattr(options, name) is not None]
     if wrong:
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise UsageError(f"{names}: not possible with --engine ray")

@@ -1,4 +1,4 @@
-"""Embeddings beside the logits and without them: the same numbers as torch's, and drift in their own terms."""
+"""Embeddings beside logits and alone: the numbers of torch, and drift in their own terms."""
 
 from __future__ import annotations
 

@@ -1,0 +1,222 @@
+"""python -m runtime MODEL IMAGES --embeddings FILE: an array with one row per image, written as it grows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from runtime.errors import DONE, FAILED, InputError, MissingPackageError
+from runtime.text import printable
+from runtime.writing import explained_output
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_SHOWN = 10  # failures that the summary names
+_HEADER = 128  # bytes of a .npy header: room for any number of rows
+_ROWS = 1024  # of a group in Parquet
+
+
+class EmbeddingsError(InputError):
+    """A command line that writes no embeddings; the message says what to type instead."""
+
+
+class _Sink(Protocol):
+    def put(self, path: str, row: npt.NDArray[np.float32]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run(options: argparse.Namespace, images: Callable[[], Iterator[Path]]) -> int:
+    """Embed the images, write the array, and return the exit code.
+
+    The files appear when all images are done; an interrupted run leaves none of them.
+
+    Args:
+        options: of `python -m runtime`.
+        images: yields the images.
+
+    Raises:
+        EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
+        MissingPackageError: for .parquet without pyarrow.
+    """
+    from runtime.embedder import Embedder
+
+    out = Path(options.embeddings)
+    _check(options, out)
+    embed = Embedder(
+        options.model,
+        device=options.device,
+        threads=1,
+        max_pixels=options.max_pixels,
+        sha256=options.sha256,
+    )
+    began, done, failures = time.monotonic(), 0, list[str]()
+    failed = 0
+    features = embed.info.outputs["embedding"]
+    with explained_output(out), ExitStack() as stack:
+        files = _Files(out, features)
+        stack.callback(files.discard)
+        for result in embed.stream(images(), workers=options.workers, ordered=not options.unordered):
+            if result.embedding is None:
+                failed += 1
+                files.fail(str(result.image), str(result.error))
+                failures += [f"{printable(str(result.image))}: {result.error}"][: _SHOWN - len(failures)]
+            else:
+                done += 1
+                files.put(str(result.image), result.embedding)
+        if done + failed == 0:
+            raise EmbeddingsError(f"no images in {', '.join(options.images)}")
+        files.finish()
+    seconds = time.monotonic() - began
+    lines = [f"{done:,} embeddings of {features} features in {seconds:.1f} s, {failed:,} failed"]
+    lines += [f"   failed  {failure}" for failure in failures]
+    if failed > len(failures):
+        lines.append(f"      and  {failed - len(failures):,} more, listed in {files.failed_name}")
+    print("\n".join(lines), file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _check(options: argparse.Namespace, out: Path) -> None:
+    if out.suffix.lower() not in (".npy", ".parquet"):
+        raise EmbeddingsError(
+            f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}"
+        )
+    wrong = [
+        name
+        for name in ("output", "resume", "sort_into", "copy", "format", "min_score")
+        if _said(options, name)
+    ]
+    if wrong:
+        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise EmbeddingsError(f"{names}: not possible with --embeddings, which labels nothing")
+    if not out.absolute().parent.is_dir():
+        raise EmbeddingsError(f"{out.absolute().parent}: no such folder, make it first")
+    for path in _names(out):
+        if path.exists() and not options.overwrite:
+            raise EmbeddingsError(f"{path} is there already; --overwrite replaces it")
+
+
+def _said(options: argparse.Namespace, name: str) -> bool:
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def _names(out: Path) -> tuple[Path, Path, Path]:
+    """Return the array, the paths of its rows, and the list of what failed."""
+    return out, out.with_suffix(".jsonl"), out.with_suffix(".failed.jsonl")
+
+
+class _Files:
+    """The array and the lists beside it, written under names of their own and renamed at the end."""
+
+    def __init__(self, out: Path, features: int) -> None:
+        self._final = _names(out)
+        self._aside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in self._final]
+        self.failed_name = self._final[2].name
+        self._lines: list[IO[bytes] | None] = [None, None]
+        parquet = out.suffix.lower() == ".parquet"
+        self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside[0], features)
+        if not parquet:  # Parquet has the paths in a column
+            self._lines[0] = self._aside[1].open("wb")
+
+    def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
+        self._sink.put(path, row)
+        if self._lines[0] is not None:
+            self._lines[0].write(_line(path=path))
+
+    def fail(self, path: str, error: str) -> None:
+        if self._lines[1] is None:
+            self._lines[1] = self._aside[2].open("wb")
+        self._lines[1].write(_line(path=path, error=error))
+
+    def finish(self) -> None:
+        self._close()
+        for aside, final in zip(self._aside, self._final, strict=True):
+            if aside.exists():
+                aside.replace(final)
+            else:  # of an earlier run: it would tell of other images
+                final.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Take away what is not finished; nothing after `finish`."""
+        self._close()
+        for aside in self._aside:
+            aside.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self._sink.close()
+        for file in self._lines:
+            if file is not None:
+                file.close()
+
+
+class _Npy:
+    """Rows behind a header that is written again when their number is known."""
+
+    def __init__(self, path: Path, features: int) -> None:
+        self._file = path.open("wb")
+        self._features, self._rows = features, 0
+        self._file.write(b" " * _HEADER)
+
+    def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
+        self._file.write(row.astype("<f4", copy=False).tobytes())
+        self._rows += 1
+
+    def close(self) -> None:
+        if self._file.closed:
+            return
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._rows}, {self._features}), }}"
+        size = _HEADER - 10  # behind the magic, the version and the length itself
+        self._file.seek(0)
+        self._file.write(b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little"))
+        self._file.write(text.ljust(size - 1).encode() + b"\n")
+        self._file.close()
+
+
+class _Parquet:
+    """Columns `path` and `embedding`, a fixed-size list of float32, in groups of rows."""
+
+    def __init__(self, path: Path, features: int) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise MissingPackageError(
+                "--embeddings FILE.parquet needs pyarrow: pip install pyarrow; FILE.npy does not"
+            ) from error
+        self._pa: Any = pa
+        self._type = pa.list_(pa.float32(), features)
+        self._writer = pq.ParquetWriter(path, pa.schema([("path", pa.string()), ("embedding", self._type)]))
+        self._paths: list[str] = []
+        self._rows: list[npt.NDArray[np.float32]] = []
+
+    def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
+        self._paths.append(path.encode("utf-8", "backslashreplace").decode())
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        flat = self._pa.array(np.concatenate(self._rows), self._pa.float32())
+        lists = self._pa.FixedSizeListArray.from_arrays(flat, type=self._type)
+        self._writer.write_table(self._pa.table([self._paths, lists], schema=self._writer.schema))
+        self._paths, self._rows = [], []
+
+
+def _line(**values: str) -> bytes:
+    return (json.dumps(values) + "\n").encode()
