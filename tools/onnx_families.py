@@ -1,10 +1,9 @@
-"""Which families of transformers and timm come through `python -m export --onnx`, and how exactly.
+"""Families of transformers and timm through `python -m export --onnx`: which come through, and how exactly.
 
-    python tools/onnx_families.py --table docs/reference/onnx-families.md
+    python -m tools.onnx_families --models data/onnx-families --table docs/reference/onnx-families.md
 
 Each family is built small with random weights, exported by torch, loaded as a foreign ONNX model, and its
-canonical graph compared with the original file. Needs the dev extra, and timm with torchvision's Python:
-`pip install --no-deps timm torchvision`.
+canonical graph compared with the original file. Needs what `make .venv` installs.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnx_family_models import SIDE, families, lively
 from torch import nn
 
 from export.files import model_bytes
@@ -32,6 +30,7 @@ from export.from_onnx.spec import Spec
 from runtime.errors import VitEdgeError
 from runtime.preprocess import Preprocess
 from runtime.session import open_session
+from tools.onnx_family_models import SIDE, families, lively
 
 PARITY = 1e-5  # of the logits' scale
 OPSET = 18
@@ -168,7 +167,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"{good} of {len(whole)} come through with the logits of the original file; the largest",
         f"difference is {worst:.1e} of the largest logit, the limit {PARITY:.0e}. Tiny models with random",
         f"weights, exported by torch {torch.__version__.split('+')[0]}; three images.",
-        "Made by `python tools/onnx_families.py`.",
+        "Made by `python -m tools.onnx_families --models DIR --table FILE`.",
         "",
         "Order: places that the token-by-token row order changed; 0 where the model stays image by image.",
         "Float: layers with weights that INT8 leaves in float32, convolutions mostly.",

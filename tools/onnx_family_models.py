@@ -1,7 +1,6 @@
 """Tiny models with lively random weights of many families of transformers and timm.
 
-No weights are downloaded. timm is imported beside a stand-in for torchvision's compiled operators, which no
-classifier calls, so that it needs no torchvision build for this torch.
+No weights are downloaded. timm is imported as tools/beside_torch.py does it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tools.beside_torch import import_timm
 
 CLASSES, SIDE = 7, 64
 WIDTH = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
@@ -140,8 +141,7 @@ def families() -> dict[str, Callable[[], nn.Module]]:
 
 
 def of_transformers(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return a small image classifier of transformers, which imports torchvision where it finds it."""
-    declare_torchvision_operators()
+    """Return a small image classifier of transformers."""
     import transformers
 
     model_type, _, variant = name.partition(" ")
@@ -161,42 +161,9 @@ def of_transformers(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def of_timm(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return a small classifier of timm, without torchvision's compiled operators."""
-    declare_torchvision_operators()
-    import timm
-
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
+    """Return a small classifier of timm."""
+    model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=CLASSES, **options)
     return model
-
-
-_declared: list[torch.library.Library] = []
-
-
-def declare_torchvision_operators() -> None:
-    """Declare the operators that torchvision's Python expects of its binary, which is not loaded."""
-    if _declared:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    box = "Tensor input, Tensor rois, float scale, int height, int width"
-    back = "Tensor grad, Tensor rois"
-    sizes = "int height, int width, int batch, int channels, int rows, int columns"
-    deform = ", ".join([f"Tensor t{i}" for i in range(5)] + [f"int i{i}" for i in range(8)]) + ", bool mask"
-    for signature in (
-        "nms(Tensor dets, Tensor scores, float threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float threshold) -> Tensor",
-        f"roi_align({box}, int ratio, bool aligned) -> Tensor",
-        f"_roi_align_backward({back}, float scale, {sizes}, int ratio, bool aligned) -> Tensor",
-        f"roi_pool({box}) -> (Tensor, Tensor)",
-        f"_roi_pool_backward({back}, Tensor argmax, float scale, {sizes}) -> Tensor",
-        f"ps_roi_align({box}, int ratio) -> (Tensor, Tensor)",
-        f"_ps_roi_align_backward({back}, Tensor map, float scale, int a, int ratio, {sizes}) -> Tensor",
-        f"ps_roi_pool({box}) -> (Tensor, Tensor)",
-        f"_ps_roi_pool_backward({back}, Tensor map, float scale, {sizes}) -> Tensor",
-        f"deform_conv2d({deform}) -> Tensor",
-        f"_deform_conv2d_backward(Tensor grad, {deform}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    ):
-        library.define(signature)
-    _declared.append(library)
 
 
 def lively(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
