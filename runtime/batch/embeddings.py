@@ -135,9 +135,9 @@ class _Files:
             self._lines[0].write(_line(path=path))
 
     def fail(self, path: str, error: str) -> None:
-        if self._lines[1] is None:
-            self._lines[1] = self._aside[2].open("wb")
-        self._lines[1].write(_line(path=path, error=error))
+        file = self._lines[1] or self._aside[2].open("wb")
+        self._lines[1] = file
+        file.write(_line(path=path, error=error))
 
     def finish(self) -> None:
         self._close()
