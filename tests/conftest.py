@@ -70,19 +70,21 @@ def fashion() -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_threads() -> Iterator[None]:
-    """torch on two threads: training repeats bit for bit only for the same number of them."""
+def one_thread() -> Iterator[None]:
+    """torch on one thread: training repeats bit for bit only for the same number of threads, and two that
+    wait for each other on a busy machine are ten times slower.
+    """
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
-def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, two_threads: None) -> Path:
-    """The embedded example, trained now (half a minute on two cores)."""
+def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """The embedded example, trained now (under a minute on one core)."""
     from vit.training.examples import train_example
 
     return train_example("digits", tmp_path_factory.mktemp("digits"))
@@ -98,7 +100,7 @@ def digits_artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, two_threads: None) -> Path:
+def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, one_thread: None) -> Path:
     """A small ViT trained now on Fashion-MNIST (a minute on two cores)."""
     from vit.training.examples import train_example
 

@@ -39,7 +39,7 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m tools.expected_drift", description=__doc__).parse_args(arguments)
-    torch.set_num_threads(2)  # as the tests do
+    torch.set_num_threads(1)  # as the tests do
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoints = {

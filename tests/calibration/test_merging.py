@@ -274,7 +274,7 @@ def test_a_misspelled_section_is_refused(plan) -> None:
 def test_models_that_need_every_patch_are_refused(graph) -> None:
     with pytest.raises(PlanError, match=r"class token beside the patches, found 30 tokens for 30 patches"):
         merge_tokens(lively_graph(OfPatches), {"blocks.0": 2})
-    with pytest.raises(PlanError, match=r"average over patches; leave merging out"):
+    with pytest.raises(PlanError, match=r"needs every patch in its place"):
         merge_tokens(lively_graph(Pooled), {"blocks.0": 2})
     # The same in rows token by token, as another exporter could write it.
     pooled = graph.clone()

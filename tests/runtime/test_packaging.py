@@ -58,7 +58,7 @@ def test_every_line_of_python_in_the_pages_runs(
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_what_an_app_loads_is_under_1350_lines_of_code(model: Path, images: Path) -> None:
+def test_what_an_app_loads_is_under_1400_lines_of_code(model: Path, images: Path) -> None:
     """All that the public names need and nothing of the command line, whose modules stay out."""
     script = (
         "import sys, json\nfrom runtime import *\n"
@@ -73,7 +73,7 @@ def test_what_an_app_loads_is_under_1350_lines_of_code(model: Path, images: Path
     outside = {name for name in tooling if not name.startswith("batch/")}
     assert outside == {"__main__.py", "command.py", "writing.py"}
     assert len(tooling) > len(outside)
-    assert sum(lines.values()) < 1350
+    assert sum(lines.values()) < 1400
 
 
 def lines_of_code(path: Path) -> int:

@@ -76,7 +76,7 @@ def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: P
         ({"mean": [True, 0.5, 0.5]}, "mean must be three numbers"),
         ({"mean": [123.7, 116.3, 103.5]}, "divide by 255"),
         ({"std": [0.2, 0, 0.2]}, "std must be above 0"),
-        ({"labels": []}, "labels must be a list"),
+        ({"labels": "ab"}, "labels must be a list"),
         ({"labels": ["a", 1]}, "labels must be a list"),
         ({"preprocess": [224]}, "preprocess must be an object"),
         ({"preprocess": {"sizes": [16, 16]}}, "unknown preprocessing sizes"),
@@ -274,15 +274,13 @@ def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, c
     command = ["--onnx", model, "--preprocess", spec, "--calibration", photos, "--out", out, "--threads", "1"]
     assert main([*map(str, command), "--quantize", "--fp16"]) == 0
     printed = capsys.readouterr().out
-    assert "14 of 14 linears" in printed
+    assert "9 of 9 linears" in printed
     assert "model.fp16.onnx" in printed
     report = json.loads((out / "report.json").read_text())
     assert set(report["models"]) == {"float32", "int8", "float16"}
     assert report["models"]["float16"]["drift"]["sqnr"] > 40
     plan = json.loads((out / "plan.json").read_text())
-    stays = [
-        n for kind in ("linears", "products") for n, e in plan[kind].items() if e["precision"] == "float32"
-    ]
+    stays = [n for kind in ("linears", "products") for n, e in plan[kind].items() if e["precision"] != "int8"]
     assert report["float_layers"] == stays
     assert report["parity"]["reference"] == "the original ONNX"
     assert report["parity"]["difference"] < 1e-5

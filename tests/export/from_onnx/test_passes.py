@@ -144,7 +144,7 @@ def test_every_linear_runs_in_an_integer_kernel(key, foreign) -> None:
     from calibration.quantize import quantize
 
     model = foreign(*key)
-    quantized = quantize(model.exported.model, [pixels(8)], target="any-cpu")
+    quantized = quantize(model.exported.model, [pixels(8)], target="any-cpu", single_rows="int8")
     linears = 2 + 6 * DEPTH
     assert quantized.kernels.summary().startswith(f"{linears} of {linears} linears and ")
     expected, found = model.reference(pixels(4)), logits(quantized.model, pixels(4))
