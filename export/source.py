@@ -70,24 +70,20 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
 
 
 def from_weights(path: Path) -> Source:
-    """Import a folder or file of weights of another project; torch is the reference.
+    """Import weights of another project, a model without a head as an embedding; torch is the reference.
 
     Raises:
-        SourceError: for weights that cannot be read or do not fit, and for a model without a classifier.
+        SourceError: for weights that cannot be read or do not fit.
     """
     import torch
 
+    from export.embedding import only_embedding
     from export.from_torch import export_float
-    from vit.pretrained.documents import SourceError
     from vit.pretrained.files import find_weights
     from vit.pretrained.load import read_source
 
     found = read_source(path)
-    if not found.labels:
-        raise SourceError(
-            f"{path}: expected a classifier, found a model without a head; train one on it: "
-            "python -m vit import …, then python -m vit train --from …"
-        )
+    exported = export_float(found.model)
 
     def reference(pixels: Array) -> Array:
         with torch.inference_mode():
@@ -95,7 +91,8 @@ def from_weights(path: Path) -> Source:
 
     file = find_weights(path)
     return Source(
-        exported=export_float(found.model),
+        exported=exported,
+        embedding=None if found.labels else only_embedding(exported.model),
         reference=reference,
         reference_name="torch",
         preprocess=found.preprocess,

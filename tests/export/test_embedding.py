@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 
 from calibration.balance import find_groups
+from calibration.graph import GraphError
 from calibration.plan import BalancePlan, PlanError
 from calibration.quantize import quantize
 from calibration.sites import find_sites
 from calibration.write import write_plan
 from export.__main__ import main
 from export.embedding import with_embedding
-from export.source import from_checkpoint
+from export.source import from_checkpoint, from_onnx
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.session import open_session
 from vit.checkpoint import load_checkpoint, save_checkpoint
@@ -177,6 +179,29 @@ def test_the_embedding_of_a_tanh_head_is_what_the_last_linear_reads(tmp_path: Pa
         features = checkpoint.model.features(torch.from_numpy(pixels))
         np.testing.assert_allclose(embedding, checkpoint.model.head[:2](features), atol=1e-4)
     np.testing.assert_allclose(logits, source.reference(pixels), atol=1e-4)
+
+
+def test_an_onnx_model_without_classes(
+    foreign_onnx: Callable[..., Path], tmp_path: Path, photos: Path
+) -> None:
+    path = foreign_onnx("mean of tokens")
+    document = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5, "labels": []}
+    (tmp_path / "spec.json").write_text(json.dumps(document), encoding="utf-8")
+    given = ["--onnx", str(path), "--preprocess", str(tmp_path / "spec.json"), "--out", str(tmp_path / "out")]
+    assert main([*given, "--calibration", str(photos)]) == 0
+    embed = Embedder(tmp_path / "out", device="cpu", threads=1, normalize=False)
+    source = from_onnx(path, tmp_path / "spec.json")
+    expected = source.reference(embed.info.preprocess(photos / "04.png")[None])[0]
+    np.testing.assert_allclose(embed(photos / "04.png"), expected, atol=1e-4)
+    with pytest.raises(ArtifactError, match="has no classes"):
+        Classifier(tmp_path / "out")
+
+
+def test_a_head_that_is_no_one_layer_is_refused(foreign_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    document = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5}
+    (tmp_path / "spec.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(GraphError, match="expected one linear layer that makes the logits, found Add"):
+        with_embedding(from_onnx(foreign_onnx("distilled"), tmp_path / "spec.json"))
 
 
 def _bytes(model: object) -> bytes:

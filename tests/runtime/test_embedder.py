@@ -195,7 +195,7 @@ def test_what_makes_no_embeddings(
 
 
 def test_memory_does_not_grow_with_the_rows(make: Make, images: Path, tmp_path: Path) -> None:
-    """What is known of a row is gone when it is written: ten thousand rows of a megabyte fit in little."""
+    """A row is gone when it is written: 300 rows of a megabyte fit in 30."""
     script = (
         "import resource, sys, numpy as np\nfrom pathlib import Path\n"
         "from runtime.batch.embeddings import _Files\n"
