@@ -28,7 +28,7 @@ A = TypeVar("A")  # what is made of one row of the output
 
 
 class OpenModel(Generic[A]):
-    """What `Classifier` and `Embedder` share: all but which output they read, and what they make of it."""
+    """Base of `Classifier` and `Embedder`: all but which output they read, and what they make of it."""
 
     info: ModelInfo
     _output: ClassVar[str]  # the output of the graph that it reads

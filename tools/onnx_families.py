@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -108,7 +109,9 @@ def tried(name: str, make: Callable[[], nn.Module], exporter: str, batch: str, f
 
 
 def first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    """Return the first line of a message, without colors and without the folder of the model file."""
+    text = re.sub(r"\x1b\[\d+m|\S*/(?=[^/\s]+\.onnx)", "", str(error))
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[0][:300]
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from calibration.graph import Array
 
-NEAREST = 10  # neighbours whose overlap is measured
+NEAREST = 10  # neighbors whose overlap is measured
 ROWS = 512  # images compared with all others at a time: bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingDrift:
-    """How far a variant's embeddings are from float32's, on the same images. Shares are in per cent."""
+    """Distance of a variant's embeddings from float32's, on the same images. Shares are in per cent."""
 
     images: int
     cosine: float  # mean over the images of the cosine to float's embedding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, Preprocess
 from runtime.__main__ import main
@@ -249,3 +251,19 @@ def test_unsure_is_no_failure(
     }  # fmt: skip
     assert "0 failed, 1 unsure" in capsys.readouterr().err
     assert [path.name for path in sorted_into.rglob("*.png")] == ["c.png"]
+
+
+def test_the_python_of_the_guide_runs(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "guides" / "embeddings.md"
+    make("model.int8.onnx")
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"paths": ["photo.jpg"]}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert len(blocks) >= 2
+    assert np.linalg.norm(names["vector"]) == pytest.approx(1)
+    assert capsys.readouterr().out.startswith("photo.jpg [")
