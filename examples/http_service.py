@@ -67,7 +67,7 @@ def make_app(classify: Classifier, *, upload_seconds: float = UPLOAD_SECONDS, at
         top = [{"label": c.label, "index": c.index, "score": c.score} for c in prediction.top]
         return JSONResponse({"label": prediction.label, "score": prediction.score, "top": top})
 
-    async def info(request: Request) -> Response:
+    async def info(_request: Request) -> Response:
         known = classify.info
         return JSONResponse({"variant": known.variant, "device": known.device, "labels": list(known.labels)})
 

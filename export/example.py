@@ -10,7 +10,7 @@ ARTIFACTS = Path("artifacts/digits")
 IMAGES = "digits"
 
 
-def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = lambda line: None) -> Path:
+def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = lambda _: None) -> Path:
     """Return the checkpoint of the digits model, after training it as far as it is not trained yet.
 
     Args:

@@ -12,6 +12,7 @@ calibration where there is no ONNX Runtime. In reading order:
     text, writing    text of strangers made safe; files written aside and renamed
     cpu              kind of CPU and number of cores
     files            find images in folders
+    modes            Pillow's modes to RGB
     decode           an image of any kind as upright RGB
     preprocess       the one road from an image to a model's input
     onnx_file        what an .onnx file says about itself, without the onnx package

@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from runtime.errors import InputError
+from runtime.errors import ImageError
+from runtime.modes import as_rgb
 from runtime.text import one_line
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(InputError):
-    """An image that cannot be read. The message says why; the caller, who knows it, adds the path."""
 
 
 @contextmanager
@@ -68,7 +65,7 @@ def decoded(
             with room_for(opened.size, max_pixels), _held(opened, image):
                 opened.load()
                 turned = _orientation(opened) if exif else 1
-                with _held(_rgb(opened), image) as colour, _held(_upright(colour, turned), image) as seen:
+                with _held(as_rgb(opened), image) as color, _held(_upright(color, turned), image) as seen:
                     yield seen
     except ImageError:
         raise
@@ -186,7 +183,7 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow said of a file, without the numbers of the libraries below it."""
+    """Return Pillow's reason for a failure, without the numbers of the libraries below it."""
     text = one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
     return "its data are damaged, or of a kind that this Pillow lacks" if "decoder error" in text else text
 
@@ -206,40 +203,6 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
         raise ImageError(f"an array without pixels, found {list(array.shape)}")
     plane = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
     return Image.fromarray(np.ascontiguousarray(plane))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB: transparency over white, 16 bits scaled to 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
-    if image.mode == "LAB":
-        return _from_lab(image)
-    if image.has_transparency_data:
-        colour = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(colour, mask=colour.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms  # rare, and it loads the colour management library
-
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    assert converted is not None  # only in place gives None
-    return converted
 
 
 def _orientation(image: Image.Image) -> int:

@@ -51,6 +51,10 @@ class InputError(VitEdgeError, ValueError):
     exit_code = WRONG_USE
 
 
+class ImageError(InputError):
+    """An image that cannot be read. The message says why; the caller, who knows it, adds the path."""
+
+
 class FailureError(VitEdgeError, RuntimeError):
     """The work was begun and did not succeed."""
 

@@ -1,7 +1,7 @@
 """The one road from an image to a model's input, used by training, calibration, drift check and runtime.
 
-What a model expects is data (`Preprocess`) that travels with it; how an image becomes pixels is written
-here and in `runtime.decode` and nowhere else, so that two parts of the project cannot disagree about it.
+What a model expects is data (`Preprocess`) that travels with it. The steps from an image to pixels are
+in this module, `runtime.decode` and `runtime.modes` alone, so that all parts of the project agree on them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.decode import MAX_PIXELS, ImageError, ImageSource, decoded, room_for
+from runtime.decode import MAX_PIXELS, ImageSource, decoded, room_for
+from runtime.errors import ImageError
 from runtime.resize import resized, size_between
 
 if TYPE_CHECKING:
@@ -26,21 +27,21 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Decode = Literal["full", "draft"]
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
-_MAX_EDGE = 4096  # of the model's input: an artefact that asks for more is wrong or hostile
+_MAX_EDGE = 4096  # of the model's input: an artifact that asks for more is wrong or hostile
 _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What a model wants to see of an image. Calling it turns an image into that.
+    """Preprocessing of a model. Calling it turns an image into the input of the model.
 
     Raises:
         ValueError: for values that describe no possible preprocessing.
     """
 
     size: tuple[int, int] = (224, 224)  # (height, width) that the model takes
-    resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the centre
-    # Before the centre is cut out. For "crop": the image's shorter edge, or (height, width) that the image
+    resize: Resize = "stretch"  # straight to `size`, or cover it and cut out the center
+    # Before the center is cut out. For "crop": the image's shorter edge, or (height, width) that the image
     # covers; for "stretch": the (height, width) that it is stretched to. None: `size`
     resize_to: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
@@ -77,7 +78,7 @@ class Preprocess:
         """Read an image: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
 
         Args:
-            image: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (grey),
+            image: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (gray),
                 [height, width, 3] (RGB, not BGR) or [height, width, 4] (RGB and alpha).
             max_pixels: an image with more pixels than this is refused before it is decoded.
 
@@ -120,7 +121,7 @@ class Preprocess:
         """The part of a (width, height) image that the model sees: left, top, right, bottom.
 
         "crop" is torchvision's Resize and CenterCrop in one step, rounded as they round. Cutting before
-        scaling sees the same neighbours, and an image one pixel wide does not grow to gigabytes.
+        scaling sees the same neighbors, and an image one pixel wide does not grow to gigabytes.
         """
         width, height = size
         rows, columns = self.size

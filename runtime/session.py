@@ -110,7 +110,7 @@ def devices_for(device: Device) -> tuple[Device, ...]:
 
 
 def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
-    """What `open_on` gives for the first of `devices` that works; the logger "runtime" says what did not.
+    """Return the result of `open_on` for the first device that works; log those that do not.
 
     Raises:
         DeviceError: when the last one does not work either.

@@ -168,7 +168,7 @@ class _Npy:
         self._features, self._rows = features, 0
         self._file.write(b" " * _HEADER)
 
-    def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
+    def put(self, _path: str, row: npt.NDArray[np.float32]) -> None:
         self._file.write(row.astype("<f4", copy=False).tobytes())
         self._rows += 1
 

@@ -141,7 +141,8 @@ class _Listing(Datasource):  # type: ignore[misc]  # Ray has no types here
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+    # Ray gives `parallelism` by name.
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002
         job, known = self._job, self._known
 
         def read() -> Iterator[pa.Table]:

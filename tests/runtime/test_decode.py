@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from runtime import decode
-from runtime.decode import ImageError, decoded, room_for
+from runtime.decode import decoded, room_for
+from runtime.errors import ImageError
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.decode import ImageError
+from runtime.errors import ImageError
 from runtime.preprocess import Preprocess
 from runtime.resize import resized, size_between
 

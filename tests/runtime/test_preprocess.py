@@ -111,7 +111,7 @@ def test_transparency_shows_white(mode: str) -> None:
     assert (pixels[:, 4:] == 255).all()
 
 
-def test_transparent_colour_of_a_palette_shows_white() -> None:
+def test_transparent_color_of_a_palette_shows_white() -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([9, 9, 9, 255, 0, 0])
     image.paste(1, (4, 0, 8, 8))
@@ -144,7 +144,7 @@ def test_every_mode_of_pillow_becomes_rgb(mode: str) -> None:
 
 
 def test_animation_gives_its_first_frame() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     for form in ("GIF", "WEBP", "PNG"):
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
         assert Preprocess(size=(1, 1))(data)[0, 0, 0] > 200, form
