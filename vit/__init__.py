@@ -3,6 +3,8 @@
 In reading order:
 
     config       shape of a model, and the named sizes of the literature
+    normalize    pixels to normalized channels, the first step of the model
+    head         last norm and head of the model
     model        the paper on one page: patch embedding, attention, MLP, block, ViT
     merging      the same model on fewer tokens, for training with token merging
     adapt        other classes and another resolution for a trained model

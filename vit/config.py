@@ -22,7 +22,7 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Everything that fixes the architecture of a ViT; the weights are elsewhere.
+    """Everything that fixes the architecture of a ViT, without the weights.
 
     Sizes are in pixels, widths in features. The default is ViT-B/16 at 224, Table 1 of
     arXiv 2010.11929.
@@ -56,22 +56,9 @@ class ViTConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_choices()
         height, width = self.image_size
-        positive = dict(patch_size=self.patch_size, width=self.width, depth=self.depth, heads=self.heads)
-        positive |= dict(mlp_width=self.mlp_width, height=height, image_width=width)
-        for name, value in positive.items():
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, found {value}")
-        for name, choices in CHOICES.items():
-            if (found := getattr(self, name)) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {found!r}")
-        for name in ("classes", "registers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 (none) or more, found {getattr(self, name)}")
-        if not self.class_token and self.pooling.startswith("class"):
-            raise ConfigError(f"pooling {self.pooling} needs a class token; without one, mean or attention")
-        if self.pooling == "class_and_last" and not self.registers:
-            raise ConfigError("pooling class_and_last reads the last register, and there are no registers")
         if height % self.patch_size or width % self.patch_size:
             raise ConfigError(
                 f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}"
@@ -80,6 +67,26 @@ class ViTConfig:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be positive, found {self.std}")
+
+    def _check_numbers(self) -> None:
+        height, width = self.image_size
+        positive = dict(patch_size=self.patch_size, width=self.width, depth=self.depth, heads=self.heads)
+        positive |= dict(mlp_width=self.mlp_width, height=height, image_width=width)
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        for name in ("classes", "registers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 (none) or more, found {getattr(self, name)}")
+
+    def _check_choices(self) -> None:
+        for name, choices in CHOICES.items():
+            if (found := getattr(self, name)) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {found!r}")
+        if not self.class_token and self.pooling.startswith("class"):
+            raise ConfigError(f"pooling {self.pooling} needs a class token; without one, mean or attention")
+        if self.pooling == "class_and_last" and not self.registers:
+            raise ConfigError("pooling class_and_last reads the last register, and there are no registers")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -20,26 +20,7 @@ from torch.nn import functional as F
 
 from vit.config import ViTConfig
 from vit.head import make_head, make_norm
-
-
-class Normalize(nn.Module):
-    """Pixels in 0..255, `[N, H, W, 3]`, to what the patch embedding was trained on, `[N, 3, H, W]`.
-
-    The model's own first step, so that nobody who runs it can get the mean and deviation wrong.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        # Not persistent: they are the config's, and the file should hold each fact once.
-        self.register_buffer("mean", torch.tensor(config.mean) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(config.std) * 255, persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        normalized = (pixels.to(self.mean.dtype) - self.mean) / self.std
-        return normalized.permute(0, 3, 1, 2)
+from vit.normalize import Normalize
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -235,7 +216,7 @@ class ViT(nn.Module):
         return self.norm(pooled) if config.final_norm == "after" else pooled
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the head reads: the class token after the last block, normalized, by default. `[N, D]`."""
+        """Return the input of the head, `[N, D]`: by default the class token after the last norm."""
         return self.pooled(self.blocks(self.embed(pixels)))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -243,7 +224,7 @@ class ViT(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Xavier's weights and zero biases, as the paper's authors initialise (narrow models learn faster so)."""
+    """Xavier's weights and zero biases, as the paper's authors initialize (narrow models learn faster so)."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight.flatten(1))  # (out, in), the patch embedding's too
         if module.bias is not None:
@@ -251,7 +232,7 @@ def initialize(module: nn.Module) -> None:
 
 
 def new_model(config: ViTConfig, seed: int) -> ViT:
-    """A model with first weights that depend on the seed alone, leaving the global random state as it was."""
+    """Return a model whose first weights depend on the seed alone; the global random state stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ViT(config)

@@ -22,9 +22,8 @@ from vit.data.memory import free_memory
 
 T = TypeVar("T")
 MEMORY = 4 << 30  # bytes of decoded images that are kept at most
-SHARE = (
-    4  # of the memory that is free, one part in so many: up to three splits are kept, and there is a model
-)
+# One part in so many of the free memory: up to three splits are kept, and the model needs memory too.
+SHARE = 4
 
 
 class Store:
@@ -46,7 +45,7 @@ class Store:
         *,
         bad_share: float = 0.0,
         memory: int | None = None,
-        progress: Callable[[int], object] = lambda done: None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.images, self.preprocess, self.bad_share = images, preprocess, bad_share
         self.bad: dict[int, str] = {}  # index to what was wrong

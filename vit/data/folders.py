@@ -29,7 +29,7 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds: the folder of each split, or none, and a sentence for each thing passed over."""
+    """Content of a folder: the folder of each split, or none, and one sentence per entry passed over."""
 
     splits: dict[str, Path]
     notes: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ def passed_over(source: Path | str) -> tuple[str, ...]:
 
 
 def labeled(splits: Mapping[str, Path], split: str) -> bool:
-    """Whether a split has folders of classes; one folder of another name (`test/unknown`) is none."""
+    """Return whether a split has folders of classes; one folder of another name (`test/unknown`) is none."""
     names = set(class_folders(splits[split]))
     first = next(iter(splits.values()))
     return bool(names) and not (len(names) == 1 and not names & set(class_folders(first)))

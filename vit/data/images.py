@@ -120,8 +120,8 @@ def open_digits(split: Split) -> Images:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    grey = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    everything = Images(as_rgb(grey), data.target.astype(np.int64), tuple("0123456789"), "digits")
+    gray = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    everything = Images(as_rgb(gray), data.target.astype(np.int64), tuple("0123456789"), "digits")
     if split == "all":
         return everything
     if split == "val":
@@ -150,9 +150,9 @@ def open_idx(folder: Path, split: Split) -> Images:
     return Images(as_rgb(images), targets.astype(np.int64), labels, f"{folder.name} {split}")
 
 
-def as_rgb(grey: np.ndarray) -> list[np.ndarray]:
-    """Grey `[N, H, W]` as `[H, W, 3]` views that share its memory."""
-    return list(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+def as_rgb(gray: np.ndarray) -> list[np.ndarray]:
+    """Gray `[N, H, W]` as `[H, W, 3]` views that share its memory."""
+    return list(np.broadcast_to(gray[..., None], (*gray.shape, 3)))
 
 
 def open_folder(folder: Path, split: Split) -> Images:

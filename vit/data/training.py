@@ -12,7 +12,7 @@ from vit.data.images import DataError, Images, open_images, passed_over, split_i
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What training needs of a data set: images to learn from, to choose by, and to be judged by."""
+    """Parts of a data set: images to train on, to choose the best epoch by, and to test on."""
 
     train: Images
     val: Images | None  # chooses the best epoch; None keeps the last epoch

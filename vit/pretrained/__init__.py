@@ -1,4 +1,4 @@
-"""Weights from elsewhere: Hugging Face, timm, torchvision and Google's original files, read exactly.
+"""Imported models: weights of Hugging Face, timm, torchvision and Google's original files, read exactly.
 
 Nothing in the files is executed: safetensors, `weights_only=True` and `allow_pickle=False`.
 

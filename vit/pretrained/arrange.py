@@ -39,7 +39,7 @@ def arranged(form: Format, tensors: Tensors, described: Described) -> tuple[Tens
 
 
 def pooling_of(form: Format, tensors: Tensors, described: Described) -> dict[str, Any]:
-    """How the tokens become one vector, from the tensors behind the last block and what the source says."""
+    """Return the pooling and the last norm, from the tensors after the last block and the description."""
     width = tensors["patch_embedding.weight"].shape[0]
     head, has_class = tensors.get("head.weight"), "class_token" in tensors
     said = described.first("global_pool")

@@ -1,4 +1,4 @@
-"""How each source calls its tensors, and what they are called here.
+"""Names of the tensors in each source, and their names here.
 
 A format is a telling key, a preparation (fused tensors apart, kernels transposed), and rules of renaming.
 """
@@ -201,6 +201,6 @@ FORMATS = (HUGGING_FACE, CLIP, TIMM, TORCHVISION, GOOGLE)
 TELLS = tuple(form.tell for form in FORMATS)
 
 
-def recognise(names: Mapping[str, Tensor]) -> Format | None:
+def recognize(names: Mapping[str, Tensor]) -> Format | None:
     """The format that some name gives away."""
     return next((form for form in FORMATS if any(re.fullmatch(form.tell, name) for name in names)), None)

@@ -1,4 +1,4 @@
-"""A model out of weights from elsewhere: recognised, renamed, checked tensor by tensor."""
+"""Loading an imported model: the weights are recognized, renamed and checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit.model import ViT
 from vit.pretrained.arrange import arranged
 from vit.pretrained.documents import SourceError, labels_of, read_json
 from vit.pretrained.files import description_folder, find_weights, read_weights
-from vit.pretrained.formats import recognise
+from vit.pretrained.formats import recognize
 from vit.pretrained.fused import Tensors
 from vit.pretrained.preprocessing import View, view_of
 from vit.pretrained.shape import Described, config_of
@@ -39,7 +39,7 @@ ONNX_WAY = (
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model from elsewhere, and what could be learned about its use."""
+    """An imported model, and the facts about its use that its source gives."""
 
     model: ViT  # in evaluation mode
     preprocess: Preprocess
@@ -56,7 +56,7 @@ def read_source(
     activation: str | None = None,
     weights: str | None = None,
 ) -> ImportedModel:
-    """Read a folder or file of weights; the format is recognised from the names of the tensors.
+    """Read a folder or file of weights; the format is recognized from the names of the tensors.
 
     Args:
         heads: attention heads, where the source does not say it; None reads or looks it up.
@@ -70,7 +70,7 @@ def read_source(
     file = find_weights(Path(source))
     folder = description_folder(Path(source), file)
     found = unwrapped(read_weights(file), file, weights=weights)
-    form = recognise(found.tensors)
+    form = recognize(found.tensors)
     if form is None:
         some = ", ".join(sorted(found.tensors)[:3]) or "no tensors"
         known = "Hugging Face, timm, torchvision or Google's .npz"
@@ -173,7 +173,7 @@ def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: list[str]) 
 
 
 def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> str:
-    """What does not fit, listed, with a hint where the reason is known; empty when all fits."""
+    """List the tensors that do not fit, with a hint if the reason is known; empty if all fit."""
     kinds = (("missing", missing), ("left over", left_over), ("misshapen", misshapen))
     parts = [
         f"{len(names)} {kind}: {', '.join(names[:LISTED])}{', …' * (len(names) > LISTED)}"
@@ -185,7 +185,7 @@ def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> st
 
 
 def named_labels(found: ImportedModel, file: Path) -> ImportedModel:
-    """The same model with the labels of a file, one per line."""
+    """Return the same model with the labels of a file, one per line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         labels = tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""What a model from elsewhere wants to see: read where the source says it, else assumed and said so."""
+"""Preprocessing of an imported model: read from the source, or assumed and reported as assumed."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def from_preprocessor(document: Mapping[str, Any]) -> View:
 
 
 def geometry(known: Mapping[str, Any]) -> tuple[View, list[str]]:
-    """How transformers resizes and crops, and what it does that has to be told."""
+    """Return the resizing and cropping of transformers, and notes on differences from it."""
     interpolation = PILLOW[int(known["resample"])]
     size, notes = known["size"], []
     crop = edges(known.get("crop_size", size)) if known.get("do_center_crop") else None
@@ -196,7 +196,7 @@ def from_timm(document: Mapping[str, Any]) -> View:
 
 
 def assumed_view(form: Format, file: Path) -> View:
-    """What models of this kind mostly want."""
+    """Return the usual preprocessing of models of this format."""
     if form is TORCHVISION or (form is TIMM and "deit" in file.name.lower()):
         kind: Interpolation = "bilinear" if form is TORCHVISION else "bicubic"
         how = f"shorter edge to 8/7 of the input, {kind}, center crop; ImageNet's mean and deviation"

@@ -1,4 +1,4 @@
-"""What shape a model has: from its tensors, and what they do not tell from what the source says of itself."""
+"""Shape of an imported model: from its tensors, and for the rest from the description of the source."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EPSILON |= {"clip_vision_model": 1e-5, "siglip": 1e-6, "siglip_vision_model": 1e
 
 @dataclass(frozen=True)
 class Described:
-    """What a source says of its model beside the tensors, in one flat dictionary, and what was asked for."""
+    """Description beside the tensors, in one flat dictionary, and the choices of the caller."""
 
     facts: Mapping[str, Any]
     activation: str | None = None

@@ -101,7 +101,7 @@ def _contents(
 
 
 def _tells(names: Mapping[Any, Tensor]) -> dict[str, str]:
-    """What stands in front of the telling tensor of each model in the dictionary: prefix → full name."""
+    """Return the prefix of each model in the dictionary, with the full name of its telling tensor."""
     found: dict[str, str] = {}
     for name in names:
         for tell in TELLS:

@@ -123,7 +123,7 @@ def blended(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
     return (other + (pixels - other) * per_image(1 + 0.9 * strength)).clamp(0, 255)
 
 
-def identity(pixels: Tensor, strength: Tensor) -> Tensor:
+def identity(pixels: Tensor, _strength: Tensor) -> Tensor:
     return pixels
 
 
@@ -144,7 +144,7 @@ def sharpness(pixels: Tensor, strength: Tensor) -> Tensor:
     return blended(pixels, smooth.permute(0, 2, 3, 1), strength)
 
 
-def autocontrast(pixels: Tensor, strength: Tensor) -> Tensor:
+def autocontrast(pixels: Tensor, _strength: Tensor) -> Tensor:
     low, high = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
     return (pixels - low) * (255 / (high - low).clamp(min=1))
 

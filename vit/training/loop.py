@@ -79,8 +79,8 @@ class Loop:
     def run(
         self,
         *,
-        on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
-        on_epoch: Callable[[dict[str, Any], bool], None] = lambda row, best: None,
+        on_step: Callable[[Progress, float], None] = lambda _progress, _loss: None,
+        on_epoch: Callable[[dict[str, Any], bool], None] = lambda _row, _best: None,
         stop: Callable[[], bool] = lambda: False,
         save: Callable[[], None] = lambda: None,
     ) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Features:
         store: Store,
         device: torch.device,
         cache: Path | None = None,
-        progress: Callable[[int], object] = lambda done: None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
         file = cache / f"{fingerprint(model, store)}.safetensors" if cache else None
         found = read_features(file) if file else None

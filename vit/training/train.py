@@ -33,7 +33,7 @@ def train(
     teacher: ViT | None = None,
     notes: Mapping[str, Any] | None = None,
     tensorboard: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train `model` on `data` and keep the best checkpoint; returns its path.
 
@@ -79,7 +79,7 @@ def train(
 def scalars(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that writes an epoch's row for TensorBoard, or does nothing."""
     if not wanted:
-        yield lambda row: None
+        yield lambda _: None
         return
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -108,7 +108,7 @@ def interruptions() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
         return
 
-    def ask(number: int, frame: object) -> None:
+    def ask(_number: int, _frame: object) -> None:
         if asked.is_set():  # the second time in earnest
             raise KeyboardInterrupt
         asked.set()

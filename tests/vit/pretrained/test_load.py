@@ -1,4 +1,4 @@
-"""Weights from elsewhere give the logits that they give there.
+"""Imported models give the logits of their own libraries.
 
 transformers runs itself. torchvision's, timm's and Google's forward passes are derived again here from
 what they publish, with torch functions on a state dict of their names and shapes.
@@ -35,7 +35,7 @@ def pixels():
     return torch.randint(0, 256, (3, SIZE, SIZE, 3), dtype=torch.uint8, generator=random)
 
 
-def normalised(mean, std):
+def normalized(mean, std):
     return ((pixels().float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
@@ -90,7 +90,7 @@ def test_hugging_face_vit(tmp_path, changes):
     assert found.assumed == ()
     assert (found.preprocess.resize, found.preprocess.interpolation) == ("stretch", "bicubic")
     with torch.no_grad():
-        expected = theirs(normalised((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))).logits
+        expected = theirs(normalized((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))).logits
         assert_parity(found.model(pixels()), expected)
         assert_parity(load_model(tmp_path)(pixels()), expected)
 
@@ -108,7 +108,7 @@ def test_hugging_face_dinov2_backbone(tmp_path):
     assert found.model.config.layer_scale
     assert found.model.config.norm_epsilon == 1e-6
     with torch.no_grad():
-        expected = theirs(normalised((0.5,) * 3, (0.5,) * 3)).last_hidden_state[:, 0]
+        expected = theirs(normalized((0.5,) * 3, (0.5,) * 3)).last_hidden_state[:, 0]
         assert_parity(found.model(pixels()), expected)
     assert "mean and deviation 0.5" in found.assumed[0]
 
@@ -178,7 +178,7 @@ def test_timm(tmp_path, more):
     w = tensors(**shapes)
     torch.save({"model": w}, tmp_path / "vit_small.pth")
     found = read_source(tmp_path / "vit_small.pth", heads=HEADS)
-    expected = timm_forward(w, normalised((0.5,) * 3, (0.5,) * 3), HEADS, more == "pre_logits")
+    expected = timm_forward(w, normalized((0.5,) * 3, (0.5,) * 3), HEADS, more == "pre_logits")
     assert_parity(found.model(pixels()), expected)
     assert any("GELU" in sentence for sentence in found.assumed)
 
@@ -192,7 +192,7 @@ def test_timm_folder_brings_its_preprocessing(tmp_path):
     found = read_source(tmp_path)
     assert found.preprocess.resize_to == 16
     assert found.model.config.heads == HEADS
-    assert_parity(found.model(pixels()), timm_forward(w, normalised((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), HEADS))
+    assert_parity(found.model(pixels()), timm_forward(w, normalized((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), HEADS))
 
 
 # ----------------------------------------------------------------------------------------- torchvision
@@ -253,7 +253,7 @@ def test_torchvision(tmp_path, old_names):
     }
     torch.save(stored, tmp_path / "vit_b_16.pth")
     found = read_source(tmp_path / "vit_b_16.pth", heads=1)
-    x = normalised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert_parity(found.model(pixels()), torchvision_forward(w, x, 1))
     assert found.labels[:2] == ("0", "1")
     assert any("--labels" in sentence for sentence in found.assumed)
@@ -336,7 +336,7 @@ def test_google_npz(tmp_path, pre_logits):
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": HEADS}))
     found = read_source(tmp_path)
     assert found.model.config.activation == "gelu_tanh"
-    assert_parity(found.model(pixels()), google_forward(arrays, normalised((0.5,) * 3, (0.5,) * 3)))
+    assert_parity(found.model(pixels()), google_forward(arrays, normalized((0.5,) * 3, (0.5,) * 3)))
 
 
 def test_google_npz_tells_its_heads(tmp_path):

@@ -1,4 +1,4 @@
-"""What a source says of its preprocessing is followed, or it is said that it is not."""
+"""The preprocessing that a source describes is followed, or a note says that it is not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What training tools put around weights comes off; what is no weights is refused by its name."""
+"""Wrappings of training tools are removed; entries that are no weights are refused by name."""
 
 from argparse import Namespace
 
