@@ -1,4 +1,4 @@
-"""An ONNX file from elsewhere: read with care, in one piece, at our opset, of standard operators."""
+"""Reading a foreign ONNX file: in one piece, at the opset of the exporter, with standard operators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(data: bytes, path: Path) -> onnx.ModelProto:
-    """The model with all its weights in memory."""
+    """Parse the model, with all its weights in memory."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -62,7 +62,7 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """External data may only lie beside the model: a path elsewhere would read any file there is."""
+    """Refuse external data outside the folder of the model: another path could read any file."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, folder = entries.get("location", ""), path.parent.resolve()
     file = (folder / location).resolve()
@@ -85,7 +85,7 @@ def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
     if foreign := sorted({f"{n.domain}.{n.op_type}" for n in graph.graph if n.domain not in ("", "ai.onnx")}):
         raise ForeignError(
             f"{path}: expected standard operators, found {', '.join(foreign)}; export the model again "
-            "without ONNX Runtime's optimiser"
+            "without ONNX Runtime's optimizer"
         )
     types = {node.op_type for node in graph.graph}
     if quantized := sorted(types.intersection(QUANTIZED)):

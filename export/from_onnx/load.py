@@ -1,4 +1,4 @@
-"""A float ViT from elsewhere, as ONNX, in the form that quantises well."""
+"""Loading a foreign float ViT from ONNX, in the form that quantizes well."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ForeignModel:
     labels: tuple[str, ...]
     path: Path
     digest: str  # SHA-256 of the .onnx file
-    float_layers: tuple[str, ...]  # products of a constant weight that no pass made quantisable
+    float_layers: tuple[str, ...]  # products of a constant weight that no pass made quantizable
     original: ir.Model = field(repr=False)
     spec: Spec = field(repr=False)
 
@@ -38,7 +38,7 @@ class ForeignModel:
         return session_of(self.original)
 
     def reference(self, pixels: Array) -> Array:
-        """The logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
+        """Return the logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
         (taken,) = self._session.get_inputs()
         scaled = (pixels.astype(np.float64) / 255 - self.spec.mean) / self.spec.std
         images = scaled.astype(np.float32)
@@ -60,7 +60,7 @@ class ForeignModel:
 
 
 def load(path: Path, spec: Spec) -> ForeignModel:
-    """Read a float ONNX classifier and bring it into the form that quantises well.
+    """Read a float ONNX classifier and bring it into the form that quantizes well.
 
     Args:
         path: the .onnx file; its external data, if any, must lie in the same folder.
@@ -92,7 +92,7 @@ def load(path: Path, spec: Spec) -> ForeignModel:
 
 
 def float_layers(model: ir.Model) -> tuple[str, ...]:
-    """The layers with constant weights that are no plain Gemm, and so stay float: a Conv, an Einsum …"""
+    """Return the layers with constant weights that are no plain Gemm and so stay float, as Conv does."""
     names = []
     for node in model.graph:
         weights = [value for value in node.inputs[1:] if value is not None and value.const_value is not None]
@@ -103,7 +103,7 @@ def float_layers(model: ir.Model) -> tuple[str, ...]:
 
 
 def _expect_classifier(model: ir.Model, path: Path) -> None:
-    """One float32 input of images; one output of logits, which is called so from here on."""
+    """Check for one float32 input of images and one output of logits, and name that output "logits"."""
     inputs = model.graph.inputs
     if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
         listed = ", ".join(f"{value.name} ({value.dtype}, {value.shape})" for value in inputs)

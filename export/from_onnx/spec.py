@@ -1,4 +1,4 @@
-"""The description of what a model from elsewhere wants to see, and what its classes are called."""
+"""Description of a foreign model: its preprocessing and its labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FIELDS = ("preprocess", "mean", "std", "labels")
 
 
 class ForeignError(InputError):
-    """A model or a description from elsewhere that cannot be used."""
+    """A foreign model, or its description, that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a foreign model wants to see, and what its classes are called."""
+    """Preprocessing and labels of a foreign model."""
 
     preprocess: Preprocess
     mean: Triple  # of each channel, for pixels scaled to 0..1

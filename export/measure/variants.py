@@ -34,8 +34,8 @@ DENSE = "int8 without merging"
 Reporter = Callable[[str, int], AbstractContextManager[Progress]]  # (what, how many images) → a progress bar
 
 
-def silent(what: str, total: int) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda done: None)
+def silent(_what: str, _total: int) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda _: None)
 
 
 def measure(

@@ -86,7 +86,7 @@ def _take(model: ir.Model, node: ir.Node) -> None:
 
 
 def _known(model: ir.Model) -> set[ir.Value]:
-    """What is computed from constants and shapes alone."""
+    """Return the values that are computed from constants and shapes alone."""
     known: set[ir.Value] = set()
     for node in model.graph:
         if node.op_type in KEEP or node.attributes.get("body") or node.attributes.get("then_branch"):

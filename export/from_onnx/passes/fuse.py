@@ -164,7 +164,7 @@ def fuse_layer_norm(model: ir.Model) -> int:
 
 
 def _normalized(root: ir.Node) -> tuple[ir.Value, float, ir.Value] | None:
-    """(x, ε, x normalised) around a √(variance + ε) or its reciprocal, or None."""
+    """(x, ε, x normalized) around a √(variance + ε) or its reciprocal, or None."""
     exponent = scalar(root.inputs[1]) if root.op_type == "Pow" else 0.5
     total = root.inputs[0].producer() if root.inputs[0] is not None else None
     if exponent not in (0.5, -0.5) or total is None or total.op_type != "Add":
@@ -188,7 +188,7 @@ def _scalar_and_rest(node: ir.Node) -> tuple[float | None, ir.Value | None]:
 
 
 def _mean_of(value: ir.Value | None) -> ir.Value | None:
-    """What the value is the mean of, over the last axis, keeping it."""
+    """Return the value whose mean over the last axis this is, or None; the axis must be kept."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "ReduceMean" or not attribute(node, "keepdims", 1):
         return None

@@ -35,7 +35,7 @@ class Place:
 
 
 class Walk:
-    """What a walk from the input knows: the place of the batch in each value. All shapes are static.
+    """State of a walk from the input: the place of the batch in each value. All shapes are static.
 
     Attributes:
         pixels: the graph's input.

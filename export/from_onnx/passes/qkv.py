@@ -42,7 +42,7 @@ def split_qkv(model: ir.Model) -> int:
     """select_i(layout(x W + b)) → layout(x W[:, i] + b[i]) for i in query, key and value.
 
     The layout is any run of Reshape and Transpose, the selection a Split, Slices or Gathers that together
-    take every feature once. Three linears can be quantised with ranges of their own, and the query of the
+    take every feature once. Three linears can be quantized with ranges of their own, and the query of the
     last block can be computed for the class token alone.
     """
     changes = 0

@@ -1,4 +1,4 @@
-"""A model that takes normalised floats → the same model taking raw pixels, its normalisation in front."""
+"""A model that takes normalized floats → the same model taking raw pixels, its normalization in front."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ OUTPUT = "logits"
 
 
 def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
-    """Input float [N, 3, H, W] (or [N, H, W, 3]) → `pixels` uint8 [N, H, W, 3], then normalised.
+    """Input float [N, 3, H, W] (or [N, H, W, 3]) → `pixels` uint8 [N, H, W, 3], then normalized.
 
     Args:
         mean, std: of each channel, for pixels scaled to 0..1, as every library writes them.
 
     Raises:
-        GraphError: when the input is no batch of colour images.
+        GraphError: when the input is no batch of color images.
     """
     (old,) = model.graph.inputs
     shape = sizes(old)
     if shape is None or len(shape) != 4 or 3 not in (shape[1], shape[3]):
         raise GraphError(
-            f"expected an input of colour images, [N, 3, H, W] or [N, H, W, 3], found {old.name!r} of "
+            f"expected an input of color images, [N, 3, H, W] or [N, H, W, 3], found {old.name!r} of "
             f"shape {shape}"
         )
     first = next(iter(model.graph))

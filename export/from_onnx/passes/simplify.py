@@ -93,7 +93,7 @@ def drop_nan_guards(model: ir.Model) -> int:
 
 
 def _masked(value: ir.Value | None) -> bool:
-    """Whether anything but scalings stands between a product and its softmax."""
+    """Return whether anything but scalings stands between a product and its softmax."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in ("Mul", "Div", "Reshape"):
         value = next((each for each in node.inputs if each is not None and constant(each) is None), None)
@@ -102,7 +102,7 @@ def _masked(value: ir.Value | None) -> bool:
 
 
 def plain_layout(model: ir.Model) -> int:
-    """Squeeze, Unsqueeze and Flatten → Reshape; a Slice of one position → Gather."""
+    """Turn Squeeze, Unsqueeze and Flatten into Reshape, and a Slice of one position into Gather."""
     changes = 0
     rules: dict[str, Callable[[ir.Node], bool]] = {
         "Squeeze": _to_reshape,

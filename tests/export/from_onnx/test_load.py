@@ -1,4 +1,4 @@
-"""Models from elsewhere: what is read, what is refused and why; and the whole road."""
+"""Foreign ONNX models: the accepted and the refused ones with the reason, and the whole export."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_spec_must_say_the_normalisation(spec: Path) -> None:
+def test_spec_must_say_the_normalization(spec: Path) -> None:
     spec.write_text(json.dumps({"preprocess": {}}), encoding="utf-8")
     with pytest.raises(ForeignError, match="it lacks mean, std"):
         read_spec(spec)
@@ -106,7 +106,7 @@ def test_spec_must_say_the_normalisation(spec: Path) -> None:
 # The model -------------------------------------------------------------------------------------------------
 
 
-def test_reference_is_the_original_file_on_normalised_images(model: Path) -> None:
+def test_reference_is_the_original_file_on_normalized_images(model: Path) -> None:
     import onnxruntime
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
@@ -131,7 +131,7 @@ def test_a_size_that_is_not_the_models_is_refused(foreign_onnx: Callable[..., Pa
         load(foreign_onnx("timm unbind", 17, "free"), wrong)
 
 
-def test_what_is_not_quantisable_is_listed(model: Path, tmp_path: Path) -> None:
+def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
     def overlap(proto: onnx.ModelProto) -> None:  # a convolutional stem with padding stays a convolution
         (conv,) = (node for node in proto.graph.node if node.op_type == "Conv")
         weight = next(w for w in proto.graph.initializer if w.name == conv.input[1])
@@ -182,7 +182,7 @@ def test_private_operators_are_refused(model: Path, tmp_path: Path) -> None:
         load(changed(model, tmp_path, private), SPEC)
 
 
-def test_a_quantised_model_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_quantized_model_is_refused(model: Path, tmp_path: Path) -> None:
     def quantized(proto: onnx.ModelProto) -> None:
         proto.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["output"], ["a", "b", "c"]))
 
