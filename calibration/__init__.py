@@ -13,6 +13,7 @@ In reading order:
     split     a few hidden channels of an MLP kept in float
     plan      what was decided, as plain data
     decide    from statistics to a plan
+    pairs     quantize and dequantize pairs of one layer
     merging/  token merging, an approximation that a plan can ask for
     write     the plan into the graph
     verify    which kernels ONNX Runtime really runs

@@ -64,7 +64,7 @@ def leaves_graph(value: ir.Value) -> bool:
 
 
 def scales_for(low: Array, high: Array, strength: float) -> Array:
-    """How much each feature is divided by: its range to the power `strength`, `float32 [features]`."""
+    """Divisor of each feature: its range to the power `strength`, `float32 [features]`."""
     reach = np.maximum(np.maximum(-low, high), 1e-12).astype(np.float64)
     reach = np.maximum(reach, reach.max() * 1e-3)  # a feature that never moves must not blow up its weight
     scales = reach**strength

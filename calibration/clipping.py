@@ -1,4 +1,4 @@
-"""How much of what new images give lies outside the ranges that calibration chose."""
+"""Share of the activations of new images that lies outside the calibrated ranges."""
 
 from __future__ import annotations
 

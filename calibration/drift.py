@@ -1,4 +1,4 @@
-"""How far a variant is from the float32 model on the same images."""
+"""Drift of a variant: its difference from the float32 model on the same images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure_drift(reference: Array, variant: Array, targets: Array | None = None
 
 
 def sqnr(reference: Array, variant: Array) -> float:
-    """Signal to quantisation noise in dB."""
+    """Signal to quantization noise in dB."""
     exact = reference.astype(np.float64)
     return decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
 

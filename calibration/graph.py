@@ -36,7 +36,7 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer under `name`, or under the first free `name.1`, `name.2`, …"""
+    """Add an initializer under `name`, or under the first free one of `name.1`, `name.2` and so on."""
     unique = _free_name(graph, name)
     array = np.ascontiguousarray(array)
     tensor = ir.Tensor(array, name=unique)

@@ -60,7 +60,7 @@ class Reservoir:
 
 @dataclass
 class Part:
-    """What is kept of a tensor over some of the images. Memory does not grow with their number."""
+    """Statistics of a tensor over some of the images. Memory does not grow with their number."""
 
     extremes: Extremes
     sample: Reservoir

@@ -1,4 +1,7 @@
-"""What calibration decided, as plain data to be saved, read, compared, edited and written into a graph."""
+"""Quantization plan: the decisions of calibration as plain data.
+
+A plan can be saved, read, compared, edited and written into a graph.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Range:
         return cls(scale=_float32(scale), zero_point=min(255, max(0, round(-low / scale))))
 
     def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """What the numbers become when they are stored and read again."""
+        """Return the numbers after they are stored in this range and read again."""
         levels = np.clip(np.rint(numbers / self.scale) + self.zero_point, 0, 255)
         return np.asarray((levels - self.zero_point) * self.scale)
 
@@ -60,7 +63,7 @@ class LinearPlan:
     a rounding error 60 dB below the weights.
 
     With `per_token`, each row of the input is divided by its own largest magnitude (at least this number)
-    before it is quantised and the result is multiplied by it: exact for a linear layer, and no image can
+    before it is quantized and the result is multiplied by it: exact for a linear layer, and no image can
     exceed the range. `input` is then the range of the divided rows.
     """
 
@@ -69,7 +72,7 @@ class LinearPlan:
     rule: str | None = None  # how the range was chosen, for the reader
     per_token: float | None = None
     float_columns: tuple[int, ...] = ()  # input features that are multiplied in float
-    correction: tuple[float, ...] = ()  # added to the bias: the mean error that quantisation makes
+    correction: tuple[float, ...] = ()  # added to the bias: the mean error that quantization makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class ProductPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class BalancePlan:
-    """What a producer's features are divided by and the next weights multiplied; the result is the same."""
+    """Scales that divide a producer's features and multiply the next weights; the result is the same."""
 
     strength: float
     scales: tuple[float, ...]

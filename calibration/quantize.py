@@ -1,4 +1,4 @@
-"""The whole of static quantisation in one call: observe, decide, write, check."""
+"""The whole of static quantization in one call: observe, decide, write, check."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def quantize(
     single_rows: Precision = "float16",
     threads: int | None = None,
 ) -> Quantized:
-    """Quantise a canonical float model with batches of images `uint8 [N, H, W, 3]`, which are streamed.
+    """Quantize a canonical float model with batches of images `uint8 [N, H, W, 3]`, which are streamed.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.
         FallbackError: when ONNX Runtime would run an int8 layer in float.
-        GraphError: when there is nothing to quantise, or no image.
+        GraphError: when there is nothing to quantize, or no image.
     """
     sites = find_sites(model)
     observed = observe(model, sites.observed(), images, threads=threads)

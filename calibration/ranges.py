@@ -43,13 +43,13 @@ class Histogram:
         return (np.arange(BINS) + 0.5) * width - self.limit
 
 
-def min_max(histogram: Histogram, low: float, high: float) -> Bounds:
-    """All that was seen."""
+def min_max(_histogram: Histogram, low: float, high: float) -> Bounds:
+    """Return the extremes as they are."""
     return low, high
 
 
-def with_margin(histogram: Histogram, low: float, high: float) -> Bounds:
-    """All that was seen and a tenth more: finer steps are worth less than room for an unseen image."""
+def with_margin(_histogram: Histogram, low: float, high: float) -> Bounds:
+    """Return the extremes times 1.1: finer steps are worth less than room for an unseen image."""
     return low * MARGIN, high * MARGIN
 
 

@@ -33,7 +33,7 @@ class BudgetError(FailureError):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How far INT8 may be from float: points of top-1 lost, per cent of images with the same label, dB."""
+    """Limits on the drift of INT8: points of top-1 lost, per cent of images with the same label, dB."""
 
     max_drift: float | None = None
     min_agreement: float | None = None
@@ -44,7 +44,7 @@ class Budget:
         return any(limit is not None for limit in (self.max_drift, self.min_agreement, self.min_sqnr))
 
     def misses(self, drift: Drift) -> list[str]:
-        """What is not kept, a phrase each.
+        """Return one phrase per limit that is not met.
 
         Raises:
             ValueError: for a limit on top-1 where the true classes are not known.
@@ -64,7 +64,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What a linear layer costs in float, and what it does to the logits when it alone is int8."""
+    """Cost of a linear layer in float, and the noise of the logits when it alone is int8."""
 
     name: str
     sqnr: float  # dB, of the logits
@@ -101,7 +101,7 @@ def search_plan(
     targets: Array | None = None,
     merge_within: Budget | None = None,
     threads: int | None = None,
-    progress: Callable[[int], object] = lambda steps: None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Search:
     """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
 
@@ -176,13 +176,13 @@ class _Trials:
         self.exact = self._logits(model, images)
 
     def drift(self, layers: Sequence[Layer], merging: Mapping[str, int] = NO_MERGING) -> Drift:
-        """Of the plan with these layers in float and this many tokens merged."""
+        """Measure the drift of the plan with these layers in float and this many tokens merged."""
         plan = with_float(self.plan, [layer.name for layer in layers])
         written = write_plan(self.model, replace(plan, merging=merging))
         return measure_drift(self.exact, self._logits(written, self.images), self.targets)
 
     def layers(self) -> list[Layer]:
-        """All int8 linears, those first that hurt most for their cost."""
+        """Return all int8 linears, the most noise per unit of cost first."""
         names = self.plan.quantized()
         costs = self._costs(names)
         exact = self.exact[: len(self.few)]

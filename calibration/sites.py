@@ -1,4 +1,4 @@
-"""Where a canonical float graph can be quantised: its linear layers and its attention products."""
+"""Where a canonical float graph can be quantized: its linear layers and its attention products."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Linear:
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether the input is the image itself, 8-bit already."""
+        """True if the input is the image itself, which has 8 bits already."""
         cast = self.input.producer()
         source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
         return source is not None and source.dtype == ir.DataType.UINT8
@@ -79,7 +79,7 @@ def find_sites(model: ir.Model) -> Sites:
     """The linears and products of a graph that `export.passes.canonicalize` has brought into its form.
 
     Raises:
-        GraphError: when there is nothing to quantise.
+        GraphError: when there is nothing to quantize.
     """
     linears, products = {}, {}
     for node in by_type(model, "Gemm", "MatMul"):
@@ -94,7 +94,7 @@ def find_sites(model: ir.Model) -> Sites:
             linears[name] = Linear(name, node, weight, bias)
     if not linears:
         raise GraphError(
-            "expected linear layers (Gemm with constant weights) in the graph, found none to quantise"
+            "expected linear layers (Gemm with constant weights) in the graph, found none to quantize"
         )
     return Sites(linears, products)
 

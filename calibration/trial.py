@@ -1,4 +1,4 @@
-"""What a way to quantise a tensor does to the output of the weights that read it."""
+"""Error that a way to quantize a tensor causes in the output of the weights that read it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to quantise a tensor for its readers, and the error energy that makes on held images."""
+    """A way to quantize a tensor for its readers, and the error energy on the held-out images."""
 
     error: float
     input: Range
@@ -31,7 +31,7 @@ class Choice:
 
 
 class Trial:
-    """What does a form of one tensor, divided by its scales, cost the output of the weights that read it?"""
+    """Compare the ways to quantize one tensor, divided by its scales, by the output of its readers."""
 
     def __init__(
         self, observation: Observation, weight: Array, scales: Array, target: Target, *, gelu: bool
@@ -59,7 +59,7 @@ class Trial:
         return self._cost(Choice(0.0, chosen, "exact", per_token=floor))
 
     def refit(self, choice: Choice) -> Choice:
-        """The same rule over all images, those that judged included."""
+        """Apply the same rule to all images, the held-out ones included."""
         if choice.per_token is not None:
             return choice
         rest = self._rest(choice.columns)
@@ -82,7 +82,7 @@ class Trial:
         return replace(choice, error=error)
 
     def _output(self, rows: Array, choice: Choice) -> Array:
-        """What the linears give for rows stored as the choice says, with their weights in int8."""
+        """Return the output of the linears for rows stored as the choice says, with int8 weights."""
         if choice.per_token is not None:
             peaks = np.maximum(self._peaks(rows), choice.per_token)
             return np.asarray((choice.input.rounded(rows / peaks).astype(np.float32) @ self.rounded) * peaks)

@@ -28,7 +28,7 @@ class FallbackError(FailureError):
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the optimised graph holds: operator counts, and the kernel behind each planned layer."""
+    """Content of the optimized graph: operator counts, and the kernel behind each planned layer."""
 
     counts: Mapping[str, int]
     linears: Mapping[str, str]  # planned int8 linear → its kernel

@@ -26,7 +26,7 @@ def quantize_weight(weight: Array, target: Target) -> tuple[Array, Array]:
 
 
 def rounded_weight(weight: Array, target: Target) -> Array:
-    """The weight as it reads after quantisation, `float32 [in, out]`."""
+    """The weight as it reads after quantization, `float32 [in, out]`."""
     stored, scale = quantize_weight(weight, target)
     return np.asarray(stored * scale)
 

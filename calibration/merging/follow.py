@@ -48,10 +48,8 @@ def follow(
         if step in done:
             continue
         done.add(step)
-        if node.op_type == "Gather" and not across and _selects_kept(node, kept):
+        if _ends(node, index, across, kept):
             continue
-        if node.op_type == "MatMul" and index == int(not across):
-            continue  # the mix: it sums over the tokens of its second input
         across = _carry_on(node, index, across, before, after)
         if node.op_type in ELEMENT_WISE:
             partners += _other_input(node, index)
@@ -68,6 +66,14 @@ def follow(
         if value not in found.values:
             raise _needs_all(node)
     return found
+
+
+def _ends(node: ir.Node, index: int, across: bool, kept: int) -> bool:
+    """Return whether the merged tokens end at this reader: its output has no axis of tokens."""
+    if node.op_type == "Gather" and not across:
+        return _selects_kept(node, kept)
+    # The mix sums over the tokens of its second input.
+    return node.op_type == "MatMul" and index == int(not across)
 
 
 def _carry_on(node: ir.Node, index: int, across: bool, before: int, after: int) -> bool:

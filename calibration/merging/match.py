@@ -76,7 +76,7 @@ class Writer:
         return self._constant(f"merging.{name}", np.array(value, np.float32))
 
     def column(self, start: int, count: int) -> ir.Value:
-        """Return `int64 [count, 1]`: start, start + 2, start + 4, …"""
+        """Return `int64 [count, 1]`: start, start + 2, start + 4 and so on."""
         name = f"integers.column.{start}.{count}"
         return self._constant(name, (start + 2 * np.arange(count, dtype=np.int64))[:, None])
 
@@ -150,7 +150,10 @@ def _unit_keys(write: Writer, site: MergeSite, counts: Counts) -> tuple[ir.Value
 def _sorted(
     write: Writer, value: ir.Value, count: int, name: str, *, largest: bool
 ) -> tuple[ir.Value, ir.Value]:
-    """Sort along the last axis: values and indices. (`insert` makes nodes with one output, TopK has two.)"""
+    """Sort along the last axis and return values and indices.
+
+    `insert` makes nodes with one output, and TopK has two.
+    """
     names = [f"{write.block}.merging.{name}.{part}" for part in ("values", "indices")]
     dtype = value.dtype or FLOAT
     outputs = [

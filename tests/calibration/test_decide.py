@@ -43,7 +43,7 @@ def images(count: int = 12, seed: int = 3) -> list[np.ndarray]:
 
 
 def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation]:
-    """What calibration keeps of the tensors of a block, each fourth image held to judge."""
+    """Statistics of the tensors of a block; each fourth image is held out."""
     names = find_sites(model).observed()
     session = observing_session(model, names, threads=1)
     found: dict[str, Observation] = {}
@@ -371,9 +371,8 @@ def test_only_what_no_norm_has_leveled_may_have_a_scale_for_each_row() -> None:
     again = "again = Gemm(residual, query_weight, query_bias) z = Add(again, fc2) y = Add(residual, z)"
     shared = lines.replace("y = Add(residual, fc2)", again)
     both = plan_of(block(hidden=HIDDEN, lines=shared), loud())
-    assert (
-        both.linears["fc1"].per_token is not None
-    )  # residual is no place of scales: each reader has its own
+    # The residual stream has no scales: each reader has its own.
+    assert both.linears["fc1"].per_token is not None
 
 
 def test_rows_with_their_own_scale_are_stored_as_the_trial_says() -> None:

@@ -1,4 +1,4 @@
-"""What is kept of the calibration images: extremes, whatever the batches, and never the tensors."""
+"""Statistics of the calibration images: extremes, whatever the batches, and never the tensors."""
 
 from __future__ import annotations
 

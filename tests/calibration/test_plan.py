@@ -100,7 +100,7 @@ def test_a_plan_of_nothing() -> None:
             lambda d: d["linears"]["fc1"].update(precision="int4"),
             "fc1: expected precision int8 or float16 or float32, found 'int4'",
         ),
-        (lambda d: d["linears"]["fc1"].update(colour=1), "fc1: expected an object with"),
+        (lambda d: d["linears"]["fc1"].update(color=1), "fc1: expected an object with"),
         (lambda d: d["linears"].update(fc1=3), "fc1: expected an object"),
         (lambda d: d["linears"]["fc1"]["input"].update(scale=0), "expected scale > 0"),
         (lambda d: d["linears"]["fc1"]["input"].pop("scale"), "fc1: .*scale"),

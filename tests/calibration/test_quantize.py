@@ -1,4 +1,4 @@
-"""Static quantisation in one call, on small random models."""
+"""Static quantization in one call, on small random models."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_drift_layer_by_layer(canonical, images) -> None:
     made = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=["patch_embedding"])
     found = layer_drift(canonical["plain"], made.model, made.plan, np.split(others, 4))
     assert list(found) == list(made.plan.linears)
-    assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantised
+    assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantized
     assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
 
 

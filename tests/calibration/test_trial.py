@@ -1,4 +1,4 @@
-"""A trial's error is that of the integers that would run, and its choice is the least of what it tried."""
+"""A trial's error is that of the integers that would run, and its choice has the smallest error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ targets = st.sampled_from(["full-range", "any-cpu"])
 
 
 def observation(fit: np.ndarray, held: np.ndarray | None = None) -> Observation:
-    """What calibration keeps of these rows."""
+    """Statistics that calibration keeps of these rows."""
     made = Observation.empty(fit.shape[1], 4)
     for part, rows in ((made.fit, fit), (made.held, held)):
         if rows is not None:
@@ -223,12 +223,12 @@ def test_the_smallest_peak_that_a_row_is_divided_by() -> None:
     def least(rows: np.ndarray, gelu: bool) -> Choice:
         return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
 
-    behind_gelu, elsewhere = least(fit, True), least(-fit, False)
+    behind_gelu, without_gelu = least(fit, True), least(-fit, False)
     assert behind_gelu.per_token == 0.5
     assert behind_gelu.input == Range.of(-0.1701 / 0.5, 1.0)
-    assert elsewhere.per_token == pytest.approx(2.0 * 1e-4)  # ten thousand times below the largest
-    assert elsewhere.input == Range.of(-1.0, 1.0)
-    assert (behind_gelu.rule, elsewhere.rule) == ("exact", "exact")
+    assert without_gelu.per_token == pytest.approx(2.0 * 1e-4)  # ten thousand times below the largest
+    assert without_gelu.input == Range.of(-1.0, 1.0)
+    assert (behind_gelu.rule, without_gelu.rule) == ("exact", "exact")
     for rows in (np.zeros((3, 2), np.float32), np.full((3, 2), -0.1, np.float32)):
         assert least(rows, True).per_token == 1e-6  # a row that is never positive must not be divided by 0
     assert least(np.zeros((3, 2), np.float32), False).per_token == 1e-6

@@ -1,4 +1,4 @@
-"""What ONNX Runtime really runs is read back; a layer that fell back to float is an error that names it."""
+"""The kernels that ONNX Runtime runs are read back; a layer that fell back to float is a named error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_planned_layer_is_an_integer_kernel(name, products, canonical, mod
 
 
 def test_a_doctored_bias_is_found(canonical, plan) -> None:
-    """A float bias keeps ONNX Runtime from fusing: it runs dequantise, float Gemm, and says nothing."""
+    """A float bias keeps ONNX Runtime from fusing: it runs dequantize, float Gemm, and says nothing."""
     model = write_plan(canonical["plain"], plan)
     (gemm,) = [node for node in by_type(model, "Gemm") if node.name == "blocks.1.mlp.fc1"]
     gemm.replace_input_with(2, add_constant(graph_of(gemm), "doctored", np.zeros(64, np.float32)))

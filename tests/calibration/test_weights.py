@@ -23,7 +23,7 @@ def test_no_pair_saturates_without_vnni(weight: np.ndarray) -> None:
     stored, _ = quantize_weight(weight, "any-cpu")
     padded = np.concatenate([stored, np.zeros((len(stored) % 2, stored.shape[1]), np.int8)]).astype(np.int64)
     pairs = padded.reshape(-1, 2, stored.shape[1])
-    # The worst activations: 255 wherever the weights share a sign, 0 elsewhere.
+    # The worst activations: 255 wherever the weights share a sign, else 0.
     highest = 255 * np.maximum(pairs, 0).sum(axis=1)
     lowest = 255 * np.minimum(pairs, 0).sum(axis=1)
     assert highest.max(initial=0) <= 2**15 - 1
@@ -50,7 +50,7 @@ def test_the_step_is_no_larger_than_it_must_be(weight: np.ndarray) -> None:
     used = largest > 1e-30
     np.testing.assert_allclose(free[used] * 127, largest[used], rtol=1e-5)
     assert (limited >= free * 0.99999).all()
-    assert (limited[used] * 63 <= largest[used] * 1.001).all()  # two equal neighbours are the worst case
+    assert (limited[used] * 63 <= largest[used] * 1.001).all()  # two equal neighbors are the worst case
 
 
 def test_one_scale_an_output() -> None:

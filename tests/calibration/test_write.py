@@ -117,7 +117,7 @@ def test_int8_says_the_same_as_its_definition(name, canonical, models, pixels_fo
     (expected,) = ReferenceEvaluator(onnx.load_from_string(serialized(model))).run(None, {"pixels": pixels})
     exact = logits_of(canonical[name], pixels)
     scale = np.abs(expected).max()
-    step = np.abs(expected - exact).max() / scale  # what quantisation costs in all
+    step = np.abs(expected - exact).max() / scale  # what quantization costs in all
     found = logits_of(optimized_graph(serialized(model)), pixels)
     assert step > 1e-3
     assert np.abs(found - expected).max() / scale < step / 4
