@@ -90,7 +90,7 @@ def _logits(way: Way, model: Path, pixels: Path, size: tuple[int, int]) -> np.nd
     return np.array(json.loads(done.stdout), np.float32)
 
 
-def _openvino(work: Path) -> list[Way]:
+def _openvino(_work: Path) -> list[Way]:
     command = [sys.executable, "-m", "tools.devices.engine_openvino"]
     if subprocess.run([sys.executable, "-c", "import openvino"], capture_output=True).returncode:
         raise EngineError('OpenVINO is not installed; pip install "vit-edge[bench]" -c constraints.txt')
