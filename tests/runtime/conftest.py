@@ -59,6 +59,32 @@ def make_model(tmp_path: Path) -> MakeModel:
 
 
 @pytest.fixture
+def make_embedding_model(tmp_path: Path) -> MakeModel:
+    """Write the color model with the mean color as its embedding, beside the logits or alone."""
+
+    def write(name: str = "model.onnx", *, logits: bool = True, **changes: Any) -> Path:
+        graph = color_graph((32, 32))
+        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3])
+        for node in graph.graph.node:
+            for names in (node.input, node.output):
+                names[:] = ["embedding" if each == "mean" else each for each in names]
+        if not logits:
+            del graph.graph.output[:], graph.graph.node[-1]
+        graph.graph.output.append(output)
+        values: dict[str, Any] = dict(
+            variant="float32",
+            preprocess=Preprocess(size=(32, 32)),
+            labels=LABELS if logits else (),
+            embedding=3,
+        )
+        path = tmp_path / name
+        path.write_bytes(add_metadata(graph, Metadata(**values | changes).to_json()).SerializeToString())
+        return path
+
+    return write
+
+
+@pytest.fixture
 def model(make_model: MakeModel) -> Path:
     return make_model()
 

@@ -13,41 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
 from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, Preprocess
 from runtime.__main__ import main
 from runtime.results import Prediction, unsure
-from tests.runtime.conftest import LABELS, add_metadata, color_graph
 
 Make = Callable[..., Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Write the color model with the mean color as its embedding, beside the logits or alone."""
-
-    def write(name: str = "model.onnx", *, logits: bool = True, **changes: Any) -> Path:
-        graph = color_graph((32, 32))
-        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3])
-        for node in graph.graph.node:
-            for names in (node.input, node.output):
-                names[:] = ["embedding" if each == "mean" else each for each in names]
-        if not logits:
-            del graph.graph.output[:], graph.graph.node[-1]
-        graph.graph.output.append(output)
-        values: dict[str, Any] = dict(
-            variant="float32",
-            preprocess=Preprocess(size=(32, 32)),
-            labels=LABELS if logits else (),
-            embedding=3,
-        )
-        path = tmp_path / name
-        path.write_bytes(add_metadata(graph, Metadata(**values | changes).to_json()).SerializeToString())
-        return path
-
-    return write
+def make(make_embedding_model: Make) -> Make:
+    """Write the color model with its embedding."""
+    return make_embedding_model
 
 
 def plain(red: int, green: int, blue: int) -> np.ndarray:
