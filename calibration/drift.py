@@ -32,6 +32,8 @@ def measure_drift(reference: Array, variant: Array, targets: Array | None = None
     """Compare the logits `[images, classes]` of the float model and of a variant.
 
     Args:
+        reference: logits of the float model.
+        variant: logits of the variant, for the same images.
         targets: the true classes, `int64 [images]`, where they are known.
 
     Raises:

@@ -23,11 +23,16 @@ def layer_drift(
     *,
     threads: int | None = None,
 ) -> Mapping[str, float]:
-    """SQNR in dB of each linear's output, in graph order: what came in with its input, and its own error.
+    """Return the SQNR of each linear's output in dB, in graph order.
+
+    The noise is the error of its input and its own error together.
 
     Args:
-        model: the float32 graph that `quantized` was written from, by `plan`.
+        model: the float32 graph.
+        quantized: the graph that `plan` was written into.
+        plan: the plan of `quantized`.
         images: batches of `uint8 [N, H, W, 3]`; a few are enough.
+        threads: CPU threads; None takes every core that this process may use.
     """
     sites = find_sites(model)
     names = [str(linear.node.outputs[0].name) for linear in sites.linears.values()]

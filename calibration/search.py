@@ -106,11 +106,15 @@ def search_plan(
     """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
 
     Args:
-        images: batches `uint8 [N, H, W, 3]`, apart from those of calibration and of the final report.
+        model: the canonical float graph.
+        plan: the plan to start from, with int8 linears.
+        images: batches `uint8 [N, H, W, 3]`, used neither for calibration nor for the final report.
+        budget: limits on the drift.
         targets: their classes `int64 [images]`, for a limit on top-1.
         merge_within: merge as many tokens as this budget allows, once the linears keep `budget`; None merges
             none.
-        progress: told after each plan that was tried.
+        threads: CPU threads; None takes every core that this process may use.
+        progress: called with 1 after each plan that was tried.
 
     Raises:
         BudgetError: when not even half of the linears' work in float is enough.

@@ -58,10 +58,13 @@ def choose_images(
     """Open the sources; without an evaluation source, measure on what calibration is not given.
 
     Args:
+        calibration: folder or name of the images to calibrate on.
+        evaluation: folder or name of the images to measure on; None takes held-out images of `calibration`.
         samples: how many images calibrate; at most half of them where the same source also measures.
         evaluation_samples: how many images measure at most; None for all.
         search: whether a plan is searched for, which takes images of its own from the calibration source:
             what is left of it, or a quarter when nothing would be.
+        seed: seed of the choice of images.
 
     Raises:
         DataError: for a source without images, or too few to share out.

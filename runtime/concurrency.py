@@ -21,9 +21,12 @@ def in_parallel(
     ordered: bool = True,
     ahead: int | None = None,
 ) -> Generator[R, None, None]:
-    """`function` of each item, worked out by `workers` threads.
+    """Yield the results of `function` for the items, computed by `workers` threads.
 
     Args:
+        function: called with one item, on any of the threads.
+        items: taken as they are needed; a stream without end is possible.
+        workers: number of threads.
         ordered: give the results in the order of the items, and not as they are ready.
         ahead: how many items are taken before their results are asked for; None is four for each worker,
             which lets the others go on while one has a hard item.

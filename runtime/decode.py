@@ -42,9 +42,10 @@ _TRANSPOSITIONS = {
 def decoded(
     image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None
 ) -> Iterator[Image.Image]:
-    """The image as a Pillow image of mode RGB, for as long as the block lasts.
+    """Give the image as a Pillow image of mode RGB, for as long as the block lasts.
 
     Args:
+        image: a path, the bytes of a file, a Pillow image, or a uint8 array as in `Preprocess`.
         max_pixels: an image with more is refused before it is decoded.
         exif: turn it the way its EXIF orientation says.
         draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;

@@ -71,6 +71,7 @@ def predict(cluster: Cluster, mean: float) -> Outcome:
     being the time until it is replaced (a restart from the beginning, exponential intervals).
 
     Args:
+        cluster: sizes and rates of the cluster.
         mean: seconds per image in one process.
     """
     full = cluster.chunk * mean + cluster.overhead
@@ -91,6 +92,7 @@ def simulate(cluster: Cluster, times: Sequence[float], seed: int = 0) -> Outcome
     """Replay measured times: each chunk takes as long as that many measured images in a row.
 
     Args:
+        cluster: sizes and rates of the cluster.
         times: seconds per image.
         seed: of the choice of slow workers, of the moments of preemption and of where the replay begins.
     """

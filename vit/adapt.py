@@ -51,11 +51,14 @@ def moved_positions(model: ViT, config: ViTConfig) -> dict[str, Tensor]:
 def resized_position(
     position: Tensor, old: tuple[int, int], new: tuple[int, int], *, antialias: bool = True
 ) -> Tensor:
-    """Position embeddings `[1, rows·columns (+ 1), D]` from the grid `old` to the grid `new`.
+    """Interpolate position embeddings from one grid of patches to another.
 
     Bicubic in two dimensions; the class token's, where there is one in front, stays as it is.
 
     Args:
+        position: `float [1, rows · columns, D]`, with one more for a class token.
+        old: (rows, columns) of the grid of `position`.
+        new: (rows, columns) of the grid to return.
         antialias: average where the grid shrinks, as timm does; transformers does not.
     """
     if old == new:

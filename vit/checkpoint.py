@@ -56,6 +56,12 @@ def save_checkpoint(
     """Write a checkpoint; the file at `path` is replaced only when the new one is complete.
 
     Args:
+        path: the file, or a folder.
+        model: the model whose weights and config are written.
+        preprocess: preprocessing of the images.
+        labels: one per class, in the order of the class indices.
+        history: one row per epoch.
+        recipe: the training recipe.
         finished: False while the run that writes it goes on.
 
     Returns:

@@ -18,6 +18,7 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
     of them find it or none does. A best checkpoint that an interrupted first epoch left is begun anew.
 
     Args:
+        out: the folder of the run.
         resume: None, "yes" or "auto".
         overwrite: replace the run that is there.
         report: takes a line that says what "auto" does.

@@ -35,7 +35,8 @@ def merge_tokens(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     """Return a copy of a canonical float graph that merges tokens; the same graph where nothing merges.
 
     Args:
-        merging: how many tokens each block merges, by the block's name.
+        model: a canonical float graph.
+        merging: number of tokens that each block merges, by the name of the block.
 
     Raises:
         PlanError: where the plan does not fit the graph.

@@ -52,9 +52,14 @@ def measure(
     """Measure what each variant does on the evaluation images, and write its file.
 
     Args:
+        source: the model that is exported.
+        parity: largest difference of a logit from the reference, over the largest logit.
+        images: images for evaluation and search.
         variants: float32 first, which the others are compared with.
         folder: where the model files go.
+        report: makes the progress bar of a step from its name and number of images.
         plan: the file whose plan was written, where nothing was calibrated.
+        threads: CPU threads; None takes every core that this process may use.
     """
     evaluation = images.evaluation
     with report("measuring", len(evaluation)) as progress:

@@ -111,7 +111,10 @@ def begin(path: Path, model: str, *, resume: bool, overwrite: bool) -> Done:
     Beside it stands `<path>.run`, which names the model, so that no file mixes the answers of two.
 
     Args:
+        path: the output file.
         model: the SHA-256 of the model file.
+        resume: go on with the output that is there.
+        overwrite: replace the output that is there.
 
     Raises:
         OutputError: when it exists and neither `resume` nor `overwrite` is said, when another model wrote it,

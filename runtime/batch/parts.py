@@ -47,6 +47,7 @@ class Parts:
         """Write the part `number` of this run and return its name; an earlier attempt's is replaced.
 
         Args:
+            number: number of the part: that of its chunk, from 1.
             columns: the columns of result lines, of one length.
 
         Raises:
@@ -105,6 +106,8 @@ def begin(
         uri: a folder, made if it is missing, or a URI.
         model: the SHA-256 of the model file.
         form: None goes on with the form that is there, and begins with Parquet.
+        resume: go on with the output that is there.
+        overwrite: replace the output that is there.
 
     Raises:
         OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model or

@@ -46,6 +46,7 @@ def read_ahead(place: Place, keys: Sequence[str], *, base: str, largest: int) ->
     """Read files in order, some of them ahead on other threads.
 
     Args:
+        place: the folder or store that holds the files.
         keys: the files' names in `place`.
         base: the folder that relative local paths start from.
         largest: a remote file with more bytes than this is an error.

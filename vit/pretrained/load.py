@@ -59,6 +59,7 @@ def read_source(
     """Read a folder or file of weights; the format is recognized from the names of the tensors.
 
     Args:
+        source: a file of weights, or a folder with one.
         heads: attention heads, where the source does not say it; None reads or looks it up.
         activation: of the MLPs, as in `ViTConfig`; None reads or assumes it.
         weights: which set of weights, where a file has several; None prefers a moving average.

@@ -80,10 +80,14 @@ class Described:
 def config_of(
     form: Format, tensors: Tensors, extra: Mapping[str, Any], described: Described, view: View
 ) -> tuple[ViTConfig, list[str]]:
-    """The configuration of a model whose tensors have their names here, and what had to be assumed.
+    """Return the configuration of an imported model, and one sentence per assumption.
 
     Args:
-        extra: what `arranged` has found out: image_size, pooling and whatever else differs from the paper.
+        form: format of the source.
+        tensors: the weights, with the names of `vit.model`.
+        extra: options that `arranged` found: image_size, pooling and other differences from the paper.
+        described: description of the source.
+        view: preprocessing of the source.
 
     Raises:
         ConfigError: when the shapes describe no ViT, or the source does not tell what no shape does.

@@ -53,6 +53,8 @@ def unwrapped(found: Any, file: Path, *, weights: str | None = None) -> Unwrappe
     """Find the state dictionary in what a file holds, and its tensors' own names.
 
     Args:
+        found: content of the file, as `torch.load` or safetensors gives it.
+        file: path of the file, for messages.
         weights: the container to take ("state_dict", "model", …);
             None prefers a moving average, as timm does.
 

@@ -23,9 +23,10 @@ def class_weights(targets: np.ndarray, classes: int) -> Tensor:
 
 
 def sample_losses(recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
-    """The loss of each image, `[n]`.
+    """Return the loss of each image, `[n]`.
 
     Args:
+        recipe: gives the weight and the temperature of the distillation.
         logits: the student's, `[n, classes]`.
         targets: probabilities, `[n, classes]`.
         teacher: the teacher's logits for the same pixels. Its part is soft distillation (arXiv 1503.02531;

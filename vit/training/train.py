@@ -42,7 +42,12 @@ def train(
 
     Args:
         recipe: how to train.
-        preprocess: what the model sees of an image, for validation, test and ever after.
+        model: the model to train; its weights change.
+        data: images for training, validation and test.
+        preprocess: preprocessing for validation, test and use; it is kept in the checkpoint.
+        out: folder of the run.
+        device: "auto", "cpu", "cuda" or "mps"; "auto" takes CUDA if there is a CUDA device, else the CPU.
+        resume: go on from the saved state in `out`.
         teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
         notes: what else to write into the checkpoint's recipe.
         tensorboard: write the metrics for TensorBoard as well, into `out/tensorboard`.

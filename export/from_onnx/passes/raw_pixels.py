@@ -14,10 +14,14 @@ OUTPUT = "logits"
 
 
 def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
-    """Input float [N, 3, H, W] (or [N, H, W, 3]) → `pixels` uint8 [N, H, W, 3], then normalized.
+    """Replace the float input by `pixels`, `uint8 [N, H, W, 3]`, and normalize them in the graph.
+
+    The float input has the shape [N, 3, H, W] or [N, H, W, 3].
 
     Args:
-        mean, std: of each channel, for pixels scaled to 0..1, as every library writes them.
+        model: the graph, changed in place.
+        mean: mean of each channel, for pixels scaled to 0..1.
+        std: standard deviation of each channel, for pixels scaled to 0..1.
 
     Raises:
         GraphError: when the input is no batch of color images.
