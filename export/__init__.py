@@ -2,17 +2,22 @@
 
 In reading order:
 
-    canonical   the canonical float graph and its names
-    from_torch  a checkpoint to the canonical graph
-    from_onnx/  an ONNX model of another exporter to the canonical graph
-    passes/     the exact rewrites that every model takes
-    source      either of them as one thing
-    images      which images calibrate, search and measure
-    float16     a float16 copy for GPUs
-    files       model files with metadata, written aside and renamed
-    measure/    drift, latency and size of each variant
-    report/     report.html and the table in the terminal
-    pipeline    the whole export
-    example     the embedded example
-    __main__    python -m export
+    canonical     the canonical float graph and its names
+    from_torch    a checkpoint to the canonical graph
+    from_onnx/    an ONNX model of another exporter to the canonical graph
+    passes/       the exact rewrites that every model takes
+    source        either of them as one thing
+    embedding     the embedding as an output beside the logits
+    images        which images calibrate, search and measure
+    float16       a float16 copy for GPUs
+    files         model files with metadata, written aside and renamed
+    measure/      drift, latency and size of each variant
+    report/       report.html and the table in the terminal
+    options       options of an export, and the limits that follow from them
+    checks        limits that refuse an export
+    quantization  calibrate, search a plan, or apply a given one
+    pipeline      the whole export
+    example       the embedded example
+    arguments     arguments of the command line
+    __main__      python -m export
 """

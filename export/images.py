@@ -87,13 +87,7 @@ def choose_images(
         note = "the images of the same source that calibration was not given"
     searched = None
     if search:
-        if len(pool) < 2:
-            raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
-        share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
-        pool, searched = split_images(pool, share, seed + 1)
-        if not len(searched):
-            raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
-        searched = sample(searched, min(len(searched), SEARCH_IMAGES), seed)
+        pool, searched = _set_aside(pool, samples, seed)
     calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
     if evaluation_samples is not None and len(measure) > evaluation_samples:
         measure = sample(measure, evaluation_samples, seed)
@@ -101,6 +95,17 @@ def choose_images(
         if used is not None:
             _must_not_overlap(used, measure)
     return ExportImages(calibrate, measure, note, searched)
+
+
+def _set_aside(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:
+    """Return the images that are left to calibrate with, and those to search a plan with."""
+    if len(pool) < 2:
+        raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
+    share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
+    pool, searched = split_images(pool, share, seed + 1)
+    if not len(searched):
+        raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
+    return pool, sample(searched, min(len(searched), SEARCH_IMAGES), seed)
 
 
 def sample(images: Images, count: int, seed: int) -> Images:

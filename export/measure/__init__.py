@@ -7,8 +7,10 @@ In reading order:
     statistics   how sure a figure is
     merging      dense and merged INT8 beside each other
     reliability  whether scores mean what they say
+    embeddings   drift of embeddings in their own terms
     evidence     doubts about the evidence of an export
     results      everything that a report shows
     model_file   a model before it is measured
+    publish      the file of one variant, with its measurements as metadata
     variants     model files beside each other
 """

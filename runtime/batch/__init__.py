@@ -2,10 +2,14 @@
 
 In reading order:
 
-    output   result lines in a file that survives a crash
-    report   progress and summary
-    sorting  one folder for each label
-    columns  columns in, columns out: what an engine for clusters calls
+    options     options of the command line, and the combinations that are refused
+    inputs      images named on the command line
+    labels      the command: one result line per image
+    output      result lines in a file that survives a crash
+    report      progress and summary
+    sorting     one folder for each label
+    embeddings  the command with --embeddings: an array with one row per image
+    columns     columns in, columns out: what an engine for clusters calls
 
 and for --engine ray:
 
@@ -13,5 +17,5 @@ and for --engine ray:
     parts             an output that many processes write at once; its bytes are in part_formats
     chunks            the work in pieces, and what happens to each; knows no engine
     ray_engine        the only module that imports Ray
-    ray_command       the command; its options are in cluster_options
+    ray_command       the command with --engine ray
 """

@@ -7,13 +7,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from runtime.batch.inputs import named_images
 from runtime.errors import DONE, FAILED, InputError, MissingPackageError
 from runtime.text import printable
 from runtime.writing import explained_output
@@ -36,14 +36,13 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
-def run(options: argparse.Namespace, images: Callable[[], Iterator[Path]]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Embed the images, write the array, and return the exit code.
 
     The files appear when all images are done; an interrupted run leaves none of them.
 
     Args:
         options: of `python -m runtime`.
-        images: yields the images.
 
     Raises:
         EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
@@ -66,7 +65,9 @@ def run(options: argparse.Namespace, images: Callable[[], Iterator[Path]]) -> in
     with explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
         stack.callback(files.discard)
-        for result in embed.stream(images(), workers=options.workers, ordered=not options.unordered):
+        for result in embed.stream(
+            named_images(options), workers=options.workers, ordered=not options.unordered
+        ):
             if result.embedding is None:
                 failed += 1
                 files.fail(str(result.image), str(result.error))

@@ -1,0 +1,96 @@
+"""Checks before files are published: the float32 file equals its source, no variant drifts beyond a limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+
+from export.measure.inference import batches
+from export.measure.results import Results, VariantResult
+from export.options import Options
+from export.source import Source
+from runtime.artifact import Variant
+from runtime.errors import FailureError
+from vit.data.images import Images
+
+PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
+PARITY_IMAGES = 8
+
+
+class ExportError(FailureError):
+    """An export whose result must not be used; nothing was written."""
+
+
+class DriftError(ExportError):
+    """INT8 is further from float than allowed."""
+
+
+def check_parity(source: Source, session: ort.InferenceSession, images: Images) -> float:
+    """Compare the float32 file with its source on a few images.
+
+    Args:
+        source: the model that was exported.
+        session: the float32 file, running.
+        images: the first few of them are taken.
+
+    Returns:
+        the largest difference of a logit over the largest logit.
+
+    Raises:
+        ExportError: if the file does not run, or differs by more than `PARITY`.
+    """
+    some = images.subset(range(min(PARITY_IMAGES, len(images))))
+    batch = np.concatenate(list(batches(some, source.preprocess)))
+    expected = source.reference(batch)
+    try:
+        found = session.run(None, {session.get_inputs()[0].name: batch})[0]
+    except Exception as error:  # pybind's own exception classes, of which there is no list
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); please "
+            f"report this with: {dict(source.description)}"
+        ) from error
+    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    if not difference <= PARITY:
+        raise ExportError(
+            f"the exported float model differs from {source.reference_name} by {difference:.1e} of the "
+            f"logits' scale, expected at most {PARITY:.0e}; please report this with: "
+            f"{dict(source.description)}"
+        )
+    return difference
+
+
+def check_limits(results: Results, options: Options) -> None:
+    """Refuse results that are beyond the limits of the options.
+
+    Raises:
+        DriftError: naming the variant, the limits that it misses, and what to do.
+    """
+    for each in results.variants[1:]:
+        found = (results.embeddings or {}).get(each.variant)
+        if found is not None and (far := found.misses(options.min_cosine)):
+            raise too_far(each.variant, "; ".join(far))
+        if each.drift is None:  # a model without classes
+            continue
+        merged = each.variant == "int8" and results.merging is not None
+        budget = options.merge_budget if merged else None
+        failures = (budget or options.budget).misses(each.drift)
+        if failures and merged:
+            failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
+        elif failures and each.variant == "int8":
+            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
+            failures.append(f"furthest from float: {worst}")
+        if failures:
+            raise too_far(each.variant, "; ".join(failures))
+
+
+def too_far(variant: Variant, why: str) -> DriftError:
+    """Return the error of a variant that drifts beyond a limit, with advice."""
+    advice = "give more calibration images or keep layers in float (--keep-float)"
+    if variant != "int8":
+        advice = "leave --fp16 out"
+    return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
+
+
+def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float]]:
+    """The linears whose output is furthest from float, worst first."""
+    return sorted(result.layers.items(), key=lambda item: item[1])[:count]

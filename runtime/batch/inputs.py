@@ -1,0 +1,41 @@
+"""Images named on the command line: files, folders, and lists of paths on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from runtime.files import find_images
+
+
+def named_images(options: argparse.Namespace) -> Iterator[Path]:
+    """Yield the images that the options of `python -m runtime` name, in their order.
+
+    Args:
+        options: of `python -m runtime`.
+    """
+    for given in options.images:
+        named: Iterable[Path] = _standard_input(options.null) if given == "-" else [Path(given)]
+        yield from find_images(named, skip=options.sort_into)
+
+
+def _standard_input(null: bool) -> Iterator[Path]:
+    """Yield the paths on standard input, one per line, or each ended by a zero byte."""
+    for number, name in enumerate(_pieces(b"\0" if null else b"\n")):
+        if not null:  # Windows ends lines with CR LF, and its editors begin a file with a byte order mark
+            name = (name.removeprefix(codecs.BOM_UTF8) if number == 0 else name).removesuffix(b"\r")
+        if name:
+            yield Path(os.fsdecode(name))
+
+
+def _pieces(end: bytes) -> Iterator[bytes]:
+    """Yield the bytes of standard input between `end`s, as they come."""
+    rest = b""
+    while chunk := os.read(sys.stdin.fileno(), 2**16):
+        *names, rest = (rest + chunk).split(end)
+        yield from names
+    yield rest

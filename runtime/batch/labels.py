@@ -1,0 +1,104 @@
+"""python -m runtime MODEL IMAGES: one result line per image, in a file or on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.batch.inputs import named_images
+from runtime.batch.options import UsageError
+from runtime.batch.output import Done, Lines, begin, format_of
+from runtime.batch.report import Report
+from runtime.batch.sorting import Sorter
+from runtime.classifier import Classifier
+from runtime.command import complain
+from runtime.errors import DONE, FAILED, INTERRUPTED
+from runtime.results import Result
+
+
+def run(options: argparse.Namespace) -> int:
+    """Classify the images, write a line for each, and return the exit code.
+
+    Args:
+        options: of `python -m runtime`.
+
+    Raises:
+        UsageError: if there are no images.
+        ArtifactError: if the model cannot be used.
+        OutputError: if the output cannot be begun or resumed.
+    """
+    classify = Classifier(
+        options.model,
+        device=options.device,
+        threads=1,  # for one image; the workers are what keeps the cores busy
+        top=options.top,
+        min_score=options.min_score,
+        max_pixels=options.max_pixels,
+        sha256=options.sha256,
+    )
+    classify.warm_up()
+    return _classify_all(classify, options)
+
+
+def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
+    output = options.output and Path(options.output)
+    done = Done(iter(()))
+    if output is not None:
+        done = begin(output, classify.info.sha256, resume=options.resume, overwrite=options.overwrite)
+    counted = sys.stderr.isatty() and "-" not in options.images
+    total = sum(1 for _ in named_images(options)) if counted else None
+    report = Report(total)
+    sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
+    lines = Lines(output, options.format or format_of(output))
+    results = classify.stream(
+        _not_done(named_images(options), done, report), workers=options.workers, ordered=not options.unordered
+    )
+    try:
+        _write_all(results, lines, report, sorter)
+    except KeyboardInterrupt:
+        lines.close()
+        return _end(report, INTERRUPTED, "interrupted" + _how_to_go_on(output))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        lines.abandon()
+        return _end(report, FAILED, _explain(error) + _how_to_go_on(output))
+    lines.close()
+    if report.seen == 0:
+        raise UsageError(f"no images in {', '.join(options.images)}")
+    return _end(report, FAILED if report.failed else DONE, "")
+
+
+def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
+    for result in results:
+        if sorter is not None and result.prediction is not None and result.prediction.index is not None:
+            sorter.put(result.image, result.prediction.index)
+        lines.write(result)
+        report.add(result)
+
+
+def _not_done(images: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
+    for image in images:
+        if done.take(image):
+            report.skip()
+        else:
+            yield image
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return "the disk is full: free some space"
+    return f"{error.filename or 'the output'}: {error.strerror or error}"
+
+
+def _how_to_go_on(output: Path | None) -> str:
+    return f"; what is done is in {output}, the same command with --resume goes on" if output else ""
+
+
+def _end(report: Report, code: int, why: str) -> int:
+    report.clear()
+    print(report.summary(), file=sys.stderr)
+    return complain("runtime", why, code) if why else code

@@ -1,0 +1,157 @@
+"""Options of `python -m runtime`, and the combinations of them that are refused."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from runtime.command import positive
+from runtime.cpu import available_cores
+from runtime.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+
+
+class UsageError(InputError):
+    """A command line that cannot be carried out; the message says what to type instead."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add every argument and option, in the order in which --help lists them."""
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="an .onnx file, or the folder that the export wrote")
+    add("images", nargs="+", metavar="IMAGES", help="files and folders; - reads paths from standard input")
+    _add_output(parser)
+    _add_prediction(parser)
+    _add_execution(parser)
+    _add_cluster(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--output",
+        type=_output,
+        metavar="FILE",
+        help="write here (.jsonl or .csv) and not to standard output (which is also -)",
+    )
+    add(
+        "--format",
+        choices=["jsonl", "csv", "parquet"],
+        help="default: by the output's name, else jsonl; on a cluster parquet (or jsonl)",
+    )
+    add(
+        "--embeddings",
+        metavar="FILE",
+        help="write embeddings, not labels: FILE.npy with FILE.jsonl (the path of each row), or FILE.parquet",
+    )
+    add("--resume", action="store_true", help="go on with --output FILE after an interruption")
+    add("--overwrite", action="store_true", help="replace --output FILE")
+    add(
+        "--unordered",
+        action="store_true",
+        help="give results as they are ready, not in the order of the images",
+    )
+    add("--sort-into", type=Path, metavar="DIR", help="link each image into DIR/<label>/")
+    add("--copy", action="store_true", help="with --sort-into: copies, not links")
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--top", type=positive, default=5, metavar="N", help="candidates in each line (default 5)")
+    add(
+        "--min-score",
+        type=_score,
+        metavar="SCORE",
+        help="below this score, 0 to 1, a line has no label and says unsure (default: every image gets one)",
+    )
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", choices=DEVICES, default="auto", help="default auto: CUDA where it works, else the CPU")
+    add(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help=f"images at a time (default: the cores, {available_cores()})",
+    )
+    add(
+        "--max-pixels",
+        type=positive,
+        default=89_478_485,
+        metavar="N",
+        help="refuse larger images (default %(default)s)",
+    )
+    add("--sha256", metavar="HEX", help="refuse a model file with another digest")
+    add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mean a cluster, as a group of their own."""
+    add = parser.add_argument_group(
+        "a cluster (docs/guides/cluster.md)",
+        "IMAGES are then also URIs (s3://…) and Parquet files with a column path; --output is a folder or "
+        "a URI.",
+    ).add_argument
+    add("--engine", choices=["local", "ray"], default="local", help="ray: over a cluster (default local)")
+    add("--address", metavar="HOST:PORT", help="default RAY_ADDRESS, else a cluster on this machine")
+    add(
+        "--part-images",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="images in a part of the output, at most (default %(default)s)",
+    )
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together on one machine, before anything is loaded or written.
+
+    Raises:
+        UsageError: saying what to type instead.
+    """
+    for given in options.images:
+        if given != "-" and not os.path.lexists(given):
+            raise UsageError(f"{given}: no such image or folder")
+    if options.resume and options.overwrite:
+        raise UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
+    if options.output is None and options.embeddings is None and (options.resume or options.overwrite):
+        raise UsageError("--resume and --overwrite need --output FILE")
+    if options.output is not None and not (folder := Path(options.output).absolute().parent).is_dir():
+        raise UsageError(f"{folder}: no such folder, make it first")
+    if options.output is not None:
+        _must_not_replace_an_input(options)
+    if options.format == "parquet":
+        raise UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
+    if options.address is not None:
+        raise UsageError("--address needs --engine ray")
+    if options.copy and not options.sort_into:
+        raise UsageError("--copy needs --sort-into DIR")
+
+
+def _must_not_replace_an_input(options: argparse.Namespace) -> None:
+    """Refuse an output that is the model or an image named on the command line."""
+    output = Path(options.output)
+    if not output.exists():
+        return
+    for given in (options.model, *options.images):
+        if str(given) != "-" and Path(given).exists() and output.samefile(given):
+            raise UsageError(f"{options.output}: it is an input of this command; give another --output")
+
+
+def _score(text: str) -> float:
+    """Parse a score, 0 to 1."""
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, found {text!r}")
+    return score
+
+
+def _output(text: str) -> str | None:
+    """Parse the name of an output: a file, on a cluster any URI, or - for standard output."""
+    return None if text == "-" else text
