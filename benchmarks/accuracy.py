@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import BASELINE, Bench, Opened, Peer, Skipped, build
+from benchmarks.engines import Opened, Peer
+from benchmarks.peers import BASELINE, Bench, Skipped, build
 from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
 from calibration.drift import Drift, measure_drift
 from calibration.graph import Array

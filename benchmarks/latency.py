@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.peers import BASELINE, OURS, Bench, Peer, Skipped, build, extra_graph
+from benchmarks.engines import Peer, extra_graph
+from benchmarks.peers import BASELINE, OURS, Bench, Skipped, build
 from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
 from export.measure.environment import target_here
 from runtime.cpu import available_cores

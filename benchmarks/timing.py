@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import Opened
+from benchmarks.engines import Opened
 from calibration.graph import Array
 from export.measure.environment import cpu_name
 from runtime.cpu import available_cores, has_vnni, is_x86

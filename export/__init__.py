@@ -6,8 +6,8 @@ In reading order:
     from_torch    a checkpoint to the canonical graph
     from_onnx/    an ONNX model of another exporter to the canonical graph
     passes/       the exact rewrites that every model takes
+    embedding     the embedding as an output of the graph
     source        either of them as one thing
-    embedding     the embedding as an output beside the logits
     images        which images calibrate, search and measure
     float16       a float16 copy for GPUs
     files         model files with metadata, written aside and renamed

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 
 from calibration.graph import GraphError, by_type, constant, sizes
 from export.canonical import EMBEDDING, OUTPUT
-from export.source import Source
 
 _MOVES = ("Add", "Reshape", "Squeeze", "Identity", "Cast", "Softmax", "Sigmoid", "Mul", "Div")
 
 
-def with_embedding(source: Source) -> Source:
-    """Add the output `embedding`, float32 [N, D], to the graph of a source, in place.
+def add_embedding(model: ir.Model) -> int:
+    """Add the output `embedding`, float32 [N, D], in place, and return its features.
 
-    It is the tensor itself that the head multiplies: nothing is computed for it. A source without classes has
-    it already.
+    It is the tensor itself that the head multiplies: nothing is computed for it.
 
     Raises:
         GraphError: when the logits are not made by one linear layer of one vector per image.
     """
-    if source.embedding is not None:
-        return source
-    graph = source.exported.model.graph
-    value = _head_input(source.exported.model)
+    value = _head_input(model)
     shape = sizes(value)
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise GraphError(
@@ -34,9 +27,9 @@ def with_embedding(source: Source) -> Source:
     if value.is_graph_input() or value.is_graph_output():
         raise GraphError(f"the head reads {value.name!r}, which is an input or output already")
     value.name = EMBEDDING
-    value.shape = ir.Shape([_batch(source.exported.model), shape[1]])
-    graph.outputs.append(value)
-    return replace(source, embedding=shape[1])
+    value.shape = ir.Shape([_batch(model), shape[1]])
+    model.graph.outputs.append(value)
+    return shape[1]
 
 
 def only_embedding(model: ir.Model) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from calibration.clipping import clipped_activations
 from export.checks import ExportError, check_limits, check_parity
-from export.embedding import with_embedding
 from export.files import staged
 from export.float16 import to_float16
 from export.images import ExportImages, choose_images, labeled_as
@@ -20,7 +19,7 @@ from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
 from export.options import Options
 from export.quantization import quantize_source
-from export.source import Source
+from export.source import Source, with_embedding
 from vit.data.images import DataError
 
 JUDGED_IMAGES = 32  # of the calibration images, whether they are alike

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.graph import Array
 from export.canonical import FloatModel
+from export.embedding import add_embedding, only_embedding
 from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -37,11 +38,21 @@ class Source:
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 
 
+def with_embedding(source: Source) -> Source:
+    """Add the output `embedding` to the graph of a source, in place; one without classes has it already.
+
+    Raises:
+        GraphError: when the logits are not made by one linear layer of one vector per image.
+    """
+    if source.embedding is not None:
+        return source
+    return replace(source, embedding=add_embedding(source.exported.model))
+
+
 def from_checkpoint(checkpoint: Checkpoint) -> Source:
     """Export a checkpoint's model, one without a head as an embedding; torch is its reference."""
     import torch
 
-    from export.embedding import only_embedding
     from export.from_torch import export_float
     from vit.checkpoint import FILE_NAME
 
@@ -77,7 +88,6 @@ def from_weights(path: Path) -> Source:
     """
     import torch
 
-    from export.embedding import only_embedding
     from export.from_torch import export_float
     from vit.pretrained.files import find_weights
     from vit.pretrained.load import read_source
@@ -137,7 +147,6 @@ def from_onnx(model: Path, preprocess: Path | None = None) -> Source:
     Raises:
         ForeignError: for files that cannot be used.
     """
-    from export.embedding import only_embedding
     from export.from_onnx.folder import describe
     from export.from_onnx.load import load
 

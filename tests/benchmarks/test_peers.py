@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.peers import BASELINE, OURS, REFERENCE, Peer, Skipped, build, extra_graph
+from benchmarks.engines import Peer, extra_graph, torch_eager
+from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped, build
 from calibration.drift import sqnr
 from export.from_torch import FloatModel
 
@@ -98,7 +99,7 @@ def test_threads_reach_torch(bench):
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
-            logits(peers.Peer("", lambda n: peers._torch(bench.model, n)), bench.images[:1], threads)
+            logits(Peer("", lambda n: torch_eager(bench.model, n)), bench.images[:1], threads)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import timing
-from benchmarks.peers import Opened
+from benchmarks.engines import Opened
 from benchmarks.timing import Timing, table, time_in_turn
 
 

@@ -19,8 +19,7 @@ from calibration.quantize import quantize
 from calibration.sites import find_sites
 from calibration.write import write_plan
 from export.__main__ import main
-from export.embedding import with_embedding
-from export.source import from_checkpoint, from_onnx
+from export.source import from_checkpoint, from_onnx, with_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.session import open_session
 from vit.checkpoint import load_checkpoint, save_checkpoint
