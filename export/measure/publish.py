@@ -50,50 +50,56 @@ class Measurements:
 
 
 def write_variant(
-    source: Source, each: ModelFile, logits: Array, found: Measurements, folder: Path, threads: int | None
+    source: Source,
+    variant: ModelFile,
+    logits: Array,
+    measurements: Measurements,
+    folder: Path,
+    threads: int | None,
 ) -> VariantResult:
     """Write the file of a variant, and return what the report says of it.
 
     Args:
         source: the model that was exported.
-        each: the variant.
+        variant: the variant.
         logits: of the variant on the evaluation images, `float32 [images, classes]`.
-        found: the measurements of all variants.
+        measurements: the measurements of all variants.
         folder: where the file goes.
         threads: of the session that measures the layers; None for all cores.
     """
-    name = FILE_NAMES[each.variant]
-    compared = each.variant != "float32" and source.labels
-    drift = measure_drift(found.logits[0], logits, found.evaluation.targets) if compared else None
-    metadata = _metadata(source, each, _measured(each, drift, found), found.reliability)
-    size, sha256 = write_model(folder / name, each.model, metadata)
-    kernels = each.quantized.kernels if each.quantized is not None else None
+    name = FILE_NAMES[variant.variant]
+    compared = variant.variant != "float32" and source.labels
+    evaluation, exact = measurements.evaluation, measurements.logits[0]
+    drift = measure_drift(exact, logits, evaluation.targets) if compared else None
+    metadata = _metadata(source, variant, _measured(variant, drift, measurements), measurements.reliability)
+    size, sha256 = write_model(folder / name, variant.model, metadata)
+    kernels = variant.quantized.kernels if variant.quantized is not None else None
     return VariantResult(
-        variant=each.variant,
+        variant=variant.variant,
         file=name,
         bytes=size,
         sha256=sha256,
         logits=logits,
-        latency=found.latency[each.variant],
+        latency=measurements.latency[variant.variant],
         drift=drift,
         kernels=kernels.counts if kernels else {},
         integer_kernels=kernels.summary() if kernels else "",
-        layers=_layers(source, each, found.evaluation, threads),
+        layers=_layers(source, variant, evaluation, threads),
     )
 
 
-def _measured(each: ModelFile, drift: Drift | None, found: Measurements) -> dict[str, Any]:
+def _measured(each: ModelFile, drift: Drift | None, measurements: Measurements) -> dict[str, Any]:
     """Return the field `measured` of the metadata."""
-    evaluation, embedding = found.evaluation, (found.embeddings or {}).get(each.variant)
+    evaluation, embedding = measurements.evaluation, (measurements.embeddings or {}).get(each.variant)
     measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
     if drift is not None:
         measured["drift"] = drift.to_dict()
     if embedding is not None:
         measured["embedding_drift"] = embedding.to_dict()
-    if found.merging is not None and each.merges:
+    if measurements.merging is not None and each.merges:
         measured["merging"] = {
-            "schedule": dict(found.merging.schedule),
-            "dense_drift": found.merging.dense_drift.to_dict(),
+            "schedule": dict(measurements.merging.schedule),
+            "dense_drift": measurements.merging.dense_drift.to_dict(),
         }
     return measured
 
