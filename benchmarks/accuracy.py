@@ -15,12 +15,12 @@ import numpy as np
 from benchmarks.engines import Opened, Peer
 from benchmarks.peers import BASELINE, Bench, Skipped, build
 from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
-from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
+from calibration.measure.drift import Drift, measure_drift
 from export.measure.environment import target_here
 from export.measure.inference import batches
 from runtime.cpu import available_cores
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
 from vit.data.images import DataError, Images
 from vit.tensors import CheckpointError

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import torch
 
 from calibration.graph import Array
+from runtime.model_file.targets import Target
 from runtime.session import open_session
-from runtime.targets import Target
 from vit.model import ViT
 
 

@@ -28,8 +28,8 @@ from calibration.graph import Array
 from calibration.quantize import quantize
 from export.files import model_bytes
 from export.from_torch import export_float
+from runtime.model_file.targets import Target
 from runtime.session import open_session
-from runtime.targets import Target
 from vit.model import ViT
 
 REFERENCE = "torch eager float32"

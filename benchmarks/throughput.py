@@ -23,8 +23,8 @@ from PIL import Image
 
 from benchmarks.cold_start import make_peer
 from runtime import find_images, read_metadata
-from runtime.artifact import METADATA_KEY
 from runtime.cpu import available_cores
+from runtime.model_file.artifact import METADATA_KEY
 
 OURS = """
 import sys, time

@@ -16,9 +16,7 @@ In reading order:
     pairs     quantize and dequantize pairs of one layer
     merging/  token merging, an approximation that a plan can ask for
     write     the plan into the graph
-    verify    which kernels ONNX Runtime really runs
+    measure/  distance from float, and the kernels that ONNX Runtime runs
     quantize  the whole in one call
-    drift     distance of a variant from float
-    layers    the same layer by layer
     search    the fastest plan within a budget
 """

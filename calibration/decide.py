@@ -27,7 +27,7 @@ from calibration.plan import (
 from calibration.sites import Linear, Sites
 from calibration.split import hidden_of
 from calibration.trial import Choice, Trial
-from runtime.targets import Target
+from runtime.model_file.targets import Target
 
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
 GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.targets import TARGETS, Target, unknown_target
+from runtime.model_file.targets import TARGETS, Target, unknown_target
 
 PLAN_VERSION = 1
 Precision = Literal["int8", "float16", "float32"]

@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from calibration.decide import decide
 from calibration.graph import Array
+from calibration.measure.verify import Kernels, check_kernels
 from calibration.observe import observe
 from calibration.plan import Precision, QuantizationPlan
 from calibration.serialize import serialized
 from calibration.sites import find_sites
-from calibration.verify import Kernels, check_kernels
 from calibration.write import write_plan
-from runtime.targets import Target
+from runtime.model_file.targets import Target
 
 
 @dataclass(frozen=True)

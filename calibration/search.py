@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.drift import Drift, decibels, measure_drift
 from calibration.graph import Array
+from calibration.measure.drift import Drift, decibels, measure_drift
 from calibration.merging.search import MergeSearch, search_merging
 from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan

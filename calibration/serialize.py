@@ -15,7 +15,7 @@ from runtime.session import open_session
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-    from runtime.targets import Target
+    from runtime.model_file.targets import Target
 
 # Bytes of weights from which files are used. Bytes in memory exist three times while a session opens (in the
 # message, serialized, and in the session), and a message of 2 GB or more cannot be serialized at all.

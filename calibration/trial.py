@@ -12,7 +12,7 @@ from calibration.observe import Extremes, Observation
 from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
 from calibration.weights import rounded_weight
-from runtime.targets import Target
+from runtime.model_file.targets import Target
 
 CORRECTION_ROWS = 256
 CORRECTION_GAIN = 0.1  # share of the error's energy

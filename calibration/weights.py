@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.graph import Array
-from runtime.targets import Target
+from runtime.model_file.targets import Target
 
 INT16_MAX = 32767
 

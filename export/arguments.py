@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from runtime.command import positive
-from runtime.targets import TARGETS, unknown_target
+from runtime.model_file.targets import TARGETS, unknown_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

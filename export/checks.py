@@ -9,8 +9,8 @@ from export.measure.inference import batches
 from export.measure.results import Results, VariantResult
 from export.options import Options
 from export.source import Source
-from runtime.artifact import Variant
 from runtime.errors import FailureError
+from runtime.model_file.artifact import Variant
 from vit.data.images import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from calibration.serialize import weight_bytes
-from runtime.artifact import METADATA_KEY, Metadata
+from runtime.model_file.artifact import METADATA_KEY, Metadata
 from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
-from runtime.targets import Target
+from runtime.model_file.targets import Target
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 

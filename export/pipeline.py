@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.clipping import clipped_activations
+from calibration.measure.clipping import clipped_activations
 from export.checks import ExportError, check_limits, check_parity
 from export.files import staged
 from export.float16 import to_float16

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.graph import Array
 from export.canonical import FloatModel
 from export.embedding import add_embedding, only_embedding
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint

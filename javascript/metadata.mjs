@@ -29,7 +29,7 @@ const FIELDS = [
   "version",
 ];
 
-/** By target: where default session options are exact, as runtime/targets.py has it. @type {Record<string, string[]>} */
+/** By target: where default session options are exact, as runtime/model_file/targets.py has it. @type {Record<string, string[]>} */
 const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
 /** @type {Record<string, string>} */
 const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "full-range" };

@@ -1,4 +1,4 @@
-// From the pixels of an image to the pixels that the model takes: byte for byte what runtime/preprocess.py gives.
+// From the pixels of an image to the pixels that the model takes: byte for byte what runtime/images/preprocess.py gives.
 // Filters are as wide as the image shrinks, which an HTML canvas does NOT do. Columns first, 8 bits, then rows.
 
 import { ImageError } from "./errors.mjs";
@@ -121,7 +121,7 @@ function checkPixels(image) {
 }
 
 /**
- * The rows that the second pass sees, or all, where those are a quarter or more (as runtime/resize.py has it: where the
+ * The rows that the second pass sees, or all, where those are a quarter or more (as runtime/images/resize.py has it: where the
  * first row lies decides in the last digit how rows are weighed).
  * @param {number} height @param {number} rows @param {number} top @param {number} bottom @param {string} name
  */

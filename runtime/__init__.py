@@ -5,18 +5,14 @@
     classify = Classifier("model.int8.onnx")
     print(classify("photo.jpg").label)
 
-Everything is imported when it is first asked for, so that `runtime.preprocess` serves training and
+Everything is imported when it is first asked for, so that `runtime.images.preprocess` serves training and
 calibration where there is no ONNX Runtime. In reading order:
 
     errors, command  the tree of errors; what the command lines share
     text, writing    text of strangers made safe; files written aside and renamed
+    images/          from a file on a disk to pixels
+    model_file/      a model file, read with care
     cpu              kind of CPU and number of cores
-    files            find images in folders
-    modes            Pillow's modes to RGB
-    decode           an image of any kind as upright RGB
-    preprocess       the one road from an image to a model's input
-    onnx_file        what an .onnx file says about itself, without the onnx package
-    artifact         a deployable model file and its metadata
     session          a device's name to a running ONNX Runtime session
     opening          a path to a checked model on a device
     results          logits to a prediction
@@ -34,12 +30,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.artifact import ArtifactError, Metadata, read_metadata
     from runtime.classifier import Classifier
     from runtime.embedder import Embedded, Embedder
-    from runtime.files import find_images
+    from runtime.images.files import find_images
+    from runtime.images.preprocess import ImageError, Preprocess
+    from runtime.model_file.artifact import ArtifactError, Metadata, read_metadata
     from runtime.opening import ModelInfo
-    from runtime.preprocess import ImageError, Preprocess
     from runtime.results import Candidate, Prediction, Result
     from runtime.session import DeviceError, available_devices
 
@@ -62,12 +58,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "runtime.artifact": ("ArtifactError", "Metadata", "read_metadata"),
+    "runtime.model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     "runtime.classifier": ("Classifier",),
     "runtime.embedder": ("Embedded", "Embedder"),
-    "runtime.files": ("find_images",),
+    "runtime.images.files": ("find_images",),
     "runtime.opening": ("ModelInfo",),
-    "runtime.preprocess": ("ImageError", "Preprocess"),
+    "runtime.images.preprocess": ("ImageError", "Preprocess"),
     "runtime.results": ("Candidate", "Prediction", "Result"),
     "runtime.session": ("DeviceError", "available_devices"),
 }

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.artifact import ArtifactError, named
 from runtime.embedder import embedding_of
+from runtime.images.preprocess import MAX_PIXELS, ImageSource
+from runtime.model_file.artifact import ArtifactError, named
 from runtime.open_model import OpenModel
-from runtime.preprocess import MAX_PIXELS, ImageSource
 from runtime.results import P, Prediction, Result, prediction_of, unsure
 from runtime.session import Device
 

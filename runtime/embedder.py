@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
+from runtime.images.preprocess import MAX_PIXELS, ImageError, ImageSource
 from runtime.open_model import OpenModel
-from runtime.preprocess import MAX_PIXELS, ImageError, ImageSource
 from runtime.results import P
 from runtime.session import Device
 

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from runtime.artifact import ArtifactError
 from runtime.cpu import available_cores, cpu_kind
 from runtime.errors import InputError, MissingPackageError
-from runtime.targets import EXACT_ON, Target, unknown_target
+from runtime.model_file.artifact import ArtifactError
+from runtime.model_file.targets import EXACT_ON, Target, unknown_target
 
 try:
     import onnxruntime

@@ -15,9 +15,9 @@ import pytest
 
 from calibration.plan import BalancePlan, LinearPlan, ProductPlan, Range
 from export.from_onnx.spec import FIELDS as SPEC_FIELDS
-from runtime.artifact import Metadata
 from runtime.batch.output import FIELDS
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import Metadata
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -22,12 +22,12 @@ def test_killed_is_what_failed_or_never_ended_of_what_ran(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left(tmp_path, "calibration/ranges.py", 1, 3, -24, 36, 0, None, None)
-    left(tmp_path, "runtime/decode.py", 1, 33)  # no test reaches the second
+    left(tmp_path, "runtime/images/decode.py", 1, 33)  # no test reaches the second
     assert mutants.main(tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:4]] == [
         ["calibration/ranges.py", "7", "5", "4", "1", "80.0", "%"],
-        ["runtime/decode.py", "2", "2", "1", "1", "50.0", "%"],
+        ["runtime/images/decode.py", "2", "2", "1", "1", "50.0", "%"],
         ["all", "9", "7", "5", "2", "71.4", "%"],
     ]
     survivors = [line.split()[1] for line in lines if line.startswith("survived:")]

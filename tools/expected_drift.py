@@ -19,7 +19,7 @@ import torch
 
 from export.pipeline import Options, export
 from export.source import from_checkpoint
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from tools.small_models import configs, lively
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.training.examples import train_example

@@ -29,7 +29,7 @@ from export.files import model_bytes
 from export.from_onnx.load import load
 from export.from_onnx.spec import Spec
 from runtime.errors import VitEdgeError
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
 from tools.onnx_family_models import SIDE, families, lively
 

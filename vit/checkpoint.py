@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from runtime.text import flaw
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT

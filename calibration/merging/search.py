@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from calibration.drift import Drift
+from calibration.measure.drift import Drift
 from calibration.merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
 from calibration.merging.sites import TokenStream, find_stream
 

@@ -17,7 +17,7 @@ from export.canonical import OUTPUT, FloatModel
 from export.from_onnx.canonicalize import canonicalize_foreign
 from export.from_onnx.file import parse, read_bytes, standard
 from export.from_onnx.spec import ForeignError, Spec
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

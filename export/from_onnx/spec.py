@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 
 Triple = tuple[float, float, float]
 FIELDS = ("preprocess", "mean", "std", "labels")

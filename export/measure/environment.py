@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cpu import available_cores, cpu_kind, has_vnni
-from runtime.targets import Target, target_for
+from runtime.model_file.targets import Target, target_for
 
 
 def producer() -> str:

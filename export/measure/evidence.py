@@ -10,8 +10,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from calibration.clipping import Clipped
 from calibration.graph import Array
+from calibration.measure.clipping import Clipped
 from calibration.search import Budget
 from export.images import public_name
 from export.measure.statistics import CONFIDENCE, Paired, wilson

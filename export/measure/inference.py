@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from calibration.graph import Array
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.data.images import DataError, Images
 
 BATCH = 8  # images a run; a CPU gains nothing from more

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
+from calibration.measure.drift import Drift, measure_drift
 from calibration.merging.groups import MergedPatches
 from calibration.merging.schedule import tokens_left
 from calibration.merging.sites import find_stream

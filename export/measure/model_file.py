@@ -11,8 +11,8 @@ from calibration.quantize import Quantized
 from calibration.search import Search
 from calibration.serialize import session_of
 from export.files import cleaned
-from runtime.artifact import Variant
-from runtime.targets import Target
+from runtime.model_file.artifact import Variant
+from runtime.model_file.targets import Target
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.drift import Drift, measure_drift
 from calibration.graph import Array
-from calibration.layers import layer_drift
+from calibration.measure.drift import Drift, measure_drift
+from calibration.measure.layers import layer_drift
 from calibration.write import write_plan
 from export.files import write_model
 from export.images import public_name
@@ -21,7 +21,7 @@ from export.measure.model_file import ModelFile
 from export.measure.reliability import Reliability
 from export.measure.results import VariantResult
 from export.source import Source
-from runtime.artifact import FILE_NAMES, Metadata
+from runtime.model_file.artifact import FILE_NAMES, Metadata
 from vit.data.images import Images
 
 LAYER_IMAGES = 16  # enough for the drift of each layer

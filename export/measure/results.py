@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from calibration.drift import Drift
 from calibration.graph import Array
+from calibration.measure.drift import Drift
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.merging import Merging
 from export.measure.reliability import Reliability
-from runtime.artifact import Variant
+from runtime.model_file.artifact import Variant
 from vit.data.images import Images
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from calibration.verify import FLOAT_KERNELS, INTEGER_KERNELS
+from calibration.measure.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from export.measure.results import Results, VariantResult
 from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, marker, read_layers
 from export.report.confusion import MATRIX_CLASSES, matrix, pairs, short_names

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from export.measure.results import Results, VariantResult
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 
 SHOWN = 48
 EDGE = 168  # pixels; a card is 140 to 168 wide

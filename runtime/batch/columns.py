@@ -8,9 +8,9 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from runtime.artifact import choose_file, read_artifact
 from runtime.batch.output import FIELDS, record
-from runtime.preprocess import MAX_PIXELS, ImageError
+from runtime.images.preprocess import MAX_PIXELS, ImageError
+from runtime.model_file.artifact import choose_file, read_artifact
 from runtime.results import Result
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from runtime.errors import InputError
-from runtime.files import find_images, image_suffixes
+from runtime.images.files import find_images, image_suffixes
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import accuracy, latency
 from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]

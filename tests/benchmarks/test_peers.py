@@ -12,7 +12,7 @@ import torch
 from benchmarks import peers
 from benchmarks.engines import Peer, extra_graph, torch_eager
 from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped, build
-from calibration.drift import sqnr
+from calibration.measure.drift import sqnr
 from export.from_torch import FloatModel
 
 

@@ -24,13 +24,13 @@ from calibration.decide import (
     decide,
 )
 from calibration.graph import add_constant, constant
+from calibration.measure.verify import optimized_graph
 from calibration.observe import Observation, observing_session
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, QuantizationPlan, Range
 from calibration.sites import Linear, find_sites
 from calibration.trial import Choice, Trial
-from calibration.verify import optimized_graph
 from calibration.write import write_plan
-from runtime.targets import TARGETS, Target
+from runtime.model_file.targets import TARGETS, Target
 from tools.small_graphs import ATTENTION, MLP, block, build, node, run
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 128

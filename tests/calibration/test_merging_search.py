@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.drift import Drift
+from calibration.measure.drift import Drift
 from calibration.merging.search import middle_merging, search_merging
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import quantize

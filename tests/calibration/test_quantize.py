@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.drift import measure_drift
 from calibration.graph import GraphError
-from calibration.layers import layer_drift
+from calibration.measure.drift import measure_drift
+from calibration.measure.layers import layer_drift
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import apply_plan, quantize
 from runtime.session import open_session

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.drift import measure_drift
+from calibration.measure.drift import measure_drift
 from calibration.plan import QuantizationPlan, Range
 from calibration.quantize import apply_plan, quantize
 from calibration.search import Budget, BudgetError, search_plan, with_float

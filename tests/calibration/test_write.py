@@ -12,9 +12,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from calibration.graph import by_type, constant
+from calibration.measure.verify import optimized_graph
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.sites import find_sites
-from calibration.verify import optimized_graph
 from calibration.write import write_plan
 
 WIDE = Range.of(-12.0, 12.0)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.__main__ import main
 from export.source import is_of_others
-from runtime.artifact import read_metadata
+from runtime.model_file.artifact import read_metadata
 from tools.expected_drift import random_checkpoint
 
 

@@ -13,8 +13,8 @@ import sys
 import atheris
 
 with atheris.instrument_imports():
-    from runtime.artifact import ArtifactError, Metadata, _metadata
-    from runtime.onnx_file import OnnxError
+    from runtime.model_file.artifact import ArtifactError, Metadata, _metadata
+    from runtime.model_file.onnx_file import OnnxError
 
 
 def check_message(text: str) -> None:

@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports():
     from PIL import Image
 
-    from runtime.preprocess import ImageError, Preprocess
+    from runtime.images.preprocess import ImageError, Preprocess
 
 SPECS = [
     Preprocess(size=(16, 16)),

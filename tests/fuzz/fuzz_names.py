@@ -18,7 +18,7 @@ with atheris.instrument_imports():
     from runtime.batch.output import Done, Lines, _keep_whole_lines
     from runtime.batch.sorting import Sorter, folder_names
     from runtime.classifier import Result
-    from runtime.files import find_images
+    from runtime.images.files import find_images
     from runtime.text import printable
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-names-"))

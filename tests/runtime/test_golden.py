@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from runtime.errors import ImageError
-from runtime.preprocess import Preprocess
-from runtime.resize import resized, size_between
+from runtime.images.preprocess import Preprocess
+from runtime.images.resize import resized, size_between
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

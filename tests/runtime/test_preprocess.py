@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import ImageError, Preprocess
-from runtime.decode import MAX_PIXELS, decoded
+from runtime.images.decode import MAX_PIXELS, decoded
 
 HERE = Path(__file__).parent
 

@@ -160,7 +160,7 @@ def wide_graph(width: int, layers: int) -> bytes:
 def test_without_onnx_runtime_the_error_is_the_line_to_type() -> None:
     script = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "import runtime.preprocess\n"  # which needs none
+        "import runtime.images.preprocess\n"  # which needs none
         "try:\n    from runtime import Classifier\n"
         "except ImportError as error:\n    print(error)\n"
     )

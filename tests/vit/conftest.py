@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
 from vit.model import ViT
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.targets import TARGETS
+from runtime.model_file.targets import TARGETS
 from tools.devices.cpus import CPUS
 from tools.devices.emulate import REPOSITORY, Machine, python_command
 from tools.devices.engines import ENGINES, EngineError, measure_engine

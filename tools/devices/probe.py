@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from calibration.measure.verify import INTEGER_KERNELS, check_kernels
 from calibration.plan import QuantizationPlan
-from calibration.verify import INTEGER_KERNELS, check_kernels
 from runtime import read_metadata
 from runtime.cpu import cpu_kind
 from runtime.session import needs_exact_kernels, open_session

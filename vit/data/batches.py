@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.preprocess import ImageError, Preprocess
+from runtime.images.preprocess import ImageError, Preprocess
 from vit.data.images import DataError, Images
 from vit.data.memory import free_memory
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import image_suffixes, left_by_a_system
+from runtime.images.files import image_suffixes, left_by_a_system
 from vit.data.idx import find_idx
 
 # Usual spellings of each split; case, and "-", "_" or a space between words, do not matter.

@@ -1,6 +1,6 @@
 """Images to train on, to calibrate with and to measure with: folders, IDX files, and digits.
 
-Nothing here decodes an image from a file (that is `runtime.preprocess`'s, for all) and nothing needs torch.
+Nothing here decodes an image from a file, which `runtime.images` does for all, and nothing needs torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.files import find_images
+from runtime.images.files import find_images
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
 

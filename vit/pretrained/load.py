@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Interpolation, Preprocess, Resize
+from runtime.images.preprocess import Interpolation, Preprocess, Resize
 from runtime.text import flaw
 from vit.pretrained.documents import SourceError
 from vit.pretrained.formats import TIMM, TORCHVISION, Format

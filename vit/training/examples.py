@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
 from vit.data.training import open_data
 from vit.model import new_model

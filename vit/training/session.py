@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from runtime.writing import write_atomically
 from vit.checkpoint import FILE_NAME, save_checkpoint
 from vit.data.batches import Store

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.preprocess import Preprocess, scaled_edge
+from runtime.images.preprocess import Preprocess, scaled_edge
 from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from runtime.preprocess import Preprocess, scaled_edge
+from runtime.images.preprocess import Preprocess, scaled_edge
 from vit.checkpoint import FILE_NAME, load_checkpoint
 from vit.data.batches import Store
 from vit.merging import merge_tokens, middle_schedule

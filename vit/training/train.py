@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runtime.errors import MissingPackageError
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.data.training import TrainingData
 from vit.model import ViT
 from vit.training.distributed import choose_device, join_world

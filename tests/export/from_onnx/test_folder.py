@@ -10,8 +10,8 @@ import pytest
 from export.__main__ import main
 from export.from_onnx.folder import describe, find_model, name_of
 from export.from_onnx.spec import ForeignError
-from runtime.artifact import read_metadata
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import read_metadata
 
 SIDE = 16
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

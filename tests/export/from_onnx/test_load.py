@@ -16,8 +16,8 @@ from export.from_onnx.folder import find_model
 from export.from_onnx.load import load
 from export.from_onnx.spec import ForeignError, Spec, read_spec
 from export.source import from_onnx
-from runtime.artifact import read_metadata
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import read_metadata
 
 SIDE, CLASSES = 16, 7
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

@@ -19,7 +19,7 @@ from export.from_onnx.passes.fuse import fuse_gelu, fuse_layer_norm
 from export.from_onnx.passes.qkv import split_qkv
 from export.from_onnx.passes.simplify import drop_nan_guards, drop_no_ops
 from export.from_onnx.spec import Spec
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
 
 SIDE, DEPTH = 16, 2

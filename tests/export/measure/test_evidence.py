@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.clipping import Clipped, clipped_activations
+from calibration.measure.clipping import Clipped, clipped_activations
 from calibration.quantize import quantize
 from calibration.search import Budget
 from export.measure.evidence import Evidence, doubts, too_few

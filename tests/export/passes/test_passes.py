@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph import GraphError, add_constant, attribute, constant, insert, scalar, sizes, tidy
-from calibration.verify import optimized_graph
+from calibration.measure.verify import optimized_graph
 from export.files import model_bytes
 from export.passes import PASSES, canonicalize
 from export.passes.attention import fold_attention_scale

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.drift import measure_drift
+from calibration.measure.drift import measure_drift
 from export.measure.results import Results, VariantResult
 from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, read_layers
 from export.report.confusion import matrix, pairs, short_names

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.data.batches import Store
 from vit.data.idx import read_idx
 from vit.data.images import DataError, Images, open_images, split_images, splits_of

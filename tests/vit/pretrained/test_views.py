@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from tests.vit.pretrained.test_wrappings import GOOD
 from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source

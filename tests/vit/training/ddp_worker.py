@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.preprocess import Preprocess
+from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
 from vit.data.batches import Store
 from vit.data.training import open_data

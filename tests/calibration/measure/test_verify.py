@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph import add_constant, by_type, graph_of
+from calibration.measure.verify import INTEGER_KERNELS, FallbackError, check_kernels
 from calibration.quantize import quantize
-from calibration.verify import INTEGER_KERNELS, FallbackError, check_kernels
 from calibration.write import write_plan
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from runtime.errors import ImageError
-from runtime.modes import as_rgb
+from runtime.images.modes import as_rgb
 from runtime.text import one_line
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from calibration.drift import decibels
 from calibration.graph import Array
+from calibration.measure.drift import decibels
 from calibration.observe import observing_session
 from calibration.plan import QuantizationPlan
 from calibration.sites import Sites, find_sites

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.drift import measure_drift, sqnr
+from calibration.measure.drift import measure_drift, sqnr
 
 REFERENCE = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 4.0], [5.0, 0.0, 0.0]], np.float32)
 

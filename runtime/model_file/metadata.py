@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, get_args
 
 from runtime.errors import InputError
-from runtime.preprocess import Preprocess
-from runtime.targets import EXACT_ON, CpuKind, Target, unknown_target
+from runtime.images.preprocess import Preprocess
+from runtime.model_file.targets import EXACT_ON, CpuKind, Target, unknown_target
 from runtime.text import one_line
 
 METADATA_KEY = "vit_edge"

@@ -1,7 +1,7 @@
 """The one road from an image to a model's input, used by training, calibration, drift check and runtime.
 
 What a model expects is data (`Preprocess`) that travels with it. The steps from an image to pixels are
-in this module, `runtime.decode` and `runtime.modes` alone, so that all parts of the project agree on them.
+in this room alone, so that all parts of the project agree on them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.decode import MAX_PIXELS, ImageSource, decoded, room_for
 from runtime.errors import ImageError
-from runtime.resize import resized, size_between
+from runtime.images.decode import MAX_PIXELS, ImageSource, decoded, room_for
+from runtime.images.resize import resized, size_between
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast

@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
+from runtime.model_file.targets import Target
 from runtime.session import session_options
-from runtime.targets import Target
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import decode
-from runtime.decode import decoded, room_for
 from runtime.errors import ImageError
+from runtime.images import decode
+from runtime.images.decode import decoded, room_for
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
-from runtime.artifact import choose_file, read_artifact
-from runtime.onnx_file import OnnxError, summarize
+from runtime.model_file.artifact import choose_file, read_artifact
+from runtime.model_file.onnx_file import OnnxError, summarize
 
 MakeModel = Callable[..., Path]
 

@@ -16,10 +16,10 @@ from runtime import Classifier, DeviceError, Metadata, Preprocess
 from runtime import cpu as cpu_module
 from runtime import session as session_module
 from runtime.cpu import cpu_kind
+from runtime.model_file.targets import EXACT_ON, TARGETS, target_for
 from runtime.session import needs_exact_kernels, open_session, session_options
-from runtime.targets import EXACT_ON, TARGETS, target_for
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = "session.x64quantprecision"
 MakeModel = Callable[..., Path]
 
@@ -153,7 +153,7 @@ def test_an_unknown_target_is_wrong_use(model: Path, target: Any) -> None:
 
 SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
     "runtime/session.py": "with session_options",
-    "calibration/verify.py": "with session_options",
+    "calibration/measure/verify.py": "with session_options",
     "export/from_onnx/passes/freeze.py": "of a float model, without optimizations",
     "tools/small_graphs.py": "of small float graphs, for tests",
 }

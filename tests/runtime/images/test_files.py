@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime import find_images
-from runtime.files import image_suffixes
+from runtime.images.files import image_suffixes
 
 
 def names(root: Path, **options: Path) -> list[str]:

@@ -1,0 +1,10 @@
+"""From a file on a disk to the pixels that a model takes.
+
+In reading order:
+
+    files       find images in folders
+    modes       every mode of Pillow as RGB
+    decode      an image of any kind as upright RGB
+    resize      two passes, columns first, with every version of Pillow
+    preprocess  the one road from an image to the input of a model
+"""
