@@ -86,7 +86,8 @@ def test_promises(name, images, float_top1, drop, agreement, artifact: Artifact)
 @pytest.mark.parametrize("name", ["random", "digits", "fashion"])
 def test_every_linear_runs_in_integers(name: str, artifact: Artifact) -> None:
     found = report(artifact(name))["models"]["int8"]
-    linears = {"random": 14, "digits": 26, "fashion": 20}[name]
+    # Of 14, 26 and 20: the head and four of the last block see one row per image and stay in float.
+    linears = {"random": 9, "digits": 21, "fashion": 15}[name]
     assert found["integer_kernels"].startswith(f"{linears} of {linears} linears")
 
 
@@ -97,8 +98,9 @@ def test_float_onnx_is_torch(name: str, artifact: Artifact, request: pytest.Fixt
     images = open_images("digits" if name == "digits" else "fashion-mnist", "test")
     batch = np.stack([checkpoint.preprocess(images[i]) for i in range(100)])
     with torch.inference_mode():
-        expected = checkpoint.model(torch.from_numpy(batch)).softmax(-1).numpy()
+        logits = checkpoint.model(torch.from_numpy(batch))
     classify = Classifier(artifact(name) / "model.onnx", top=10)
+    expected = (logits / classify.info.temperature).softmax(-1).numpy()
     for row, prediction in zip(expected, (classify(images[i]) for i in range(100)), strict=True):
         found = {candidate.index: candidate.score for candidate in prediction.top}
         assert prediction.index == row.argmax()
