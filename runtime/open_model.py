@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ _GPU_BATCH = 32  # images; beyond it a ViT gains little and waits longer
 A = TypeVar("A")  # what is made of one row of the output
 
 
-class OpenModel(Generic[A]):
+class OpenModel(ABC, Generic[A]):
     """Base of `Classifier` and `Embedder`: all but which output they read, and what they make of it."""
 
     info: ModelInfo
@@ -56,13 +57,13 @@ class OpenModel(Generic[A]):
         self._process = os.getpid()
         self._closing = threading.Lock()
 
+    @abstractmethod
     def _missing(self) -> str:
         """Say why a model without this output is refused, and what to do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answer(self, row: npt.NDArray[np.float32]) -> A:
         """Make an answer of one row of the output; ImageError when it is not finite."""
-        raise NotImplementedError
 
     def warm_up(self) -> None:
         """Predict a blank image, so that the first real one is as fast as the next.
