@@ -89,7 +89,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # vit.config's, witho
 
 def add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_import)
-    command.description = "Turn weights from elsewhere into a checkpoint; nothing in them is executed."
+    command.description = "Turn weights of another project into a checkpoint; nothing in them is executed."
     add = command.add_argument
     add("source", type=Path, help="a Hugging Face or timm folder, or a .safetensors, .pth, .bin or .npz file")
     add("--out", required=True, type=Path, help="folder for the checkpoint")

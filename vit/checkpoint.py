@@ -113,7 +113,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        hint = "weights from elsewhere are read by `python -m vit import`"
+        hint = "weights of another project are read by `python -m vit import`"
         raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error)}); {hint}") from error
     model = ViT(config)
     try:
