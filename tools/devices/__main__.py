@@ -38,8 +38,8 @@ TESTS = tuple(
         "model_file/test_targets",
     )
 )
-# A thousand threads in turn crash QEMU, and /dev/full is another device under proot.
-NOT_EMULATED = "not at_any_moment and not full_disk"
+# A thousand threads in turn and forks of threads crash QEMU; /dev/full is another device under proot.
+NOT_EMULATED = "not at_any_moment and not forked and not full_disk"
 # 70 seconds of 5 minutes.
 SHORT = tuple(path for path in TESTS if "test_cli" not in path and "test_files" not in path)
 
