@@ -9,19 +9,16 @@ from pathlib import Path
 
 from runtime.batch.chunks import Job, Summary
 from runtime.batch.columns import Labels
+from runtime.batch.options import UsageError
 from runtime.batch.parts import Parts, begin
 from runtime.batch.ray_engine import EngineError, cluster, label_on_cluster
 from runtime.batch.sources import bare, check
 from runtime.command import complain
-from runtime.errors import DONE, FAILED, INTERRUPTED, InputError
+from runtime.errors import DONE, FAILED, INTERRUPTED
 from runtime.text import printable
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
 _TERMINAL, _LOG = 0.5, 30.0  # seconds between two lines of progress
-
-
-class UsageError(InputError):
-    """A command line that a cluster cannot do; the message says what to type instead."""
 
 
 class ClusterReport:

@@ -101,7 +101,7 @@ def snippet(engine: str) -> str:
 def test_the_documented_snippets_run(
     engine: str, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip(engine, reason=f"needs {engine}; .ci/run installs it into an environment of its own")
+    pytest.importorskip(engine, reason=f"needs {engine}; make ray installs it into an environment of its own")
     make_model("model.int8.onnx")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (60, 40), (250, 10, 10)).save(tmp_path / "photos" / "red.png")
