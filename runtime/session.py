@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import platform
@@ -127,6 +128,8 @@ def _open_on(
     device: Device, model: Path | str | bytes, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
     source = model if isinstance(model, bytes) else str(model)
+    if device in ("cuda", "tensorrt"):
+        _load_cuda_libraries()
     try:
         session = onnxruntime.InferenceSession(source, options, providers=_chain(device))
     except Exception as error:  # pybind's own exception classes, of which there is no list
@@ -141,6 +144,14 @@ def _open_on(
             f"is there such a device, and its driver? ({_INSTALL[device]})"
         )
     return session
+
+
+def _load_cuda_libraries() -> None:
+    """Load CUDA's libraries of pip, which ONNX Runtime does when told; it complains on standard error."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:  # it came with 1.21
+        with contextlib.redirect_stdout(sys.stderr):
+            preload()
 
 
 def _give_memory_back() -> None:

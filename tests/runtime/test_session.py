@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -192,6 +193,25 @@ def test_threads_spin_only_where_the_time_can_be_limited(version: str, spins: bo
 
 class EPFail(Exception):
     """As ONNX Runtime's own, which has no importable name: they are told by their name alone."""
+
+
+@pytest.mark.parametrize(("device", "loads"), [("cuda", True), ("tensorrt", True), ("cpu", False)])
+def test_the_cuda_libraries_of_pip_are_loaded_first_and_keep_standard_output_free(
+    device: str, loads: bool, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    monkeypatch.setattr(
+        onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas.so"), raising=False
+    )
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+    )
+    with contextlib.suppress(DeviceError):  # it falls back here, which is not what is tested
+        open_session(model, device=device)  # type: ignore[arg-type]
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert ("Failed to load libcublas.so" in said.err) is loads
 
 
 class RuntimeException(Exception):
