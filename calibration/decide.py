@@ -33,7 +33,7 @@ FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one
 GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time
 # A row's own scale costs up to a thousandth of a prediction: worth it when it takes away so much of the error
 # that all linears add to the residual stream together. Where an image has one row it costs next to nothing.
-SHARE_OF_TOKENS, GAIN_OF_ONE_ROW = 0.015, 0.2
+SHARE_OF_TOKENS, GAIN_OF_ONE_ROW = 0.01, 0.2
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from runtime.model_file.targets import Target
 
 CORRECTION_ROWS = 256
 CORRECTION_GAIN = 0.1  # share of the error's energy
+FLOORS = (0.0, 0.1, 0.25, 0.5, 0.75)  # quantiles of the rows' peaks
 GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
 
 
@@ -53,10 +54,21 @@ class Trial:
         return min(choices, key=lambda choice: choice.error)
 
     def per_token(self) -> Choice:
+        """Rows with scales of their own.
+
+        Behind a GELU the range reaches down to the function's minimum over the smallest peak that a row is
+        divided by: one faint row would spend a quarter of the levels on it. So a few smallest peaks compete,
+        and rows below the chosen one share its scale.
+        """
         peaks = self._peaks(self.observation.fit.rows / self.scales)
-        floor = max(float(peaks.min()), 1e-6) if self.gelu else max(float(peaks.max()) * 1e-4, 1e-6)
-        chosen = Range.of(GELU_LEAST / floor, 1.0) if self.gelu else Range.of(-1.0, 1.0)
-        return self._cost(Choice(0.0, chosen, "exact", per_token=floor))
+        if not self.gelu:
+            floor = max(float(peaks.max()) * 1e-4, 1e-6)
+            return self._cost(Choice(0.0, Range.of(-1.0, 1.0), "exact", per_token=floor))
+        floors = [max(float(floor), 1e-6) for floor in np.quantile(peaks, FLOORS)]
+        choices = [
+            Choice(0.0, Range.of(GELU_LEAST / floor, 1.0), "exact", per_token=floor) for floor in floors
+        ]
+        return min(map(self._cost, choices), key=lambda choice: choice.error)
 
     def refit(self, choice: Choice) -> Choice:
         """Apply the same rule to all images, the held-out ones included."""

@@ -215,23 +215,46 @@ def test_no_row_exceeds_the_range_of_rows_with_their_own_scale(gelu: bool) -> No
     assert rows.min() >= low - choice.input.scale / 2
 
 
+def least_peak(rows: np.ndarray, *, gelu: bool) -> Choice:
+    features = rows.shape[1]
+    weight, ones = np.ones((features, 1), np.float32), np.ones(features, np.float32)
+    return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
+
+
 def test_the_smallest_peak_that_a_row_is_divided_by() -> None:
-    """Behind a GELU the smallest that was seen, since the range below zero grows with its inverse."""
-    fit = np.array([[0.5, -0.1], [2.0, 0.1], [1.0, -0.15]], np.float32)
-    weight, ones = np.ones((2, 1), np.float32), np.ones(2, np.float32)
-
-    def least(rows: np.ndarray, gelu: bool) -> Choice:
-        return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
-
-    behind_gelu, without_gelu = least(fit, True), least(-fit, False)
-    assert behind_gelu.per_token == 0.5
-    assert behind_gelu.input == Range.of(-0.1701 / 0.5, 1.0)
+    without_gelu = least_peak(np.array([[-0.5, 0.1], [-2.0, 0.1]], np.float32), gelu=False)
     assert without_gelu.per_token == pytest.approx(2.0 * 1e-4)  # ten thousand times below the largest
     assert without_gelu.input == Range.of(-1.0, 1.0)
-    assert (behind_gelu.rule, without_gelu.rule) == ("exact", "exact")
+    alike = least_peak(np.array([[0.5, -0.1]] * 3, np.float32), gelu=True)
+    assert alike.per_token == 0.5
+    assert alike.input == Range.of(-0.1701 / 0.5, 1.0)
+    assert (alike.rule, without_gelu.rule) == ("exact", "exact")
     for rows in (np.zeros((3, 2), np.float32), np.full((3, 2), -0.1, np.float32)):
-        assert least(rows, True).per_token == 1e-6  # a row that is never positive must not be divided by 0
-    assert least(np.zeros((3, 2), np.float32), False).per_token == 1e-6
+        assert least_peak(rows, gelu=True).per_token == 1e-6  # a row never positive must not be divided by 0
+    assert least_peak(np.zeros((3, 2), np.float32), gelu=False).per_token == 1e-6
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_behind_a_gelu_the_smallest_peak_with_the_least_error_is_taken(seed: int) -> None:
+    fit, _, _ = drawn(seed, gelu=True)
+    trial = trial_of(seed, gelu=True)
+    quantiles = np.quantile(fit.max(axis=1), (0.0, 0.1, 0.25, 0.5, 0.75))
+    errors = []
+    for floor in quantiles:
+        floor = max(float(floor), 1e-6)
+        choice = Choice(0.0, Range.of(-0.1701 / floor, 1.0), "exact", per_token=floor)
+        errors.append(error_of(choice, seed, "full-range", gelu=True))
+    assert trial.per_token().error == pytest.approx(min(errors), rel=1e-3)
+
+
+def test_one_faint_row_does_not_make_the_range_of_all_wider() -> None:
+    random = np.random.default_rng(0)
+    rows = random.uniform(0.5, 5, (200, 4)).astype(np.float32)
+    rows[0] = 0.001
+    choice = least_peak(rows, gelu=True)
+    assert choice.per_token is not None
+    assert choice.per_token > 1
 
 
 def test_a_gelu_is_never_below_the_constant() -> None:
