@@ -1,6 +1,6 @@
 """Classify images with a model that `python -m export` made. Needs onnxruntime, numpy and pillow.
 
-    from runtime import Classifier
+    from . import Classifier
 
     classify = Classifier("model.int8.onnx")
     print(classify("photo.jpg").label)
@@ -30,14 +30,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.classifier import Classifier
-    from runtime.embedder import Embedded, Embedder
-    from runtime.images.files import find_images
-    from runtime.images.preprocess import ImageError, Preprocess
-    from runtime.model_file.artifact import ArtifactError, Metadata, read_metadata
-    from runtime.opening import ModelInfo
-    from runtime.results import Candidate, Prediction, Result
-    from runtime.session import DeviceError, available_devices
+    from .classifier import Classifier
+    from .embedder import Embedded, Embedder
+    from .images.files import find_images
+    from .images.preprocess import ImageError, Preprocess
+    from .model_file.artifact import ArtifactError, Metadata, read_metadata
+    from .opening import ModelInfo
+    from .results import Candidate, Prediction, Result
+    from .session import DeviceError, available_devices
 
 __all__ = [
     "ArtifactError",
@@ -57,23 +57,23 @@ __all__ = [
     "read_metadata",
 ]
 
-_HOMES = {
-    "runtime.model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
-    "runtime.classifier": ("Classifier",),
-    "runtime.embedder": ("Embedded", "Embedder"),
-    "runtime.images.files": ("find_images",),
-    "runtime.opening": ("ModelInfo",),
-    "runtime.images.preprocess": ("ImageError", "Preprocess"),
-    "runtime.results": ("Candidate", "Prediction", "Result"),
-    "runtime.session": ("DeviceError", "available_devices"),
+_HOMES = {  # below this package, whatever its folder is called
+    ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
+    ".classifier": ("Classifier",),
+    ".embedder": ("Embedded", "Embedder"),
+    ".images.files": ("find_images",),
+    ".opening": ("ModelInfo",),
+    ".images.preprocess": ("ImageError", "Preprocess"),
+    ".results": ("Candidate", "Prediction", "Result"),
+    ".session": ("DeviceError", "available_devices"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+            return getattr(import_module(home, __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -7,35 +7,44 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 
-from runtime.batch.options import add_options, check_options
-from runtime.command import run_command
+from .batch.options import add_options, check_options
+from .command import PACKAGE, run_command
 
 _EXAMPLES = """
 Each image gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:
 label, index, score) and error (null, or why there is no label). Progress and a summary go to standard error.
 
 examples:
-  python -m runtime artifacts/flowers holiday/ --output labels.jsonl
-  python -m runtime model.int8.onnx photos/ --output labels.jsonl --resume     after a crash, or a power cut
-  python -m runtime model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
-  find / -name '*.jpg' -print0 | python -m runtime model.int8.onnx - --null > labels.jsonl
+  {prog} artifacts/flowers holiday/ --output labels.jsonl
+  {prog} model.int8.onnx photos/ --output labels.jsonl --resume     after a crash, or a power cut
+  {prog} model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
+  find / -name '*.jpg' -print0 | {prog} model.int8.onnx - --null > labels.jsonl
 
 exit codes: 0 every image was read, 1 some have no answer, or the work broke off, 2 wrong use, 130 interrupted
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    options = _parser().parse_args(arguments)
-    return run_command("runtime", lambda: _run_on_ray(options) if options.engine == "ray" else _run(options))
+_PROG = f"python -m {PACKAGE}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage and examples.
+    """
+    options = _parser(prog).parse_args(arguments)
+    return run_command(PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options))
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m runtime",
+        prog=prog,
         description="Classify images with a model made by python -m export.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
@@ -43,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_on_ray(options: argparse.Namespace) -> int:
-    from runtime.batch.ray_command import run
+    from .batch.ray_command import run
 
     return run(options)
 
@@ -51,11 +60,22 @@ def _run_on_ray(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     check_options(options)
     if options.embeddings is not None:
-        from runtime.batch.embeddings import run
+        from .batch.embeddings import run
     else:
-        from runtime.batch.labels import run
+        from .batch.labels import run
     _allow_pixels(options.max_pixels)
     return run(options)
+
+
+def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
+    """Run the command line in a process of its own: no library but this one writes to the terminal.
+
+    Args:
+        arguments: as for `main`.
+        prog: as for `main`.
+    """
+    _quiet()
+    return main(arguments, prog=prog)
 
 
 def _quiet() -> None:
@@ -75,5 +95,4 @@ def _allow_pixels(limit: int) -> None:
 
 
 if __name__ == "__main__":
-    _quiet()
-    sys.exit(main())
+    sys.exit(run_quietly())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.embedder import embedding_of
-from runtime.images.preprocess import MAX_PIXELS, ImageSource
-from runtime.model_file.artifact import ArtifactError, named
-from runtime.open_model import OpenModel
-from runtime.results import P, Prediction, Result, prediction_of, unsure
-from runtime.session import Device
+from .embedder import embedding_of
+from .images.preprocess import MAX_PIXELS, ImageSource
+from .model_file.artifact import ArtifactError, named
+from .open_model import OpenModel
+from .results import P, Prediction, Result, prediction_of, unsure
+from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from runtime.errors import FAILED, INTERRUPTED, VitEdgeError
+from .errors import FAILED, INTERRUPTED, VitEdgeError
+
+PACKAGE = __name__.rpartition(".")[0]  # the name of this folder: an app may keep a copy under another one
 
 
 def run_command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from runtime.model_file.targets import CpuKind
+from .model_file.targets import CpuKind
 
 _X86 = {"x86_64", "amd64", "i386", "i686", "x86"}
 _ARM64 = {"aarch64", "arm64"}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
-from runtime.images.preprocess import MAX_PIXELS, ImageError, ImageSource
-from runtime.open_model import OpenModel
-from runtime.results import P
-from runtime.session import Device
+from .images.preprocess import MAX_PIXELS, ImageError, ImageSource
+from .open_model import OpenModel
+from .results import P
+from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
-from runtime.concurrency import in_batches, in_parallel
-from runtime.cpu import available_cores
-from runtime.images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
-from runtime.model_file.artifact import ArtifactError, named
-from runtime.opening import CPU_DEVICES, ModelInfo, open_model
-from runtime.results import P
-from runtime.session import Device
+from .concurrency import in_batches, in_parallel
+from .cpu import available_cores
+from .images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
+from .model_file.artifact import ArtifactError, named
+from .opening import CPU_DEVICES, ModelInfo, open_model
+from .results import P
+from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cpu import available_cores
-from runtime.model_file.artifact import Artifact, ArtifactError, Metadata, Variant, choose_file, read_artifact
-from runtime.session import Device, device_of, devices_for, open_first, open_session
+from .cpu import available_cores
+from .model_file.artifact import Artifact, ArtifactError, Metadata, Variant, choose_file, read_artifact
+from .session import Device, device_of, devices_for, open_first, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from runtime.errors import ImageError
-from runtime.images.decode import ImageSource
+from .errors import ImageError
+from .images.decode import ImageSource
 
 if TYPE_CHECKING:
     import numpy.typing as npt

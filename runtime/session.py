@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from runtime.cpu import available_cores, cpu_kind
-from runtime.errors import InputError, MissingPackageError
-from runtime.model_file.artifact import ArtifactError
-from runtime.model_file.targets import EXACT_ON, Target, unknown_target
+from .cpu import available_cores, cpu_kind
+from .errors import InputError, MissingPackageError
+from .model_file.artifact import ArtifactError
+from .model_file.targets import EXACT_ON, Target, unknown_target
 
 try:
     import onnxruntime
@@ -44,7 +44,7 @@ _INSTALL = {  # what brings the provider, in an environment without another onnx
     "coreml": "pip install onnxruntime on macOS",
     "directml": "pip uninstall onnxruntime && pip install onnxruntime-directml on Windows",
 }
-_log = logging.getLogger("runtime")
+_log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 
 
 class DeviceError(InputError):

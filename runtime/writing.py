@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import InputError
+from .errors import InputError
 
 
 class OutputError(InputError):

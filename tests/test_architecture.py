@@ -41,6 +41,12 @@ def test_rooms_import_only_what_they_stand_on(room: str, root: Path) -> None:
         assert not wrong, f"{path.relative_to(root)} imports {wrong}"
 
 
+def test_the_runtime_does_not_know_its_own_name(root: Path) -> None:
+    """An app may keep a copy of the folder under a name of its own."""
+    for path in (root / "runtime").rglob("*.py"):
+        assert "runtime" not in imported(path), f"{path.relative_to(root)}: write a relative import"
+
+
 @pytest.mark.parametrize("room", ["runtime", "calibration"])
 def test_torch_stays_outside(room: str, root: Path) -> None:
     forbidden = NEVER_ON_A_DEVICE if room == "runtime" else {"torch", "safetensors", "sklearn"}
@@ -145,9 +151,9 @@ def test_public_names_are_the_same_for_type_checkers_and_at_run_time(root: Path)
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if str(node.module).startswith("runtime.")
+        if node.level == 1
     }
     assert sorted(homes) == runtime.__all__ == dir(runtime)
     for name, home in homes.items():
-        assert getattr(runtime, name) is getattr(importlib.import_module(home), name)
+        assert getattr(runtime, name) is getattr(importlib.import_module(f"runtime.{home}"), name)
         assert getattr(runtime, name).__name__ == name

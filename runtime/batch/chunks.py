@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from runtime.batch.columns import Labels
-from runtime.batch.output import Done
-from runtime.batch.parts import Parts
-from runtime.batch.reading import Content, StoreError, read_ahead, read_one
-from runtime.batch.sources import Place, find
+from .columns import Labels
+from .output import Done
+from .parts import Parts
+from .reading import Content, StoreError, read_ahead, read_one
+from .sources import Place, find
 
 CRASHES = 2  # of a process, each while it had the same image in work alone: then the image is left out
 _SMALLEST = 16  # images in a chunk

@@ -8,13 +8,13 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from runtime.batch.output import FIELDS, record
-from runtime.images.preprocess import MAX_PIXELS, ImageError
-from runtime.model_file.artifact import choose_file, read_artifact
-from runtime.results import Result
+from ..images.preprocess import MAX_PIXELS, ImageError
+from ..model_file.artifact import choose_file, read_artifact
+from ..results import Result
+from .output import FIELDS, record
 
 if TYPE_CHECKING:
-    from runtime.classifier import Classifier
+    from ..classifier import Classifier
 
 _opened: dict[
     tuple[Any, ...], Classifier
@@ -84,7 +84,7 @@ class Labels:
         Raises:
             ArtifactError: if the model file is gone, or another by now.
         """
-        from runtime.classifier import Classifier
+        from ..classifier import Classifier
 
         key = (self.model, self.sha256, self.top, self.max_pixels)
         with _opening:

@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from runtime.batch.inputs import named_images
-from runtime.errors import DONE, FAILED, InputError, MissingPackageError
-from runtime.text import printable
-from runtime.writing import explained_output
+from ..errors import DONE, FAILED, InputError, MissingPackageError
+from ..text import printable
+from ..writing import explained_output
+from .inputs import named_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    from runtime.embedder import Embedder
+    from ..embedder import Embedder
 
     out = Path(options.embeddings)
     _check(options, out)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from runtime.images.files import find_images
+from ..images.files import find_images
 
 
 def named_images(options: argparse.Namespace) -> Iterator[Path]:

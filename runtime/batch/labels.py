@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.batch.inputs import named_images
-from runtime.batch.options import UsageError
-from runtime.batch.output import Done, Lines, begin, format_of
-from runtime.batch.report import Report
-from runtime.batch.sorting import Sorter
-from runtime.classifier import Classifier
-from runtime.command import complain
-from runtime.errors import DONE, FAILED, INTERRUPTED
-from runtime.results import Result
+from ..classifier import Classifier
+from ..command import PACKAGE, complain
+from ..errors import DONE, FAILED, INTERRUPTED
+from ..results import Result
+from .inputs import named_images
+from .options import UsageError
+from .output import Done, Lines, begin, format_of
+from .report import Report
+from .sorting import Sorter
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,4 +101,4 @@ def _how_to_go_on(output: Path | None) -> str:
 def _end(report: Report, code: int, why: str) -> int:
     report.clear()
     print(report.summary(), file=sys.stderr)
-    return complain("runtime", why, code) if why else code
+    return complain(PACKAGE, why, code) if why else code

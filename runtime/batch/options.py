@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from runtime.command import positive
-from runtime.cpu import available_cores
-from runtime.errors import InputError
+from ..command import positive
+from ..cpu import available_cores
+from ..errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 

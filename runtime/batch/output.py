@@ -18,8 +18,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from runtime.results import Result
-from runtime.writing import OutputError, explained_output
+from ..results import Result
+from ..writing import OutputError, explained_output
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")

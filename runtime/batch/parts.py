@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from runtime.batch.part_formats import PartFormat, to_bytes
-from runtime.batch.sources import bare, is_uri, open_uri
-from runtime.errors import FailureError
-from runtime.writing import OutputError
+from ..errors import FailureError
+from ..writing import OutputError
+from .part_formats import PartFormat, to_bytes
+from .sources import bare, is_uri, open_uri
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

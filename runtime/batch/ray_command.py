@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from runtime.batch.chunks import Job, Summary
-from runtime.batch.columns import Labels
-from runtime.batch.options import UsageError
-from runtime.batch.parts import Parts, begin
-from runtime.batch.ray_engine import EngineError, cluster, label_on_cluster
-from runtime.batch.sources import bare, check
-from runtime.command import complain
-from runtime.errors import DONE, FAILED, INTERRUPTED
-from runtime.text import printable
+from ..command import PACKAGE, complain
+from ..errors import DONE, FAILED, INTERRUPTED
+from ..text import printable
+from .chunks import Job, Summary
+from .columns import Labels
+from .options import UsageError
+from .parts import Parts, begin
+from .ray_engine import EngineError, cluster, label_on_cluster
+from .sources import bare, check
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
 _TERMINAL, _LOG = 0.5, 30.0  # seconds between two lines of progress
@@ -125,7 +125,7 @@ def _how_to_go_on(parts: Parts) -> str:
 def _end(report: ClusterReport, code: int, why: str) -> int:
     print(report.summary(), file=sys.stderr)
     if why:
-        return complain("runtime", why, code)
+        return complain(PACKAGE, why, code)
     return code
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.batch.chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
-from runtime.batch.columns import Labels
-from runtime.cpu import available_cores
-from runtime.errors import FailureError, InputError, MissingPackageError
+from ..cpu import available_cores
+from ..errors import FailureError, InputError, MissingPackageError
+from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
+from .columns import Labels
 
 try:
     import pyarrow as pa

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from runtime.results import Result
-from runtime.text import printable
+from ..results import Result
+from ..text import printable
 
 _SHOWN = 10  # classes and failures that the summary names
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from runtime.errors import InputError
-from runtime.images.files import find_images, image_suffixes
+from ..errors import InputError
+from ..images.files import find_images, image_suffixes
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -227,6 +227,6 @@ def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
 
 
 def _reason(error: Any) -> str:
-    from runtime.text import one_line
+    from ..text import one_line
 
     return one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__

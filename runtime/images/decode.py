@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from runtime.errors import ImageError
-from runtime.images.modes import as_rgb
-from runtime.text import one_line
+from ..errors import ImageError
+from ..text import one_line
+from .modes import as_rgb
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from runtime.errors import ImageError
-from runtime.images.decode import MAX_PIXELS, ImageSource, decoded, room_for
-from runtime.images.resize import resized, size_between
+from ..errors import ImageError
+from .decode import MAX_PIXELS, ImageSource, decoded, room_for
+from .resize import resized, size_between
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
-from runtime.model_file.metadata import METADATA_KEY, ArtifactError, Metadata, Variant
-from runtime.model_file.onnx_file import OnnxError, summarize
+from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
+from .onnx_file import OnnxError, summarize
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
 __all__ += ["choose_file", "read_artifact", "read_metadata"]

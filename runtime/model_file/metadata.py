@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, get_args
 
-from runtime.errors import InputError
-from runtime.images.preprocess import Preprocess
-from runtime.model_file.targets import EXACT_ON, CpuKind, Target, unknown_target
-from runtime.text import one_line
+from ..errors import InputError
+from ..images.preprocess import Preprocess
+from ..text import one_line
+from .targets import EXACT_ON, CpuKind, Target, unknown_target
 
 METADATA_KEY = "vit_edge"
 METADATA_VERSION = 2
