@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo test slow mutants arm browser ray borrow check format clean
+.PHONY: help .venv demo wheel test slow mutants arm browser ray borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,13 @@ demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, clas
 	$(BIN)/python -m export --quantize
 	$(BIN)/python -m tools.digit_images --out artifacts/digit-images --count 5
 	$(BIN)/python -m runtime artifacts/digits artifacts/digit-images --top 1
+
+# Without the environment, which has PyTorch in it. An old build/ would put files that are gone into the wheel.
+wheel: ## dist/vit_edge-….whl, one file that installs all the packages
+	rm -rf build
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf build
+	@ls dist/*.whl
 
 test: $(INSTALLED) ## the tests, a few minutes
 	$(BIN)/python -m pytest
@@ -93,4 +100,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) .venv-ray runs artifacts build mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-ray runs artifacts build dist mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

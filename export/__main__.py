@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from export.arguments import add_arguments
 from runtime.command import run_command
-from runtime.errors import DONE, InputError, MissingPackageError
+from runtime.errors import DONE, InputError, MissingPackageError, install_line
 
 if TYPE_CHECKING:
     from export.source import Source
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    command = parser()
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m export") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    command = parser(prog)
     options = command.parse_args(arguments)
     if options.onnx is not None and options.checkpoint is not None:
         command.error("expected a checkpoint or --onnx MODEL, found both")
     if options.onnx is None and options.preprocess is not None:
         command.error("--preprocess SPEC describes an ONNX model: add --onnx MODEL")
     stopped = "stopped; the files of the last export are as they were"
-    return run_command("export", lambda: run(options), stopped=stopped)
+    extra = "export" if options.onnx is None else "onnx"
+    return run_command("export", lambda: run(options), stopped=stopped, extra=extra)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,7 +87,7 @@ def checkpoint_source(path: Path) -> Source:
         from vit.checkpoint import load_checkpoint
     except ImportError as error:
         raise MissingPackageError(
-            f'{path}: a checkpoint needs PyTorch: pip install "vit-edge[export]"; an ONNX model does not: '
+            f"{path}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX model does not: "
             "python -m export --onnx MODEL"
         ) from error
     from export.source import from_checkpoint, from_weights, is_of_others
@@ -118,10 +124,10 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m export",
+        prog=prog,
         description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
         epilog="Exit codes: 0 done; 1 the export failed or drifts too far, nothing was written; 2 wrong use.",
     )

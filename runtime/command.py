@@ -7,25 +7,33 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import FAILED, INTERRUPTED, VitEdgeError
+from .errors import FAILED, INTERRUPTED, VitEdgeError, install_line
 
 PACKAGE = __name__.rpartition(".")[0]  # the name of this folder: an app may keep a copy under another one
 
 
-def run_command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
+def run_command(
+    name: str, work: Callable[[], int], *, stopped: str = "stopped", extra: str | None = None
+) -> int:
     """Run the work of a command line and return its exit code.
 
-    A `VitEdgeError` is one line on standard error; any other exception is a bug and passes through.
+    A `VitEdgeError` is one line on standard error, and so is a package that is not installed where an extra
+    brings it; any other exception is a bug and passes through.
 
     Args:
         name: the command, the first word of each message.
         work: does everything and returns an exit code.
         stopped: the message after Ctrl-C.
+        extra: the extra of pyproject.toml that brings every package that the work imports.
     """
     try:
         return work()
     except VitEdgeError as error:
         return complain(name, error, error.exit_code)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        return complain(name, f"{error.name} is not installed; {install_line(extra)}", FAILED)
     except KeyboardInterrupt:
         return complain(name, stopped, INTERRUPTED)
     except BrokenPipeError:  # the reader of standard output has gone: `| head`

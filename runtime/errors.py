@@ -63,6 +63,15 @@ class MissingPackageError(VitEdgeError, ImportError):
     """An optional package that the work needs is not installed; the message has the line that installs it."""
 
 
+def install_line(extra: str) -> str:
+    """Return how to install what an extra of pyproject.toml brings: vit-edge is on no registry yet.
+
+    Args:
+        extra: one extra, or several with commas between them.
+    """
+    return f'in a checkout of vit-edge: pip install ".[{extra}]"'
+
+
 class Interrupted(VitEdgeError):
     """The work was asked to stop, and stopped with its state saved."""
 

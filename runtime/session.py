@@ -21,7 +21,7 @@ try:
     import onnxruntime
 except ImportError as error:
     raise MissingPackageError(
-        'the runtime needs ONNX Runtime: pip install "vit-edge[cpu]", or "vit-edge[gpu]" for an NVIDIA GPU'
+        "the runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for an NVIDIA GPU"
     ) from error
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
@@ -37,9 +37,9 @@ _PROVIDERS = {
     "directml": "DmlExecutionProvider",
 }
 _INSTALL = {  # what brings the provider, in an environment without another onnxruntime
-    "cpu": 'pip install "vit-edge[cpu]"',
-    "cuda": 'pip uninstall onnxruntime && pip install "vit-edge[gpu]"',
-    "tensorrt": 'pip uninstall onnxruntime && pip install "vit-edge[gpu]" tensorrt',
+    "cpu": "pip install onnxruntime",
+    "cuda": "pip uninstall onnxruntime && pip install onnxruntime-gpu",
+    "tensorrt": "pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
     "openvino": "pip uninstall onnxruntime && pip install onnxruntime-openvino",
     "coreml": "pip install onnxruntime on macOS",
     "directml": "pip uninstall onnxruntime && pip install onnxruntime-directml on Windows",

@@ -18,6 +18,7 @@ from export.from_onnx.spec import FIELDS as SPEC_FIELDS
 from runtime.batch.output import FIELDS
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Metadata
+from vit_edge import __main__ as vit_edge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -113,6 +114,14 @@ def test_every_command_is_documented_and_no_other(parsers: dict[str, argparse.Ar
     written, known = set(documented()), set(parsers)
     assert not known - written, f"add '## python -m …' to command-lines.md: {known - written}"
     assert not written - known, f"command-lines.md documents commands that do not exist: {written - known}"
+
+
+def test_each_word_of_the_one_command_is_documented(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    text = COMMAND_LINES.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `vit-edge (\w+)` \| `python -m ([\w ]+)` \|$", text, re.M))
+    (subcommands,) = [a for a in vit_edge.parser("x")._actions if isinstance(a, argparse._SubParsersAction)]
+    assert list(rows) == list(subcommands.choices)
+    assert set(rows.values()) == {name for name in parsers if name.split()[0] in ("vit", "export", "runtime")}
 
 
 def test_every_option_is_documented_and_no_other(parsers: dict[str, argparse.ArgumentParser]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
 TEXT = {".py", ".md", ".toml", ".mjs", ".js", ".css", ".j2", ".html", ".sh", ".yaml", ".cff", ""}
-PACKAGES = ("vit", "export", "calibration", "runtime")
+PACKAGES = ("vit", "export", "calibration", "runtime", "vit_edge")
 SIZED = (*PACKAGES, "tools", "benchmarks", "examples")
 MD_WIDTH = 100
 MODULE_LINES = 250

@@ -9,13 +9,18 @@ from dataclasses import fields
 from pathlib import Path
 
 from runtime.command import run_command
-from runtime.errors import DONE, MissingPackageError
+from runtime.errors import DONE
 from vit.run_folder import open_run_folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    options = parser(prog).parse_args(arguments)
 
     def work() -> int:
         # Each command imports what it needs once the arguments are understood, so that --help is quick.
@@ -23,24 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(options)
         return DONE
 
-    return run_command("vit", work)
+    return run_command("vit", work, extra=options.extra)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m vit", description="Vision Transformers: train, import, look inside."
-    )
+def parser(prog: str) -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog=prog, description="Vision Transformers: train, import, look inside.")
+    top.set_defaults(extra=TRAIN)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    add_train(commands.add_parser("train", help="train on images, from nothing or from a checkpoint"))
-    add_import(
-        commands.add_parser("import", help="read weights of Hugging Face, timm, torchvision or Google")
-    )
-    add_summary(
-        commands.add_parser("summary", help="layers, shapes, parameters and multiply-adds of a model")
-    )
-    add_plots(
-        commands.add_parser("plots", help="curves, confusion, filters, attention and mistakes of a run")
-    )
+    for name, (add, summary) in COMMANDS.items():
+        add(commands.add_parser(name, help=summary))
     return top
 
 
@@ -62,7 +58,7 @@ def run_summary(options: argparse.Namespace) -> None:
 
 
 def add_plots(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_plots)
+    command.set_defaults(command=run_plots, extra=PLOTS)
     command.description = "Draw what a run has learned as PNG and one HTML page, in RUN/plots."
     command.add_argument("run", type=Path, help="a checkpoint or the folder of a run")
     command.add_argument(
@@ -72,11 +68,8 @@ def add_plots(command: argparse.ArgumentParser) -> None:
 
 
 def run_plots(options: argparse.Namespace) -> None:
-    try:
-        from vit.inspect.plots import write_plots
-    except ImportError as error:
-        raise MissingPackageError('plots need matplotlib: pip install "vit-edge[train,cpu,plots]"') from error
     from vit.checkpoint import load_checkpoint
+    from vit.inspect.plots import write_plots
     from vit.training.setup import images_to_judge
 
     checkpoint = load_checkpoint(options.run)
@@ -241,6 +234,15 @@ def say(line: str) -> None:
 
     tqdm.write(line, file=sys.stderr)
 
+
+# Extras of pyproject.toml. Images are decoded by the runtime, so that each has `cpu` beside it.
+TRAIN, PLOTS = "train,cpu", "train,cpu,plots"
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "train": (add_train, "train on images, from nothing or from a checkpoint"),
+    "import": (add_import, "read weights of Hugging Face, timm, torchvision or Google"),
+    "summary": (add_summary, "layers, shapes, parameters and multiply-adds of a model"),
+    "plots": (add_plots, "curves, confusion, filters, attention and mistakes of a run"),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

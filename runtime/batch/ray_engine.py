@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..cpu import available_cores
-from ..errors import FailureError, InputError, MissingPackageError
+from ..errors import FailureError, InputError, MissingPackageError, install_line
 from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
 from .columns import Labels
 
@@ -32,9 +32,7 @@ try:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
-    raise MissingPackageError(
-        f'--engine ray needs Ray Data ({error}): pip install "vit-edge[ray,cpu]"'
-    ) from error
+    raise MissingPackageError(f"--engine ray needs Ray Data ({error}); {install_line('ray,cpu')}") from error
 
 _QUEUED = 2**28  # bytes of the object store that names waiting to be labeled may take
 _STORE = 2**28  # bytes of a local cluster's object store, and what the model takes

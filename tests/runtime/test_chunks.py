@@ -14,7 +14,7 @@ from PIL import Image
 from runtime.batch.columns import Labels
 from runtime.writing import OutputError
 
-pa = pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "vit-edge[ray]"')
+pa = pytest.importorskip("pyarrow", reason='needs pyarrow: pip install ".[ray]"')
 
 import pyarrow.parquet as pq  # noqa: E402
 

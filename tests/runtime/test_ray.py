@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("ray", reason='needs Ray: pip install "vit-edge[ray]"; make ray does so in .venv-ray')
+pytest.importorskip("ray", reason='needs Ray: pip install ".[ray]"; make ray does so in .venv-ray')
 
 import psutil
 

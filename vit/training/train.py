@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from runtime.errors import MissingPackageError
+from runtime.errors import MissingPackageError, install_line
 from runtime.images.preprocess import Preprocess
 from vit.data.training import TrainingData
 from vit.model import ViT
@@ -90,7 +90,7 @@ def scalars(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], N
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingPackageError(
-            '--tensorboard needs it: pip install "vit-edge[train,cpu,tensorboard]"'
+            f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}"
         ) from error
 
     def write(row: Mapping[str, Any]) -> None:
