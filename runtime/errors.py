@@ -55,6 +55,11 @@ class ImageError(InputError):
     """An image that cannot be read. The message says why; the caller, who knows it, adds the path."""
 
 
+def limit_of(max_pixels: int) -> str:
+    """Return the limit of an image in the words of whoever set it."""
+    return f"the limit of {max_pixels:,} (max_pixels; --max-pixels on the command line)"
+
+
 class FailureError(VitEdgeError, RuntimeError):
     """The work was begun and did not succeed."""
 

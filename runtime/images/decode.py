@@ -14,8 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import ImageError
-from ..text import one_line
+from ..errors import ImageError, limit_of
 from .modes import as_rgb
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def decoded(
     except MemoryError:
         raise ImageError("not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
-        raise ImageError(f"it cannot be decoded: {_reason(error)}") from error
+        raise ImageError(_refusal(error, "decoded", max_pixels)) from error
 
 
 _one_large_image = threading.RLock()  # what is resized while it is held may need it again
@@ -98,7 +97,7 @@ def room_for(size: tuple[int, int], max_pixels: int) -> AbstractContextManager[o
     """
     if _memory(size) > 1.25 * max(max_pixels, _LARGE):
         found = f"{size[0]} x {size[1]} pixels between its two passes"
-        raise ImageError(f"resizing it takes {found}, too many rows for a limit of {max_pixels:,}")
+        raise ImageError(f"resizing it takes {found}, too many rows for {limit_of(max_pixels)}")
     return _one_large_image if _memory(size) > _LARGE else nullcontext()
 
 
@@ -125,9 +124,9 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     if min(image.size) < 1:
         raise ImageError(f"it has no pixels ({size})")
     if image.width * image.height > max_pixels:
-        raise ImageError(f"it has {size} pixels, more than the limit of {max_pixels:,}")
+        raise ImageError(f"it has {size} pixels, more than {limit_of(max_pixels)}")
     if _memory(image.size) > 1.25 * max_pixels:
-        raise ImageError(f"it has {size} pixels, too narrow for so many rows and a limit of {max_pixels:,}")
+        raise ImageError(f"it has {size} pixels, too narrow for so many rows and {limit_of(max_pixels)}")
 
 
 @contextmanager
@@ -165,34 +164,32 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     if length == 0:
         raise ImageError("it is empty (zero bytes)")
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
-        raise ImageError(f"it has {length:,} bytes, more than any image of {max_pixels:,} pixels needs")
-    start = file.read(12)
-    file.seek(0)
+        raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
     try:
         image = Image.open(file)
-    except UnidentifiedImageError:
-        raise ImageError(_unidentified(start)) from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
-        ) from None
     except Exception as error:
-        raise ImageError(f"it cannot be read: {_reason(error)}") from error
+        raise ImageError(_refusal(error, "read", max_pixels, file)) from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
         raise ImageError("it is PostScript, a program and not an image; convert it to PNG")
     return image
 
 
-def _reason(error: Exception) -> str:
-    """Return Pillow's reason for a failure, without the numbers of the libraries below it."""
-    text = one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
-    return "its data are damaged, or of a kind that this Pillow lacks" if "decoder error" in text else text
+def _refusal(error: Exception, step: str, max_pixels: int, file: IO[bytes] | None = None) -> str:
+    """Return the reason for a failure of Pillow. Its words are loaded when there is one.
 
+    Args:
+        error: the failure.
+        step: "read" or "decoded".
+        max_pixels: the limit of the caller.
+        file: the file, where Pillow has read no more than its first bytes.
+    """
+    from .refusals import reason, too_many_for_pillow, unidentified
 
-def _unidentified(start: bytes) -> str:
-    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
-    return "it is no image in a format that Pillow reads"
+    if isinstance(error, Image.DecompressionBombError):
+        return too_many_for_pillow(max_pixels)
+    if isinstance(error, UnidentifiedImageError) and file is not None:
+        return unidentified(file)
+    return f"it cannot be {step}: {reason(error)}"
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

@@ -59,7 +59,10 @@ def test_every_line_of_python_in_the_pages_runs(
 
 
 def test_what_an_app_loads_is_under_1400_lines_of_code(model: Path, images: Path) -> None:
-    """All that the public names need and nothing of the command line, whose modules stay out."""
+    """All that the public names need and nothing of the command line, whose modules stay out.
+
+    The words for images that cannot be read are loaded with the first of these.
+    """
     script = (
         "import sys, json\nfrom runtime import *\n"
         f"assert Classifier({str(model)!r})({str(images / 'a.png')!r}).label == 'red'\n"
@@ -71,7 +74,7 @@ def test_what_an_app_loads_is_under_1400_lines_of_code(model: Path, images: Path
     tooling = {str(path.relative_to(home)) for path in home.rglob("*.py")} - set(lines)
     print(f"\n{sum(lines.values())} lines in {lines}; the command line alone: {sorted(tooling)}")
     outside = {name for name in tooling if not name.startswith("batch/")}
-    assert outside == {"__main__.py", "command.py", "writing.py"}
+    assert outside == {"__main__.py", "command.py", "writing.py", "images/refusals.py"}
     assert len(tooling) > len(outside)
     assert sum(lines.values()) < 1400
 

@@ -1,0 +1,142 @@
+"""The words for a file that Pillow does not open: what it is, and why it is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runtime.errors import ImageError, limit_of
+from runtime.images.decode import decoded
+from runtime.images.refusals import reason
+
+NO_IMAGE = "it is no image in a format that Pillow reads"
+
+
+def refusal(data: bytes, max_pixels: int = 10**6) -> str:
+    with (
+        pytest.raises(ImageError) as caught,
+        decoded(data, max_pixels=max_pixels, exif=True, draft_edge=None),
+    ):
+        pass
+    return str(caught.value)
+
+
+def encoded(form: str, mode: str = "RGB", size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, form, **options)
+    return file.getvalue()
+
+
+def tiff(color: int, bits: int, form: int, channels: int, *more: tuple[int, int]) -> bytes:
+    """A TIFF of 2 x 2 zeros."""
+    tags = [(256, 3, (2,)), (257, 3, (2,)), (258, 3, (bits,) * channels), (259, 3, (1,)), (262, 3, (color,))]
+    tags += [(273, 4, (8,)), (277, 3, (channels,)), (278, 3, (2,)), (279, 4, (bits * channels // 2,))]
+    tags += [(339, 3, (form,) * channels), *((tag, 3, (value,)) for tag, value in more)]
+    pixels = bytes(bits * channels // 2)
+    at = 8 + len(pixels)
+    outside, entries = at + 2 + 12 * len(tags) + 4, b""
+    rest = b""
+    for tag, kind, values in sorted(tags):
+        packed = struct.pack(f"<{len(values)}{'HI'[kind - 3]}", *values)
+        if len(packed) > 4:
+            entries += struct.pack("<HHII", tag, kind, len(values), outside + len(rest))
+            rest += packed
+        else:
+            entries += struct.pack("<HHI4s", tag, kind, len(values), packed)
+    return (
+        b"II*\0" + struct.pack("<I", at) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4) + rest
+    )
+
+
+def test_a_tiff_that_pillow_does_not_read_is_called_one_and_described() -> None:
+    start = "it is TIFF by its first bytes, and cannot be read: its pixels are of a kind that Pillow does not"
+    end = "; convert it to 8 or 16 bits"
+    assert refusal(tiff(2, 32, 3, 3)) == f"{start} read (RGB, 32-bit floats){end}"
+    assert refusal(tiff(8, 16, 1, 3)) == f"{start} read (CIELAB, 16-bit integers){end}"
+    assert (
+        refusal(tiff(5, 32, 3, 4, (317, 2))) == f"{start} read (CMYK, 32-bit floats, with a predictor){end}"
+    )
+    assert refusal(tiff(77, 64, 9, 3)) == f"{start} read (unknown colors, 64-bit numbers){end}"
+
+
+def test_a_known_format_with_a_damaged_header_is_called_by_its_name() -> None:
+    words = "by its first bytes, and cannot be read: "
+    assert refusal(encoded("GIF")[:9]) == f"it is GIF {words}its header is damaged"
+    codestream = encoded("JPEG2000", no_jp2=True)
+    assert refusal(codestream[:12] + bytes(4) + codestream[16:]).startswith(
+        f"it is JPEG2000 {words}its header is"
+    )
+    png = encoded("PNG")
+    assert refusal(png[:8] + b"\xf4\xa8\x81\xe1" * 8) == f"it is PNG {words}its header is damaged"
+    assert refusal(b"MM\0*" + b"\xff" * 40) == "it cannot be read: its header is damaged"
+    assert refusal(b"8BPS\0\1" + bytes(20)).startswith("it is PSD ")
+
+
+def test_a_plugin_that_finds_later_that_a_file_is_not_its_own_is_not_named() -> None:
+    assert refusal(b"\xff\xfe\x00\xa3\x11\xaf" + b"\1" * 200) == NO_IMAGE
+    assert refusal(b"neither this nor that") == NO_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\xff\x0a" + bytes(20), "it is JPEG XL, which Pillow reads only with pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "it is JPEG XL"),
+        (b"v/1\x01" + bytes(20), "it is OpenEXR, whose pixels are floats"),
+        (b"#?RADIANCE\n", "it is Radiance HDR"),
+        (b"\0\0\0\x18ftypcrx " + bytes(20), "it is a raw photo of a camera"),
+        (b"%PDF-1.7\n", "it is PDF, a document"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg/>', "it is XML; if it is an SVG drawing"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "it is XML; if it is an SVG"),
+    ],
+)
+def test_formats_that_pillow_does_not_know_are_named(start: bytes, words: str) -> None:
+    assert refusal(start).startswith(words)
+
+
+@pytest.mark.filterwarnings("ignore:AVIF")
+def test_a_format_that_this_pillow_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    accept = lambda start: "AVIF support not installed" if start[4:12] == b"ftypavif" else False  # noqa: E731
+    monkeypatch.setitem(Image.OPEN, "AVIF", (None, accept))  # type: ignore[arg-type]
+    assert (
+        refusal(b"\0\0\0\x1cftypavif" + bytes(20))
+        == "it is AVIF, which this Pillow cannot read (AVIF support not installed)"
+    )
+
+
+def test_damaged_data_are_told_in_words() -> None:
+    photo = encoded("JPEG", size=(64, 64))
+    assert (
+        refusal(photo[: len(photo) - 20])
+        == "it cannot be decoded: it is cut short: the end of its data is missing"
+    )
+    for error, words in (
+        (
+            "buffer overrun when reading image file",
+            "its data are damaged: they do not fit into an image of its size",
+        ),
+        ("broken data stream when reading image file", "its data are damaged"),
+        (
+            "image file is truncated (3 bytes not processed)",
+            "it is cut short: the end of its data is missing",
+        ),
+        ("Truncated File Read", "it is cut short: the end of its data is missing"),
+        ("something that nobody has met", "something that nobody has met"),
+    ):
+        assert reason(OSError(error)) == words
+
+
+def test_the_limit_that_is_named_is_the_one_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limit follows --max-pixels, and is twice as high."""
+    image = encoded("PNG", size=(30, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert refusal(image, max_pixels=100) == f"it has more pixels than {limit_of(100)}"
+    assert "set PIL.Image.MAX_IMAGE_PIXELS" in refusal(image, max_pixels=201)
+    monkeypatch.undo()
+    assert refusal(image, max_pixels=100) == f"it has 30 x 30 pixels, more than {limit_of(100)}"
+    assert limit_of(100) == "the limit of 100 (max_pixels; --max-pixels on the command line)"
