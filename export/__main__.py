@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from export.arguments import add_arguments
 from runtime.command import run_command
 from runtime.errors import DONE, InputError, MissingPackageError, install_line
+from vit.data.public import public_command
 
 if TYPE_CHECKING:
     from export.source import Source
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m expor
         command.error("expected a checkpoint or --onnx MODEL, found both")
     if options.onnx is None and options.preprocess is not None:
         command.error("--preprocess SPEC describes an ONNX model: add --onnx MODEL")
+    words = sys.argv[1:] if arguments is None else arguments
+    options.command = public_command(["python", "-m", "export", *words])
     stopped = "stopped; the files of the last export are as they were"
     extra = "export" if options.onnx is None else "onnx"
     return run_command("export", lambda: run(options), stopped=stopped, extra=extra)
@@ -70,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         min_cosine=arguments.min_cosine,
         merge_tokens=arguments.merge_tokens,
         threads=arguments.threads,
+        command=arguments.command,
     )
     results = export(source, out, options, progress_bar)
     print(table(results, out))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime as ort
 
+from calibration.measure.clipping import clipped_activations
+from calibration.search import Budget
+from export.images import ExportImages
+from export.measure.evidence import Doubt, Evidence, doubts
 from export.measure.inference import batches
-from export.measure.results import Results, VariantResult
+from export.measure.model_file import ModelFile
+from export.measure.publish import LAYER_IMAGES
+from export.measure.results import Clipping, Results, VariantResult
+from export.measure.verdict import judge
 from export.options import Options
 from export.source import Source
 from runtime.errors import FailureError
@@ -15,6 +24,7 @@ from vit.data.images import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
+JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
 
 
 class ExportError(FailureError):
@@ -71,16 +81,72 @@ def check_limits(results: Results, options: Options) -> None:
             raise too_far(each.variant, "; ".join(far))
         if each.drift is None:  # a model without classes
             continue
-        merged = each.variant == "int8" and results.merging is not None
-        budget = options.merge_budget if merged else None
-        failures = (budget or options.budget).misses(each.drift)
-        if failures and merged:
+        failures = _budget_of(each, results, options).misses(each.drift)
+        if failures and each.variant == "int8" and results.merging is not None:
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
         elif failures and each.variant == "int8":
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             failures.append(f"furthest from float: {worst}")
         if failures:
             raise too_far(each.variant, "; ".join(failures))
+
+
+def _budget_of(variant: VariantResult, results: Results, options: Options) -> Budget:
+    """Return the limits on the logits of a variant; a merged one has limits of its own."""
+    merged = variant.variant == "int8" and results.merging is not None
+    return (options.merge_budget if merged else None) or options.budget
+
+
+def with_judgment(
+    source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
+) -> Results:
+    """Add the command, the verdict, the doubts about the evidence, and the clipped activations."""
+    clipping = _clipping(source, images, variants, options)
+    found = _doubts(source, images, results, clipping, options)
+    verdict = judge(
+        {each.variant: _budget_of(each, results, options) for each in results.variants},
+        {each.variant: each.drift for each in results.variants if each.drift is not None},
+        min_cosine=options.min_cosine,
+        embeddings=results.embeddings,
+        doubts=found,
+    )
+    warnings = tuple(each.sentence for each in found)
+    made = {**results.made, **({"command": options.command} if options.command else {})}
+    return replace(results, made=made, verdict=verdict, warnings=warnings, clipping=clipping)
+
+
+def _clipping(
+    source: Source, images: ExportImages, variants: list[ModelFile], options: Options
+) -> Clipping | None:
+    quantized = next((each.quantized for each in variants if each.quantized is not None), None)
+    if quantized is None or quantized.plan.merging:
+        return None
+    some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
+    feed = batches(some, source.preprocess)
+    layers = clipped_activations(source.exported.model, quantized.plan, feed, threads=options.threads)
+    return Clipping(len(some), layers)
+
+
+def _doubts(
+    source: Source, images: ExportImages, results: Results, clipping: Clipping | None, options: Options
+) -> tuple[Doubt, ...]:
+    """Return what the chosen images cannot show, or should not be believed for."""
+    calibrated = options.quantize and options.plan is None
+    shown = images.calibration.subset(range(min(JUDGED_IMAGES, len(images.calibration))))
+    evidence = Evidence(
+        calibration=images.calibration if calibrated else None,
+        evaluation=images.evaluation,
+        search=images.search,
+        targets=results.targets,
+        labels=source.labels,
+        logits=results.variants[0].logits,
+        variant=next((each.logits for each in results.variants if each.variant == "int8"), None),
+        budget=options.budget,
+        trained_on=source.trained_on,
+        clipped=None if clipping is None else clipping.layers,
+    )
+    pixels = (image for batch in batches(shown, source.preprocess) for image in batch) if calibrated else ()
+    return doubts(evidence, pixels)
 
 
 def too_far(variant: Variant, why: str) -> DriftError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,30 +20,6 @@ class ExportImages:
     evaluation: Images
     note: str  # where the evaluation images came from, for the report
     search: Images | None = None
-
-
-def public_name(name: str) -> str:
-    """Return the name of a data set without the folders above it, which nobody else needs to know."""
-    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
-
-
-def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
-    """The same images with the model's own class indices; without classes when images or model have none.
-
-    Raises:
-        DataError: when the folders' classes are not the model's.
-    """
-    if images.targets is None or images.labels is None or not labels:
-        return replace(images, targets=None, labels=None)
-    if images.labels == labels:
-        return images
-    if unknown := [label for label in images.labels if label not in labels]:
-        raise DataError(
-            f"{images.name}: the class {unknown[0]!r} ({len(images.labels)} classes) is not one of the "
-            f"model's {len(labels)} labels; give folders named as the model's classes, or loose images"
-        )
-    index = np.array([labels.index(label) for label in images.labels], np.int64)
-    return replace(images, targets=index[images.targets], labels=labels)
 
 
 def choose_images(
@@ -83,7 +59,7 @@ def choose_images(
         if len(pool) < 2:
             raise DataError(f"{pool.name}: one image cannot both calibrate and measure; give at least two")
         samples = min(samples, len(pool) // 2)
-        pool, measure = split_images(pool, 1 - samples / len(pool), seed)
+        pool, measure = _shared_out(pool, 1 - samples / len(pool), seed)
         note = "the images of the same source that calibration was not given"
     searched = None
     if search:
@@ -95,6 +71,16 @@ def choose_images(
         if used is not None:
             _must_not_overlap(used, measure)
     return ExportImages(calibrate, measure, note, searched)
+
+
+def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Split at random, each class in proportion; where each has one image only, without regard to classes."""
+    first, second = split_images(pool, share, seed)
+    if len(second):
+        return first, second
+    order = np.random.default_rng(seed).permutation(len(pool))
+    count = min(max(round(len(pool) * share), 1), len(pool) - 1)
+    return pool.subset(np.sort(order[count:])), pool.subset(np.sort(order[:count]))
 
 
 def _set_aside(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:

@@ -32,6 +32,7 @@ class Options:
     min_cosine: float | None = None  # of the embeddings to float's, the mean
     merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
     threads: int | None = None
+    command: str = ""  # the command line for the report, with nothing private in it
 
     @property
     def budget(self) -> Budget:

@@ -6,23 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.measure.clipping import clipped_activations
-from export.checks import ExportError, check_limits, check_parity
+from export.checks import ExportError, check_limits, check_parity, with_judgment
 from export.files import staged
 from export.float16 import to_float16
-from export.images import ExportImages, choose_images, labeled_as
-from export.measure.evidence import Evidence, doubts
-from export.measure.inference import batches
+from export.images import ExportImages, choose_images
 from export.measure.model_file import ModelFile
-from export.measure.publish import LAYER_IMAGES
 from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
 from export.options import Options
 from export.quantization import quantize_source
 from export.source import Source, with_embedding
 from vit.data.images import DataError
-
-JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
+from vit.data.labels import labeled_as
 
 
 def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
@@ -47,7 +42,7 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
             source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
         )
         check_limits(results, options)
-        results = replace(results, warnings=_doubts(source, images, results, variants, options))
+        results = with_judgment(source, images, results, variants, options)
         _write_reports(results, variants, folder)
     return results
 
@@ -66,34 +61,6 @@ def _embedding(source: Source, options: Options) -> Source:
             "logits; limit the drift of its embeddings with --min-cosine"
         )
     return source
-
-
-def _doubts(
-    source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
-) -> tuple[str, ...]:
-    """Return what the chosen images cannot show, or should not be believed for."""
-    quantized = next((each.quantized for each in variants if each.quantized is not None), None)
-    some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
-    calibrated = quantized is not None and options.plan is None
-    clipped = None
-    if quantized is not None and not quantized.plan.merging:
-        feed = batches(some, source.preprocess)
-        clipped = clipped_activations(source.exported.model, quantized.plan, feed, threads=options.threads)
-    shown = images.calibration.subset(range(min(JUDGED_IMAGES, len(images.calibration))))
-    evidence = Evidence(
-        calibration=images.calibration if calibrated else None,
-        evaluation=images.evaluation,
-        search=images.search,
-        targets=results.targets,
-        labels=source.labels,
-        logits=results.variants[0].logits,
-        variant=next((each.logits for each in results.variants if each.variant == "int8"), None),
-        budget=options.budget,
-        trained_on=source.trained_on,
-        clipped=clipped,
-    )
-    pixels = (image for batch in batches(shown, source.preprocess) for image in batch) if calibrated else ()
-    return doubts(evidence, pixels)
 
 
 def _images(source: Source, options: Options) -> ExportImages:

@@ -54,7 +54,6 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
     import torch
 
     from export.from_torch import export_float
-    from vit.checkpoint import FILE_NAME
 
     def reference(pixels: Array) -> Array:
         with torch.inference_mode():
@@ -70,9 +69,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
         labels=checkpoint.labels,
         trained_on=frozenset(checkpoint.recipe.get("trained_on", ())) - {""},
         description={
-            "name": checkpoint.path.parent.name
-            if checkpoint.path.name == FILE_NAME
-            else checkpoint.path.stem,
+            "name": checkpoint.name,
             "checkpoint": checkpoint.path.name,
             "sha256": checkpoint.digest,
             "config": checkpoint.model.config.to_dict(),

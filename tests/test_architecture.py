@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,22 @@ def test_public_names_are_the_same_for_type_checkers_and_at_run_time(root: Path)
     for name, home in homes.items():
         assert getattr(runtime, name) is getattr(importlib.import_module(f"runtime.{home}"), name)
         assert getattr(runtime, name).__name__ == name
+
+
+def test_files_beside_the_code_travel_in_the_wheel(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, names in patterns.items()
+        if package != "*"
+        for name in names
+        for path in root.joinpath(*package.split(".")).glob(name)
+    }
+    for room in sorted(ROOMS):
+        beside = {
+            path
+            for path in (root / room).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "py.typed"
+        }
+        assert beside <= packed, beside - packed

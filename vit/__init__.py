@@ -14,5 +14,6 @@ In reading order:
     pretrained/  weights of other projects
     training/    from a recipe to a checkpoint
     inspect/     summary, attention maps and plots of a model
+    page/        parts of the HTML pages, for plots and for the export's report
     __main__     python -m vit train | import | summary | plots
 """

@@ -69,7 +69,7 @@ def add_plots(command: argparse.ArgumentParser) -> None:
 
 def run_plots(options: argparse.Namespace) -> None:
     from vit.checkpoint import load_checkpoint
-    from vit.inspect.plots import write_plots
+    from vit.inspect.page import write_plots
     from vit.training.setup import images_to_judge
 
     checkpoint = load_checkpoint(options.run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,29 @@ class Checkpoint:
     digest: str
     path: Path
     finished: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the run: its folder, or the file where that has a name of its own."""
+        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (links stay as they were typed)
+        return path.parent.name if path.name == FILE_NAME else path.stem
+
+
+def result_of_test(recipe: Mapping[str, Any]) -> str:
+    """Return what the test images said of a run, in words that are the same wherever it is told.
+
+    Args:
+        recipe: as in the checkpoint.
+    """
+    if "test_accuracy" in recipe:
+        of = f" of {recipe['test_images']} images" if "test_images" in recipe else ""
+        return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
+    why = (
+        "the weights were imported"
+        if "imported" in recipe
+        else "there were no test images with known classes"
+    )
+    return f"not measured, {why}"
 
 
 def save_checkpoint(

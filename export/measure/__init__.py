@@ -9,6 +9,8 @@ In reading order:
     reliability  whether scores mean what they say
     embeddings   drift of embeddings in their own terms
     evidence     doubts about the evidence of an export
+    verdict      limits that were set: met, or not to be judged
+    classes      accuracy of each class
     results      everything that a report shows
     model_file   a model before it is measured
     publish      the file of one variant, with its measurements as metadata

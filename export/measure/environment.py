@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ def producer() -> str:
         return "vit-edge"
 
 
+def now() -> str:
+    """Return the date and time in UTC, to the minute."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def describe_environment() -> dict[str, Any]:
     """Return the CPU and the versions of the packages that are installed, as JSON values."""
     packages = {}
     for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow"):
         with suppress(PackageNotFoundError):  # an ONNX model needs no torch
             packages[name] = version(name)
-    return {"cpu": cpu_name(), "cores": available_cores(), "vnni": has_vnni(), "packages": packages}
+    return {
+        "cpu": cpu_name(),
+        "cpu_kind": cpu_kind(),
+        "vnni": has_vnni(),
+        "cores": available_cores(),
+        "packages": packages,
+    }
 
 
 def cpu_name() -> str:

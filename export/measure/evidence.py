@@ -13,14 +13,16 @@ import numpy as np
 from calibration.graph import Array
 from calibration.measure.clipping import Clipped
 from calibration.search import Budget
-from export.images import public_name
 from export.measure.statistics import CONFIDENCE, Paired, wilson
 from vit.data.digests import digests
 from vit.data.images import Images
+from vit.data.public import public_name
 
 ALIKE = 4.0  # of 255: the mean difference of two images' thumbnails below which they show the same
 CLIPPED = 0.001  # of a layer's activations: a range that was made for other images
 THUMBNAIL = 8  # pixels along an edge
+LEAST_ROOM = 0.0001  # of the images: no number of them shows a limit of exactly 100 %
+MOST_IMAGES = 1_000_000  # where the number that a limit takes is not counted any further
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,35 @@ class Evidence:
     clipped: Mapping[str, Clipped] | None = None
 
 
-def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[str, ...]:
-    """Return what a reader must know before the figures are believed, a sentence each.
+@dataclass(frozen=True)
+class Doubt:
+    """One thing that a reader must know before the figures are believed."""
+
+    sentence: str
+    limits: tuple[str, ...] = ()  # fields of `Budget` that cannot be judged because of it
+
+
+def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[Doubt, ...]:
+    """Return the doubts about the evidence of an export, each with the limits that it leaves open.
 
     Args:
         evidence: the images, logits and limits.
         pixels: calibration images as the model sees them, `uint8 [H, W, 3]`; a few dozen are enough.
     """
+    budget, logits, variant = evidence.budget, evidence.logits, evidence.variant
+    trained_on = _known_by_heart(evidence, "measured on", evidence.evaluation)
     found = [
-        _alike(list(pixels)),
-        _exceeded(evidence),
-        _near_chance(evidence),
-        _known_by_heart(evidence, "measured on", evidence.evaluation),
-        _known_by_heart(evidence, "searched on", evidence.search),
-        too_few(evidence.budget, evidence.logits, evidence.variant, evidence.targets),
+        Doubt(_alike(list(pixels))),
+        Doubt(_exceeded(evidence)),
+        Doubt(_near_chance(evidence), ("max_drift",)),
+        Doubt(trained_on, ("max_drift",)),
+        Doubt(_in_training_folder("measured on", evidence.evaluation) if not trained_on else ""),
+        Doubt(_known_by_heart(evidence, "searched on", evidence.search)),
+        Doubt(_in_training_folder("searched on", evidence.search)),
+        Doubt(too_few(budget, logits, variant, evidence.targets), ("max_drift",)),
+        Doubt(too_few_for_agreement(budget, logits, variant), ("min_agreement",)),
     ]
-    return tuple(sentence for sentence in found if sentence)
+    return tuple(each for each in found if each.sentence)
 
 
 def _alike(pixels: list[Array]) -> str:
@@ -82,7 +97,7 @@ def _exceeded(evidence: Evidence) -> str:
     if not beyond:
         return ""
     name, worst = max(beyond.items(), key=lambda item: item[1].share)
-    where = ", ".join(Path(evidence.evaluation.describe(index)).name for index in worst.images)
+    where = ", ".join(evidence.evaluation.public_name(index) for index in worst.images)
     return (
         f"the evaluation images exceed what calibration saw in {len(beyond)} layers (limit: {CLIPPED:.1%} of "
         f"the activations), most in {name} ({worst.share:.2%}; images: {where}); calibrate with images like "
@@ -110,19 +125,23 @@ def _near_chance(evidence: Evidence) -> str:
 
 
 def _known_by_heart(evidence: Evidence, what: str, images: Images | None) -> str:
-    if images is None or not len(images):
+    if images is None or not len(images) or not evidence.trained_on:
         return ""
-    known = sum(digest in evidence.trained_on for digest in digests(images)) if evidence.trained_on else 0
-    if known:
-        return (
-            f"{known} of the {len(images)} images {what} are images that the model was trained on, so their "
-            "top-1 is too good; give others (--evaluate, or another --calibration)"
-        )
-    parts = Path(images.name).parts
-    if any(part.lower() in ("train", "training") for part in parts[-2:]):
-        where = public_name(images.name)
-        return f"the images {what} lie in {where}: if the model was trained on them, their top-1 is too good"
-    return ""
+    known = sum(digest in evidence.trained_on for digest in digests(images))
+    if not known:
+        return ""
+    return (
+        f"{known} of the {len(images)} images {what} are images that the model was trained on, so their "
+        "top-1 is too good; give others (--evaluate, or another --calibration)"
+    )
+
+
+def _in_training_folder(what: str, images: Images | None) -> str:
+    parts = () if images is None else Path(images.name).parts
+    if images is None or not any(part.lower() in ("train", "training") for part in parts[-2:]):
+        return ""
+    where = public_name(images.name)
+    return f"the images {what} lie in {where}: if the model was trained on them, their top-1 is too good"
 
 
 def too_few(budget: Budget, float_logits: Array, variant: Array | None, targets: Array | None) -> str:
@@ -140,4 +159,22 @@ def too_few(budget: Budget, float_logits: Array, variant: Array | None, targets:
     return (
         f"{paired.total} images cannot show a limit of {budget.max_drift:g} points: their top-1 is known to "
         f"±{reach:.1f} points; it takes about {max(needed, paired.total + 1):,} images with known classes"
+    )
+
+
+def too_few_for_agreement(budget: Budget, float_logits: Array, variant: Array | None) -> str:
+    """Return why these images cannot show that enough labels stay, and how many can, or nothing."""
+    if budget.min_agreement is None or variant is None:
+        return ""
+    total, same = len(variant), int((float_logits.argmax(axis=1) == variant.argmax(axis=1)).sum())
+    room = max(1 - budget.min_agreement / 100, LEAST_ROOM)
+    reach = same / total - wilson(same, total).low
+    if reach <= room:
+        return ""
+    needed = total
+    while needed < MOST_IMAGES and same / total - wilson(round(same / total * needed), needed).low > room:
+        needed = math.ceil(1.05 * needed)
+    return (
+        f"{total} images cannot show a limit of {budget.min_agreement:g} % of same labels: their share is "
+        f"known to ±{100 * reach:.1f} points; it takes about {needed:,} images"
     )

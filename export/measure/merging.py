@@ -61,7 +61,7 @@ class Merging:
             "dense_int8": {"drift": self.dense_drift.to_dict(), "latency_ms": dict(self.dense_latency)},
             "merged_int8": {"drift": self.drift.to_dict(), "latency_ms": dict(self.latency)},
             "speed_over_dense_int8": self.speed,
-            "changed_by_merging": [images.describe(row) for row in self.changed],
+            "changed_by_merging": [images.public_name(row) for row in self.changed],
         }
 
 

@@ -12,7 +12,6 @@ from calibration.measure.drift import Drift, measure_drift
 from calibration.measure.layers import layer_drift
 from calibration.write import write_plan
 from export.files import write_model
-from export.images import public_name
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.environment import producer
 from export.measure.inference import batches
@@ -23,6 +22,7 @@ from export.measure.results import VariantResult
 from export.source import Source
 from runtime.model_file.artifact import FILE_NAMES, Metadata
 from vit.data.images import Images
+from vit.data.public import public_name
 
 LAYER_IMAGES = 16  # enough for the drift of each layer
 

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from calibration.graph import Array
+from calibration.measure.clipping import Clipped
 from calibration.measure.drift import Drift
+from export.measure.classes import ClassResult, by_class
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.merging import Merging
 from export.measure.reliability import Reliability
+from export.measure.verdict import Verdict
+from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Variant
 from vit.data.images import Images
 
@@ -34,12 +38,27 @@ class VariantResult:
     layers: Mapping[str, float] = field(default_factory=dict)  # linear → SQNR of its output in dB
 
 
+@dataclass(frozen=True)
+class Clipping:
+    """Share of the activations of evaluation images outside the calibrated ranges."""
+
+    images: int  # the first so many of the evaluation images
+    layers: Mapping[str, Clipped]  # with one range; a layer with a range per row cannot be exceeded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document for report.json."""
+        shares = {name: float(f"{each.share:.3g}") for name, each in self.layers.items()}
+        return {"images": self.images, "layers": shares}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """One export, from checkpoint to measured files."""
 
     producer: str
-    source: Mapping[str, Any]  # the checkpoint: path, digest, architecture
+    made: Mapping[str, str]  # date (UTC) and, from a command line, command
+    source: Mapping[str, Any]  # the checkpoint: name, digest, architecture
+    preprocess: Preprocess  # what the model sees of an image
     environment: Mapping[str, Any]  # CPU, versions
     labels: tuple[str, ...]
     passes: Mapping[str, int]  # rewrite → places changed
@@ -55,7 +74,9 @@ class Results:
     reliability: Reliability | None = None  # of the scores; None where too few classes are known
     # Of each variant; None for a model without the output.
     embeddings: Mapping[str, EmbeddingDrift] | None = None
+    verdict: Verdict = field(default_factory=Verdict)  # on the limits that were set
     warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
+    clipping: Clipping | None = None  # None without calibrated ranges, or where tokens are merged
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
@@ -66,7 +87,7 @@ class Results:
         rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
         found = []
         for row in rows[np.argsort(-before[row_max(before, rows)], kind="stable")]:
-            entry: dict[str, Any] = {"image": self.images.describe(int(row)), "row": int(row)}
+            entry: dict[str, Any] = {"image": self.images.public_name(int(row)), "row": int(row)}
             for name, scores in (("float32", before[row]), (variant.variant, after[row])):
                 index = int(scores.argmax())
                 entry[name] = {
@@ -79,28 +100,38 @@ class Results:
             found.append(entry)
         return found
 
+    def classes(self) -> list[ClassResult]:
+        """Return the accuracy of each class that has an image; nothing where classes are not known."""
+        return by_class({each.variant: each.logits for each in self.variants}, self.targets, self.labels)
+
     def to_dict(self) -> dict[str, Any]:
         """The document of report.json."""
+        classes = self.classes()
         return {
             "producer": self.producer,
+            "made": dict(self.made),
+            "verdict": self.verdict.to_dict(),
             "warnings": list(self.warnings),
             "source": dict(self.source),
+            "preprocess": self.preprocess.to_dict(),
             "environment": dict(self.environment),
             "passes": dict(self.passes),
             "parity": {"reference": self.reference, "difference": self.parity},
             "calibration": dict(self.calibration),
+            **({"clipping": self.clipping.to_dict()} if self.clipping is not None else {}),
             **({"search": dict(self.search)} if self.search else {}),
             **({"merging": self.merging.to_dict(self.images)} if self.merging is not None else {}),
             **({"reliability": self.reliability.to_dict()} if self.reliability is not None else {}),
             **({"embeddings": self._embeddings()} if self.embeddings is not None else {}),
             "evaluation": dict(self.evaluation),
             "float_layers": list(self.float_layers),
+            **({"classes": [each.to_dict() for each in classes]} if classes else {}),
             "models": {each.variant: self._variant(each) for each in self.variants},
         }
 
     def _embeddings(self) -> dict[str, Any]:
         return {
-            name: {**each.to_dict(), "worst_image": self.images.describe(each.worst_image)}
+            name: {**each.to_dict(), "worst_image": self.images.public_name(each.worst_image)}
             for name, each in (self.embeddings or {}).items()
         }
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from calibration.graph import Array
 from calibration.write import write_plan
-from export.images import ExportImages, public_name
+from export.images import ExportImages
 from export.measure.embeddings import measure_embeddings
-from export.measure.environment import describe_environment, producer
+from export.measure.environment import describe_environment, now, producer
 from export.measure.inference import Progress, all_outputs, batches, latencies
 from export.measure.merging import Merging, compare
 from export.measure.model_file import ModelFile, open_model
@@ -23,6 +23,7 @@ from export.measure.reliability import measure_reliability
 from export.measure.results import Results
 from export.source import Source
 from vit.data.images import Images
+from vit.data.public import public_name
 
 BEFORE_SEARCH = "int8 before the search"
 DENSE = "int8 without merging"
@@ -64,7 +65,9 @@ def measure(
     ]
     return Results(
         producer=producer(),
+        made={"date": now()},
         source=source.description,
+        preprocess=source.preprocess,
         environment=describe_environment(),
         labels=source.labels,
         passes=source.exported.passes,
@@ -75,12 +78,7 @@ def measure(
         merging=found.merging,
         reliability=found.reliability,
         embeddings=found.embeddings,
-        evaluation={
-            "source": public_name(images.evaluation.name),
-            "images": len(images.evaluation),
-            "labeled": images.evaluation.targets is not None,
-            "chosen": images.note,
-        },
+        evaluation=_evaluation(images),
         images=images.evaluation,
         targets=images.evaluation.targets,
         variants=tuple(written),
@@ -162,6 +160,15 @@ def _calibration(images: ExportImages, variants: list[ModelFile], plan: Path | N
         return {"plan": plan.name, "target": target}
     calibration = images.calibration
     return {"source": public_name(calibration.name), "images": len(calibration), "target": target}
+
+
+def _evaluation(images: ExportImages) -> dict[str, Any]:
+    return {
+        "source": public_name(images.evaluation.name),
+        "images": len(images.evaluation),
+        "labeled": images.evaluation.targets is not None,
+        "chosen": images.note,
+    }
 
 
 def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.results import Results
+from export.measure.verdict import NAMES
 
 DASH = "-"
 
@@ -25,7 +26,7 @@ def embedding_section(results: Results) -> dict[str, Any] | None:
         return None
     found = list(results.embeddings.values())
     return {
-        "names": list(results.embeddings),
+        "names": [NAMES.get(name, name) for name in results.embeddings],
         "rows": [
             ("Cosine to float32, mean", [f"{each.cosine:.4f}" for each in found]),
             ("Cosine to float32, worst image", [_worst(results, each) for each in found]),
@@ -37,7 +38,7 @@ def embedding_section(results: Results) -> dict[str, Any] | None:
 
 
 def _worst(results: Results, each: EmbeddingDrift) -> str:
-    return f"{each.worst_cosine:.4f} ({results.images.describe(each.worst_image)})"
+    return f"{each.worst_cosine:.4f} ({results.images.public_name(each.worst_image)})"
 
 
 def _share(share: float | None) -> str:

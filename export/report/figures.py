@@ -10,8 +10,8 @@ import numpy as np
 
 from export.measure.results import Results, VariantResult
 from export.measure.statistics import Interval, Paired, sqnr_interval, wilson
+from export.measure.verdict import NAMES
 
-NAMES = {"float32": "float32", "float16": "FP16", "int8": "INT8"}
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
@@ -63,15 +63,15 @@ def tiles(results: Results, variant: VariantResult) -> list[tuple[str, Figure]]:
     return [
         *found,
         *([("signal to noise", _sqnr(results, variant))] if results.labels else []),
-        (
-            "speed",
-            Figure(
-                f"{speed(results, variant):.2f}{TIMES}",
-                f"{milliseconds(variant.latency['median'])} an image",
-            ),
-        ),
-        ("size", Figure(f"1/{size_ratio(results, variant):.1f}", megabytes(variant.bytes))),
+        _against_float("faster", "slower", speed(results, variant), milliseconds(variant.latency["median"])),
+        _against_float("smaller", "larger", size_ratio(results, variant), megabytes(variant.bytes)),
     ]
+
+
+def _against_float(better: str, worse: str, ratio: float, note: str) -> tuple[str, Figure]:
+    if ratio >= 1:
+        return f"{better} than float32", Figure(f"{ratio:.2f}{TIMES}", note)
+    return f"{worse} than float32", Figure(f"{1 / ratio:.2f}{TIMES}", note)
 
 
 def _likeness(results: Results, variant: VariantResult) -> tuple[str, Figure]:
@@ -84,15 +84,21 @@ def _likeness(results: Results, variant: VariantResult) -> tuple[str, Figure]:
 
 def headline(results: Results, variant: VariantResult) -> str:
     """Summarize the result in one sentence."""
-    faster, smaller = speed(results, variant), size_ratio(results, variant)
-    if 0.95 < faster < 1.05:
-        pace = "is about as fast"
-    else:
-        pace = f"is {faster:.1f} times as fast" if faster > 1 else f"takes {1 / faster:.1f} times as long"
-    size = (
-        f"takes 1/{smaller:.1f} of the space" if smaller >= 1 else f"takes {1 / smaller:.1f} times the space"
-    )
-    return f"{name_of(variant)} {_alike(results, variant)}, {pace} and {size}."
+    size, faster = size_in_words(results, variant), pace_in_words(speed(results, variant))
+    return f"{name_of(variant)} is {size}, {faster}, and {_alike(results, variant)}."
+
+
+def pace_in_words(ratio: float) -> str:
+    """Return a speed-up in words: "1.83× faster"."""
+    if 0.95 < ratio < 1.05:
+        return "about as fast"
+    return f"{ratio:.2f}{TIMES} faster" if ratio > 1 else f"{1 / ratio:.2f}{TIMES} slower"
+
+
+def size_in_words(results: Results, variant: VariantResult) -> str:
+    """Return the size of a variant against float32 in words: "3.9× smaller"."""
+    ratio = size_ratio(results, variant)
+    return f"{ratio:.1f}{TIMES} smaller" if ratio >= 1 else f"{1 / ratio:.1f}{TIMES} larger"
 
 
 def _alike(results: Results, variant: VariantResult) -> str:
@@ -101,7 +107,7 @@ def _alike(results: Results, variant: VariantResult) -> str:
         return f"gives embeddings with a mean cosine of {cosine:.4f} to float32's"
     total, same = len(variant.logits), same_label(results, variant)
     label = f"all {total:,}" if same == total else f"{same:,} of {total:,}"
-    return f"gives float32's label on {label} images"
+    return f"gives the same label as float32 on {label} images"
 
 
 def more_than_chance(results: Results, variant: VariantResult) -> str:
@@ -197,11 +203,11 @@ def _latency(results: Results, variant: VariantResult) -> Figure:
     least = f"least {_three_digits(variant.latency['min'])}"
     if variant is results.variants[0]:
         return Figure(milliseconds(variant.latency["median"]), least)
-    return Figure(milliseconds(variant.latency["median"]), f"{speed(results, variant):.2f}{TIMES}", least)
+    return Figure(milliseconds(variant.latency["median"]), pace_in_words(speed(results, variant)), least)
 
 
 def _size(results: Results, variant: VariantResult) -> Figure:
-    ratio = "" if variant is results.variants[0] else f"1/{size_ratio(results, variant):.1f}"
+    ratio = "" if variant is results.variants[0] else size_in_words(results, variant)
     return Figure(megabytes(variant.bytes), ratio)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from calibration.measure.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from export.measure.results import Results, VariantResult
+from export.measure.verdict import NAMES
+from export.report.calibration import calibration_section
 from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, marker, read_layers
-from export.report.confusion import MATRIX_CLASSES, matrix, pairs, short_names
+from export.report.classes import class_section
+from export.report.confusion import confusion_section
 from export.report.embeddings import embedding_section
 from export.report.figures import (
     flattened,
@@ -26,34 +24,43 @@ from export.report.figures import (
     tiles,
 )
 from export.report.merging import merging_section
+from export.report.preprocessing import example, in_words
 from export.report.thumbnails import changed_images
+from export.report.usage import IMAGE, usage
+from vit.page.template import render_page
 
 WORST = 5
+SIGNS = {"met": "met", "not judged": "unjudged", "no limit": "unset"}  # CSS classes of the verdict
 
 
 def render(results: Results) -> str:
     """The page as one self-contained HTML document: styles, charts and images are inside it."""
     variants = results.variants
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            results=results,
-            title=str(results.source.get("name") or results.source.get("checkpoint") or "model"),
-            columns=[name_of(each) for each in variants],
-            rows=side_by_side(results),
-            latency=bar_chart(
-                [_latency_bar(each) for each in variants], "Milliseconds for one image on one thread"
-            ),
-            size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
-            drifts=[_drift(results, each) for each in variants[1:]],
-            embeddings=embedding_section(results),
-            merging=merging_section(results),
-            warnings=results.warnings,
-            confusion=_confusion(results),
-            made=_made(results),
-            passes=[(name.replace("_", " "), count) for name, count in results.passes.items()],
-        )
+    return render_page(
+        "export.report",
+        "report.html.j2",
+        results=results,
+        model=str(results.source.get("name") or results.source.get("checkpoint") or "model"),
+        verdict=(SIGNS[results.verdict.status], results.verdict.text),
+        usage=usage(results),
+        photo=IMAGE,
+        columns=[name_of(each) for each in variants],
+        rows=side_by_side(results),
+        latency=bar_chart(
+            [_latency_bar(each) for each in variants], "Milliseconds for one image on one thread"
+        ),
+        size=bar_chart([_size_bar(each) for each in variants], "Size of the model file"),
+        drifts=[_drift(results, each) for each in variants[1:]],
+        steps=in_words(results.preprocess),
+        example=example(results),
+        classes=class_section(results),
+        confusion=confusion_section(results),
+        scores=_scores(results),
+        embeddings=embedding_section(results),
+        merging=merging_section(results),
+        calibration=calibration_section(results),
+        made=_made(results),
+        passes=[(name.replace("_", " "), count) for name, count in results.passes.items() if count],
     )
 
 
@@ -95,21 +102,28 @@ def _kernels(counts: Mapping[str, int]) -> list[tuple[str, int, str]]:
     return [(name, counts[name], ("integer", "product", "other")[kinds[name]]) for name in order]
 
 
-def _confusion(results: Results) -> dict[str, Any] | None:
-    """Matrices where they fit on a phone, else the most confused pairs; nothing where classes are unknown."""
-    if results.targets is None:
+def _scores(results: Results) -> dict[str, Any] | None:
+    """Effect of the temperature on the scores; None where too few classes are known to fit one."""
+    found = results.reliability
+    if found is None:
         return None
-    if len(results.labels) <= MATRIX_CLASSES:
-        found = [(name_of(each), matrix(results, each)) for each in results.variants]
-        return {"matrices": found, "short": short_names(results.labels), "labels": results.labels}
-    return {"pairs": [(name_of(each), *pairs(results, each)) for each in results.variants[1:]]}
+    return {
+        "temperature": f"{found.temperature:g}",
+        "fitted_on": found.fitted_on,
+        "judged_on": found.judged_on,
+        "rows": [
+            (NAMES.get(name, name), f"{100 * found.before[name]:.1f} %", f"{100 * found.after[name]:.1f} %")
+            for name in found.after
+        ],
+    }
 
 
 def _made(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     parity = [("largest difference", f"{results.parity:.1e} of the largest logit")]
     return [
+        ("Run", [("date", results.made["date"]), ("producer", results.producer)]),
         ("Model", flattened(results.source)),
-        ("Calibrated on", flattened(results.calibration)),
+        *([("Calibrated on", flattened(results.calibration))] if results.calibration else []),
         *([("Within the budget", flattened(_budget(results)))] if results.search else []),
         ("Measured on", flattened(results.evaluation)),
         (f"float32 against {results.reference}", parity),
@@ -130,21 +144,3 @@ def _budget(results: Results) -> dict[str, Any]:
         "latency before": before,
         "latency after": after,
     }
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_part),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["style"] = Markup(_part("report.css"))
-    return environment
-
-
-def _part(name: str) -> str:
-    """A file that stands beside the code, also in an installed package."""
-    return files("export.report").joinpath(name).read_text(encoding="utf-8")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import colorsys
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from calibration.graph import Array
 from export.measure.merging import MergedImage, Merging
 from export.measure.results import Results
+from export.report.figures import pace_in_words
+from vit.page.images import enlarged, png_uri
 
-LEAST_EDGE = 168  # pixels of a shown image; small ones are enlarged
 TINT = 0.55  # share of a group's color over its pixels
 GOLDEN = 0.61803398875  # steps of this share around the color circle never come close to each other early
 
@@ -31,15 +29,15 @@ def merging_section(results: Results) -> dict[str, Any] | None:
             f"Merging is an approximation: {_schedule(merging.schedule)}. "
             f"{merging.tokens} tokens go in, {last} are left at the end. Merged INT8 takes "
             f"{merging.latency['median']:.2f} ms for one image on one thread, dense INT8 "
-            f"{merging.dense_latency['median']:.2f} ms: {merging.speed:.2f} times as fast."
+            f"{merging.dense_latency['median']:.2f} ms: it is {pace_in_words(merging.speed)}."
         ),
         "rows": _rows(merging),
-        "changed": [results.images.describe(row) for row in merging.changed],
+        "changed": [results.images.public_name(row) for row in merging.changed],
         "images": [
             {
-                "name": results.images.describe(each.row),
+                "name": results.images.public_name(each.row),
                 "note": "its label changed" if each.changed else f"{len(np.unique(each.groups))} tokens",
-                "image": data_uri(painted(each)),
+                "image": png_uri(painted(each), colors=128),
             }
             for each in merging.images
         ],
@@ -68,8 +66,7 @@ def painted(image: MergedImage) -> Array:
     Patches that merged with no other stay as they are.
     """
     down, across = image.groups.shape
-    enlarge = max(1, -(-LEAST_EDGE // min(image.pixels.shape[:2])))
-    pixels = image.pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1).astype(np.float32)
+    pixels = enlarged(image.pixels).astype(np.float32)
     height, width = pixels.shape[0] // down, pixels.shape[1] // across
     counts = np.bincount(image.groups.ravel())
     tinted = counts[image.groups] > 1
@@ -88,13 +85,6 @@ def _borders(pixels: Array, groups: Array, height: int, width: int) -> None:
         pixels[(row + 1) * height, column * width : (column + 1) * width] = 255
     for row, column in np.argwhere(groups[:, 1:] != groups[:, :-1]):
         pixels[row * height : (row + 1) * height, (column + 1) * width] = 255
-
-
-def data_uri(pixels: Array) -> str:
-    """Return a PNG of 128 colors as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).quantize(128).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _schedule(schedule: Mapping[str, int]) -> str:

@@ -40,6 +40,7 @@ def table(results: Results, out: Path) -> str:
         lines.append(_no_merging(tried))
     if results.reliability is not None:
         lines.append(_scores(results.reliability))
+    lines.append(f"limits: {results.verdict.text}")
     lines += [f"warning: {sentence}" for sentence in results.warnings]
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
@@ -50,8 +51,8 @@ def _given_up(results: Results) -> str:
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
     apart = f"{search['images']} images apart"
-    if any("cannot show a limit" in sentence for sentence in results.warnings):
-        return f"budget: not judged, {apart} and those of the report are too few for it"
+    if results.verdict.status == "not judged":
+        return f"budget: not judged (see limits), searched on {apart}"
     if not names:
         return f"budget: met with every planned layer in int8, on {apart}"
     (int8,) = [each for each in results.variants if each.variant == "int8"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from calibration.write import write_plan
 from export.__main__ import main
 from export.source import from_checkpoint, from_onnx, with_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
+from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
+from tools.html_page import Page
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.config import ViTConfig
 from vit.model import new_model
@@ -118,6 +121,26 @@ def test_the_report_tells_drift_in_its_own_terms(exported: tuple[Path, Path]) ->
     classes = "drift" in report["models"]["int8"]
     assert ("Images that INT8 labels otherwise" in page) == classes
     assert ("Same label as float32" in page) == classes
+
+
+def test_the_lines_of_the_report_give_an_embedding(
+    exported: tuple[Path, Path],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, out = exported
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    python, shell = page.code[:2]
+    if load_checkpoint(checkpoint).labels:
+        assert "Classifier" in python  # tests/export/test_artifacts.py runs these
+        return
+    monkeypatch.chdir(out)
+    Image.open(photos / "00.png").save("photo.jpg")
+    exec(python, {})
+    assert capsys.readouterr().out.strip().startswith("[")
+    assert runtime_command(shlex.split(shell)[3:]) == 0
+    assert np.load("embeddings.npy").shape == (1, WIDTH)
 
 
 def test_a_limit_that_is_missed_writes_nothing(

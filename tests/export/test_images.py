@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.images import ExportImages, choose_images, labeled_as, sample
+from export.images import ExportImages, choose_images, sample
 from vit.data.images import DataError, open_images
+from vit.data.labels import labeled_as
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -59,6 +60,15 @@ def test_calibration_takes_no_more_than_half(classes: Path, samples: int) -> Non
     chosen = choose(classes, samples=samples)
     assert abs(len(chosen.calibration) - min(samples, 15)) <= len(CLASSES)
     assert len(chosen.evaluation) >= 12
+
+
+def test_one_image_of_each_class(tmp_path: Path) -> None:
+    for label in "abcdef":
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / label / "one.png")
+    found = choose_images(tmp_path, None, samples=2, evaluation_samples=None)
+    assert (len(found.calibration), len(found.evaluation)) == (2, 4)
+    assert not set(found.calibration.items) & set(found.evaluation.items)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

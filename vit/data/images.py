@@ -15,6 +15,7 @@ import numpy as np
 from runtime.images.files import find_images
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
+from vit.data.public import public_name
 
 __all__ = ["DataError", "Images", "open_images", "passed_over", "split_images", "splits_of"]
 
@@ -50,6 +51,13 @@ class Images:
         """A name for one image: its path, or where it stands."""
         item = self.items[index]
         return str(item) if isinstance(item, Path) else f"{self.name}, image {index}"
+
+    def public_name(self, index: int) -> str:
+        """A name for one image that may leave this machine."""
+        item = self.items[index]
+        if isinstance(item, Path):
+            return public_name(str(item))
+        return f"{public_name(self.name)}, image {index}"
 
 
 def open_images(source: Path | str, split: Split = "all") -> Images:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from runtime.images.preprocess import Preprocess
 from runtime.writing import write_atomically
-from vit.checkpoint import FILE_NAME, save_checkpoint
+from vit.checkpoint import FILE_NAME, result_of_test, save_checkpoint
 from vit.data.batches import Store
 from vit.data.digests import MOST, digests
 from vit.data.images import Images
@@ -160,24 +160,31 @@ class Session:
         if not loop.world.first:
             return self.out / FILE_NAME
         model = self.strategy.assembled(self.strategy.kept())
-        more: dict[str, Any] = {}
-        test = self.data.test
-        if test is not None and test.targets is not None:
-            source = self.batches("test", test, self.preprocess, loop.world, loop.device)
-            judge = self.strategy.judge(model).to(loop.device)
-            more["test_accuracy"] = accuracy(judge, source, test.targets, loop.device)
-            more["test_images"] = len(source)
-            self.report(f"test: {100 * more['test_accuracy']:.2f} % of {len(source)} images right")
-            if self.recipe.merge_tokens:
-                dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
-                more["test_accuracy_without_merging"] = dense
-                self.report(f"test without merging: {100 * dense:.2f} %")
+        more = self._test(loop, model)
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
         if len(self.data.train) <= MOST:
             more["trained_on"] = digests(self.data.train)
         return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
+
+    def _test(self, loop: Loop, model: ViT) -> dict[str, Any]:
+        """Measure on the test images, and say the figure or that there is none."""
+        more: dict[str, Any] = {}
+        test = self.data.test
+        if test is None or test.targets is None:
+            self.report(f"test: {result_of_test(more)}")
+            return more
+        source = self.batches("test", test, self.preprocess, loop.world, loop.device)
+        judge = self.strategy.judge(model).to(loop.device)
+        more["test_accuracy"] = accuracy(judge, source, test.targets, loop.device)
+        more["test_images"] = len(source)
+        self.report(f"test: {result_of_test(more)}")
+        if self.recipe.merge_tokens:
+            dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
+            more["test_accuracy_without_merging"] = dense
+            self.report(f"test without merging: {100 * dense:.2f} %")
+        return more
 
 
 def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: torch.device) -> float:

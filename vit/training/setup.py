@@ -11,6 +11,7 @@ from vit.adapt import adapt, resize
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.config import ConfigError, ViTConfig, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
+from vit.data.labels import labeled_as
 from vit.data.training import TrainingData, open_data
 from vit.merging import middle_schedule
 from vit.model import ViT, new_model
@@ -152,12 +153,17 @@ def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
 
 
 def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
-    """The test split of `source`, else its val split, else all of it; with the classes of the model."""
+    """The test split of `source`, else its val split, else all of it; with the model's own class indices.
+
+    Raises:
+        DataError: for images whose classes are not known, or not among those of the model.
+    """
     split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
-    images = open_images(source, split)  # type: ignore[arg-type]
-    if images.targets is None or images.labels != labels:
+    images = labeled_as(open_images(source, split), labels)  # type: ignore[arg-type]
+    if images.targets is None:
         raise DataError(
-            f"{source}: expected images of the model's {len(labels)} classes ({', '.join(labels[:5])}, …)"
+            f"{source}: expected images in folders named as the model's {len(labels)} classes "
+            f"({', '.join(labels[:5])}, …), found images without classes"
         )
     return images
 

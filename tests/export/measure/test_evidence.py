@@ -12,7 +12,8 @@ import pytest
 from calibration.measure.clipping import Clipped, clipped_activations
 from calibration.quantize import quantize
 from calibration.search import Budget
-from export.measure.evidence import Evidence, doubts, too_few
+from export.measure import evidence as judged
+from export.measure.evidence import Evidence, too_few
 from vit.data.digests import digests
 from vit.data.images import Images
 
@@ -45,6 +46,11 @@ def sound() -> Evidence:
 
 def pixels(evidence: Evidence) -> list[np.ndarray]:
     return [np.asarray(item) for item in evidence.calibration.items] if evidence.calibration else []
+
+
+def doubts(evidence: Evidence, shown: list[np.ndarray]) -> tuple[str, ...]:
+    """The sentences alone."""
+    return tuple(each.sentence for each in judged.doubts(evidence, shown))
 
 
 def test_sound_evidence_raises_no_doubt(sound: Evidence) -> None:

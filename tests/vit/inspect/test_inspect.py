@@ -93,12 +93,15 @@ def test_summary_and_plots_from_the_command_line(photos, tiny_model, tiny_prepro
     page = run / "plots" / "index.html"
     assert capsys.readouterr().out.strip() == str(page)
     names = {path.stem for path in (run / "plots").glob("*.png")}
-    expected = {"loss-and-accuracy", "patch-embedding-filters", "position-embedding-similarity"}
+    expected = {"loss", "accuracy", "patch-embedding-filters", "position-embedding-similarity"}
     assert names == expected | {"confusion", "attention-rollout", "the-surest-mistakes"}
     for path in (run / "plots").glob("*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 1, f"{path.name} is blank"
     text = page.read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 6
+    assert text.count("data:image/png;base64,") == 4  # the rest is drawn in the page itself
     assert load_checkpoint(run).digest in text
     assert main(["plots", str(run), "--data", "digits"]) == 2
-    assert "expected images of the model's 3 classes" in capsys.readouterr().err
+    assert "is not one of the model's 3 labels" in capsys.readouterr().err
+    loose = next(photos.glob("*/*/*"))
+    assert main(["plots", str(run), "--data", str(loose)]) == 2
+    assert "found images without classes" in capsys.readouterr().err

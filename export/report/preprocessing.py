@@ -1,0 +1,104 @@
+"""Preprocessing in words, and one image before and after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from export.measure.results import Results
+from runtime.images.decode import decoded
+from runtime.images.preprocess import MAX_PIXELS, Preprocess
+from vit.page.images import TINY, enlarged, jpeg_uri, png_uri
+
+TRIED = 20  # images, until one can be read
+SHOWN_EDGE = 400  # pixels of the longer edge of the image before preprocessing
+FILTERS = {
+    "nearest": "each pixel is taken from the nearest one",
+    "box": "each pixel is the mean of those that it covers",
+    "bilinear": "bilinear filter, widened by the factor that the image shrinks",
+    "hamming": "Hamming filter, widened by the factor that the image shrinks",
+    "bicubic": "bicubic filter, widened by the factor that the image shrinks",
+    "lanczos": "Lanczos filter, widened by the factor that the image shrinks",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image before and after preprocessing, as data URIs."""
+
+    name: str
+    before: str
+    before_size: str
+    after: str
+    after_size: str
+
+
+def in_words(preprocess: Preprocess) -> list[str]:
+    """Return the steps from a file to the model's input, a sentence each."""
+    steps = []
+    if preprocess.exif:
+        steps.append("Turn the image the way its EXIF orientation says.")
+    if preprocess.decode == "draft":
+        steps.append(
+            "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, as long as both edges stay at least twice "
+            "as long as the next step needs."
+        )
+    steps += _resize(preprocess)
+    steps.append(
+        "Hand over red, green and blue as whole numbers from 0 to 255; the model scales them itself."
+    )
+    return steps
+
+
+def _resize(preprocess: Preprocess) -> list[str]:
+    how, size = FILTERS[preprocess.interpolation], _pixels(preprocess.size)
+    to = preprocess.resize_to
+    if preprocess.resize == "stretch":
+        first = (
+            f"Stretch it to {_pixels(to if isinstance(to, tuple) else preprocess.size)}, whatever its shape"
+        )
+        cut = isinstance(to, tuple) and to != preprocess.size
+    elif isinstance(to, int):
+        first, cut = f"Scale it until its shorter edge has {to} pixels, keeping its shape", True
+    else:
+        first = f"Scale it until it just covers {_pixels(to or preprocess.size)}, keeping its shape"
+        cut = True
+    return [f"{first} ({how}).", *([f"Cut out the middle {size}."] if cut else [])]
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[1]} \N{MULTIPLICATION SIGN} {size[0]} pixels"  # width first, as people say it
+
+
+def example(results: Results) -> Example | None:
+    """Return the first evaluation image that can be read; None where none of the first few can."""
+    for row in range(min(TRIED, len(results.images))):
+        item = results.images[row]
+        try:
+            with decoded(item, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as opened:
+                before, size = _small(opened), (opened.height, opened.width)
+            after = results.preprocess(item)
+        except (ValueError, OSError):
+            continue
+        return Example(
+            name=results.images.public_name(row),
+            before=_uri(before),
+            before_size=_pixels(size),
+            after=_uri(after),
+            after_size=_pixels((after.shape[0], after.shape[1])),
+        )
+    return None
+
+
+def _small(image: Image.Image) -> np.ndarray:
+    small = image.copy()
+    small.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
+    return np.asarray(small)
+
+
+def _uri(pixels: np.ndarray) -> str:
+    if max(pixels.shape[:2]) <= TINY:
+        return png_uri(enlarged(pixels))
+    return jpeg_uri(pixels, quality=88)

@@ -1,0 +1,49 @@
+"""Use of the exported file: lines that run as they stand, in the folder of the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.measure.results import Results
+from runtime.model_file.artifact import MAX_BYTES
+
+IMAGE = "photo.jpg"
+FIRST = ("int8", "float32", "float16")  # the variant that is shown, as `choose_file` takes it
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Lines for one file; empty where the runtime cannot open it, with the reason."""
+
+    file: str
+    python: str = ""
+    shell: str = ""
+    refused: str = ""
+
+
+def usage(results: Results) -> Usage:
+    """Return the lines that use the best variant of an export."""
+    by_name = {each.variant: each for each in results.variants}
+    chosen = next(by_name[name] for name in FIRST if name in by_name)
+    if chosen.bytes > MAX_BYTES:
+        why = f"{chosen.file} has its weights in a file of their own, which vit-edge's runtime does not open"
+        return Usage(chosen.file, refused=f"{why}; ONNX Runtime itself does.")
+    return Usage(chosen.file, python=_python(results, chosen.file), shell=_shell(results, chosen.file))
+
+
+def _python(results: Results, file: str) -> str:
+    if results.labels:
+        lines = (
+            "from runtime import Classifier",
+            f'classify = Classifier("{file}")',
+            f'print(classify("{IMAGE}").label)',
+        )
+    else:
+        lines = "from runtime import Embedder", f'embed = Embedder("{file}")', f'print(embed("{IMAGE}"))'
+    return "\n".join(lines)
+
+
+def _shell(results: Results, file: str) -> str:
+    if results.labels:
+        return f"python -m runtime {file} {IMAGE}"
+    return f"python -m runtime {file} {IMAGE} --embeddings embeddings.npy"

@@ -1,0 +1,174 @@
+"""Sections of the page, each true to the results."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.measure.clipping import Clipped
+from export.measure.reliability import Reliability
+from export.measure.results import Clipping
+from export.measure.verdict import Judged, Verdict
+from export.report.classes import class_section
+from export.report.html import render
+from export.report.preprocessing import example, in_words
+from export.report.usage import usage
+from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import MAX_BYTES
+from tools.html_page import Page
+from vit.page.terms import TERMS, used_terms
+
+
+def limit(**changes) -> Judged:
+    fields = {"variant": "int8", "limit": "--max-drift", "bound": 0.5, "found": 0.12}
+    return Judged(**{**fields, "text": "0.12 of 0.5 points of top-1 lost", **changes})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line"),
+    [
+        (Verdict(), "Limits no limit was set"),
+        (Verdict((limit(),), True), "Limits met: 0.12 of 0.5 points of top-1 lost"),
+        (Verdict((limit(doubt="60 are few"),), True), "Limits cannot be judged: 60 are few"),
+    ],
+)
+def test_the_verdict_is_the_first_thing_under_the_title_then_the_warnings(results, verdict, line):
+    page = Page(render(replace(results(), verdict=verdict, warnings=("images are alike", "few images"))))
+    assert page.flaws() == []
+    start = "vit-edge export report flowers, measured on other photos "
+    assert page.text.startswith(f"{start}{line} Before you believe the figures images are alike few images ")
+    assert "Before you believe" not in Page(render(results())).text
+
+
+def test_the_title_names_model_and_data(results):
+    assert "<title>flowers on other photos: float32, INT8</title>" in render(results())
+
+
+def test_every_class_is_shown_where_they_are_few(results):
+    text = Page(render(results())).text
+    assert "class images float32 INT8 class 0 12 100.0 % 91.7 % class 1 12 100.0 % 91.7 %" in text
+    assert "Images per class: 12; one mistake is 8.33 points." in text
+
+
+def test_of_many_classes_the_worst_are_shown_and_the_rest_is_counted(results):
+    some = results(classes=30, images=60, changed=7)
+    found = class_section(replace(some, labels=(*some.labels, "never seen")))
+    assert [label for label, _, _ in found["rows"]][:7] == [f"class {i}" for i in range(7)]
+    assert len(found["rows"]) == 10
+    assert found["rows"][0] == ("class 0", 2, ["100.0 %", "50.0 %"])
+    assert "20 more classes are not shown" in found["note"]
+    assert "1 of the model's 31 classes have no image here" in found["note"]
+    assert class_section(results(labeled=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "expected"),
+    [
+        (Preprocess(size=(24, 32)), "Stretch it to 32 × 24 pixels, whatever its shape (bilinear"),
+        (
+            Preprocess(resize="crop", resize_to=256, interpolation="bicubic"),
+            "Scale it until its shorter edge has 256 pixels, keeping its shape (bicubic",
+        ),
+        (Preprocess(resize="crop"), "Scale it until it just covers 224 × 224 pixels, keeping its shape"),
+        (Preprocess(resize_to=(256, 240)), "Stretch it to 240 × 256 pixels, whatever its shape"),
+        (Preprocess(interpolation="nearest"), "each pixel is taken from the nearest one"),
+    ],
+)
+def test_preprocessing_in_words(preprocess, expected):
+    words = " ".join(in_words(preprocess))
+    assert expected in words
+    assert ("Cut out the middle 224 × 224 pixels." in words) == (
+        preprocess.resize == "crop" or preprocess.resize_to is not None
+    )
+    assert "EXIF" in words
+    assert "EXIF" not in " ".join(in_words(replace(preprocess, exif=False)))
+    assert "1/8" not in " ".join(in_words(replace(preprocess, decode="full")))
+
+
+def test_one_image_is_shown_before_and_after_preprocessing(results, tmp_path: Path):
+    broken, photo = tmp_path / "broken.jpg", tmp_path / "photo.png"
+    broken.write_bytes(b"no image")
+    Image.new("RGB", (300, 200), (200, 30, 30)).save(photo)
+    some = results(items=[broken, *[photo] * 59])
+    found = example(some)
+    assert found.before_size == "300 × 200 pixels"
+    assert found.after_size == "32 × 32 pixels"
+    assert found.name.endswith("photo.png")
+    assert str(tmp_path) not in found.name
+    assert example(results(items=[broken] * 60)) is None
+    page = Page(render(some))
+    assert "before: 300 x 200 pixels as the model sees it: 32 x 32 pixels" in page.text
+    assert any("as the model sees it" in image["alt"] for image in page.images)
+
+
+def test_health_of_the_calibration(results):
+    layers = {"blocks.0.mlp.fc1": Clipped(0.03, (1,)), "head": Clipped(0.0, ())}
+    text = Page(render(replace(results(), clipping=Clipping(16, layers)))).text
+    assert "The ranges of INT8 come from 128 images of photos" in text
+    assert "On 16 evaluation images, 1.50 % of the activations of a layer are clipped on average" in text
+    assert "1 of the layers are beyond the limit of 0.10 %" in text
+    assert "blocks.0.mlp.fc1 3.00 %" in text
+    fine = replace(results(), clipping=Clipping(16, {"head": Clipped(0.0005, (1,))}))
+    assert "No layer is beyond the limit of 0.10 %" in Page(render(fine)).text
+    assert "was not measured, since tokens are merged" in Page(render(results())).text
+    assert "Calibration The ranges" not in Page(render(results(variants=()))).text
+    given = replace(results(), calibration={"plan": "plan.json", "target": "any-cpu"})
+    assert "Nothing was calibrated: the ranges are those of plan.json." in Page(render(given)).text
+
+
+def test_scores_before_and_after_the_temperature(results):
+    found = Reliability(0.5, 30, 30, {"float32": 0.1, "int8": 0.12}, {"float32": 0.02, "int8": 0.03})
+    text = Page(render(replace(results(), reliability=found))).text
+    assert "A temperature of 0.5 makes the scores mean what they say" in text
+    assert "without temperature with it float32 10.0 % 2.0 % INT8 12.0 % 3.0 %" in text
+
+
+def test_use_this_file_names_the_best_file(results):
+    assert usage(results()).file == "model.int8.onnx"
+    assert usage(results(variants=("float16",))).file == "model.float32.onnx"
+    assert len(usage(results()).python.splitlines()) == 3
+    some = results(variants=())
+    large = replace(some, variants=(replace(some.variants[0], bytes=MAX_BYTES + 1),))
+    assert usage(large).python == ""
+    assert "weights in a file of their own" in Page(render(large)).text
+
+
+def test_every_term_on_the_page_is_explained_in_one_line(results):
+    page = Page(render(results(variants=("float16", "int8"))))
+    listed = re.sub(r".* Words on this page ", "", page.text)
+    names = [term.name for term in used_terms(page.text)]
+    assert {"float32", "FP16", "INT8", "top-1", "95 % interval", "signal to noise", "logit"} <= set(names)
+    assert all(name in listed for name in names)
+    assert "temperature" not in names
+    assert all(len(term.meaning) <= 120 and "\n" not in term.meaning for term in TERMS)
+    assert len({term.name for term in TERMS}) == len(TERMS)
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG's ratio of two colors, each "#rrggbb" or "#rgb"."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        linear = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+        linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_words_can_be_read_on_light_and_dark_screens(root: Path):
+    css = (root / "vit" / "page" / "page.css").read_text(encoding="utf-8")
+    themes = [
+        dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    ]
+    assert len(themes) == 2
+    for theme in themes:
+        for ink in ("ink", "soft", "right", "wrong", "int8"):
+            for ground in ("paper", "card"):
+                assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground, theme[ink], theme[ground])

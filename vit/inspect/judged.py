@@ -1,0 +1,88 @@
+"""Answers of a model for images whose classes are known, and where in the image they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vit.checkpoint import Checkpoint
+from vit.data.batches import Store
+from vit.data.images import Images
+from vit.inspect.attention import attention_maps, rollout
+from vit.training.evaluate import predict
+
+ATTENDED = 8  # images whose attention is shown
+MISTAKES = 24
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Answers of a model for images whose classes are known."""
+
+    pixels: np.ndarray  # uint8 [N, H, W, 3]
+    targets: np.ndarray
+    probabilities: np.ndarray  # float [N, classes]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        predicted: np.ndarray = self.probabilities.argmax(1)
+        return predicted
+
+    @property
+    def right(self) -> int:
+        return int((self.predicted == self.targets).sum())
+
+    def surest_mistakes(self) -> list[int]:
+        """Return the indices of the images whose wrong class got the highest probability, surest first."""
+        certainty = self.probabilities.max(1)
+        wrong = np.flatnonzero(self.predicted != self.targets)
+        return [int(i) for i in wrong[np.argsort(-certainty[wrong], kind="stable")][:MISTAKES]]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """An image, and the same image lit where its answer comes from."""
+
+    pixels: np.ndarray  # uint8 [H, W, 3]
+    lit: np.ndarray  # uint8 [H, W, 3]
+    label: str
+    right: bool
+
+
+def judge(checkpoint: Checkpoint, images: Images) -> Verdicts:
+    """Run the model over `images`, which must have targets."""
+    assert images.targets is not None
+    store = Store(images, checkpoint.preprocess, bad_share=0.01)
+    everything = np.arange(len(store))
+    batches = [
+        (pixels.softmax(1), good) for _, pixels, good in predict(checkpoint.model, store, everything, CPU)
+    ]
+    good = torch.cat([good for _, good in batches]).numpy()
+    probabilities = torch.cat([share for share, _ in batches]).numpy()[good]
+    pixels = store.batch(everything[good])[0].numpy()
+    return Verdicts(pixels, images.targets[good], probabilities)
+
+
+def attend(checkpoint: Checkpoint, verdicts: Verdicts) -> list[Attended]:
+    """Return one image of each of the first classes, lit by the rollout of its attention."""
+    classes = np.unique(verdicts.targets)[:ATTENDED]
+    first = [int(np.flatnonzero(verdicts.targets == target)[0]) for target in classes]
+    pixels = verdicts.pixels[first]
+    maps, _ = attention_maps(checkpoint.model, torch.from_numpy(pixels))
+    flow = rollout(maps, checkpoint.model.config).view(len(first), 1, *checkpoint.model.config.grid)
+    masks = torch.nn.functional.interpolate(flow, pixels.shape[1:3], mode="bilinear")[:, 0].numpy()
+    low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
+    masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more
+    lit = np.rint(pixels * (0.15 + 0.85 * masks[..., None])).astype(np.uint8)
+    return [
+        Attended(
+            pixels[i],
+            lit[i],
+            checkpoint.labels[verdicts.predicted[index]],
+            bool(verdicts.predicted[index] == verdicts.targets[index]),
+        )
+        for i, index in enumerate(first)
+    ]

@@ -1,0 +1,9 @@
+"""Parts of the HTML pages: the export's report and the plots of a run look the same.
+
+In reading order:
+
+    template   pages from templates, each whole in itself
+    images     images as data URIs
+    confusion  which classes are taken for which
+    terms      words that a page explains at its end
+"""

@@ -1,0 +1,56 @@
+"""Images as data URIs, small enough to travel inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from runtime.images.preprocess import Preprocess
+
+EDGE = 168  # pixels; a card is 140 to 168 wide
+TINY = 64  # an image below this many pixels is shown with its pixels, not blurred
+
+
+def jpeg_uri(pixels: np.ndarray, *, quality: int = 74) -> str:
+    """Return `uint8 [H, W, 3]` as a JPEG."""
+    return _uri(Image.fromarray(pixels), "JPEG", quality=quality)
+
+
+def png_uri(pixels: np.ndarray, *, colors: int | None = None) -> str:
+    """Return `uint8 [H, W, 3]` as a PNG, of so many colors where their number is given."""
+    image = Image.fromarray(pixels)
+    return _uri(image if colors is None else image.quantize(colors), "PNG")
+
+
+def file_uri(png: Path) -> str:
+    """Return a PNG file as it is."""
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
+
+
+def thumbnail(image: Path | np.ndarray) -> str:
+    """A square JPEG of the image's middle, as a data URI; empty when it cannot be read (any more)."""
+    tiny = isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY
+    shrink = Preprocess(
+        size=(EDGE, EDGE), resize="crop", interpolation="nearest" if tiny else "lanczos", decode="draft"
+    )
+    try:
+        return jpeg_uri(shrink(image))
+    except (ValueError, OSError):
+        return ""
+
+
+def enlarged(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
+    """Repeat the pixels of a small image until its shorter edge is at least `edge`."""
+    times = max(1, -(-edge // min(pixels.shape[:2])))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _uri(image: Image.Image, kind: str, quality: int | None = None) -> str:
+    file = io.BytesIO()
+    options = {} if quality is None else {"quality": quality}
+    image.save(file, kind, optimize=True, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode("ascii")
