@@ -99,9 +99,9 @@ def _exceeded(evidence: Evidence) -> str:
     name, worst = max(beyond.items(), key=lambda item: item[1].share)
     where = ", ".join(evidence.evaluation.public_name(index) for index in worst.images)
     return (
-        f"the evaluation images exceed what calibration saw in {len(beyond)} layers (limit: {CLIPPED:.1%} of "
-        f"the activations), most in {name} ({worst.share:.2%}; images: {where}); calibrate with images like "
-        "these"
+        f"the evaluation images exceed what calibration saw in {len(beyond)} layers "
+        f"(limit: {100 * CLIPPED:g} % of the activations), most in {name} ({100 * worst.share:.2f} %; "
+        f"images: {where}); calibrate with images like these"
     )
 
 

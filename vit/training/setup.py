@@ -158,6 +158,8 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
     Raises:
         DataError: for images whose classes are not known, or not among those of the model.
     """
+    if not labels:
+        raise DataError("the model has no classes, so no answer can be judged; leave --data out")
     split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
     images = labeled_as(open_images(source, split), labels)  # type: ignore[arg-type]
     if images.targets is None:

@@ -70,7 +70,7 @@ def test_calibration_images_that_are_all_alike(sound: Evidence, difference: int)
 def test_activations_beyond_what_calibration_saw(sound: Evidence) -> None:
     clipped = {"a": Clipped(0.002, (1,)), "blocks.1.fc2": Clipped(0.03, (7, 5)), "head": Clipped(0.0, ())}
     (sentence,) = doubts(replace(sound, clipped=clipped), pixels(sound))
-    assert "in 2 layers (limit: 0.1% of the activations), most in blocks.1.fc2 (3.00%; images: " in sentence
+    assert "in 2 layers (limit: 0.1 % of the activations), most in blocks.1.fc2 (3.00 %; images: " in sentence
     assert "image 7" in sentence
 
 

@@ -105,3 +105,9 @@ def test_summary_and_plots_from_the_command_line(photos, tiny_model, tiny_prepro
     loose = next(photos.glob("*/*/*"))
     assert main(["plots", str(run), "--data", str(loose)]) == 2
     assert "found images without classes" in capsys.readouterr().err
+    headless = ViT(replace(tiny_model.config, classes=0))
+    path = save_checkpoint(
+        tmp_path / "headless.safetensors", model=headless, preprocess=tiny_preprocess, labels=[]
+    )
+    assert main(["plots", str(path), "--data", str(photos)]) == 2
+    assert "the model has no classes" in capsys.readouterr().err
