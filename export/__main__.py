@@ -53,8 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = from_onnx(arguments.onnx, arguments.preprocess)
     else:
         source = checkpoint_source(example_checkpoint(say=note) if example else arguments.checkpoint)
-    for sentence in source.description.get("assumed", ()):
-        note(f"assumed, since the source does not say: {sentence}")
+    say_of(source, arguments.calibration, arguments.evaluate)
     out = arguments.out or (ARTIFACTS if example else Path("artifacts") / source.description["name"])
     options = Options(
         calibration=arguments.calibration,
@@ -104,6 +103,19 @@ def checkpoint_source(path: Path) -> Source:
     if not checkpoint.finished:
         note(f"{checkpoint.path}: {unfinished(checkpoint.history, checkpoint.recipe)}")
     return from_checkpoint(checkpoint)
+
+
+def say_of(source: Source, *folders: str | None) -> None:
+    """Say what was chosen or assumed of a source, and what in the folders of images is not taken."""
+    from vit.data.folders import passed_over
+
+    for sentence in source.notes:
+        note(sentence)
+    for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+        for sentence in passed_over(folder):
+            note(sentence)
+    for sentence in source.description.get("assumed", ()):
+        note(f"assumed, since the source does not say: {sentence}")
 
 
 def note(line: str) -> None:

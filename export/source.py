@@ -35,6 +35,7 @@ class Source:
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
     trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
     embedding: int | None = None  # features of the output `embedding`; None without it
+    notes: tuple[str, ...] = ()  # what was chosen among several things in the source, a sentence each
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 
 
@@ -86,10 +87,17 @@ def from_weights(path: Path) -> Source:
     import torch
 
     from export.from_torch import export_float
+    from vit.pretrained.documents import SourceError
     from vit.pretrained.files import find_weights
     from vit.pretrained.load import read_source
 
-    found = read_source(path)
+    try:
+        found = read_source(path)
+    except SourceError as error:
+        if "--heads" not in str(error) and "--activation" not in str(error):
+            raise
+        how = f"python -m vit import {path} … --out RUN, and export RUN"
+        raise SourceError(f"{error} (an option of {how})") from error
     exported = export_float(found.model)
 
     def reference(pixels: Array) -> Array:
@@ -104,6 +112,7 @@ def from_weights(path: Path) -> Source:
         reference_name="torch",
         preprocess=found.preprocess,
         labels=found.labels,
+        notes=found.notes,
         description={
             "name": path.resolve().name if path.is_dir() else path.stem,
             "weights": file.name,
@@ -120,13 +129,13 @@ def is_of_others(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     from vit.checkpoint import FILE_NAME, KEY
-    from vit.pretrained.files import WEIGHTS
+    from vit.pretrained.files import WEIGHTS, of_another
 
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         return path.is_dir() and any(each.name.endswith(WEIGHTS) for each in path.iterdir())
     if file.suffix != ".safetensors":
-        return file.name.endswith(WEIGHTS)
+        return file.name.endswith(WEIGHTS) or (bool(of_another(file.name)) and file.suffix != ".onnx")
     try:
         with safe_open(file, framework="pt") as opened:
             return KEY not in (opened.metadata() or {})

@@ -9,11 +9,11 @@ from typing import Any
 
 from export.from_onnx.spec import FIELDS, ForeignError, Spec, read_spec
 from runtime.text import flaw
-from vit.pretrained.documents import SourceError, labels_of, read_json
+from vit.pretrained.documents import PREPROCESSOR, SourceError, labels_of, read_json, read_preprocessor
 from vit.pretrained.preprocessing import View, from_preprocessor, from_timm
 
 MODEL = "model.onnx"
-PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
+CONFIG = "config.json"
 SUBFOLDER = "onnx"  # where transformers.js keeps the models, beside which the documents do not lie
 
 
@@ -97,8 +97,9 @@ def name_of(model: Path) -> str:
 
 
 def _beside(folder: Path, config: Mapping[str, Any], source: Path) -> tuple[Mapping[str, Any], Path]:
-    if document := read_json(folder / PREPROCESSOR):
-        return document, folder / PREPROCESSOR
+    document, file = read_preprocessor(folder)
+    if document:
+        return document, file
     if config.get("pretrained_cfg"):
         return config, folder / CONFIG
     raise ForeignError(

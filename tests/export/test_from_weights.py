@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
 from export.source import is_of_others
@@ -30,18 +31,34 @@ def huggingface(folder: Path, *, labels: int = 3) -> Path:
 
 def test_a_folder_of_weights_is_imported_and_exported(tmp_path: Path, monkeypatch, capsys) -> None:
     folder = huggingface(tmp_path / "tiny-vit")
+    weights = load_file(folder / "model.safetensors") | {"decoder.0.weight": torch.zeros(3)}
+    save_file(weights, folder / "model.safetensors")
     photos = tmp_path / "photos"
-    photos.mkdir()
     random = np.random.default_rng(0)
-    for index in range(4):
-        Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8)).save(photos / f"{index}.png")
+    for index in range(8):
+        path = photos / f"LABEL_{index % 2}" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+    path.rename(photos / "loose.png")
     monkeypatch.chdir(tmp_path)
     assert main([str(folder), "--quantize", "--calibration", str(photos), "--threads", "1"]) == 0
     metadata = read_metadata(tmp_path / "artifacts" / "tiny-vit" / "model.int8.onnx")
     assert metadata.source["format"] == "Hugging Face"
     assert metadata.source["name"] == "tiny-vit"
     assert metadata.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
-    assert "float32 equals torch to" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "float32 equals torch to" in said.out
+    assert "export: 1 tensors of the pre-training were left out (decoder)" in said.err
+    assert "export: 1 images beside the folders" in said.err
+
+
+def test_heads_that_nothing_tells_are_asked_for_where_they_can_be_said(tmp_path: Path, capsys) -> None:
+    folder = huggingface(tmp_path / "tiny-vit")
+    document = json.loads((folder / "config.json").read_text())
+    del document["num_attention_heads"]
+    (folder / "config.json").write_text(json.dumps(document))
+    assert main([str(folder), "--quantize", "--calibration", "digits"]) == 2
+    assert "--heads N (an option of python -m vit import" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pth", "vit.npz"])

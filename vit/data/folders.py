@@ -147,9 +147,52 @@ def passed_over(source: Path | str) -> tuple[str, ...]:
         if split != "train" and not labeled(layout.splits, split)
     ]
     classes = [p for each in layout.splits.values() or [folder] for p in class_folders(each).values()]
-    links = [str(p) for each in classes for p in each.iterdir() if p.is_symlink() and p.is_dir()]
+    inside = [(each, p) for each in classes for p in subfolders(each)]
+    links = [str(p) for _, p in inside if p.is_symlink()]
     linked = [f"{', '.join(links[:3])}: passed over, a link to a folder"] if links else []
-    return (*layout.notes, *unlabeled, *linked)
+    return (*layout.notes, *unlabeled, *linked, *_joined(inside), *_without_class(layout.splits))
+
+
+def _joined(inside: Sequence[tuple[Path, Path]]) -> list[str]:
+    """A sentence about folders inside classes, whose images count as the class's."""
+    found: dict[Path, list[str]] = {}
+    for each, path in inside:
+        if not path.is_symlink():
+            found.setdefault(each, []).append(path.name)
+    return [
+        f"{each.name}: the images of its folders {', '.join(names[:4])} are all of the class {each.name!r}"
+        for each, names in list(found.items())[:3]
+    ]
+
+
+def _without_class(splits: Mapping[str, Path]) -> list[str]:
+    """A sentence for each split that has no images of some class to train on."""
+    if "train" not in splits:
+        return []
+    classes = set(class_folders(splits["train"]))
+    missing = {
+        split: sorted(classes - set(class_folders(path)))
+        for split, path in splits.items()
+        if labeled(splits, split)
+    }
+    return [
+        f"the {split} split has no images of {', '.join(names[:5])}"
+        for split, names in missing.items()
+        if names
+    ]
+
+
+def nameless(folder: Path) -> str:
+    """Part of a message about files without the suffix of an image; empty where there are none."""
+    files = (
+        [p for p in folder.iterdir() if p.is_file() and not left_by_a_system(p.name)]
+        if folder.is_dir()
+        else []
+    )
+    if not files:
+        return ""
+    ends = ", ".join(sorted({p.suffix or "no suffix" for p in files})[:3])
+    return f" ({len(files)} files, {ends}: expected a suffix such as .jpg or .png)"
 
 
 def labeled(splits: Mapping[str, Path], split: str) -> bool:

@@ -13,7 +13,15 @@ from typing import Literal
 import numpy as np
 
 from runtime.images.files import find_images
-from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
+from vit.data.folders import (
+    DataError,
+    class_folders,
+    labeled,
+    layout_of,
+    nameless,
+    only_wrapper,
+    passed_over,
+)
 from vit.data.idx import find_idx, labels_of, read_idx
 from vit.data.public import public_name
 
@@ -215,7 +223,7 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
     for name, path in folders.items():
         paths = list(find_images([path]))
         if not paths:
-            raise DataError(f"{path}: a class folder without images; fill it or remove it")
+            raise DataError(f"{path}: a class folder without images{nameless(path)}; fill it or remove it")
         items.extend(paths)
         targets.extend([labels.index(name)] * len(paths))
     if not items:
@@ -227,7 +235,8 @@ def loose_images(folder: Path, split: Split) -> Images:
     paths: list[Item] = list(find_images([folder]))
     if not paths:
         raise DataError(
-            f"{folder}: no images here; expected images, class folders, or train and test folders"
+            f"{folder}: no images here{nameless(folder)}; expected images, class folders, or train and test "
+            "folders"
         )
     if split != "all":
         raise DataError(

@@ -9,7 +9,9 @@ In reading order:
     wrappings      which set of weights, without the names in front
     formats        how each project names its tensors
     preprocessing  what the model expects of an image
+    usual          what models expect whose source does not say it
     shape          the configuration, from tensors and descriptions
+    heads          a head that another took the place of
     arrange        what differs becomes an option of the model
     load           the whole import
 

@@ -17,6 +17,8 @@ from vit.pretrained.formats import CLIP, Format
 from vit.pretrained.fused import Tensors
 from vit.pretrained.shape import Described, grid_of
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+
 
 def arranged(form: Format, tensors: Tensors, described: Described) -> tuple[Tensors, dict[str, Any]]:
     """The tensors by their names here, and the fields of `ViTConfig` that they imply.
@@ -36,6 +38,26 @@ def arranged(form: Format, tensors: Tensors, described: Described) -> tuple[Tens
     extra["attention_bias"] = "blocks.0.attention.bias" in tensors
     with_head(tensors)
     return with_biases(tensors), extra
+
+
+def in_color(tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """Let a model of gray images take color: the luminance that Pillow computes is part of the first layer.
+
+    Raises:
+        ConfigError: for images of any other number of channels than one or three.
+    """
+    patches = tensors["patch_embedding.weight"]
+    channels = 3 if patches.ndim != 4 else patches.shape[1]
+    if channels == 3:
+        return tensors, []
+    if channels != 1:
+        raise ConfigError(
+            f"it takes images of {channels} channels, and this project's have three (red, green, blue); "
+            "import a model of RGB images"
+        )
+    color = patches * torch.tensor(LUMINANCE)[:, None, None]
+    note = "the model takes gray images: color is turned into its luminance (0.299 R + 0.587 G + 0.114 B)"
+    return tensors | {"patch_embedding.weight": color}, [note]
 
 
 def pooling_of(form: Format, tensors: Tensors, described: Described) -> dict[str, Any]:
@@ -149,7 +171,8 @@ def refuse_rotary(tensors: Tensors, described: Described, *, absolute: bool) -> 
     named = re.search(r"rope|eva02|dinov3|vit_pe|naflex", described.architecture)
     like_eva = "blocks.0.attention.query.bias" in tensors and "blocks.0.attention.key.bias" not in tensors
     known = re.match(r"beit|eva_|data2vec", described.architecture)
-    if named or not (absolute or relative) or (like_eva and not relative and not known):
+    without = described.model_type in ("beit", "data2vec-vision")  # may have no positions at all
+    if named or not (absolute or relative or without) or (like_eva and not relative and not known):
         raise ConfigError("its positions are rotary (RoPE), in a way that the tensors do not tell")
 
 
@@ -193,7 +216,7 @@ def with_head(tensors: Tensors) -> None:
 
 def with_biases(tensors: Tensors) -> Tensors:
     """Zeros where a linear layer has no bias: the key's in BEiT, the patches' in CLIP, qkv_bias=False."""
-    layers = ("query", "key", "value", "proj", "fc1", "gate", "fc2", "patch_embedding")
+    layers = ("query", "key", "value", "proj", "fc1", "gate", "fc2", "patch_embedding", "head")
     zeros = {
         name.removesuffix("weight") + "bias": torch.zeros(value.shape[0])
         for name, value in tensors.items()

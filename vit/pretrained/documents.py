@@ -9,6 +9,9 @@ from typing import Any
 
 from runtime.errors import InputError
 
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of models that take text too, since transformers 5
+
 
 class SourceError(InputError):
     """Weights that cannot be read or do not fit; the message says which and what was expected."""
@@ -25,6 +28,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SourceError(f"{file}: expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Read the preprocessing that a folder of transformers describes, empty for none, and name its file."""
+    file, newer = folder / PREPROCESSOR, folder / PROCESSOR
+    if document := read_json(file):
+        return document, file
+    inner = read_json(newer).get("image_processor")
+    return (inner, newer) if isinstance(inner, dict) else ({}, file)
 
 
 def labels_of(described: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:

@@ -30,11 +30,33 @@ WEIGHTS = (
     ".tar",
 )
 ADAPTER = "adapter_model."
-BEGINNINGS = {  # of files that only look like weights
+AS_PYTORCH = "load them with their own library, and save the state_dict() of the PyTorch model"
+BEGINNINGS = {  # of files that only look like weights, or are those of other libraries
     b"version https://git-lfs": "a Git LFS pointer, not the weights themselves; run `git lfs pull` there",
     b"<!DOCTYPE": "a web page, not weights; download the file again",
     b"<html": "a web page, not weights; download the file again",
+    b"\x89HDF": f"weights of Keras or TensorFlow (HDF5); {AS_PYTORCH}",
+    b"GGUF": f"weights of llama.cpp (GGUF); {AS_PYTORCH}",
+    b"\x93NUMPY": f"one array of NumPy; {AS_PYTORCH}",
+    b"\x1f\x8b": "a compressed archive; unpack it, and give what is inside",
 }
+OTHERS = {  # by the end of the name, where the content does not tell
+    ".msgpack": f"weights of Flax; {AS_PYTORCH}",
+    ".h5": f"weights of Keras or TensorFlow (HDF5); {AS_PYTORCH}",
+    ".keras": f"weights of Keras; {AS_PYTORCH}",
+    ".pdparams": f"weights of PaddlePaddle; {AS_PYTORCH}",
+    ".gguf": f"weights of llama.cpp (GGUF); {AS_PYTORCH}",
+    ".tflite": "a model of TensorFlow Lite; give the weights that it was made from",
+    ".mlmodel": "a model of Core ML; give the weights that it was made from",
+    ".mlpackage": "a model of Core ML; give the weights that it was made from",
+    ".engine": "a plan of TensorRT; give the weights that it was made from",
+    ".xml": "a model of OpenVINO; give the weights that it was made from",
+    ".pt2": "a program of torch.export; save the state_dict() of the model that it was made from",
+    ".zip": "an archive; unpack it, and give what is inside",
+    ".tar.gz": "an archive; unpack it, and give what is inside",
+    ".onnx": "an ONNX model; export it with `python -m export --onnx`",
+}
+SCRIPT = "a TorchScript program; save the state_dict() of the model that it was made from"
 
 
 def find_weights(source: Path) -> Path:
@@ -63,9 +85,17 @@ def _found(source: Path, others: list[Path]) -> str:
     inside = sorted(p.parent.name for name in NAMES for p in source.glob(f"*/{name}"))
     if inside:
         return f"none, but {', '.join(inside)} inside have weights; give {source / inside[-1]}"
+    named = [(p.name, said) for p in sorted(source.iterdir()) if (said := of_another(p.name))]
+    if named and not named[0][0].endswith(".onnx"):
+        return f"none, but {named[0][0]}: {named[0][1]}"
     if list(source.glob("*.onnx")) or list(source.glob("onnx/*.onnx")):
         return f"none, but an ONNX model; export it with `python -m export --onnx {source}`"
     return "none; give the file itself"
+
+
+def of_another(name: str) -> str:
+    """Say what a file of this name is, where it belongs to another library; else empty."""
+    return next((said for end, said in OTHERS.items() if name.lower().endswith(end)), "")
 
 
 def description_folder(source: Path, file: Path) -> Path | None:
@@ -87,9 +117,13 @@ def read_weights(file: Path) -> Any:
         return read_shards(file)
     with file.open("rb") as opened:
         start = opened.read(32)
+    if not start:
+        raise SourceError(f"{file}: an empty file; copy it again")
     for beginning, meaning in BEGINNINGS.items():
         if start.lower().startswith(beginning.lower()):
             raise SourceError(f"{file}: {meaning}")
+    if meaning := of_another(file.name):
+        raise SourceError(f"{file}: {meaning}")
     if file.suffix == ".npz":
         return read_npz(file)
     return read_shard(file)
@@ -139,5 +173,8 @@ def read_pickle(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         hint = "it holds more than tensors, and is not executed; save its state_dict() alone"
         raise SourceError(f"{file}: {hint}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SourceError(f"{file}: not a complete PyTorch file ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # bytes that are no pickle are read as one: there is no list of what follows
+        if "TorchScript" in str(error):
+            raise SourceError(f"{file}: {SCRIPT}") from error
+        said = " ".join(str(error).split()).partition(". ")[0]
+        raise SourceError(f"{file}: not a complete PyTorch file ({said}); copy or save it again") from error

@@ -26,10 +26,10 @@ class Format:
     rules: tuple[tuple[str, str], ...]  # patterns of whole names, and what becomes of them
     ignored: str = "(?!)"  # tensors without a part in classifying
 
-    def rename(self, tensors: Tensors) -> tuple[Tensors, list[str]]:
-        """The tensors by their names here, and the names that no rule knows."""
+    def rename(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
+        """The tensors by their names here, and those that no rule knows."""
         renamed: Tensors = {}
-        unknown = []
+        unknown: Tensors = {}
         for name, value in self.prepare(tensors).items():
             for pattern, replacement in self.rules:
                 if match := re.fullmatch(pattern, name):
@@ -37,7 +37,7 @@ class Format:
                     break
             else:
                 if not re.fullmatch(self.ignored, name):
-                    unknown.append(name)
+                    unknown[name] = value
         return renamed, unknown
 
 

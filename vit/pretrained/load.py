@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from runtime.images.preprocess import Preprocess
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
-from vit.pretrained.arrange import arranged
-from vit.pretrained.documents import SourceError, labels_of, read_json
+from vit.pretrained.arrange import arranged, in_color
+from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
 from vit.pretrained.files import description_folder, find_weights, read_weights
 from vit.pretrained.formats import recognize
 from vit.pretrained.fused import Tensors
-from vit.pretrained.preprocessing import View, view_of
+from vit.pretrained.heads import settled_head
+from vit.pretrained.preprocessing import View
 from vit.pretrained.shape import Described, config_of
+from vit.pretrained.usual import view_of
 from vit.pretrained.wrappings import unwrapped
 
 __all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
@@ -78,9 +81,11 @@ def read_source(
         raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_WAY}")
     document = read_json(folder / "config.json") if folder else {}
     described = Described.of(heads_in(found.tensors) | document, found.arguments, heads, activation)
-    view = view_of(form, document, read_json(folder / "preprocessor_config.json") if folder else {}, file)
-    renamed, unknown = form.rename(replaced_heads(found.tensors))
+    view = view_of(form, document, read_preprocessor(folder)[0] if folder else {}, file)
+    renamed, unknown = form.rename(found.tensors)
     try:
+        renamed, unknown, chosen = settled_head(renamed, unknown)
+        renamed, converted = in_color(renamed)
         fitted, extra = arranged(form, renamed, described)
         config, assumed = config_of(form, fitted, extra, described, view)
     except (ConfigError, KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -89,7 +94,8 @@ def read_source(
     model, preprocess, sized = seen(model, view)
     labels, guessed = labels_of(document, config.classes)
     assumed = [*view.assumed, *assumed, *guessed]
-    return ImportedModel(model, preprocess, labels, form.name, tuple(assumed), (*found.notes, *sized))
+    notes = (*found.notes, *chosen, *converted, *sized)
+    return ImportedModel(model, preprocess, labels, form.name, tuple(assumed), notes)
 
 
 def load_model(source: Path | str) -> ViT:
@@ -101,12 +107,12 @@ def load_model(source: Path | str) -> ViT:
     return read_source(source).model
 
 
-def not_a_vit(file: Path, error: Exception, unknown: list[str]) -> str:
+def not_a_vit(file: Path, error: Exception, unknown: Iterable[str]) -> str:
     """A message for what tensors or description do not allow; a missing --heads is no reason for ONNX."""
     said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    if "--heads" in said or "--activation" in said or "multi-label" in said:
+    if any(word in said for word in ("--heads", "--activation", "multi-label", "channels")):
         return f"{file}: {said}"
-    unfit = misfit([], unknown, [])
+    unfit = misfit([], sorted(unknown), [])
     return (
         f"{file}: the tensors describe no ViT that is known here ({said}){unfit and '; ' + unfit}; {ONNX_WAY}"
     )
@@ -116,19 +122,6 @@ def heads_in(tensors: Tensors) -> dict[str, int]:
     """The number of heads where a tensor tells it: Flax's kernels are `[in, heads, features]`."""
     shapes = [value.shape for name, value in tensors.items() if name.endswith("/query/kernel")]
     return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
-
-
-def replaced_heads(tensors: Tensors) -> Tensors:
-    """A head that was put in the place of the first: `heads = Sequential(Dropout, Linear)`."""
-    pattern = re.compile(r"((?:.*\.)?)(heads?|classifier|fc)((?:\.\d+)*)\.(weight|bias)")
-    found = {name: match for name in tensors if (match := pattern.fullmatch(name))}
-    if len({(match[1], match[2], match[3]) for match in found.values()}) != 1:
-        return tensors  # none, or more than one layer, whose activation no tensor tells
-    renamed = dict(tensors)
-    for name, match in found.items():
-        known = {"heads": "heads.head", "fc": "head"}.get(match[2], match[2])
-        renamed[f"{match[1]}{known}.{match[4]}"] = renamed.pop(name)
-    return renamed
 
 
 def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
@@ -156,7 +149,7 @@ def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
     return model, view.sized(config.image_size), [note]
 
 
-def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: list[str]) -> ViT:
+def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in ViT(config).state_dict().items()}
     missing = sorted(set(shapes) - set(tensors))

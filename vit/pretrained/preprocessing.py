@@ -1,16 +1,12 @@
-"""Preprocessing of an imported model: read from the source, or assumed and reported as assumed."""
+"""Preprocessing of an imported model, as its source describes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from runtime.images.preprocess import Interpolation, Preprocess, Resize
-from runtime.text import flaw
-from vit.pretrained.documents import SourceError
-from vit.pretrained.formats import TIMM, TORCHVISION, Format
 
 Triple = tuple[float, float, float]
 Size = tuple[int, int]  # (height, width)
@@ -84,24 +80,6 @@ class View:
             edge = down if down == across and self.resize == "crop" else (down, across)
             edge = None if edge == size else edge
         return Preprocess(size=size, resize=self.resize, resize_to=edge, interpolation=self.interpolation)
-
-
-def view_of(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, Any], file: Path) -> View:
-    """Read preprocessor_config.json or timm's pretrained_cfg; else assume what such models mostly want.
-
-    Raises:
-        SourceError: when the description makes no sense or asks for what no `Preprocess` can do.
-    """
-    try:
-        if preprocessor:
-            return from_preprocessor(preprocessor)
-        if timm := config.get("pretrained_cfg"):
-            return from_timm(timm)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise SourceError(
-            f"{file.parent}: the description of the preprocessing makes no sense ({flaw(error)})"
-        ) from error
-    return assumed_view(form, file)
 
 
 def from_preprocessor(document: Mapping[str, Any]) -> View:
@@ -193,19 +171,6 @@ def from_timm(document: Mapping[str, Any]) -> View:
         size=(int(height), int(width)),
         kept=(percent, percent),
     )
-
-
-def assumed_view(form: Format, file: Path) -> View:
-    """Return the usual preprocessing of models of this format."""
-    if form is TORCHVISION or (form is TIMM and "deit" in file.name.lower()):
-        kind: Interpolation = "bilinear" if form is TORCHVISION else "bicubic"
-        how = f"shorter edge to 8/7 of the input, {kind}, center crop; ImageNet's mean and deviation"
-        return View("crop", kind, IMAGENET_MEAN, IMAGENET_STD, kept=(7 / 8, 7 / 8), assumed=(how,))
-    if form is TIMM:
-        how = "shorter edge to 1/0.9 of the input, bicubic, center crop; mean and deviation 0.5"
-        return View("crop", "bicubic", kept=(0.9, 0.9), assumed=(how,))
-    how = "images stretched to the input, bilinear; mean and deviation 0.5"
-    return View("stretch", "bilinear", assumed=(how,))
 
 
 def edges(size: Any) -> Size:

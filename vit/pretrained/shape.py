@@ -39,8 +39,14 @@ HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for
     (1664, 48): 16,
     (4096, 40): 32,
 }
-EPSILON = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "vit_msn": 1e-6, "dinov3_vit": 1e-5, "clip": 1e-5}
-EPSILON |= {"clip_vision_model": 1e-5, "siglip": 1e-6, "siglip_vision_model": 1e-6}
+PATCHES = (8, 14, 16, 32)  # pixels along an edge, of the models in HEADS
+# What transformers takes where config.json leaves it out, as the files of its older versions do with what is
+# the default of a `vision_config`; by model type.
+EPSILON = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "vit_msn": 1e-6, "ijepa": 1e-6, "dinov3_vit": 1e-5}
+EPSILON |= {"siglip": 1e-6, "siglip2": 1e-6}
+VISION_ACTIVATION = {"clip": "quick_gelu", "metaclip_2": "quick_gelu"}
+VISION_ACTIVATION |= {"siglip": "gelu_tanh", "siglip2": "gelu_tanh"}
+VISION_HEADS = 12  # of all of these
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,11 @@ class Described:
     @property
     def architecture(self) -> str:
         return str(self.first("architecture", "arch", "model_type") or "")
+
+    @property
+    def model_type(self) -> str:
+        """Name of the model in transformers; "clip" for a whole model as for its vision part."""
+        return str(self.first("model_type") or "").removesuffix("_vision_model")
 
 
 def config_of(
@@ -130,6 +141,14 @@ def heads_of(tensors: Tensors, described: Described, width: int, depth: int) -> 
         return width // len(norm), []
     if (bias := tensors.get("blocks.0.attention.bias")) is not None:
         return bias.shape[1], []
+    if described.model_type in VISION_ACTIVATION and not width % VISION_HEADS:
+        return VISION_HEADS, []
+    patch = tensors["patch_embedding.weight"].shape[-1]
+    if (width, depth) in HEADS and patch not in PATCHES:
+        raise ConfigError(
+            f"nothing says how many attention heads it has, and no known model of width {width} and depth "
+            f"{depth} has patches of {patch} pixels; say it with --heads N"
+        )
     if (width, depth) in HEADS:
         heads = HEADS[width, depth]
         return heads, [
@@ -150,6 +169,9 @@ def activation_of(form: Format, described: Described, *, gated: bool) -> tuple[s
         said = "quick_gelu"
     if said is None and form is GOOGLE:
         return "gelu_tanh", []
+    if said is None and form is CLIP:
+        said = VISION_ACTIVATION.get(described.model_type)
+        return (said, []) if said else ("gelu", ["GELU between the linear layers of the MLPs (--activation)"])
     if said is None:
         usual = form is not TIMM or (described.architecture and "siglip" not in described.architecture)
         return "gelu", [] if usual else ["GELU between the linear layers of the MLPs (--activation)"]
@@ -165,7 +187,7 @@ def epsilon_of(form: Format, described: Described) -> float:
     if said is not None:
         return float(said)
     if form in (HUGGING_FACE, CLIP):
-        return EPSILON.get(described.architecture, 1e-12 if form is HUGGING_FACE else 1e-5)
+        return EPSILON.get(described.model_type, 1e-12 if form is HUGGING_FACE else 1e-5)
     return 1e-5 if "clip" in described.architecture else 1e-6
 
 

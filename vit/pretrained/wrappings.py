@@ -37,7 +37,7 @@ CONTAINERS = (*AVERAGED, *PLAIN, "student")
 INNER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|_forward_module)\.")
 COMPANIONS = re.compile(r"n_averaged|(?:criterion|loss_fn|loss|metrics?|\w+_metrics?)\..*")
 QUANTIZED = re.compile(r".*\.(?:SCB|absmax|quant_map|quant_state.*|qweight|qzeros|scales|weight_format)")
-NARROW = ("torch.float8_e4m3fn", "torch.float8_e5m2", "torch.int8", "torch.uint8")
+NARROW = ("torch.float8_e4m3fn", "torch.float8_e5m2", "torch.float8_e4m3fnuz", "torch.float8_e5m2fnuz")
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,15 @@ def _contents(
             notes.append(f"the weights under {sets[0]!r} were taken; --weights takes another set: {others}")
         found = found[sets[0]]
     if not isinstance(found, Mapping) or not found:
-        raise SourceError(f"{file}: expected a dictionary of tensors, found {type(found).__name__}")
+        kind = "an empty one" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        hint = "save the state_dict() of the model"
+        raise SourceError(f"{file}: expected a dictionary of tensors by their names, found {kind}; {hint}")
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if len(tensors) < len(found) and not _tells(tensors):
         other = next(name for name, value in found.items() if not isinstance(value, Tensor))
         kind = type(found[other]).__name__
-        raise SourceError(f"{file}: expected a dictionary of tensors, found {other!r}, a {kind}")
+        hint = "save the state_dict() of the model"
+        raise SourceError(f"{file}: expected a dictionary of tensors, found {other!r}, a {kind}; {hint}")
     return tensors, notes, arguments
 
 
@@ -165,8 +168,10 @@ FLOAT = "save the model in float32, float16 or bfloat16 and import that; INT8 is
 
 def _refuse_values(tensors: Tensors, file: Path) -> None:
     for name, value in tensors.items():
-        if name.endswith(("weight", "bias")) and str(value.dtype) in NARROW:
-            raise SourceError(f"{file}: quantized weights ({name} is {value.dtype}); {FLOAT}")
+        number = value.is_floating_point() and str(value.dtype) not in NARROW
+        if name.endswith(("weight", "bias")) and not number:
+            kind = "complex weights" if value.is_complex() else "quantized weights"
+            raise SourceError(f"{file}: {kind} ({name} is {value.dtype}); {FLOAT}")
     bad = [
         name
         for name, value in tensors.items()

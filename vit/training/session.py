@@ -17,7 +17,7 @@ from runtime.images.preprocess import Preprocess
 from runtime.writing import write_atomically
 from vit.checkpoint import FILE_NAME, result_of_test, save_checkpoint
 from vit.data.batches import Store
-from vit.data.digests import MOST, digests
+from vit.data.digests import MOST, digests, same_images
 from vit.data.images import Images
 from vit.data.training import TrainingData, targets_of
 from vit.merging import merge_tokens
@@ -166,6 +166,10 @@ class Session:
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
         if len(self.data.train) <= MOST:
             more["trained_on"] = digests(self.data.train)
+            for sentence in same_images(
+                self.data.train, more["trained_on"], validation=self.data.val, test=self.data.test
+            ):
+                self.report(f"note: {sentence}")
         return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
 
     def _test(self, loop: Loop, model: ViT) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from vit.data.digests import digests, same_images
 from vit.data.folders import split_named
 from vit.data.images import DataError, open_images, passed_over, splits_of
 from vit.data.memory import free_memory
@@ -80,6 +81,41 @@ def test_everything_passed_over_is_said(tmp_path):
     notes = " | ".join(open_data(tmp_path, holdout=0).notes)
     for part in ("annotations: passed over", "2 images beside", "linked: passed over, a link"):
         assert part in notes
+
+
+def test_what_counts_as_another_class_than_it_seems_is_said(tmp_path):
+    fill(
+        tmp_path / "train" / "bird" / "crow",
+        tmp_path / "train" / "bird" / "wren",
+        tmp_path / "train" / "fish",
+    )
+    fill(tmp_path / "val" / "fish")
+    (tmp_path / "train" / "owl").mkdir()
+    fill(tmp_path / "train" / "owl")
+    notes = " | ".join(passed_over(tmp_path))
+    assert "bird: the images of its folders crow, wren are all of the class 'bird'" in notes
+    assert "the val split has no images of bird, owl" in notes
+    fill(tmp_path / "val" / "bird")
+    assert "the val split has no images of owl" in " | ".join(passed_over(tmp_path))
+
+
+def test_files_without_suffix_are_named(tmp_path):
+    fill(tmp_path / "a", tmp_path / "b")
+    for path in list((tmp_path / "a").iterdir()):
+        path.rename(path.with_suffix(""))
+    with pytest.raises(DataError, match=r"3 files, no suffix: expected a suffix such as \.jpg"):
+        open_images(tmp_path)
+    with pytest.raises(DataError, match="3 files, no suffix"):
+        open_images(tmp_path / "a")
+
+
+def test_the_same_image_in_two_classes_and_two_splits_is_told(tmp_path):
+    fill(tmp_path / "train" / "a", tmp_path / "test" / "b", tmp_path / "test" / "a", count=2)
+    fill(tmp_path / "train" / "b", count=1)
+    data = open_data(tmp_path, holdout=0)
+    said = same_images(data.train, digests(data.train), val=data.val, test=data.test)
+    assert said[0].startswith("1 images stand in two classes, e.g. ")
+    assert said[1] == "4 of the 4 test images are trained on too: take them out of one"
 
 
 def test_what_systems_leave_is_no_class_and_no_image(tmp_path):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vit.checkpoint import load_checkpoint
 from vit.pretrained import SourceError, load_model, read_source
+from vit.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 D, HEADS, MLP, P, SIZE, CLASSES, DEPTH = 32, 2, 48, 4, 12, 7, 2
 TOKENS = (SIZE // P) ** 2 + 1
@@ -108,9 +109,9 @@ def test_hugging_face_dinov2_backbone(tmp_path):
     assert found.model.config.layer_scale
     assert found.model.config.norm_epsilon == 1e-6
     with torch.no_grad():
-        expected = theirs(normalized((0.5,) * 3, (0.5,) * 3)).last_hidden_state[:, 0]
+        expected = theirs(normalized(IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 0]
         assert_parity(found.model(pixels()), expected)
-    assert "mean and deviation 0.5" in found.assumed[0]
+    assert "87.5% is kept, bicubic; mean 0.485, 0.456, 0.406" in found.assumed[0]
 
 
 # ------------------------------------------------------------------------------------------------ timm

@@ -12,7 +12,10 @@ from runtime.images.preprocess import Preprocess
 from tests.vit.pretrained.test_wrappings import GOOD
 from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source
+from vit.pretrained.formats import CLIP
 from vit.pretrained.preprocessing import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN, from_preprocessor
+from vit.pretrained.shape import Described, activation_of
+from vit.pretrained.usual import USUAL, usual_view
 
 FULL = {"size": {"height": 8, "width": 8}, "resample": 2, "image_processor_type": "ViTImageProcessor"}
 
@@ -180,3 +183,77 @@ def test_multi_label_models_are_refused(tmp_path):
 def test_an_activation_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(SourceError, match="relu"):
         read_source(source(tmp_path, {}, hidden_act="relu"))
+
+
+@pytest.mark.parametrize(("kind", "activation"), [("CLIP", "quick_gelu"), ("Siglip", "gelu_tanh")])
+def test_what_older_files_leave_out_of_vision_config_is_the_default(tmp_path, kind, activation):
+    transformers = pytest.importorskip("transformers")
+    shape = {
+        "hidden_size": 48,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = getattr(transformers, f"{kind}Config")(vision_config=shape)
+    config.num_labels = 3
+    theirs = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    for name in ("hidden_act", "num_attention_heads", "layer_norm_eps"):
+        del document["vision_config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    found = read_source(tmp_path)
+    assert (found.model.config.heads, found.model.config.activation) == (12, activation)
+    assert not any("--heads" in said or "--activation" in said for said in found.assumed)
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = theirs(pixel_values=found.model.normalize(pixels)).logits
+        torch.testing.assert_close(found.model(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_activation_of_a_lone_clip_is_assumed_aloud():
+    found, said = activation_of(CLIP, Described({"num_attention_heads": 2}), gated=False)
+    assert found == "gelu"
+    assert "--activation" in said[0]
+
+
+def test_a_newer_processor_config_is_read(tmp_path):
+    folder = source(tmp_path)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": FULL | {"resample": 0}}))
+    assert read_source(folder).preprocess.interpolation == "nearest"
+
+
+@pytest.mark.parametrize("model_type", sorted(USUAL))
+def test_published_models_of_a_type_want(model_type):
+    view = usual_view(model_type)
+    for size in ((224, 224), (56, 56)):
+        assert view.sized(size).size == size
+    if view.kept is not None:
+        assert view.sized((224, 224)).resize_to in (256, (256, 256))
+    assert (view.mean == (0.5, 0.5, 0.5)) == (model_type in ("beit", "data2vec-vision", "siglip"))
+    assert model_type in view.assumed[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"), [("dinov2_vits14_pretrain", IMAGENET_MEAN), ("my_clip", CLIP_MEAN), ("a", (0.5,) * 3)]
+)
+def test_the_name_of_a_lone_file_tells_its_mean(tmp_path, name, mean):
+    torch.save(GOOD, tmp_path / f"{name}.pth")
+    assert read_source(tmp_path / f"{name}.pth", heads=2).model.config.mean == mean
+
+
+def test_a_beit_may_have_no_positions_at_all(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BeitConfig(image_size=8, patch_size=4, num_labels=3, **shape)
+    theirs = transformers.BeitForImageClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    found = read_source(tmp_path)
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = theirs(pixel_values=found.model.normalize(pixels)).logits
+        torch.testing.assert_close(found.model(pixels), expected, rtol=1e-4, atol=1e-5)

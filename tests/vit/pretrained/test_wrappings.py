@@ -1,12 +1,15 @@
 """Wrappings of training tools are removed; entries that are no weights are refused by name."""
 
+import warnings
 from argparse import Namespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from vit.config import ConfigError
 from vit.pretrained import SourceError, read_source
+from vit.pretrained.shape import Described, heads_of
 
 D, HEADS, CLASSES = 16, 2, 3
 
@@ -96,12 +99,62 @@ def test_arguments_of_the_script_tell_the_heads(tmp_path):
     assert read_source(tmp_path / "w.pth").model.config.heads == 4
 
 
-@pytest.mark.parametrize("name", ["head.1", "head.0", "classifier.2", "fc"])
+@pytest.mark.parametrize("name", ["head.1", "head.0", "classifier.2", "fc", "head.fc", "mlp_head.0", "last"])
 def test_a_head_in_the_place_of_the_first(tmp_path, name):
     renamed = {key.replace("head.", f"{name}."): value for key, value in GOOD.items()}
-    if name.startswith("classifier"):
-        renamed = {key.replace("classifier.2", "head.2"): value for key, value in renamed.items()}
-    assert is_good(read(tmp_path, renamed))
+    found = read(tmp_path, renamed)
+    assert is_good(found)
+    assert [note for note in found.notes if "'last' was taken as the head" in note] == list(
+        found.notes if name == "last" else ()
+    )
+
+
+def test_a_head_without_bias_has_a_bias_of_zero(tmp_path):
+    found = read(tmp_path, {name: value for name, value in GOOD.items() if name != "head.bias"})
+    assert is_good(found)
+    assert not found.model.head.bias.any()
+
+
+FEATURES = {name: value for name, value in GOOD.items() if not name.startswith("head.")}
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (
+            FEATURES
+            | {"decoder_embed.weight": torch.ones(8, D), "decoder_blocks.0.norm1.bias": torch.ones(8)},
+            "decoder_",
+        ),
+        (
+            {
+                "student": prefixed("backbone.", OTHER),
+                "teacher": prefixed("backbone.", FEATURES) | {"head.mlp.0.weight": torch.ones(8, D)},
+            },
+            "head",
+        ),
+        (prefixed("backbone.", FEATURES) | {"dino_head.last_layer.weight_v": torch.ones(8, D)}, "dino_head"),
+        (
+            prefixed("module.base_encoder.", FEATURES | {"head.0.weight": torch.ones(8, D)})
+            | {"module.predictor.0.weight": torch.ones(8, 8)},
+            "predictor",
+        ),
+    ],
+)
+def test_layers_of_the_pretraining_are_left_out_and_said(tmp_path, content, name):
+    found = read(tmp_path, content)
+    assert found.model.config.classes == 0
+    torch.testing.assert_close(found.model.norm.weight, GOOD["norm.weight"])
+    assert any("pre-training were left out" in note and name in note for note in found.notes)
+
+
+def test_a_model_of_gray_images_sees_the_luminance(tmp_path):
+    gray = torch.randn(D, 1, 4, 4)
+    found = read(tmp_path, GOOD | {"patch_embed.proj.weight": gray})
+    assert "luminance" in found.notes[0]
+    torch.testing.assert_close(found.model.patch_embedding.weight.sum(1, keepdim=True), gray)
+    with pytest.raises(SourceError, match=r"images of 4 channels.*import a model of RGB images$"):
+        read(tmp_path, GOOD | {"patch_embed.proj.weight": torch.randn(D, 4, 4, 4)})
 
 
 def test_a_head_of_two_layers_is_refused(tmp_path):
@@ -119,6 +172,8 @@ def test_a_head_of_two_layers_is_refused(tmp_path):
         ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "FullStateDictConfig"),
         ({"blocks.0.mlp.fc1.weight": torch.zeros(32, D, dtype=torch.uint8)}, "quantized weights"),
         ({"blocks.0.mlp.fc1.SCB": torch.zeros(32)}, "quantized weights"),
+        ({"blocks.0.mlp.fc1.weight": torch.zeros(32, D, dtype=torch.int32)}, "quantized weights"),
+        ({"blocks.0.mlp.fc1.weight": torch.zeros(32, D, dtype=torch.complex64)}, "complex weights"),
         ({"norm.bias": torch.full((D,), float("inf"))}, "NaN or infinity"),
         ({"epoch": 3, "scheduler": {"a": 1}, "patch_embed.proj.weight": "gone"}, "dictionary of tensors"),
     ],
@@ -133,6 +188,10 @@ def test_what_is_no_weights_is_refused_by_its_name(tmp_path, change, words):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         (b"<!doctype html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n", "Keras or TensorFlow.*save the state_dict"),
+        (b"GGUF\x03", "llama.cpp"),
+        (b"\x1f\x8b\x08", "unpack it"),
+        (b"", "an empty file"),
     ],
 )
 def test_files_that_only_look_like_weights(tmp_path, beginning, words):
@@ -140,6 +199,38 @@ def test_files_that_only_look_like_weights(tmp_path, beginning, words):
         (tmp_path / name).write_bytes(beginning)
         with pytest.raises(SourceError, match=words):
             read_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("flax_model.msgpack", b"\x81\xa3abc", "Flax"),
+        ("tf_model.h5", b"x", "TensorFlow"),
+        ("model.pt2", b"PK\x03\x04", "torch.export"),
+        ("noise.pth", b"\x81\xa3abc", "not a complete PyTorch file"),
+    ],
+)
+def test_files_of_other_libraries_are_refused_by_their_name(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    for source in (tmp_path / name, tmp_path):
+        with pytest.raises(SourceError, match=words):
+            read_source(source)
+
+
+def test_a_torchscript_program_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(SourceError, match="TorchScript program; save the state_dict"):
+        read_source(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [({}, "an empty one"), ([GOOD], "a list"), (GOOD["norm.bias"], "a Tensor")]
+)
+def test_what_is_no_dictionary_is_refused(tmp_path, content, found):
+    with pytest.raises(SourceError, match=f"found {found}; save the state_dict"):
+        read(tmp_path, content)
 
 
 def test_folders_without_weights_say_what_is_there(tmp_path):
@@ -161,6 +252,16 @@ def test_heads_are_never_guessed_from_the_width(tmp_path):
     torch.save(GOOD, tmp_path / "w.pth")
     with pytest.raises(SourceError, match=r"width 16 and depth 1; say it with --heads N$"):
         read_source(tmp_path / "w.pth")
+
+
+def test_heads_of_a_known_width_are_looked_up_for_known_patches_alone(tmp_path):
+    for patch, heads in ((16, 3), (4, None)):
+        weights = {"patch_embedding.weight": torch.zeros(192, 3, patch, patch)}
+        if heads:
+            assert heads_of(weights, Described({}), 192, 12)[0] == heads
+        else:
+            with pytest.raises(ConfigError, match=r"patches of 4 pixels; say it with --heads N$"):
+                heads_of(weights, Described({}), 192, 12)
 
 
 def test_positions_that_no_tensor_tells_are_refused(tmp_path):
