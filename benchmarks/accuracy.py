@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.engines import Opened, Peer
 from benchmarks.peers import BASELINE, Bench, Skipped, build
-from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
+from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
 from calibration.graph import Array
 from calibration.measure.drift import Drift, measure_drift
 from export.measure.environment import target_here
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here())
+        bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here(), options.merge_tokens)
         tell("quantizing in every way, minutes")
         built = list(build(bench, variations=True))
         peers = [each for each in built if isinstance(each, Peer)]
@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=positive, default=1, help="which photos those are (default: %(default)s)")
     add("--threads", type=positive, default=1, help="of the timing (default: %(default)s)")
     add("--runs", type=int, default=10, help="rounds of the timing, 0 for none (default: %(default)s)")
+    add_merging(parser)
     return parser
 
 

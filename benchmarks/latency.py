@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.engines import Peer, extra_graph
 from benchmarks.peers import BASELINE, OURS, Bench, Skipped, build
-from benchmarks.timing import Timing, command, environment, positive, table, tell, time_in_turn
+from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
 from export.measure.environment import target_here
 from runtime.cpu import available_cores
 from vit.config import SIZES
@@ -60,7 +60,7 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     images = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         tell(f"quantizing {size} in every way")
-        built = list(build(Bench(model, images, Path(folder), target_here())))
+        built = list(build(Bench(model, images, Path(folder), target_here(), options.merge_tokens)))
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:
             peers.append(extra_graph(options.target_graph, target_here()))
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ONNX",
         help="time this graph too; it takes uint8 pixels of that size",
     )
+    add_merging(parser)
     return parser
 
 

@@ -14,8 +14,8 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from torch import nn
 
 from benchmarks.engines import Peer, normalizing, onnx_runtime, openvino_runtime, torch_eager, vit_edge
 from calibration.graph import Array
-from calibration.quantize import quantize
+from calibration.merging.search import middle_merging
+from calibration.quantize import apply_plan, quantize
 from export.files import model_bytes
 from export.from_torch import export_float
 from runtime.model_file.targets import Target
@@ -54,16 +55,19 @@ class Bench:
         images: what to calibrate with, each uint8 [1, H, W, 3].
         folder: an existing folder for model files.
         target: the form of our INT8 weights.
+        merged: numbers of tokens to merge per block in the middle half of the blocks, each a file of its own
+            beside the dense one; token merging is an approximation, so a row of its own.
     """
 
     model: ViT
     images: Sequence[Array]
     folder: Path
     target: Target
+    merged: Sequence[int] = ()
 
 
 def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]:
-    """Yield every way there is, floats first. With `variations`, ONNX Runtime's tools also per channel."""
+    """Yield every way there is, floats first. With `variations`, ONNX Runtime's tools with more options."""
     ours = export_float(bench.model).model
     plain = export_plain(bench.model, bench.folder / "plain.onnx")
     normalized = normalizing(bench.model)
@@ -75,9 +79,13 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
         yield openvino_runtime("OpenVINO float32", plain, normalized)
     if openvino and _installed("nncf"):
         yield openvino_runtime("OpenVINO + NNCF INT8", _nncf(bench, plain), normalized)
-    quantized = quantize(ours, bench.images, target=bench.target).model
-    path = _written(quantized, bench.folder / "ours.int8.onnx")
+    quantized = quantize(ours, bench.images, target=bench.target)
+    path = _written(quantized.model, bench.folder / "ours.int8.onnx")
     yield vit_edge(OURS, path, bench.target)
+    for merged in bench.merged:
+        plan = replace(quantized.plan, merging=middle_merging(ours, merged))
+        file = _written(apply_plan(ours, plan).model, bench.folder / f"ours.merged{merged}.onnx")
+        yield vit_edge(f"{OURS}, {merged} tokens merged per block", file, bench.target)
     if openvino:
         yield openvino_runtime("vit-edge INT8, same file in OpenVINO", path, lambda pixels: pixels)
     for package in ("openvino", "nncf"):
@@ -103,20 +111,44 @@ def _written(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def _onnxruntime_tools(bench: Bench, plain: Path, variations: bool) -> Iterator[Peer]:
-    from onnxruntime.quantization import quantize_dynamic, quantize_static
+# Options of `quantize_static` beyond its defaults, by the words of the table.
+LINEARS_ONLY: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
+STATIC: dict[str, dict[str, Any]] = {
+    "per channel": {"per_channel": True},
+    "per channel, linears and products alone": LINEARS_ONLY,
+    "the same, linears alone": LINEARS_ONLY | {"extra_options": {"MatMulConstBOnly": True}},
+    "the same, SmoothQuant": LINEARS_ONLY | {"extra_options": {"SmoothQuant": True}},
+}
+
+
+def _onnxruntime_tools(bench: Bench, plain: Path, variations: bool) -> Iterator[Peer | Skipped]:
+    from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = bench.folder / "prepared.onnx"
     with quiet():
         quant_pre_process(str(plain), str(prepared))
+    yield _static(bench, prepared, "", {})
     for suffix, options in (("", {}), *([(", per channel", {"per_channel": True})] if variations else [])):
-        static, dynamic = (bench.folder / f"ort_{kind}{len(suffix)}.onnx" for kind in ("static", "dynamic"))
+        dynamic = bench.folder / f"ort_dynamic{len(suffix)}.onnx"
         with quiet():
-            quantize_static(str(prepared), str(static), _reader(bench, prepared), **options)
             quantize_dynamic(str(prepared), str(dynamic), **options)
-        yield onnx_runtime(f"ORT quantize_static INT8{suffix}", static, bench.model)
         yield onnx_runtime(f"ORT quantize_dynamic INT8{suffix}", dynamic, bench.model)
+    for words, chosen in STATIC.items() if variations else ():
+        yield _static(bench, prepared, f", {words}", chosen)
+
+
+def _static(bench: Bench, prepared: Path, suffix: str, options: Mapping[str, Any]) -> Peer | Skipped:
+    from onnxruntime.quantization import quantize_static
+
+    name = f"ORT quantize_static INT8{suffix}"
+    file = bench.folder / f"ort_static{sum(map(ord, suffix))}.onnx"
+    try:
+        with quiet():
+            quantize_static(str(prepared), str(file), _reader(bench, prepared), **options)
+    except Exception as error:  # of another project, which an option of it may not survive
+        return Skipped(name, " ".join(str(error).split()) or type(error).__name__)
+    return onnx_runtime(name, file, bench.model)
 
 
 def _reader(bench: Bench, path: Path) -> Any:

@@ -105,6 +105,18 @@ def positive(text: str) -> int:
     return number
 
 
+def add_merging(parser: argparse.ArgumentParser) -> None:
+    """Add the option --merge-tokens."""
+    parser.add_argument(
+        "--merge-tokens",
+        nargs="+",
+        type=positive,
+        default=(),
+        metavar="R",
+        help="also an INT8 file of ours that merges R tokens per middle block; several may be given",
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
