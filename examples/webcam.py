@@ -2,18 +2,23 @@
 
     python examples/webcam.py MODEL [--frames 100] [--camera 0]
 
-Without --camera (which needs `pip install opencv-python-headless`) the frames are drawn, 30 a second. A
-camera does not wait: one thread keeps only the newest frame, and the loop labels that one, so that what is
+Without --camera the frames are drawn, 30 a second. With it OpenCV reads them:
+
+    pip install opencv-python-headless
+
+A camera does not wait: one thread keeps only the newest frame, and the loop labels that one, so that what is
 shown is never more than one prediction old. The label is that of the mean score of the last few frames.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +30,18 @@ SMOOTHED = 5  # frames
 
 
 def camera(number: int) -> Iterator[Frame]:
-    import cv2
-
+    """The frames of a camera; a line on standard error, and the end, where there is none."""
+    try:
+        import cv2
+    except ImportError:
+        sys.exit("--camera needs OpenCV: pip install opencv-python-headless")
     device = cv2.VideoCapture(number)
+    if not device.isOpened():
+        sys.exit(f"expected a camera with number {number}, found none that opens; the first is --camera 0")
+    return frames_of(device)
+
+
+def frames_of(device: Any) -> Iterator[Frame]:
     while True:
         there, frame = device.read()
         if not there:
@@ -86,9 +100,9 @@ def main() -> None:
     parser.add_argument("--camera", type=int)
     options = parser.parse_args()
     recent: deque[dict[str, float]] = deque(maxlen=SMOOTHED)
+    frames = drawn() if options.camera is None else camera(options.camera)
     with Classifier(options.model) as classify:
         classify.warm_up()
-        frames = drawn() if options.camera is None else camera(options.camera)
         for number, frame in enumerate(Newest(frames), start=1):
             began = time.perf_counter()
             recent.append({candidate.label: candidate.score for candidate in classify(frame).top})

@@ -45,7 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     from export.pipeline import export
     from export.report.terminal import table
     from export.source import from_onnx
+    from runtime.images.openers import register_openers
 
+    register_openers()
     example = arguments.checkpoint is None and arguments.onnx is None
     if example and arguments.calibration is None:
         arguments.calibration = IMAGES
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         command=arguments.command,
     )
-    results = export(source, out, options, progress_bar)
+    results = export(source, out, options, progress_bar, say=note)
     print(table(results, out))
     return DONE
 

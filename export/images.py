@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vit.data.images import DataError, Images, Split, open_images, split_images, splits_of
+from vit.data.training import left_out_notes
 
 SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
 
@@ -20,6 +21,7 @@ class ExportImages:
     evaluation: Images
     note: str  # where the evaluation images came from, for the report
     search: Images | None = None
+    notes: tuple[str, ...] = ()  # files in the folders that are no images
 
 
 def choose_images(
@@ -46,7 +48,7 @@ def choose_images(
         DataError: for a source without images, or too few to share out.
     """
     own_splits = splits_of(calibration)
-    pool = open_images(calibration, "train" if "train" in own_splits else "all")
+    everything = pool = open_images(calibration, "train" if "train" in own_splits else "all")
     held_out: tuple[Split, ...] = ("test", "val")
     measured_on = next((split for split in held_out if split in own_splits), None)
     if evaluation is not None:
@@ -70,7 +72,7 @@ def choose_images(
     for used in (calibrate, searched):
         if used is not None:
             _must_not_overlap(used, measure)
-    return ExportImages(calibrate, measure, note, searched)
+    return ExportImages(calibrate, measure, note, searched, left_out_notes(everything, measure))
 
 
 def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:

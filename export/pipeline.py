@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,22 @@ from vit.data.images import DataError
 from vit.data.labels import labeled_as
 
 
-def export(source: Source, out: Path, options: Options, report: Reporter = silent) -> Results:
+def export(
+    source: Source,
+    out: Path,
+    options: Options,
+    report: Reporter = silent,
+    *,
+    say: Callable[[str], object] = lambda _: None,
+) -> Results:
     """Export, quantize, measure and write the model files, `plan.json`, `report.json` and `report.html`.
+
+    Args:
+        source: the float model.
+        out: the folder for the files.
+        options: what to make, with which images and limits.
+        report: shows progress.
+        say: takes a sentence for people, about files in the folders that are no images.
 
     Raises:
         DataError: for images that cannot be used.
@@ -30,6 +45,8 @@ def export(source: Source, out: Path, options: Options, report: Reporter = silen
     """
     source = _embedding(source, options)
     images, exported = _images(source, options), source.exported
+    for sentence in images.notes:
+        say(sentence)
     variants = [ModelFile.opened("float32", exported.model, options.threads)]
     parity = check_parity(source, variants[0].session, images.evaluation)
     if options.quantize or options.plan is not None:

@@ -22,6 +22,8 @@ examples:
   {prog} model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
   find / -name '*.jpg' -print0 | {prog} model.int8.onnx - --null > labels.jsonl
 
+Formats: those of Pillow, and with pillow-heif HEIC, with pillow-jxl-plugin JPEG XL, with rawpy raw photos.
+
 exit codes: 0 every image was read, 1 some have no answer, or the work broke off, 2 wrong use, 130 interrupted
 """
 
@@ -58,7 +60,10 @@ def _run_on_ray(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .images.openers import register_openers
+
     check_options(options)
+    register_openers()
     if options.embeddings is not None:
         from .batch.embeddings import run
     else:

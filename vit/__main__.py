@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
 
     def work() -> int:
         # Each command imports what it needs once the arguments are understood, so that --help is quick.
+        from runtime.images.openers import register_openers
+
+        register_openers()
         command: Callable[[argparse.Namespace], None] = options.command
         command(options)
         return DONE

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from ..images.left_out import LeftOut
 from .columns import Labels
 from .output import Done
 from .parts import Parts
@@ -35,6 +36,7 @@ class Job:
         parts: the output.
         largest: images in a chunk, at most.
         cores: of the cluster, when the run began.
+        all_files: take every file in a folder, whatever its suffix.
     """
 
     sources: list[str]
@@ -42,6 +44,7 @@ class Job:
     parts: Parts
     largest: int
     cores: int
+    all_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Chunk:
     place: Place
     keys: list[str]
     skipped: int  # images before it, since the chunk before, that were done already
+    # Files that are no images, by suffix, since the chunk before.
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def paths(self) -> list[str]:
         """Return what the output calls the images: text that is valid UTF-8 whatever the names are."""
@@ -66,6 +71,7 @@ class Summary:
     skipped: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # files in folders that are no images, by suffix
     seconds: float = 0.0  # that processes spent on images
 
     @property
@@ -79,6 +85,7 @@ class Summary:
         self.skipped += other.skipped
         self.seconds += other.seconds
         self.classes += other.classes
+        self.left_out += other.left_out
         for kind, count in other.failures.items():
             known = kind in self.failures or len(self.failures) < _KINDS
             self.failures[kind if known else "other reasons"] += count
@@ -129,22 +136,23 @@ def chunks(job: Job, known: Sequence[str]) -> Iterator[Chunk]:
     number = skipped = seen = 0
     keys: list[str] = []
     place: Place | None = None
-    for at, key in find(job.sources, job.base):
+    left_out = LeftOut()
+    for at, key in find(job.sources, job.base, all_files=job.all_files, left_out=left_out):
         if done.take(portable(at.prefix + key)):
             skipped += 1
             continue
         size = min(job.largest, max(_SMALLEST, seen // (_CHUNKS_PER_CORE * job.cores)))
         if place is not None and (at != place or len(keys) >= size):
             number += 1
-            yield Chunk(number, place, keys, skipped)
-            keys, skipped = [], 0
+            yield Chunk(number, place, keys, skipped, left_out.counts)
+            keys, skipped, left_out.counts = [], 0, Counter()
         place = at
         keys.append(key)
         seen += 1
     if place is not None:
-        yield Chunk(number + 1, place, keys, skipped)
-    elif skipped:
-        yield Chunk(1, Place("", ""), [], skipped)
+        yield Chunk(number + 1, place, keys, skipped, left_out.counts)
+    elif skipped or left_out.counts:
+        yield Chunk(1, Place("", ""), [], skipped, left_out.counts)
 
 
 def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> Summary:
@@ -157,7 +165,7 @@ def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> S
     """
     careful, crashing = attempts.begin(chunk.number)
     if not chunk.keys:
-        return Summary(skipped=chunk.skipped)
+        return Summary(skipped=chunk.skipped, left_out=chunk.left_out)
     contents = _carefully(chunk, job, labels, attempts, set(crashing)) if careful else None
     contents = contents or read_ahead(chunk.place, chunk.keys, base=job.base, largest=_largest_file(labels))
     columns: dict[str, list[Any]] = {}
@@ -193,7 +201,8 @@ def to_columns(summary: Summary) -> dict[str, Any]:
 
 def from_columns(row: Mapping[str, Any]) -> Summary:
     """Return the summary that `to_columns` took apart."""
-    return Summary(**{**row, "failures": Counter(row["failures"]), "classes": Counter(row["classes"])})
+    counters = {name: Counter(row[name]) for name in ("failures", "classes", "left_out")}
+    return Summary(**{**row, **counters})
 
 
 def _largest_file(labels: Labels) -> int:
@@ -216,6 +225,7 @@ def _summary(chunk: Chunk, columns: Mapping[str, Sequence[Any]]) -> Summary:
     return Summary(
         images=len(chunk.keys),
         skipped=chunk.skipped,
+        left_out=chunk.left_out,
         failures=Counter(kind_of(error) for error in columns["error"] if error is not None),
         classes=Counter(label for label in columns["label"] if label is not None),
     )

@@ -14,9 +14,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import DONE, FAILED, InputError, MissingPackageError
+from ..images.left_out import LeftOut
 from ..text import printable
 from ..writing import explained_output
-from .inputs import named_images
+from .inputs import named_images, no_images
+from .report import left_out_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
         sha256=options.sha256,
     )
     began, done, failures = time.monotonic(), 0, list[str]()
-    failed = 0
+    failed, left_out = 0, LeftOut()
     features = embed.info.outputs["embedding"]
     with explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
         stack.callback(files.discard)
         for result in embed.stream(
-            named_images(options), workers=options.workers, ordered=not options.unordered
+            named_images(options, left_out), workers=options.workers, ordered=not options.unordered
         ):
             if result.embedding is None:
                 failed += 1
@@ -76,13 +78,14 @@ def run(options: argparse.Namespace) -> int:
                 done += 1
                 files.put(str(result.image), result.embedding)
         if done + failed == 0:
-            raise EmbeddingsError(f"no images in {', '.join(options.images)}")
+            raise EmbeddingsError(no_images(options.images, left_out.counts))
         files.finish()
     seconds = time.monotonic() - began
     lines = [f"{done:,} embeddings of {features} features in {seconds:.1f} s, {failed:,} failed"]
     lines += [f"   failed  {failure}" for failure in failures]
     if failed > len(failures):
         lines.append(f"      and  {failed - len(failures):,} more, listed in {files.failed_name}")
+    lines += left_out_lines(left_out.counts)
     print("\n".join(lines), file=sys.stderr)
     return FAILED if failed else DONE
 

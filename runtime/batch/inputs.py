@@ -6,21 +6,36 @@ import argparse
 import codecs
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..images.files import find_images
+from ..images.left_out import LeftOut, left_out_line
+
+ALL_FILES = "--all-files tries each as an image"
 
 
-def named_images(options: argparse.Namespace) -> Iterator[Path]:
+def named_images(options: argparse.Namespace, left_out: LeftOut | None = None) -> Iterator[Path]:
     """Yield the images that the options of `python -m runtime` name, in their order.
 
     Args:
         options: of `python -m runtime`.
+        left_out: counts the files in folders that are not among them.
     """
     for given in options.images:
         named: Iterable[Path] = _standard_input(options.null) if given == "-" else [Path(given)]
-        yield from find_images(named, skip=options.sort_into)
+        yield from find_images(named, skip=options.sort_into, all_files=options.all_files, left_out=left_out)
+
+
+def no_images(named: Iterable[str], counts: Mapping[str, int]) -> str:
+    """Return the message for a run that has found no image.
+
+    Args:
+        named: what the user gave.
+        counts: of what the walk left out.
+    """
+    line = left_out_line(counts)
+    return f"no images in {', '.join(named)}" + (f"; {line}; {ALL_FILES}" if line else "")
 
 
 def _standard_input(null: bool) -> Iterator[Path]:

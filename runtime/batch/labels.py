@@ -12,7 +12,7 @@ from ..classifier import Classifier
 from ..command import PACKAGE, complain
 from ..errors import DONE, FAILED, INTERRUPTED
 from ..results import Result
-from .inputs import named_images
+from .inputs import named_images, no_images
 from .options import UsageError
 from .output import Done, Lines, begin, format_of
 from .report import Report
@@ -54,7 +54,9 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
     lines = Lines(output, options.format or format_of(output))
     results = classify.stream(
-        _not_done(named_images(options), done, report), workers=options.workers, ordered=not options.unordered
+        _not_done(named_images(options, report.left_out), done, report),
+        workers=options.workers,
+        ordered=not options.unordered,
     )
     try:
         _write_all(results, lines, report, sorter)
@@ -68,7 +70,7 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
         return _end(report, FAILED, _explain(error) + _how_to_go_on(output))
     lines.close()
     if report.seen == 0:
-        raise UsageError(f"no images in {', '.join(options.images)}")
+        raise UsageError(no_images(options.images, report.left_out.counts))
     return _end(report, FAILED if report.failed else DONE, "")
 
 

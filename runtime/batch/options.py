@@ -85,6 +85,11 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         help="refuse larger images (default %(default)s)",
     )
     add("--sha256", metavar="HEX", help="refuse a model file with another digest")
+    add(
+        "--all-files",
+        action="store_true",
+        help="try every file in a folder as an image, whatever its suffix (default: those that Pillow reads)",
+    )
     add("--null", action="store_true", help="paths on standard input end in zero bytes, not newlines")
 
 

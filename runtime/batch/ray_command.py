@@ -12,9 +12,11 @@ from ..errors import DONE, FAILED, INTERRUPTED
 from ..text import printable
 from .chunks import Job, Summary
 from .columns import Labels
+from .inputs import no_images
 from .options import UsageError
 from .parts import Parts, begin
 from .ray_engine import EngineError, cluster, label_on_cluster
+from .report import left_out_lines
 from .sources import bare, check
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
@@ -48,6 +50,7 @@ class ClusterReport:
         lines += _and_more(len(total.classes) - _SHOWN, "classes")
         lines += [f"{n:9,}  failed: {printable(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
         lines += _and_more(len(total.failures) - _SHOWN, "kinds of failures, told in the output")
+        lines += left_out_lines(total.left_out)
         return ("\r\x1b[K" if self._live and self._shown else "") + "\n".join(lines)
 
     def _line(self, during: str = "") -> str:
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     report = ClusterReport()
     try:
         with cluster(options.address, workers=options.workers, model_bytes=size) as cores:
-            job = Job(options.images, base, parts, options.part_images, cores)
+            job = Job(options.images, base, parts, options.part_images, cores, options.all_files)
             return _label(job, known, labels, options.workers, report)
     except KeyboardInterrupt:
         return _end(report, INTERRUPTED, f"interrupted; {_how_to_go_on(parts)}")
@@ -95,7 +98,7 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
         return _end(report, FAILED, f"{error}; {_how_to_go_on(job.parts)}")
     late = job.parts.drop_late(known)
     if report.total.images + report.total.skipped == 0:
-        raise UsageError(f"no images in {', '.join(map(bare, job.sources))}")
+        raise UsageError(no_images(map(bare, job.sources), report.total.left_out))
     code = _end(report, FAILED if report.total.failed else DONE, "")
     if late:
         print(f"removed {late:,} parts that the interrupted run had written too late", file=sys.stderr)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..cpu import available_cores
 from ..errors import FailureError, InputError, MissingPackageError, install_line
+from ..images.openers import register_openers
 from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
 from .columns import Labels
 
@@ -144,6 +145,7 @@ class _Listing(Datasource):  # type: ignore[misc]  # Ray has no types here
         job, known = self._job, self._known
 
         def read() -> Iterator[pa.Table]:
+            register_openers()
             for chunk in chunks(job, ray.get(known)):
                 yield pa.table({"chunk": [pickle.dumps(chunk)]})
 
@@ -157,6 +159,7 @@ class _Worker:
     def __init__(self, labels: Labels, model: list[Any], job: Job, ledger: Any) -> None:
         from PIL import Image
 
+        register_openers()
         Image.MAX_IMAGE_PIXELS = labels.max_pixels  # Pillow's own limit is the process's
         self._labels = labels.at(_install(ray.get(model[0]), labels.sha256))
         self._labels.classifier().warm_up()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from ..images.left_out import LeftOut, left_out_line
 from ..results import Result
 from ..text import printable
+from .inputs import ALL_FILES
 
 _SHOWN = 10  # classes and failures that the summary names
 
@@ -17,6 +20,7 @@ class Report:
     """Counts results, shows a progress line where standard error is a terminal, and sums up."""
 
     def __init__(self, total: int | None) -> None:
+        self.left_out = LeftOut()
         self.failed = 0
         self.unsure = 0
         self._total = total
@@ -69,6 +73,7 @@ class Report:
         lines += _and_more(len(self._classes) - _SHOWN, "classes")
         lines += [f"   failed  {failure}" for failure in self._failures]
         lines += _and_more(self.failed - len(self._failures), "failures, told in the output")
+        lines += left_out_lines(self.left_out.counts)
         return "\n".join(lines)
 
     def _line(self) -> str:
@@ -83,6 +88,16 @@ class Report:
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._began, 1e-9)
+
+
+def left_out_lines(counts: Mapping[str, int]) -> list[str]:
+    """Return the line of a summary about files that were left out, if there are any.
+
+    Args:
+        counts: of a `LeftOut`.
+    """
+    line = left_out_line(counts)
+    return [f"{line} ({ALL_FILES})"] if line else []
 
 
 def _and_more(count: int, what: str) -> list[str]:

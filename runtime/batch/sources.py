@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import InputError
-from ..images.files import find_images, image_suffixes
+from ..images.files import find_images, left_by_a_system, walk
+from ..images.left_out import LeftOut
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -40,7 +41,9 @@ class Place:
 LOCAL = Place("", "")
 
 
-def find(sources: list[str], base: str) -> Iterator[tuple[Place, str]]:
+def find(
+    sources: list[str], base: str, *, all_files: bool = False, left_out: LeftOut | None = None
+) -> Iterator[tuple[Place, str]]:
     """Find the images of all sources, in an order that depends on nothing but their names.
 
     A file that is named is given whatever it is called; in a folder the suffix decides. A folder that cannot
@@ -50,19 +53,22 @@ def find(sources: list[str], base: str) -> Iterator[tuple[Place, str]]:
     Args:
         sources: paths, URIs, and Parquet files with a column `path` of either.
         base: the folder that relative paths start from.
+        all_files: give every file in a folder, whatever its suffix.
+        left_out: counts the files in folders that are not given.
 
     Yields:
         The place and the key of each image: what to open there.
     """
+    left_out = LeftOut() if left_out is None else left_out
     for source in sources:
         if source.endswith(LIST_SUFFIX) or urlsplit(source).path.endswith(LIST_SUFFIX):
             yield from _listed(source, base)
         elif is_uri(source):
             place, path = place_of(source)
-            yield from ((place, key) for key in _walk(place, path))
+            yield from ((place, key) for key in _walk(place, path, all_files, left_out))
         else:
             absolute = Path(base, source)
-            found = find_images(absolute)
+            found = find_images(absolute, all_files=all_files, left_out=left_out)
             if Path(source).is_absolute():
                 yield from ((LOCAL, str(path)) for path in found)
             else:
@@ -193,25 +199,14 @@ def _root(uri: str) -> Place:
     return Place(uri, "" if scheme == "file" else _prefix(plain, path))
 
 
-def _walk(place: Place, path: str) -> Iterator[str]:
+def _walk(place: Place, path: str, all_files: bool, left_out: LeftOut) -> Iterator[str]:
     """The image files below a path of a file system, depth first, sorted by name in each folder."""
     system, _ = open_uri(place.uri)
     if system.get_file_info([path])[0].type.name != "Directory":
         yield path
         return
-    open_folders = [iter([(path, True)])]
-    while open_folders:
-        key, is_folder = next(open_folders[-1], (None, False))
-        if key is None:
-            open_folders.pop()
-        elif is_folder:
-            entries = _entries(system, key)
-            if entries is None:
-                yield key
-            else:
-                open_folders.append(iter(entries))
-        elif os.path.splitext(key)[1].lower() in image_suffixes():  # noqa: PTH122 (a key is no local path)
-            yield key
+    entries = partial(_entries, system)
+    yield from walk(path, entries, posixpath.basename, all_files=all_files, left_out=left_out)
 
 
 def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
@@ -222,8 +217,11 @@ def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
     except OSError:
         return None
     # Not to be listed endlessly: some stores give a folder as an entry of itself.
-    entries = [(info.path, info.type.name == "Directory") for info in found if info.path != folder]
-    return sorted(entries)
+    return sorted(
+        (info.path, info.type.name == "Directory")
+        for info in found
+        if info.path != folder and not left_by_a_system(posixpath.basename(info.path))
+    )
 
 
 def _reason(error: Any) -> str:

@@ -3,6 +3,8 @@
 In reading order:
 
     files       find images in folders
+    openers     more formats, for the command lines
+    left_out    files that a walk passed by, counted
     modes       every mode of Pillow as RGB
     refusals    words for what Pillow does not open
     decode      an image of any kind as upright RGB

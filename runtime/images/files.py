@@ -3,26 +3,89 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from .left_out import LeftOut
+
+T = TypeVar("T")
 
 
-def find_images(paths: Path | str | Iterable[Path | str], *, skip: Path | None = None) -> Iterator[Path]:
+def find_images(
+    paths: Path | str | Iterable[Path | str],
+    *,
+    skip: Path | None = None,
+    all_files: bool = False,
+    left_out: LeftOut | None = None,
+) -> Iterator[Path]:
     """The files among `paths`, and the images in the folders among them and below, sorted by name in each.
 
     A file that is named is given whatever it is called; in a folder the suffix decides. Links to folders are
     not followed inside a folder, so no loop can catch the walk. A folder that cannot be listed is given
-    itself, so that it fails where every other failure is told. The folder `skip` is passed by, and so is what
-    systems leave behind (`left_by_a_system`), unless it is named.
+    itself, so that it fails where every other failure is told. What systems leave behind
+    (`left_by_a_system`) is passed by, unless it is named.
+
+    Args:
+        paths: files and folders.
+        skip: a folder that is passed by as well.
+        all_files: give every file in a folder, whatever its suffix.
+        left_out: counts the files in folders that were not given, and links to folders.
     """
     skipped = skip.stat() if skip is not None and skip.is_dir() else None
+    entries = partial(_list, skipped=skipped, left_out=left_out)
     for path in [paths] if isinstance(paths, Path | str) else paths:
         path = Path(path)
         if path.is_dir():
-            yield from _walk(path, skipped)
+            yield from walk(path, entries, lambda file: file.name, all_files=all_files, left_out=left_out)
         else:
             yield path
+
+
+def walk(
+    root: T,
+    entries: Callable[[T], list[tuple[T, bool]] | None],
+    name_of: Callable[[T], str],
+    *,
+    all_files: bool,
+    left_out: LeftOut | None,
+) -> Iterator[T]:
+    """Walk through folders of any kind, depth first; one listing per level is held.
+
+    Args:
+        root: a folder.
+        entries: lists a folder in the order of the walk, and says of each entry if it is a folder; None where
+            it cannot be listed, which gives the folder itself.
+        name_of: the name of a file.
+        all_files: give every file, whatever its suffix.
+        left_out: counts the files that are not given.
+    """
+    suffixes = image_suffixes()
+    open_folders = [iter([(root, True)])]  # from the outermost to the one being listed
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+            continue
+        path, is_folder = entry
+        if is_folder:
+            listed = entries(path)
+            if listed is None:
+                yield path
+            else:
+                open_folders.append(iter(listed))
+        elif all_files or suffix_of(name_of(path)) in suffixes:
+            yield path
+        elif left_out is not None:
+            left_out.add_file(name_of(path))
+
+
+def suffix_of(name: str) -> str:
+    """Return the end of a file's name in lower case, with the dot; nothing where there is none."""
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if stem and suffix else ""
 
 
 @cache
@@ -36,26 +99,9 @@ def image_suffixes() -> frozenset[str]:
 
 # In lower case: archives and indexes of macOS, Windows, Synology, QNAP and Linux.
 _LEFT_BEHIND = frozenset(
-    {
-        "__macosx",
-        "$recycle.bin",
-        "recycler",
-        "recycled",
-        "system volume information",
-        "lost+found",
-        "found.000",
-    }
-    | {
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "@recycle",
-        "@recently-snapshot",
-        "@tmp",
-        "thumbs.db",
-        "desktop.ini",
-    }
-    | {"icon\r", "network trash folder", "temporary items"}
+    {"__macosx", "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"}
+    | {"found.000", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "thumbs.db"}
+    | {"desktop.ini", "icon\r", "network trash folder", "temporary items"}
 )
 
 
@@ -68,34 +114,23 @@ def left_by_a_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def _walk(folder: Path, skipped: os.stat_result | None) -> Iterator[Path]:
-    suffixes = image_suffixes()
-    open_folders = [iter([(folder, True)])]  # from the outermost to the one being listed
-    while open_folders:
-        path, is_folder = next(open_folders[-1], (None, False))
-        if path is None:
-            open_folders.pop()
-        elif is_folder:
-            if skipped is not None and os.path.samestat(path.stat(), skipped):
-                continue
-            entries = _list(path)
-            if entries is None:
-                yield path
-            else:
-                open_folders.append(iter(entries))
-        elif path.suffix.lower() in suffixes and not path.is_dir():
-            yield path
-
-
-def _list(folder: Path) -> list[tuple[Path, bool]] | None:
+def _list(
+    folder: Path, *, skipped: os.stat_result | None, left_out: LeftOut | None
+) -> list[tuple[Path, bool]] | None:
     """List a folder, sorted by name, and say of each entry if it is a folder; None if it cannot be read."""
+    if skipped is not None and os.path.samestat(folder.stat(), skipped):
+        return []
+    names = []
     try:
         with os.scandir(folder) as listing:
-            names = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
-                for entry in listing
-                if not left_by_a_system(entry.name)
-            )
+            for entry in listing:
+                if left_by_a_system(entry.name):
+                    continue
+                if entry.is_symlink() and entry.is_dir():
+                    if left_out is not None:
+                        left_out.add_link()
+                else:
+                    names.append((entry.name, entry.is_dir(follow_symlinks=False)))
     except OSError:
         return None
-    return [(folder / name, is_folder) for name, is_folder in names]
+    return [(folder / name, is_folder) for name, is_folder in sorted(names)]

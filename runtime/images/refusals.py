@@ -12,6 +12,7 @@ from ..text import one_line
 
 START = 32  # bytes at the start of a file that say what it is
 
+_RAW = "it is a raw photo of a camera, which the command line reads with rawpy; convert it to JPEG"
 # First bytes, where they stand, and what the file is. Formats of Pillow's own are asked of its plugins.
 _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
     *(
@@ -23,7 +24,7 @@ _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
         for at, start in ((0, b"\xff\x0a"), (4, b"JXL \r\n\x87\n"))
     ),
     *(
-        (at, start, "it is a raw photo of a camera; convert it to JPEG")
+        (at, start, _RAW)
         for at, start in ((4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIRO"), (0, b"IIU\0"))
     ),
     (0, b"v/1\x01", "it is OpenEXR, whose pixels are floats; convert it to 8 or 16 bits"),

@@ -46,6 +46,31 @@ def test_webcam(model: Path) -> None:
     assert all(line.split()[1] in ("red", "green", "blue") for line in lines)
 
 
+NO_CAMERA = (
+    "class VideoCapture:\n    def __init__(self, number): pass\n    def isOpened(self): return False\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("raise ImportError", "--camera needs OpenCV: pip install opencv-python-headless"),
+        (NO_CAMERA, "expected a camera with number 7, found none that opens; the first is --camera 0"),
+    ],
+    ids=["no OpenCV", "no camera"],
+)
+def test_webcam_without_a_camera(model: Path, tmp_path: Path, module: str, line: str) -> None:
+    (tmp_path / "cv2.py").write_text(module)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "webcam.py", model, "--camera", "7"],
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
+
+
 @pytest.fixture
 def service(model: Path) -> Iterator[int]:
     pytest.importorskip("starlette")
@@ -92,6 +117,47 @@ def test_http_service(service: int, images: Path) -> None:
     assert len(answer["top"]) == 3
     assert post(service, b"not an image")[0] == 422
     assert post(service, b"")[0] == 422
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "x--y") -> tuple[bytes, dict[str, str]]:
+    """A form as browsers send it: what the header of each part adds, and its content."""
+    body = b"".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="a"{more}\r\n\r\n'.encode() + content + b"\r\n"
+        for more, content in parts
+    )
+    return body + f"--{boundary}--\r\n".encode(), {
+        "Content-Type": f'multipart/form-data; boundary="{boundary}"'
+    }
+
+
+FILE = '; filename="p.bin"\r\nContent-Type: image/jpeg'
+
+
+def test_http_service_takes_forms(service: int, images: Path) -> None:
+    photo = (images / "b.jpg").read_bytes() + b"\r\n\r\n--x-\r\n"  # behind the end of a JPEG is room
+    body, headers = form(("", b"a field"), (FILE, photo), ("", b""))
+    status, answer = post(service, body, **headers)
+    assert (status, answer["label"]) == (200, "green")
+    for sent in (form(), form(("", b"a field")), form((FILE, photo), (FILE, photo))):
+        status, answer = post(service, sent[0], **sent[1])
+        assert status == 400
+        assert answer["error"].startswith("expected a form with one file, found ")
+    for damaged in (body[:-6], body[2:], body.replace(b"\r\n\r\n", b"\r\n", 1), b"--x--y", b""):
+        status, answer = post(service, damaged, **headers)
+        assert status == 400, answer
+        assert "form" in answer["error"]
+    assert post(service, body, **{"Content-Type": "multipart/form-data"})[0] == 400
+    assert post(service, form((FILE, b"no image"))[0], **headers)[0] == 422
+
+
+@pytest.mark.parametrize("way", [("--data-binary", "@"), ("-F", "file=@")])
+def test_http_service_as_curl_sends(service: int, images: Path, way: tuple[str, str]) -> None:
+    if (curl := shutil.which("curl")) is None:
+        pytest.skip("needs curl")
+    option, prefix = way
+    address = f"http://127.0.0.1:{service}/classify"
+    answer = json.loads(run(curl, "--silent", option, f"{prefix}{images / 'a.png'}", address).stdout)
+    assert answer["label"] == "red"
 
 
 def test_http_service_refuses_ten_gigabytes_at_once(service: int) -> None:

@@ -182,19 +182,6 @@ def _without_class(splits: Mapping[str, Path]) -> list[str]:
     ]
 
 
-def nameless(folder: Path) -> str:
-    """Part of a message about files without the suffix of an image; empty where there are none."""
-    files = (
-        [p for p in folder.iterdir() if p.is_file() and not left_by_a_system(p.name)]
-        if folder.is_dir()
-        else []
-    )
-    if not files:
-        return ""
-    ends = ", ".join(sorted({p.suffix or "no suffix" for p in files})[:3])
-    return f" ({len(files)} files, {ends}: expected a suffix such as .jpg or .png)"
-
-
 def labeled(splits: Mapping[str, Path], split: str) -> bool:
     """Return whether a split has folders of classes; one folder of another name (`test/unknown`) is none."""
     names = set(class_folders(splits[split]))

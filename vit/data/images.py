@@ -6,22 +6,15 @@ Nothing here decodes an image from a file, which `runtime.images` does for all, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from runtime.images.files import find_images
-from vit.data.folders import (
-    DataError,
-    class_folders,
-    labeled,
-    layout_of,
-    nameless,
-    only_wrapper,
-    passed_over,
-)
+from runtime.images.left_out import LeftOut
+from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
 from vit.data.public import public_name
 
@@ -42,6 +35,7 @@ class Images:
     targets: np.ndarray | None  # int64 [N], indices into labels
     labels: tuple[str, ...] | None
     name: str
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)  # of the folders walked
 
     def __len__(self) -> int:
         return len(self.items)
@@ -181,7 +175,7 @@ def open_folder(folder: Path, split: Split) -> Images:
     with_classes = [name for name in splits if labeled(splits, name)]
     if split == "all":
         if not with_classes:
-            return join_loose([loose_images(path, split) for path in splits.values()], folder)
+            return join([loose_images(path, split) for path in splits.values()], folder)
         return join([open_classes(splits[name], labels) for name in with_classes], folder)
     if split not in splits:
         raise DataError(f"{folder}: has no {split} split; it has {', '.join(splits)}")
@@ -220,35 +214,35 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
         )
     items: list[Item] = []
     targets: list[int] = []
+    left_out = LeftOut()
     for name, path in folders.items():
-        paths = list(find_images([path]))
+        paths = list(find_images([path], left_out=left_out))
         if not paths:
-            raise DataError(f"{path}: a class folder without images{nameless(path)}; fill it or remove it")
+            raise DataError(f"{path}: a class folder without images{left_out.aside()}; fill it or remove it")
         items.extend(paths)
         targets.extend([labels.index(name)] * len(paths))
     if not items:
         raise DataError(f"{folder}: no images here; expected a folder for each class")
-    return Images(items, np.asarray(targets, np.int64), labels, str(folder))
+    return Images(items, np.asarray(targets, np.int64), labels, str(folder), left_out)
 
 
 def loose_images(folder: Path, split: Split) -> Images:
-    paths: list[Item] = list(find_images([folder]))
+    left_out = LeftOut()
+    paths: list[Item] = list(find_images([folder], left_out=left_out))
     if not paths:
         raise DataError(
-            f"{folder}: no images here{nameless(folder)}; expected images, class folders, or train and test "
+            f"{folder}: no images here{left_out.aside()}; expected images, class folders, or train and test "
             "folders"
         )
     if split != "all":
         raise DataError(
             f"{folder}: has images but no class folders, so there is no {split} split to learn from"
         )
-    return Images(paths, None, None, str(folder))
+    return Images(paths, None, None, str(folder), left_out)
 
 
 def join(parts: Sequence[Images], folder: Path) -> Images:
-    targets = np.concatenate([part.targets for part in parts if part.targets is not None])
-    return Images([item for part in parts for item in part.items], targets, parts[0].labels, str(folder))
-
-
-def join_loose(parts: Sequence[Images], folder: Path) -> Images:
-    return Images([item for part in parts for item in part.items], None, None, str(folder))
+    items = [item for part in parts for item in part.items]
+    known = [part.targets for part in parts if part.targets is not None]
+    targets = np.concatenate(known) if known else None
+    return Images(items, targets, parts[0].labels, str(folder), LeftOut.of(part.left_out for part in parts))

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.data.images import DataError, Images, open_images, passed_over, split_images, splits_of
+from runtime.images.left_out import LeftOut, left_out_line
+from vit.data.images import (
+    DataError,
+    Images,
+    open_images,
+    passed_over,
+    split_images,
+    splits_of,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,17 @@ def targets_of(images: Images) -> np.ndarray:
     return images.targets
 
 
+def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
+    """Return a sentence about the files in folders that are no part of some images, or none.
+
+    Args:
+        parts: images of one or more folders; None stands for a part that there is not.
+    """
+    together = LeftOut.of(part.left_out for part in parts if part is not None)
+    line = left_out_line(together.counts)
+    return (f"{line}; to use them, convert them to JPEG or PNG",) if line else ()
+
+
 def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:
     """The images of `source`, with its own val split, or else a share of the training images held out.
 
@@ -57,8 +76,8 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         )
     test = open_images(source, "test") if "test" in splits else None
     test = None if test is None or test.targets is None else test
-    notes = passed_over(source)
     val = open_images(source, "val") if "val" in splits else None
+    notes = (*passed_over(source), *left_out_notes(train, val, test))
     if val is not None and val.targets is not None:
         return TrainingData(train, val, test, notes)
     if not holdout:
