@@ -113,7 +113,7 @@ def add_merging(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=(),
         metavar="R",
-        help="also an INT8 file of ours that merges R tokens per middle block; several may be given",
+        help="also an INT8 file of vit-edge that merges R tokens per middle block; several may be given",
     )
 
 

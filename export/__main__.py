@@ -76,8 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         command=arguments.command,
     )
-    results = export(source, out, options, progress_bar, say=note)
-    print(table(results, out))
+    print(table(export(source, out, options, progress_bar, say=note), out))
     return DONE
 
 

@@ -27,8 +27,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
         from runtime.images.openers import register_openers
 
         register_openers()
-        command: Callable[[argparse.Namespace], None] = options.command
-        command(options)
+        options.command(options)
         return DONE
 
     return run_command("vit", work, extra=options.extra)
