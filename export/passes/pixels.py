@@ -46,13 +46,38 @@ def fold_normalization(model: ir.Model) -> int:
         conv.resize_inputs(3)
         conv.replace_input_with(1, add_constant(graph, f"{name}.weight", folded.astype(np.float32)))
         conv.replace_input_with(2, add_constant(graph, f"{name}.bias", shifted.astype(np.float32)))
-        for node in steps:
-            (source,) = [value for value in node.inputs if value is not None and constant(value) is None]
-            replace(node.outputs[0], source)
-            graph.remove(node, safe=True)
+        _read_raw(conv, chain, steps)
         tidy(model)
         return 1
     return 0
+
+
+def _read_raw(conv: ir.Node, chain: list[ir.Node], steps: list[ir.Node]) -> None:
+    """Let the convolution read the pixels without the normalization, which others may go on to read.
+
+    CrossViT's second branch resizes the normalized image; counting images needs no normalization.
+    """
+    inside = {*chain, conv}
+    readers = [use.node for node in chain for use in node.outputs[0].uses() if use.node not in inside]
+    if all(reader.op_type == "Shape" for reader in readers):
+        for node in steps:
+            replace(node.outputs[0], _data(node))
+            graph_of(conv).remove(node, safe=True)
+        return
+    value = _data(chain[0])
+    for node in chain:
+        if node not in steps:
+            attributes = {key: attr.value for key, attr in node.attributes.items()}
+            shape = sizes(node.outputs[0])
+            name, dtype = f"{node.name}.raw", node.outputs[0].dtype or ir.DataType.FLOAT
+            value = insert(conv, node.op_type, [value], name=name, shape=shape, dtype=dtype, **attributes)
+    conv.replace_input_with(0, value)
+
+
+def _data(node: ir.Node) -> ir.Value:
+    """The input that is computed."""
+    (source,) = [value for value in node.inputs if value is not None and constant(value) is None]
+    return source
 
 
 def patches_as_gemm(model: ir.Model) -> int:
@@ -160,7 +185,7 @@ def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in ("Sub", "Div", "Mul", "Add"):
             _operand(node)
-            (value,) = [each for each in node.inputs if each is not None and constant(each) is None]
+            value = _data(node)
         elif node.op_type in ("Cast", "Transpose"):
             value = node.inputs[0]
         else:

@@ -50,6 +50,30 @@ def before_conv(steps: str) -> str:
     return f"f = Cast <to = 1> (pixels) {steps} t = Transpose <perm = [0, 3, 1, 2]> (x) {CONV.format('t')}"
 
 
+def test_another_reader_keeps_its_normalization(graph, pixels, rewrite) -> None:
+    """Two branches: one cuts patches, one works on the normalized image itself, as CrossViT does."""
+    model = graph(
+        """
+        f = Cast <to = 1> (pixels) s = Sub(f, mean) x = Div(s, std)
+        t = Transpose <perm = [0, 3, 1, 2]> (x)
+        p = Conv <strides = [2, 2]> (t, w, b)
+        a = GlobalAveragePool(p)
+        c = Relu(t)
+        d = Conv(c, w, b)
+        e = GlobalMaxPool(d)
+        y = Add(a, e)
+        """
+    )
+    assert rewrite(fold_normalization, model, pixels) == 1
+    conv = node(model, "p")
+    assert [
+        each.op_type for each in (conv.inputs[0].producer(), conv.inputs[0].producer().inputs[0].producer())
+    ] == [
+        "Transpose",
+        "Cast",
+    ]
+
+
 @pytest.mark.parametrize(
     ("steps", "gain", "offset"),
     [
