@@ -9,6 +9,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from calibration.graph import GraphError, sizes, tidy
 from export.from_onnx.passes.batch import free_batch
+from export.from_onnx.passes.blocks import plain_moves
 from export.from_onnx.passes.freeze import BATCH, freeze_shapes
 from export.from_onnx.passes.fuse import fuse_gelu, fuse_layer_norm
 from export.from_onnx.passes.qkv import split_qkv
@@ -20,6 +21,7 @@ from export.passes import Pass, canonicalize
 FIXED_PASSES: tuple[Pass, ...] = (
     drop_no_ops,
     drop_nan_guards,
+    plain_moves,
     fuse_layer_norm,
     fuse_gelu,
     split_qkv,

@@ -14,6 +14,7 @@ from calibration.graph import GraphError, attribute, sizes
 from export.files import model_bytes
 from export.from_onnx.load import ForeignModel, load
 from export.from_onnx.passes.batch import free_batch
+from export.from_onnx.passes.blocks import plain_moves
 from export.from_onnx.passes.freeze import freeze_shapes
 from export.from_onnx.passes.fuse import fuse_gelu, fuse_layer_norm
 from export.from_onnx.passes.qkv import split_qkv
@@ -290,6 +291,34 @@ def test_a_guard_of_masked_rows_stays() -> None:
     free = built(lines.format("s = Mul(a, scale)"), {**constants, "scale": np.float32(2)}, "float[2, 3, 4]")
     assert drop_nan_guards(free) == 1
     assert count(free) == {"MatMul": 1, "Mul": 1, "Softmax": 1}
+
+
+FOLD = "y = Col2Im <strides = [{}]> (x, image, block)"
+
+
+@pytest.mark.parametrize(("strides", "changed"), [("2, 3", 1), ("1, 1", 0)])
+def test_blocks_that_do_not_overlap_are_moved(strides, changed) -> None:
+    places = 2 * 2 if changed else 3 * 4  # down and across
+    source = np.random.default_rng(0).normal(size=(2, 5 * 6, places)).astype(np.float32)
+    constants = {"image": [4, 6], "block": [2, 3]}
+    model = built(FOLD.format(strides), constants, "float[2, 5, 4, 6]", source=f"float[2, 30, {places}]")
+    expected = run(model, source)
+    assert plain_moves(model) == changed
+    assert ("Col2Im" in count(model)) != bool(changed)
+    np.testing.assert_array_equal(run(model, source), expected)
+
+
+def test_an_assignment_to_everything_is_what_was_assigned() -> None:
+    lines = "a = Mul(x, x) y = ScatterND(x, places, a)"
+    whole = np.stack(np.meshgrid(range(2), range(3), indexing="ij"), -1)
+    model = built(lines, {"places": whole}, "float[2, 3, 4]")
+    assert plain_moves(model) == 1
+    np.testing.assert_array_equal(run(model, X), X * X)
+    for other in (whole[:, ::-1], np.zeros_like(whole)):  # another order; one place many times
+        assert plain_moves(built(lines, {"places": other}, "float[2, 3, 4]")) == 0
+    some = built("a = Slice(x, nought, one) y = ScatterND(x, places, a)",
+                 {"places": whole[:1], "nought": [0], "one": [1]}, "float[2, 3, 4]")  # fmt: skip
+    assert plain_moves(some) == 0
 
 
 def test_no_ops_go_and_lookalikes_stay() -> None:
