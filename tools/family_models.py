@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.beside_torch import import_timm, import_torchvision
+from tools.lively import lively
 
 SIZE, PATCH, CLASSES = 48, 16, 7
 Forward = Callable[[Tensor], Tensor]  # normalized [N, 3, H, W] to logits
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Give a model random weights, none of them zero or one, so that a tensor that is forgotten shows."""
-    random = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=random)
-            norm = parameter.ndim == 1 and name.endswith("weight")
-            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.2
-            parameter.copy_(noise * scale + (1.0 if norm else 0.0))
-    return model.eval()
 
 
 def transformers_model(config: str, model: str, **changes: Any) -> Callable[[Path], Forward]:
@@ -41,7 +30,7 @@ def transformers_model(config: str, model: str, **changes: Any) -> Callable[[Pat
         )
         if outer is not None:
             made = getattr(transformers, outer)(vision_config=made.to_dict(), num_labels=CLASSES)
-        theirs = lively(getattr(transformers, model)(made))
+        theirs = lively(lambda: getattr(transformers, model)(made), strength=1.0)
         theirs.save_pretrained(folder)
 
         def forward(images: Tensor) -> Tensor:
@@ -67,7 +56,7 @@ def timm_model(architecture: str, **changes: Any) -> Callable[[Path], Forward]:
         timm = import_timm()
         small = dict(img_size=SIZE, embed_dim=64, depth=2, num_heads=4, num_classes=CLASSES)
         arguments = small | changes
-        theirs = lively(timm.create_model(architecture, **arguments))
+        theirs = lively(lambda: timm.create_model(architecture, **arguments), strength=1.0)
         from timm.models import save_for_hf
 
         save_for_hf(theirs, str(folder), model_args=arguments)
@@ -81,6 +70,6 @@ def torchvision_model(folder: Path) -> Forward:
     import_torchvision()
     from torchvision.models import VisionTransformer
 
-    theirs = lively(VisionTransformer(SIZE, PATCH, 2, 4, 64, 96, num_classes=CLASSES))
+    theirs = lively(lambda: VisionTransformer(SIZE, PATCH, 2, 4, 64, 96, num_classes=CLASSES), strength=1.0)
     torch.save(theirs.state_dict(), folder / "vit.pth")
     return theirs

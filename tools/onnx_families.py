@@ -31,7 +31,8 @@ from export.from_onnx.spec import Spec
 from runtime.errors import VitEdgeError
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
-from tools.onnx_family_models import SIDE, families, lively
+from tools.lively import lively
+from tools.onnx_family_models import SIDE, families
 
 PARITY = 1e-5  # of the logits' scale
 OPSET = 18

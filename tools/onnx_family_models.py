@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tools.beside_torch import import_timm
@@ -84,8 +83,8 @@ TIMM: dict[str, dict[str, Any]] = {
     },
     "swinv2_tiny_window8_256": {"img_size": SIDE, "window_size": 2, "embed_dim": 24, "depths": (1, 2, 1, 1)},
     "twins_svt_small": {"img_size": SIDE, "depths": [1, 1, 2, 1], "wss": [2, 2, 2, 2]},
-    "pit_ti_224": {"img_size": SIDE, "depths": [1, 1, 1]},
-    "pvt_v2_b0": {"img_size": SIDE, "depths": [1, 1, 1, 1]},
+    "pit_ti_224": {"img_size": SIDE, "depth": [1, 1, 1]},
+    "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
     "levit_128s": {"img_size": SIDE},
     "mobilevit_xxs": {},
     "mobilevitv2_050": {},
@@ -95,7 +94,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "coatnet_nano_rw_224": {"img_size": SIDE},
     "maxvit_pico_rw_256": {"img_size": SIDE},
     "visformer_tiny": {"img_size": SIDE},
-    "volo_d1_224": {"img_size": SIDE, "layers": (1, 1, 1, 1)},
+    "volo_d1_224": {"img_size": SIDE},
     "tnt_s_legacy_patch16_224": {"img_size": SIDE, "depth": 2},
     "nest_tiny": {"img_size": SIDE},
     "davit_tiny": {"depths": (1, 1, 1, 1)},
@@ -104,14 +103,14 @@ TIMM: dict[str, dict[str, Any]] = {
     "hiera_tiny_224": {"img_size": (SIDE, SIDE)},
     "gcvit_xxtiny": {"img_size": SIDE},
     "mvitv2_tiny": {"img_size": SIDE},
-    "caformer_s18": {"depths": [1, 1, 1, 1]},
-    "poolformer_s12": {"depths": [1, 1, 1, 1]},
+    "caformer_s18": {},
+    "poolformer_s12": {},
     "repvit_m0_9": {},
-    "tiny_vit_5m_224": {"img_size": SIDE},
+    "tiny_vit_5m_224": {"depths": [1, 1, 1, 1]},
     "efficientvit_b0": {},
     "efficientvit_m0": {"img_size": SIDE},
-    "mixer_s32_224": {"img_size": SIDE, "num_blocks": 2},
-    "resmlp_12_224": {"img_size": SIDE, "num_blocks": 2},
+    "mixer_s32_224": {"img_size": SIDE},
+    "resmlp_12_224": {"img_size": SIDE},
     "convnext_atto": {"depths": (1, 1, 1, 1)},
     "inception_next_atto": {"depths": (1, 1, 1, 1)},
     "resnet18": {},
@@ -163,23 +162,4 @@ def of_transformers(name: str, options: dict[str, Any]) -> nn.Module:
 def of_timm(name: str, options: dict[str, Any]) -> nn.Module:
     """Return a small classifier of timm."""
     model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=CLASSES, **options)
-    return model
-
-
-def lively(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Make a model in which every parameter and statistic matters: none is zero or one."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                scale = 0.1 if parameter.ndim < 2 else 0.3 / max(parameter[0].numel(), 1) ** 0.5
-                parameter.add_(scale * torch.randn_like(parameter))
-                if parameter.ndim < 2 and float(parameter.abs().max()) < 1e-3:  # a LayerScale of 1e-6
-                    parameter.add_(0.5)
-            for name, buffer in model.named_buffers():
-                if name.endswith("running_mean"):
-                    buffer.add_(0.1 * torch.randn_like(buffer))
-                elif name.endswith("running_var"):
-                    buffer.add_(0.2 * torch.rand_like(buffer))
     return model
