@@ -9,8 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from vit.training.distributed import choose_device
+from vit.data.batches import Store
+from vit.data.training import open_data
+from vit.model import new_model
+from vit.training.distributed import World, choose_device
+from vit.training.loop import Loop
+from vit.training.recipe import Recipe, RecipeError
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
@@ -45,9 +51,50 @@ def test_two_processes_train_as_one(photos, tmp_path):
         assert abs(a["train_loss"] - b["train_loss"]) <= 1e-5
 
 
-def test_a_missing_device_is_an_error():
-    import torch
+def loop_of(photos, config, preprocess, world=None, **recipe):
+    data = open_data(photos, holdout=0.0)
+    return Loop(
+        new_model(config, 0),
+        Store(data.train, preprocess),
+        data.train.targets,
+        Recipe(epochs=1, batch=8, **recipe),
+        classes=3,
+        device=torch.device("cpu"),
+        size=(8, 8),
+        world=world,
+    ), data
 
+
+@pytest.mark.parametrize(("mixup", "needed"), [(0.0, 4), (0.3, 8)])
+def test_fewer_images_than_processes_are_refused(photos, tiny_config, tiny_preprocess, mixup, needed):
+    """Before the processes wait for each other, each of them ends with the same sentence."""
+    for path in (photos / "train").glob("*/*.png"):
+        if path.stem != "0":
+            path.unlink()
+    with pytest.raises(RecipeError, match=rf"at least {needed} images per step, found 3 .*fewer processes"):
+        loop_of(photos, tiny_config, tiny_preprocess, World(rank=3, size=4), mixup=mixup)
+
+
+def test_fewer_validation_images_than_processes_are_shared_out(photos, tiny_config, tiny_preprocess):
+    class Share(World):
+        def sum(self, values):
+            sums.append(values.clone())
+            return values
+
+    loop, data = loop_of(photos, tiny_config, tiny_preprocess)
+    few = data.test.subset([0, 5, 11])
+    store, sums = Store(few, tiny_preprocess), []
+    alone = loop.evaluate(store, few.targets)
+    for rank in range(5):
+        loop.world = Share(rank=rank, size=5)
+        loop.evaluate(store, few.targets)
+    loss, correct, count = torch.stack(sums).sum(0).tolist()
+    assert [part[2].item() for part in sums] == [1, 1, 1, 0, 0]
+    assert loss / count == pytest.approx(alone["val_loss"])
+    assert correct / count == alone["val_accuracy"]
+
+
+def test_a_missing_device_is_an_error():
     with pytest.raises(ValueError, match="device must be"):
         choose_device("tpu")
     if not torch.cuda.is_available():
