@@ -12,7 +12,7 @@ from calibration.graph import Array
 from calibration.measure.verify import Kernels, check_kernels
 from calibration.observe import observe
 from calibration.plan import Precision, QuantizationPlan
-from calibration.serialize import serialized
+from calibration.serialize import let_go, serialized
 from calibration.sites import find_sites
 from calibration.write import write_plan
 from runtime.model_file.targets import Target
@@ -54,6 +54,8 @@ def quantize(
         quantize_products=quantize_products,
         single_rows=single_rows,
     )
+    del observed, sites  # up to a gigabyte of samples and weights
+    let_go(model)
     return apply_plan(model, plan)
 
 
@@ -61,4 +63,5 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan) -> Quantized:
     """Write a plan into the float model and check the kernels; errors as of `quantize`."""
     written = write_plan(model, plan)
     with serialized(written) as data:
+        let_go(model)
         return Quantized(written, plan, check_kernels(data, plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # Bytes of weights from which files are used. Bytes in memory exist three times while a session opens (in the
 # message, serialized, and in the session), and a message of 2 GB or more cannot be serialized at all.
 LARGE = 2**28
+SMALL = 2**10  # bytes of a tensor that stays in the message
+WEIGHTS = "weights.bin"  # the file beside
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -29,18 +32,56 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 @contextmanager
+def aside(model: ir.Model) -> Iterator[bool]:
+    """Keep the weights of a large model in a temporary file while a block runs, instead of in memory.
+
+    Sessions map that file too, so none of them needs a copy to be opened from. After the block the weights
+    are gone. A small model stays in memory.
+
+    Yields:
+        True where the model is large.
+    """
+    if weight_bytes(model) < LARGE:
+        yield False
+        return
+    # Windows does not delete a file that is mapped.
+    with tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
+        ir.external_data.unload_from_model(model, folder, WEIGHTS, size_threshold_bytes=SMALL)
+        yield True
+
+
+def let_go(model: ir.Model) -> None:
+    """Give back the memory of weights that were read from a file; they are read again when needed."""
+    for value in model.graph.initializers.values():
+        mapped = value.const_value.raw if isinstance(value.const_value, ir.ExternalTensor) else None
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
 def serialized(model: ir.Model) -> Iterator[bytes | Path]:
     """Give the model as what ONNX Runtime opens: its bytes, or a temporary file with the weights beside it.
 
     A session that was opened from the file keeps working after the file is gone.
     """
+    values = model.graph.initializers.values()
+    kept = [each.const_value for each in values if isinstance(each.const_value, ir.ExternalTensor)]
+    in_memory = weight_bytes(model) - sum(each.nbytes for each in kept)
+    if in_memory < LARGE and len({str(each.base_dir) for each in kept}) == 1:
+        with tempfile.NamedTemporaryFile(dir=str(kept[0].base_dir), suffix=".onnx", delete=False) as file:
+            file.write(ir.to_proto(model).SerializeToString())
+        try:
+            yield Path(file.name)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+        return
     if weight_bytes(model) < LARGE:
         yield ir.to_proto(model).SerializeToString()
         return
-    # Windows does not delete a file that a session has mapped.
     with tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="weights.bin")
+        ir.save(model, path, external_data=WEIGHTS)
+        let_go(model)
         yield path
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from calibration.serialize import weight_bytes
+from calibration.serialize import SMALL, let_go, weight_bytes
 from runtime.model_file.artifact import METADATA_KEY, Metadata
+from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
 from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"
@@ -26,21 +31,101 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
     """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
 
     Returns:
-        The size of what was written, in bytes, and the SHA-256 of the .onnx file.
+        The size of what was written, in bytes, and the SHA-256 of the .onnx file. Where there is a second
+        file, the first one holds its size and its SHA-256.
     """
-    if weight_bytes(model) <= ONE_FILE:
-        data = model_bytes(model, metadata)
-        path.write_bytes(data)
-        return len(data), hashlib.sha256(data).hexdigest()
-    beside = path.with_name(f"{path.name}.data")
-    ir.save(cleaned(model, metadata), path, external_data=beside.name)
-    return path.stat().st_size + beside.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    model = cleaned(model, metadata)
+    if weight_bytes(model) > ONE_FILE:
+        beside = path.with_name(f"{path.name}{DATA_SUFFIX}")
+        ir.external_data.unload_from_model(model, path.parent, beside.name, size_threshold_bytes=SMALL)
+        size = beside.stat().st_size
+        entry = {"file": beside.name, "bytes": size, "sha256": digest_of(beside)}
+        model.metadata_props[DATA_KEY] = json.dumps(entry)
+        written = _write(path, [ir.to_proto(model).SerializeToString()])
+        return written[0] + size, written[1]
+    written = _write(path, serialized_parts(model))
+    let_go(model)
+    return written
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            size += file.write(part)
+            digest.update(part)
+    return size, digest.hexdigest()
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, without reading it at once."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
     """Return the bytes of an .onnx file."""
-    data: bytes = ir.to_proto(cleaned(model, metadata)).SerializeToString()
-    return data
+    return b"".join(serialized_parts(cleaned(model, metadata)))
+
+
+def serialized_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of an .onnx file in order, its large weights one by one: the whole is never in memory.
+
+    A message within a message stands behind its number and its length, so all lengths are summed up first.
+    """
+    proto = ir.to_proto(model)
+    weights = []
+    for tensor in proto.graph.initializer:
+        content: bytes | memoryview = b""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            content = _content(model.graph.initializers[tensor.name])
+        weights.append((tensor.SerializeToString(), content))
+    del proto.graph.initializer[:]
+    before, after = _halves(proto.graph, last=5)  # initializers are field 5 of a graph
+    heads = [_head(9, len(content)) if content else b"" for _, content in weights]
+    sizes = [len(a) + len(b) + len(c) for (a, c), b in zip(weights, heads, strict=True)]
+    inside = [_head(5, size) for size in sizes]
+    total = len(before) + len(after) + sum(sizes) + sum(map(len, inside))
+    proto.graph.Clear()
+    first, last = _halves(proto, last=7)  # the graph is field 7 of a model
+    yield first + _head(7, total) + before
+    for opening, (tensor_start, content), head in zip(inside, weights, heads, strict=True):
+        yield opening + tensor_start + head
+        yield content
+    yield after + last
+
+
+def _halves(message: Any, *, last: int) -> tuple[bytes, bytes]:
+    """Return the serialized fields of a message up to one number, and those after it."""
+    before, after = type(message)(), type(message)()
+    for half, wanted in ((before, True), (after, False)):
+        half.CopyFrom(message)
+        for field, _ in message.ListFields():
+            if (field.number <= last) != wanted or field.number == last:
+                half.ClearField(field.name)
+    return before.SerializeToString(), after.SerializeToString()
+
+
+def _content(value: ir.Value) -> memoryview:
+    assert value.const_value is not None  # it is among the initializers of the file
+    content: memoryview = value.const_value.numpy().reshape(-1).view(np.uint8).data
+    return content
+
+
+def _head(number: int, length: int) -> bytes:
+    """Return what stands before the bytes of a field of a protobuf message: its number and its length."""
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits per byte, the lowest first; the eighth bit says that more follow."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def cleaned(model: ir.Model, metadata: Metadata | None = None) -> ir.Model:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from calibration.serialize import aside
 from export.checks import ExportError, check_limits, check_parity, with_judgment
 from export.files import staged
 from export.float16 import to_float16
@@ -44,16 +45,32 @@ def export(
             drifts beyond the limits. Nothing is written then.
     """
     source = _embedding(source, options)
-    images, exported = _images(source, options), source.exported
+    images = _images(source, options)
     for sentence in images.notes:
         say(sentence)
-    variants = [ModelFile.opened("float32", exported.model, options.threads)]
-    parity = check_parity(source, variants[0].session, images.evaluation)
+    with aside(source.exported.model) as large:
+        float32 = ModelFile("float32", source.exported.model)
+        parity = check_parity(source, float32.opened(options.threads), images.evaluation)
+        if large:
+            source.reference.let_go()
+        return _export(source, parity, float32, images, out, options, report)
+
+
+def _export(
+    source: Source,
+    parity: float,
+    float32: ModelFile,
+    images: ExportImages,
+    out: Path,
+    options: Options,
+    report: Reporter,
+) -> Results:
+    variants = [float32]
     if options.quantize or options.plan is not None:
         chosen, search = quantize_source(source, images, options, report)
-        variants.append(ModelFile.opened("int8", chosen.model, options.threads, chosen, search))
+        variants.append(ModelFile("int8", chosen.model, chosen, search))
     if options.half:
-        variants.append(ModelFile.opened("float16", to_float16(exported.model), options.threads))
+        variants.append(ModelFile("float16", to_float16(float32.model)))
     with staged(out) as folder:
         results = measure(
             source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads

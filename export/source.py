@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,16 +11,28 @@ from typing import TYPE_CHECKING, Any
 from calibration.graph import Array
 from export.canonical import FloatModel
 from export.embedding import add_embedding, only_embedding
+from export.files import digest_of
 from runtime.images.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
 
 
-def digest_of(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal, without reading it at once."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+class Reference:
+    """The model that an export must equal, running: logits for `uint8 [N, H, W, 3]`."""
+
+    def __init__(self, run: Callable[[Array], Array]) -> None:
+        self._run: Callable[[Array], Array] | None = run
+
+    def __call__(self, pixels: Array) -> Array:
+        if self._run is None:
+            raise RuntimeError("the reference of this source was let go, since it takes much memory")
+        return self._run(pixels)
+
+    def let_go(self) -> None:
+        """Free the memory of the model; it cannot be asked any more."""
+        self._run = None
+        gc.collect()  # what torch.export leaves refers to itself in circles, and to the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +40,7 @@ class Source:
     """The canonical float graph, and the model it was made from, which it must equal."""
 
     exported: FloatModel
-    reference: Callable[[Array], Array] = field(repr=False)  # logits for uint8 [N, H, W, 3]
+    reference: Reference = field(repr=False)
     reference_name: str  # for messages: "torch"
     preprocess: Preprocess
     labels: tuple[str, ...]  # empty for a model without classes, whose output is an embedding
@@ -64,7 +76,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
     return Source(
         exported=exported,
         embedding=None if checkpoint.labels else only_embedding(exported.model),
-        reference=reference,
+        reference=Reference(reference),
         reference_name="torch",
         preprocess=checkpoint.preprocess,
         labels=checkpoint.labels,
@@ -108,7 +120,7 @@ def from_weights(path: Path) -> Source:
     return Source(
         exported=exported,
         embedding=None if found.labels else only_embedding(exported.model),
-        reference=reference,
+        reference=Reference(reference),
         reference_name="torch",
         preprocess=found.preprocess,
         labels=found.labels,
@@ -160,7 +172,7 @@ def from_onnx(model: Path, preprocess: Path | None = None) -> Source:
     found = load(described.model, described.spec)
     return Source(
         exported=found.exported,
-        reference=found.reference,
+        reference=Reference(found.reference),
         reference_name="the original ONNX",
         preprocess=found.preprocess,
         labels=found.labels,

@@ -41,13 +41,14 @@ def layer_drift(
     kept = _features_left(sites, plan)
     signal, noise = dict.fromkeys(sites.linears, 0.0), dict.fromkeys(sites.linears, 0.0)
     for batch in images:
-        exact = reference.run(names, {reference.get_inputs()[0].name: batch})
-        rounded = variant.run(names, {variant.get_inputs()[0].name: batch})
-        for name, before, after in zip(sites.linears, exact, rounded, strict=True):
-            before = before[:, kept[name]] if name in kept else before
-            scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
-            signal[name] += float(np.square(before, dtype=np.float64).sum())
-            noise[name] += float(np.square(before - after * scales, dtype=np.float64).sum())
+        for image in np.split(batch, len(batch)):  # one at a time: of eight, ViT-L's tensors take 1.4 GB
+            exact = reference.run(names, {reference.get_inputs()[0].name: image})
+            rounded = variant.run(names, {variant.get_inputs()[0].name: image})
+            for name, before, after in zip(sites.linears, exact, rounded, strict=True):
+                before = before[:, kept[name]] if name in kept else before
+                scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
+                signal[name] += float(np.square(before, dtype=np.float64).sum())
+                noise[name] += float(np.square(before - after * scales, dtype=np.float64).sum())
     return {name: decibels(signal[name], noise[name]) for name in sites.linears}
 
 

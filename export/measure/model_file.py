@@ -21,21 +21,12 @@ class ModelFile:
 
     variant: Variant
     model: ir.Model
-    session: ort.InferenceSession
     quantized: Quantized | None = None
     search: Search | None = None
 
-    @classmethod
-    def opened(
-        cls,
-        variant: Variant,
-        model: ir.Model,
-        threads: int | None,
-        quantized: Quantized | None = None,
-        search: Search | None = None,
-    ) -> ModelFile:
-        target = quantized.plan.target if quantized is not None else None
-        return cls(variant, model, open_model(model, target, threads), quantized, search)
+    def opened(self, threads: int | None) -> ort.InferenceSession:
+        """Open it on the CPU."""
+        return open_model(self.model, self.target, threads)
 
     @property
     def merges(self) -> bool:

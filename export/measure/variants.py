@@ -91,9 +91,9 @@ def _measure_all(
 ) -> Measurements:
     """Run all variants on the images, and the same plan without merging where one merges."""
     with report("measuring", len(evaluation)) as progress:
-        dense = _dense(source, variants, threads)
-        sessions = [each.session for each in (*variants, *dense)]
+        sessions = [each.opened(threads) for each in (*variants, *_dense(source, variants))]
         outputs = all_outputs(sessions, evaluation, source.preprocess, progress)
+        del sessions  # before those of the latencies are opened
     # A model without classes has no logits: nothing is said of labels.
     logits = [each.get("logits", np.zeros((len(evaluation), 0), np.float32)) for each in outputs]
     latency = _latencies(source, variants, evaluation)
@@ -118,24 +118,25 @@ def _latencies(
     source: Source, variants: list[ModelFile], evaluation: Images
 ) -> Mapping[str, Mapping[str, float]]:
     """Of one image on one thread, in turn; where a search gave layers back, also of the model before it."""
-    timed = {str(each.variant): open_model(each.model, each.target, 1) for each in variants}
+    timed = {str(each.variant): each.opened(1) for each in variants}
     for each in variants:
         if each.search is not None and each.search.returned:
             before = write_plan(source.exported.model, each.search.start)
             timed[BEFORE_SEARCH] = open_model(before, each.target, 1)
-        for dense in _dense(source, [each], 1):
-            timed[DENSE] = dense.session
+        for dense in _dense(source, [each]):
+            timed[DENSE] = dense.opened(1)
     return latencies(timed, next(batches(evaluation.subset(range(1)), source.preprocess, size=1)))
 
 
-def _dense(source: Source, variants: list[ModelFile], threads: int | None) -> list[ModelFile]:
+def _dense(source: Source, variants: list[ModelFile]) -> list[ModelFile]:
     """Return the same plan without merging, to be measured beside a merged model and not written."""
-    plans = [replace(each.quantized.plan, merging={}) for each in variants if each.quantized and each.merges]
-    return [
-        ModelFile("int8", model, open_model(model, plan.target, threads))
-        for plan in plans
-        for model in (write_plan(source.exported.model, plan),)
-    ]
+    found = []
+    for each in variants:
+        if each.quantized is not None and each.merges:
+            plan = replace(each.quantized.plan, merging={})
+            model = write_plan(source.exported.model, plan)
+            found.append(ModelFile("int8", model, replace(each.quantized, model=model, plan=plan)))
+    return found
 
 
 def _merging(

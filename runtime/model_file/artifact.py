@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
+from .data_file import check_data, stamp_of
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
-from .onnx_file import OnnxError, summarize
+from .onnx_file import OnnxError, OnnxSummary, summarize
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
 __all__ += ["choose_file", "read_artifact", "read_metadata"]
@@ -33,8 +34,8 @@ class Artifact:
 
     source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
-    sha256: str  # of the file, 64 hexadecimal digits
-    _stamp: tuple[int, ...] = field(repr=False)
+    sha256: str  # of the .onnx file, 64 hexadecimal digits; it holds that of a file with weights beside it
+    _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
 
     @property
     def name(self) -> str:
@@ -47,8 +48,9 @@ class Artifact:
         Raises:
             ArtifactError: when it is not the file that was checked.
         """
-        if isinstance(self.source, Path) and _stamp(self.source.stat()) != self._stamp:
-            raise ArtifactError(f"{self.source}: it was replaced while it was opened; open it again")
+        for path, stamp in self._stamps:
+            if stamp_of(path.stat()) != stamp:
+                raise ArtifactError(f"{path}: it was replaced while it was opened; open it again")
 
 
 def named(source: Path | str | bytes) -> str:
@@ -69,6 +71,7 @@ def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> A
     source = Path(source) if isinstance(source, str) else source
     path = named(source)
     data, stamp = _read(source) if isinstance(source, Path) else (source, ())
+    stamps = ((source, stamp),) if isinstance(source, Path) else ()
     if data[4:8] == ORT_FORMAT:
         raise ArtifactError(
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
@@ -78,7 +81,10 @@ def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> A
     if sha256 is not None and digest != sha256.strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
     try:
-        return Artifact(source, _metadata(data), digest, stamp)
+        model = summarize(data)
+        metadata = _metadata(model)
+        beside = (check_data(model, source),) if model.external_data else ()
+        return Artifact(source, metadata, digest, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(
             f"{path}: not an ONNX model, or a damaged one ({error}); copy it again"
@@ -124,24 +130,17 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
             # process if somebody cut it short meanwhile.)
             data = mmap(-1, max(status.st_size, 1))
             file.readinto(data)
-            return data, _stamp(status)
+            return data, stamp_of(status)
     except OSError as error:
         raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _metadata(data: bytes | mmap) -> Metadata:
-    model = summarize(data)
+def _metadata(model: OnnxSummary) -> Metadata:
     text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise ArtifactError(
             "an ONNX model, but not made by vit-edge (no metadata); make it with python -m export"
         )
-    if model.external_data:
-        raise ArtifactError("its weights are in another file, which is not allowed; export it as one file")
     if foreign := sorted(model.domains - {""}):
         raise ArtifactError(
             f"it uses operators that are not standard, of {', '.join(foreign)}; export it again"

@@ -31,6 +31,7 @@ class OnnxSummary:
     metadata: dict[str, str] = field(default_factory=dict)
     domains: set[str] = field(default_factory=set)  # that nodes name; "" is ai.onnx, which need not be named
     external_data: bool = False  # some tensor's values are in another file
+    data_files: set[str] = field(default_factory=set)  # the files that these tensors name
     subgraphs: bool = False  # a node carries a graph: If, Loop, Scan
     functions: bool = False  # the model defines operators of its own
 
@@ -84,6 +85,10 @@ def _look_into(kind: str, message: Value, found: OnnxSummary) -> None:
             found.subgraphs = True
         elif kind == "tensor" and (number == 13 or (number == 14 and _integer(value) != 0)):
             found.external_data = True
+            if number == 13:
+                entry = dict(_fields(value))
+                if _text(entry.get(1)) == "location":
+                    found.data_files.add(_text(entry.get(2)))
 
 
 def _domain(value: Value | None) -> str:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
-from export.files import staged
+from calibration.graph import add_constant
+from calibration.serialize import aside, let_go, session_of
+from export.files import cleaned, model_bytes, staged
+from export.from_torch import export_float
 from runtime.writing import OutputError
+from tools.small_models import configs, lively
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -68,3 +74,38 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     ):
         pytest.fail("must not get here")
     assert tree(tmp_path) == {"out": "a file"}
+
+
+@pytest.fixture(scope="module")
+def float_model() -> ir.Model:
+    return export_float(lively(configs()["rich"])).model
+
+
+def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Model, monkeypatch) -> None:
+    model = float_model.clone()
+    add_constant(model.graph, "half", np.arange(5, dtype=np.float16))
+    whole = ir.to_proto(cleaned(model)).SerializeToString()
+    assert model_bytes(model) == whole
+    monkeypatch.setattr("calibration.serialize.LARGE", 0)
+    monkeypatch.setattr("calibration.serialize.SMALL", 100)
+    with aside(model) as large:
+        assert large
+        kept = [each.const_value for each in model.graph.initializers.values()]
+        assert sum(isinstance(each, ir.ExternalTensor) for each in kept) > 5
+        assert model_bytes(model) == whole
+
+
+def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypatch) -> None:
+    model, pixels = float_model.clone(), np.full((2, 16, 24, 3), 90, np.uint8)
+    (expected,) = session_of(model).run(None, {"pixels": pixels})
+    monkeypatch.setattr("calibration.serialize.LARGE", 2**12)
+    with aside(model):
+        (weights,) = {Path(str(each.const_value.path)) for each in model.graph.initializers.values()
+                      if isinstance(each.const_value, ir.ExternalTensor)}  # fmt: skip
+        for _ in range(2):
+            session = session_of(cleaned(model))
+            let_go(model)
+            assert [each.name for each in weights.parent.iterdir()] == [weights.name]  # and no second copy
+            np.testing.assert_array_equal(session.run(None, {"pixels": pixels})[0], expected)
+    assert not weights.exists()
+    np.testing.assert_array_equal(session.run(None, {"pixels": pixels})[0], expected)

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from calibration.serialize import session_of
 from export.__main__ import main
-from export.source import is_of_others
+from export.source import from_weights, is_of_others
 from runtime.model_file.artifact import read_metadata
 from tools.expected_drift import random_checkpoint
 
@@ -50,6 +51,20 @@ def test_a_folder_of_weights_is_imported_and_exported(tmp_path: Path, monkeypatc
     assert "float32 equals torch to" in said.out
     assert "export: 1 tensors of the pre-training were left out (decoder)" in said.err
     assert "export: 1 images beside the folders" in said.err
+
+
+def test_weights_without_a_head_are_exported_as_an_embedding(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "features")
+    weights = {
+        name: v for name, v in load_file(folder / "model.safetensors").items() if "classifier" not in name
+    }
+    save_file(weights, folder / "model.safetensors")
+    source = from_weights(folder)
+    assert (source.labels, source.embedding) == ((), 16)
+    assert [value.name for value in source.exported.model.graph.outputs] == ["embedding"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    found = session_of(source.exported.model).run(["embedding"], {"pixels": pixels})[0]
+    np.testing.assert_allclose(found, source.reference(pixels), atol=1e-5)
 
 
 def test_heads_that_nothing_tells_are_asked_for_where_they_can_be_said(tmp_path: Path, capsys) -> None:

@@ -22,6 +22,7 @@ from export.files import model_bytes
 from export.source import from_onnx
 from runtime import Classifier
 from runtime.session import open_session
+from tools.expected_drift import random_checkpoint
 
 SIDE, PATCH, WIDTH, CLASSES = 16, 8, 24, 3
 
@@ -139,6 +140,8 @@ def test_weights_too_large_for_one_file_lie_beside_it(folder: Path, tmp_path: Pa
     np.testing.assert_allclose(found, expected, atol=1e-5)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["models"]["float32"]["bytes"] == sum(p.stat().st_size for p in out.glob("model.onnx*"))
+    whole = Classifier(out / "model.onnx", sha256=report["models"]["float32"]["sha256"])
+    assert whole(images[0]).label == "abc"[int(expected[0].argmax())]
     assert Classifier(out / "model.int8.onnx")(images[0]).label in "abc"
 
 
@@ -193,3 +196,24 @@ def test_the_lower_bounds_of_the_extra_onnx_work(new_python: Path, folder: Path,
     installed = run([*pip, *lowest("onnx", project)], folder)
     assert installed.returncode == 0, installed.stderr
     expect_files(exported([new_python, "-m", "export"], folder, root), folder)
+
+
+@pytest.mark.slow
+def test_the_lower_bounds_of_the_extra_export_work(new_python: Path, folder: Path, root: Path) -> None:
+    """With the one version of torch that installs without gigabytes of CUDA packages."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (torch,) = re.findall(
+        r"^torch==.*$", (root / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    bounds = [each for each in lowest("export", project) if not each.startswith("torch==")]
+    pip = [new_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for some in ([torch], bounds):
+        installed = run([*pip, *some], folder)
+        assert installed.returncode == 0, installed.stderr
+    checkpoint = random_checkpoint(folder / "model.safetensors")
+    options = ["--quantize", "--calibration", "digits", "--samples", "16", "--threads", "1"]
+    done = run([new_python, "-m", "export", checkpoint, *options, "--out", folder / "out"], root)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["parity"]["reference"] == "torch"
+    assert set(report["models"]) == {"float32", "int8"}
