@@ -23,7 +23,7 @@ from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
 from vit.data.images import DataError, Images
-from vit.tensors import CheckpointError
+from vit.document import CheckpointError
 
 HEADS = ("", "top-1 %", "agreement %", "SQNR dB")
 

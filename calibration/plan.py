@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -148,6 +149,18 @@ class QuantizationPlan:
             balance={name: _entry(BalancePlan, name, e) for name, e in document.get("balance", {}).items()},
             merging=_merging(document.get("merging", {})),
         )
+
+
+def read_plan(path: Path) -> QuantizationPlan:
+    """Read a plan.json.
+
+    Raises:
+        PlanError: naming the file, when it is not a plan.
+    """
+    try:
+        return QuantizationPlan.from_json(path.read_text(encoding="utf-8"))
+    except (PlanError, OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
 def _merging(document: Any) -> dict[str, int]:

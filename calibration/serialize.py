@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from runtime.interrupts import careful
 from runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def aside(model: ir.Model) -> Iterator[bool]:
         yield False
         return
     # Windows does not delete a file that is mapped.
-    with tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
+    with careful(), tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
         ir.external_data.unload_from_model(model, folder, WEIGHTS, size_threshold_bytes=SMALL)
         yield True
 
@@ -78,7 +79,7 @@ def serialized(model: ir.Model) -> Iterator[bytes | Path]:
     if weight_bytes(model) < LARGE:
         yield ir.to_proto(model).SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
+    with careful(), tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data=WEIGHTS)
         let_go(model)

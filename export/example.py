@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.errors import Interrupted
+
+EXAMPLE = "digits"
 CHECKPOINT = Path("runs/digits")
 ARTIFACTS = Path("artifacts/digits")
 IMAGES = "digits"
@@ -17,14 +20,19 @@ def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = l
         folder: where the run is kept.
         say: called with a line for people when an interrupted training goes on.
     """
-    from vit.checkpoint import FILE_NAME, load_checkpoint
-    from vit.training import resume as state
+    from vit.document import FILE_NAME, read_document
+    from vit.run_folder import STATE
     from vit.training.examples import train_example
 
     has_checkpoint = (folder / FILE_NAME).is_file()
-    if has_checkpoint and load_checkpoint(folder).finished:
+    if has_checkpoint and read_document(folder).finished:
         return folder
-    resume = (folder / state.FILE_NAME).is_file()
+    resume = (folder / STATE).is_file()
     if resume:
         say(f"{folder}: the training was interrupted; it goes on")
-    return train_example("digits", folder, resume=resume)
+    try:
+        return train_example(EXAMPLE, folder, resume=resume)
+    except Interrupted as error:
+        raise Interrupted(
+            f"stopped in training; its state is kept in {folder}: the same command goes on"
+        ) from error

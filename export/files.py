@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from calibration.serialize import SMALL, let_go, weight_bytes
+from runtime.interrupts import careful
 from runtime.model_file.artifact import METADATA_KEY, Metadata
 from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
 from runtime.writing import OutputError, explained_output
@@ -149,7 +150,7 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
-    with explained_output(folder):
+    with careful(), explained_output(folder):
         yield from _staged(folder)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from vit.data.images import DataError, Images, Split, open_images, split_images, splits_of
+from vit.data.labels import labeled_as
 from vit.data.training import left_out_notes
 
 SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
@@ -22,6 +23,16 @@ class ExportImages:
     note: str  # where the evaluation images came from, for the report
     search: Images | None = None
     notes: tuple[str, ...] = ()  # files in the folders that are no images
+
+
+def labeled(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
+    """Return the same images; those that measure and search have the model's own class indices.
+
+    Raises:
+        DataError: when the folders' classes are not the model's.
+    """
+    search = None if images.search is None else labeled_as(images.search, labels)
+    return replace(images, evaluation=labeled_as(images.evaluation, labels), search=search)
 
 
 def choose_images(

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
+from export.images import ExportImages, choose_images, labeled
+from runtime.errors import InputError
 from runtime.model_file.targets import Target
+from vit.data.images import DataError
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
@@ -53,3 +56,55 @@ class Options:
     def searches(self) -> bool:
         """True if a plan within the limits is searched for; a given plan is only checked against them."""
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
+
+
+def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
+    """Choose the images that an export is made with.
+
+    Args:
+        options: of the export.
+        labels: of the model; None where they are not known yet.
+
+    Raises:
+        DataError: for images that cannot be used.
+    """
+    given = options.calibration or options.evaluation
+    if given is None:
+        raise DataError(
+            "expected images like those the model will meet, found none given; add --calibration IMAGES"
+        )
+    chosen = choose_images(
+        given,
+        options.evaluation,
+        samples=options.samples,
+        evaluation_samples=options.evaluation_samples,
+        search=options.searches,
+    )
+    if labels is not None:
+        chosen = labeled(chosen, labels)
+    for each in (chosen.evaluation, chosen.search):
+        if options.max_drift is not None and each is not None and each.targets is None:
+            raise DataError(
+                f"{each.name}: --max-drift needs known classes, images in folders named as "
+                "the classes; for loose images use --min-agreement"
+            )
+    return chosen
+
+
+def check_outputs(labels: tuple[str, ...], options: Options) -> None:
+    """Refuse limits for an output that the model does not give.
+
+    Args:
+        labels: of the model; empty for one without classes, which gives an embedding.
+        options: of the export.
+
+    Raises:
+        InputError: saying what to limit in its place.
+    """
+    if options.min_cosine is not None and labels and not options.embedding:
+        raise InputError("--min-cosine limits the drift of embeddings, the model gives none; add --embedding")
+    if not labels and (options.budget.limits or options.merge_tokens is not None):
+        raise InputError(
+            "the model has no classes: --max-drift, --min-agreement, --min-sqnr and --merge-tokens judge "
+            "logits; limit the drift of its embeddings with --min-cosine"
+        )

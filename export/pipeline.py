@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from calibration.serialize import aside
-from export.checks import ExportError, check_limits, check_parity, with_judgment
+from export.checks import check_limits, check_parity, with_judgment
 from export.files import staged
 from export.float16 import to_float16
-from export.images import ExportImages, choose_images
+from export.images import ExportImages, labeled
 from export.measure.model_file import ModelFile
 from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
-from export.options import Options
-from export.quantization import quantize_source
+from export.options import Options, check_outputs, images_of
+from export.quantization import check_sites, quantize_source
 from export.source import Source, with_embedding
-from vit.data.images import DataError
-from vit.data.labels import labeled_as
 
 
 def export(
@@ -27,6 +24,7 @@ def export(
     out: Path,
     options: Options,
     report: Reporter = silent,
+    images: ExportImages | None = None,
     *,
     say: Callable[[str], object] = lambda _: None,
 ) -> Results:
@@ -36,7 +34,8 @@ def export(
         source: the float model.
         out: the folder for the files.
         options: what to make, with which images and limits.
-        report: shows progress.
+        report: shows each long step.
+        images: what `images_of` chose before; None to choose them now.
         say: takes a sentence for people, about files in the folders that are no images.
 
     Raises:
@@ -44,8 +43,11 @@ def export(
         ExportError: when the float model does not match its source, a layer fell back to float, or a variant
             drifts beyond the limits. Nothing is written then.
     """
-    source = _embedding(source, options)
-    images = _images(source, options)
+    check_outputs(source.labels, options)
+    if options.embedding:
+        source = with_embedding(source)
+    check_sites(source, options)
+    images = labeled(images or images_of(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
     with aside(source.exported.model) as large:
@@ -79,46 +81,6 @@ def _export(
         results = with_judgment(source, images, results, variants, options)
         _write_reports(results, variants, folder)
     return results
-
-
-def _embedding(source: Source, options: Options) -> Source:
-    """Return the source with the outputs that the options want; refuse limits that do not apply to them."""
-    if options.embedding:
-        source = with_embedding(source)
-    if options.min_cosine is not None and source.embedding is None:
-        raise ExportError(
-            "--min-cosine limits the drift of embeddings, the model gives none; add --embedding"
-        )
-    if not source.labels and (options.budget.limits or options.merge_tokens is not None):
-        raise ExportError(
-            "the model has no classes: --max-drift, --min-agreement, --min-sqnr and --merge-tokens judge "
-            "logits; limit the drift of its embeddings with --min-cosine"
-        )
-    return source
-
-
-def _images(source: Source, options: Options) -> ExportImages:
-    given = options.calibration or options.evaluation
-    if given is None:
-        raise DataError(
-            "expected images like those the model will meet, found none given; add --calibration IMAGES"
-        )
-    chosen = choose_images(
-        given,
-        options.evaluation,
-        samples=options.samples,
-        evaluation_samples=options.evaluation_samples,
-        search=options.searches,
-    )
-    evaluation = labeled_as(chosen.evaluation, source.labels)
-    search = None if chosen.search is None else labeled_as(chosen.search, source.labels)
-    for each in (evaluation, search):
-        if options.max_drift is not None and each is not None and each.targets is None:
-            raise DataError(
-                f"{each.name}: --max-drift needs known classes, images in folders named as "
-                "the classes; for loose images use --min-agreement"
-            )
-    return replace(chosen, evaluation=evaluation, search=search)
 
 
 def _write_reports(results: Results, variants: list[ModelFile], folder: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from calibration.graph import Array
 from calibration.merging.search import middle_merging
-from calibration.plan import PlanError, QuantizationPlan
+from calibration.plan import PlanError, QuantizationPlan, read_plan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import BudgetError, Search, search_plan
+from calibration.sites import find_sites
 from export.checks import too_far
 from export.images import ExportImages
+from export.layers import check_layers
 from export.measure.inference import Progress, batches
 from export.measure.variants import Reporter
 from export.options import Options
@@ -49,6 +51,19 @@ def quantize_source(
     return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
 
 
+def check_sites(source: Source, options: Options) -> None:
+    """Refuse a plan, or names of layers, that are not of this model, before an image is read.
+
+    Raises:
+        PlanError: naming what is unknown.
+    """
+    if options.plan is None and not options.keep_float:
+        return
+    sites = find_sites(source.exported.model)
+    plan = None if options.plan is None else read_plan(options.plan)
+    check_layers(options, plan, (*sites.linears, *sites.products))
+
+
 def _apply_given(source: Source, path: Path) -> Quantized:
     given = read_plan(path)
     if given.merging and not source.labels:
@@ -70,7 +85,7 @@ def _calibrate(source: Source, images: Images, options: Options, report: Reporte
 def _search(
     source: Source, images: Images, plan: QuantizationPlan, options: Options, report: Reporter
 ) -> Search:
-    with report("searching", len(plan.quantized())) as progress:
+    with report("searching a plan within the limits", unit="plan") as progress:
         try:
             return search_plan(
                 source.exported.model,
@@ -84,18 +99,6 @@ def _search(
             )
         except BudgetError as error:
             raise too_far("int8", str(error)) from error
-
-
-def read_plan(path: Path) -> QuantizationPlan:
-    """Read a plan.json.
-
-    Raises:
-        PlanError: naming the file, when it is not a plan.
-    """
-    try:
-        return QuantizationPlan.from_json(path.read_text(encoding="utf-8"))
-    except (PlanError, OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: {error}") from error
 
 
 def _counted(feed: Iterator[Array], progress: Progress) -> Iterator[Array]:

@@ -100,8 +100,8 @@ def from_weights(path: Path) -> Source:
 
     from export.from_torch import export_float
     from vit.pretrained.documents import SourceError
-    from vit.pretrained.files import find_weights
     from vit.pretrained.load import read_source
+    from vit.pretrained.places import find_weights
 
     try:
         found = read_source(path)
@@ -140,8 +140,8 @@ def is_of_others(path: Path) -> bool:
     """Return whether a file or folder holds weights of another project, not a checkpoint of this one."""
     from safetensors import SafetensorError, safe_open
 
-    from vit.checkpoint import FILE_NAME, KEY
-    from vit.pretrained.files import WEIGHTS, of_another
+    from vit.document import FILE_NAME, KEY
+    from vit.pretrained.places import WEIGHTS, of_another
 
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -149,7 +149,7 @@ def is_of_others(path: Path) -> bool:
     if file.suffix != ".safetensors":
         return file.name.endswith(WEIGHTS) or (bool(of_another(file.name)) and file.suffix != ".onnx")
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:
             return KEY not in (opened.metadata() or {})
     except (SafetensorError, OSError):
         return False  # reading it as a checkpoint says what is wrong

@@ -1,6 +1,6 @@
 """Classify images with a model that `python -m export` made. Needs onnxruntime, numpy and pillow.
 
-    from runtime import Classifier
+    from . import Classifier
 
     classify = Classifier("model.int8.onnx")
     print(classify("photo.jpg").label)
@@ -8,7 +8,8 @@
 Everything is imported when it is first asked for, so that `runtime.images.preprocess` serves training and
 calibration where there is no ONNX Runtime. In reading order:
 
-    errors, command  the tree of errors; what the command lines share
+    errors, command/ the tree of errors; what the command lines share
+    interrupts       Ctrl-C and SIGTERM at any moment of a command line
     text, writing    text of strangers made safe; files written aside and renamed
     images/          from a file on a disk to pixels
     model_file/      a model file, read with care
@@ -21,6 +22,7 @@ calibration where there is no ONNX Runtime. In reading order:
     embedder         an image to its features
     classifier       the class that apps embed
     batch/           what only python -m runtime needs
+    command_line     options and examples of python -m runtime
     __main__         python -m runtime
 """
 

@@ -16,6 +16,17 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """Return a number with its noun: 1 image, 2,000 images.
+
+    Args:
+        count: how many.
+        one: the noun for one.
+        several: the noun for any other number; None for `one` with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def flaw(error: Exception) -> str:
     """Describe an error in a document for a message; a `KeyError` alone states only a name."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

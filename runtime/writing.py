@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+from .interrupts import careful
 
 
 class OutputError(InputError):
@@ -22,7 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OutputError: when it cannot be written, with the reason.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with explained_output(path):
+    with careful(), explained_output(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
@@ -32,6 +34,23 @@ def write_atomically(path: Path, data: bytes) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Find out, before long work, whether files can be written to a folder that may not be there yet.
+
+    A folder is made and removed there, since permissions alone do not tell (a read-only disk, root).
+
+    Raises:
+        OutputError: for a file in its place, and for a place that cannot be written to.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"{place}: expected a folder to write to, found a file; choose another --out")
+    with careful(), explained_output(folder), tempfile.TemporaryDirectory(prefix=".vit-edge.", dir=place):
+        pass
 
 
 @contextmanager

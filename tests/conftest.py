@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # the runtime's tests run without these
 
 ROOT = Path(__file__).parents[1]
 
+# No lines of progress in what commands print: whether one is due depends on how busy the machine is.
+os.environ["VIT_EDGE_PROGRESS"] = "0"
+
 # The same examples in every run: a change makes a test fail, and not chance. Shared CPUs are slow at times.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

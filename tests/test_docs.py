@@ -18,7 +18,7 @@ from export.from_onnx.spec import FIELDS as SPEC_FIELDS
 from runtime.batch.output import FIELDS
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Metadata
-from vit_edge import __main__ as vit_edge
+from vit_edge import command as vit_edge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -55,7 +55,7 @@ def module_names() -> list[str]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            if "ArgumentParser(" in text and "__main__" in text:
+            if '__name__ == "__main__"' in text and ("ArgumentParser(" in text or "guarded(" in text):
                 parts = path.relative_to(ROOT).with_suffix("").parts
                 names.append(".".join(part for part in parts if part != "__main__"))
     return names

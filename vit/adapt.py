@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.config import ConfigError, ViTConfig
+from vit.config import ViTConfig, fixed_positions
 from vit.model import ViT
 
 
@@ -41,9 +41,7 @@ def moved_positions(model: ViT, config: ViTConfig) -> dict[str, Tensor]:
     Raises:
         ConfigError: when the positions are in the attention, and cannot be moved.
     """
-    if model.config.grid != config.grid and (config.rotary or config.attention_bias):
-        height, width = model.config.image_size
-        raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")
+    fixed_positions(model.config, config)
     old, new = model.config.grid, config.grid
     return {"position": resized_position(model.position.detach(), old, new)}
 

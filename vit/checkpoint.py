@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime.images.preprocess import Preprocess
-from runtime.text import flaw
-from vit.config import ConfigError, ViTConfig
+from vit.config import ViTConfig
+from vit.document import (
+    FILE_NAME,
+    FORMAT,
+    KEY,
+    VERSION,
+    CheckpointError,
+    checkpoint_name,
+    existing_checkpoint,
+    parse_document,
+)
 from vit.model import ViT
-from vit.tensors import CheckpointError, read_tensors, write_tensors
-
-FILE_NAME = "model.safetensors"
-FORMAT = "vit-edge checkpoint"
-VERSION = 1
-KEY = "vit_edge"
+from vit.tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """Name of the run: its folder, or the file where that has a name of its own."""
-        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (links stay as they were typed)
-        return path.parent.name if path.name == FILE_NAME else path.stem
+        return checkpoint_name(self.path)
 
 
 def result_of_test(recipe: Mapping[str, Any]) -> str:
@@ -117,35 +119,25 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / FILE_NAME
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file}: no checkpoint here; `python -m vit train` or `python -m vit import` make one"
-        )
+    file = existing_checkpoint(path)
     tensors, metadata = read_tensors(file)
-    try:
-        document = json.loads(metadata[KEY])
-        if document["format"] != FORMAT or document["version"] != VERSION:
-            raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {document['version']}")
-        config = ViTConfig.from_dict(document["config"])
-        preprocess = Preprocess.from_dict(document["preprocess"])
-        labels = tuple(str(label) for label in document["labels"])
-        history, recipe = list(document["history"]), dict(document["recipe"])
-        finished = bool(document.get("finished", True))
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        hint = "weights of another project are read by `python -m vit import`"
-        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error)}); {hint}") from error
-    model = ViT(config)
+    found = parse_document(file, metadata)
+    model = ViT(found.config)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Checkpoint(model.eval(), preprocess, labels, history, recipe, digest, file, finished)
+    return Checkpoint(
+        model=model.eval(),
+        preprocess=found.preprocess,
+        labels=found.labels,
+        history=found.history,
+        recipe=found.recipe,
+        digest=digest,
+        path=file,
+        finished=found.finished,
+    )
 
 
 def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:

@@ -145,3 +145,14 @@ def named_config(size: str, **changes: Any) -> ViTConfig:
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
     return replace(SIZES[size], **changes)
+
+
+def fixed_positions(old: ViTConfig, new: ViTConfig) -> None:
+    """Refuse another grid of patches for a model whose positions are in the attention.
+
+    Raises:
+        ConfigError: when the positions cannot be moved.
+    """
+    if old.grid != new.grid and (old.rotary or old.attention_bias):
+        height, width = old.image_size
+        raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")

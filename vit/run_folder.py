@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.writing import OutputError
+from runtime.writing import OutputError, check_folder
+from vit.document import FILE_NAME, CheckpointError, read_document
 
-MODEL, STATE = "model.safetensors", "state.safetensors"
+STATE = "state.safetensors"
 
 
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:
@@ -24,13 +25,14 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
         report: takes a line that says what "auto" does.
 
     Raises:
-        OutputError: for a file in the place of the folder, and for a run that would be lost.
+        OutputError: for a folder that cannot be written to, and for a run that would be lost.
+        CheckpointError: if there is nothing to go on with.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: expected a folder to write to, found a file; choose another --out")
     if resume and overwrite:
         raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
+    check_folder(out)
     if resume == "yes":
+        state_file(out)
         return True
     if resume == "auto":
         if (out / STATE).exists():
@@ -39,7 +41,7 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
         report(f"--resume auto: no state of a run in {out}, beginning one")
         if not _is_finished(out):
             return False
-    found = next((name for name in (MODEL, STATE) if (out / name).exists()), None)
+    found = next((name for name in (FILE_NAME, STATE) if (out / name).exists()), None)
     if found and not overwrite:
         raise OutputError(
             f"{out}: a run is there already ({found}); go on with it by --resume, replace it by --overwrite, "
@@ -48,9 +50,16 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
     return False
 
 
-def _is_finished(out: Path) -> bool:
-    if not (out / MODEL).exists():
-        return False
-    from vit.checkpoint import load_checkpoint
+def state_file(out: Path) -> Path:
+    """Return the file with the state of an unfinished run.
 
-    return load_checkpoint(out / MODEL).finished
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if not (out / STATE).is_file():
+        raise CheckpointError(f"{out}: no {STATE} to resume from; start without --resume")
+    return out / STATE
+
+
+def _is_finished(out: Path) -> bool:
+    return (out / FILE_NAME).exists() and read_document(out).finished

@@ -9,12 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from runtime.errors import InputError
 from runtime.writing import write_atomically
-
-
-class CheckpointError(InputError):
-    """A file that is no checkpoint, or one that is incomplete; the message says which and what to do."""
+from vit.document import incomplete
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -35,6 +31,4 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             return tensors, dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a complete safetensors file ({error}); make or copy it again"
-        ) from error
+        raise incomplete(file, error) from error

@@ -1,50 +1,24 @@
-"""The command `vit-edge COMMAND …`: hand the words to the command line of the package that does the work."""
+"""The command `vit-edge COMMAND …`. Signals are handled before the imports."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import export.__main__ as export
-import runtime.__main__ as runtime
-import vit.__main__ as vit
-
-_OTHERS: dict[str, tuple[Callable[..., int], str]] = {
-    "export": (export.main, "turn a model into ONNX files for a device, INT8 among them, and measure them"),
-    "run": (runtime.run_quietly, "classify images with such a file, or embed them"),
-}
+from runtime.interrupts import guarded
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> int:
-    """Run a command and return its exit code. Nothing heavy is imported before its own arguments are read.
+    """Run a command and return its exit code."""
+    from vit_edge.command import main
 
-    Args:
-        arguments: the command and its arguments; None takes those of the process.
-        prog: the command as it was typed, for usage.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = str(parser(prog).parse_args(words[:1]).command)
-    if command in vit.COMMANDS:
-        return vit.main(words, prog=prog)
-    work, _ = _OTHERS[command]
-    return work(words[1:], prog=f"{prog} {command}")
+    return main(arguments, prog=prog)
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of the first word."""
-    top = argparse.ArgumentParser(
-        prog=prog,
-        description="From a Vision Transformer to a small INT8 model on a device.",
-        epilog=f"Each command says more: {prog} COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong use, "
-        "130 interrupted.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for table in (vit.COMMANDS, _OTHERS):
-        for name, (_, summary) in table.items():
-            commands.add_parser(name, help=summary, add_help=False)
-    return top
+def console() -> int:
+    """Run the command of a process: what the installed script calls."""
+    return guarded("vit-edge", main)
 
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m vit_edge"))
+    sys.exit(guarded("vit-edge", lambda: main(prog="python -m vit_edge")))

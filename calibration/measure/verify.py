@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
+from runtime.interrupts import careful
 from runtime.model_file.targets import Target
 from runtime.session import session_options
 
@@ -51,7 +52,7 @@ def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model
         target: the form of its INT8 weights; the session is the one that the runtime opens.
     """
     options = session_options(threads=1, target=target)
-    with tempfile.TemporaryDirectory() as folder:
+    with careful(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         source = model if isinstance(model, bytes) else str(model)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,10 +28,18 @@ from vit.data.public import public_name
 BEFORE_SEARCH = "int8 before the search"
 DENSE = "int8 without merging"
 
-Reporter = Callable[[str, int], AbstractContextManager[Progress]]  # (what, how many images) → a progress bar
+
+class Reporter(Protocol):
+    """Shows one long step: what is done, and how many there are of what; 0 where nothing is counted."""
+
+    def __call__(
+        self, what: str, total: int = 0, unit: str = "image"
+    ) -> AbstractContextManager[Progress]: ...
 
 
-def silent(_what: str, _total: int) -> AbstractContextManager[Progress]:
+def silent(what: str, total: int = 0, unit: str = "image") -> AbstractContextManager[Progress]:
+    """Show nothing."""
+    del what, total, unit
     return nullcontext(lambda _: None)
 
 
@@ -96,7 +104,8 @@ def _measure_all(
         del sessions  # before those of the latencies are opened
     # A model without classes has no logits: nothing is said of labels.
     logits = [each.get("logits", np.zeros((len(evaluation), 0), np.float32)) for each in outputs]
-    latency = _latencies(source, variants, evaluation)
+    with report("measuring latency"):
+        latency = _latencies(source, variants, evaluation)
     embedded: dict[str, Array] = {
         each.variant: found["embedding"]
         for each, found in zip(variants, outputs, strict=False)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DONE, FAILED, InputError, MissingPackageError
 from ..images.left_out import LeftOut
+from ..interrupts import careful
 from ..text import printable
 from ..writing import explained_output
 from .inputs import named_images, no_images
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     began, done, failures = time.monotonic(), 0, list[str]()
     failed, left_out = 0, LeftOut()
     features = embed.info.outputs["embedding"]
-    with explained_output(out), ExitStack() as stack:
+    with careful(), explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
         stack.callback(files.discard)
         for result in embed.stream(

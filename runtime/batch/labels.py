@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..classifier import Classifier
-from ..command import PACKAGE, complain
+from ..command.line import PACKAGE, complain
 from ..errors import DONE, FAILED, INTERRUPTED
+from ..interrupts import careful
 from ..results import Result
+from ..text import counted
 from .inputs import named_images, no_images
 from .options import UsageError
 from .output import Done, Lines, begin, format_of
@@ -48,8 +50,8 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     done = Done(iter(()))
     if output is not None:
         done = begin(output, classify.info.sha256, resume=options.resume, overwrite=options.overwrite)
-    counted = sys.stderr.isatty() and "-" not in options.images
-    total = sum(1 for _ in named_images(options)) if counted else None
+    countable = sys.stderr.isatty() and "-" not in options.images
+    total = sum(1 for _ in named_images(options)) if countable else None
     report = Report(total)
     sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
     lines = Lines(output, options.format or format_of(output))
@@ -59,10 +61,13 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
         ordered=not options.unordered,
     )
     try:
-        _write_all(results, lines, report, sorter)
+        with careful():
+            _write_all(results, lines, report, sorter)
     except KeyboardInterrupt:
         lines.close()
-        return _end(report, INTERRUPTED, "interrupted" + _how_to_go_on(output))
+        report.clear()
+        done_now = f"interrupted after {counted(report.seen, 'image')}"
+        return complain(PACKAGE, done_now + _how_to_go_on(output), INTERRUPTED)
     except BrokenPipeError:
         raise
     except OSError as error:

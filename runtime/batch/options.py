@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..command import positive
+from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 

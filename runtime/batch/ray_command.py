@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..command import PACKAGE, complain
+from ..command.line import PACKAGE, complain
 from ..errors import DONE, FAILED, INTERRUPTED
 from ..text import printable
 from .chunks import Job, Summary

@@ -135,10 +135,10 @@ def test_a_budget_that_cannot_be_met_leaves_the_old_files(
     common = (checkpoint, "--quantize", "--calibration", photos, "--out", "out")
     assert run(*common).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    failed = run(*common, "--min-agreement", 101)
+    failed = run(*common, "--min-sqnr", 199)
     assert failed.returncode == 1
     assert re.fullmatch(
-        r"export: int8 drifts beyond the limit: agreement is .* asked for are 101 on \d+ images apart, "
+        r"export: int8 drifts beyond the limit: SQNR is .* \(minimum: 199 dB\) on \d+ images apart, "
         r"even with .* back in float; furthest from float: .*Nothing was written; .*\n",
         failed.stderr,
     )
@@ -252,7 +252,7 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             break_nothing,
             ["c.safetensors", "--calibration", "photos", "--keep-float", "blocks.9.mlp.fc2"],
             2,
-            "no layer is called blocks.9.mlp.fc2; the graph has: patch_embedding",
+            "no layer is called blocks.9.mlp.fc2; the model has: patch_embedding",
         ),
         (
             break_nothing,
@@ -262,9 +262,9 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
         ),
         (
             break_nothing,
-            ["c.safetensors", "--calibration", "photos", "--max-drift=-200"],
+            ["c.safetensors", "--calibration", "photos", "--min-sqnr", "199"],
             1,
-            "int8 drifts beyond the limit: top-1 falls by .*; furthest from float: .* Nothing was written",
+            "int8 drifts beyond the limit: .*SQNR .*; furthest from float: .* Nothing was written",
         ),
         (
             break_nothing,

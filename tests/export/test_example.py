@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from export.__main__ import unfinished
+from export.command.doors import unfinished
 from export.example import example_checkpoint
 from runtime.errors import Interrupted
-from vit.checkpoint import FILE_NAME, load_checkpoint
+from vit.checkpoint import load_checkpoint
+from vit.document import FILE_NAME
 from vit.training import examples
 from vit.training import resume as state
 

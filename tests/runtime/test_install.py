@@ -163,7 +163,7 @@ def test_a_device_says_what_to_install_for_more(
 
 
 def test_the_command_imports_nothing_heavy(device: Path, tmp_path: Path) -> None:
-    script = "import sys, vit_edge.__main__; print(*{name.split('.')[0] for name in sys.modules})"
+    script = "import sys, vit_edge.command; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = set(run(device / "python", "-c", script, cwd=tmp_path).stdout.split())
     assert {"vit", "export", "runtime"} <= loaded
     assert not loaded & {"numpy", "PIL", "onnxruntime", "torch", "tqdm"}

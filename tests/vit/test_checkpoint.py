@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.writing import OutputError
-from vit.checkpoint import KEY, load_checkpoint, save_checkpoint
-from vit.tensors import CheckpointError
+from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.document import KEY, CheckpointError
 
 
 @pytest.fixture

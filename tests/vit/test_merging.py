@@ -14,8 +14,9 @@ from calibration.merging.write import merge_tokens as merged_graph
 from export.from_torch import export_float
 from runtime.session import open_session
 from vit.config import ConfigError, ViTConfig
-from vit.merging import merge, merge_tokens, middle_schedule, multiply_adds_left
+from vit.merging import merge, merge_tokens, multiply_adds_left
 from vit.model import ViT
+from vit.schedule import middle_schedule
 
 CONFIG = ViTConfig(
     image_size=(40, 48), patch_size=8, width=32, depth=4, heads=4, mlp_width=64, classes=10, layer_scale=True

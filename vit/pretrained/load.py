@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 
 from runtime.images.preprocess import Preprocess
+from runtime.text import counted
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
 from vit.pretrained.arrange import arranged, in_color
 from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
-from vit.pretrained.files import description_folder, find_weights, read_weights
+from vit.pretrained.files import read_weights
 from vit.pretrained.formats import recognize
 from vit.pretrained.fused import Tensors
 from vit.pretrained.heads import settled_head
+from vit.pretrained.places import description_folder, find_weights
 from vit.pretrained.preprocessing import View
 from vit.pretrained.shape import Described, config_of
 from vit.pretrained.usual import view_of
@@ -178,14 +180,15 @@ def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> st
     return "; ".join([*parts, *hints]) and "tensors do not fit: " + "; ".join([*parts, *hints])
 
 
-def named_labels(found: ImportedModel, file: Path) -> ImportedModel:
-    """Return the same model with the labels of a file, one per line."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{file}: cannot be read as labels ({error})") from error
-    if len(labels) != found.model.config.classes:
-        raise SourceError(f"{file}: has {len(labels)} labels, the model {found.model.config.classes} classes")
+def with_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:
+    """Return the same model with the labels that were read from a file.
+
+    Raises:
+        SourceError: when their number is not that of the classes.
+    """
+    classes = found.model.config.classes
+    if len(labels) != classes:
+        there, expected = counted(len(labels), "label"), counted(classes, "class", "classes")
+        raise SourceError(f"{file}: has {there}, the model has {expected}")
     assumed = tuple(sentence for sentence in found.assumed if "--labels" not in sentence)
     return replace(found, labels=labels, assumed=assumed)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vit.pretrained.documents import SourceError
-from vit.pretrained.files import LORA
 from vit.pretrained.formats import TELLS
 from vit.pretrained.fused import Tensors
+from vit.pretrained.places import LORA
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
 PLAIN = (

@@ -10,9 +10,7 @@ from typing import Any
 from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
 from vit.data.training import open_data
-from vit.model import new_model
 from vit.training.recipe import Recipe, RecipeError
-from vit.training.train import train
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,9 @@ def example(name: str) -> Example:
 
 def train_example(name: str, out: Path, *, data: Path | str | None = None, **options: Any) -> Path:
     """Train an example into `out`; `data` is another place of its images, `options` go to `train`."""
+    from vit.model import new_model
+    from vit.training.train import train
+
     chosen = example(name)
     recipe = chosen.recipe
     return train(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.data.batches import Store
+from vit.document import CheckpointError
 from vit.model import ViT
-from vit.tensors import CheckpointError, read_tensors, write_tensors
+from vit.tensors import read_tensors, write_tensors
 from vit.training.recipe import RecipeError
 
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from vit.tensors import CheckpointError, read_tensors, write_tensors
+from vit.document import CheckpointError, read_metadata
+from vit.run_folder import STATE, state_file
+from vit.tensors import read_tensors, write_tensors
 
-FILE_NAME = "state.safetensors"
+FILE_NAME = STATE
 KEY = "vit_edge_state"
 
 
@@ -73,14 +75,9 @@ def load_state(
     Raises:
         CheckpointError: when there is none, when it is incomplete, or when it is of another run.
     """
-    path = folder / FILE_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no {FILE_NAME} to resume from; start without --resume")
+    path = state_file(folder)
     tensors, metadata = read_tensors(path)
-    try:
-        document = json.loads(metadata[KEY])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not the state of a training run") from error
+    document = _document(path, metadata)
     check_identity(path, json.loads(json.dumps(dict(identity))), document["identity"])
     module.load_state_dict(part(tensors, "model."))
     slots = part(tensors, "optimizer.")
@@ -102,6 +99,29 @@ def load_state(
         raise CheckpointError(
             f"{path}: the state of another version ({error}); start without --resume"
         ) from error
+
+
+def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Find out from the header of the state, before images are read, whether the run is another one.
+
+    Args:
+        folder: of the run.
+        identity: a part of what `save_state` was given.
+
+    Raises:
+        CheckpointError: as `load_state`.
+    """
+    path = state_file(folder)
+    saved = _document(path, read_metadata(path))["identity"]
+    mine = json.loads(json.dumps(dict(identity)))
+    check_identity(path, mine, {name: saved.get(name) for name in mine})
+
+
+def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(metadata[KEY]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run") from error
 
 
 def fused(optimizer: Optimizer) -> bool:

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from runtime.command.progress import Step
 from runtime.images.preprocess import Preprocess
 from runtime.writing import write_atomically
-from vit.checkpoint import FILE_NAME, result_of_test, save_checkpoint
+from vit.checkpoint import result_of_test, save_checkpoint
 from vit.data.batches import Store
 from vit.data.digests import MOST, digests, same_images
 from vit.data.images import Images
 from vit.data.training import TrainingData, targets_of
+from vit.document import FILE_NAME
 from vit.merging import merge_tokens
 from vit.model import ViT
 from vit.training import resume
@@ -74,40 +75,23 @@ class Session:
         self, name: str, images: Images, preprocess: Preprocess, world: World, device: torch.device
     ) -> Batches:
         """Decode a part of the data, and turn it into what the strategy reads."""
-        store = self.store(name, images, preprocess)
-        cache = self.out / "features" if world.first else None
-        return self.strategy.batches(store, device, cache, self.progress("features", len(store)))
-
-    def store(self, name: str, images: Images, preprocess: Preprocess) -> Store:
-        store = Store(
-            images,
-            preprocess,
-            bad_share=self.recipe.bad_images,
-            progress=self.progress(name, len(images)),
-        )
+        quiet = not world.first
+        with Step("vit", f"reading {name}", len(images), quiet=quiet) as step:
+            store = Store(images, preprocess, bad_share=self.recipe.bad_images, progress=step.to)
         self.stores[name] = store
-        return store
+        cache = self.out / "features" if world.first else None
+        with Step("vit", f"computing features of {name}", len(store), quiet=quiet) as step:
+            return self.strategy.batches(store, device, cache, step.to)
 
-    def progress(self, name: str, total: int | None = None) -> Callable[[int], object]:
-        bar = tqdm(total=total, desc=f"reading {name}", unit=" images", leave=False, disable=None)
-
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-            if done == bar.total:
-                bar.close()
-
-        return show
-
-    def bar(self, loop: Loop) -> tqdm:
-        quiet = None if loop.world.first else True  # None: only where standard error is a terminal
+    def training(self, loop: Loop) -> Step:
+        """Return the display of the steps of training; one process shows it."""
         done = loop.progress.epoch * loop.steps + loop.progress.step
-        return tqdm(
-            total=self.recipe.epochs * loop.steps, initial=done, desc="training", unit=" steps", disable=quiet
-        )
+        total = self.recipe.epochs * loop.steps
+        return Step("vit", "training", total, "step", done=done, quiet=not loop.world.first)
 
-    def step(self, bar: Any, progress: resume.Progress, loss: float) -> None:
-        bar.update()
-        bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.3f}", refresh=False)
+    def step(self, shown: Step, progress: resume.Progress, loss: float) -> None:
+        shown.detail = f"epoch {progress.epoch + 1}, loss {loss:.3f}"
+        shown.update()
 
     def close_epoch(self, loop: Loop, row: Mapping[str, Any], best: bool) -> None:
         if not loop.world.first:
@@ -141,13 +125,20 @@ class Session:
         )
 
     def stateful(self, loop: Loop) -> dict[str, Any]:
-        identity = {"config": self.model.config.to_dict(), "images": len(self.data.train)}
-        identity |= {"recipe": self.recipe.to_dict(), "labels": self.data.labels, "steps": loop.steps}
         return {
             "module": loop.module,
             "optimizer": loop.optimizer,
             "average": loop.average,
-            "identity": identity,
+            "identity": self.identity() | {"steps": loop.steps},
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on, as far as it is known before images are read."""
+        return {
+            "config": self.model.config.to_dict(),
+            "images": len(self.data.train),
+            "recipe": self.recipe.to_dict(),
+            "labels": self.data.labels,
         }
 
     def save(self, loop: Loop) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
-from vit.adapt import adapt, resize
-from vit.checkpoint import Checkpoint, load_checkpoint
-from vit.config import ConfigError, ViTConfig, named_config
+from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
 from vit.data.training import TrainingData, open_data
-from vit.merging import middle_schedule
-from vit.model import ViT, new_model
-from vit.tensors import CheckpointError
+from vit.document import CheckpointError, Document, read_document
+from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES
 from vit.training.recipe import PRESETS, Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from vit.checkpoint import Checkpoint
+    from vit.model import ViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,17 @@ class Start:
     notes: dict[str, Any]
 
 
-def prepare(options: TrainOptions) -> Start:
-    """Put together what `python -m vit train` was asked for.
+@dataclass(frozen=True)
+class Checked:
+    """Parts of a run that are known before weights are read."""
+
+    recipe: Recipe
+    data: TrainingData
+    config: ViTConfig  # of the model that will be trained
+
+
+def check(options: TrainOptions) -> Checked:
+    """Find what does not fit, without reading weights and without torch.
 
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
@@ -67,11 +77,37 @@ def prepare(options: TrainOptions) -> Start:
             f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
             "--merge-tokens out, or train the whole model (--preset finetune)"
         )
+    source = read_document(options.source) if options.source else None
+    teacher = read_document(options.teacher) if options.teacher else None
+    if source and (options.model or options.patch_size):
+        raise ConfigError(
+            "--model and --patch-size describe a new model; --from brings its own: give one of them"
+        )
+    chosen_config(options, recipe, ("",), source)  # before a large folder is searched for images
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
+    config = chosen_config(options, recipe, data.labels, source)
+    middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
+    if teacher and teacher.labels != data.labels:
+        raise CheckpointError(
+            f"{options.teacher}: the teacher's classes ({', '.join(teacher.labels[:5])}, …) are not those of "
+            f"the images ({', '.join(data.labels[:5])}, …); fine-tune it on the same classes first"
+        )
+    return Checked(recipe, data, config)
+
+
+def prepare(options: TrainOptions) -> Start:
+    """Put together what `python -m vit train` was asked for, after `check` has found nothing wrong.
+
+    Raises:
+        RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
+    """
+    checked = check(options)
+    from vit.checkpoint import load_checkpoint
+
+    recipe, data = checked.recipe, checked.data
     source = load_checkpoint(options.source) if options.source else None
-    model, preprocess = chosen_model(options, recipe, data.labels, source)
-    middle_schedule(model.config, recipe.merge_tokens)  # does the model have so many patches?
-    teacher = load_teacher(options.teacher, data.labels) if options.teacher else None
+    model, preprocess = chosen_model(checked, source)
+    teacher = load_checkpoint(options.teacher) if options.teacher else None
     notes = {"from": source.digest} if source else {}
     if teacher:
         notes["teacher"] = teacher.digest
@@ -114,29 +150,49 @@ PARSERS: dict[str, Any] = {
 DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
 
 
-def chosen_model(
-    options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Checkpoint | None
-) -> tuple[ViT, Preprocess]:
-    size = (options.image_size, options.image_size) if options.image_size else None
+def chosen_config(
+    options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Document | None
+) -> ViTConfig:
+    """Return the shape of the model to train.
+
+    Args:
+        options: of the command line.
+        recipe: an example's brings its own shape.
+        labels: of the images.
+        source: the document of the checkpoint to start from.
+
+    Raises:
+        ConfigError: for sizes that no model can have.
+    """
+    changes: dict[str, Any] = {"classes": len(labels)}
+    if options.image_size:
+        changes["image_size"] = (options.image_size, options.image_size)
     if source:
-        if options.model or options.patch_size:
-            raise ConfigError(
-                "--model and --patch-size describe a new model; --from brings its own: give one of them"
-            )
-        if source.labels == labels:  # the same classes: the head goes on learning
-            model = resize(source.model, size or source.model.config.image_size)
-        else:
-            model = adapt(source.model, classes=len(labels), image_size=size)
-        return model, resized(source.preprocess, model.config.image_size)
-    if recipe.name in EXAMPLES and not options.model:
-        config = replace(EXAMPLES[recipe.name].config, classes=len(labels))
-    else:
-        config = named_config(options.model or "tiny", classes=len(labels))
-    changes: dict[str, Any] = {"image_size": size} if size else {}
+        if source.labels != labels:  # a new head, without the layer that some pre-trained ones have
+            changes["representation"] = None
+        config = replace(source.config, **changes)
+        fixed_positions(source.config, config)
+        return config
     if options.patch_size:
         changes["patch_size"] = options.patch_size
-    config = replace(config, **changes)
-    return new_model(config, recipe.seed), preprocess_for(config, recipe)
+    if recipe.name in EXAMPLES and not options.model:
+        return replace(EXAMPLES[recipe.name].config, **changes)
+    return named_config(options.model or "tiny", **changes)
+
+
+def chosen_model(checked: Checked, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
+    """Return the model to train, new or made from a checkpoint, and its preprocessing."""
+    from vit.adapt import adapt, resize
+    from vit.model import new_model
+
+    config, labels = checked.config, checked.data.labels
+    if source is None:
+        return new_model(config, checked.recipe.seed), preprocess_for(config, checked.recipe)
+    if source.labels == labels:  # the same classes: the head goes on learning
+        model = resize(source.model, config.image_size)
+    else:
+        model = adapt(source.model, classes=len(labels), image_size=config.image_size)
+    return model, resized(source.preprocess, config.image_size)
 
 
 def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
@@ -168,13 +224,3 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
             f"({', '.join(labels[:5])}, …), found images without classes"
         )
     return images
-
-
-def load_teacher(path: Path, labels: tuple[str, ...]) -> Checkpoint:
-    teacher = load_checkpoint(path)
-    if teacher.labels != labels:
-        raise CheckpointError(
-            f"{path}: the teacher's classes ({', '.join(teacher.labels[:5])}, …) are not those of the "
-            f"images ({', '.join(labels[:5])}, …); fine-tune it on the same classes first"
-        )
-    return teacher

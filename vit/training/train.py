@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runtime.errors import MissingPackageError, install_line
 from runtime.images.preprocess import Preprocess
+from runtime.interrupts import asked_to_stop
 from vit.data.training import TrainingData
 from vit.model import ViT
 from vit.training.distributed import choose_device, join_world
 from vit.training.recipe import Recipe
-from vit.training.resume import load_state
+from vit.training.resume import check_resumable, load_state
+from vit.training.scalars import scalars
 from vit.training.session import Session
 
 
@@ -60,6 +58,8 @@ def train(
     """
     session = Session(recipe, model, data, preprocess, Path(out), report, notes or {})
     chosen = choose_device(device)
+    if resume:
+        check_resumable(session.out, session.identity())  # before images are read
     with join_world(chosen) as world, torch.random.fork_rng(), scalars(session.out, tensorboard) as write:
         loop = session.loop(chosen, world, teacher)
         if resume:
@@ -70,57 +70,11 @@ def train(
             session.close_epoch(loop, row, best)
             write(row)
 
-        with session.bar(loop) as bar, interruptions() as stop:
+        with session.training(loop) as step, asked_to_stop() as stop:
             loop.run(
-                on_step=lambda progress, loss: session.step(bar, progress, loss),
+                on_step=lambda progress, loss: session.step(step, progress, loss),
                 on_epoch=close_epoch,
                 stop=stop,
                 save=lambda: session.save(loop),
             )
         return session.finish(loop)
-
-
-@contextmanager
-def scalars(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes an epoch's row for TensorBoard, or does nothing."""
-    if not wanted:
-        yield lambda _: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingPackageError(
-            f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}"
-        ) from error
-
-    def write(row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            writer.add_scalar(name, value, row["epoch"])
-        writer.flush()
-
-    writer = SummaryWriter(out / "tensorboard")
-    try:
-        yield write
-    finally:
-        writer.close()
-
-
-@contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first Ctrl-C into a question that the loop asks after each step."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(_number: int, _frame: object) -> None:
-        if asked.is_set():  # the second time in earnest
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -424,4 +424,4 @@ def test_command_line(tmp_path):
     names.write_text("too few\n")
     failed = subprocess.run([*command, "--labels", str(names)], capture_output=True, text=True)
     assert failed.returncode == 2
-    assert failed.stderr.strip().endswith("has 1 labels, the model 7 classes")
+    assert failed.stderr.strip().endswith("has 1 label, the model has 7 classes")

@@ -17,8 +17,9 @@ from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.data.batches import Store
 from vit.data.images import DataError, open_images
 from vit.data.training import TrainingData, open_data
+from vit.document import CheckpointError
 from vit.model import ViT, new_model
-from vit.tensors import CheckpointError, read_tensors
+from vit.tensors import read_tensors
 from vit.training import resume as state
 from vit.training.evaluate import best_epoch
 from vit.training.loop import Loop, TrainingError
@@ -333,11 +334,9 @@ def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, 
 
 def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
     from vit import __main__ as command
-    from vit import run_folder
-    from vit.checkpoint import FILE_NAME as checkpoint_name
+    from vit.document import FILE_NAME as checkpoint_name
     from vit.training.resume import FILE_NAME as state_name
 
-    assert (checkpoint_name, state_name) == (run_folder.MODEL, run_folder.STATE)
     out = tmp_path / "run"
     kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
     train = ["train", "--data", str(photos), "--out", str(out)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.command import positive
+from runtime.command.line import number, positive
 from runtime.model_file.targets import TARGETS, unknown_target
 
 
@@ -58,11 +58,21 @@ def _add_files_and_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-drift", type=float, metavar="POINTS", help="fail when top-1 falls by more percentage points")
-    add("--min-agreement", type=float, metavar="PERCENT", help="fail when fewer images keep their label")
+    add(
+        "--max-drift",
+        type=number(0, 100),
+        metavar="POINTS",
+        help="fail when top-1 falls by more percentage points",
+    )
+    add(
+        "--min-agreement",
+        type=number(0, 100),
+        metavar="PERCENT",
+        help="fail when fewer images keep their label",
+    )
     add(
         "--min-sqnr",
-        type=float,
+        type=number(),
         metavar="DB",
         help="fail when the logits' signal-to-noise ratio is lower (default: 20 with --merge-tokens "
         "and no R, else none)",
@@ -75,7 +85,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--min-cosine",
-        type=float,
+        type=number(-1, 1),
         metavar="COSINE",
         help="fail when the mean cosine of the embeddings to those of float32 is lower",
     )
@@ -102,7 +112,13 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     add("--plan", type=Path, metavar="PLAN", help="quantize by this plan.json instead of calibrating")
-    add("--keep-float", nargs="+", default=[], metavar="LAYER", help="layers to leave in float32")
+    add(
+        "--keep-float",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="a layer to leave in float32; may be repeated",
+    )
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 

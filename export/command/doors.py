@@ -1,0 +1,179 @@
+"""Sources of a model: checkpoints, weights of other projects, ONNX models and the example."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from export.command.checks import Known
+from export.example import ARTIFACTS, CHECKPOINT, EXAMPLE, example_checkpoint
+from export.layers import layers_of
+from export.source import from_checkpoint, from_onnx, from_weights, is_of_others
+from runtime.command.progress import Step, tell
+from runtime.errors import InputError, MissingPackageError, install_line
+
+if TYPE_CHECKING:
+    from export.source import Source
+
+
+class Door(Protocol):
+    """One kind of source."""
+
+    @property
+    def out(self) -> Path:
+        """Where the files go when the command line does not say."""
+
+    def known(self) -> Known:
+        """Return what is known without weights; refuse what is no such source."""
+
+    def open(self) -> Source:
+        """Read the weights and make the float graph."""
+
+
+@dataclass(frozen=True)
+class CheckpointDoor:
+    """A checkpoint of this project."""
+
+    path: Path
+
+    @property
+    def out(self) -> Path:
+        """artifacts/NAME of the run's folder."""
+        from vit.document import checkpoint_name, existing_checkpoint
+
+        return Path("artifacts") / checkpoint_name(existing_checkpoint(self.path))
+
+    def known(self) -> Known:
+        """Return the labels and the layers; say it when the training is not finished."""
+        from vit.document import existing_checkpoint, read_document
+
+        document = read_document(self.path)
+        if not document.finished:
+            note(f"{existing_checkpoint(self.path)}: {unfinished(document.history, document.recipe)}")
+        return Known(document.labels, layers_of(document.config))
+
+    def open(self) -> Source:
+        """Load the weights, and let torch write the graph."""
+        with Step("export", f"writing the float graph of {self.path}"):
+            from vit.checkpoint import load_checkpoint
+
+            return from_checkpoint(load_checkpoint(self.path))
+
+
+@dataclass(frozen=True)
+class ExampleDoor:
+    """The embedded example, which is trained when it is not yet."""
+
+    out = ARTIFACTS
+
+    def known(self) -> Known:
+        """Return the labels and layers of the digits model."""
+        from vit.training.examples import example
+
+        return Known(tuple("0123456789"), layers_of(example(EXAMPLE).config))
+
+    def open(self) -> Source:
+        """Train as far as it is not trained yet, then do as for any checkpoint."""
+        return CheckpointDoor(example_checkpoint(CHECKPOINT, say=note)).open()
+
+
+@dataclass(frozen=True)
+class WeightsDoor:
+    """Weights of another project."""
+
+    path: Path
+
+    @property
+    def out(self) -> Path:
+        """artifacts/NAME of the file or the folder."""
+        return Path("artifacts") / (self.path.resolve().name if self.path.is_dir() else self.path.stem)
+
+    def known(self) -> Known:
+        """Return nothing: only the weights tell. Refuse files that are none."""
+        from vit.pretrained.places import find_weights, refuse_other_files
+
+        refuse_other_files(find_weights(self.path))
+        return Known()
+
+    def open(self) -> Source:
+        """Import the weights, and let torch write the graph."""
+        with Step("export", f"importing {self.path} and writing its float graph"):
+            return from_weights(self.path)
+
+
+@dataclass(frozen=True)
+class OnnxDoor:
+    """An ONNX model of another exporter, with its description."""
+
+    model: Path
+    preprocess: Path | None
+
+    @property
+    def out(self) -> Path:
+        """artifacts/NAME of the file or the folder."""
+        from export.from_onnx.folder import find_model, name_of
+
+        return Path("artifacts") / name_of(find_model(self.model))
+
+    def known(self) -> Known:
+        """Return the labels, where the description has them."""
+        from export.from_onnx.folder import describe
+        from export.from_onnx.spec import ForeignError
+
+        described = describe(self.model, self.preprocess)
+        if not described.model.is_file():
+            raise ForeignError(f"{described.model}: no such file; give an .onnx file or its folder")
+        return Known(described.spec.labels)
+
+    def open(self) -> Source:
+        """Read the graph and bring it into its canonical form."""
+        with Step("export", f"reading {self.model}"):
+            return from_onnx(self.model, self.preprocess)
+
+
+def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> Door:
+    """Return the kind of source that a command line names.
+
+    Raises:
+        MissingPackageError: where the source needs PyTorch and it is not installed.
+        InputError: for an ONNX model without --onnx.
+    """
+    if onnx is not None:
+        return OnnxDoor(onnx, preprocess)
+    if not _installed("torch") or not _installed("safetensors"):
+        raise MissingPackageError(
+            f"{checkpoint or CHECKPOINT}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
+            "model does not: python -m export --onnx MODEL"
+        )
+    if checkpoint is None:
+        return ExampleDoor()
+    if is_of_others(checkpoint):
+        return WeightsDoor(checkpoint)
+    inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
+    if checkpoint.suffix == ".onnx" or inside:
+        raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
+    return CheckpointDoor(checkpoint)
+
+
+def _installed(package: str) -> bool:
+    return sys.modules.get(package) is not None or (
+        package not in sys.modules and find_spec(package) is not None
+    )
+
+
+def note(line: str) -> None:
+    """Print a line for people on standard error."""
+    tell(f"export: {line}")
+
+
+def unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
+    """Say how far a run has come whose checkpoint is not the final one."""
+    epochs = recipe.get("recipe", {}).get("epochs", "?")
+    return (
+        f"the training is not finished (epoch {len(history)} of {epochs}); this exports the best epoch "
+        "so far; finish it with python -m vit train … --resume"
+    )

@@ -1,0 +1,43 @@
+"""The parser of `python -m export CHECKPOINT --quantize --calibration IMAGES --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from export.command.arguments import add_arguments
+from runtime.command.line import Parser, run_command
+from vit.data.public import public_command
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m export") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    options = parser(prog).parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options.command = public_command(["python", "-m", "export", *words])
+    extra = "export" if options.onnx is None else "onnx"
+    stopped = "stopped; the files of the last export are as they were"
+
+    def work() -> int:
+        from export.command.run import run
+
+        return run(options)
+
+    return run_command("export", work, stopped=stopped, extra=extra)
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog=prog,
+        description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
+        epilog="Exit codes: 0 done; 1 the export failed or drifts too far, nothing was written; 2 wrong use.",
+    )
+    add_arguments(parser)
+    return parser

@@ -1,0 +1,73 @@
+"""The work of `python -m export`: check everything that can be known, then export."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+from export.command.checks import check_all, check_combinations, is_example
+from export.command.doors import door_of, note
+from export.example import IMAGES
+from export.measure.environment import target_here
+from export.measure.inference import Progress
+from export.options import Options
+from export.source import Source
+from runtime.command.progress import Step
+from runtime.errors import DONE
+from runtime.images.openers import register_openers
+from vit.data.folders import passed_over
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be known first, then export."""
+    check_combinations(arguments)
+    register_openers()
+    if is_example(arguments) and arguments.calibration is None:
+        arguments.calibration = IMAGES
+    options = options_of(arguments)
+    door = door_of(arguments.checkpoint, arguments.onnx, arguments.preprocess)
+    out = arguments.out or door.out
+    images = check_all(options, door.known(), out)
+    source = door.open()
+    say_of(source, arguments.calibration, arguments.evaluate)
+    from export.pipeline import export
+    from export.report.terminal import table
+
+    results = export(source, out, options, progress, images, say=note)
+    print(table(results, out))
+    return DONE
+
+
+def say_of(source: Source, *folders: str | None) -> None:
+    """Say what was chosen or assumed of a source, and what in the folders of images is not taken."""
+    for sentence in source.notes:
+        note(sentence)
+    for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+        for sentence in passed_over(folder):
+            note(sentence)
+    for sentence in source.description.get("assumed", ()):
+        note(f"assumed, since the source does not say: {sentence}")
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """Return the options of the export that a command line asks for."""
+    names = {field.name for field in fields(Options)}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    return Options(
+        **values
+        | {
+            "evaluation": arguments.evaluate,
+            "half": arguments.fp16,
+            "target": target_here() if arguments.target == "auto" else arguments.target,
+            "keep_float": tuple(arguments.keep_float),
+        }
+    )
+
+
+@contextmanager
+def progress(what: str, total: int = 0, unit: str = "image") -> Iterator[Progress]:
+    """Show one long step of the export."""
+    with Step("export", what, total, unit) as step:
+        yield step.update

@@ -1,0 +1,101 @@
+"""The options of `python -m runtime MODEL IMAGES`, and the work that they choose."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .batch.options import add_options, check_options
+from .command.line import PACKAGE, run_command
+from .interrupts import careful
+
+_EXAMPLES = """
+Each image gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:
+label, index, score) and error (null, or why there is no label). Progress and a summary go to standard error.
+
+examples:
+  {prog} artifacts/flowers holiday/ --output labels.jsonl
+  {prog} model.int8.onnx photos/ --output labels.jsonl --resume     after a crash, or a power cut
+  {prog} model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
+  find / -name '*.jpg' -print0 | {prog} model.int8.onnx - --null > labels.jsonl
+
+Formats: those of Pillow, and with pillow-heif HEIC, with pillow-jxl-plugin JPEG XL, with rawpy raw photos.
+
+exit codes: 0 every image was read, 1 some have no answer, or the work broke off, 2 wrong use, 130 interrupted
+"""
+
+
+PROG = f"python -m {PACKAGE}"
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage and examples.
+    """
+    options = _parser(prog).parse_args(arguments)
+    return run_command(PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options))
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Classify images with a model made by python -m export.",
+        epilog=_EXAMPLES.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    return parser
+
+
+def _run_on_ray(options: argparse.Namespace) -> int:
+    with careful():  # Ray starts processes, which have to be ended
+        from .batch.ray_command import run
+
+        return run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .images.openers import register_openers
+
+    check_options(options)
+    register_openers()
+    if options.embeddings is not None:
+        from .batch.embeddings import run
+    else:
+        from .batch.labels import run
+    _allow_pixels(options.max_pixels)
+    return run(options)
+
+
+def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
+    """Run the command line in a process of its own: no library but this one writes to the terminal.
+
+    Args:
+        arguments: as for `main`.
+        prog: as for `main`.
+    """
+    _quiet()
+    return main(arguments, prog=prog)
+
+
+def _quiet() -> None:
+    """Keep what Pillow and the libraries below it say of odd images off the terminal: results say it."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there itself
+
+
+def _allow_pixels(limit: int) -> None:
+    """Move Pillow's own limit, which is the process's, to where the user set ours."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = limit

@@ -1,0 +1,56 @@
+"""python -m vit summary and python -m vit plots: look inside a model."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from runtime.command.progress import Step
+from runtime.errors import MissingPackageError, install_line
+from runtime.writing import check_folder
+
+
+def add_summary(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_summary)
+    command.description = (
+        "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."
+    )
+    command.add_argument("model", help="a checkpoint, or one of tiny, small, base, large, huge")
+
+
+def run_summary(options: argparse.Namespace) -> None:
+    from vit.config import SIZES
+    from vit.document import read_document
+    from vit.inspect.summary import summary_text
+
+    named = SIZES.get(options.model)
+    print(summary_text(named or read_document(options.model).config))
+
+
+def add_plots(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_plots)
+    command.description = "Draw what a run has learned as PNG and one HTML page, in RUN/plots."
+    command.add_argument("run", type=Path, help="a checkpoint or the folder of a run")
+    command.add_argument(
+        "--data", help="images for confusion, attention and mistakes (their test split, if any)"
+    )
+    command.add_argument("--out", type=Path, help="another folder than RUN/plots")
+
+
+def run_plots(options: argparse.Namespace) -> None:
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
+    from vit.document import existing_checkpoint, read_document
+    from vit.training.setup import images_to_judge
+
+    labels = read_document(options.run).labels
+    out = options.out or existing_checkpoint(options.run).parent / "plots"
+    check_folder(out)
+    images = images_to_judge(options.data, labels) if options.data else None
+    from vit.checkpoint import load_checkpoint
+    from vit.inspect.page import write_plots
+
+    with Step("vit", "drawing"):
+        page = write_plots(load_checkpoint(options.run), images, out)
+    print(page)

@@ -1,0 +1,52 @@
+"""The parser of `python -m vit train | import | summary | plots`, and what all commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from runtime.command.line import Parser, run_command
+from runtime.errors import DONE
+from vit.commands.bring import add_import
+from vit.commands.look import add_plots, add_summary
+from vit.commands.train import add_train
+
+# Extras of pyproject.toml. Images are decoded by the runtime, so that each has `cpu` beside it.
+TRAIN = "train,cpu"
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "train": (add_train, "train on images, from nothing or from a checkpoint"),
+    "import": (add_import, "read weights of Hugging Face, timm, torchvision or Google"),
+    "summary": (add_summary, "layers, shapes, parameters and multiply-adds of a model"),
+    "plots": (add_plots, "curves, confusion, filters, attention and mistakes of a run"),
+}
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    options = parser(prog).parse_args(arguments)
+
+    def work() -> int:
+        from runtime.images.openers import register_openers
+
+        register_openers()
+        # Each command imports what it needs once the arguments are understood, so that --help is quick.
+        command: Callable[[argparse.Namespace], None] = options.command
+        command(options)
+        return DONE
+
+    return run_command("vit", work, extra=options.extra)
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = Parser(prog=prog, description="Vision Transformers: train, import, look inside.")
+    top.set_defaults(extra=TRAIN)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, (add, summary) in COMMANDS.items():
+        add(commands.add_parser(name, help=summary))
+    return top

@@ -1,0 +1,125 @@
+"""python -m vit train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from runtime.command.line import natural, number, positive
+from runtime.command.progress import tell
+from vit.training.scalars import check_tensorboard
+
+
+def add_train(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_train)
+    command.description = "Train a ViT on images and keep the best checkpoint in OUT/model.safetensors."
+    add = command.add_argument
+    add(
+        "--data",
+        required=True,
+        help="PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), "
+        "a folder of IDX files, or one of the words digits and fashion-mnist",
+    )
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        help="folder for the checkpoint, metrics.csv and the state of the run",
+    )
+    _add_start_options(command)
+    _add_recipe_options(command)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
+    add(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+    )
+    add("--overwrite", action="store_true", help="replace the run in OUT")
+
+
+def _add_start_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--model",
+        help="tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)",
+    )
+    add(
+        "--from",
+        dest="source",
+        type=Path,
+        help="a checkpoint to start from; it gets a new head for the new classes",
+    )
+    add(
+        "--preset",
+        help="scratch, finetune, probe (a new head on frozen features), or a kept example: digits, "
+        "fashion, fashion-quick (default: scratch, or finetune with --from)",
+    )
+    add(
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="other resolution; positions of --from are interpolated",
+    )
+    add("--patch-size", type=positive, metavar="PIXELS", help="edge of a patch, for a model from nothing")
+    add(
+        "--teacher", type=Path, help="a checkpoint with the same classes to learn from as well (distillation)"
+    )
+
+
+def _add_recipe_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--epochs", type=positive)
+    add("--batch", type=positive, help="images a step, of all processes together")
+    add("--lr", type=number(0, above=True), help="the highest learning rate")
+    add("--seed", type=natural)
+    add(
+        "--merge-tokens",
+        type=natural,
+        metavar="R",
+        help="train with R similar patches merged per block in the middle half of the blocks, as "
+        "python -m export --merge-tokens R merges them",
+    )
+    add(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change any field of the recipe, e.g. --set mixup=0.2; all of them are printed at the start",
+    )
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from vit.run_folder import open_run_folder
+
+    resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
+    if options.tensorboard:
+        check_tensorboard()
+    from vit.training.setup import TrainOptions, prepare
+
+    names = {field.name for field in fields(TrainOptions)}
+    run = prepare(TrainOptions(**{name: value for name, value in vars(options).items() if name in names}))
+    for sentence in run.data.notes:
+        tell(f"note: {sentence}")
+    tell(f"recipe: {json.dumps(run.recipe.to_dict())}")
+    from vit.training.train import train
+
+    path = train(
+        run.recipe,
+        model=run.model,
+        data=run.data,
+        preprocess=run.preprocess,
+        out=options.out,
+        device=options.device,
+        resume=resume,
+        teacher=run.teacher,
+        notes=run.notes,
+        tensorboard=options.tensorboard,
+        report=tell,
+    )
+    print(path)

@@ -1,0 +1,113 @@
+"""The document in a checkpoint: config, preprocessing, labels, history and recipe, read without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from runtime.errors import InputError
+from runtime.images.preprocess import Preprocess
+from runtime.text import flaw
+from vit.config import ConfigError, ViTConfig
+
+FILE_NAME = "model.safetensors"
+FORMAT = "vit-edge checkpoint"
+VERSION = 1
+KEY = "vit_edge"
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or one that is incomplete; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Facts about a model beside its weights; `vit.checkpoint.Checkpoint` explains the fields."""
+
+    config: ViTConfig
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    history: list[dict[str, Any]]
+    recipe: dict[str, Any]
+    finished: bool
+
+
+def checkpoint_name(file: Path) -> str:
+    """Return the name of a run: its folder, or the file where that has a name of its own."""
+    path = Path(os.path.abspath(file))  # noqa: PTH100 (links stay as they were typed)
+    return path.parent.name if path.name == FILE_NAME else path.stem
+
+
+def existing_checkpoint(path: Path | str) -> Path:
+    """Return the file of a checkpoint that is named by its file or its folder.
+
+    Raises:
+        CheckpointError: if there is no such file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / FILE_NAME
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: no checkpoint here; `python -m vit train` or `python -m vit import` make one"
+        )
+    return file
+
+
+def read_document(path: Path | str) -> Document:
+    """Read the document of a checkpoint from its file or its folder, without its weights.
+
+    Raises:
+        CheckpointError: naming the file, what is wrong with it and what to do.
+    """
+    file = existing_checkpoint(path)
+    return parse_document(file, read_metadata(file))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, whose size is checked and whose tensors are not read.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise incomplete(file, error) from error
+
+
+def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
+    """Return the document in the metadata of a safetensors file; `file` is named in errors.
+
+    Raises:
+        CheckpointError: naming the file, what is wrong with it and what to do.
+    """
+    try:
+        document = json.loads(metadata[KEY])
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {document['version']}")
+        return Document(
+            config=ViTConfig.from_dict(document["config"]),
+            preprocess=Preprocess.from_dict(document["preprocess"]),
+            labels=tuple(str(label) for label in document["labels"]),
+            history=list(document["history"]),
+            recipe=dict(document["recipe"]),
+            finished=bool(document.get("finished", True)),
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        hint = "weights of another project are read by `python -m vit import`"
+        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error)}); {hint}") from error
+
+
+def incomplete(file: Path, error: Exception) -> CheckpointError:
+    """Return the error of a file that is no safetensors file, or is cut off."""
+    return CheckpointError(f"{file}: not a complete safetensors file ({error}); make or copy it again")

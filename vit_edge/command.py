@@ -1,0 +1,47 @@
+"""The commands of `vit-edge`: hand the words to the command line of the package that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import export.command.main as export
+import runtime.command_line as runtime
+import vit.commands.main as vit
+from runtime.command.line import Parser
+
+_OTHERS: dict[str, tuple[Callable[..., int], str]] = {
+    "export": (export.main, "turn a model into ONNX files for a device, INT8 among them, and measure them"),
+    "run": (runtime.run_quietly, "classify images with such a file, or embed them"),
+}
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> int:
+    """Run a command and return its exit code. Nothing heavy is imported before its own arguments are read.
+
+    Args:
+        arguments: the command and its arguments; None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = str(parser(prog).parse_args(words[:1]).command)
+    if command in vit.COMMANDS:
+        return vit.main(words, prog=prog)
+    work, _ = _OTHERS[command]
+    return work(words[1:], prog=f"{prog} {command}")
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the first word."""
+    top = Parser(
+        prog=prog,
+        description="From a Vision Transformer to a small INT8 model on a device.",
+        epilog=f"Each command says more: {prog} COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong use, "
+        "130 interrupted.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for table in (vit.COMMANDS, _OTHERS):
+        for name, (_, summary) in table.items():
+            commands.add_parser(name, help=summary, add_help=False)
+    return top
