@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from calibration.merging.schedule import even_schedule, middle_blocks, tokens_left
 from calibration.plan import PlanError, QuantizationPlan
 from export.options import Options
 from vit.config import ViTConfig
@@ -54,6 +55,18 @@ def check_names(keep_float: Collection[str], layers: Collection[str]) -> None:
 def is_product(name: str) -> bool:
     """Return whether a layer's name is that of a product of attention."""
     return name.endswith((".scores", ".mix"))
+
+
+def check_merging(config: ViTConfig, merged: int) -> None:
+    """Refuse more merged tokens per block than a checkpoint's model has patches for.
+
+    Raises:
+        PlanError: naming the block that cannot merge so many.
+    """
+    blocks = [f"blocks.{index}" for index in range(config.depth)]
+    patches = config.grid[0] * config.grid[1]
+    schedule = even_schedule(middle_blocks(blocks), merged)
+    tokens_left(schedule, blocks[:-1], tokens=config.tokens, patches=patches)
 
 
 def layers_of(config: ViTConfig) -> tuple[str, ...] | None:

@@ -52,11 +52,13 @@ def quantize_source(
 
 
 def check_sites(source: Source, options: Options) -> None:
-    """Refuse a plan, or names of layers, that are not of this model, before an image is read.
+    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before an image is read.
 
     Raises:
         PlanError: naming what is unknown.
     """
+    if isinstance(options.merge_tokens, int):
+        middle_merging(source.exported.model, options.merge_tokens)
     if options.plan is None and not options.keep_float:
         return
     sites = find_sites(source.exported.model)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from .batch.options import add_options, check_options
-from .command.line import PACKAGE, run_command
+from .command.line import PACKAGE, Parser, run_command
 from .interrupts import careful
 
 _EXAMPLES = """
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Classify images with a model made by python -m export.",
         epilog=_EXAMPLES.format(prog=prog),

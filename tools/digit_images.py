@@ -7,25 +7,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from vit.data.images import open_images
+from runtime.command.line import Parser, run_command
+from runtime.interrupts import guarded
+from runtime.writing import check_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.digit_images", description=__doc__)
+    """Run the command line and return its exit code."""
+    parser = Parser(prog="python -m tools.digit_images", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
-    parser.add_argument("--count", type=int, default=10, help="how many, 1 to 360 (default: %(default)s)")
+    parser.add_argument("--count", type=_count, default=10, help="how many, 1 to 360 (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 1 <= options.count <= 360:
-        parser.error(f"--count: expected 1 to 360, found {options.count}")
-    write_digits(options.out, options.count)
-    return 0
+
+    def work() -> int:
+        check_folder(options.out)
+        write_digits(options.out, options.count)
+        return 0
+
+    return run_command("digit_images", work)
+
+
+def _count(text: str) -> int:
+    """Parse a number of digits."""
+    if not text.isdecimal() or not 1 <= int(text) <= 360:
+        raise argparse.ArgumentTypeError(f"expected 1 to 360, found {text!r}")
+    return int(text)
 
 
 def write_digits(folder: Path, count: int) -> list[Path]:
     """`count` of the 360 held-out digits as `<row>-is-<digit>.png`, spread over the classes."""
+    import numpy as np
+    from PIL import Image
+
+    from vit.data.images import open_images
+
     images = open_images("digits", "test")
     targets, labels = images.targets, images.labels
     assert targets is not None  # digits have classes
@@ -42,4 +57,4 @@ def write_digits(folder: Path, count: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("digit_images", main))

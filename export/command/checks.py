@@ -8,10 +8,11 @@ from pathlib import Path
 
 from calibration.plan import read_plan
 from export.images import ExportImages
-from export.layers import check_layers
+from export.layers import check_layers, check_merging, layers_of
 from export.options import Options, check_outputs, images_of
 from runtime.errors import InputError
 from runtime.writing import check_folder
+from vit.config import ViTConfig
 
 LIMITS = ("max_drift", "min_agreement", "min_sqnr", "min_cosine")
 CHOOSING = ("keep_float", "merge_tokens")  # options that choose a plan
@@ -23,11 +24,11 @@ class Known:
 
     Attributes:
         labels: of the classes; None where only the weights tell.
-        layers: names of the layers that can be quantized; None where only the graph tells.
+        config: of a checkpoint's model; None where only the graph tells.
     """
 
     labels: tuple[str, ...] | None = None
-    layers: tuple[str, ...] | None = None
+    config: ViTConfig | None = None
 
 
 def check_combinations(arguments: argparse.Namespace) -> None:
@@ -45,8 +46,8 @@ def check_combinations(arguments: argparse.Namespace) -> None:
         raise InputError("--preprocess SPEC describes an ONNX model: add --onnx MODEL")
     if arguments.plan is not None and (chosen := [name for name in CHOOSING if name in given]):
         raise InputError(
-            f"{_option(chosen[0])} chooses a plan and --plan brings one: leave one out, or edit the plan "
-            '(its "linears" and its "merging")'
+            f"{_option(chosen[0])} chooses a plan and --plan brings one: leave one out; in a plan, edit its "
+            '"linears" or its "merging"'
         )
     if not arguments.quantize and arguments.plan is None:
         if chosen := [name for name in CHOOSING if name in given]:
@@ -55,10 +56,6 @@ def check_combinations(arguments: argparse.Namespace) -> None:
             raise InputError(
                 f"{_option(limits[0])} limits INT8 and float16 files: add --quantize, --plan or --fp16"
             )
-    if arguments.calibration is None and arguments.evaluate is None and not is_example(arguments):
-        raise InputError(
-            "expected images like those the model will meet, found none given; add --calibration IMAGES"
-        )
 
 
 def is_example(arguments: argparse.Namespace) -> bool:
@@ -84,8 +81,11 @@ def check_all(options: Options, known: Known, out: Path) -> ExportImages:
     if known.labels is not None:
         check_outputs(known.labels, options)
     plan = None if options.plan is None else read_plan(options.plan)
-    if known.layers is not None:
-        check_layers(options, plan, known.layers)
+    layers = None if known.config is None else layers_of(known.config)
+    if layers is not None and known.config is not None:
+        check_layers(options, plan, layers)
+        if isinstance(options.merge_tokens, int):
+            check_merging(known.config, options.merge_tokens)
     return images_of(options, known.labels)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from export.command.checks import Known
 from export.example import ARTIFACTS, CHECKPOINT, EXAMPLE, example_checkpoint
-from export.layers import layers_of
 from export.source import from_checkpoint, from_onnx, from_weights, is_of_others
+from runtime.command.line import installed
 from runtime.command.progress import Step, tell
 from runtime.errors import InputError, MissingPackageError, install_line
 
@@ -48,13 +46,13 @@ class CheckpointDoor:
         return Path("artifacts") / checkpoint_name(existing_checkpoint(self.path))
 
     def known(self) -> Known:
-        """Return the labels and the layers; say it when the training is not finished."""
+        """Return the labels and the config; say it when the training is not finished."""
         from vit.document import existing_checkpoint, read_document
 
         document = read_document(self.path)
         if not document.finished:
             note(f"{existing_checkpoint(self.path)}: {unfinished(document.history, document.recipe)}")
-        return Known(document.labels, layers_of(document.config))
+        return Known(document.labels, document.config)
 
     def open(self) -> Source:
         """Load the weights, and let torch write the graph."""
@@ -71,10 +69,10 @@ class ExampleDoor:
     out = ARTIFACTS
 
     def known(self) -> Known:
-        """Return the labels and layers of the digits model."""
+        """Return the labels and the config of the digits model."""
         from vit.training.examples import example
 
-        return Known(tuple("0123456789"), layers_of(example(EXAMPLE).config))
+        return Known(tuple("0123456789"), example(EXAMPLE).config)
 
     def open(self) -> Source:
         """Train as far as it is not trained yet, then do as for any checkpoint."""
@@ -144,7 +142,7 @@ def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None)
     """
     if onnx is not None:
         return OnnxDoor(onnx, preprocess)
-    if not _installed("torch") or not _installed("safetensors"):
+    if not installed("torch") or not installed("safetensors"):
         raise MissingPackageError(
             f"{checkpoint or CHECKPOINT}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
             "model does not: python -m export --onnx MODEL"
@@ -157,12 +155,6 @@ def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None)
     if checkpoint.suffix == ".onnx" or inside:
         raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
     return CheckpointDoor(checkpoint)
-
-
-def _installed(package: str) -> bool:
-    return sys.modules.get(package) is not None or (
-        package not in sys.modules and find_spec(package) is not None
-    )
 
 
 def note(line: str) -> None:

@@ -84,7 +84,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="refuse larger images (default %(default)s)",
     )
-    add("--sha256", metavar="HEX", help="refuse a model file with another digest")
+    add("--sha256", type=_digest, metavar="HEX", help="refuse a model file with another digest")
     add(
         "--all-files",
         action="store_true",
@@ -116,10 +116,9 @@ def check_options(options: argparse.Namespace) -> None:
 
     Raises:
         UsageError: saying what to type instead.
+        ArtifactError: if there is no model.
     """
-    for given in options.images:
-        if given != "-" and not os.path.lexists(given):
-            raise UsageError(f"{given}: no such image or folder")
+    _must_exist(options)
     if options.resume and options.overwrite:
         raise UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
     if options.output is None and options.embeddings is None and (options.resume or options.overwrite):
@@ -128,12 +127,31 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"{folder}: no such folder, make it first")
     if options.output is not None:
         _must_not_replace_an_input(options)
+    _must_fit_one_machine(options)
+
+
+def _must_exist(options: argparse.Namespace) -> None:
+    from ..model_file.artifact import absent, choose_file  # it needs NumPy, which --help does not
+
+    model = choose_file(options.model)
+    if not os.path.lexists(model):
+        raise absent(model)
+    for given in options.images:
+        if given != "-" and not os.path.lexists(given):
+            raise UsageError(f"{given}: no such image or folder")
+
+
+def _must_fit_one_machine(options: argparse.Namespace) -> None:
     if options.format == "parquet":
         raise UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
     if options.address is not None:
         raise UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:
         raise UsageError("--copy needs --sort-into DIR")
+    if options.sort_into is not None and options.sort_into.exists() and not options.sort_into.is_dir():
+        raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
+    if options.null and "-" not in options.images:
+        raise UsageError("--null is about paths on standard input: add -")
 
 
 def _must_not_replace_an_input(options: argparse.Namespace) -> None:
@@ -155,6 +173,13 @@ def _score(text: str) -> float:
     if not 0 <= score <= 1:
         raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, found {text!r}")
     return score
+
+
+def _digest(text: str) -> str:
+    """Parse a SHA-256 in hexadecimal."""
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, found {text!r}")
+    return text.lower()
 
 
 def _output(text: str) -> str | None:

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NoReturn
 
 from ..errors import FAILED, INTERRUPTED, WRONG_USE, Interrupted, VitEdgeError, install_line
@@ -51,6 +52,16 @@ def complain(name: str, message: object, code: int) -> int:
     """Print one line on standard error and return `code`."""
     print(f"{name}: {message}", file=sys.stderr)
     return code
+
+
+def installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    if package in sys.modules:
+        return bool(sys.modules[package])
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 class Parser(argparse.ArgumentParser):

@@ -114,10 +114,15 @@ def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "fl
     raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
 
 
+def absent(path: Path) -> ArtifactError:
+    """Return the error of a model file that is not there."""
+    return ArtifactError(f"{path}: there is no such model file; python -m export makes one")
+
+
 def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
     try:
         if not path.exists():
-            raise ArtifactError(f"{path}: there is no such model file; python -m export makes one")
+            raise absent(path)
         if not path.is_file():
             raise ArtifactError(f"{path}: expected an .onnx file, found a folder or a device")
         with path.open("rb") as file:

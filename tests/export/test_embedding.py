@@ -148,9 +148,9 @@ def test_a_limit_that_is_missed_writes_nothing(
 ) -> None:
     checkpoint = made(tmp_path / "model.safetensors", classes=5)
     common = [str(checkpoint), "--quantize", "--calibration", str(photos), "--out", str(tmp_path / "out")]
-    assert main([*common, "--embedding", "--min-cosine", "1.5"]) == 1
+    assert main([*common, "--embedding", "--min-cosine", "1"]) == 1
     assert "mean cosine of the embeddings is 0.9" in capsys.readouterr().err
-    assert main([*common, "--min-cosine", "0.5"]) == 1
+    assert main([*common, "--min-cosine", "0.5"]) == 2
     assert "add --embedding" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -162,7 +162,7 @@ def test_limits_on_labels_do_not_apply_without_classes(
     checkpoint = made(tmp_path / "model.safetensors", classes=0)
     out = tmp_path / "out"
     given = [str(checkpoint), "--quantize", "--calibration", str(photos), "--out", str(out), *limit]
-    assert main(given) == 1
+    assert main(given) == 2
     assert "the model has no classes" in capsys.readouterr().err
     assert not out.exists()
 

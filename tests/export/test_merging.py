@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused(export, tmp_path, capsys) -> None:
     assert re.search(r"(minimum: 100 dB)", told)
     assert not (tmp_path / "out").exists()
     assert export("--merge-tokens", "2", "--plan", "plan.json") == 2
-    assert 'in a plan, edit its "merging"' in capsys.readouterr().err
+    assert 'in a plan, edit its "linears" or its "merging"' in capsys.readouterr().err
 
 
 def test_merged_patches_are_painted_and_others_are_not() -> None:

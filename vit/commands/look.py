@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
+from runtime.command.line import installed
 from runtime.command.progress import Step
 from runtime.errors import MissingPackageError, install_line
 from runtime.writing import check_folder
@@ -39,7 +39,7 @@ def add_plots(command: argparse.ArgumentParser) -> None:
 
 
 def run_plots(options: argparse.Namespace) -> None:
-    if find_spec("matplotlib") is None:
+    if not installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
     from vit.document import existing_checkpoint, read_document
     from vit.training.setup import images_to_judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -69,7 +70,7 @@ class Recipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
         for name in ("lr", "clip", "temperature", "crop", "layer_decay"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise RecipeError(f"{name} must be positive, found {getattr(self, name)}")
         for name in (
             "weight_decay",
@@ -81,8 +82,8 @@ class Recipe:
             "seed",
             "merge_tokens",
         ):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name} must not be negative, found {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name} must not be negative or infinite, found {getattr(self, name)}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise RecipeError(f"precision must be auto, float32 or bfloat16, found {self.precision!r}")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runtime.command.line import installed
 from runtime.errors import MissingPackageError, install_line
 
 
@@ -17,7 +17,7 @@ def check_tensorboard() -> None:
     Raises:
         MissingPackageError: with the line that installs it.
     """
-    if find_spec("tensorboard") is None:
+    if not installed("tensorboard"):
         raise MissingPackageError(f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}")
 
 

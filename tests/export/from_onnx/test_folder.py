@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from export.__main__ import main
 from export.from_onnx.folder import describe, find_model, name_of
@@ -101,9 +102,13 @@ def test_damaged_documents_are_named(name: str, text: str, message: str, optimum
     assert error.count("\n") == 1
 
 
-def test_labels_that_do_not_fit_are_refused(optimum: Path, capsys) -> None:
+def test_labels_that_do_not_fit_are_refused(optimum: Path, tmp_path: Path, capsys) -> None:
     write(optimum, "config.json", {"id2label": {"0": "ant", "1": "bee"}})
-    assert main(["--onnx", str(optimum)]) == 2
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (9, 9)).save(photos / name)
+    assert main(["--onnx", str(optimum), "--calibration", str(photos)]) == 2
     assert "the model has 7 classes, the description 2 labels" in capsys.readouterr().err
 
 

@@ -43,7 +43,7 @@ def test_too_many_tokens_and_a_probe_are_refused(photos, tmp_path, capsys) -> No
     assert "expected 0 to 2 merged tokens per block for 16 patches and 6 blocks" in capsys.readouterr().err
     assert main([*common, "--merge-tokens", "1", "--preset", "probe", "--from", "x"]) == 2
     assert "leave --merge-tokens out" in capsys.readouterr().err
-    assert main([*common, "--merge-tokens", "-1"]) == 2
+    assert main([*common, "--set", "merge_tokens=-1"]) == 2
     assert "merge_tokens must not be negative" in capsys.readouterr().err
 
 

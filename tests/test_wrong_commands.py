@@ -1,0 +1,258 @@
+"""Wrong command lines: one line, the right exit code, and nothing heavy imported before it is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from calibration.plan import LinearPlan, QuantizationPlan
+from tools.expected_drift import random_checkpoint
+
+# Runs every command line in one process; a heavy package ends the command line that imports it.
+RUN_ALL = """
+import contextlib, importlib, importlib.machinery, io, json, sys
+
+class Heavy(BaseException):
+    pass
+
+class Loader:
+    def create_module(self, spec):
+        raise Heavy(spec.name)
+    def exec_module(self, module):
+        pass
+
+class Finder:
+    heavy = set()
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, Loader()) if name in self.heavy else None
+
+sys.meta_path.insert(0, Finder())
+found = []
+for heavy, module, arguments in json.load(sys.stdin):
+    Finder.heavy = set(heavy)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = importlib.import_module(module).main(arguments)
+        except SystemExit as error:
+            code = error.code
+        except Heavy as error:
+            code = f"imported {error}"
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+TRAINING = ("torch", "onnxscript", "transformers", "sklearn", "matplotlib.figure")
+RUNTIME = ("onnxruntime", "torch", "pyarrow", "ray")
+
+TRAIN = "train --data photos --out new"
+EXPORT = "c.safetensors --quantize --calibration photos"
+CLASSIFY = "m.onnx photos"
+# Command, arguments, exit code, words of the line.
+TABLE = [
+    ("runtime", "", 2, "required: MODEL, IMAGES"),
+    ("runtime", "m.onnx", 2, "required: IMAGES"),
+    ("runtime", "nowhere.onnx photos", 2, "no such model file"),
+    ("runtime", "photos photos", 2, "no model in this folder"),
+    ("runtime", "m.onnx nowhere", 2, "nowhere: no such image"),
+    ("runtime", f"{CLASSIFY} --output nowhere/l.jsonl", 2, "no such folder"),
+    ("runtime", f"{CLASSIFY} --output m.onnx --overwrite", 2, "it is an input"),
+    ("runtime", f"{CLASSIFY} --output l.jsonl --resume --overwrite", 2, "found both"),
+    ("runtime", f"{CLASSIFY} --resume", 2, "need --output"),
+    ("runtime", f"{CLASSIFY} --top 0", 2, "whole number from 1"),
+    ("runtime", f"{CLASSIFY} --workers many", 2, "whole number from 1"),
+    ("runtime", f"{CLASSIFY} --max-pixels 0", 2, "whole number from 1"),
+    ("runtime", f"{CLASSIFY} --min-score 2", 2, "a score from 0 to 1"),
+    ("runtime", f"{CLASSIFY} --min-score nan", 2, "a score from 0 to 1"),
+    ("runtime", f"{CLASSIFY} --device tpu", 2, "invalid choice: 'tpu'"),
+    ("runtime", f"{CLASSIFY} --copy", 2, "needs --sort-into"),
+    ("runtime", f"{CLASSIFY} --sort-into file", 2, "found a file"),
+    ("runtime", f"{CLASSIFY} --null", 2, "add -"),
+    ("runtime", f"{CLASSIFY} --sha256 abc", 2, "64 hexadecimal digits"),
+    ("runtime", f"{CLASSIFY} --format parquet", 2, "needs --engine ray"),
+    ("runtime", f"{CLASSIFY} --address a:1", 2, "needs --engine ray"),
+    ("runtime", f"{CLASSIFY} --what", 2, "unrecognized arguments: --what"),
+    ("vit", "", 2, "required: COMMAND"),
+    ("vit", "fly", 2, "invalid choice: 'fly'"),
+    ("vit", "train --out new", 2, "required: --data"),
+    ("vit", "train --data nowhere --out new", 2, "nowhere: no such file or folder"),
+    ("vit", "train --data empty --out new", 2, "empty: "),
+    ("vit", "train --data photos --out file", 2, "file: expected a folder to write to, found a file"),
+    ("vit", "train --data photos --out file/below", 2, "file: expected a folder to write to, found a file"),
+    ("vit", "train --data photos --out /proc/new", 2, "/proc/new: it cannot be written"),
+    ("vit", "train --data photos --out run", 2, "a run is there already"),
+    ("vit", f"{TRAIN} --resume", 2, "no state.safetensors to resume from"),
+    ("vit", f"{TRAIN} --resume --overwrite", 2, "found both"),
+    ("vit", f"{TRAIN} --epochs 0", 2, "whole number from 1"),
+    ("vit", f"{TRAIN} --batch many", 2, "whole number from 1"),
+    ("vit", f"{TRAIN} --lr 0", 2, "a number above 0"),
+    ("vit", f"{TRAIN} --lr nan", 2, "a number above 0"),
+    ("vit", f"{TRAIN} --seed=-1", 2, "whole number from 0"),
+    ("vit", f"{TRAIN} --image-size 0", 2, "whole number from 1"),
+    ("vit", f"{TRAIN} --image-size 33", 2, "not a multiple of patch_size"),
+    ("vit", f"{TRAIN} --model gigantic", 2, "unknown size 'gigantic'"),
+    ("vit", f"{TRAIN} --preset x", 2, "unknown preset 'x'"),
+    ("vit", f"{TRAIN} --preset probe", 2, "give the backbone with --from"),
+    ("vit", f"{TRAIN} --from nowhere", 2, "no checkpoint here"),
+    ("vit", f"{TRAIN} --from cut.safetensors", 2, "not a complete safetensors file"),
+    ("vit", f"{TRAIN} --from c.safetensors --model tiny", 2, "give one of them"),
+    ("vit", f"{TRAIN} --teacher c.safetensors", 2, "the teacher's classes"),
+    ("vit", f"{TRAIN} --set nonsense", 2, "expected NAME=VALUE"),
+    ("vit", f"{TRAIN} --set batch=many", 2, "not a whole number"),
+    ("vit", f"{TRAIN} --set lr=inf", 2, "lr must be positive"),
+    ("vit", f"{TRAIN} --set holdout=2", 2, "between 0 and 1"),
+    ("vit", f"{TRAIN} --merge-tokens 99", 2, "merged tokens per block"),
+    ("vit", f"{TRAIN} --device tpu", 2, "invalid choice: 'tpu'"),
+    ("vit", "import nowhere --out new", 2, "nowhere: no such folder or file"),
+    ("vit", "import empty --out new", 2, "expected one file of weights"),
+    ("vit", "import page.bin --out new", 2, "a web page, not weights"),
+    ("vit", "import timm.bin --out file", 2, "found a file"),
+    ("vit", "import timm.bin --out run", 2, "another model is there"),
+    ("vit", "import timm.bin --out new --heads 0", 2, "whole number from 1"),
+    ("vit", "import timm.bin --out new --activation tan", 2, "invalid choice: 'tan'"),
+    ("vit", "import timm.bin --out new --labels nowhere", 2, "cannot be read as labels"),
+    ("vit", "import timm.bin --out new --labels blank", 2, "found no line"),
+    ("vit", "summary nowhere", 2, "no checkpoint here"),
+    ("vit", "plots nowhere", 2, "no checkpoint here"),
+    ("vit", "plots c.safetensors --out file", 2, "found a file"),
+    ("vit", "plots c.safetensors --data photos", 2, "images of the model's 10 classes"),
+    ("tools.digit_images", "--out d --count 999", 2, "expected 1 to 360"),
+    ("tools.digit_images", "--out file", 2, "found a file"),
+    ("export", "nowhere --calibration photos", 2, "nowhere: no checkpoint here"),
+    ("export", "cut.safetensors --calibration photos", 2, "not a complete safetensors file"),
+    ("export", "c.safetensors", 2, "add --calibration IMAGES"),
+    ("export", "c.safetensors --calibration nowhere", 2, "nowhere: no such file or folder"),
+    ("export", "c.safetensors --calibration empty", 2, "empty: no images here"),
+    ("export", "c.safetensors --calibration flowers", 2, "is not one of the model's 10 labels"),
+    ("export", f"{EXPORT} --evaluate nowhere", 2, "nowhere: no such file or folder"),
+    ("export", f"{EXPORT} --evaluate photos", 2, "calibrates and measures"),
+    ("export", f"{EXPORT} --out file", 2, "found a file"),
+    ("export", f"{EXPORT} --out /proc/new", 2, "it cannot be written"),
+    ("export", f"{EXPORT} --keep-float blocks.9.mlp.fc2", 2, "no layer is called blocks.9.mlp.fc2"),
+    ("export", f"{EXPORT} --keep-float head --keep-float tail", 2, "no layer is called tail"),
+    ("export", "c.safetensors --calibration photos --keep-float head", 2, "add --quantize"),
+    ("export", "c.safetensors --calibration photos --max-drift 1", 2, "add --quantize, --plan or --fp16"),
+    ("export", f"{EXPORT} --plan other.json", 2, "with 74 linear layers, this model has 14"),
+    ("export", f"{EXPORT} --plan nowhere", 2, "nowhere: "),
+    ("export", f"{EXPORT} --plan blank", 2, "expected a plan in JSON"),
+    ("export", f"{EXPORT} --plan other.json --keep-float head", 2, "--plan brings one"),
+    ("export", f"{EXPORT} --samples 0", 2, "whole number from 1"),
+    ("export", f"{EXPORT} --threads many", 2, "whole number from 1"),
+    ("export", f"{EXPORT} --max-drift nan", 2, "a number from 0 to 100"),
+    ("export", f"{EXPORT} --max-drift=-1", 2, "a number from 0 to 100"),
+    ("export", f"{EXPORT} --min-agreement 101", 2, "a number from 0 to 100"),
+    ("export", f"{EXPORT} --min-cosine 2 --embedding", 2, "a number from -1 to 1"),
+    ("export", f"{EXPORT} --min-cosine 0.9", 2, "add --embedding"),
+    ("export", f"{EXPORT} --min-sqnr inf", 2, "expected a number"),
+    ("export", "c.safetensors --quantize --calibration photos/0 --max-drift 1", 2, "needs known classes"),
+    ("export", f"{EXPORT} --target z80", 2, "z80"),
+    ("export", f"{EXPORT} --merge-tokens 99", 2, "can merge 1 to"),
+    ("export", "--merge-tokens c.safetensors --calibration photos", 2, "behind the checkpoint"),
+    ("export", "m.onnx --calibration photos", 2, "write --onnx m.onnx"),
+    ("export", "c.safetensors --onnx m.onnx", 2, "found both"),
+    ("export", "c.safetensors --preprocess blank", 2, "add --onnx MODEL"),
+    (
+        "export",
+        "--onnx nowhere.onnx --preprocess spec.json --calibration photos",
+        2,
+        "nowhere.onnx: no such file",
+    ),
+    ("export", "--onnx m.onnx --calibration photos", 2, "add --preprocess SPEC"),
+    ("export", "--onnx m.onnx --preprocess blank --calibration photos", 2, "blank: "),
+    ("export", "--onnx m.onnx --preprocess spec.json --calibration flowers", 2, "model's 2 labels"),
+    ("export", f"{EXPORT} --what", 2, "unrecognized arguments: --what"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the table names."""
+    folder = tmp_path_factory.mktemp("wrong")
+    random_checkpoint(folder / "c.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "c.safetensors").read_bytes()[:-50])
+    random_checkpoint(folder / "run" / "model.safetensors")
+    for name in ("photos/0", "photos/1", "flowers/rose", "flowers/tulip"):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (20, 20), (30 * index, 9, 9)).save(folder / name / f"{index}.png")
+    (folder / "empty").mkdir()
+    for name in ("file", "m.onnx", "timm.bin"):
+        (folder / name).write_text("nothing of use", encoding="utf-8")
+    (folder / "blank").write_text("\n", encoding="utf-8")
+    (folder / "page.bin").write_text("<!DOCTYPE html><p>Sign in", encoding="utf-8")
+    (folder / "other.json").write_text(plan_of_base().to_json(), encoding="utf-8")
+    spec = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5, "labels": ["cat", "dog"]}
+    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder
+
+
+def plan_of_base() -> QuantizationPlan:
+    """A plan for a ViT-B/16, whose layers are counted in the message."""
+    from export.layers import is_product, layers_of
+    from vit.config import ViTConfig
+
+    names = [name for name in layers_of(ViTConfig()) or () if not is_product(name)]
+    return QuantizationPlan(
+        target="any-cpu", linears={name: LinearPlan(precision="float32") for name in names}
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(place: Path, root: Path) -> list[tuple[object, str, str]]:
+    """Exit code, standard output and standard error of each line of the table."""
+    before = sorted(place.rglob("*"))
+    given = [
+        (RUNTIME if module == "runtime" else TRAINING, f"{module}.__main__", words.split())
+        for module, words, _, _ in TABLE
+    ]
+    given = [
+        (heavy, "tools.digit_images" if "tools" in name else name, words) for heavy, name, words in given
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(place.rglob("*")) == before  # nothing was written
+    return [tuple(each) for each in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("index", range(len(TABLE)), ids=lambda index: " ".join(TABLE[index][:2]))
+def test_a_wrong_command_line_is_refused_in_one_line(
+    index: int, answers: list[tuple[object, str, str]]
+) -> None:
+    module, _, expected, words = TABLE[index]
+    code, out, err = answers[index]
+    assert code == expected, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert re.match(
+        rf"({module.rpartition('.')[2]}: |python -m {module}[ a-z]*: error: .*; see .* --help$)", err
+    )
+    assert words in err
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(TABLE) >= 40
+    assert {module for module, *_ in TABLE} == {"runtime", "vit", "export", "tools.digit_images"}
+
+
+def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
+    from export.command.main import parser
+
+    options = parser("export").parse_args(
+        ["--keep-float", "head", "runs/x", "--keep-float", "patch_embedding"]
+    )
+    assert options.checkpoint == Path("runs/x")
+    assert options.keep_float == ["head", "patch_embedding"]
