@@ -19,6 +19,7 @@ from calibration.serialize import session_of
 from calibration.sites import find_sites
 from calibration.write import write_plan
 from runtime.errors import FailureError
+from runtime.text import counted
 
 FEW_IMAGES = 8  # enough to tell which layers hurt
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
@@ -141,8 +142,8 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
     if missed := budget.misses(after):
         worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
         raise BudgetError(
-            f"{'; '.join(missed)} on {after.images} images apart, even with {most} of {len(layers)} "
-            f"linears (half of their work) back in float; furthest from float: {worst}"
+            f"{'; '.join(missed)} on {counted(after.images, 'image')} apart, even with {most} of "
+            f"{len(layers)} linears (half of their work) back in float; furthest from float: {worst}"
         )
     enough, too_few = most, 0
     while enough - too_few > 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.images.preprocess import Preprocess
+from runtime.text import counted
 from vit.config import ViTConfig
 from vit.document import (
     FILE_NAME,
@@ -59,7 +60,7 @@ def result_of_test(recipe: Mapping[str, Any]) -> str:
         recipe: as in the checkpoint.
     """
     if "test_accuracy" in recipe:
-        of = f" of {recipe['test_images']} images" if "test_images" in recipe else ""
+        of = f" of {counted(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
         return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
     why = (
         "the weights were imported"
@@ -142,7 +143,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
 def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
     if len(labels) != config.classes:
-        raise CheckpointError(f"the model has {config.classes} classes and there are {len(labels)} labels")
+        raise CheckpointError(
+            f"expected {counted(config.classes, 'label')}, one per class of the model, found {len(labels)}"
+        )
     if tuple(preprocess.size) != tuple(config.image_size):
         raise CheckpointError(
             f"the model takes {config.image_size} pixels, preprocessing gives {preprocess.size}"

@@ -16,6 +16,7 @@ from runtime.errors import FailureError
 from runtime.interrupts import careful
 from runtime.model_file.targets import Target
 from runtime.session import session_options
+from runtime.text import counted
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
@@ -79,7 +80,7 @@ def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     both = {**kernels.linears, **kernels.products}
     if fallen := [f"{name} ({kernel})" for name, kernel in both.items() if kernel not in INTEGER_KERNELS]:
         raise FallbackError(
-            f"{len(fallen)} layers are int8 in the plan but ONNX Runtime would not run them in integers: "
+            f"ONNX Runtime would not run {counted(len(fallen), 'layer')} of the plan in integers: "
             + ", ".join(fallen)
         )
     return kernels

@@ -18,6 +18,7 @@ from export.from_onnx.canonicalize import canonicalize_foreign
 from export.from_onnx.file import parse, read_bytes, standard
 from export.from_onnx.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
+from runtime.text import counted
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:
         return ()
     if len(spec.labels) != shape[1]:
         raise ForeignError(
-            f"{path}: the model has {shape[1]} classes, the description {len(spec.labels)} labels"
+            f"{path}: the model has {counted(shape[1], 'class', 'classes')}, the description "
+            f"{counted(len(spec.labels), 'label')}"
         )
     return spec.labels

@@ -14,6 +14,7 @@ from calibration.graph import Array
 from calibration.measure.clipping import Clipped
 from calibration.search import Budget
 from export.measure.statistics import CONFIDENCE, Paired, wilson
+from runtime.text import counted
 from vit.data.digests import digests
 from vit.data.images import Images
 from vit.data.public import public_name
@@ -99,7 +100,7 @@ def _exceeded(evidence: Evidence) -> str:
     name, worst = max(beyond.items(), key=lambda item: item[1].share)
     where = ", ".join(evidence.evaluation.public_name(index) for index in worst.images)
     return (
-        f"the evaluation images exceed what calibration saw in {len(beyond)} layers "
+        f"the evaluation images exceed what calibration saw in {counted(len(beyond), 'layer')} "
         f"(limit: {100 * CLIPPED:g} % of the activations), most in {name} ({100 * worst.share:.2f} %; "
         f"images: {where}); calibrate with images like these"
     )
@@ -131,7 +132,7 @@ def _known_by_heart(evidence: Evidence, what: str, images: Images | None) -> str
     if not known:
         return ""
     return (
-        f"{known} of the {len(images)} images {what} are images that the model was trained on, so their "
+        f"the model was trained on {known:,} of the {counted(len(images), 'image')} {what}, so their "
         "top-1 is too good; give others (--evaluate, or another --calibration)"
     )
 
@@ -156,8 +157,9 @@ def too_few(budget: Budget, float_logits: Array, variant: Array | None, targets:
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     discordant = max(paired.lost + paired.gained, 1) / paired.total
     needed = math.ceil(z * z * discordant / (max(budget.max_drift, 0.01) / 100) ** 2)
+    images = counted(paired.total, "image")
     return (
-        f"{paired.total} images cannot show a limit of {budget.max_drift:g} points: their top-1 is known to "
+        f"{images} cannot show a limit of {budget.max_drift:g} points: their top-1 is known to "
         f"±{reach:.1f} points; it takes about {max(needed, paired.total + 1):,} images with known classes"
     )
 
@@ -175,6 +177,6 @@ def too_few_for_agreement(budget: Budget, float_logits: Array, variant: Array | 
     while needed < MOST_IMAGES and same / total - wilson(round(same / total * needed), needed).low > room:
         needed = math.ceil(1.05 * needed)
     return (
-        f"{total} images cannot show a limit of {budget.min_agreement:g} % of same labels: their share is "
-        f"known to ±{100 * reach:.1f} points; it takes about {needed:,} images"
+        f"{counted(total, 'image')} cannot show a limit of {budget.min_agreement:g} % of same labels: "
+        f"their share is known to ±{100 * reach:.1f} points; it takes about {needed:,} images"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from export.measure.results import Results, VariantResult
 from export.measure.statistics import Interval, Paired, sqnr_interval, wilson
 from export.measure.verdict import NAMES
+from runtime.text import counted
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
@@ -106,8 +107,9 @@ def _alike(results: Results, variant: VariantResult) -> str:
         cosine = (results.embeddings or {})[variant.variant].cosine
         return f"gives embeddings with a mean cosine of {cosine:.4f} to float32's"
     total, same = len(variant.logits), same_label(results, variant)
-    label = f"all {total:,}" if same == total else f"{same:,} of {total:,}"
-    return f"gives the same label as float32 on {label} images"
+    images = counted(total, "image")
+    label = f"all {images}" if same == total else f"{same:,} of {images}"
+    return f"gives the same label as float32 on {label}"
 
 
 def more_than_chance(results: Results, variant: VariantResult) -> str:

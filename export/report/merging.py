@@ -12,6 +12,7 @@ from calibration.graph import Array
 from export.measure.merging import MergedImage, Merging
 from export.measure.results import Results
 from export.report.figures import pace_in_words
+from runtime.text import counted
 from vit.page.images import enlarged, png_uri
 
 TINT = 0.55  # share of a group's color over its pixels
@@ -36,7 +37,9 @@ def merging_section(results: Results) -> dict[str, Any] | None:
         "images": [
             {
                 "name": results.images.public_name(each.row),
-                "note": "its label changed" if each.changed else f"{len(np.unique(each.groups))} tokens",
+                "note": "its label changed"
+                if each.changed
+                else counted(len(np.unique(each.groups)), "token"),
                 "image": png_uri(painted(each), colors=128),
             }
             for each in merging.images
@@ -51,12 +54,13 @@ def merging_line(results: Results) -> str:
     dense, drift = merging.dense_drift, merging.drift
     last = list(merging.left.values())[-1]
     top1 = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {drift.top1:.2f} %"
+    changed = f"{len(merging.changed)} of {counted(drift.images, 'label')} changed"
     pace = f"{merging.speed:.2f} times as fast" if merging.speed >= 1 else f"slower ({merging.speed:.2f}x)"
     return (
         f"token merging, an approximation: {_schedule(merging.schedule)}, {merging.tokens} → {last} tokens; "
         f"against dense int8: SQNR {dense.sqnr:.1f} → {drift.sqnr:.1f} dB, agreement {dense.agreement:.2f} → "
         f"{drift.agreement:.2f} %{top1}, {merging.dense_latency['median']:.2f} → "
-        f"{merging.latency['median']:.2f} ms, {pace}; {len(merging.changed)} of {drift.images} labels changed"
+        f"{merging.latency['median']:.2f} ms, {pace}; {changed}"
     )
 
 

@@ -12,6 +12,7 @@ from export.measure.reliability import Reliability
 from export.measure.results import Results, VariantResult
 from export.report.embeddings import embedding_lines
 from export.report.merging import merging_line
+from runtime.text import counted
 
 
 def table(results: Results, out: Path) -> str:
@@ -23,9 +24,8 @@ def table(results: Results, out: Path) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     evaluation = results.evaluation
-    lines.append(
-        f"measured on {evaluation['images']} images of {evaluation['source']} ({evaluation['chosen']})"
-    )
+    images = counted(evaluation["images"], "image")
+    lines.append(f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})")
     lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
     lines.append(f"float32 equals {results.reference} to {results.parity:.0e} of the largest logit")
     lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
@@ -50,7 +50,7 @@ def _given_up(results: Results) -> str:
     """Describe the layers that a search returned to float32, and their cost."""
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
-    apart = f"{search['images']} images apart"
+    apart = f"{counted(search['images'], 'image')} apart"
     if results.verdict.status == "not judged":
         return f"budget: not judged (see limits), searched on {apart}"
     if not names:
@@ -77,7 +77,7 @@ def _scores(found: Reliability) -> str:
     )
     return (
         f"scores: temperature {found.temperature:g}; expected calibration error {errors} "
-        f"(judged on {found.judged_on} images, fitted on {found.fitted_on} others)"
+        f"(judged on {counted(found.judged_on, 'image')}, fitted on {counted(found.fitted_on, 'other')})"
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ..images.left_out import LeftOut
+from ..text import counted
 from .columns import Labels
 from .output import Done
 from .parts import Parts
@@ -177,7 +178,7 @@ def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> S
             columns.setdefault(name, []).extend(values)
     if unread == len(chunk.keys) >= _STORE_GONE:
         raise StoreError(
-            f"{chunk.place.prefix}: none of {unread} images could be read: {columns['error'][0]}"
+            f"{chunk.place.prefix}: none of {counted(unread, 'image')} could be read: {columns['error'][0]}"
         )
     job.parts.write(chunk.number, columns)
     attempts.end(chunk.number)

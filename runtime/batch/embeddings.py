@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DONE, FAILED, InputError, MissingPackageError
 from ..images.left_out import LeftOut
 from ..interrupts import careful
-from ..text import printable
+from ..text import counted, printable
 from ..writing import explained_output
 from .inputs import named_images, no_images
 from .report import left_out_lines
@@ -82,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
             raise EmbeddingsError(no_images(options.images, left_out.counts))
         files.finish()
     seconds = time.monotonic() - began
-    lines = [f"{done:,} embeddings of {features} features in {seconds:.1f} s, {failed:,} failed"]
+    what = f"{counted(done, 'embedding')} of {counted(features, 'feature')}"
+    lines = [f"{what} in {seconds:.1f} s, {failed:,} failed"]
     lines += [f"   failed  {failure}" for failure in failures]
     if failed > len(failures):
         lines.append(f"      and  {failed - len(failures):,} more, listed in {files.failed_name}")

@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 
 from ..command.line import PACKAGE, complain
+from ..command.progress import Cadence
 from ..errors import DONE, FAILED, INTERRUPTED
-from ..text import printable
+from ..text import counted, printable
 from .chunks import Job, Summary
 from .columns import Labels
 from .inputs import no_images
 from .options import UsageError
 from .parts import Parts, begin
 from .ray_engine import EngineError, cluster, label_on_cluster
-from .report import left_out_lines
+from .report import and_more, left_out_lines
 from .sources import bare, check
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
-_TERMINAL, _LOG = 0.5, 30.0  # seconds between two lines of progress
 
 
 class ClusterReport:
@@ -29,16 +29,13 @@ class ClusterReport:
     def __init__(self) -> None:
         self.total = Summary()
         self._began = time.monotonic()
-        self._live = sys.stderr.isatty()
-        self._shown = 0.0 if self._live else self._began
+        self._cadence = Cadence()
 
     def add(self, summary: Summary) -> None:
         """Count a part that was written."""
         self.total.add(summary)
-        if time.monotonic() - self._shown > (_TERMINAL if self._live else _LOG):
-            self._shown = time.monotonic()
-            start, end = ("\r\x1b[K", "") if self._live else ("", "\n")
-            print(f"{start}{self._line()}", end=end, file=sys.stderr, flush=True)
+        if self._cadence.due():
+            self._cadence.print(self._line())
 
     def summary(self) -> str:
         """Return the images, the rate, the largest classes and the failures by kind."""
@@ -47,15 +44,19 @@ class ClusterReport:
         if total.skipped:
             lines[0] += f"; {total.skipped:,} were done before"
         lines += [f"{count:9,}  {printable(label)}" for label, count in total.classes.most_common(_SHOWN)]
-        lines += _and_more(len(total.classes) - _SHOWN, "classes")
+        lines += and_more(len(total.classes) - _SHOWN, "class", "classes")
         lines += [f"{n:9,}  failed: {printable(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
-        lines += _and_more(len(total.failures) - _SHOWN, "kinds of failures, told in the output")
+        lines += and_more(
+            len(total.failures) - _SHOWN, "kind of failure", "kinds of failures", told=", told in the output"
+        )
         lines += left_out_lines(total.left_out)
-        return ("\r\x1b[K" if self._live and self._shown else "") + "\n".join(lines)
+        self._cadence.clear()
+        return "\n".join(lines)
 
     def _line(self, during: str = "") -> str:
         rate = self.total.images / max(time.monotonic() - self._began, 1e-9)
-        return f"{self.total.images:,} images{during}, {rate:.1f} per second, {self.total.failed:,} failed"
+        done = f"{counted(self.total.images, 'image')}{during}"
+        return f"{done}, {rate:.1f} per second, {self.total.failed:,} failed"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,7 +102,9 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
         raise UsageError(no_images(map(bare, job.sources), report.total.left_out))
     code = _end(report, FAILED if report.total.failed else DONE, "")
     if late:
-        print(f"removed {late:,} parts that the interrupted run had written too late", file=sys.stderr)
+        print(
+            f"removed {counted(late, 'part')} that the interrupted run had written too late", file=sys.stderr
+        )
     return code
 
 
@@ -130,7 +133,3 @@ def _end(report: ClusterReport, code: int, why: str) -> int:
     if why:
         return complain(PACKAGE, why, code)
     return code
-
-
-def _and_more(count: int, what: str) -> list[str]:
-    return [f"      and  {count:,} more {what}"] if count > 0 else []

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..command.progress import Cadence, Clock, clock_time
 from ..images.left_out import LeftOut, left_out_line
 from ..results import Result
-from ..text import printable
+from ..text import counted, printable
 from .inputs import ALL_FILES
 
 _SHOWN = 10  # classes and failures that the summary names
 
 
 class Report:
-    """Counts results, shows a progress line where standard error is a terminal, and sums up."""
+    """Counts results, shows progress (in a log a line every 30 seconds), and sums up."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(
+        self, total: int | None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
+    ) -> None:
         self.left_out = LeftOut()
         self.failed = 0
         self.unsure = 0
@@ -28,9 +30,9 @@ class Report:
         self._skipped = 0
         self._classes: Counter[str] = Counter()
         self._failures: list[str] = []
-        self._began = time.monotonic()
-        self._shown = 0.0
-        self._live = sys.stderr.isatty()
+        self._began = clock()
+        self._clock = clock
+        self._cadence = cadence or Cadence(clock)
 
     @property
     def seen(self) -> int:
@@ -51,43 +53,40 @@ class Report:
             self.failed += 1
             if len(self._failures) < _SHOWN:
                 self._failures.append(f"{printable(str(result.image))}: {result.error}")
-        if self._live and time.monotonic() - self._shown > 0.2:
-            self._shown = time.monotonic()
-            print(f"\r\x1b[K{self._line()}", end="", file=sys.stderr, flush=True)
+        if self._cadence.due():
+            self._cadence.print(self._line())
 
     def clear(self) -> None:
         """Take the progress line away, before something else is printed."""
-        if self._live and self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._cadence.clear()
 
     def summary(self) -> str:
-        seconds = time.monotonic() - self._began
-        lines = [
-            f"{self._done:,} images in {seconds:.1f} s, {self._rate():.1f} a second, {self.failed:,} failed"
-        ]
+        seconds = self._clock() - self._began
+        pace = f"{self._rate():.1f} a second, {self.failed:,} failed"
+        lines = [f"{counted(self._done, 'image')} in {seconds:.1f} s, {pace}"]
         if self.unsure:
             lines[0] += f", {self.unsure:,} unsure"
         if self._skipped:
             lines[0] += f"; {self._skipped:,} were done before"
         lines += [f"{count:9,}  {printable(label)}" for label, count in self._classes.most_common(_SHOWN)]
-        lines += _and_more(len(self._classes) - _SHOWN, "classes")
+        lines += and_more(len(self._classes) - _SHOWN, "class", "classes")
         lines += [f"   failed  {failure}" for failure in self._failures]
-        lines += _and_more(self.failed - len(self._failures), "failures, told in the output")
+        lines += and_more(self.failed - len(self._failures), "failure", told=", told in the output")
         lines += left_out_lines(self.left_out.counts)
         return "\n".join(lines)
 
     def _line(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
         if self._total is None:
-            return f"{self._done:,} images, {self._rate():.1f} a second{failed}"
+            return f"{counted(self._done, 'image')}, {self._rate():.1f} a second{failed}"
         left = max(0, self._total - self._skipped - self._done)
         return (
-            f"{self.seen:,} of {self._total:,} images, {self._rate():.1f} a second, "
-            f"{_clock(left / max(self._rate(), 1e-9))} left{failed}"
+            f"{self.seen:,} of {counted(self._total, 'image')}, {self._rate():.1f} a second, "
+            f"{clock_time(left / max(self._rate(), 1e-9))} left{failed}"
         )
 
     def _rate(self) -> float:
-        return self._done / max(time.monotonic() - self._began, 1e-9)
+        return self._done / max(self._clock() - self._began, 1e-9)
 
 
 def left_out_lines(counts: Mapping[str, int]) -> list[str]:
@@ -100,10 +99,17 @@ def left_out_lines(counts: Mapping[str, int]) -> list[str]:
     return [f"{line} ({ALL_FILES})"] if line else []
 
 
-def _and_more(count: int, what: str) -> list[str]:
-    return [f"      and  {count:,} more {what}"] if count > 0 else []
+def and_more(count: int, one: str, several: str | None = None, *, told: str = "") -> list[str]:
+    """Return a line for what a summary does not name, or none.
 
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds + 0.5)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    Args:
+        count: how many there are.
+        one: the noun for one.
+        several: the noun for more; None for `one` with an s.
+        told: where they are named.
+    """
+    return (
+        [f"      and  {counted(count, f'more {one}', several and f'more {several}')}{told}"]
+        if count > 0
+        else []
+    )

@@ -145,9 +145,15 @@ def test_a_budget_that_cannot_be_met_leaves_the_old_files(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_float_alone(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_float_alone_in_a_log_that_wants_every_line(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_EDGE_PROGRESS", "0.000001")
     done = run(checkpoint, "--calibration", photos, "--out", "out")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    steps = "writing the float graph of|measuring: \\d+ of \\d+ images|measuring latency"
+    assert re.fullmatch(rf"(export: ({steps}).*\n)+", done.stderr)
+    assert "measuring: " in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "model.onnx",
         "report.html",

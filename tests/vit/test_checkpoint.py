@@ -75,7 +75,7 @@ def test_what_is_no_checkpoint_is_refused(saved, tmp_path):
 
 def test_what_does_not_fit_is_not_written(tmp_path, tiny_model, tiny_preprocess):
     path = tmp_path / "m.safetensors"
-    with pytest.raises(CheckpointError, match="3 classes and there are 2 labels"):
+    with pytest.raises(CheckpointError, match="expected 3 labels, one per class of the model, found 2"):
         save_checkpoint(path, model=tiny_model, preprocess=tiny_preprocess, labels=["a", "b"])
     other = replace(tiny_preprocess, size=(9, 9))
     with pytest.raises(CheckpointError, match="preprocessing gives"):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from runtime.images.preprocess import ImageError, Preprocess
+from runtime.text import counted
 from vit.data.images import DataError, Images
 from vit.data.memory import free_memory
 
@@ -98,7 +99,7 @@ class Store:
         self.bad[index] = reason
         if len(self.bad) > self.bad_share * len(self.images):
             first = min(self.bad)
-            count = f"{len(self.bad)} of {len(self.images)} images cannot be decoded"
+            count = f"{len(self.bad)} of {counted(len(self.images), 'image')} cannot be decoded"
             raise DataError(
                 f"{self.images.describe(first)}: {self.bad[first]} ({count}); remove or replace it"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.images.files import image_suffixes, left_by_a_system
+from runtime.text import counted
 from vit.data.idx import find_idx
 
 # Usual spellings of each split; case, and "-", "_" or a space between words, do not matter.
@@ -124,7 +125,7 @@ def loose_beside(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
         return ()
     files = [path for path in folder.iterdir() if path.is_file() and not left_by_a_system(path.name)]
     loose = sum(path.suffix.lower() in image_suffixes() for path in files)
-    return (f"{loose} images beside the folders of {folder}: passed over",) if loose else ()
+    return (f"{counted(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
 
 
 def only_wrapper(folder: Path) -> str:

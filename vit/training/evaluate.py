@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vit.training.recipe import Recipe
+
 
 class Batches(Protocol):
     """Data set as the loop sees it (`vit.data.batches.Store`, or features computed beforehand)."""
@@ -25,6 +27,18 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """
     best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
     return int(best["epoch"])
+
+
+def no_better(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether training ends early: the last `early_stop` epochs were no better.
+
+    Better is a higher accuracy; for a probe a lower validation loss (4 decimals), which rises long before the
+    accuracy moves.
+    """
+    best = best_epoch(history)
+    if recipe.freeze:
+        best = int(min(history, key=lambda row: round(row["val_loss"], 4))["epoch"])
+    return bool(recipe.early_stop) and len(history) - best >= recipe.early_stop
 
 
 @torch.no_grad()

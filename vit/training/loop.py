@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mixed, mixing_share
 from vit.training.distributed import World
-from vit.training.evaluate import Batches, best_epoch, predict
+from vit.training.evaluate import Batches, best_epoch, no_better, predict
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
 from vit.training.recipe import Recipe, RecipeError
@@ -189,8 +189,7 @@ class Loop:
         progress.history.append(row)
         best = best_epoch(progress.history) if self.validation else row["epoch"]
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
-        patience = self.recipe.early_stop
-        tired = bool(patience and progress.epoch - best >= patience)
+        tired = self.validation is not None and no_better(self.recipe, progress.history)
         progress.finished = progress.epoch >= self.recipe.epochs or tired
         return row, best == row["epoch"]
 

@@ -39,7 +39,8 @@ class Recipe:
     merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # train the head alone, on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
-    early_stop: int = 0  # epochs without a better accuracy before training ends; 0 is off
+    # epochs without a better accuracy (a probe: a lower validation loss) before training ends; 0 is off
+    early_stop: int = 0
 
     # the loss
     smoothing: float = 0.1  # label smoothing
@@ -135,6 +136,7 @@ PROBE = Recipe(
     weight_decay=3.0,  # of standardized features; decoupled, so that the learning rate scales it down
     freeze=True,
     smoothing=0.0,
+    early_stop=10,
 )
 PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "probe": PROBE}
 

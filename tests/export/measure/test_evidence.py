@@ -97,7 +97,7 @@ def test_a_model_that_guesses(sound: Evidence) -> None:
 def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -> None:
     known = frozenset(digests(sound.evaluation.subset(range(7))))
     (sentence,) = doubts(replace(sound, trained_on=known), pixels(sound))
-    assert sentence.startswith("7 of the 100 images measured on are images that the model was trained on")
+    assert sentence.startswith("the model was trained on 7 of the 100 images measured on, ")
     file = tmp_path / "renamed.png"
     file.write_bytes(b"bytes of an image")
     copy = tmp_path / "copy.png"
@@ -107,7 +107,7 @@ def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -
         replace(sound, search=search, trained_on=frozenset(digests(replace(search, items=[copy])))),
         pixels(sound),
     )
-    assert sentence.startswith("1 of the 1 images searched on")
+    assert sentence.startswith("the model was trained on 1 of the 1 image searched on, ")
 
 
 def test_a_folder_that_is_called_train(sound: Evidence) -> None:

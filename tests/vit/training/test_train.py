@@ -21,7 +21,7 @@ from vit.document import CheckpointError
 from vit.model import ViT, new_model
 from vit.tensors import read_tensors
 from vit.training import resume as state
-from vit.training.evaluate import best_epoch
+from vit.training.evaluate import best_epoch, no_better
 from vit.training.loop import Loop, TrainingError
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -228,6 +228,36 @@ def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_pa
     again = train(recipe, model=model, data=data, preprocess=tiny_preprocess, out=tmp_path)
     assert load_checkpoint(again).digest == found.digest
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+
+
+def test_a_probe_ends_when_the_validation_loss_rises(photos, tiny_model, tiny_preprocess, tmp_path):
+    """Labels of chance are learned by heart: the training loss falls, the validation loss does not."""
+    data = open_data(photos, holdout=0.4)
+    noise = np.random.default_rng(0).integers(0, 3, len(data.train))
+    data = replace(data, train=replace(data.train, targets=noise))
+    recipe = preset("probe", epochs=60, batch=8, lr=3e-2, weight_decay=0.0)
+    path = train(recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path)
+    losses = [round(row["val_loss"], 4) for row in load_checkpoint(path).history]
+    assert len(losses) == losses.index(min(losses)) + 1 + recipe.early_stop < 60
+
+
+@pytest.mark.parametrize(
+    ("freeze", "losses", "accuracies", "expected"),
+    [
+        (True, [3.0, 2.0, 2.5, 2.6], [0.5, 0.6, 0.7, 0.8], True),  # the accuracy still rises
+        (True, [3.0, 2.0, 2.5, 1.9], [0.5, 0.6, 0.5, 0.5], False),
+        (True, [3.0, 2.0, 1.99999, 1.99999], [0.5, 0.5, 0.5, 0.5], True),  # the same to 4 decimals
+        (False, [3.0, 2.0, 2.5, 2.6], [0.5, 0.6, 0.7, 0.8], False),
+        (False, [3.0, 2.0, 1.9, 1.8], [0.5, 0.6, 0.5, 0.5], True),
+    ],
+)
+def test_when_training_ends_early(freeze, losses, accuracies, expected):
+    rows = [
+        {"epoch": index + 1, "val_loss": loss, "val_accuracy": accuracy}
+        for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    assert no_better(Recipe(early_stop=2, freeze=freeze), rows) is expected
+    assert not no_better(Recipe(early_stop=0, freeze=freeze), rows)
 
 
 def test_teacher_is_followed(photos, tiny_config, tiny_preprocess, tmp_path):
