@@ -14,10 +14,11 @@ In reading order:
     measure/      drift, latency and size of each variant
     report/       report.html and the table in the terminal
     options       options of an export, and the limits that follow from them
+    layers        names of layers, which a plan must fit
     checks        limits that refuse an export
     quantization  calibrate, search a plan, or apply a given one
     pipeline      the whole export
     example       the embedded example
-    arguments     arguments of the command line
+    command/      options and checks of python -m export
     __main__      python -m export
 """

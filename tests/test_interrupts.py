@@ -177,6 +177,14 @@ def test_a_signal_at_an_import_is_one_line(
     assert done.stdout == ""
 
 
+def test_a_signal_in_the_exporter_of_torch_is_one_line(inputs: Path, place: Place) -> None:
+    """It catches all errors and asks for bug reports; here it imports a part of itself late."""
+    module = "onnxscript.function_libs.torch_lib.ops.nn"
+    words = commands(inputs)["export"]
+    done = ended(place.start([sys.executable, "-c", AT_IMPORT, module, int(signal.SIGINT), *words]))
+    expect_one_line(done, "export", 130)
+
+
 # Lines for people that a command prints on its way.
 MESSAGES = ("--resume auto: ", "recipe: ", "epoch ", "resuming ", "note: ", "assumed", "timm weights")
 

@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 
 
 class Cadence:
-    """Says when the next line is due: often on a terminal, every 30 seconds in a log.
+    """Says when the next line is due: at once and often on a terminal, every 30 seconds in a log.
 
     Args:
         clock: seconds that only grow.
@@ -32,7 +32,7 @@ class Cadence:
         self.shown = False
         self._clock = clock
         self._every = _TERMINAL if self.live else _log_interval()
-        self._last = clock()
+        self._last = float("-inf") if self.live else clock()
 
     def due(self) -> bool:
         """Return whether to print a line now; if so, the next one is due an interval later."""

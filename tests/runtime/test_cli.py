@@ -132,7 +132,7 @@ def test_wrong_use_is_one_line_and_exit_2(model: Path, images: Path, tmp_path: P
     assert "--output" in wrong_use(model, images, "--resume")
     assert "--sort-into" in wrong_use(model, images, "--copy")
     assert "make it first" in wrong_use(model, images, "--output", tmp_path / "no" / "x.jsonl")
-    assert "SHA-256" in wrong_use(model, images, "--sha256", "00")
+    assert "SHA-256" in wrong_use(model, images, "--sha256", "0" * 64)
     assert "no cuda" in wrong_use(model, images, "--device", "cuda")
     assert run().returncode == 2
     assert run(model, images, "--workers", "0").returncode == 2
@@ -180,7 +180,7 @@ def test_resume_sees_new_images_and_keeps_its_hands_off_what_is_not_its_own(
     run(*command)  # nothing to resume: a beginning
     shutil.copy(images / "b.jpg", images / "aa.jpg")
     done = run(*command)
-    assert "1 images" in done.stderr.decode()
+    assert "1 image in" in done.stderr.decode()
     assert "5 were done before" in done.stderr.decode()
     assert parse(out.read_bytes())[-1]["path"] == str(images / "aa.jpg")
 

@@ -77,12 +77,12 @@ def test_a_count_without_a_total(clock: Clock) -> None:
 def test_a_terminal_has_one_line_that_changes(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     cadence = Cadence(clock, live=True)
     step = Step("export", "measuring", 1, cadence=cadence, clock=clock)
-    for seconds in (0.1, 0.2, 0.1, 0.2):
+    for seconds in (0.0, 0.1, 0.15, 0.1, 0.2):
         clock.now += seconds
         step.tick()
     cadence.clear()
     line = "\r\x1b[Kmeasuring: 0 of 1 image"
-    assert capsys.readouterr().err == f"{line}, 0 s{line}, 1 s\r\x1b[K"
+    assert capsys.readouterr().err == f"{line}, 0 s{line}, 0 s{line}, 1 s\r\x1b[K"
 
 
 def test_a_quiet_step_and_one_that_is_over_print_nothing(

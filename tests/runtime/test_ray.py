@@ -115,7 +115,7 @@ def test_the_rows_are_those_of_one_machine_and_resume_adds_none(
     again = start(photos, "--output", out, "--resume")
     said = again.communicate()[1]
     assert again.returncode == 0, said
-    assert "1 images" in said
+    assert "1 image in" in said
     assert "63 were done before" in said
     assert len(by_path(rows_of(out))) == 64
 

@@ -5,6 +5,7 @@ Nothing in the files is executed: safetensors, `weights_only=True` and `allow_pi
 In reading order:
 
     documents      the JSON beside the weights
+    places         which file holds the weights
     files          tensors out of files of other projects
     wrappings      which set of weights, without the names in front
     formats        how each project names its tensors
