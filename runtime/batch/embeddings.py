@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
 from ..images.left_out import LeftOut
 from ..interrupts import careful
@@ -51,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
         EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    from ..embedder import Embedder
-
     out = Path(options.embeddings)
     _check(options, out)
+    from ..embedder import Embedder
+
     embed = Embedder(
         options.model,
         device=options.device,
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with careful(), explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
         stack.callback(files.discard)
+        step = stack.enter_context(Step("runtime", "embedding"))
         for result in embed.stream(
             named_images(options, left_out), workers=options.workers, ordered=not options.unordered
         ):
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
             else:
                 done += 1
                 files.put(str(result.image), result.embedding)
+            step.update()
         if done + failed == 0:
             raise EmbeddingsError(no_images(options.images, left_out.counts))
         files.finish()
