@@ -52,7 +52,8 @@ def export(
         say(sentence)
     with aside(source.exported.model) as large:
         float32 = ModelFile("float32", source.exported.model)
-        parity = check_parity(source, float32.opened(options.threads), images.evaluation)
+        with report(f"comparing with {source.reference_name}"):
+            parity = check_parity(source, float32.opened(options.threads), images.evaluation)
         if large:
             source.reference.let_go()
         return _export(source, parity, float32, images, out, options, report)
@@ -72,13 +73,15 @@ def _export(
         chosen, search = quantize_source(source, images, options, report)
         variants.append(ModelFile("int8", chosen.model, chosen, search))
     if options.half:
-        variants.append(ModelFile("float16", to_float16(float32.model)))
+        with report("writing float16"):
+            variants.append(ModelFile("float16", to_float16(float32.model)))
     with staged(out) as folder:
         results = measure(
             source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
         )
         check_limits(results, options)
-        results = with_judgment(source, images, results, variants, options)
+        with report("judging the evidence"):
+            results = with_judgment(source, images, results, variants, options)
         _write_reports(results, variants, folder)
     return results
 

@@ -40,7 +40,8 @@ def quantize_source(
             '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
         )
     if options.plan is not None:
-        return _apply_given(source, options.plan), None
+        with report("writing the plan"):
+            return _apply_given(source, options.plan), None
     chosen = _calibrate(source, images.calibration, options, report)
     if isinstance(options.merge_tokens, int):
         merging = middle_merging(model, options.merge_tokens)
@@ -48,7 +49,8 @@ def quantize_source(
         return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
     search = _search(source, images.search, chosen.plan, options, report)
     plan = replace(search.plan, merging=merging or search.plan.merging)
-    return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
+    with report("writing the plan"):
+        return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
 
 
 def check_sites(source: Source, options: Options) -> None:

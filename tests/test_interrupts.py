@@ -286,14 +286,14 @@ def interrupt_and_finish(name: str, place: Place, command: list[Any], count: int
 @pytest.mark.parametrize("name", ["train", "import"])
 def test_signals_at_random_moments(name: str, inputs: Path, place: Place) -> None:
     """The first one comes as soon as the command handles signals."""
-    assert interrupt_and_finish(name, place, commands(inputs)[name], 3, seed=0)
+    assert interrupt_and_finish(name, place, commands(inputs)[name], 2, seed=0)
 
 
 def test_signals_at_random_moments_of_the_batch_command(
     digits_artifacts: Path, inputs: Path, place: Place
 ) -> None:
     command = batch_command(digits_artifacts, inputs, place)
-    assert interrupt_and_finish("runtime", place, command, 3, seed=0)
+    assert interrupt_and_finish("runtime", place, command, 2, seed=0)
 
 
 def batch_command(artifacts: Path, inputs: Path, place: Place) -> list[Any]:

@@ -62,15 +62,16 @@ def measure(
         images: images for evaluation and search.
         variants: float32 first, which the others are compared with.
         folder: where the model files go.
-        report: makes the progress bar of a step from its name and number of images.
+        report: shows each long step.
         plan: the file whose plan was written, where nothing was calibrated.
         threads: CPU threads; None takes every core that this process may use.
     """
     found = _measure_all(source, images.evaluation, variants, report, threads)
-    written = [  # without dense INT8, which is not a file
-        write_variant(source, each, rows, found, folder, threads)
-        for each, rows in zip(variants, found.logits, strict=False)
-    ]
+    with report("comparing layers"):
+        written = [  # without dense INT8, which is not a file
+            write_variant(source, each, rows, found, folder, threads)
+            for each, rows in zip(variants, found.logits, strict=False)
+        ]
     return Results(
         producer=producer(),
         made={"date": now()},

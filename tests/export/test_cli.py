@@ -151,7 +151,7 @@ def test_float_alone_in_a_log_that_wants_every_line(
     monkeypatch.setenv("VIT_EDGE_PROGRESS", "0.000001")
     done = run(checkpoint, "--calibration", photos, "--out", "out")
     assert done.returncode == 0
-    steps = "writing the float graph of|measuring: \\d+ of \\d+ images|measuring latency"
+    steps = "writing the float graph of|comparing |measuring: \\d+ of \\d+ images|measuring latency|judging"
     assert re.fullmatch(rf"(export: ({steps}).*\n)+", done.stderr)
     assert "measuring: " in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
