@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         max_pixels=options.max_pixels,
         sha256=options.sha256,
     )
-    began, done, failures = time.monotonic(), 0, list[str]()
-    failed, left_out = 0, LeftOut()
+    began, done, failed = time.monotonic(), 0, 0
+    failures, left_out = list[str](), LeftOut()
     features = embed.info.outputs["embedding"]
     with careful(), explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
