@@ -29,7 +29,7 @@ Any other exception is a bug, and the command lines let its traceback through.
     │   └── ExportError             export: a result that must not be used
     │       └── DriftError          export: a variant further from float than the limits allow
     ├── MissingPackageError (ImportError)  exit code 1: an optional package that the work needs
-    └── Interrupted                 exit code 130 (SIGTERM: 143): asked to stop, and stopped with its state saved
+    └── Interrupted                 exit code 130, or 143: asked to stop, and stopped with its state saved
 """
 
 from __future__ import annotations

@@ -95,15 +95,6 @@ def measure(
     )
 
 
-def _evaluation(images: ExportImages) -> dict[str, Any]:
-    return {
-        "source": public_name(images.evaluation.name),
-        "images": len(images.evaluation),
-        "labeled": images.evaluation.targets is not None,
-        "chosen": images.note,
-    }
-
-
 def _measure_all(
     source: Source, evaluation: Images, variants: list[ModelFile], report: Reporter, threads: int | None
 ) -> Measurements:
