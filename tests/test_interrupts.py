@@ -177,6 +177,14 @@ def test_a_signal_at_an_import_is_one_line(
     assert done.stdout == ""
 
 
+def test_the_one_command_handles_signals_before_it_imports_the_others(place: Place) -> None:
+    words = ["vit_edge", "summary", "tiny"]
+    done = ended(
+        place.start([sys.executable, "-c", AT_IMPORT, "vit_edge.command", signal.SIGINT.value, *words])
+    )
+    expect_one_line(done, "vit-edge", 130)
+
+
 def test_a_signal_in_the_exporter_of_torch_is_one_line(inputs: Path, place: Place) -> None:
     """It catches all errors and asks for bug reports; here it imports a part of itself late."""
     module = "onnxscript.function_libs.torch_lib.ops.nn"

@@ -81,6 +81,10 @@ TABLE = [
     ("runtime", f"{CLASSIFY} --embeddings e.npy --output l.jsonl", 2, "labels nothing"),
     ("runtime", f"{CLASSIFY} --embeddings nowhere/e.npy", 2, "no such folder"),
     ("runtime", f"{CLASSIFY} --what", 2, "unrecognized arguments: --what"),
+    ("vit_edge", "", 2, "required: COMMAND"),
+    ("vit_edge", "fly", 2, "invalid choice: 'fly'"),
+    ("vit_edge", "train --data nowhere --out new", 2, "nowhere: no such file or folder"),
+    ("vit_edge", "export c.safetensors --max-drift 1 --calibration photos", 2, "add --quantize"),
     ("vit", "", 2, "required: COMMAND"),
     ("vit", "fly", 2, "invalid choice: 'fly'"),
     ("vit", "train --out new", 2, "required: --data"),
@@ -124,7 +128,7 @@ TABLE = [
     ("vit", "summary nowhere", 2, "no checkpoint here"),
     ("vit", "plots nowhere", 2, "no checkpoint here"),
     ("vit", "plots c.safetensors --out file", 2, "found a file"),
-    ("vit", "plots c.safetensors --data photos", 2, "images of the model's 10 classes"),
+    ("vit", "plots c.safetensors --data flowers", 2, "is not one of the model's 10 labels"),
     ("tools.digit_images", "--out d --count 999", 2, "expected 1 to 360"),
     ("tools.digit_images", "--out file", 2, "found a file"),
     ("export", "nowhere --calibration photos", 2, "nowhere: no checkpoint here"),
@@ -240,15 +244,15 @@ def test_a_wrong_command_line_is_refused_in_one_line(
     assert code == expected, err
     assert out == ""
     assert err.count("\n") == 1, err
-    assert re.match(
-        rf"({module.rpartition('.')[2]}: |python -m {module}[ a-z]*: error: .*; see .* --help$)", err
-    )
+    prog = "vit-edge" if module == "vit_edge" else f"python -m {module}"
+    name = module.rpartition(".")[2] if module != "vit_edge" else "(vit|export|runtime)"
+    assert re.match(rf"({name}: |{prog}[ a-z]*: error: .*; see .* --help$)", err)
     assert words in err
 
 
 def test_the_table_is_long_enough() -> None:
     assert len(TABLE) >= 40
-    assert {module for module, *_ in TABLE} == {"runtime", "vit", "export", "tools.digit_images"}
+    assert {module for module, *_ in TABLE} == {"runtime", "vit", "vit_edge", "export", "tools.digit_images"}
 
 
 def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
