@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..command.line import PACKAGE
 from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
 from ..images.left_out import LeftOut
@@ -52,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
         EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    out = Path(options.embeddings)
-    _check(options, out)
+    _check(options, out := Path(options.embeddings))
     from ..embedder import Embedder
 
     embed = Embedder(
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with careful(), explained_output(out), ExitStack() as stack:
         files = _Files(out, features)
         stack.callback(files.discard)
-        step = stack.enter_context(Step("runtime", "embedding"))
+        step = stack.enter_context(Step(PACKAGE, "embedding"))
         for result in embed.stream(
             named_images(options, left_out), workers=options.workers, ordered=not options.unordered
         ):
@@ -84,9 +84,8 @@ def run(options: argparse.Namespace) -> int:
         if done + failed == 0:
             raise EmbeddingsError(no_images(options.images, left_out.counts))
         files.finish()
-    seconds = time.monotonic() - began
     what = f"{counted(done, 'embedding')} of {counted(features, 'feature')}"
-    lines = [f"{what} in {seconds:.1f} s, {failed:,} failed"]
+    lines = [f"{what} in {time.monotonic() - began:.1f} s, {failed:,} failed"]
     lines += [f"   failed  {failure}" for failure in failures]
     if failed > len(failures):
         lines.append(f"      and  {failed - len(failures):,} more, listed in {files.failed_name}")
