@@ -50,7 +50,7 @@ def test_a_folder_of_weights_is_imported_and_exported(tmp_path: Path, monkeypatc
     said = capsys.readouterr()
     assert "float32 equals torch to" in said.out
     assert "export: 1 tensors of the pre-training were left out (decoder)" in said.err
-    assert "export: 1 images beside the folders" in said.err
+    assert "export: 1 image beside the folders" in said.err
 
 
 def test_weights_without_a_head_are_exported_as_an_embedding(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.command.line import positive
+from runtime.command.line import installed, positive
 from runtime.command.progress import Step, tell
+from runtime.errors import MissingPackageError, install_line
 from runtime.text import counted
 from runtime.writing import OutputError, check_folder
 
@@ -60,6 +61,8 @@ def classes(count: int) -> str:
 
 def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
     """Find what does not fit before weights are read, and return the labels of --labels."""
+    if not installed("torch"):
+        raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
     from vit.pretrained.places import find_weights, read_labels, refuse_other_files
 
     refuse_other_files(find_weights(options.source))
