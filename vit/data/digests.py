@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.text import counted
 from vit.data.images import Images
 
 MOST = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
@@ -42,11 +43,13 @@ def same_images(train: Images, found: Sequence[str], **others: Images | None) ->
     said = []
     if twice:
         one, two = (train.describe(index) for index in twice[0])
-        said.append(f"{len(twice)} images stand in two classes, e.g. {one} and {two}; take one of each out")
+        said.append(
+            f"in two classes: {counted(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+        )
     for name, images in others.items():
         shared = 0 if images is None else sum(bool(digest) and digest in first for digest in digests(images))
         if shared and images is not None:
             said.append(
-                f"{shared} of the {len(images)} {name} images are trained on too: take them out of one"
+                f"trained on too: {shared:,} of {counted(len(images), f'{name} image')}; take them out of one"
             )
     return said

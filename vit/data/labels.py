@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from runtime.text import counted
 from vit.data.images import DataError, Images
 
 
@@ -21,8 +22,8 @@ def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
         return images
     if unknown := [label for label in images.labels if label not in labels]:
         raise DataError(
-            f"{images.name}: the class {unknown[0]!r} ({len(images.labels)} classes) is not one of the "
-            f"model's {len(labels)} labels; give folders named as the model's classes, or loose images"
+            f"{images.name}: the class {unknown[0]!r} ({counted(len(images.labels), 'class', 'classes')}) is "
+            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or loose images"
         )
     index = np.array([labels.index(label) for label in images.labels], np.int64)
     return replace(images, targets=index[images.targets], labels=labels)

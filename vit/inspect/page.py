@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from runtime.text import counted
 from runtime.writing import write_atomically
 from vit.checkpoint import Checkpoint, result_of_test
 from vit.data.images import Images
@@ -114,9 +115,8 @@ def _facts(checkpoint: Checkpoint, images: Images | None, verdicts: Verdicts | N
     }
     if images is not None and verdicts is not None:
         total = len(verdicts.targets)
-        facts["on these images"] = (
-            f"{100 * verdicts.right / total:.2f} % of {total} images of {public_name(images.name)} right"
-        )
+        of = f"{counted(total, 'image')} of {public_name(images.name)}"
+        facts["on these images"] = f"{100 * verdicts.right / total:.2f} % of {of} right"
     else:
         facts["on other images"] = "not measured, no images were given (--data)"
     return facts

@@ -114,8 +114,8 @@ def test_the_same_image_in_two_classes_and_two_splits_is_told(tmp_path):
     fill(tmp_path / "train" / "b", count=1)
     data = open_data(tmp_path, holdout=0)
     said = same_images(data.train, digests(data.train), val=data.val, test=data.test)
-    assert said[0].startswith("1 images stand in two classes, e.g. ")
-    assert said[1] == "4 of the 4 test images are trained on too: take them out of one"
+    assert said[0].startswith("in two classes: 1 image, e.g. ")
+    assert said[1] == "trained on too: 4 of 4 test images; take them out of one"
 
 
 def test_what_systems_leave_is_no_class_and_no_image(tmp_path):
