@@ -23,7 +23,8 @@ def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
     if unknown := [label for label in images.labels if label not in labels]:
         raise DataError(
             f"{images.name}: the class {unknown[0]!r} ({counted(len(images.labels), 'class', 'classes')}) is "
-            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or loose images"
+            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or "
+            "loose images"
         )
     index = np.array([labels.index(label) for label in images.labels], np.int64)
     return replace(images, targets=index[images.targets], labels=labels)
