@@ -8,7 +8,8 @@ import { Classifier, reason } from "./classifier.mjs";
 import { needsExactKernels } from "./cpu.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
 import { readOrientation, upright } from "./orientation.mjs";
-import { MAX_PIXELS, reduced } from "./preprocess.mjs";
+import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduced } from "./preprocess.mjs";
+import { WHITE_16 } from "./spec.mjs";
 
 export { needsExactKernels } from "./cpu.mjs";
 export * from "./index.mjs";
@@ -58,7 +59,7 @@ export function decodeImage(file, spec) {
     throw new ImageError(file.length ? "it is neither a JPEG nor a PNG; convert it" : "it is empty (zero bytes)");
   let image;
   try {
-    image = isPng ? decodePng(file) : decodeJpeg(file);
+    image = isPng ? decodePng(file, spec) : decodeJpeg(file);
   } catch (error) {
     if (error instanceof ImageError) throw error;
     throw new ImageError(`it cannot be decoded: ${reason(error)}`);
@@ -73,11 +74,17 @@ function decodeJpeg(file) {
   return jpeg.decode(file, { useTArray: true, formatAsRGBA: true, tolerantDecoding: false, ...limits });
 }
 
-/** @param {Uint8Array} file */
-function decodePng(file) {
+/** @param {Uint8Array} file @param {import("./spec.mjs").Spec} spec */
+function decodePng(file, { white_level = WHITE_16 }) {
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
   const [width, height] = file.length < 24 ? [0, 0] : [view.getUint32(16), view.getUint32(20)];
   if (width * height > MAX_PIXELS)
     throw new ImageError(`it has ${width} x ${height} pixels, more than the limit of ${MAX_PIXELS}`);
-  return PNG.sync.read(Buffer.from(file.buffer, file.byteOffset, file.byteLength));
+  const bytes = Buffer.from(file.buffer, file.byteOffset, file.byteLength);
+  const depth = pngDepth(file);
+  if (white_level === WHITE_16 || depth.bits < 16) return PNG.sync.read(bytes);
+  if (depth.color) throw new ImageError(DEEP_COLOR);
+  const { data, ...size } = PNG.sync.read(bytes, { skipRescale: true });
+  const scaled = (/** @type {number} */ value) => Math.floor((255 * Math.min(value, white_level) + (white_level >> 1)) / white_level);
+  return { ...size, data: Uint8Array.from(data, (value, at) => (at % 4 === 3 ? Math.round(value / 257) : scaled(value))) };
 }

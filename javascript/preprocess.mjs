@@ -11,9 +11,20 @@ import { boxOf, checkSpec, reduction } from "./spec.mjs";
 /** @typedef {{first: Int32Array, count: Int32Array, taps: Int32Array, stride: number}} Pass */
 
 export const MAX_PIXELS = 89_478_485; // as in Python
+export const DEEP_COLOR =
+  "it has 16 bits per color; the model's white_level is for gray images; convert it to gray, or to 8 bits";
 const LARGE = 2 ** 24; // pixels: what is smaller is resized whatever the limit
 const BITS = 22; // of a weight, below the point
 const HALF = 1 << (BITS - 1);
+
+/**
+ * Bits per channel of a PNG, and whether it is in color: its header says so. 8 bits for any other file.
+ * @param {Uint8Array} file its first 32 bytes at least
+ */
+export function pngDepth(file) {
+  const isPng = file.length > 25 && file[0] === 0x89 && file[1] === 0x50;
+  return { bits: isPng ? file[24] : 8, color: isPng && (file[25] & 2) !== 0 };
+}
 
 /** @param {number} x */
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));

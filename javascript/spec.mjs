@@ -11,6 +11,7 @@ import { ModelError } from "./errors.mjs";
  *   [height, width] that is covered ("crop") or stretched to; null: `size`
  * @property {"nearest" | "box" | "bilinear" | "hamming" | "bicubic" | "lanczos"} interpolation
  * @property {boolean} exif turn the image the way its EXIF orientation says
+ * @property {number} [white_level] the value of a 16-bit gray pixel that is white, 1 to 65534; absent: 65535
  * @property {"full" | "draft"} decode "draft": large JPEGs may be read at 1/2, 1/4 or 1/8
  */
 
@@ -23,6 +24,8 @@ const CHOICES = {
   decode: ["full", "draft"],
 };
 const FIELDS = ["decode", "exif", "interpolation", "resize", "resize_to", "size"];
+const OPTIONAL = ["white_level"];
+export const WHITE_16 = 65535;
 
 /** @param {unknown} value @returns {value is Record<string, any>} */
 export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -42,8 +45,8 @@ const isEdge = (value) => Number.isInteger(value) && Number(value) >= 1 && Numbe
 export function checkSpec(spec) {
   if (!isObject(spec)) throw new ModelError("preprocess must be a JSON object");
   const keys = Object.keys(spec);
-  const unknown = keys.filter((key) => !FIELDS.includes(key));
-  if (unknown.length) throw new ModelError(`unknown preprocessing ${listed(unknown)}; known: ${FIELDS.join(", ")}`);
+  const unknown = keys.filter((key) => !FIELDS.includes(key) && !OPTIONAL.includes(key));
+  if (unknown.length) throw new ModelError(`unknown preprocessing ${listed(unknown)}; known: ${[...FIELDS, ...OPTIONAL].join(", ")}`);
   const missing = FIELDS.filter((field) => !keys.includes(field));
   if (missing.length) throw new ModelError(`preprocessing lacks ${missing.join(", ")}`);
   const { size, resize, resize_to, exif } = spec;
@@ -52,6 +55,9 @@ export function checkSpec(spec) {
   for (const [name, choices] of Object.entries(CHOICES))
     if (!choices.includes(spec[name])) throw new ModelError(`${name} must be one of ${choices.join(", ")}`);
   if (typeof exif !== "boolean") throw new ModelError("exif must be true or false");
+  const { white_level = WHITE_16 } = spec;
+  if (!Number.isInteger(white_level) || white_level < 1 || white_level > WHITE_16)
+    throw new ModelError(`white_level must be 1 to ${WHITE_16}`);
   if (Array.isArray(resize_to)) {
     if (resize_to.length !== 2 || !resize_to.every((edge, axis) => isEdge(edge) && edge >= size[axis]))
       throw new ModelError(`resize_to must be [height, width], at least ${size.join(", ")}`);

@@ -2,8 +2,8 @@
 
 import { Classifier, reason } from "./classifier.mjs";
 import { ImageError } from "./errors.mjs";
-import { MAX_PIXELS, reduceRows } from "./preprocess.mjs";
-import { reduction } from "./spec.mjs";
+import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduceRows } from "./preprocess.mjs";
+import { reduction, WHITE_16 } from "./spec.mjs";
 
 export * from "./index.mjs";
 
@@ -31,8 +31,11 @@ export function openClassifier(model, { runtime, top }) {
  * @throws {ImageError} when the browser cannot decode it, or it has too many pixels
  */
 export async function decodeImage(file, spec) {
-  const start = new Uint8Array(await file.slice(0, 2).arrayBuffer());
+  const start = new Uint8Array(await file.slice(0, 32).arrayBuffer());
   if (!file.size) throw new ImageError("it is empty (zero bytes)");
+  const { bits, color } = pngDepth(start);
+  if (bits === 16 && (spec.white_level ?? WHITE_16) !== WHITE_16)
+    throw new ImageError(color ? DEEP_COLOR : "it has 16 bits, of which a browser reads the upper 8; convert it to 8 bits");
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, {

@@ -15,6 +15,15 @@ export type Pass = {
  */
 /** @typedef {{first: Int32Array, count: Int32Array, taps: Int32Array, stride: number}} Pass */
 export declare const MAX_PIXELS = 89478485;
+export declare const DEEP_COLOR = "it has 16 bits per color; the model's white_level is for gray images; convert it to gray, or to 8 bits";
+/**
+ * Bits per channel of a PNG, and whether it is in color: its header says so. 8 bits for any other file.
+ * @param {Uint8Array} file its first 32 bytes at least
+ */
+export declare function pngDepth(file: Uint8Array): {
+    bits: number;
+    color: boolean;
+};
 /**
  * Turn an image into what the model takes.
  * @param {Pixels} image

@@ -18,10 +18,15 @@ export type Spec = {
      */
     exif: boolean;
     /**
+     * the value of a 16-bit gray pixel that is white, 1 to 65534; absent: 65535
+     */
+    white_level?: number;
+    /**
      * "draft": large JPEGs may be read at 1/2, 1/4 or 1/8
      */
     decode: "full" | "draft";
 };
+export declare const WHITE_16 = 65535;
 /** @param {unknown} value @returns {value is Record<string, any>} */
 export declare const isObject: (value: unknown) => value is Record<string, any>;
 /** Some names for a message, which may come from the file. @param {string[]} names */

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import ImageError, limit_of
-from .modes import as_rgb
+from .modes import WHITE_16, as_rgb, check_gray
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -39,7 +39,7 @@ _TRANSPOSITIONS = {
 
 @contextmanager
 def decoded(
-    image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None
+    image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None, white_level: int = WHITE_16
 ) -> Iterator[Image.Image]:
     """Give the image as a Pillow image of mode RGB, for as long as the block lasts.
 
@@ -49,6 +49,7 @@ def decoded(
         exif: turn it the way its EXIF orientation says.
         draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;
             None decodes all of it.
+        white_level: the value of a 16-bit gray pixel that is white.
 
     Raises:
         ImageError: when there is no image to be had from it, or the block cannot use it.
@@ -63,16 +64,23 @@ def decoded(
             if draft_edge and opened is not image:  # an image of the caller's stays as it is
                 opened.draft(None, (draft_edge, draft_edge))
             with room_for(opened.size, max_pixels), _held(opened, image):
+                if white_level != WHITE_16:
+                    check_gray(opened)
                 opened.load()
                 turned = _orientation(opened) if exif else 1
-                with _held(as_rgb(opened), image) as color, _held(_upright(color, turned), image) as seen:
+                with (
+                    _held(as_rgb(opened, white_level), image) as color,
+                    _held(_upright(color, turned), image) as seen,
+                ):
                     yield seen
     except ImageError:
         raise
     except MemoryError:
         raise ImageError("not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
-        raise ImageError(_refusal(error, "decoded", max_pixels)) from error
+        from .refusals import explained  # its words are loaded with the first failure
+
+        raise ImageError(explained(error, "decoded", max_pixels)) from error
 
 
 _one_large_image = threading.RLock()  # what is resized while it is held may need it again
@@ -168,28 +176,12 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(file)
     except Exception as error:
-        raise ImageError(_refusal(error, "read", max_pixels, file)) from error
+        from .refusals import explained
+
+        raise ImageError(explained(error, "read", max_pixels, file)) from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
         raise ImageError("it is PostScript, a program and not an image; convert it to PNG")
     return image
-
-
-def _refusal(error: Exception, step: str, max_pixels: int, file: IO[bytes] | None = None) -> str:
-    """Return the reason for a failure of Pillow. Its words are loaded when there is one.
-
-    Args:
-        error: the failure.
-        step: "read" or "decoded".
-        max_pixels: the limit of the caller.
-        file: the file, where Pillow has read no more than its first bytes.
-    """
-    from .refusals import reason, too_many_for_pillow, unidentified
-
-    if isinstance(error, Image.DecompressionBombError):
-        return too_many_for_pillow(max_pixels)
-    if isinstance(error, UnidentifiedImageError) and file is not None:
-        return unidentified(file)
-    return f"it cannot be {step}: {reason(error)}"
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

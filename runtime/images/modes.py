@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+WHITE_16 = 65535
+
+
+def as_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
     """Convert an image of any mode to RGB: transparency over white, 16 bits scaled to 8.
 
     Args:
         image: a Pillow image with its pixels loaded. An opaque RGB image is returned as it is.
+        white_level: the value of a 16-bit gray pixel that is white; higher ones are white, too.
 
     Raises:
         ImageError: for pixels whose range no standard fixes.
@@ -25,7 +29,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image)).convert("RGB")
+        return _from_16_bits(np.asarray(image), white_level).convert("RGB")
     if image.mode == "F":
         raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
     if image.mode == "LAB":
@@ -38,11 +42,26 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_16_bits(values: npt.NDArray[Any]) -> Image.Image:
+def check_gray(image: Image.Image) -> None:
+    """Check an image whose pixels are not loaded for a white level of its own.
+
+    Raises:
+        ImageError: for 16 bits per color, of which Pillow gives the upper 8 as if 65535 were white.
+    """
+    if not image.mode.startswith("I") and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        raise ImageError(
+            "it has 16 bits per color, white_level is for gray images; convert it to gray, or to 8 bits"
+        )
+
+
+def _from_16_bits(values: npt.NDArray[Any], white: int) -> Image.Image:
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
+    if low < 0 or high > WHITE_16:
         raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    scaled = (
+        255 * np.minimum(values, white).astype(np.uint32) + white // 2
+    ) // white  # rounds to the nearest
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

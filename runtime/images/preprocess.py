@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from .decode import MAX_PIXELS, ImageSource, decoded, room_for
+from .modes import WHITE_16
 from .resize import resized, size_between
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Preprocess:
     resize_to: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
     exif: bool = True  # turn the image the way its EXIF orientation says
+    white_level: int = WHITE_16  # of 16-bit gray images: the value that is white; 4095 for 12-bit data
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
     def __post_init__(self) -> None:
@@ -56,6 +58,12 @@ class Preprocess:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
         if not isinstance(self.exif, bool):
             raise ValueError(f"exif must be true or false, found {self.exif!r}")
+        if (
+            not isinstance(self.white_level, int)
+            or not 1 <= self.white_level <= WHITE_16
+            or self.white_level is True
+        ):
+            raise ValueError(f"white_level must be 1 to {WHITE_16}, found {self.white_level!r}")
         self._check_resize_to()
 
     def _check_resize_to(self) -> None:
@@ -88,16 +96,24 @@ class Preprocess:
         """
         before = self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to or 0,)
         edge = _DRAFT_FACTOR * max(*self.size, *before) if self.decode == "draft" else None
-        with decoded(image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge) as opened:
+        with decoded(
+            image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge, white_level=self.white_level
+        ) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
             method, box = Image.Resampling[self.interpolation.upper()], self._box(opened.size)
             with room_for(size_between(opened.size, out, method, box), max_pixels):
                 return np.array(resized(opened, out, method, box))  # (height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as JSON can hold it."""
+        """Every field, as JSON can hold it; `white_level` only where it is not the usual one.
+
+        A reader that does not know the field so refuses those files alone that need it.
+        """
         resize_to = list(self.resize_to) if isinstance(self.resize_to, tuple) else self.resize_to
-        return asdict(self) | {"size": list(self.size), "resize_to": resize_to}
+        document = asdict(self) | {"size": list(self.size), "resize_to": resize_to}
+        if self.white_level == WHITE_16:
+            del document["white_level"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocess:
@@ -109,7 +125,7 @@ class Preprocess:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(map(str, set(document) - known)):
             raise ValueError(f"unknown preprocessing {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        if missing := sorted(known - set(document)):
+        if missing := sorted(known - {"white_level"} - set(document)):
             raise ValueError(f"preprocessing lacks {', '.join(missing)}")
         pairs = {
             name: tuple(document[name]) if isinstance(document[name], list) else document[name]

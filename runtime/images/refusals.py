@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import limit_of
 from ..text import one_line
@@ -58,6 +58,22 @@ _MEANINGS = (
 _COLORS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "CIELAB"}
 _COLORS |= {10: "CIELAB", 32803: "raw photo of a camera", 34892: "raw photo of a camera"}
 _NUMBERS = {1: "integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}
+
+
+def explained(error: Exception, step: str, max_pixels: int, file: IO[bytes] | None = None) -> str:
+    """Return the words for a failure of Pillow.
+
+    Args:
+        error: the failure.
+        step: "read" or "decoded".
+        max_pixels: the limit of the caller.
+        file: the file, where Pillow has read no more than its first bytes.
+    """
+    if isinstance(error, Image.DecompressionBombError):
+        return too_many_for_pillow(max_pixels)
+    if isinstance(error, UnidentifiedImageError) and file is not None:
+        return unidentified(file)
+    return f"it cannot be {step}: {reason(error)}"
 
 
 def too_many_for_pillow(max_pixels: int) -> str:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -254,6 +255,15 @@ def test_javascript_goes_on_after_a_bad_image(model: Path, images: Path) -> None
         "it cannot be opened: ENOENT",
         None,
     ]
+
+
+def test_javascript_knows_the_white_of_twelve_bits(make_model: Any, tmp_path: Path) -> None:
+    spec = Preprocess(size=(32, 32), white_level=4095)
+    model = make_model(preprocess=spec)
+    values = np.linspace(0, 5000, 40 * 40).astype(np.uint16).reshape(40, 40)
+    Image.fromarray(values).save(tmp_path / "gray.png")
+    (answer,) = classify_in_javascript(model, tmp_path / "gray.png")
+    assert answer["score"] == pytest.approx(Classifier(model)(tmp_path / "gray.png").score, abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

@@ -8,6 +8,9 @@ import io
 import json
 import os
 import socket
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +306,49 @@ def test_damaged_files_fail_cleanly(data: st.DataObject) -> None:
     except ImageError:
         return
     assert pixels.shape == (8, 8, 3)
+
+
+def gray16(values: Any) -> bytes:
+    return encoded(Image.fromarray(np.asarray(values, np.uint16)), "PNG")
+
+
+def test_twelve_bits_in_a_file_of_sixteen() -> None:
+    """0 to 4095 fill 0 to 255, rounded to the nearest; without the level such an image is nearly black."""
+    values = np.arange(4096).reshape(64, 64)
+    spec = Preprocess(size=(64, 64), white_level=4095)
+    found = spec(gray16(values))
+    assert np.array_equal(found[..., 0], np.rint(values * 255 / 4095))
+    assert spec(gray16(values * 16 + 15)).min() == 1  # 15 of 4095; the rest is white
+    assert spec(gray16(np.full((64, 64), 65535))).min() == 255
+    assert replace(spec, white_level=65535)(gray16(values)).max() == 16
+    tiff = encoded(Image.fromarray(values.astype(np.uint16)), "TIFF")
+    assert np.array_equal(spec(tiff), found)
+    eight = Image.fromarray(np.full((64, 64), 77, np.uint8))
+    assert np.unique(spec(encoded(eight, "PNG"))).tolist() == [77]  # 8 bits are left alone
+
+
+def test_sixteen_bits_per_color_have_no_white_level() -> None:
+    row = b"\0" + bytes([1, 2] * 3 * 4)
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (
+            (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(row * 4)),
+            (b"IEND", b""),
+        )
+    )
+    assert Preprocess(size=(4, 4))(png).shape == (4, 4, 3)
+    with pytest.raises(ImageError, match="16 bits per color"):
+        Preprocess(size=(4, 4), white_level=4095)(png)
+
+
+def test_the_white_level_is_written_where_it_is_not_the_usual_one() -> None:
+    """Model files that do not need it stay as they are, and an older reader refuses those that do."""
+    assert "white_level" not in Preprocess().to_dict()
+    spec = Preprocess(white_level=1023)
+    assert spec.to_dict()["white_level"] == 1023
+    assert Preprocess.from_dict(spec.to_dict()) == spec
+    assert Preprocess.from_dict(Preprocess().to_dict()) == Preprocess()
+    for wrong in (0, 65536, True, 4095.0, "4095", None):
+        with pytest.raises(ValueError, match="white_level must be 1 to 65535"):
+            Preprocess(white_level=wrong)  # type: ignore[arg-type]

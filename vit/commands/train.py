@@ -65,10 +65,9 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="other resolution; positions of --from are interpolated",
     )
+    add("--white-level", type=int, metavar="N", help="16-bit gray that is white; 4095 for 12-bit data")
     add("--patch-size", type=positive, metavar="PIXELS", help="edge of a patch, for a model from nothing")
-    add(
-        "--teacher", type=Path, help="a checkpoint with the same classes to learn from as well (distillation)"
-    )
+    add("--teacher", type=Path, help="a checkpoint with the same classes to learn from (distillation)")
 
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ class TrainOptions:
     lr: float | None = None
     seed: int | None = None
     merge_tokens: int | None = None
+    white_level: int | None = None
     changes: tuple[str, ...] = ()  # NAME=VALUE of --set
 
 
@@ -107,6 +108,8 @@ def prepare(options: TrainOptions) -> Start:
     recipe, data = checked.recipe, checked.data
     source = load_checkpoint(options.source) if options.source else None
     model, preprocess = chosen_model(checked, source)
+    if options.white_level is not None:
+        preprocess = with_white_level(preprocess, options.white_level)
     teacher = load_checkpoint(options.teacher) if options.teacher else None
     notes = {"from": source.digest} if source else {}
     if teacher:
@@ -200,6 +203,18 @@ def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
     if recipe.name in EXAMPLES:
         return replace(EXAMPLES[recipe.name].preprocess, size=config.image_size)
     return Preprocess(size=config.image_size, resize="crop", interpolation="bicubic")
+
+
+def with_white_level(preprocess: Preprocess, white_level: int) -> Preprocess:
+    """Return the same preprocessing for 16-bit gray images with another white.
+
+    Raises:
+        RecipeError: for a level that no 16 bits have.
+    """
+    try:
+        return replace(preprocess, white_level=white_level)
+    except ValueError as error:
+        raise RecipeError(f"--white-level: {error}") from error
 
 
 def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
