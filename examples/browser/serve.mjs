@@ -59,7 +59,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   }
   for (const needed of [positionals[0], join(ORT, ORT_FILES[0])])
     if (!(await stat(needed).catch(() => null))) {
-      console.error(`expected ${needed}, found nothing${needed.startsWith(ORT) ? "; run npm install in javascript/" : ""}`);
+      console.error(`expected ${needed}, found nothing${needed.startsWith(ORT) ? "; run npm install --ignore-scripts in javascript/" : ""}`);
       process.exit(2);
     }
   const files = await siteFiles(positionals[0]);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,19 @@ PACKAGE = ROOT / "javascript"
 def installed() -> None:
     if shutil.which("node") is None or not (PACKAGE / "node_modules").is_dir():
         pytest.skip("needs node, and javascript/node_modules: make borrow")
+
+
+@pytest.mark.slow
+def test_installing_as_documented_needs_no_install_script(model: Path, images: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^npm install (.*?) +#", (PACKAGE / "README.md").read_text(), re.M)
+    ignored = shutil.ignore_patterns("node_modules")
+    shutil.copytree(PACKAGE, tmp_path / "vit-edge" / "javascript", ignore=ignored)
+    command = ["npm", "install", "--no-audit", "--no-fund", *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command = ["npx", "vit-edge-classify", str(model), str(images / "a.png")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(done.stdout)["label"] == "red", done.stderr
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
