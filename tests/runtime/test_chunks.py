@@ -70,6 +70,28 @@ def test_a_store_of_fsspec_is_walked_sorted_and_named_by_its_uri(memory: str) ->
     ]
 
 
+def test_what_a_listing_leaves_out_is_counted_once_over_all_chunks(
+    memory: str, images: Path, tmp_path: Path
+) -> None:
+    parts, _ = start(tmp_path / "out")
+    for number in range(40):
+        (images / f"{number}.dng").touch()
+        Image.new("RGB", (4, 4)).save(images / f"{number}.png")
+    (images / ".hidden.txt").touch()
+    total, pieces = Summary(), list(chunks(job(parts, images, f"{memory}/photos"), []))
+    assert len(pieces) > 2
+    for chunk in pieces:
+        total.add(Summary(left_out=chunk.left_out))
+    assert total.left_out == {".dng": 40, ".txt": 2}  # one of them in the store
+    every = [key for chunk in chunks(job(parts, images, all_files=True), []) for key in chunk.keys]
+    assert sum(key.endswith((".dng", ".txt")) for key in every) == 41
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.svg").touch()
+    (only,) = chunks(job(parts, tmp_path / "empty"), [])
+    summary = label_chunk(only, job(parts), Labels.__new__(Labels), Ledger())
+    assert (summary.images, summary.left_out) == (0, {".svg": 1})
+
+
 def test_entries_of_a_list_are_read_where_they_say(memory: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": [f"{memory}/photos/b.png", "/a.png"]}), tmp_path / "list.parquet")
     (place, key), local = find([str(tmp_path / "list.parquet")], "/")
