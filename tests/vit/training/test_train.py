@@ -473,3 +473,11 @@ def test_a_loss_that_still_falls_is_not_stopped(photos, tiny_config, tiny_prepro
     assert len({row["val_accuracy"] for row in history}) == 1
     assert losses == sorted(losses, reverse=True)
     assert len(history) == 6
+
+
+def test_the_white_level_of_an_option_travels_with_the_model() -> None:
+    from vit.training.setup import TrainOptions, prepare
+
+    assert prepare(TrainOptions(data="digits", white_level=4095)).preprocess.white_level == 4095
+    with pytest.raises(RecipeError, match="--white-level: white_level must be 1 to 65535, found 0"):
+        prepare(TrainOptions(data="digits", white_level=0))
