@@ -13,22 +13,20 @@ FIRST = ("int8", "float32", "float16")  # the variant that is shown, as `choose_
 
 @dataclass(frozen=True)
 class Usage:
-    """Lines for one file; empty where the runtime cannot open it, with the reason."""
+    """Lines for one file."""
 
     file: str
-    python: str = ""
-    shell: str = ""
-    refused: str = ""
+    python: str
+    shell: str
+    beside: str  # the file that must lie beside it, of a model too large for one file; else empty
 
 
 def usage(results: Results) -> Usage:
     """Return the lines that use the best variant of an export."""
     by_name = {each.variant: each for each in results.variants}
     chosen = next(by_name[name] for name in FIRST if name in by_name)
-    if chosen.bytes > MAX_BYTES:
-        why = f"{chosen.file} has its weights in a file of their own, which vit-edge's runtime does not open"
-        return Usage(chosen.file, refused=f"{why}; ONNX Runtime itself does.")
-    return Usage(chosen.file, python=_python(results, chosen.file), shell=_shell(results, chosen.file))
+    beside = f"{chosen.file}.data" if chosen.bytes > MAX_BYTES else ""
+    return Usage(chosen.file, _python(results, chosen.file), _shell(results, chosen.file), beside)
 
 
 def _python(results: Results, file: str) -> str:

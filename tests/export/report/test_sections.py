@@ -134,8 +134,9 @@ def test_use_this_file_names_the_best_file(results):
     assert len(usage(results()).python.splitlines()) == 3
     some = results(variants=())
     large = replace(some, variants=(replace(some.variants[0], bytes=MAX_BYTES + 1),))
-    assert usage(large).python == ""
-    assert "weights in a file of their own" in Page(render(large)).text
+    assert usage(large).python.startswith("from runtime import Classifier")
+    assert "Its weights are in model.float32.onnx.data , which must stay" in Page(render(large)).text
+    assert "must stay" not in Page(render(some)).text
 
 
 def test_every_term_on_the_page_is_explained_in_one_line(results):
