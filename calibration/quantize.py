@@ -46,6 +46,7 @@ def quantize(
     """
     sites = find_sites(model)
     observed = observe(model, sites.observed(), images, threads=threads)
+    let_go(model)
     plan = decide(
         sites,
         observed,

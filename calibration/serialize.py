@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from runtime.interrupts import careful
-from runtime.session import open_session
+from runtime.session import give_memory_back, open_session
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -52,11 +52,17 @@ def aside(model: ir.Model) -> Iterator[bool]:
 
 
 def let_go(model: ir.Model) -> None:
-    """Give back the memory of weights that were read from a file; they are read again when needed."""
-    for value in model.graph.initializers.values():
-        mapped = value.const_value.raw if isinstance(value.const_value, ir.ExternalTensor) else None
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
-            mapped.madvise(mmap.MADV_DONTNEED)
+    """Give back the memory of weights that were read from a file, and of sessions that are closed.
+
+    The weights are read again when they are needed. A model in memory is left as it is.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    mapped = [each.raw for each in tensors if isinstance(each, ir.ExternalTensor) and each.raw is not None]
+    for each in mapped:
+        if hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+            each.madvise(mmap.MADV_DONTNEED)
+    if any(isinstance(each, ir.ExternalTensor) for each in tensors):
+        give_memory_back()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from calibration.serialize import aside
+from calibration.serialize import aside, let_go
 from export.checks import check_limits, check_parity, with_judgment
 from export.files import staged
 from export.float16 import to_float16
@@ -56,6 +56,7 @@ def export(
             parity = check_parity(source, float32.opened(options.threads), images.evaluation)
         if large:
             source.reference.let_go()
+            let_go(source.exported.model)
         return _export(source, parity, float32, images, out, options, report)
 
 

@@ -134,7 +134,7 @@ def _open_on(
         session = onnxruntime.InferenceSession(source, options, providers=_chain(device))
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise _explain(error, device, source) from error
-    _give_memory_back()
+    give_memory_back()
     session.disable_fallback()  # a failing GPU must not become a CPU in the middle of a run
     if isinstance(source, bytes):
         session._model_bytes = None  # kept only for that fallback
@@ -154,7 +154,7 @@ def _load_cuda_libraries() -> None:
             preload()
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Hand what loading a model left behind back to the system: a third of what is resident, on Linux.
 
     The C library keeps such memory for later, and what a ViT needs later does not fit into the pieces.

@@ -128,7 +128,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    del tensors  # as large as the model
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return Checkpoint(
         model=model.eval(),
         preprocess=found.preprocess,

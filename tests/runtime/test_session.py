@@ -128,7 +128,7 @@ def test_what_loading_leaves_behind_is_given_back(tmp_path: Path) -> None:
     path.write_bytes(wide_graph(width=1024, layers=10))
     script = (
         "import sys, runtime.session as session\n"
-        "if sys.argv[2] == 'kept': session._give_memory_back = lambda: None\n"
+        "if sys.argv[2] == 'kept': session.give_memory_back = lambda: None\n"
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4 // 1024\n"
         "before = resident()\n"
         "opened = session.open_session(sys.argv[1], threads=1)\n"
@@ -340,11 +340,11 @@ def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.Monkey
     found = Library()
     monkeypatch.setattr(session_module.ctypes, "CDLL", library)
     monkeypatch.setattr(session_module.sys, "platform", "linux")
-    session_module._give_memory_back()
+    session_module.give_memory_back()
     assert calls == [None]  # the library that this process runs with
     found.malloc_trim = lambda most: calls.append((type(most), most.value))  # type: ignore[attr-defined]
-    session_module._give_memory_back()
+    session_module.give_memory_back()
     assert calls == [None, None, (session_module.ctypes.c_size_t, 0)]
     monkeypatch.setattr(session_module.sys, "platform", "darwin")
-    session_module._give_memory_back()
+    session_module.give_memory_back()
     assert len(calls) == 3
