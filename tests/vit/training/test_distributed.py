@@ -57,7 +57,7 @@ def loop_of(photos, config, preprocess, world=None, **recipe):
         new_model(config, 0),
         Store(data.train, preprocess),
         data.train.targets,
-        Recipe(epochs=1, batch=8, **recipe),
+        recipe=Recipe(epochs=1, batch=8, **recipe),
         classes=3,
         device=torch.device("cpu"),
         size=(8, 8),
