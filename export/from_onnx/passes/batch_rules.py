@@ -198,7 +198,7 @@ REDUCTIONS = (
     "ReduceSumSquare ArgMax ArgMin"
 )
 CONVOLUTIONS = (
-    "Conv ConvTranspose MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool "
+    "Conv ConvTranspose Col2Im MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool "
     "BatchNormalization InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth"
 )
 

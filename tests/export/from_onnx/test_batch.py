@@ -66,6 +66,11 @@ CASES: dict[str, tuple[list[int], list[Node], dict[str, Any]]] = {
         [("ConvTranspose", ["x", "w"], {"strides": [2, 2]})],
         {"w": RANDOM.normal(size=(2, 3, 2, 2)).astype(np.float32)},
     ),
+    "blocks that overlap": (
+        [18, 4],
+        [("Col2Im", ["x", "i", "b"], {"strides": [2, 2], "pads": [1, 1, 1, 1]})],
+        {"i": np.array([4, 4], INT), "b": np.array([3, 3], INT)},
+    ),
     "resize to sizes": (
         [2, 3, 3],
         [("Resize", ["x", "", "", "s"], {"mode": "linear"})],
