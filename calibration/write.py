@@ -10,8 +10,11 @@ from calibration.graph import add_constant, graph_of, insert, tidy
 from calibration.merging.write import merge_tokens
 from calibration.pairs import PairWriter
 from calibration.plan import PlanError, QuantizationPlan
+from calibration.serialize import let_go
 from calibration.sites import Linear, Sites, find_sites
 from calibration.split import hidden_of, split_columns
+
+FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
 
 
 def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
@@ -40,7 +43,9 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     for name, product in sites.products.items():
         if (each := plan.products.get(name)) is not None and each.precision == "int8":
             writer.product(product, each)
-    for name, linear in sites.linears.items():
+    for index, (name, linear) in enumerate(sites.linears.items()):
+        if index % FEW == 0:
+            let_go(quantized)
         if (chosen := plan.linears.get(name)) is None:
             continue
         if chosen.precision == "int8":
