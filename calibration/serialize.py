@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import tempfile
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def let_go(model: ir.Model) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
             each.madvise(mmap.MADV_DONTNEED)
     if any(isinstance(each, ir.ExternalTensor) for each in tensors):
+        gc.collect()  # nodes that were taken out of a graph refer to each other in circles, and to weights
         give_memory_back()
 
 
