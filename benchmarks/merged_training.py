@@ -26,6 +26,7 @@ from vit.training.recipe import Recipe
 from vit.training.train import train
 
 CONFIG = ViTConfig(image_size=(28, 28), patch_size=4, width=64, depth=6, heads=2, mlp_width=256, classes=10)
+BATCH = 100  # images, when judged
 RECIPE = Recipe(name="dense", epochs=4, batch=128, lr=2e-3, holdout=0.0, flip=True, ema=0.99)
 
 
@@ -62,8 +63,11 @@ def _top1(model: ViT, data: TrainingData, preprocess: Preprocess, merged: int) -
 
 def _labels(model: ViT, pixels: Array) -> Array:
     with torch.inference_mode():
-        parts = [model(part).argmax(-1) for part in torch.from_numpy(pixels).split(100)]
-    return np.asarray(torch.cat(parts).numpy())
+        parts = [
+            model(torch.from_numpy(pixels[i : i + BATCH])).argmax(-1).numpy()
+            for i in range(0, len(pixels), BATCH)
+        ]
+    return np.concatenate(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

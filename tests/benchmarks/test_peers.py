@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -37,9 +38,11 @@ def test_every_way_is_there(built):
     names = [each.name for each in built]
     assert len(set(names)) == len(names)
     assert {BASELINE, OURS, "ORT quantize_static INT8", "ORT quantize_dynamic INT8"} <= set(names)
-    assert sum("per channel" in name for name in names) == 2
+    assert {f"ORT quantize_static INT8, {words}" for words in peers.STATIC} <= set(names)
     tools = importlib.util.find_spec("openvino") is not None and importlib.util.find_spec("nncf") is not None
-    assert ("OpenVINO + NNCF INT8" in names and not any(isinstance(b, Skipped) for b in built)) or not tools
+    left_out = {each.name for each in built if isinstance(each, Skipped)}
+    assert left_out <= {"openvino", "nncf", "ORT quantize_static INT8, the same, SmoothQuant"}
+    assert ("OpenVINO + NNCF INT8" in names and not left_out & {"openvino", "nncf"}) or not tools
 
 
 def test_integer_files_are_smaller(built):
@@ -67,6 +70,16 @@ def test_what_is_not_installed_is_said_and_left_out(bench, exported, monkeypatch
         assert all(f"pip install {each.name}" in each.reason for each in skipped)
         assert OURS in [each.name for each in found]
         assert sum("OpenVINO" in each.name for each in found) == left
+
+
+def test_merged_files_are_rows_of_their_own(bench, exported, monkeypatch):
+    monkeypatch.setattr(peers, "_onnxruntime_tools", lambda *_: [])
+    monkeypatch.setattr(peers, "_installed", lambda _package: False)
+    found = {each.name: each for each in build(replace(bench, merged=(1, 2)))}
+    few, more = (found[f"{OURS}, {merged} tokens merged per block"] for merged in (1, 2))
+    dense, merged, most = (logits(peer, bench.images) for peer in (found[OURS], few, more))
+    assert 0 < np.abs(merged - dense).max() < np.abs(dense).max()
+    assert np.abs(most - merged).max() > 0
 
 
 def test_an_extra_graph_takes_pixels(bench, exported):
