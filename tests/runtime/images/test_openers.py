@@ -118,10 +118,10 @@ def test_without_the_packages_nothing_changes(photos: Path) -> None:
 
 def test_every_command_line_registers_them() -> None:
     for module in (
-        "runtime/__main__.py",
+        "runtime/command_line.py",
         "runtime/batch/ray_engine.py",
-        "vit/__main__.py",
-        "export/__main__.py",
+        "vit/commands/main.py",
+        "export/command/run.py",
     ):
         assert "    register_openers()" in (ROOT / module).read_text(encoding="utf-8"), module
 
