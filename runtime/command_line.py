@@ -56,7 +56,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _run_on_ray(options: argparse.Namespace) -> int:
     with careful():  # Ray starts processes, which have to be ended
-        from .batch.ray_command import run
+        from .batch.cluster.ray_command import run
 
         return run(options)
 

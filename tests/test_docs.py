@@ -35,7 +35,7 @@ COMING = {
 RUN_BY = {
     "README.md": "tests/runtime/test_packaging.py",
     "docs/concepts/paper-to-code.md": "tests/vit/test_paper_to_code.py",
-    "docs/guides/cluster.md": "tests/runtime/test_columns.py",
+    "docs/guides/cluster.md": "tests/runtime/cluster/test_columns.py",
     "docs/guides/embed.md": "tests/runtime/test_packaging.py",
     "docs/guides/embeddings.md": "tests/runtime/test_embedder.py",
     "docs/reference/runtime.md": "tests/runtime/test_reference.py",

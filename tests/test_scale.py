@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.batch import chunks
+from runtime.batch.cluster import chunks
 from tools.simulate_scale import CHUNKS_PER_CORE, SMALLEST, Cluster, predict, simulate
 
 # 33 ms each, with a tail: large images take ten times as long.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-SMALLEST, CHUNKS_PER_CORE = 16, 16  # as in runtime.batch.chunks
+SMALLEST, CHUNKS_PER_CORE = 16, 16  # as in runtime.batch.cluster.chunks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,5 @@ In reading order:
     sorting     one folder for each label
     embeddings  the command with --embeddings: an array with one row per image
     columns     columns in, columns out: what an engine for clusters calls
-
-and for --engine ray:
-
-    sources, reading  images in folders, stores and lists; their contents, a few ahead
-    parts             an output that many processes write at once; its bytes are in part_formats
-    chunks            the work in pieces, and what happens to each; knows no engine
-    ray_engine        the only module that imports Ray
-    ray_command       the command with --engine ray
+    cluster     the command with --engine ray
 """

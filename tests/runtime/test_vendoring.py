@@ -19,7 +19,8 @@ import importlib, pkgutil, sys
 import {package} as package
 assert package.__file__.startswith({folder!r})
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    if not module.name.endswith((".__main__", ".ray_engine", ".ray_command")):  # Ray is not installed
+    # Ray is not installed.
+    if not module.name.endswith((".__main__", ".ray_cluster", ".ray_engine", ".ray_command")):
         importlib.import_module(module.name)
 assert [getattr(package, name).__module__ for name in package.__all__]
 strangers = {{"runtime", "vit", "export", "calibration"}} & set(sys.modules)

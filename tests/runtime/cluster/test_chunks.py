@@ -18,12 +18,12 @@ pa = pytest.importorskip("pyarrow", reason='needs pyarrow: pip install ".[ray]"'
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from runtime.batch import chunks as module  # noqa: E402
-from runtime.batch import reading  # noqa: E402
-from runtime.batch.chunks import Job, Ledger, Summary, chunks, kind_of, label_chunk, portable  # noqa: E402
-from runtime.batch.parts import Parts, StaleRunError, begin  # noqa: E402
-from runtime.batch.reading import StoreError  # noqa: E402
-from runtime.batch.sources import LOCAL, PlaceError, bare, check, find, open_uri, place_of  # noqa: E402
+from runtime.batch.cluster import chunks as module  # noqa: E402
+from runtime.batch.cluster import reading  # noqa: E402
+from runtime.batch.cluster.chunks import Job, Ledger, Summary, chunks, kind_of, label_chunk, portable  # noqa: E402
+from runtime.batch.cluster.parts import Parts, StaleRunError, begin  # noqa: E402
+from runtime.batch.cluster.reading import StoreError  # noqa: E402
+from runtime.batch.cluster.sources import LOCAL, PlaceError, bare, check, find, open_uri, place_of  # noqa: E402
 
 MODEL = "a" * 64
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..images.left_out import LeftOut
-from ..text import counted
-from .columns import Labels
-from .output import Done
+from ...images.left_out import LeftOut
+from ...text import counted
+from ..columns import Labels
+from ..output import Done
 from .parts import Parts
 from .reading import Content, StoreError, read_ahead, read_one
 from .sources import Place, find
@@ -32,7 +32,7 @@ class Job:
     """Settings that every process of a run needs.
 
     Args:
-        sources: paths, URIs and lists, as `runtime.batch.sources.find` takes them.
+        sources: paths, URIs and lists, as `runtime.batch.cluster.sources.find` takes them.
         base: the folder that relative paths start from.
         parts: the output.
         largest: images in a chunk, at most.
@@ -73,7 +73,6 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)  # files in folders that are no images, by suffix
-    seconds: float = 0.0  # that processes spent on images
 
     @property
     def failed(self) -> int:
@@ -84,7 +83,6 @@ class Summary:
         """Add the counts of another; kinds of failures beyond the fiftieth are counted together."""
         self.images += other.images
         self.skipped += other.skipped
-        self.seconds += other.seconds
         self.classes += other.classes
         self.left_out += other.left_out
         for kind, count in other.failures.items():
@@ -193,17 +191,6 @@ def portable(path: str) -> str:
 def kind_of(error: str) -> str:
     """Return the kind of a failure: its message without the numbers of one image."""
     return re.sub(r"\d[\d,]*", "N", error)
-
-
-def to_columns(summary: Summary) -> dict[str, Any]:
-    """Return plain values that `from_columns` turns into the summary again."""
-    return asdict(summary)
-
-
-def from_columns(row: Mapping[str, Any]) -> Summary:
-    """Return the summary that `to_columns` took apart."""
-    counters = {name: Counter(row[name]) for name in ("failures", "classes", "left_out")}
-    return Summary(**{**row, **counters})
 
 
 def _largest_file(labels: Labels) -> int:

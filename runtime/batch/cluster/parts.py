@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ..errors import FailureError
-from ..writing import OutputError
+from ...errors import FailureError
+from ...writing import OutputError
 from .part_formats import PartFormat, to_bytes
 from .sources import bare, is_uri, open_uri
 

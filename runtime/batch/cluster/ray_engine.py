@@ -1,6 +1,6 @@
 """Chunks of images over a Ray cluster: a listing, one process per core, a ledger of crashes.
 
-Nothing else of the project imports Ray.
+Nothing else of the project but `ray_cluster` imports Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import available_cores
-from ..errors import FailureError, InputError, MissingPackageError, install_line
-from ..images.openers import register_openers
+from ...errors import FailureError, MissingPackageError, install_line
+from ...images.openers import register_openers
+from ..columns import Labels
 from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
-from .columns import Labels
+from .ray_cluster import last_line
 
 try:
     import pyarrow as pa
@@ -36,58 +35,10 @@ except ImportError as error:
     raise MissingPackageError(f"--engine ray needs Ray Data ({error}); {install_line('ray,cpu')}") from error
 
 _QUEUED = 2**28  # bytes of the object store that names waiting to be labeled may take
-_STORE = 2**28  # bytes of a local cluster's object store, and what the model takes
-
-
-class ClusterError(InputError):
-    """A cluster that cannot be reached."""
 
 
 class EngineError(FailureError):
     """Work on a cluster that broke off."""
-
-
-@contextmanager
-def cluster(address: str | None, *, workers: int | None, model_bytes: int) -> Iterator[int]:
-    """Connect to a cluster, or start one on this machine for as long as the block lasts.
-
-    Args:
-        address: of a running cluster, as `ray.init` takes it; None reads RAY_ADDRESS, and without that starts
-            a local cluster.
-        workers: cores of a local cluster; None takes all that this process may use.
-        model_bytes: size of the model file.
-
-    Yields:
-        The cores that the cluster has now.
-
-    Raises:
-        ClusterError: if there is no cluster at this address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {}
-    if address == "local":
-        options = dict(
-            num_cpus=workers or available_cores(),
-            object_store_memory=_STORE + 4 * model_bytes,
-            include_dashboard=False,
-        )
-    package = str(Path(__file__).parents[1])
-    try:
-        _knock(address)
-        ray.init(
-            address=address,
-            runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **options,
-        )
-    except Exception as error:  # Ray raises bare ones too, for a node that is slow to start among others
-        raise ClusterError(f"no Ray cluster at {address}: {_first_line(error)}") from error
-    try:
-        yield int(ray.cluster_resources().get("CPU", 0))
-    finally:
-        ray.shutdown()
 
 
 def label_on_cluster(job: Job, known: list[str], labels: Labels, *, workers: int | None) -> Iterator[Summary]:
@@ -187,17 +138,6 @@ class _Remote:
         self._ledger.end.remote(chunk)
 
 
-def _knock(address: str) -> None:
-    """Ask whether anything listens at host:port; Ray itself would wait for minutes.
-
-    Raises:
-        OSError: if nothing does.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and "/" not in address and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 def _chunk(data: bytes) -> Chunk:
     chunk: Chunk = pickle.loads(data)
     return chunk
@@ -215,13 +155,27 @@ def _install(data: Any, sha256: str) -> Path:
     if hasattr(os, "getuid") and folder.stat().st_uid != user:
         raise EngineError(f"{folder} belongs to another user; remove it, or set TMPDIR on this node")
     place = folder / f"{sha256}.onnx"
-    if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
-        if (found := hashlib.sha256(data).hexdigest()) != sha256:
-            raise EngineError(f"the model arrived with SHA-256 {found}, expected {sha256}")
-        aside = place.with_name(f".{sha256}.{os.getpid()}.tmp")
-        aside.write_bytes(data)
-        aside.replace(place)
+    with _alone(folder):
+        if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
+            if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                raise EngineError(f"the model arrived with SHA-256 {found}, expected {sha256}")
+            aside = place.with_name(f".{sha256}.tmp")
+            aside.write_bytes(data)
+            aside.replace(place)
     return place
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time into a folder: none must replace what another opens."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: Ray has no clusters there, and a file that is open is not replaced
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when it is closed, or its process ends
+        yield
 
 
 def _quiet() -> None:
@@ -233,16 +187,11 @@ def _quiet() -> None:
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=_QUEUED
     )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
 
 
 def _cause(error: BaseException) -> str:
     """Return what a process on the cluster said last, without the trace of the engine around it."""
     while (inner := getattr(error, "cause", None)) is not None and inner is not error:
         error = inner
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return last_line(error)

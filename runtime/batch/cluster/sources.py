@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..errors import InputError
-from ..images.files import find_images, left_by_a_system, walk
-from ..images.left_out import LeftOut
+from ...errors import InputError
+from ...images.files import find_images, left_by_a_system, walk
+from ...images.left_out import LeftOut
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -225,6 +225,6 @@ def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
 
 
 def _reason(error: Any) -> str:
-    from ..text import one_line
+    from ...text import one_line
 
     return one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__

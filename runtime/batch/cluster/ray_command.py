@@ -7,17 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-from ..command.line import PACKAGE, complain
-from ..command.progress import Cadence
-from ..errors import DONE, FAILED, INTERRUPTED
-from ..text import counted, printable
+from ...command.line import PACKAGE, complain
+from ...command.progress import Cadence
+from ...errors import DONE, FAILED, INTERRUPTED
+from ...text import counted, printable
+from ..columns import Labels
+from ..inputs import no_images
+from ..options import UsageError
+from ..report import and_more, left_out_lines
 from .chunks import Job, Summary
-from .columns import Labels
-from .inputs import no_images
-from .options import UsageError
 from .parts import Parts, begin
-from .ray_engine import EngineError, cluster, label_on_cluster
-from .report import and_more, left_out_lines
+from .ray_cluster import cluster
+from .ray_engine import EngineError, label_on_cluster
 from .sources import bare, check
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
@@ -29,18 +30,23 @@ class ClusterReport:
     def __init__(self) -> None:
         self.total = Summary()
         self._began = time.monotonic()
+        self._first: float | None = None  # when the first part was written
         self._cadence = Cadence()
 
     def add(self, summary: Summary) -> None:
         """Count a part that was written."""
         self.total.add(summary)
+        self._first = self._first or time.monotonic()
         if self._cadence.due():
             self._cadence.print(self._line())
 
     def summary(self) -> str:
         """Return the images, the rate, the largest classes and the failures by kind."""
         total = self.total
-        lines = [self._line(f" in {time.monotonic() - self._began:.1f} s")]
+        during = f" in {time.monotonic() - self._began:.1f} s"
+        if self._first is not None:
+            during += f" (the first part after {self._first - self._began:.1f} s)"
+        lines = [self._line(during)]
         if total.skipped:
             lines[0] += f"; {total.skipped:,} were done before"
         lines += [f"{count:9,}  {printable(label)}" for label, count in total.classes.most_common(_SHOWN)]

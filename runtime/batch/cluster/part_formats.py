@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .output import to_line
+from ..output import to_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..concurrency import in_parallel
-from ..errors import FailureError
-from ..text import one_line
+from ...concurrency import in_parallel
+from ...errors import FailureError
+from ...text import one_line
 from .sources import LOCAL, Place, open_uri
 
 _THREADS = 8  # what hides 100 ms of a store's latency behind images of 30 ms, and leaves some room
