@@ -193,7 +193,16 @@ def test_a_signal_in_the_exporter_of_torch_is_one_line(inputs: Path, place: Plac
 
 
 # Lines for people that a command prints on its way.
-MESSAGES = ("--resume auto: ", "recipe: ", "epoch ", "resuming ", "note: ", "assumed", "timm weights")
+MESSAGES = (
+    "--resume auto: ",
+    "recipe: ",
+    "epoch ",
+    "resuming ",
+    "test: ",
+    "note: ",
+    "assumed",
+    "timm weights",
+)
 
 
 def expect_one_line(done: subprocess.CompletedProcess[str], command: str, code: int) -> None:
