@@ -6,6 +6,7 @@ signal ends the process at once, except where files are being written: there it 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -35,12 +36,14 @@ def guarded(name: str, work: Callable[[], int]) -> int:
 
     A signal gives one line on standard error and the exit code 130 (Ctrl-C) or 143 (SIGTERM). A signal that
     the caller ignores, as for the background jobs of a shell, stays ignored. Once the work is done, its exit
-    code is what counts, and signals are ignored.
+    code is what counts, and signals are ignored. Characters that the terminal's encoding lacks are printed as
+    escapes.
 
     Args:
         name: the command, the first word of the line.
         work: imports and does everything and returns an exit code.
     """
+    _print_anything()
     handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     _state.name, _state.owner = name, os.getpid()
     sys.unraisablehook = _unraisable
@@ -59,6 +62,13 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     if code == _INTERRUPTED and _state.received is not None:
         return 128 + _state.received
     return code
+
+
+def _print_anything() -> None:
+    """Let a table with an arrow in it end no command whose terminal or log knows ASCII or cp1252 alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a process without a console has none
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say_when_stopped(name: str, message: str) -> None:

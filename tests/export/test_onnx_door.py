@@ -180,10 +180,11 @@ def test_the_extra_onnx_is_enough_in_a_new_environment(new_python: Path, folder:
     assert 'pip install ".[export]"' in done.stderr
 
 
-def lowest(extra: str, project: dict[str, Any]) -> list[str]:
-    """The requirements of an extra, and what it builds on, at the lower bound of each."""
+def lowest(extras: str, project: dict[str, Any]) -> list[str]:
+    """The requirements of extras, `a,b`, and what these build on, at the lower bound of each."""
     found = list(project["dependencies"])
-    for requirement in project["optional-dependencies"][extra]:
+    every = project["optional-dependencies"]
+    for requirement in [each for extra in extras.split(",") for each in every[extra]]:
         inner = re.fullmatch(r"vit-edge\[(.*)\]", requirement)
         found += lowest(inner[1], project) if inner else [requirement]
     return [requirement.replace(">=", "==") for requirement in dict.fromkeys(found)]
