@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from calibration.graph import Array
 
 BINS = 15
-FEWEST = 100  # images with known classes: half of them fit the temperature, the others judge it
+FEWEST = 100  # images with known classes
 COLDEST, HOTTEST = 0.05, 20.0
 
 
@@ -22,25 +22,23 @@ COLDEST, HOTTEST = 0.05, 20.0
 class Reliability:
     """The temperature of an export, and the expected calibration error (ECE) of each variant, 0 to 1."""
 
-    temperature: float
-    fitted_on: int  # images
-    judged_on: int  # other images
+    temperature: float  # fitted on all images
+    images: int
     before: dict[str, float]  # ECE by variant, at temperature 1
-    after: dict[str, float]  # the same at the temperature
+    after: dict[str, float]  # the same, each half of the images with the temperature of the other half
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""
         return {
             "temperature": self.temperature,
-            "images_fitted_on": self.fitted_on,
-            "images_judged_on": self.judged_on,
+            "images": self.images,
             "ece_before": self.before,
             "ece_after": self.after,
         }
 
 
 def measure_reliability(logits: dict[str, Array], targets: Array | None) -> Reliability | None:
-    """Fit a temperature on half of the images, and judge it on the other half.
+    """Fit a temperature on all images, and judge it crosswise: each half by the fit of the other half.
 
     Args:
         logits: float32 [images, classes] by variant; "float32" decides the temperature.
@@ -53,16 +51,15 @@ def measure_reliability(logits: dict[str, Array], targets: Array | None) -> Reli
         return None
     order = np.random.default_rng(0).permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]  # every class goes to both halves
-    fit, judge = order[::2], order[1::2]
-    temperature = fit_temperature(logits["float32"][fit], targets[fit])
+    halves = order[::2], order[1::2]
+    foreign = np.ones((len(targets), 1))
+    for fit, judge in (halves, halves[::-1]):
+        foreign[judge] = fit_temperature(logits["float32"][fit], targets[fit])
     return Reliability(
-        temperature=temperature,
-        fitted_on=len(fit),
-        judged_on=len(judge),
-        before={name: expected_error(rows[judge], targets[judge]) for name, rows in logits.items()},
-        after={
-            name: expected_error(rows[judge] / temperature, targets[judge]) for name, rows in logits.items()
-        },
+        temperature=fit_temperature(logits["float32"], targets),
+        images=len(targets),
+        before={name: expected_error(rows, targets) for name, rows in logits.items()},
+        after={name: expected_error(rows / foreign, targets) for name, rows in logits.items()},
     )
 
 

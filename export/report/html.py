@@ -109,8 +109,7 @@ def _scores(results: Results) -> dict[str, Any] | None:
         return None
     return {
         "temperature": f"{found.temperature:g}",
-        "fitted_on": found.fitted_on,
-        "judged_on": found.judged_on,
+        "images": found.images,
         "rows": [
             (NAMES.get(name, name), f"{100 * found.before[name]:.1f} %", f"{100 * found.after[name]:.1f} %")
             for name in found.after

@@ -77,7 +77,7 @@ def _scores(found: Reliability) -> str:
     )
     return (
         f"scores: temperature {found.temperature:g}; expected calibration error {errors} "
-        f"(judged on {counted(found.judged_on, 'image')}, fitted on {counted(found.fitted_on, 'other')})"
+        f"(on {counted(found.images, 'image')}, each half with the temperature of the other)"
     )
 
 

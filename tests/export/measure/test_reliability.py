@@ -36,10 +36,21 @@ def test_the_error_falls_on_images_that_did_not_decide() -> None:
     logits, targets = drawn(3000, temperature=3.0)
     found = measure_reliability({"float32": logits, "int8": logits * 1.01}, targets)
     assert found is not None
-    assert found.fitted_on + found.judged_on == 3000
+    assert found.images == 3000
+    assert found.temperature == fit_temperature(logits, targets)
     assert found.after["float32"] < found.before["float32"] / 3
     assert abs(found.after["int8"] - found.after["float32"]) < 0.01
     assert found.to_dict()["ece_after"] == found.after
+
+
+def test_no_image_is_judged_by_a_temperature_that_it_decided() -> None:
+    """Targets that are chance: a fit on the same images looks better than it is on others."""
+    random = np.random.default_rng(3)
+    logits, targets = random.normal(size=(100, 5)).astype(np.float32) * 4, random.integers(0, 5, 100)
+    found = measure_reliability({"float32": logits}, targets)
+    assert found is not None
+    own = expected_error(logits / found.temperature, targets)
+    assert found.after["float32"] != own
 
 
 def test_nothing_is_fitted_on_too_little() -> None:

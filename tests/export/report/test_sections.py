@@ -122,9 +122,10 @@ def test_health_of_the_calibration(results):
 
 
 def test_scores_before_and_after_the_temperature(results):
-    found = Reliability(0.5, 30, 30, {"float32": 0.1, "int8": 0.12}, {"float32": 0.02, "int8": 0.03})
+    found = Reliability(0.5, 60, {"float32": 0.1, "int8": 0.12}, {"float32": 0.02, "int8": 0.03})
     text = Page(render(replace(results(), reliability=found))).text
     assert "A temperature of 0.5 makes the scores mean what they say" in text
+    assert "on 60 images, each half of them with the temperature that the other half gives" in text
     assert "without temperature with it float32 10.0 % 2.0 % INT8 12.0 % 3.0 %" in text
 
 
