@@ -18,10 +18,12 @@ from calibration.graph import Array
 from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
 from vit.config import ViTConfig
+from vit.data.batches import Store
 from vit.data.training import TrainingData, open_data, targets_of
 from vit.merging import merge_tokens
 from vit.model import ViT, new_model
 from vit.schedule import middle_schedule
+from vit.training.evaluate import predict
 from vit.training.recipe import Recipe
 from vit.training.train import train
 
@@ -34,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     data = open_data(options.data, holdout=0.0)
     preprocess = Preprocess(size=CONFIG.image_size, resize="stretch", interpolation="bilinear")
+    assert data.test is not None  # the data sets with a test split of their own have one
+    test, targets = Store(data.test, preprocess), targets_of(data.test)
     dense = _trained(replace(RECIPE, epochs=options.epochs), new_model(CONFIG, 0), data, preprocess)
     more = replace(RECIPE, name="more", epochs=options.more, lr=RECIPE.lr / 4)
-    rows = [("dense", *_top1(dense, data, preprocess, options.merge_tokens))]
+    rows = [("dense", *_top1(dense, test, targets, options.merge_tokens))]
     for name, merged in (("trained on, dense", 0), ("trained on, merging", options.merge_tokens)):
         model = _trained(replace(more, merge_tokens=merged), copy.deepcopy(dense), data, preprocess)
-        rows.append((name, *_top1(model, data, preprocess, options.merge_tokens)))
+        rows.append((name, *_top1(model, test, targets, options.merge_tokens)))
     print(f"`{command()}`\n\n{environment()}.\n")
     print(table(("", "top-1 %", f"top-1 %, {options.merge_tokens} tokens merged per block"), rows))
     return 0
@@ -51,23 +55,16 @@ def _trained(recipe: Recipe, model: ViT, data: TrainingData, preprocess: Preproc
         return load_checkpoint(path).model
 
 
-def _top1(model: ViT, data: TrainingData, preprocess: Preprocess, merged: int) -> tuple[str, str]:
+def _top1(model: ViT, test: Store, targets: Array, merged: int) -> tuple[str, str]:
     """Top-1 of the plain model and of the same weights with merging, on the test images."""
-    assert data.test is not None  # the data sets with a test split of their own have one
-    pixels = np.stack([preprocess(image) for image in data.test.items])
-    targets = targets_of(data.test)
-    merging = merge_tokens(copy.deepcopy(model), middle_schedule(model.config, merged)).eval()
-    plain, fewer = (100 * float((_labels(each, pixels) == targets).mean()) for each in (model, merging))
+    merging = merge_tokens(copy.deepcopy(model), middle_schedule(model.config, merged))
+    plain, fewer = (100 * float((_labels(each, test) == targets).mean()) for each in (model, merging))
     return f"{plain:.2f}", f"{fewer:.2f}"
 
 
-def _labels(model: ViT, pixels: Array) -> Array:
-    with torch.inference_mode():
-        parts = [
-            model(torch.from_numpy(pixels[i : i + BATCH])).argmax(-1).numpy()
-            for i in range(0, len(pixels), BATCH)
-        ]
-    return np.concatenate(parts)
+def _labels(model: ViT, test: Store) -> Array:
+    found = predict(model, test, np.arange(len(test)), torch.device("cpu"), BATCH)
+    return np.concatenate([logits.argmax(-1).numpy() for _, logits, _ in found])
 
 
 def _parser() -> argparse.ArgumentParser:

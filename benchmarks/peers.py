@@ -13,6 +13,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,7 +143,7 @@ def _static(bench: Bench, prepared: Path, suffix: str, options: Mapping[str, Any
     from onnxruntime.quantization import quantize_static
 
     name = f"ORT quantize_static INT8{suffix}"
-    file = bench.folder / f"ort_static{sum(map(ord, suffix))}.onnx"
+    file = bench.folder / (re.sub(r"\W+", "_", name) + ".onnx")
     try:
         with quiet():
             quantize_static(str(prepared), str(file), _reader(bench, prepared), **options)
