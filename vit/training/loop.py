@@ -28,6 +28,14 @@ ORDER, CHANGES, DROPOUT = range(3)  # what the random numbers are for
 class TrainingError(FailureError):
     """Training that cannot go on; the message says what to change."""
 
+    @classmethod
+    def diverged(cls, what: str, place: str, recipe: Recipe) -> TrainingError:
+        """Return the error of a number that has become infinite or none."""
+        return cls(
+            f"{what} is not a number in {place}; try a lower learning rate (--lr {recipe.lr / 3:.1e}), "
+            "more warm-up (--set warmup=0.2) or --set precision=float32"
+        )
+
 
 class Loop:
     """Trains `module`, which maps a batch of `source` to logits.
@@ -73,6 +81,7 @@ class Loop:
             )
         self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
+        self.all_steps = recipe.epochs * self.steps
         self.progress = Progress()
         self.forward: Callable[[Tensor], Tensor] = self._wrapped()
 
@@ -116,10 +125,8 @@ class Loop:
 
     def _step(self, indices: np.ndarray, inputs: Tensor, good: Tensor) -> float:
         recipe, progress = self.recipe, self.progress
-        set_learning_rate(
-            self.optimizer,
-            learning_rate(recipe, progress.epoch * self.steps + progress.step, self._all_steps()),
-        )
+        done = progress.epoch * self.steps + progress.step
+        set_learning_rate(self.optimizer, learning_rate(recipe, done, self.all_steps))
         hard = torch.from_numpy(self.targets[indices]).to(self.device)
         inputs, targets = self._changed(inputs, smoothed_targets(hard, self.classes, recipe.smoothing))
         opinion = self._opinion(inputs)
@@ -133,23 +140,22 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the mean over the processes
         torch.autograd.backward(loss * self.world.size)
-        nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.module)
         correct = ((logits.argmax(-1) == hard) * good).sum()
-        return self._count(torch.stack([loss.detach() * total, correct.float(), good.sum().float()]), total)
+        # Nothing is added, except where the gradient has no end and the weights are lost: 0 times infinity.
+        lost = loss.detach() * total + 0 * norm
+        return self._count(torch.stack([lost, correct.float(), good.sum().float()]), total)
 
     def _count(self, sums: Tensor, total: Tensor) -> float:
         """Add one step to the epoch's sums; the loss of this step over all processes."""
         # `loss * total` is this process's share of the weighted sum, so the sums add up.
         added = self.world.sum(sums.double()).tolist()
         if not math.isfinite(added[0]):
-            where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
-            raise TrainingError(
-                f"the loss is not a number in {where}; try a lower learning rate "
-                f"(--lr {self.recipe.lr / 3:.1e}), more warm-up (--set warmup=0.2) or --set precision=float32"
-            )
+            place = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+            raise TrainingError.diverged("the loss or its gradient", place, self.recipe)
         loss: float = added[0] / max(float(total), 1e-12)
         added[0] = loss * added[2]  # the mean over images, however the classes are weighted
         self.progress.sums = [old + new for old, new in zip(self.progress.sums, added, strict=True)]
@@ -170,22 +176,24 @@ class Loop:
         if self.teacher is None:
             return None
         place = self._place()
-        if place not in self.taught:
-            with torch.no_grad(), self._precision():
-                opinion = self.teacher(inputs).float()
-            if not self.recipe.views:
-                return opinion
+        if place in self.taught:
+            return self.taught[place]
+        with torch.no_grad(), self._precision():
+            opinion = self.teacher(inputs).float()
+        if self.recipe.views:
             self.taught[place] = opinion
-        return self.taught[place]
+        return opinion
 
     def _close_epoch(self) -> tuple[dict[str, Any], bool]:
         progress = self.progress
         loss, correct, count = progress.sums
-        rate = learning_rate(self.recipe, (progress.epoch + 1) * self.steps - 1, self._all_steps())
+        rate = learning_rate(self.recipe, (progress.epoch + 1) * self.steps - 1, self.all_steps)
         row = {"epoch": progress.epoch + 1, "lr": rate}
         row |= {"train_loss": loss / max(count, 1), "train_accuracy": correct / max(count, 1)}
         if self.validation:
             row |= self.evaluate(*self.validation)
+            if not math.isfinite(row["val_loss"]):
+                raise TrainingError.diverged("the validation loss", f"epoch {row['epoch']}", self.recipe)
         progress.history.append(row)
         best = best_epoch(progress.history) if self.validation else row["epoch"]
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
@@ -224,13 +232,8 @@ class Loop:
     def _place(self) -> tuple[int, int]:
         return self._view(), self.progress.step
 
-    def _all_steps(self) -> int:
-        return self.recipe.epochs * self.steps
-
     def _any(self, mine: bool) -> bool:
         """Return whether any process was asked to stop, so that all of them stop after the same step."""
-        if self.world.size == 1:
-            return mine
         return bool(self.world.sum(torch.tensor(float(mine), device=self.device)) > 0)
 
     def _precision(self) -> AbstractContextManager[Any]:
