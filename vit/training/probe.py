@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ class Features:
     """`float32 [n, width]` batches of class-token features, in place of the images of `store`.
 
     Args:
-        cache: a folder where features are kept under a name that depends on the backbone's weights, the
-            preprocessing and the images (path, size and time of change); None keeps nothing.
+        cache: a folder where features are kept under a name that depends on the backbone (weights and
+            config), the preprocessing and the images (path, size and time of change); None keeps nothing.
         progress: called with the number of images done so far.
     """
 
@@ -110,11 +111,13 @@ def fingerprint(model: ViT, store: Store) -> str:
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("head."):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(repr((model.config.mean, model.config.std, store.preprocess)).encode())
+    # The config too: heads, activation and epsilon are in no weight.
+    backbone = replace(model.config, classes=0, representation=None)
+    digest.update(repr((backbone, store.preprocess)).encode())
     for item in store.images.items:
         if isinstance(item, Path):
             stat = item.stat()
-            digest.update(f"{item.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(f"{item} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         else:
             digest.update(np.ascontiguousarray(item).tobytes())
     return digest.hexdigest()[:16]
