@@ -43,9 +43,10 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
             return False
     found = next((name for name in (FILE_NAME, STATE) if (out / name).exists()), None)
     if found and not overwrite:
+        going_on = "go on with it by --resume, " if (out / STATE).exists() else ""
         raise OutputError(
-            f"{out}: a run is there already ({found}); go on with it by --resume, replace it by --overwrite, "
-            "or choose another --out"
+            f"{out}: a run is there already ({found}); {going_on}replace it by --overwrite, or choose "
+            "another --out"
         )
     return False
 

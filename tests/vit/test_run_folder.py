@@ -35,3 +35,16 @@ def test_auto_begins_goes_on_and_loses_nothing(
     ]  # fmt: skip
     with pytest.raises(OutputError, match="found both"):
         opened(tmp_path, "auto", said, overwrite=True)
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_only_a_run_with_a_state_is_offered_to_go_on(
+    state: bool, tmp_path: Path, tiny_model: Any, tiny_preprocess: Any
+) -> None:
+    """An imported model has none, nor has a run that was killed in its first epoch."""
+    save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels="abc", finished=False)
+    if state:
+        (tmp_path / STATE).touch()
+    with pytest.raises(OutputError, match=r"model\.safetensors.*replace it by --overwrite") as found:
+        opened(tmp_path, None, [])
+    assert ("--resume" in str(found.value)) is state

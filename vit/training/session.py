@@ -139,6 +139,9 @@ class Session:
             "images": len(self.data.train),
             "recipe": self.recipe.to_dict(),
             "labels": self.data.labels,
+            "preprocess": self.preprocess.to_dict(),
+            "from": self.notes.get("from"),  # a probe's backbone is not in its state
+            "teacher": self.notes.get("teacher"),
         }
 
     def save(self, loop: Loop) -> None:

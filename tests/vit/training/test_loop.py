@@ -8,6 +8,7 @@ import torch
 
 from vit.data.images import Images
 from vit.data.training import TrainingData
+from vit.document import CheckpointError
 from vit.model import new_model
 from vit.training.loop import TrainingError
 from vit.training.recipe import Recipe
@@ -56,3 +57,23 @@ def test_a_validation_loss_without_end_stops_before_it_is_kept(data, tiny_config
     with pytest.raises(TrainingError, match="validation loss is not a number in epoch 1; try a lower"):
         train(RECIPE, model=model, data=data, preprocess=tiny_preprocess, out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changed", ["from", "teacher", "white level"])
+def test_another_start_teacher_or_view_is_another_run(data, tiny_config, tiny_preprocess, tmp_path, changed):
+    """A probe's backbone is not in its state, and a teacher is in none: nothing else would tell."""
+
+    def run(*, resume=False, preprocess=tiny_preprocess, **digests):
+        notes = {"from": "one", "teacher": "one"} | digests
+        model = new_model(tiny_config, 0)
+        train(RECIPE, model=model, data=data, preprocess=preprocess, out=tmp_path, notes=notes, resume=resume)
+
+    run()
+    run(resume=True)
+    with pytest.raises(
+        CheckpointError, match=f"{changed.replace('white level', 'preprocess')} was .* is now"
+    ):
+        if changed == "white level":
+            run(resume=True, preprocess=replace(tiny_preprocess, white_level=4095))
+        else:
+            run(resume=True, **{changed: "another"})
