@@ -14,6 +14,10 @@ class RecipeError(InputError):
     """A recipe that cannot be followed."""
 
 
+SHARES = ("holdout", "warmup", "smoothing", "erasing", "distill", "magnitude", "bad_images", "ema", "beta2")
+COUNTS = ("weight_decay", "early_stop", "shift", "randaugment", "views", "mixup", "seed", "merge_tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides how training runs, next to the model, the images and the device.
@@ -66,25 +70,22 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, found {getattr(self, name)}")
-        shares = ("holdout", "warmup", "smoothing", "erasing", "distill", "magnitude", "bad_images", "ema")
-        for name in shares:
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
         for name in ("lr", "clip", "temperature", "crop", "layer_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RecipeError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in (
-            "weight_decay",
-            "early_stop",
-            "shift",
-            "randaugment",
-            "views",
-            "mixup",
-            "seed",
-            "merge_tokens",
-        ):
+        for name in COUNTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name} must not be negative or infinite, found {getattr(self, name)}")
+        for name in ("holdout", "ema", "beta2"):
+            if getattr(self, name) == 1:
+                raise RecipeError(f"{name} must be below 1, found {getattr(self, name)}")
+        if self.crop > 1:
+            raise RecipeError(f"crop must be at most 1, found {self.crop}")
+        if self.seed >= 1 << 63:
+            raise RecipeError(f"seed must be below 2^63, found {self.seed}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise RecipeError(f"precision must be auto, float32 or bfloat16, found {self.precision!r}")
 

@@ -135,7 +135,8 @@ def chosen_recipe(options: TrainOptions) -> Recipe:
 def parsed_change(text: str) -> tuple[str, Any]:
     """`NAME=VALUE` as the type of the recipe's field."""
     name, equals, value = text.partition("=")
-    types = {field.name: str(field.type) for field in fields(Recipe)}
+    # Not the name: an example's brings its model along.
+    types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
     if not equals or name not in types:
         raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}")
     try:
