@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -14,8 +14,21 @@ class RecipeError(InputError):
     """A recipe that cannot be followed."""
 
 
-SHARES = ("holdout", "warmup", "smoothing", "erasing", "distill", "magnitude", "bad_images", "ema", "beta2")
-COUNTS = ("weight_decay", "early_stop", "shift", "randaugment", "views", "mixup", "seed", "merge_tokens")
+# Fields, what their numbers must be, and the same in words.
+LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("epochs", "batch"), lambda n: n >= 1, "at least 1"),
+    (
+        ("warmup", "smoothing", "erasing", "distill", "magnitude", "bad_images"),
+        lambda x: 0 <= x <= 1,
+        "between 0 and 1",
+    ),
+    (("holdout", "ema", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    (("crop",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    (("lr", "clip", "temperature", "layer_decay"), lambda x: 0 < x < math.inf, "positive and finite"),
+    (("weight_decay", "mixup"), lambda x: 0 <= x < math.inf, "at least 0 and finite"),
+    (("early_stop", "shift", "randaugment", "views", "merge_tokens"), lambda n: n >= 0, "at least 0"),
+    (("seed",), lambda n: 0 <= n < 1 << 63, "at least 0 and below 2^63"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,25 +80,10 @@ class Recipe:
     compile: bool = False  # torch.compile; pays on CUDA and for long runs
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
-        for name in ("lr", "clip", "temperature", "crop", "layer_decay"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in COUNTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} must not be negative or infinite, found {getattr(self, name)}")
-        for name in ("holdout", "ema", "beta2"):
-            if getattr(self, name) == 1:
-                raise RecipeError(f"{name} must be below 1, found {getattr(self, name)}")
-        if self.crop > 1:
-            raise RecipeError(f"crop must be at most 1, found {self.crop}")
-        if self.seed >= 1 << 63:
-            raise RecipeError(f"seed must be below 2^63, found {self.seed}")
+        for names, fits, words in LIMITS:
+            for name in names:
+                if not fits(found := getattr(self, name)):
+                    raise RecipeError(f"{name} must be {words}, found {found}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise RecipeError(f"precision must be auto, float32 or bfloat16, found {self.precision!r}")
 

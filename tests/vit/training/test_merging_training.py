@@ -44,7 +44,7 @@ def test_too_many_tokens_and_a_probe_are_refused(photos, tmp_path, capsys) -> No
     assert main([*common, "--merge-tokens", "1", "--preset", "probe", "--from", "x"]) == 2
     assert "leave --merge-tokens out" in capsys.readouterr().err
     assert main([*common, "--set", "merge_tokens=-1"]) == 2
-    assert "merge_tokens must not be negative" in capsys.readouterr().err
+    assert "merge_tokens must be at least 0" in capsys.readouterr().err
 
 
 def test_without_it_the_model_is_the_plain_one(tiny_config, tiny_preprocess, tmp_path) -> None:
