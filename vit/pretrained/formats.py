@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vit.pretrained.fused import Tensors, from_flax, from_timm, split_gates, split_qkv
+from vit.pretrained.fused import Tensors, from_flax, from_timm, renamed, split_gates, split_qkv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,18 +27,22 @@ class Format:
     ignored: str = "(?!)"  # tensors without a part in classifying
 
     def rename(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
-        """The tensors by their names here, and those that no rule knows."""
-        renamed: Tensors = {}
+        """Return the tensors by their names here, and those that no rule knows.
+
+        Raises:
+            ConfigError: for two tensors of one part of the model.
+        """
+        known: list[tuple[str, str, Tensor]] = []
         unknown: Tensors = {}
         for name, value in self.prepare(tensors).items():
             for pattern, replacement in self.rules:
                 if match := re.fullmatch(pattern, name):
-                    renamed[match.expand(replacement)] = value
+                    known.append((name, match.expand(replacement), value))
                     break
             else:
                 if not re.fullmatch(self.ignored, name):
                     unknown[name] = value
-        return renamed, unknown
+        return renamed(known), unknown
 
 
 END = r"\.(weight|bias)"
@@ -49,7 +53,8 @@ BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vi
 
 def bare(tensors: Tensors) -> Tensors:
     """Without the name of the backbone in front, gates and the attention pool's query, key, value apart."""
-    named = {re.sub(rf"^({BACKBONES}|vision_model)\.", "", name): value for name, value in tensors.items()}
+    front = re.compile(rf"^({BACKBONES}|vision_model)\.")
+    named = renamed((name, front.sub("", name), value) for name, value in tensors.items())
     return split_gates(split_qkv(named))
 
 

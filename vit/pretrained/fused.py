@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
+
+from vit.config import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors: TypeAlias = "dict[str, Tensor]"
+
+
+def renamed(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
+    """Return tensors by their new names; each name is given once.
+
+    Args:
+        names: old name, new name and tensor.
+
+    Raises:
+        ConfigError: for two tensors that would have one name; the same one twice (tied weights) is one.
+    """
+    found: Tensors = {}
+    old_names: dict[str, str] = {}
+    for old, new, value in names:
+        if new in found and not (found[new].shape == value.shape and found[new].equal(value)):
+            raise ConfigError(f"it has two tensors for {new!r}: {old_names[new]} and {old}")
+        found.setdefault(new, value)
+        old_names.setdefault(new, old)
+    return found
 
 
 def split_qkv(tensors: Tensors) -> Tensors:
@@ -54,8 +76,11 @@ def from_timm(tensors: Tensors) -> Tensors:
 def from_flax(tensors: Tensors) -> Tensors:
     """Flax's kernels are `[in, out]`, in attention `[in, heads, features]` and `[heads, features, out]`."""
     turned: Tensors = {}
-    for name, value in tensors.items():
-        name = name.removeprefix("opt/target/").removeprefix("params/")
+    bare = renamed(
+        (name, name.removeprefix("opt/target/").removeprefix("params/"), value)
+        for name, value in tensors.items()
+    )
+    for name, value in bare.items():
         if name == "embedding/kernel":
             value = value.permute(3, 2, 0, 1)  # (P, P, 3, D) to (D, 3, P, P)
         elif re.search(r"/(query|key|value)/kernel$", name):

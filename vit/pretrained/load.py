@@ -84,8 +84,9 @@ def read_source(
     document = read_json(folder / "config.json") if folder else {}
     described = Described.of(heads_in(found.tensors) | document, found.arguments, heads, activation)
     view = view_of(form, document, read_preprocessor(folder)[0] if folder else {}, file)
-    renamed, unknown = form.rename(found.tensors)
+    unknown: Tensors = {}
     try:
+        renamed, unknown = form.rename(found.tensors)
         renamed, unknown, chosen = settled_head(renamed, unknown)
         renamed, converted = in_color(renamed)
         fitted, extra = arranged(form, renamed, described)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit.config import ConfigError
 from vit.pretrained.documents import SourceError
 from vit.pretrained.formats import TELLS
-from vit.pretrained.fused import Tensors
+from vit.pretrained.fused import Tensors, renamed
 from vit.pretrained.places import LORA
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
@@ -62,9 +63,13 @@ def unwrapped(found: Any, file: Path, *, weights: str | None = None) -> Unwrappe
         SourceError: for adapters, quantized weights, numbers that are none, and for what is no state dict.
     """
     found, notes, arguments = _contents(found, file, weights)
-    tensors = {INNER.sub("", str(name)): value for name, value in found.items()}
-    _refuse_by_name(tensors, file)
-    tensors, more = _without_prefix(tensors, weights)
+    try:
+        tensors = renamed((str(name), INNER.sub("", str(name)), value) for name, value in found.items())
+        _refuse_by_name(tensors, file)
+        tensors, more = _without_prefix(tensors, weights)
+    except ConfigError as error:
+        hint = "save the state_dict() of the ViT alone, or export the whole model to ONNX"
+        raise SourceError(f"{file}: {error}; {hint}") from error
     _refuse_values(tensors, file)
     as_float = {
         name: value.float() if value.is_floating_point() else value for name, value in tensors.items()
@@ -128,14 +133,14 @@ def _without_prefix(tensors: Tensors, weights: str | None) -> tuple[Tensors, lis
         notes.append(f"the weights under {chosen!r} were taken; --weights takes another set: {shown}")
     parts = chosen.split(".")[:-1]
     others = [prefix for prefix in prefixes if prefix != chosen and not chosen.startswith(prefix)]
-    bare: Tensors = {}
+    own: list[tuple[str, str, Tensor]] = []
     for name, value in tensors.items():
         if any(name.startswith(prefix) for prefix in others) or COMPANIONS.fullmatch(name):
             continue
-        own = name.split(".")
-        shared = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), len(parts))
-        bare.setdefault(".".join(own[shared:]), value)
-    return bare, notes
+        words = name.split(".")
+        shared = next((i for i, (a, b) in enumerate(zip(parts, words, strict=False)) if a != b), len(parts))
+        own.append((name, ".".join(words[shared:]), value))
+    return renamed(own), notes
 
 
 def _rank(prefix: str, weights: str | None) -> int:

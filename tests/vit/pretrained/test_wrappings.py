@@ -274,3 +274,28 @@ def test_positions_that_no_tensor_tells_are_refused(tmp_path):
     eva |= {"blocks.0.attn.q_bias": torch.zeros(D), "blocks.0.attn.v_bias": torch.zeros(D)}
     with pytest.raises(SourceError, match="rotary"):
         read(tmp_path, eva)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.net."])
+def test_two_layers_for_one_place_are_refused(tmp_path, prefix):
+    """A norm of one's own behind a whole ViT would take the place of the ViT's, or be left out unseen."""
+    outer = prefix.rpartition(".")[0].rpartition(".")[0]
+    outer = outer and outer + "."
+    own = {f"{outer}norm.weight": torch.ones(D), f"{outer}norm.bias": torch.zeros(D)}
+    for content in (prefixed(prefix) | own, own | prefixed(prefix)):
+        with pytest.raises(SourceError, match=rf"two tensors for 'norm\.weight'.*{prefix}norm\.weight"):
+            read(tmp_path, content)
+    # The same tensor under two names is one: what ties weights is saved twice.
+    tied = {f"{outer}norm.weight": GOOD["norm.weight"].clone()}
+    assert is_good(read(tmp_path, prefixed(prefix) | tied))
+
+
+def test_two_names_of_one_layer_are_refused(tmp_path):
+    """The rules know older and newer names; a file has one of them."""
+    old = {"vit.layernorm.weight": torch.ones(D), "layernorm.weight": torch.zeros(D)}
+    new = {"vit.layernorm.weight": torch.ones(D), "vit.norm.weight": torch.zeros(D)}
+    patches = {"vit.embeddings.patch_embeddings.projection.weight": torch.ones(D, 3, 4, 4)}
+    compiled = {"_orig_mod.norm.weight": torch.ones(D), "norm.weight": torch.zeros(D)}
+    for content in (old, new, compiled):
+        with pytest.raises(SourceError, match=r"two tensors for '(layer)?norm\.weight'"):
+            read(tmp_path, content | patches)
