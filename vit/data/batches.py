@@ -35,7 +35,7 @@ class Store:
         preprocess: how; its size is the size of the batches.
         bad_share: the share of undecodable images above which `DataError` is raised.
         memory: bytes of pixels that may be kept; a larger data set is decoded anew each time. None: a quarter
-            of what the machine or the container has left, 4 GiB at most.
+            of what the machine or the container has left, 4 GiB at most, shared by its processes.
         progress: called with the number of images decoded so far, while filling the memory.
     """
 
@@ -106,8 +106,11 @@ class Store:
 
 
 def affordable() -> int:
-    """Bytes of pixels that one split may keep: a share of the free memory, and never more than `MEMORY`."""
-    return min(MEMORY, free_memory() // SHARE)
+    """Bytes of pixels that one split may keep: a share of the free memory, and never more than `MEMORY`.
+
+    The processes of one machine, which torchrun counts, share it.
+    """
+    return min(MEMORY, free_memory() // SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _ahead(

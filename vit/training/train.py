@@ -1,4 +1,4 @@
-"""Training from images to a checkpoint, and the recipes of the examples that ship with the project."""
+"""Training from images to a checkpoint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def train(
     chosen = choose_device(device)
     if resume:
         check_resumable(session.out, session.identity())  # before images are read
-    with join_world(chosen) as world, torch.random.fork_rng(), scalars(session.out, tensorboard) as write:
+    # Of this device alone: the state of another one costs some of its memory.
+    kept = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
+    with join_world(chosen) as world, kept, scalars(session.out, tensorboard and world.first) as write:
         loop = session.loop(chosen, world, teacher)
         if resume:
             loop.progress = load_state(session.out, **session.stateful(loop))

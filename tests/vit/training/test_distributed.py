@@ -6,17 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from vit.data import batches
 from vit.data.batches import Store
 from vit.data.training import open_data
 from vit.model import new_model
 from vit.training.distributed import World, choose_device
 from vit.training.loop import Loop
 from vit.training.recipe import Recipe, RecipeError
+from vit.training.train import train as run_training
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
@@ -114,6 +117,38 @@ def train(photos, out, *launcher, **settings):
         text=True,
         env=environment,
     )
+
+
+def test_only_the_first_process_writes_for_tensorboard(
+    photos, tiny_config, tiny_preprocess, tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorboard")
+    for rank in range(2):
+        monkeypatch.setattr(
+            "vit.training.train.join_world", lambda _device, rank=rank: nullcontext(World(rank, 1))
+        )
+        recipe, data = Recipe(epochs=1, batch=8, holdout=0.0), open_data(photos, holdout=0.0)
+        parts = {"model": new_model(tiny_config, 0), "data": data, "preprocess": tiny_preprocess}
+        run_training(recipe, **parts, out=tmp_path / str(rank), tensorboard=True)
+        assert (tmp_path / str(rank) / "tensorboard").exists() is (rank == 0)
+
+
+def test_the_random_state_of_other_devices_is_let_alone(
+    photos, tiny_config, tiny_preprocess, tmp_path, monkeypatch
+):
+    """Each of eight processes would warn, and take some memory of each of eight devices."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    recipe, data = Recipe(epochs=1, batch=8, holdout=0.0), open_data(photos, holdout=0.0)
+    parts = {"model": new_model(tiny_config, 0), "data": data, "preprocess": tiny_preprocess}
+    assert run_training(recipe, **parts, out=tmp_path, device="cpu").exists()
+
+
+def test_processes_share_the_memory_for_images(monkeypatch):
+    monkeypatch.setattr(batches, "free_memory", lambda: 8 << 30)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert batches.affordable() == 2 << 30
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as torchrun says it
+    assert batches.affordable() == (2 << 30) // 8
 
 
 # Slow: after the restart the processes of torch find each other late on a busy machine, and then not at all.
