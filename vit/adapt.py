@@ -51,7 +51,8 @@ def resized_position(
 ) -> Tensor:
     """Interpolate position embeddings from one grid of patches to another.
 
-    Bicubic in two dimensions; the class token's, where there is one in front, stays as it is.
+    Bicubic in two dimensions (the paper's code is linear); the class token's, where there is one in front,
+    stays as it is.
 
     Args:
         position: `float [1, rows · columns, D]`, with one more for a class token.

@@ -42,7 +42,7 @@ class ViTConfig:
     layer_scale: bool = False  # a learned factor per feature on each residual branch (CaiT, DINOv2)
     norm_epsilon: float = 1e-6  # 1e-12 in Hugging Face's files
     activation: str = "gelu"  # or gelu_tanh (Google's own files), quick_gelu (CLIP), silu (gated MLPs)
-    dropout: float = 0.0
+    dropout: float = 0.0  # after each linear layer but query, key and value, and after the positions
     class_token: bool = True  # False: patches only, and the pooling is another than "class"
     registers: int = 0  # tokens without a place in the image, at the end of the sequence (arXiv 2309.16588)
     pooling: str = "class"  # or mean, class_and_mean (DINOv2), class_and_last (DeiT), attention (SigLIP)

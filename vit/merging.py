@@ -52,8 +52,7 @@ def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, 
         attention.split_heads(each) for each in (attention.query(tokens), keys, attention.value(tokens))
     )
     weight = size.log().transpose(1, 2).unsqueeze(1).to(q.dtype)  # (N, 1, 1, T), added to the scores
-    dropout = attention.dropout if attention.training else 0.0
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight, dropout_p=dropout)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight)
     return attention.proj(mixed.transpose(1, 2).flatten(2)), keys
 
 

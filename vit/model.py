@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads = config.heads
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
@@ -68,8 +68,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k = self.queries_and_keys(tokens)
-        v, dropout = self.split_heads(self.value(tokens)), self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, self.bias, dropout)
+        mixed = F.scaled_dot_product_attention(q, k, self.split_heads(self.value(tokens)), self.bias)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # (N, T, D)
 
 
@@ -224,7 +223,11 @@ class ViT(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Xavier's weights and zero biases, as the paper's authors initialize (narrow models learn faster so)."""
+    """Xavier's weights and zero biases (narrow models learn faster so).
+
+    The authors' code does the same in the blocks; its patch embedding has LeCun's weights, and its class
+    token and head begin at zero.
+    """
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight.flatten(1))  # (out, in), the patch embedding's too
         if module.bias is not None:

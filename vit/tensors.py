@@ -1,4 +1,4 @@
-"""Safetensors files, read and written whole, and files written aside and then renamed."""
+"""Safetensors files, read and written whole."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vit.adapt import resize
 from vit.config import SIZES, ConfigError, ViTConfig, named_config
-from vit.merging import merge_tokens
+from vit.merging import attend, merge_tokens
 from vit.model import ViT
 
 
@@ -75,6 +75,29 @@ def test_forward_is_the_papers_equations(tiny_model):
     )
     with torch.no_grad():
         torch.testing.assert_close(tiny_model(pixels), by_hand(tiny_model, pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_stands_where_the_paper_has_it(tiny_config):
+    """After each linear layer but query, key and value, and after the positions (appendix B.1)."""
+    model = ViT(replace(tiny_config, dropout=0.5))
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    block, tokens = model.blocks[0], torch.randn(2, 5, 16)
+    sizes = torch.ones(2, 5, 1)
+    places = {
+        "positions": lambda: model.embed(pixels),
+        "attention": lambda: block.attention(tokens),
+        "merging attention": lambda: attend(block.attention, tokens, sizes)[0],
+        "mlp": lambda: block.mlp(tokens),
+        "block": lambda: block(tokens),
+    }
+    random = {}
+    for name, run in places.items():
+        first = run()
+        random[name] = any(not torch.equal(first, run()) for _ in range(5))
+    plain = {"attention", "merging attention"}
+    assert random == {name: name not in plain for name in places}
+    model.eval()
+    assert all(torch.equal(run(), run()) for run in places.values())
 
 
 def test_float_pixels_are_taken_as_they_are(tiny_model):
