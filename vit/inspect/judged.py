@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +16,23 @@ from vit.training.evaluate import predict
 
 ATTENDED = 8  # images whose attention is shown
 MISTAKES = 24
+BAD = 0.01  # share of images that may be unreadable
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Answers of a model for images whose classes are known."""
+    """Answers of a model for images whose classes are known, without those that cannot be read."""
 
-    pixels: np.ndarray  # uint8 [N, H, W, 3]
-    targets: np.ndarray
+    store: Store
+    places: np.ndarray  # int64 [N], of the images in the store
+    targets: np.ndarray  # int64 [N]
     probabilities: np.ndarray  # float [N, classes]
+
+    def pixels(self, chosen: Sequence[int]) -> np.ndarray:
+        """Return the pixels of some of the N images, uint8 [chosen, H, W, 3]."""
+        found: np.ndarray = self.store.batch(self.places[list(chosen)])[0].numpy()
+        return found
 
     @property
     def predicted(self) -> np.ndarray:
@@ -55,24 +63,24 @@ class Attended:
 def judge(checkpoint: Checkpoint, images: Images) -> Verdicts:
     """Run the model over `images`, which must have targets."""
     assert images.targets is not None
-    store = Store(images, checkpoint.preprocess, bad_share=0.01)
+    store = Store(images, checkpoint.preprocess, bad_share=BAD)
     everything = np.arange(len(store))
     batches = [
         (pixels.softmax(1), good) for _, pixels, good in predict(checkpoint.model, store, everything, CPU)
     ]
-    good = torch.cat([good for _, good in batches]).numpy()
-    probabilities = torch.cat([share for share, _ in batches]).numpy()[good]
-    pixels = store.batch(everything[good])[0].numpy()
-    return Verdicts(pixels, images.targets[good], probabilities)
+    places = np.flatnonzero(torch.cat([good for _, good in batches]).numpy())
+    probabilities = torch.cat([share for share, _ in batches]).numpy()[places]
+    return Verdicts(store, places, images.targets[places], probabilities)
 
 
 def attend(checkpoint: Checkpoint, verdicts: Verdicts) -> list[Attended]:
     """Return one image of each of the first classes, lit by the rollout of its attention."""
     classes = np.unique(verdicts.targets)[:ATTENDED]
     first = [int(np.flatnonzero(verdicts.targets == target)[0]) for target in classes]
-    pixels = verdicts.pixels[first]
-    maps, _ = attention_maps(checkpoint.model, torch.from_numpy(pixels))
-    flow = rollout(maps, checkpoint.model.config).view(len(first), 1, *checkpoint.model.config.grid)
+    pixels, config = verdicts.pixels(first), checkpoint.model.config
+    # One at a time: the maps of a ViT-L/14 at 518 pixels take 3 GB per image.
+    maps = (attention_maps(checkpoint.model, image[None])[0] for image in torch.from_numpy(pixels))
+    flow = torch.cat([rollout(each, config) for each in maps]).view(len(first), 1, *config.grid)
     masks = torch.nn.functional.interpolate(flow, pixels.shape[1:3], mode="bilinear")[:, 0].numpy()
     low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
     masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more

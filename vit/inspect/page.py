@@ -87,12 +87,12 @@ def _judged(checkpoint: Checkpoint, verdicts: Verdicts, out: Path) -> dict[str, 
         "wrong": len(verdicts.targets) - verdicts.right,
         "mistakes": [
             (
-                jpeg_uri(enlarged(verdicts.pixels[index])),
+                jpeg_uri(enlarged(pixels)),
                 labels[given[index]],
                 float(verdicts.probabilities[index].max()),
                 labels[verdicts.targets[index]],
             )
-            for index in mistakes
+            for index, pixels in zip(mistakes, verdicts.pixels(mistakes), strict=True)
         ],
     }
 
@@ -117,6 +117,8 @@ def _facts(checkpoint: Checkpoint, images: Images | None, verdicts: Verdicts | N
         total = len(verdicts.targets)
         of = f"{counted(total, 'image')} of {public_name(images.name)}"
         facts["on these images"] = f"{100 * verdicts.right / total:.2f} % of {of} right"
+        if unread := len(images) - total:
+            facts["on these images"] += f"; {counted(unread, 'image')} could not be read"
     else:
         facts["on other images"] = "not measured, no images were given (--data)"
     return facts

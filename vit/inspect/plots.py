@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vit.inspect.judged import Attended, Verdicts
 from vit.model import ViT
 
 COLUMNS = 8  # images in a row
+LETTERS = 20  # of a name
 CURVES = {"train": ("--", "training images"), "val": ("-", "validation images")}
 
 
@@ -25,6 +27,7 @@ def plot_curve(history: list[dict[str, Any]], kind: str) -> Figure:
         if values := [row[f"{part}_{kind}"] for row in history if f"{part}_{kind}" in row]:
             axes.plot(range(1, len(values) + 1), values, style, label=label)
     axes.set(xlabel="epoch", ylabel=kind)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -68,8 +71,9 @@ def plot_confusion(verdicts: Verdicts, labels: Sequence[str]) -> Figure:
     )
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 30:
-        axes.set_xticks(range(count), labels, rotation=45, ha="right")
-        axes.set_yticks(range(count), labels)
+        names = [caption(label) for label in labels]
+        axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
         for row, column in np.argwhere(share >= 0.5):
             color = "white" if share[row, column] > 60 else "black"
             axes.text(
@@ -84,7 +88,7 @@ def plot_rollout(attended: Sequence[Attended]) -> Figure:
         [*(each.pixels for each in attended), *(each.lit for each in attended)],
         columns=len(attended),
         size=1.5,
-        titles=[each.label for each in attended],
+        titles=[caption(each.label) for each in attended],
         rows=("image", "attention"),
     )
 
@@ -92,13 +96,11 @@ def plot_rollout(attended: Sequence[Attended]) -> Figure:
 def plot_mistakes(verdicts: Verdicts, labels: Sequence[str], worst: Sequence[int]) -> Figure:
     """The images of `worst`, with the label given and the true one."""
     titles = [
-        f"{labels[verdicts.predicted[i]]} {100 * verdicts.probabilities[i].max():.0f} %\n"
-        f"is {labels[verdicts.targets[i]]}"
+        f"{caption(labels[verdicts.predicted[i]])} {100 * verdicts.probabilities[i].max():.0f} %\n"
+        f"is {caption(labels[verdicts.targets[i]])}"
         for i in worst
     ]
-    return plot_tiles(
-        list(verdicts.pixels[list(worst)]), columns=min(COLUMNS, len(worst)), size=1.6, titles=titles
-    )
+    return plot_tiles(list(verdicts.pixels(worst)), columns=min(COLUMNS, len(worst)), size=1.6, titles=titles)
 
 
 def plot_tiles(
@@ -131,15 +133,24 @@ def plot_tiles(
         if index < len(tiles):
             axes.imshow(tiles[index], **style)
         if titles and index < len(titles):
-            axes.set_title(titles[index], fontsize=7)
+            axes.set_title(titles[index], fontsize=7, parse_math=False)
         if rows and index % columns == 0:
             axes.set_ylabel(rows[index // columns], fontsize=8)
     return figure
+
+
+def caption(label: str) -> str:
+    """Return a name of a class on one line, cut to what stands above a small image."""
+    words = " ".join(label.split())
+    return words if len(words) <= LETTERS else f"{words[: LETTERS - 1]}…"
 
 
 def save_png(figure: Figure, out: Path, name: str) -> Path:
     """Write a figure into a folder, which is made if need be."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.png"
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        # The font has no Chinese, say; the page shows such names in the browser's fonts.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(path, dpi=130)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from vit.data.images import open_images
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
+from matplotlib.text import Text
+
+from vit.inspect.attention import attention_maps
+from vit.inspect.judged import attend, judge
 from vit.inspect.page import write_plots
-from vit.inspect.plots import plot_positions
+from vit.inspect.plots import plot_confusion, plot_curve, plot_mistakes, plot_positions, plot_rollout
 
 LABELS = ["blue sky", "grass", "rose"]
 HISTORY = [{"epoch": n, "train_loss": 1 / n, "train_accuracy": n / 3, "val_loss": 1.0} for n in (1, 2, 3)]
@@ -78,8 +83,6 @@ def test_imported_weights_and_interrupted_runs_are_told(plots) -> None:
 def test_many_classes_show_pairs_in_the_place_of_a_matrix(
     tiny_config, tiny_preprocess, photos: Path, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     labels = [*LABELS, *(f"other {index}" for index in range(20))]
     torch.manual_seed(0)
     model = ViT(replace(tiny_config, classes=len(labels))).eval()
@@ -92,9 +95,56 @@ def test_many_classes_show_pairs_in_the_place_of_a_matrix(
     assert 'class="matrix' not in page.html
 
 
-def test_positions_without_a_class_token_are_all_drawn(tiny_config) -> None:
-    from dataclasses import replace
+ODD = ["$5^ to $10_", "日本語\n🙂", "x" * 90]
 
+
+def test_names_of_any_kind_are_drawn_as_they_are(tiny_model, tiny_preprocess, photos, tmp_path) -> None:
+    """Dollars are no formulas, long names are cut, and letters that the font lacks are no warnings."""
+    save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=ODD)
+    images = replace(open_images(photos, "all"), labels=tuple(ODD))
+    found = load_checkpoint(tmp_path)
+    write_plots(found, images, tmp_path / "plots")
+    verdicts = judge(found, images)
+    figures = [plot_confusion(verdicts, ODD), plot_rollout(attend(found, verdicts))]
+    figures += [plot_mistakes(verdicts, ODD, verdicts.surest_mistakes())]
+    texts = [text for figure in figures for text in figure.findobj(Text) if text.get_text()]
+    named = [text for text in texts if re.search("[$日x]{2}|\\$", text.get_text())]
+    assert len(named) >= 9
+    for text in named:
+        assert not text.get_parse_math()
+        assert max(len(line) for line in text.get_text().splitlines()) <= 30
+
+
+def test_only_what_is_shown_is_kept_and_attended_one_at_a_time(
+    tiny_model, tiny_preprocess, photos, tmp_path, monkeypatch
+) -> None:
+    (photos / "test" / "grass" / "0.png").write_bytes(b"")
+    save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=LABELS)
+    found, images = load_checkpoint(tmp_path), open_images(photos, "all")
+    monkeypatch.setattr("vit.inspect.judged.BAD", 0.5)
+    verdicts, seen = judge(found, images), []
+    assert verdicts.probabilities.nbytes + verdicts.places.nbytes < len(images) * 8 * 8 * 3
+    view = tiny_preprocess(images[int(verdicts.places[40])])
+    assert len(verdicts.targets) == len(images) - 1
+    assert (verdicts.pixels([40])[0] == view).all()
+
+    def maps(model, pixels):
+        seen.append(len(pixels))
+        return attention_maps(model, pixels)
+
+    monkeypatch.setattr("vit.inspect.judged.attention_maps", maps)
+    assert len(attend(found, verdicts)) == 3
+    assert seen == [1, 1, 1]
+    page = write_plots(found, images, tmp_path / "plots").read_text(encoding="utf-8")
+    assert "right; 1 image could not be read" in page
+
+
+def test_epochs_are_whole_numbers() -> None:
+    axes = plot_curve(HISTORY[:2], "loss").axes[0]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_positions_without_a_class_token_are_all_drawn(tiny_config) -> None:
     model = ViT(replace(tiny_config, class_token=False, pooling="mean"))
     assert len(plot_positions(model).axes) == 4  # of 2 by 2 patches
 
