@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vit.inspect.judged import Attended, Verdicts
 from vit.model import ViT
@@ -27,7 +28,7 @@ def plot_curve(history: list[dict[str, Any]], kind: str) -> Figure:
         if values := [row[f"{part}_{kind}"] for row in history if f"{part}_{kind}" in row]:
             axes.plot(range(1, len(values) + 1), values, style, label=label)
     axes.set(xlabel="epoch", ylabel=kind)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
