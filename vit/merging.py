@@ -9,14 +9,13 @@ same arithmetic into the graph; a test holds the two to 1e-4 of each other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit.config import ConfigError, ViTConfig
+from vit.config import ConfigError
 from vit.model import Attention, Block, ViT
 from vit.schedule import KEPT
 
@@ -105,18 +104,3 @@ def merge_tokens(model: ViT, schedule: Mapping[int, int]) -> ViT:
     blocks = MergingBlocks(model.blocks, schedule) if schedule else nn.Sequential(*model.blocks)
     model.blocks = blocks
     return model
-
-
-def multiply_adds_left(config: ViTConfig, schedule: Mapping[int, int]) -> float:
-    """Return the share of the blocks' multiply-adds that is left with merging."""
-
-    def work(tokens: int, after: int) -> int:
-        attention = 4 * tokens * config.width**2 + 2 * tokens**2 * config.width
-        return attention + 2 * after * config.width * config.mlp_width
-
-    tokens, total = config.tokens, 0
-    for index in range(config.depth):
-        after = tokens - schedule.get(index, 0)
-        total += work(tokens, after)
-        tokens = after
-    return total / math.prod((config.depth, work(config.tokens, config.tokens)))

@@ -14,7 +14,7 @@ from calibration.merging.write import merge_tokens as merged_graph
 from export.from_torch import export_float
 from runtime.session import open_session
 from vit.config import ConfigError, ViTConfig
-from vit.merging import merge, merge_tokens, multiply_adds_left
+from vit.merging import merge, merge_tokens
 from vit.model import ViT
 from vit.schedule import middle_schedule
 
@@ -102,10 +102,3 @@ def test_other_kinds_of_models_are_refused(change) -> None:
     with pytest.raises(ConfigError, match="leave --merge-tokens out for this model"):
         middle_schedule(replace(CONFIG, **change), 2)
     assert middle_schedule(replace(CONFIG, **change), 0) == {}
-
-
-def test_multiply_adds() -> None:
-    base = ViTConfig()
-    assert multiply_adds_left(base, {}) == 1
-    # 16 tokens in blocks 3 to 8 of a ViT-B/16: about three quarters.
-    assert multiply_adds_left(base, middle_schedule(base, 16)) == pytest.approx(0.745, abs=0.001)
