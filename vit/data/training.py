@@ -83,4 +83,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     if not holdout:
         return TrainingData(train, None, test, notes)
     train, val = split_images(train, holdout, seed)
-    return TrainingData(train, val if len(val) else None, test, notes)
+    if not len(val):
+        few = f"no validation images: no class has enough for a share of {holdout:g} (holdout)"
+        return TrainingData(train, None, test, (*notes, f"{few}; the last epoch is kept"))
+    return TrainingData(train, val, test, notes)

@@ -109,6 +109,15 @@ def test_files_without_suffix_are_named(tmp_path):
         open_images(tmp_path / "a")
 
 
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (5, 0), (6, 2)])
+def test_classes_too_small_to_hold_images_out_are_said(tmp_path, count, held_out):
+    fill(tmp_path / "a", tmp_path / "b", count=count)
+    data = open_data(tmp_path, holdout=0.1)
+    assert (len(data.train), len(data.val or ())) == (2 * count - held_out, held_out)
+    said = "no validation images: no class has enough for a share of 0.1 (holdout); the last epoch is kept"
+    assert data.notes == (() if held_out else (said,))
+
+
 def test_the_same_image_in_two_classes_and_two_splits_is_told(tmp_path):
     fill(tmp_path / "train" / "a", tmp_path / "test" / "b", tmp_path / "test" / "a", count=2)
     fill(tmp_path / "train" / "b", count=1)
