@@ -50,6 +50,18 @@ class Session:
         self.preprocess, self.report, self.notes = preprocess, report, dict(notes)
         self.strategy = strategy_for(recipe, model, preprocess, out)
         self.stores: dict[str, Store] = {}
+        self.trained_on: list[str] = []  # digests of the training images; none where these are too many
+
+    def compare_images(self) -> None:
+        """Say which images stand in two classes or splits, while they can still be taken out."""
+        data = self.data
+        if len(data.train) > MOST:
+            return
+        with Step("vit", "comparing images"):
+            self.trained_on = digests(data.train)
+            said = same_images(data.train, self.trained_on, validation=data.val, test=data.test)
+        for sentence in said:
+            self.report(f"note: {sentence}")
 
     def loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
         data = self.data
@@ -158,12 +170,8 @@ class Session:
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
-        if len(self.data.train) <= MOST:
-            more["trained_on"] = digests(self.data.train)
-            for sentence in same_images(
-                self.data.train, more["trained_on"], validation=self.data.val, test=self.data.test
-            ):
-                self.report(f"note: {sentence}")
+        if self.trained_on:
+            more["trained_on"] = self.trained_on
         return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
 
     def _test(self, loop: Loop, model: ViT) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def train(
     # Of this device alone: the state of another one costs some of its memory.
     kept = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
     with join_world(chosen) as world, kept, scalars(session.out, tensorboard and world.first) as write:
+        if world.first:
+            session.compare_images()
         loop = session.loop(chosen, world, teacher)
         if resume:
             loop.progress = load_state(session.out, **session.stateful(loop))

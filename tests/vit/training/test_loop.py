@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from vit.checkpoint import load_checkpoint
+from vit.data.digests import digests
 from vit.data.images import Images
 from vit.data.training import TrainingData
 from vit.document import CheckpointError
@@ -77,3 +79,20 @@ def test_another_start_teacher_or_view_is_another_run(
     run()
     with pytest.raises(CheckpointError, match=f"{field} was .* is now"):
         run(**{changed: 4095})
+
+
+def test_images_that_stand_twice_are_told_before_the_training(data, tiny_config, tiny_preprocess, tmp_path):
+    """When hours are over, it is too late to take them out."""
+    lines = []
+    path = train(
+        RECIPE,
+        model=new_model(tiny_config, 0),
+        data=data,
+        preprocess=tiny_preprocess,
+        out=tmp_path,
+        report=lines.append,
+    )
+    told = "note: trained on too: 8 of 8 validation images; take them out of one"
+    assert [line.partition(":")[0] for line in lines] == ["note", "epoch 1/1", "test"]
+    assert lines[0] == told
+    assert load_checkpoint(path).recipe["trained_on"] == digests(data.train)
