@@ -214,12 +214,14 @@ def mixing_share(alpha: float, seed: int) -> float:
     return max(share, 1 - share)
 
 
-def mixed(pixels: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def mixed(pixels: Tensor, targets: Tensor, share: float, good: Tensor) -> tuple[Tensor, Tensor]:
     """Mixup of each image with its neighbor: `share` of its own pixels and target probabilities.
 
     Neighbors in a shuffled batch are random partners; an even number of images keeps them in one process.
+    An image whose neighbor could not be read (`good`, bool [n]) stays as it is.
     """
-    partner = torch.arange(len(pixels), device=pixels.device)
-    partner = (partner ^ 1).clamp(max=len(pixels) - 1)
+    own = torch.arange(len(pixels), device=pixels.device)
+    partner = (own ^ 1).clamp(max=len(pixels) - 1)
+    partner = torch.where(good[partner], partner, own)
     pixels = pixels * share + pixels[partner] * (1 - share)
     return pixels, targets * share + targets[partner] * (1 - share)

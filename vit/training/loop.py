@@ -128,7 +128,8 @@ class Loop:
         done = progress.epoch * self.steps + progress.step
         set_learning_rate(self.optimizer, learning_rate(recipe, done, self.all_steps))
         hard = torch.from_numpy(self.targets[indices]).to(self.device)
-        inputs, targets = self._changed(inputs, smoothed_targets(hard, self.classes, recipe.smoothing))
+        targets = smoothed_targets(hard, self.classes, recipe.smoothing)
+        inputs, targets = self._changed(inputs, targets, good)
         opinion = self._opinion(inputs)
         weights = self.weights[hard] * good
         total = self.world.sum(weights.sum())
@@ -161,7 +162,7 @@ class Loop:
         self.progress.sums = [old + new for old, new in zip(self.progress.sums, added, strict=True)]
         return loss
 
-    def _changed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _changed(self, inputs: Tensor, targets: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
         """Augmented and mixed."""
         if self.augment is None:
             return inputs, targets
@@ -169,7 +170,7 @@ class Loop:
         inputs = self.augment(inputs, random, self.batch, self.world.rank * len(inputs))
         if self.recipe.mixup:
             share = mixing_share(self.recipe.mixup, random.initial_seed())
-            inputs, targets = mixed(inputs, targets, share)
+            inputs, targets = mixed(inputs, targets, share, good)
         return inputs, targets
 
     def _opinion(self, inputs: Tensor) -> Tensor | None:

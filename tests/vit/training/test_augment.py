@@ -98,11 +98,16 @@ def test_rotation_by_a_half_turn_of_the_matrix(pixels):
 
 def test_mixup_mixes_neighbors(pixels):
     targets = torch.eye(6)
-    mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75)
+    mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75, torch.ones(5, dtype=torch.bool))
     torch.testing.assert_close(mixture[2], 0.75 * pixels[2] + 0.25 * pixels[3])
     torch.testing.assert_close(mixture[3], 0.75 * pixels[3] + 0.25 * pixels[2])
     torch.testing.assert_close(mixture[4], pixels[4])  # alone at the end
     assert probabilities[2].tolist() == [0, 0, 0.75, 0.25, 0, 0]
+    good = torch.tensor([True, False, True, True, True])
+    mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75, good)
+    torch.testing.assert_close(mixture[0], pixels[0])  # its neighbor cannot be read, and is black
+    assert probabilities[0].tolist() == targets[0].tolist()
+    torch.testing.assert_close(mixture[2], 0.75 * pixels[2] + 0.25 * pixels[3])
 
 
 def test_parts_of_a_batch_are_the_batch_cut_apart(pixels):
@@ -120,5 +125,7 @@ def test_an_image_is_the_larger_part_of_its_mixture(pixels):
     assert max(shares) <= 1
     assert np.std(shares) > 0.05
     targets = torch.eye(4)  # nothing is lost: the smaller share gives the same two mixtures, swapped
-    for more, less in zip(mixed(pixels[:4], targets, 0.8), mixed(pixels[:4], targets, 0.2), strict=True):
+    good = torch.ones(4, dtype=torch.bool)
+    pairs = (mixed(pixels[:4], targets, share, good) for share in (0.8, 0.2))
+    for more, less in zip(*pairs, strict=True):
         torch.testing.assert_close(more, less[[1, 0, 3, 2]])
