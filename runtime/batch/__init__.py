@@ -5,7 +5,8 @@ In reading order:
     options     options of the command line, and the combinations that are refused
     inputs      images named on the command line
     labels      the command: one result line per image
-    output      result lines in a file that survives a crash
+    output      result lines
+    resume      a file of them that survives a crash
     report      progress and summary
     sorting     one folder for each label
     embeddings  the command with --embeddings: an array with one row per image

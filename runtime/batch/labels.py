@@ -16,8 +16,9 @@ from ..results import Result
 from ..text import counted
 from .inputs import named_images, no_images
 from .options import UsageError
-from .output import Done, Lines, begin, format_of
+from .output import Lines, format_of
 from .report import Report
+from .resume import Done, begin
 from .sorting import Sorter
 
 
@@ -47,14 +48,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     output = options.output and Path(options.output)
-    done = Done(iter(()))
-    if output is not None:
-        done = begin(output, classify.info.sha256, resume=options.resume, overwrite=options.overwrite)
+    lines, done = begin(
+        output,
+        options.format or format_of(output),
+        {"model": classify.info.sha256, "top": options.top, "min_score": options.min_score},
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
     countable = sys.stderr.isatty() and "-" not in options.images
     total = sum(1 for _ in named_images(options)) if countable else None
     report = Report(total)
     sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
-    lines = Lines(output, options.format or format_of(output))
     results = classify.stream(
         _not_done(named_images(options, report.left_out), done, report),
         workers=options.workers,
@@ -63,6 +67,7 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     try:
         with careful():
             _write_all(results, lines, report, sorter)
+            lines.close()
     except KeyboardInterrupt:
         lines.close()
         report.clear()
@@ -73,7 +78,6 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     except OSError as error:
         lines.abandon()
         return _end(report, FAILED, _explain(error) + _how_to_go_on(output))
-    lines.close()
     if report.seen == 0:
         raise UsageError(no_images(options.images, report.left_out.counts))
     return _end(report, FAILED if report.failed else DONE, "")

@@ -15,7 +15,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports():
-    from runtime.batch.output import Done, Lines, _keep_whole_lines
+    from runtime.batch.output import format_of
+    from runtime.batch.resume import begin
     from runtime.batch.sorting import Sorter, folder_names
     from runtime.classifier import Result
     from runtime.images.files import find_images
@@ -55,13 +56,15 @@ def make_images(folder: Path, names: list[bytes]) -> set[Path]:
 
 
 def check_output(file: Path, paths: list[Path]) -> None:
-    lines = Lines(file, "csv" if file.suffix == ".csv" else "jsonl")
+    form = format_of(file)
+    lines, _ = begin(file, form, {"model": "none"}, resume=False, overwrite=False)
     for path in paths:
         lines.write(Result(path, None, "none"))
         assert printable(str(path)).isprintable()
     lines.close()
     size = file.stat().st_size
-    done = Done(_keep_whole_lines(file))
+    again, done = begin(file, form, {"model": "none"}, resume=True, overwrite=False)
+    again.close()
     assert file.stat().st_size == size
     assert all(done.take(path) for path in paths)
     assert not any(done.take(path) for path in paths)

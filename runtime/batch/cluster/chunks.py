@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ...images.left_out import LeftOut
 from ...text import counted
 from ..columns import Labels
-from ..output import Done
+from ..resume import Done
 from .parts import Parts
 from .reading import Content, StoreError, read_ahead, read_one
 from .sources import Place, find

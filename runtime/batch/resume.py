@@ -1,0 +1,186 @@
+"""A file of result lines that survives a crash: begun, gone on with, and written by one run at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from array import array
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..writing import OutputError, explained_output, write_atomically
+from .output import FIELDS, Format, Lines
+
+_LOSABLE = 2**22  # bytes: more than is written between two syncs
+
+
+class Done:
+    """The images that an interrupted run has dealt with, in 16 bytes each."""
+
+    def __init__(self, paths: Iterator[str]) -> None:
+        keys = np.frombuffer(array("Q", map(_key, paths)), np.uint64)
+        self._keys, self._left = np.unique(keys, return_counts=True)
+
+    def take(self, path: Path | str) -> bool:
+        """Return whether the image is done; an image that is listed twice is done after two calls."""
+        key = _key(str(path))
+        at = int(np.searchsorted(self._keys, np.uint64(key)))
+        if at == len(self._keys) or self._keys[at] != key or self._left[at] == 0:
+            return False
+        self._left[at] -= 1
+        return True
+
+
+def begin(
+    path: Path | None, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> tuple[Lines, Done]:
+    """Open an output, and say which images it holds already.
+
+    Beside a file stands `<path>.run`, which holds the settings, so that no file mixes the answers of two
+    models, or lines of two kinds. No two runs write one file at a time, where the system and the disk have
+    locks (`flock`).
+
+    Args:
+        path: the output file; None for standard output.
+        form: how lines are written.
+        settings: what a line depends on, as JSON values: `model` (the SHA-256 of the model file), and options
+            by their names.
+        resume: go on with the output that is there.
+        overwrite: replace the output that is there.
+
+    Raises:
+        OutputError: when it exists and neither `resume` nor `overwrite` is set, when it was written with
+            other settings, when another run is writing it, or when it cannot be written.
+    """
+    if path is None:
+        return Lines(sys.stdout.buffer, form, kept=False), Done(iter(()))
+    with explained_output(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
+        if path.exists() and not path.is_file():  # /dev/null, a pipe: nothing stands beside it
+            if resume:
+                raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
+            return Lines(path.open("wb"), form, kept=False), Done(iter(()))
+        file = path.open("ab")
+        try:
+            _lock(file, path)
+            done = _begin(file, path, form, settings, resume=resume, overwrite=overwrite)
+            return Lines(file, form, kept=True), done
+        except BaseException:
+            file.close()
+            raise
+
+
+def _begin(
+    file: IO[bytes], path: Path, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> Done:
+    note = path.with_name(path.name + ".run")
+    settings = {**settings, "format": form}
+    if resume and path.stat().st_size:
+        _expect_same(note, path, settings)
+        return Done(keep_whole_lines(path, form))
+    if path.stat().st_size and not overwrite:
+        raise OutputError(f"{path} is there already: --resume goes on with it, --overwrite begins anew")
+    file.truncate(0)
+    write_atomically(note, (json.dumps(settings) + "\n").encode())
+    return Done(iter(()))
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Keep every other run off the file for as long as it is open."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
+    except OSError:  # a network disk without locks: as on Windows
+        return
+
+
+def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(note.read_text(encoding="utf-8"))
+        found = {name: before[name] for name in settings}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{note} is gone or damaged, so {path} cannot be resumed; --overwrite begins anew"
+        ) from None
+    if found["model"] != settings["model"]:
+        raise OutputError(
+            f"another model wrote {path} (SHA-256 {found['model']}, this one {settings['model']}); "
+            "use a new --output"
+        )
+    for name, value in settings.items():
+        if found[name] != value:
+            option = "--" + name.replace("_", "-")
+            raise OutputError(
+                f"{path} was written with {option} {_said(found[name])}, found {_said(value)}; "
+                "type the same, or use a new --output"
+            )
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def keep_whole_lines(path: Path, form: Format) -> Iterator[str]:
+    """Yield the paths in the whole lines of an output file, which then ends after the last of them.
+
+    Raises:
+        OutputError: when what is not whole is more than an interrupted run leaves.
+    """
+    read = _read_csv if form == "csv" else _read_json_lines
+    end = 0
+    with path.open("r+b") as file:
+        for found, whole in read(file):
+            end = whole
+            if found is not None:
+                yield found
+        if path.stat().st_size - end > _LOSABLE:
+            raise OutputError(f"{path} is damaged at byte {end:,}: repair it, or use a new --output")
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def _read_json_lines(file: IO[bytes]) -> Iterator[tuple[str | None, int]]:
+    end = 0
+    for line in file:
+        try:
+            found = json.loads(line)["path"] if line.endswith(b"\n") else None
+        except (ValueError, KeyError, TypeError):
+            return
+        if not isinstance(found, str):
+            return
+        end += len(line)
+        yield found, end
+
+
+def _read_csv(file: IO[bytes]) -> Iterator[tuple[str | None, int]]:
+    taken, line = 0, b""
+
+    def lines() -> Iterator[str]:
+        nonlocal taken, line
+        for line in file:
+            taken += len(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+    try:
+        for number, row in enumerate(csv.reader(lines(), strict=True)):
+            if len(row) != len(FIELDS) or not line.endswith(b"\n"):
+                return
+            yield (row[0] if number else None), taken
+    except csv.Error:  # the file ends within quotes, or holds zero bytes
+        return
+
+
+def _key(path: str) -> int:
+    return int.from_bytes(blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
