@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -157,15 +157,16 @@ class _Files:
 
     def discard(self) -> None:
         """Take away what is not finished; nothing after `finish`."""
-        self._close()
+        with suppress(OSError):  # a full disk: what is left in memory is not wanted any more
+            self._close()
         for aside in self._aside:
             aside.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        self._sink.close()
-        for file in self._lines:
-            if file is not None:
-                file.close()
+        with ExitStack() as stack:  # all of them, also where one fails
+            for file in (self._sink, *self._lines):
+                if file is not None:
+                    stack.callback(file.close)
 
 
 class _Npy:
@@ -185,10 +186,10 @@ class _Npy:
             return
         text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._rows}, {self._features}), }}"
         size = _HEADER - 10  # behind the magic, the version and the length itself
-        self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little"))
-        self._file.write(text.ljust(size - 1).encode() + b"\n")
-        self._file.close()
+        with self._file:
+            self._file.seek(0)
+            self._file.write(b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little"))
+            self._file.write(text.ljust(size - 1).encode() + b"\n")
 
 
 class _Parquet:
@@ -215,15 +216,16 @@ class _Parquet:
             self._flush()
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
+        with self._writer:
+            if self._rows:
+                self._flush()
 
     def _flush(self) -> None:
-        flat = self._pa.array(np.concatenate(self._rows), self._pa.float32())
+        paths, rows = self._paths, self._rows
+        self._paths, self._rows = [], []  # before they are written, which may fail and is not tried again
+        flat = self._pa.array(np.concatenate(rows), self._pa.float32())
         lists = self._pa.FixedSizeListArray.from_arrays(flat, type=self._type)
-        self._writer.write_table(self._pa.table([self._paths, lists], schema=self._writer.schema))
-        self._paths, self._rows = [], []
+        self._writer.write_table(self._pa.table([paths, lists], schema=self._writer.schema))
 
 
 def _line(**values: str) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, complain
-from ..errors import DONE, FAILED, INTERRUPTED
+from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import careful
 from ..results import Result
 from ..text import counted
@@ -86,7 +86,10 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
     for result in results:
         if sorter is not None and result.prediction is not None and result.prediction.index is not None:
-            sorter.put(result.image, result.prediction.index)
+            try:
+                sorter.put(result.image, result.prediction.index)
+            except ImageError as error:  # it has gone since it was read
+                result = Result(result.image, None, str(error))
         lines.write(result)
         report.add(result)
 
