@@ -14,6 +14,7 @@ calibration where there is no ONNX Runtime. In reading order:
     images/          from a file on a disk to pixels
     model_file/      a model file, read with care
     cpu              kind of CPU and number of cores
+    session_options  how threads wait, and which INT8 kernels are exact
     session          a device's name to a running ONNX Runtime session
     opening          a path to a checked model on a device
     results          logits to a prediction

@@ -54,8 +54,8 @@ class Classifier(OpenModel[Prediction]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
     ) -> None:
-        if top < 1 or max_pixels < 1:
-            raise ValueError(f"top and max_pixels must be 1 or more, found {top} and {max_pixels}")
+        if top < 1:
+            raise ValueError(f"top must be 1 or more, found {top}")
         if min_score is not None and not 0 <= min_score <= 1:
             raise ValueError(f"min_score must be 0 to 1, found {min_score}")
         self._top, self._min_score = top, min_score
@@ -112,7 +112,9 @@ class Classifier(OpenModel[Prediction]):
             ordered: give the results in the order of the images, and not as they are ready.
 
         Raises:
-            ArtifactError: when the model file, which may have to be opened again for this, is another by now.
+            ArtifactError: when the model file, which may have to be opened again for this, is another by now,
+                or fails when it runs.
+            DeviceError: when the device fails.
             RuntimeError: after `close`.
         """
         found = self._many(images, workers=workers, batch=batch, ordered=ordered)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
 from .model_file.artifact import ArtifactError, named
 from .opening import CPU_DEVICES, ModelInfo, open_model
 from .results import P
-from .session import Device
+from .session import Device, explained
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,6 +27,24 @@ if TYPE_CHECKING:
 
 _GPU_BATCH = 32  # images; beyond it a ViT gains little and waits longer
 A = TypeVar("A")  # what is made of one row of the output
+
+_changing = threading.Lock()  # held by the one thread that opens a model again, or closes one
+_open: WeakSet[OpenModel[Any]] = WeakSet()
+_lost: list[InferenceSession | None] = []  # of the process before a fork
+
+
+def _after_fork() -> None:
+    """Put every session aside in a forked process: taking it down would wait for threads that are gone."""
+    global _changing
+    _changing = threading.Lock()
+    for model in list(_open):
+        _lost.extend((model._session, model._stream_session))
+        model._forked = model._session is not None
+        model._session = model._stream_session = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class OpenModel(ABC, Generic[A]):
@@ -54,8 +73,8 @@ class OpenModel(ABC, Generic[A]):
             raise ArtifactError(f"{named(self._source)}: {self._missing()}")
         self._session: InferenceSession | None = session
         self._stream_session = session if self.info.threads == 1 else None
-        self._process = os.getpid()
-        self._closing = threading.Lock()
+        self._forked = False  # whether the sessions were those of another process
+        _open.add(self)
 
     @abstractmethod
     def _missing(self) -> str:
@@ -70,14 +89,16 @@ class OpenModel(ABC, Generic[A]):
 
         Raises:
             ArtifactError: when the model does not give what its metadata says.
+            DeviceError: when the device cannot run it, for want of memory for example.
         """
         blank = np.full((1, *self.info.preprocess.size, 3), 127, np.uint8)
         self._answer(self._rows(self._here(), blank, self._output)[0])
 
     def close(self) -> None:
         """Let go of the model. Predictions that are under way in other threads still end well."""
-        with self._closing:
+        with _changing:
             self._session = self._stream_session = None
+            self._forked = False
 
     def __enter__(self) -> Self:
         return self
@@ -118,16 +139,16 @@ class OpenModel(ABC, Generic[A]):
     def _here(self) -> InferenceSession:
         """Return the session for single images, opened again after a fork, which no thread survives."""
         session = self._session  # read once: another thread may close this model at any moment
-        if session is None:
-            raise RuntimeError(self._closed())
-        if self._process != os.getpid():
-            # Taking down a session whose threads are gone would wait for them for ever: keep it.
-            self._lost = session, self._stream_session
-            session = self._again(self._options["threads"])
-            self._session = session
-            self._stream_session = session if self.info.threads == 1 else None
-            self._process = os.getpid()
-        return session
+        if session is not None:
+            return session
+        with _changing:
+            if self._session is None and self._forked:
+                session = self._again(self._options["threads"])
+                self._stream_session = session if self.info.threads == 1 else None
+                self._session = session
+            if self._session is None:
+                raise RuntimeError(self._closed())
+            return self._session
 
     def _for_streams(self) -> InferenceSession:
         """Return the session for many images at once: one thread for each of them."""
@@ -137,7 +158,7 @@ class OpenModel(ABC, Generic[A]):
         stream_session = self._stream_session
         if stream_session is None:
             stream_session = self._again(1)
-            with self._closing:
+            with _changing:
                 if self._session is None:  # closed while the file was opened: keep nothing alive
                     raise RuntimeError(self._closed())
                 self._stream_session = stream_session
@@ -154,8 +175,16 @@ class OpenModel(ABC, Generic[A]):
         return self.info.preprocess(image, max_pixels=self._max_pixels)
 
     def _rows(self, session: InferenceSession, pixels: Pixels, output: str) -> npt.NDArray[np.float32]:
-        """uint8 [N, H, W, 3] to float32 [N, features of the output]."""
-        rows: npt.NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
+        """Run the model: uint8 [N, H, W, 3] to float32 [N, features of the output].
+
+        Raises:
+            ArtifactError: when the model is at fault.
+            DeviceError: when the device is.
+        """
+        try:
+            rows: npt.NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
+        except Exception as error:  # pybind's own exception classes, of which there is no list
+            raise explained(error, self.info.device, self._source, "cannot run") from error
         expected = (len(pixels), self.info.outputs[output])
         if rows.shape != expected:
             found = f"expected {output} of shape {expected}, found {rows.shape}"

@@ -73,7 +73,10 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
             session.get_outputs(),
         ),
     ):
-        found = [(node.name, node.type, node.shape[1:]) for node in nodes]
+        try:
+            found = [(node.name, node.type, node.shape[1:]) for node in nodes]
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{artifact.name}: a name in its graph is no text; copy it again") from error
         if found != expected:
             lie = f"the {what} of its graph is {found}, its metadata says {expected}"
             raise ArtifactError(f"{artifact.name}: {lie}; export it again")

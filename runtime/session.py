@@ -5,44 +5,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import platform
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from .cpu import available_cores, cpu_kind
-from .errors import InputError, MissingPackageError
-from .model_file.artifact import ArtifactError
-from .model_file.targets import EXACT_ON, Target, unknown_target
+from .cpu import available_cores
+from .errors import InputError
+from .model_file.artifact import ArtifactError, named
+from .model_file.targets import Target
+from .session_options import needs_exact_kernels, session_options  # it says what to do without ONNX Runtime
+from .text import one_line
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingPackageError(
-        "the runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for an NVIDIA GPU"
-    ) from error
+# isort: split
+import onnxruntime
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
 
 T = TypeVar("T")
 
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-}
-_INSTALL = {  # what brings the provider, in an environment without another onnxruntime
-    "cpu": "pip install onnxruntime",
-    "cuda": "pip uninstall onnxruntime && pip install onnxruntime-gpu",
-    "tensorrt": "pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
-    "openvino": "pip uninstall onnxruntime && pip install onnxruntime-openvino",
-    "coreml": "pip install onnxruntime on macOS",
-    "directml": "pip uninstall onnxruntime && pip install onnxruntime-directml on Windows",
+_DEVICES = {  # ONNX Runtime's provider, and the package that brings it
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime on macOS"),
+    "directml": ("DmlExecutionProvider", "onnxruntime-directml on Windows"),
 }
 _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 
@@ -54,7 +42,7 @@ class DeviceError(InputError):
 def available_devices() -> tuple[str, ...]:
     """The devices that the installed ONNX Runtime was built for, "cpu" among them."""
     built = set(onnxruntime.get_available_providers())
-    return tuple(device for device, provider in _PROVIDERS.items() if provider in built)
+    return tuple(device for device, (provider, _) in _DEVICES.items() if provider in built)
 
 
 def open_session(
@@ -93,14 +81,23 @@ def open_session(
         return open_first(devices_for(device), lambda choice: _open_on(choice, model, options))
     if device not in available_devices():
         has = ", ".join(available_devices())
-        raise DeviceError(f"no {device} in this ONNX Runtime (it has: {has}); install it: {_INSTALL[device]}")
+        raise DeviceError(
+            f"no {device} in this ONNX Runtime (it has: {has}); install it: {_install_line(device)}"
+        )
     return _open_on(device, model, options)
+
+
+def _install_line(device: str) -> str:
+    """Return what to type: the packages of ONNX Runtime overwrite each other's files."""
+    package = _DEVICES[device][1]
+    first = "" if package.split()[0] == "onnxruntime" else "pip uninstall onnxruntime && "
+    return f"{first}pip install {package}"
 
 
 def device_of(session: onnxruntime.InferenceSession) -> str:
     """The name of the device that a session runs on, "cpu" for example."""
     first = session.get_providers()[0]
-    return next((device for device, provider in _PROVIDERS.items() if provider == first), first)
+    return next((device for device, (provider, _) in _DEVICES.items() if provider == first), first)
 
 
 def devices_for(device: Device) -> tuple[Device, ...]:
@@ -130,10 +127,10 @@ def _open_on(
     source = model if isinstance(model, bytes) else str(model)
     if device in ("cuda", "tensorrt"):
         _load_cuda_libraries()
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=_chain(device))
+    try:  # no second attempt on the CPU, which is told on standard output (1.22 does not know the argument)
+        session = onnxruntime.InferenceSession(source, options, providers=_chain(device), enable_fallback=0)
     except Exception as error:  # pybind's own exception classes, of which there is no list
-        raise _explain(error, device, source) from error
+        raise explained(error, device, source, "does not accept") from error
     give_memory_back()
     session.disable_fallback()  # a failing GPU must not become a CPU in the middle of a run
     if isinstance(source, bytes):
@@ -141,7 +138,7 @@ def _open_on(
     if device_of(session) != device:
         raise DeviceError(
             f"{device} was asked for and ONNX Runtime fell back to {device_of(session)}: "
-            f"is there such a device, and its driver? ({_INSTALL[device]})"
+            f"is there such a device, and its driver? ({_install_line(device)})"
         )
     return session
 
@@ -164,85 +161,25 @@ def give_memory_back() -> None:
         trim(ctypes.c_size_t(0))
 
 
-def _explain(error: Exception, device: str, source: bytes | str) -> Exception:
-    name = "the model" if isinstance(source, bytes) else source
-    text = " ".join(str(error).split())
-    if device != "cpu" and type(error).__name__ in ("EPFail", "RuntimeException"):
+def explained(error: Exception, device: str, source: bytes | str, what: str) -> InputError:
+    """Return the error of this project for one of ONNX Runtime: the device is at fault, or the model.
+
+    Args:
+        error: what opening or running the model has raised.
+        device: where it was to run.
+        source: the model.
+        what: what ONNX Runtime does not do with it, for the message.
+    """
+    name, text = named(source), one_line(str(error))
+    if "allocate" in text or "bad alloc" in text:
+        return DeviceError(f"{device} has too little memory for {name}: {text}")
+    failed = isinstance(error, RuntimeError) or type(error).__name__ in ("EPFail", "RuntimeException")
+    if device != "cpu" and failed:
         return DeviceError(f"{device} cannot run {name}: {text}")
-    return ArtifactError(f"{name}: ONNX Runtime does not accept it ({text}); export it again")
+    return ArtifactError(f"{name}: ONNX Runtime {what} it ({text}); export it again")
 
 
 def _chain(device: str) -> list[str]:
     """The providers of a device, best first; what none of them can run is left to the CPU."""
     chain = [device] if device != "tensorrt" else ["tensorrt", "cuda"]
-    return [_PROVIDERS[name] for name in [*chain, *(["cpu"] if device != "cpu" else [])]]
-
-
-def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptions:
-    """Return the options of every session of a model file, whoever opens it.
-
-    Args:
-        threads: CPU threads of one prediction.
-        target: the form of the INT8 weights; it decides about exact kernels.
-
-    Raises:
-        ValueError: for an unknown target.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1  # a ViT is one chain of operators
-    options.log_severity_level = 3  # errors
-    for entry, value in waiting_options(onnxruntime.__version__).items():
-        options.add_session_config_entry(entry, value)
-    if needs_exact_kernels(target):
-        _warn_of_slow_kernels()
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    elif cpu_kind() not in EXACT_ON[target]:
-        _warn_of_untested_cpu()
-    return options
-
-
-def waiting_options(version: str) -> dict[str, str]:
-    """Return how the threads of a session wait for each other, for a version of ONNX Runtime.
-
-    They spin for 20 µs, then sleep, and never spin between predictions. With two threads on an idle Zen 4
-    a ViT-S prediction takes 19.8 ms so, 21.8 ms with threads that sleep at once; on a machine with ten times
-    the work it can do 38.9 and 33.2 ms, 68.0 ms where spinning has no limit (medians). Versions before
-    1.26 know no limit: there threads sleep at once.
-    """
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) < (1, 26):
-        return {"session.intra_op.allow_spinning": "0"}
-    return {
-        "session.intra_op.allow_spinning": "1",
-        "session.intra_op.spin_duration_us": "20",
-        "session.force_spinning_stop": "1",
-    }
-
-
-def needs_exact_kernels(target: Target) -> bool:
-    """Return whether the fast INT8 kernels of this CPU would overflow 16-bit sums of a file for `target`.
-
-    Raises:
-        ValueError: for an unknown target.
-    """
-    if target not in EXACT_ON:
-        raise ValueError(unknown_target(target))
-    return cpu_kind() == "x86" and "x86" not in EXACT_ON[target]
-
-
-@cache  # said once
-def _warn_of_slow_kernels() -> None:
-    _log.warning(
-        "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
-        "python -m export --target any-cpu makes a model for this CPU"
-    )
-
-
-@cache  # said once
-def _warn_of_untested_cpu() -> None:
-    _log.warning(
-        "model files were tested on x86-64 and ARM64, and never on %s; compare a few answers with those of "
-        "a tested machine",
-        platform.machine(),
-    )
+    return [_DEVICES[name][0] for name in [*chain, *(["cpu"] if device != "cpu" else [])]]

@@ -15,7 +15,7 @@ from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
 from runtime.interrupts import careful
 from runtime.model_file.targets import Target
-from runtime.session import session_options
+from runtime.session_options import session_options
 from runtime.text import counted
 
 INTEGER_KERNELS = frozenset(

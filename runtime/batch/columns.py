@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -16,10 +17,18 @@ from .output import FIELDS, record
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
-_opened: dict[
-    tuple[Any, ...], Classifier
-] = {}  # of this process: an engine may copy the callable for each task
+# Of this process: an engine may copy the callable for each task.
+_opened: dict[tuple[Any, ...], Classifier] = {}
 _opening = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _opening
+    _opening = threading.Lock()  # a thread that held the old one is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Labels:

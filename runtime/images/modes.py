@@ -58,9 +58,8 @@ def _from_16_bits(values: npt.NDArray[Any], white: int) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > WHITE_16:
         raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
-    scaled = (
-        255 * np.minimum(values, white).astype(np.uint32) + white // 2
-    ) // white  # rounds to the nearest
+    # Rounded to the nearest.
+    scaled = (255 * np.minimum(values, white).astype(np.uint32) + white // 2) // white
     return Image.fromarray(scaled.astype(np.uint8))
 
 

@@ -51,18 +51,14 @@ class Preprocess:
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, tuple) or len(self.size) != 2 or not all(map(_is_edge, self.size)):
+        if not isinstance(self.size, tuple) or len(self.size) != 2 or not all(map(_is_whole, self.size)):
             raise ValueError(f"size must be (height, width), each 1 to {_MAX_EDGE}, found {self.size!r}")
         for name, choices in (("resize", Resize), ("interpolation", Interpolation), ("decode", Decode)):
             if (found := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {found!r}")
         if not isinstance(self.exif, bool):
             raise ValueError(f"exif must be true or false, found {self.exif!r}")
-        if (
-            not isinstance(self.white_level, int)
-            or not 1 <= self.white_level <= WHITE_16
-            or self.white_level is True
-        ):
+        if not _is_whole(self.white_level, WHITE_16):
             raise ValueError(f"white_level must be 1 to {WHITE_16}, found {self.white_level!r}")
         self._check_resize_to()
 
@@ -72,14 +68,14 @@ class Preprocess:
             return
         if isinstance(found, tuple):
             if len(found) != 2 or not all(
-                _is_edge(edge) and edge >= least for edge, least in zip(found, self.size, strict=True)
+                _is_whole(edge) and edge >= least for edge, least in zip(found, self.size, strict=True)
             ):
                 raise ValueError(f"resize_to must be (height, width), at least {self.size}, found {found!r}")
         elif self.resize != "crop":
             raise ValueError(
                 'resize_to has a meaning as one number for resize="crop" only; give (height, width)'
             )
-        elif not (_is_edge(found) and found >= max(self.size)):
+        elif not (_is_whole(found) and found >= max(self.size)):
             raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {found!r}")
 
     def __call__(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -158,8 +154,8 @@ class Preprocess:
         return left * x, top * y, min((left + columns) * x, width), min((top + rows) * y, height)
 
 
-def _is_edge(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_EDGE
+def _is_whole(value: object, most: int = _MAX_EDGE) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def scaled_edge(resize_to: int | tuple[int, int] | None, scale: float) -> int | tuple[int, int] | None:

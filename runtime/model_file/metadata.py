@@ -112,18 +112,8 @@ class Metadata:
         """
         document = _parse(text)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > METADATA_VERSION:
-            raise ArtifactError(
-                f"a newer vit-edge wrote it (metadata version {version}, this one reads {METADATA_VERSION}); "
-                "upgrade vit-edge"
-            )
-        if version == 1 and not isinstance(version, bool):
-            raise ArtifactError(
-                f"an older vit-edge wrote it (metadata version 1, this one reads {METADATA_VERSION}); "
-                "export it again"
-            )
-        if version != METADATA_VERSION or isinstance(version, bool):
-            raise ArtifactError(f"metadata version must be {METADATA_VERSION}, found {version!r}")
+        if type(version) is not int or version != METADATA_VERSION:
+            raise ArtifactError(_wrong_version(version))
         expected = {*_FIELDS, "exact_on"}
         if unknown := sorted(set(document) - expected):
             raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
@@ -143,6 +133,15 @@ class Metadata:
             wanted = ", ".join(metadata.exact_on)
             raise ArtifactError(f"exact_on must be {wanted} for target {metadata.target}, found {exact_on!r}")
         return metadata
+
+
+def _wrong_version(found: object) -> str:
+    if type(found) is not int or found < 1:
+        return f"metadata version must be {METADATA_VERSION}, found {found!r}"
+    which, todo = (
+        ("a newer", "upgrade vit-edge") if found > METADATA_VERSION else ("an older", "export it again")
+    )
+    return f"{which} vit-edge wrote it (metadata version {found}, this one reads {METADATA_VERSION}); {todo}"
 
 
 _FIELDS = tuple(each.name for each in fields(Metadata))

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
-from runtime.session import device_of, devices_for, open_session, waiting_options
+from runtime.session import device_of, devices_for, open_session
+from runtime.session_options import waiting_options
 
 MakeModel = Callable[..., Path]
 ALL = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
@@ -49,7 +50,7 @@ def test_a_provider_that_falls_back_is_an_error(model: Path, monkeypatch: pytest
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     create = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
     )
     with pytest.raises(DeviceError, match="fell back to cpu"):
         open_session(model, device="cuda")
@@ -61,7 +62,7 @@ def test_auto_takes_the_cpu_when_cuda_does_not_work_and_says_so(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     create = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
     )
     assert devices_for("auto") == ("cuda", "cpu")
     assert Classifier(model).info.device == "cpu"
@@ -78,7 +79,7 @@ def test_a_folder_gives_float16_to_cuda_and_int8_to_the_cpu(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     create = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
     )
     monkeypatch.setattr(session_module, "device_of", lambda session: "cuda")
     assert Classifier(folder, device="cuda").info.variant == "float16"
@@ -205,7 +206,7 @@ def test_the_cuda_libraries_of_pip_are_loaded_first_and_keep_standard_output_fre
         onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas.so"), raising=False
     )
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers: create(*args, providers=providers[-1:])
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
     )
     with contextlib.suppress(DeviceError):  # it falls back here, which is not what is tested
         open_session(model, device=device)  # type: ignore[arg-type]
@@ -230,8 +231,15 @@ def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
         (said, "cuda", DeviceError, f"cuda cannot run {name}: [ONNXRuntimeError] : 1 : FAIL"),
         (said, "cpu", ArtifactError, refused),
         (ValueError(str(said)), "cuda", ArtifactError, refused),
+        (RuntimeError("no driver"), "cuda", DeviceError, f"cuda cannot run {name}: no driver"),
+        (
+            kind("Failed to allocate"),
+            "cpu",
+            DeviceError,
+            f"cpu has too little memory for {name}: Failed to allocate",
+        ),
     ):
-        found = session_module._explain(error, device, source)
+        found = session_module.explained(error, device, source, "does not accept")
         assert type(found) is expected
         assert str(found) == words
 

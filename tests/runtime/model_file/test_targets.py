@@ -14,10 +14,11 @@ import pytest
 
 from runtime import Classifier, DeviceError, Metadata, Preprocess
 from runtime import cpu as cpu_module
-from runtime import session as session_module
+from runtime import session_options as options_module
 from runtime.cpu import cpu_kind
 from runtime.model_file.targets import EXACT_ON, TARGETS, target_for
-from runtime.session import needs_exact_kernels, open_session, session_options
+from runtime.session import open_session
+from runtime.session_options import needs_exact_kernels, session_options
 
 ROOT = Path(__file__).parents[3]
 KEY = "session.x64quantprecision"
@@ -56,8 +57,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretend]:
 def _forget() -> None:
     for cached in ("has_vnni",):
         getattr(cpu_module, cached).cache_clear()
-    session_module._warn_of_slow_kernels.cache_clear()
-    session_module._warn_of_untested_cpu.cache_clear()
+    options_module._warn_of_slow_kernels.cache_clear()
+    options_module._warn_of_untested_cpu.cache_clear()
 
 
 def asks_for_exact_kernels(options: Any) -> bool:
@@ -153,6 +154,7 @@ def test_an_unknown_target_is_wrong_use(model: Path, target: Any) -> None:
 
 SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
     "runtime/session.py": "with session_options",
+    "runtime/session_options.py": "makes them",
     "calibration/measure/verify.py": "with session_options",
     "export/from_onnx/passes/freeze.py": "of a float model, without optimizations",
     "tools/small_graphs.py": "of small float graphs, for tests",
