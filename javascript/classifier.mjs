@@ -99,8 +99,8 @@ export class Classifier {
  * @returns {Candidate[]}
  */
 function best(logits, labels, count, temperature) {
+  if (!logits.every(Number.isFinite)) throw new ImageError("the model's answer to it is not finite");
   const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (!Number.isFinite(most)) throw new ImageError("the model gave no number for it");
   const powers = Array.from(logits, (value) => Math.exp((value - most) / temperature));
   const sum = powers.reduce((a, b) => a + b, 0);
   const order = powers.map((_, index) => index).sort((a, b) => logits[b] - logits[a] || a - b);

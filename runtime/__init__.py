@@ -36,20 +36,22 @@ if TYPE_CHECKING:
     from .classifier import Classifier
     from .embedder import Embedded, Embedder
     from .images.files import find_images
-    from .images.preprocess import ImageError, Preprocess
+    from .images.preprocess import ImageError, ImageSource, Preprocess
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
     from .opening import ModelInfo
     from .results import Candidate, Prediction, Result
-    from .session import DeviceError, available_devices
+    from .session import Device, DeviceError, available_devices
 
 __all__ = [
     "ArtifactError",
     "Candidate",
     "Classifier",
+    "Device",
     "DeviceError",
     "Embedded",
     "Embedder",
     "ImageError",
+    "ImageSource",
     "Metadata",
     "ModelInfo",
     "Prediction",
@@ -66,9 +68,9 @@ _HOMES = {  # below this package, whatever its folder is called
     ".embedder": ("Embedded", "Embedder"),
     ".images.files": ("find_images",),
     ".opening": ("ModelInfo",),
-    ".images.preprocess": ("ImageError", "Preprocess"),
+    ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".results": ("Candidate", "Prediction", "Result"),
-    ".session": ("DeviceError", "available_devices"),
+    ".session": ("Device", "DeviceError", "available_devices"),
 }
 
 

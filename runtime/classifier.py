@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import os
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +45,7 @@ class Classifier(OpenModel[Prediction]):
 
     def __init__(
         self,
-        model: Path | str | bytes,
+        model: os.PathLike[str] | str | bytes,
         *,
         device: Device = "auto",
         threads: int | None = None,
@@ -99,10 +99,12 @@ class Classifier(OpenModel[Prediction]):
         workers: int | None = None,
         batch: int | None = None,
         ordered: bool = True,
-    ) -> Iterator[Result[P]]:
+    ) -> Generator[Result[P], None, None]:
         """Classify many images, one result each; an image that cannot be read is a result that says why.
 
-        Images are taken a few ahead for each worker, and never held all at once.
+        Images are taken a few ahead for each worker, and never held all at once. A result is given once an
+        image after it was taken, or there is none: of images that come slowly, the stream lags by one. Close
+        it, or let go of it, to end it early.
 
         Args:
             images: anything that a single call takes.

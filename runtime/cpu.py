@@ -38,19 +38,27 @@ def has_vnni() -> bool:
     return _numpy_says("AVX512VNNI")
 
 
-@cache
 def available_cores() -> int:
-    """Return the number of cores that this process may use: its affinity, limited by the container's quota.
+    """Return the number of cores that this process may use: its affinity, limited by quotas.
 
     More threads than this make inference slower, by a factor of three for one thread too many.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _quota(_read("/sys/fs/cgroup/cpu.max")) or allowed))
+    return max(1, min(allowed, *_quotas()))
 
 
 def _linux_flags(cpuinfo: str) -> list[str]:
     line = cpuinfo.partition("\nflags")[2].partition("\n")[0]
     return line.partition(":")[2].split()
+
+
+def _quotas() -> list[int]:
+    """Cores granted by each group of this process (cgroup v2): of a container, or of a service of systemd."""
+    top = Path("/sys/fs/cgroup")
+    own = top / _read("/proc/self/cgroup").partition("0::/")[2].partition("\n")[0]
+    groups = [own, *own.parents]
+    found = [_quota(_read(f"{group}/cpu.max")) for group in groups if group.is_relative_to(top)]
+    return [cores for cores in found if cores is not None] or [sys.maxsize]
 
 
 def _quota(cpu_max: str) -> int | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -49,7 +49,7 @@ class Embedder(OpenModel["npt.NDArray[np.float32]"]):
 
     def __init__(
         self,
-        model: Path | str | bytes,
+        model: os.PathLike[str] | str | bytes,
         *,
         normalize: bool = True,
         device: Device = "auto",
@@ -80,7 +80,7 @@ class Embedder(OpenModel["npt.NDArray[np.float32]"]):
         workers: int | None = None,
         batch: int | None = None,
         ordered: bool = True,
-    ) -> Iterator[Embedded[P]]:
+    ) -> Generator[Embedded[P], None, None]:
         """Embed many images, one result each; an image that cannot be read is a result that says why.
 
         Arguments and errors are those of `Classifier.stream`.
@@ -108,7 +108,7 @@ def embedding_of(row: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArra
     if not np.isfinite(row).all():
         raise ImageError("the model's answer to it is not finite")
     if not normalize:
-        return row
+        return row.copy()  # not a part of its batch, which it would keep
     length = float(np.linalg.norm(row.astype(np.float64)))
     if length == 0:
         raise ImageError("its embedding has no length, so no direction")

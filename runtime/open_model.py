@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakSet
 
@@ -55,7 +54,7 @@ class OpenModel(ABC, Generic[A]):
 
     def __init__(
         self,
-        model: Path | str | bytes,
+        model: os.PathLike[str] | str | bytes,
         *,
         device: Device = "auto",
         threads: int | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cpu import available_cores
@@ -28,7 +27,7 @@ class ModelInfo(Metadata):
 
 
 def open_model(
-    model: Path | str | bytes, *, device: Device, threads: int | None, sha256: str | None
+    model: os.PathLike[str] | str | bytes, *, device: Device, threads: int | None, sha256: str | None
 ) -> tuple[ModelInfo, InferenceSession]:
     """Check a model file and open it. Arguments and errors are those of `Classifier`."""
 

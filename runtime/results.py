@@ -14,7 +14,7 @@ from .images.decode import ImageSource
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-P = TypeVar("P", bound="ImageSource")
+P = TypeVar("P", bound=ImageSource)
 
 
 @dataclass(frozen=True, slots=True)

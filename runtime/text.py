@@ -11,9 +11,10 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message as one printable line of bounded length."""
+    """A message as one printable line of bounded length: start and end, which say what and what to do."""
     line = printable(" ".join(text.split()))
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

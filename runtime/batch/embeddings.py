@@ -16,6 +16,7 @@ import numpy as np
 from ..command.line import PACKAGE
 from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
+from ..images.files import is_folder
 from ..images.left_out import LeftOut
 from ..interrupts import careful
 from ..text import counted, printable
@@ -107,10 +108,10 @@ def _check(options: argparse.Namespace, out: Path) -> None:
     if wrong:
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise EmbeddingsError(f"{names}: not possible with --embeddings, which labels nothing")
-    if not out.absolute().parent.is_dir():
+    if not is_folder(out.absolute().parent):
         raise EmbeddingsError(f"{out.absolute().parent}: no such folder, make it first")
     for path in _names(out):
-        if path.exists() and not options.overwrite:
+        if os.path.lexists(path) and not options.overwrite:
             raise EmbeddingsError(f"{path} is there already; --overwrite replaces it")
 
 

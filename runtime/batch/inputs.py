@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..images.files import find_images
 from ..images.left_out import LeftOut, left_out_line
+from .options import UsageError
 
 ALL_FILES = "--all-files tries each as an image"
 
@@ -51,6 +52,8 @@ def _pieces(end: bytes) -> Iterator[bytes]:
     """Yield the bytes of standard input between `end`s, as they come."""
     rest = b""
     while chunk := os.read(sys.stdin.fileno(), 2**16):
+        if end == b"\n" and b"\0" in chunk:
+            raise UsageError("standard input has zero bytes between the paths: add --null")
         *names, rest = (rest + chunk).split(end)
         yield from names
     yield rest

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
+from ..images.files import is_folder
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 
@@ -123,7 +124,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
     if options.output is None and options.embeddings is None and (options.resume or options.overwrite):
         raise UsageError("--resume and --overwrite need --output FILE")
-    if options.output is not None and not (folder := Path(options.output).absolute().parent).is_dir():
+    if options.output is not None and not is_folder(folder := Path(options.output).absolute().parent):
         raise UsageError(f"{folder}: no such folder, make it first")
     if options.output is not None:
         _must_not_replace_an_input(options)
@@ -148,7 +149,11 @@ def _must_fit_one_machine(options: argparse.Namespace) -> None:
         raise UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:
         raise UsageError("--copy needs --sort-into DIR")
-    if options.sort_into is not None and options.sort_into.exists() and not options.sort_into.is_dir():
+    if (
+        options.sort_into is not None
+        and os.path.lexists(options.sort_into)
+        and not is_folder(options.sort_into)
+    ):
         raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
     if options.null and "-" not in options.images:
         raise UsageError("--null is about paths on standard input: add -")
@@ -156,12 +161,16 @@ def _must_fit_one_machine(options: argparse.Namespace) -> None:
 
 def _must_not_replace_an_input(options: argparse.Namespace) -> None:
     """Refuse an output that is the model or an image named on the command line."""
-    output = Path(options.output)
-    if not output.exists():
-        return
     for given in (options.model, *options.images):
-        if str(given) != "-" and Path(given).exists() and output.samefile(given):
+        if str(given) != "-" and _is_same(options.output, given):
             raise UsageError(f"{options.output}: it is an input of this command; give another --output")
+
+
+def _is_same(one: str, other: str | Path) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:  # one is not there
+        return False
 
 
 def _score(text: str) -> float:

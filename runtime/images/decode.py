@@ -20,11 +20,19 @@ from .modes import WHITE_16, as_rgb, check_gray
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
 
-ImageSource: TypeAlias = "Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+ImageSource: TypeAlias = (
+    os.PathLike[str]
+    | str
+    | bytes
+    | bytearray
+    | memoryview
+    | Image.Image
+    | np.ndarray[Any, np.dtype[np.uint8]]
+)
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
 _LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
-_IMAGES = (Path, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+_IMAGES = (os.PathLike, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,7 +153,7 @@ def _open(image: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
     elif isinstance(image, np.ndarray):
         yield _from_array(image)
     elif isinstance(image, bytes | bytearray | memoryview):
-        yield _open_file(BytesIO(image), len(image), max_pixels)
+        yield _open_file(BytesIO(image), memoryview(image).nbytes, max_pixels)
     else:
         with _open_path(Path(image)) as file:
             yield _open_file(file, os.fstat(file.fileno()).st_size, max_pixels)

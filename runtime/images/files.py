@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def find_images(
-    paths: Path | str | Iterable[Path | str],
+    paths: os.PathLike[str] | str | Iterable[os.PathLike[str] | str],
     *,
     skip: Path | None = None,
     all_files: bool = False,
@@ -34,14 +34,22 @@ def find_images(
         all_files: give every file in a folder, whatever its suffix.
         left_out: counts the files in folders that were not given, and links to folders.
     """
-    skipped = skip.stat() if skip is not None and skip.is_dir() else None
+    skipped = skip.stat() if skip is not None and is_folder(skip) else None
     entries = partial(_list, skipped=skipped, left_out=left_out)
-    for path in [paths] if isinstance(paths, Path | str) else paths:
+    for path in [paths] if isinstance(paths, os.PathLike | str) else paths:
         path = Path(path)
-        if path.is_dir():
+        if is_folder(path):
             yield from walk(path, entries, lambda file: file.name, all_files=all_files, left_out=left_out)
         else:
             yield path
+
+
+def is_folder(path: Path | str) -> bool:
+    """Return whether there is a folder.
+
+    Up to Python 3.13 `Path.is_dir` raises for names too long, or in a folder that may not be searched.
+    """
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def walk(
@@ -118,10 +126,10 @@ def _list(
     folder: Path, *, skipped: os.stat_result | None, left_out: LeftOut | None
 ) -> list[tuple[Path, bool]] | None:
     """List a folder, sorted by name, and say of each entry if it is a folder; None if it cannot be read."""
-    if skipped is not None and os.path.samestat(folder.stat(), skipped):
-        return []
     names = []
     try:
+        if skipped is not None and os.path.samestat(folder.stat(), skipped):
+            return []
         with os.scandir(folder) as listing:
             for entry in listing:
                 if left_by_a_system(entry.name):

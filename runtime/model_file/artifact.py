@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
+from ..images.files import is_folder
 from .data_file import check_data, stamp_of
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
@@ -49,7 +50,11 @@ class Artifact:
             ArtifactError: when it is not the file that was checked.
         """
         for path, stamp in self._stamps:
-            if stamp_of(path.stat()) != stamp:
+            try:
+                same = stamp_of(path.stat()) == stamp
+            except OSError:
+                same = False
+            if not same:
                 raise ArtifactError(f"{path}: it was replaced while it was opened; open it again")
 
 
@@ -58,7 +63,7 @@ def named(source: Path | str | bytes) -> str:
     return "the model" if isinstance(source, bytes) else str(source)
 
 
-def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> Artifact:
+def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
     Args:
@@ -68,7 +73,7 @@ def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> A
     Raises:
         ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
     """
-    source = Path(source) if isinstance(source, str) else source
+    source = source if isinstance(source, bytes) else Path(source)
     path = named(source)
     data, stamp = _read(source) if isinstance(source, Path) else (source, ())
     stamps = ((source, stamp),) if isinstance(source, Path) else ()
@@ -93,19 +98,19 @@ def read_artifact(source: Path | str | bytes, *, sha256: str | None = None) -> A
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def read_metadata(model: Path | str | bytes) -> Metadata:
+def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
     """Return what a model file, or its bytes, says about itself; checks and errors as of `read_artifact`."""
     return read_artifact(model).metadata
 
 
-def choose_file(path: Path | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
+def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
     """The model file that `path` means: itself, or, in a folder, the first variant of `preference` there is.
 
     Raises:
         ArtifactError: when there is none.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     for variant in preference:
         if (candidate := path / FILE_NAMES[variant]).is_file():

@@ -46,6 +46,32 @@ def test_an_input_is_never_overwritten(
     assert target.read_bytes() == before
 
 
+def test_names_that_no_disk_can_hold_are_one_line(
+    model: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a" * 300
+    assert "cannot be written (File name too long)" in refused(capsys, model, photo, "--output", long)
+    assert "there is no such model file" in refused(capsys, long, photo)
+    assert f"{long}: no such image or folder" in refused(capsys, model, long)
+    assert main([str(model), str(photo), "--sort-into", long]) == 1
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_zero_bytes_between_paths_ask_for_the_option(
+    model: Path, photo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `find -print0` writes them: without the option they would be one long path."""
+    listed = photo.with_name("list")
+    listed.write_bytes(os.fsencode(photo) + b"\0" + os.fsencode(photo) + b"\0")
+    for options, code in (([], 2), (["--null"], 0)):
+        with listed.open("rb") as file:
+            monkeypatch.setattr("sys.stdin", file)
+            assert main([str(model), "-", *options]) == code
+    said = capfd.readouterr()
+    assert said.out.count("\n") == 2
+    assert "add --null" in said.err
+
+
 def test_an_output_of_a_dash_is_standard_output(
     model: Path, photo: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

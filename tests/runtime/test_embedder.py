@@ -43,6 +43,14 @@ def test_an_embedding_has_length_one_unless_raw(make: Make, logits: bool) -> Non
     raw.warm_up()
 
 
+def test_an_embedding_does_not_keep_its_batch(make: Make) -> None:
+    for normalize in (True, False):
+        embed = Embedder(make(), threads=1, normalize=normalize)
+        for found in embed.stream([plain(1, 2, 3)] * 4, batch=4):
+            assert found.embedding is not None
+            assert found.embedding.base is None
+
+
 def test_the_classifier_gives_it_as_well(make: Make) -> None:
     with Classifier(make(), threads=1) as classify:
         assert classify(plain(0, 30, 200)).label == "blue"

@@ -112,6 +112,28 @@ def test_cpu_flags_and_quotas() -> None:
     assert cpu_module.available_cores() >= 1
 
 
+@pytest.mark.parametrize(
+    ("group", "quotas", "cores"),
+    [
+        ("", {}, 8),
+        ("0::/\n", {"": "200000 100000\n"}, 2),
+        ("0::/system.slice/kiosk.service\n", {"system.slice/kiosk.service": "100000 100000\n"}, 1),
+        ("0::/a/b\n", {"a/b": "max 100000\n", "a": "300000 100000\n", "": "400000 100000\n"}, 3),
+        ("1:cpu:/x\n0::/a\n", {"a": "500000 100000\n"}, 5),
+        ("1:cpu:/x\n", {"": "900000 100000\n"}, 8),
+    ],
+)
+def test_the_smallest_quota_around_a_process_counts(
+    group: str, quotas: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service of systemd has its own group below that of the machine."""
+    files = {f"/sys/fs/cgroup/{name}/cpu.max".replace("//", "/"): text for name, text in quotas.items()}
+    files["/proc/self/cgroup"] = group
+    monkeypatch.setattr(cpu_module, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(cpu_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cpu_module.available_cores() == cores
+
+
 def test_an_open_session_does_not_burn_the_cpu(model: Path) -> None:
     session = open_session(model, threads=2)
     session.run(None, {"pixels": np.zeros((1, 32, 32, 3), np.uint8)})

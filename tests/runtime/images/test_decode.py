@@ -230,3 +230,20 @@ def test_an_orientation_that_is_none_leaves_the_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(type(image), "getexif", lambda self: {0x0112: 6})
     assert np.array_equal(pixels(image), np.rot90(array, -1))
     assert np.array_equal(pixels(image, exif=False), array)
+
+
+def test_any_path_will_do_and_bytes_of_any_kind(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (3, 2), "red"))
+    (tmp_path / "p.png").write_bytes(data)
+    with os.scandir(tmp_path) as listing:
+        (entry,) = listing
+    padded = data + bytes(-len(data) % 4)
+    for image in (entry, data, bytearray(data), memoryview(data), memoryview(padded).cast("I")):
+        with decoded(image, max_pixels=100, exif=True, draft_edge=None) as opened:
+            assert (opened.size, opened.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
+    large = memoryview(bytes(2**20 + 801)).cast("B")
+    wide = memoryview(bytes(2**20 + 804)).cast("I")  # a quarter as many items
+    for image in (large, wide):
+        refused = decoded(image, max_pixels=100, exif=True, draft_edge=None)
+        with pytest.raises(ImageError, match="bytes, more than an image of"), refused:
+            pass

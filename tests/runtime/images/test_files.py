@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime import find_images
-from runtime.images.files import image_suffixes
+from runtime.images.files import image_suffixes, is_folder
 
 
 def names(root: Path, **options: Path) -> list[str]:
@@ -89,6 +89,32 @@ def test_a_folder_that_cannot_be_listed_is_given_itself(
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert names(tmp_path) == ["closed", "p.png"]
+
+
+def test_a_folder_that_vanishes_is_given_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its own listing and that of the folder around it; --sort-into looks at each folder first."""
+    for folder in ("a", "b", "sorted"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.png").touch()
+    found = find_images(tmp_path, skip=tmp_path / "sorted")
+    assert next(found) == tmp_path / "a" / "p.png"
+    (tmp_path / "b" / "p.png").unlink()
+    (tmp_path / "b").rmdir()
+    assert list(found) == [tmp_path / "b"]
+
+
+def test_what_no_disk_can_hold_is_given_all_the_same(tmp_path: Path) -> None:
+    """So that it fails where every other failure is told, and not in the middle of a walk."""
+    odd = ["a" * 300, str(tmp_path / ("b" * 5000)), "zero\0byte"]
+    assert [str(path) for path in find_images(odd)] == odd
+    assert not any(map(is_folder, odd))
+
+
+def test_any_path_will_do(tmp_path: Path) -> None:
+    (tmp_path / "p.png").touch()
+    with os.scandir(tmp_path.parent) as listing:
+        entry = next(each for each in listing if each.name == tmp_path.name)
+    assert list(find_images(entry)) == list(find_images([entry])) == [tmp_path / "p.png"]
 
 
 def test_names_that_are_not_text(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,22 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> N
     other.replace(model)
     with pytest.raises(ArtifactError, match="replaced"):
         artifact.expect_unchanged()
+    model.unlink()  # an update may take the old file away first
+    with pytest.raises(ArtifactError, match="replaced"):
+        artifact.expect_unchanged()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "zero\0byte", "no/such/folder/model.onnx"])
+def test_a_name_that_no_disk_can_hold_is_no_model(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no such model file|File name too long$"):
+        Classifier(tmp_path / name)
+
+
+def test_any_path_to_a_model_will_do(model: Path) -> None:
+    with os.scandir(model.parent) as listing:
+        entry = next(each for each in listing if each.name == model.name)
+    assert Classifier(entry, threads=1).info.path == str(model)
+    assert read_metadata(entry) == read_metadata(model)
 
 
 def test_ort_format_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:
