@@ -1,17 +1,22 @@
-"""Embed the classifier in a script.
+"""Label images in a script.
 
-python examples/classify.py MODEL IMAGE...
+python -m examples.classify MODEL IMAGE...
 """
 
 from __future__ import annotations
 
 import sys
 
-from runtime import Classifier, ImageError
+from runtime import ArtifactError, Classifier, DeviceError, ImageError
 
 
 def main(model: str, *images: str) -> int:
-    with Classifier(model) as classify:
+    try:
+        classify = Classifier(model)
+    except (ArtifactError, DeviceError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    with classify:
         info = classify.info
         print(f"{info.variant} model of {len(info.labels)} classes on {info.device}, {info.threads} threads")
         for image in images:

@@ -1,7 +1,7 @@
 """A small HTTP service: images in, labels out.
 
-    pip install starlette uvicorn
-    python examples/http_service.py MODEL [--port 8000]
+    pip install ".[examples]"
+    python -m examples.http_service MODEL [--port 8000]
     curl --data-binary @photo.jpg http://127.0.0.1:8000/classify
     curl -F file=@photo.jpg http://127.0.0.1:8000/classify
 
@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime import Classifier, ImageError
+from runtime import ArtifactError, Classifier, DeviceError, ImageError
 
 MAX_BYTES = 20 * 2**20
 MAX_HEADERS = 2**13  # bytes, of one part of a form
@@ -120,11 +120,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--upload-seconds", type=float, default=UPLOAD_SECONDS)
+    parser.add_argument("model", metavar="MODEL", help="model file, or folder of an export")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port (default: %(default)s)")
+    parser.add_argument(
+        "--upload-seconds",
+        type=float,
+        default=UPLOAD_SECONDS,
+        help="longest time of an upload, in seconds (default: %(default)s)",
+    )
     options = parser.parse_args()
-    with Classifier(options.model, threads=1, max_pixels=MAX_PIXELS) as classify:
+    try:
+        classify = Classifier(options.model, threads=1, max_pixels=MAX_PIXELS)
+    except (ArtifactError, DeviceError) as error:
+        parser.error(str(error))
+    with classify:
         classify.warm_up()
         app = make_app(classify, upload_seconds=options.upload_seconds)
         uvicorn.run(app, port=options.port, limit_concurrency=CLIENTS, log_level="warning")

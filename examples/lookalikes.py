@@ -49,6 +49,13 @@ def most_like(rows: Rows, index: int, count: int) -> list[tuple[float, int]]:
     return [(float(cosines[each]), each) for each in order[:count]]
 
 
+def read(embeddings: Path) -> tuple[Rows, list[str]]:
+    """Return the rows of a .npy file, and the path of each from the .jsonl file beside it."""
+    rows = np.load(embeddings, mmap_mode="r")
+    lines = embeddings.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    return rows, [json.loads(line)["path"] for line in lines]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print one line per pair, the most alike first."""
     parser = argparse.ArgumentParser(
@@ -61,9 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.95, help="cosine of a pair (default 0.95)")
     parser.add_argument("--count", type=int, default=10, help="images that --like lists (default 10)")
     options = parser.parse_args(arguments)
-    rows = np.load(options.embeddings, mmap_mode="r")
-    lines = options.embeddings.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-    paths = [json.loads(line)["path"] for line in lines]
+    try:
+        rows, paths = read(options.embeddings)
+    except FileNotFoundError as error:
+        parser.error(f"{error.filename}: no such file; python -m runtime MODEL PHOTOS --embeddings makes it")
+    except ValueError as error:
+        parser.error(
+            f"{options.embeddings}: expected the .npy file of python -m runtime --embeddings ({error})"
+        )
     if len(paths) != len(rows):
         parser.error(
             f"expected {len(rows)} paths beside {options.embeddings}, found {len(paths)}; make both again"

@@ -1,6 +1,6 @@
 """Label what a camera sees, frame by frame.
 
-    python examples/webcam.py MODEL [--frames 100] [--camera 0]
+    python -m examples.webcam MODEL [--frames 100] [--camera 0]
 
 Without --camera the frames are drawn, 30 a second. With it OpenCV reads them:
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime import Classifier
+from runtime import ArtifactError, Classifier, DeviceError
 
 Frame = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 SMOOTHED = 5  # frames
@@ -95,13 +95,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--camera", type=int)
+    parser.add_argument("model", metavar="MODEL", help="model file, or folder of an export")
+    parser.add_argument("--frames", type=int, default=100, help="frames to label (default: %(default)s)")
+    parser.add_argument("--camera", type=int, help="index of the camera (default: drawn frames)")
     options = parser.parse_args()
+    try:
+        classify = Classifier(options.model)
+    except (ArtifactError, DeviceError) as error:
+        parser.error(str(error))
     recent: deque[dict[str, float]] = deque(maxlen=SMOOTHED)
     frames = drawn() if options.camera is None else camera(options.camera)
-    with Classifier(options.model) as classify:
+    with classify:
         classify.warm_up()
         for number, frame in enumerate(Newest(frames), start=1):
             began = time.perf_counter()

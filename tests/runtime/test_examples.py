@@ -47,6 +47,28 @@ def test_webcam(model: Path) -> None:
     assert all(line.split()[1] in ("red", "green", "blue") for line in lines)
 
 
+@pytest.mark.parametrize("script", ["classify.py", "webcam.py", "http_service.py"])
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, script: str) -> None:
+    if script == "http_service.py":
+        pytest.importorskip("starlette")
+        pytest.importorskip("uvicorn")
+    done = subprocess.run(
+        [
+            sys.executable,
+            EXAMPLES / script,
+            tmp_path / "nowhere.onnx",
+            *(["a.png"] * (script == "classify.py")),
+        ],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.splitlines()[-1].endswith("there is no such model file; python -m export makes one")
+    assert "Traceback" not in done.stderr
+
+
 NO_CAMERA = (
     "class VideoCapture:\n    def __init__(self, number): pass\n    def isOpened(self): return False\n"
 )

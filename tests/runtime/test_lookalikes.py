@@ -60,7 +60,16 @@ def test_what_does_not_fit_is_said(embedded: Path) -> None:
     done = run(embedded, "--like", "photos/600.jpg")
     assert done.returncode == 2
     assert "is not among the 600 embedded images" in done.stderr
+    for name, words in (("nowhere.npy", "no such file"), ("photos.jsonl", "expected the .npy file")):
+        done = run(embedded.with_name(name))
+        assert done.returncode == 2
+        assert words in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
     embedded.with_suffix(".jsonl").write_text('{"path": "photos/0.jpg"}\n', encoding="utf-8")
     done = run(embedded)
     assert done.returncode == 2
     assert "expected 600 paths" in done.stderr
+    embedded.with_suffix(".jsonl").unlink()
+    done = run(embedded)
+    assert done.returncode == 2
+    assert "photos.jsonl: no such file" in done.stderr
