@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from calibration.graph import GraphError
+from calibration.measure import layers
 from calibration.measure.drift import measure_drift
 from calibration.measure.layers import layer_drift
+from calibration.observe import observing_session
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import apply_plan, quantize
+from calibration.sites import find_sites
 from runtime.session import open_session
 
 
@@ -124,6 +130,33 @@ def test_drift_layer_by_layer(canonical, images) -> None:
     assert list(found) == list(made.plan.linears)
     assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantized
     assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
+
+
+def test_layer_drift_holds_one_session_and_the_images_in_rounds(canonical, images, monkeypatch) -> None:
+    calibration, others = images("plain")
+    made = quantize(canonical["plain"], [calibration], target="any-cpu")
+    at_once = layer_drift(canonical["plain"], made.model, made.plan, [others[:5]], threads=1)
+    opened: list[weakref.ref[ort.InferenceSession]] = []
+    alive: list[int] = []
+
+    def counting(*arguments: Any, **options: Any) -> ort.InferenceSession:
+        alive.append(sum(each() is not None for each in opened))
+        session = observing_session(*arguments, **options)
+        opened.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(layers, "observing_session", counting)
+    one = sum(tensor.nbytes for tensor in outputs_of(canonical["plain"], made.plan, others[:1]))
+    monkeypatch.setattr(layers, "ASIDE", one * 3 // 2)  # full after two images
+    assert layer_drift(canonical["plain"], made.model, made.plan, [others[:5]], threads=1) == at_once
+    assert len(opened) == 2 * 3
+    assert set(alive) == {0}
+
+
+def outputs_of(model: ir.Model, plan: QuantizationPlan, image: np.ndarray) -> list[np.ndarray]:
+    names = [str(find_sites(model).linears[name].node.outputs[0].name) for name in plan.linears]
+    session = observing_session(model, names, threads=1)
+    return list(session.run(names, {"pixels": image}))
 
 
 @pytest.mark.parametrize("target", ["any-cpu", "full-range"])
