@@ -11,6 +11,7 @@ In reading order:
     formats        how each project names its tensors
     preprocessing  what the model expects of an image
     usual          what models expect whose source does not say it
+    head_width     the number of attention heads that trained weights show
     shape          the configuration, from tensors and descriptions
     heads          a head that another took the place of
     arrange        what differs becomes an option of the model

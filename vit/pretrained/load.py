@@ -19,6 +19,7 @@ from vit.pretrained.documents import SourceError, labels_of, read_json, read_pre
 from vit.pretrained.files import read_weights
 from vit.pretrained.formats import recognize
 from vit.pretrained.fused import Tensors
+from vit.pretrained.head_width import doubted
 from vit.pretrained.heads import settled_head
 from vit.pretrained.places import description_folder, find_weights
 from vit.pretrained.preprocessing import View
@@ -97,7 +98,7 @@ def read_source(
     model, preprocess, sized = seen(model, view)
     labels, guessed = labels_of(document, config.classes)
     assumed = [*view.assumed, *assumed, *guessed]
-    notes = (*found.notes, *chosen, *converted, *sized)
+    notes = (*found.notes, *chosen, *converted, *sized, *doubted(fitted, config.heads))
     return ImportedModel(model, preprocess, labels, form.name, tuple(assumed), notes)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vit.config import SIZES, ConfigError, ViTConfig
 from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format
 from vit.pretrained.fused import Tensors
+from vit.pretrained.head_width import shown_heads
 from vit.pretrained.preprocessing import View
 
 ACTIVATIONS = {
@@ -143,21 +144,38 @@ def heads_of(tensors: Tensors, described: Described, width: int, depth: int) -> 
         return bias.shape[1], []
     if described.model_type in VISION_ACTIVATION and not width % VISION_HEADS:
         return VISION_HEADS, []
-    patch = tensors["patch_embedding.weight"].shape[-1]
-    if (width, depth) in HEADS and patch not in PATCHES:
+    return known_heads(width, depth, tensors["patch_embedding.weight"].shape[-1], shown_heads(tensors))
+
+
+def known_heads(width: int, depth: int, patch: int, shown: int | None) -> tuple[int, list[str]]:
+    """Return the heads of known models of this shape, and a sentence that says so.
+
+    Raises:
+        ConfigError: when no such model is known, or the weights show another number (`shown`).
+    """
+    model = f"of width {width} and depth {depth}"
+    seen = "" if shown is None else f" (its weights look like {shown} heads)"
+    if (heads := HEADS.get((width, depth))) is None:
         raise ConfigError(
-            f"nothing says how many attention heads it has, and no known model of width {width} and depth "
-            f"{depth} has patches of {patch} pixels; say it with --heads N"
+            f"nothing says how many attention heads it has, and no known model has width {width} and depth "
+            f"{depth}; say it with --heads N{seen}"
         )
-    if (width, depth) in HEADS:
-        heads = HEADS[width, depth]
-        return heads, [
-            f"{heads} attention heads, as known models of width {width} and depth {depth} have (--heads)"
-        ]
-    raise ConfigError(
-        f"nothing says how many attention heads it has, and no known model has width {width} and depth "
-        f"{depth}; say it with --heads N"
-    )
+    if patch not in PATCHES:
+        raise ConfigError(
+            f"nothing says how many attention heads it has, and no known model {model} has patches of "
+            f"{patch} pixels; say it with --heads N{seen}"
+        )
+    if shown not in (None, heads):
+        raise ConfigError(
+            f"nothing says how many attention heads it has: known models {model} have {heads}, and its "
+            f"weights look like {shown}; say it with --heads N (--heads {shown} or --heads {heads})"
+        )
+    if shown == heads:
+        return heads, [f"{heads} attention heads, as known models {model} have, and as the weights look"]
+    return heads, [
+        f"{heads} attention heads, as known models {model} have; the weights do not show it, and a wrong "
+        "number gives wrong answers without an error: if it has another, say it with --heads N"
+    ]
 
 
 def activation_of(form: Format, described: Described, *, gated: bool) -> tuple[str, list[str]]:
