@@ -75,6 +75,11 @@ class Writer:
     def real(self, name: str, value: float) -> ir.Value:
         return self._constant(f"merging.{name}", np.array(value, np.float32))
 
+    def logarithms(self, most: int) -> ir.Value:
+        """Return `float32 [most + 1]`: the natural logarithm of each index, 0 for index 0."""
+        counts = np.maximum(np.arange(most + 1), 1)
+        return self._constant(f"merging.logarithms.{most}", np.log(counts).astype(np.float32))
+
     def column(self, start: int, count: int) -> ir.Value:
         """Return `int64 [count, 1]`: start, start + 2, start + 4 and so on."""
         name = f"integers.column.{start}.{count}"

@@ -199,7 +199,7 @@ def _weigh_by_size(biased: Mapping[ir.Node, tuple[str, ir.Value, int]], stream: 
     for softmax in order:
         block, size, tokens = biased[softmax]
         if size not in written:
-            written[size] = _log_size(Writer(softmax, block), size, tokens, heads)
+            written[size] = _log_size(Writer(softmax, block), size, tokens, heads, stream.patches)
         scores = softmax.inputs[0]
         name = f"{softmax.name}.weighed"
         softmax.replace_input_with(0, insert(softmax, "Add", [scores, written[size]], name=name))
@@ -209,9 +209,14 @@ def _position(node: ir.Node) -> int:
     return next(index for index, each in enumerate(node.graph or ()) if each is node)
 
 
-def _log_size(write: Writer, size: ir.Value, tokens: int, heads: int) -> ir.Value:
-    """Return log(size) as scores read it, `float32 [batch · heads, 1, tokens]`."""
-    log = write.add("Log", [size], "log_size", [None, 1])
+def _log_size(write: Writer, size: ir.Value, tokens: int, heads: int, patches: int) -> ir.Value:
+    """Return log(size) as scores read it, `float32 [batch · heads, 1, tokens]`.
+
+    It is read from a table of all sizes. ONNX Runtime's Log gives another last bit to log(7) and log(37) in
+    the last rows, which do not fill a vector, than in the others; logits would depend on the batch.
+    """
+    whole = write.add("Cast", [size], "size.whole", [None, 1], INT64, to=int(INT64))
+    log = write.add("Gather", [write.logarithms(patches), whole], "log_size", [None, 1], axis=0)
     by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
     by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])
     lifted = write.add("Unsqueeze", [by_image, write.integers(1, 2)], "log_size.lifted", [None, 1, 1, tokens])

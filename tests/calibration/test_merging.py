@@ -159,6 +159,17 @@ def test_alone_in_a_batch_and_with_any_threads_bit_for_bit(schedule, graph, plan
                 np.testing.assert_array_equal(session.run(None, {"pixels": images})[0], together)
 
 
+def test_a_size_weighs_the_same_in_every_row(without_positions) -> None:
+    """The last row of a single image fills no vector of the CPU; in a batch of 16 the same rows do."""
+    schedule = {"blocks.0": 14}
+    merged = merge_tokens(without_positions, schedule)
+    image = of_two_kinds(dict.fromkeys((0, 2, 4, 6, 8, 10, 29), 1))
+    groups = MergedPatches(without_positions, merged, schedule)(image)
+    assert np.count_nonzero(groups == groups[29]) == 7  # in the last of 17 tokens
+    together = logits(merged, np.repeat(image, 16, axis=0))
+    np.testing.assert_array_equal(together, np.repeat(logits(merged, image), 16, axis=0))
+
+
 def test_ties_go_to_the_first(without_positions) -> None:
     """All patches equal: the first of A merge, and all of them into the first of B."""
     schedule = {"blocks.0": 3, "blocks.1": 2}
