@@ -11,7 +11,7 @@ In reading order:
     trial     effect of a choice on the output of a layer
     balance   scales moved from activations into weights
     split     a few hidden channels of an MLP kept in float
-    plan      what was decided, as plain data
+    plan      what was decided, as plain data (plan_fields: what each of its fields must hold)
     decide    from statistics to a plan
     pairs     quantize and dequantize pairs of one layer
     merging/  token merging, an approximation that a plan can ask for

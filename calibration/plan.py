@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.plan_fields import first_flaw, is_positive, is_whole
 from runtime.errors import InputError
 from runtime.model_file.targets import TARGETS, Target, unknown_target
 
@@ -33,9 +34,10 @@ class Range:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not self.scale > 0 or not 0 <= self.zero_point <= 255:
+        if not is_positive(self.scale) or not is_whole(self.zero_point) or self.zero_point > 255:
             raise PlanError(
-                f"expected scale > 0 and zero_point in 0..255, found {self.scale}, {self.zero_point}"
+                "expected scale > 0 and zero_point in 0..255 (a float32 and a whole number), found "
+                f"{self.scale!r:.80}, {self.zero_point!r:.80}"
             )
 
     @classmethod
@@ -130,11 +132,11 @@ class QuantizationPlan:
         """Raises PlanError, which names the entry, for anything that is not a plan of this version."""
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"expected a plan in JSON, found {error}") from error
         if not isinstance(document, dict) or document.get("format") != "vit-edge plan":
             raise PlanError('expected a JSON object with "format": "vit-edge plan"')
-        if document.get("version") != PLAN_VERSION:
+        if document.get("version") != PLAN_VERSION or document["version"] is True:
             raise PlanError(f"expected plan version {PLAN_VERSION}, found {document.get('version')!r}")
         if document.get("target") not in TARGETS:
             raise PlanError(unknown_target(document.get("target")))
@@ -144,9 +146,9 @@ class QuantizationPlan:
             )
         return cls(
             target=document["target"],
-            linears={name: _entry(LinearPlan, name, e) for name, e in document.get("linears", {}).items()},
-            products={name: _entry(ProductPlan, name, e) for name, e in document.get("products", {}).items()},
-            balance={name: _entry(BalancePlan, name, e) for name, e in document.get("balance", {}).items()},
+            linears=_section(LinearPlan, document, "linears"),
+            products=_section(ProductPlan, document, "products"),
+            balance=_section(BalancePlan, document, "balance"),
             merging=_merging(document.get("merging", {})),
         )
 
@@ -158,7 +160,7 @@ def read_plan(path: Path) -> QuantizationPlan:
         PlanError: naming the file, when it is not a plan.
     """
     try:
-        return QuantizationPlan.from_json(path.read_text(encoding="utf-8"))
+        return QuantizationPlan.from_json(path.read_text(encoding="utf-8-sig"))
     except (PlanError, OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: {error}") from error
 
@@ -172,16 +174,25 @@ def _merging(document: Any) -> dict[str, int]:
     return dict(document)
 
 
+def _section(kind: type[Any], document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = document.get(key, {})
+    if not isinstance(section, dict):
+        raise PlanError(f"{key}: expected an object with an entry per layer, found {section!r:.80}")
+    return {name: _entry(kind, name, entry) for name, entry in section.items()}
+
+
 def _entry(kind: type[Any], name: str, document: Any) -> Any:
     known = {each.name for each in fields(kind)}
     if not isinstance(document, dict) or set(document) - known:
         raise PlanError(f"{name}: expected an object with {', '.join(sorted(known))}, found {document!r:.80}")
     if "precision" in known and document.get("precision") not in _precisions(kind):
         expected = " or ".join(_precisions(kind))
-        raise PlanError(f"{name}: expected precision {expected}, found {document.get('precision')!r}")
+        raise PlanError(f"{name}: expected precision {expected}, found {document.get('precision')!r:.80}")
+    if flaw := first_flaw(document):
+        raise PlanError(f"{name}: {flaw}")
     try:
-        return kind(**{key: _value(value) for key, value in document.items()})
-    except TypeError as error:
+        return kind(**{key: _value(value) for key, value in document.items() if value is not None})
+    except (PlanError, TypeError) as error:
         raise PlanError(f"{name}: {error}") from error
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
+from calibration.plan import (
+    PROBABILITY,
+    BalancePlan,
+    LinearPlan,
+    PlanError,
+    ProductPlan,
+    QuantizationPlan,
+    Range,
+    read_plan,
+)
 
 numbers = st.floats(-1e6, 1e6, width=32)
 
@@ -118,3 +129,78 @@ def test_what_is_no_plan(plan: QuantizationPlan, change, message: str) -> None:
 def test_what_is_no_document(text: str) -> None:
     with pytest.raises(PlanError, match="expected a"):
         QuantizationPlan.from_json(text)
+
+
+FULL = QuantizationPlan(
+    target="any-cpu",
+    linears={
+        "fc1": LinearPlan(
+            precision="int8",
+            input=Range(scale=0.1, zero_point=7),
+            rule="mse",
+            per_token=0.5,
+            float_columns=(1, 2),
+            correction=(0.25, -0.5),
+        )
+    },
+    products={"mix": ProductPlan(precision="int8", left=PROBABILITY, right=Range.of(-1, 3))},
+    balance={"norm1": BalancePlan(strength=0.5, scales=(1.0, 2.0))},
+    merging={"blocks.0": 2},
+)
+# Of every kind; none of them belongs anywhere in a plan.
+NONSENSE = [True, -1.5, float("nan"), float("inf"), "", "x", [], ["x"], [None], [float("nan")], {"a": 1}]
+TOO_SMALL_OR_LARGE = [1e-50, 1e-300, 1e300, 10**400, -(10**400), [1e300], [10**400]]
+FITTING = {  # values of those lists that a field may hold
+    "rule": ("", "x"),
+    "float_columns": ([], [10**400]),
+    "correction": ([],),
+    "scales": ([],),
+    "strength": (-1.5, 1e-50, 1e-300),
+    "merging": ({"a": 1},),  # a block that there is not; the graph knows
+    "blocks.0": (10**400,),
+}
+
+
+def places(document: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in document.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from places(value, (*above, key))
+
+
+@pytest.mark.parametrize("place", list(places(json.loads(FULL.to_json()))), ids="/".join)
+def test_no_field_takes_nonsense(place: tuple[str, ...]) -> None:
+    """Neither another exception nor a graph with such numbers in it."""
+    for value in (*NONSENSE, *TOO_SMALL_OR_LARGE):
+        document = json.loads(FULL.to_json())
+        *above, last = place
+        entry = document
+        for key in above:
+            entry = entry[key]
+        entry[last] = value
+        if value in FITTING.get(last, ()):
+            QuantizationPlan.from_json(json.dumps(document))
+            continue
+        with pytest.raises(PlanError) as refused:
+            QuantizationPlan.from_json(json.dumps(document))
+        if len(place) > 1:  # the entry is named
+            assert place[1] in str(refused.value)
+
+
+def test_null_is_as_good_as_absent() -> None:
+    document = json.loads(FULL.to_json())
+    document["linears"]["fc1"] |= dict.fromkeys(("per_token", "rule", "float_columns", "correction"))
+    found = QuantizationPlan.from_json(json.dumps(document)).linears["fc1"]
+    assert found == LinearPlan(precision="int8", input=Range(scale=0.1, zero_point=7))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "1" * 5000 + "}"])
+def test_json_that_python_cannot_hold(text: str) -> None:
+    with pytest.raises(PlanError, match="expected a plan in JSON"):
+        QuantizationPlan.from_json(text)
+
+
+def test_a_plan_that_an_editor_saved_with_a_mark_in_front(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(FULL.to_json(), encoding="utf-8-sig")
+    assert read_plan(file) == FULL
