@@ -205,7 +205,7 @@ def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: tor
 
 def as_teacher(teacher: ViT, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """The teacher on the student's pixels, scaled to the teacher's own size."""
-    teacher = teacher.to(device).eval().requires_grad_(False)
+    teacher = teacher.to(device).eval()  # its gradient is never asked for: the loop asks it under no_grad
     size = teacher.config.image_size
 
     def ask(pixels: torch.Tensor) -> torch.Tensor:

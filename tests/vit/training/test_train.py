@@ -283,6 +283,8 @@ def test_teacher_of_another_size_sees_its_own_size(tiny_config):
     flat = torch.full((2, 8, 8, 3), 77.0)
     with torch.no_grad():
         torch.testing.assert_close(ask(flat), teacher(torch.full((2, 16, 16, 3), 77.0)))
+    # it is the caller's model: a copy of it can still be trained
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_learning_rate_warms_up_and_falls():
