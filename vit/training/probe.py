@@ -116,8 +116,16 @@ def fingerprint(model: ViT, store: Store) -> str:
     digest.update(repr((backbone, store.preprocess)).encode())
     for item in store.images.items:
         if isinstance(item, Path):
-            stat = item.stat()
-            digest.update(f"{item} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(f"{item} {stamp(item)}\n".encode(errors="surrogateescape"))
         else:
             digest.update(np.ascontiguousarray(item).tobytes())
     return digest.hexdigest()[:16]
+
+
+def stamp(file: Path) -> str:
+    """Return size and time of change of a file; empty where it cannot be read, as `Store` tells."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"

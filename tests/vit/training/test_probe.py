@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vit.data.batches import Store
-from vit.data.images import Images
+from vit.data.images import Images, open_images
 from vit.model import ViT
 from vit.training.probe import Features
 
@@ -40,3 +40,11 @@ def test_another_head_on_the_same_backbone_needs_no_new_features(tiny_model, tin
     Features(tiny_model, store, CPU, tmp_path)
     Features(other, store, CPU, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_image_that_is_not_there_is_no_obstacle(tiny_model, tiny_preprocess, photos, tmp_path):
+    """A link to nothing is counted as unreadable, as in every other training."""
+    (photos / "test" / "grass" / "gone.png").symlink_to(photos / "nowhere.png")
+    store = Store(open_images(photos, "test"), tiny_preprocess, bad_share=0.1)
+    found = Features(tiny_model, store, CPU, tmp_path)
+    assert found.good.sum() == len(found) - 1 == 12
