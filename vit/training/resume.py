@@ -7,7 +7,7 @@ the epoch and the step.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def load_state(
         return Progress(**document["progress"])
     except TypeError as error:
         raise CheckpointError(
-            f"{path}: the state of another version ({error}); start without --resume"
+            f"{path}: the state of another version ({error}); begin anew with --overwrite"
         ) from error
 
 
@@ -133,12 +133,22 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_identity(path: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    for name in sorted(set(mine) | set(theirs)):
-        if mine.get(name) != theirs.get(name):
-            change = f"{name} was {theirs.get(name)!r} and is now {mine.get(name)!r}"
-            raise CheckpointError(
-                f"{path}: of another run ({change}); resume with the same, or start without --resume"
-            )
+    """Refuse the state of another run, and name what has changed."""
+    for name, old, new in changes(theirs, mine):
+        raise CheckpointError(
+            f"{path}: of another run ({name} was {old!r} and is now {new!r}); resume with the same, or begin "
+            "anew with --overwrite"
+        )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, old and new value of each difference, of dictionaries inside field by field."""
+    for name in sorted(set(old) | set(new)):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from ((f"{name}: {field}", *values) for field, *values in changes(before, now))
+        elif before != now:
+            yield name, before, now
 
 
 def random_for(*numbers: int) -> torch.Generator:

@@ -62,7 +62,8 @@ def test_a_validation_loss_without_end_stops_before_it_is_kept(data, tiny_config
 
 
 @pytest.mark.parametrize(
-    ("changed", "field"), [("from", "from"), ("teacher", "teacher"), ("white_level", "preprocess")]
+    ("changed", "field"),
+    [("from", "from"), ("teacher", "teacher"), ("white_level", "preprocess: white_level")],
 )
 def test_another_start_teacher_or_view_is_another_run(
     data, tiny_config, tiny_preprocess, tmp_path, changed, field
@@ -77,7 +78,7 @@ def test_another_start_teacher_or_view_is_another_run(
 
     run()
     run()
-    with pytest.raises(CheckpointError, match=f"{field} was .* is now"):
+    with pytest.raises(CheckpointError, match=rf"another run \({field} was \S+ and is now"):
         run(**{changed: 4095})
 
 

@@ -177,8 +177,10 @@ def test_resume_refuses_another_run(photos, tiny_config, tiny_preprocess, tmp_pa
     with pytest.raises(CheckpointError, match=r"no state\.safetensors to resume from"):
         run(photos, tiny_config, tiny_preprocess, tmp_path, resume=True)
     run(photos, tiny_config, tiny_preprocess, tmp_path)
-    with pytest.raises(CheckpointError, match="of another run"):
+    with pytest.raises(CheckpointError, match=r"of another run \(recipe: lr was 0\.003 and is now 0\.001\);"):
         run(photos, tiny_config, tiny_preprocess, tmp_path, replace(RECIPE, lr=1e-3), resume=True)
+    with pytest.raises(CheckpointError, match=r"\(config: dropout was 0\.0 and is now 0\.5\);"):
+        run(photos, replace(tiny_config, dropout=0.5), tiny_preprocess, tmp_path, resume=True)
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a complete"):
