@@ -123,6 +123,8 @@ TABLE = [
     ("vit", f"{TRAIN} --set name=digits", 2, "a NAME among epochs, batch"),
     ("vit", f"{TRAIN} --seed 99999999999999999999", 2, "seed must be at least 0 and below 2^63"),
     ("vit", f"{TRAIN} --merge-tokens 99", 2, "merged tokens per block"),
+    ("vit", "train --data photos --out photos/run", 2, "would be a class of it the next time"),
+    ("vit", "train --data . --out photos/run", 2, "would be a class of it the next time"),
     ("vit", f"{TRAIN} --device tpu", 2, "invalid choice: 'tpu'"),
     ("vit", "import nowhere --out new", 2, "nowhere: no such folder or file"),
     ("vit", "import empty --out new", 2, "expected one file of weights"),

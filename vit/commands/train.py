@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
+from runtime.writing import OutputError
 from vit.training.scalars import check_tensorboard
 
 
@@ -97,6 +98,8 @@ def run_train(options: argparse.Namespace) -> None:
     from vit.run_folder import open_run_folder
 
     resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
+    if not resume:
+        _refuse_inside(options.out, options.data)
     if options.tensorboard:
         check_tensorboard()
     from vit.training.setup import TrainOptions, prepare
@@ -122,3 +125,14 @@ def run_train(options: argparse.Namespace) -> None:
         report=tell,
     )
     print(path)
+
+
+def _refuse_inside(out: Path, data: str) -> None:
+    """Refuse a run among the folders of classes, where its plots would be images to train on."""
+    from vit.data.images import splits_of
+
+    folder = Path(data)
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) and not splits_of(data):
+        raise OutputError(
+            f"{out}: lies in {data} and would be a class of it the next time; choose another --out"
+        )
