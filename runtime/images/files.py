@@ -134,7 +134,8 @@ def _list(
             for entry in listing:
                 if left_by_a_system(entry.name):
                     continue
-                if entry.is_symlink() and entry.is_dir():
+                # A junction of Windows is a link, too; Python 3.11 cannot tell, and bool() is False.
+                if (entry.is_symlink() or getattr(entry, "is_junction", bool)()) and entry.is_dir():
                     if left_out is not None:
                         left_out.add_link()
                 else:

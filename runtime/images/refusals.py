@@ -44,6 +44,10 @@ _MEANINGS = (
     ("runcat", _SHORT),  # truncated, Truncated
     ("not enough image data", _SHORT),
     ("Expected to read", _SHORT),
+    ("EOF", _SHORT),
+    ("Incomplete header", _SHORT),
+    ("invalid literal for int", "its header is damaged"),
+    ("could not convert string to float", "its header is damaged"),
     (
         "cannot find loader for this",
         "it is a drawing for Windows, where alone Pillow reads it; convert it to PNG",
@@ -101,13 +105,22 @@ def unidentified(file: IO[bytes]) -> str:
         if start.startswith(magic, at):
             return words
     for name, (factory, accept) in Image.OPEN.items():
-        known = accept(start[:16]) if accept is not None else False
+        known = _accepted(accept, start[:16])
         if isinstance(known, str):  # a plugin whose library was left out of this Pillow
             return f"it is {name}, which this Pillow cannot read ({known})"
         file.seek(0)
         if known and (why := _why_not(factory, file)):
             return f"it is {name} by its first bytes, and cannot be read: {why}"
     return "it is no image in a format that Pillow reads"
+
+
+def _accepted(accept: Any, start: bytes) -> bool | str:
+    """Return what a plugin says of the first bytes of a file, which may be too few to look at."""
+    try:
+        found: bool | str = accept(start) if accept is not None else False
+    except Exception:
+        return False
+    return found
 
 
 def _why_not(factory: Any, file: IO[bytes]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from runtime import find_images
 from runtime.images.files import image_suffixes, is_folder
+from runtime.images.left_out import LeftOut
 
 
 def names(root: Path, **options: Path) -> list[str]:
@@ -53,6 +56,30 @@ def test_no_loop_catches_the_walk(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs chdir deeper than a path may be long")
+def test_no_junction_of_windows_catches_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To Python it is a folder, and no symbolic link; the entry is made up where there are none."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop").mkdir()
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.is_dir, self.is_symlink = entry.name, entry.is_dir, entry.is_symlink
+
+        def is_junction(self) -> bool:
+            return self.name == "loop"
+
+    def listing(path: Path) -> contextlib.AbstractContextManager[list[Entry]]:
+        if Path(path).name == "loop":
+            return listing(tmp_path)
+        return contextlib.nullcontext([Entry(entry) for entry in scandir(path)])
+
+    monkeypatch.setattr(os, "scandir", listing)
+    left_out = LeftOut()
+    assert list(itertools.islice(find_images(tmp_path, left_out=left_out), 3)) == [tmp_path / "a.png"]
+    assert left_out.counts == {"links to folders": 1}
+
+
 def test_depth_does_not_stop_the_walk(tmp_path: Path) -> None:
     here = Path.cwd()
     os.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import Any
 
@@ -140,3 +141,24 @@ def test_the_limit_that_is_named_is_the_one_that_was_set(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert refusal(image, max_pixels=100) == f"it has 30 x 30 pixels, more than {limit_of(100)}"
     assert limit_of(100) == "the limit of 100 (max_pixels; --max-pixels on the command line)"
+
+
+PYTHON = re.compile(r"unpack|buffer of|literal|index out|convert string|object|0x|EOF|Error")
+
+
+def test_files_of_a_few_bytes_are_no_images_in_words() -> None:
+    """Some plugins of Pillow trip over a start that is shorter than what they look for."""
+    for content in [*(bytes([value]) for value in range(256)), b"\0\0", b"\x8fEz", b"\0\0\0", b"RIFF"]:
+        assert not PYTHON.search(refusal(content)), content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"P6", "it cannot be read: it is cut short: the end of its data is missing"),
+        (b"DDS |\0\0\0", "it cannot be read: it is cut short: the end of its data is missing"),
+        (b"Pf\n128 128\n-", "it cannot be read: its header is damaged"),
+    ],
+)
+def test_headers_that_end_early_are_said_so_in_words(content: bytes, words: str) -> None:
+    assert refusal(content) == words
