@@ -29,7 +29,7 @@ def as_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image), white_level).convert("RGB")
+        return _from_16_bits(np.asarray(image), white_level, image.info.get("transparency")).convert("RGB")
     if image.mode == "F":
         raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
     if image.mode == "LAB":
@@ -54,12 +54,15 @@ def check_gray(image: Image.Image) -> None:
         )
 
 
-def _from_16_bits(values: npt.NDArray[Any], white: int) -> Image.Image:
+def _from_16_bits(values: npt.NDArray[Any], white: int, clear: object) -> Image.Image:
+    """Convert gray values; pixels that have the value `clear`, an int in PNG, are transparent."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > WHITE_16:
         raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
     # Rounded to the nearest.
     scaled = (255 * np.minimum(values, white).astype(np.uint32) + white // 2) // white
+    if isinstance(clear, int):
+        scaled[values == clear] = 255
     return Image.fromarray(scaled.astype(np.uint8))
 
 

@@ -114,6 +114,16 @@ def test_transparency_shows_white(mode: str) -> None:
     assert (pixels[:, 4:] == 255).all()
 
 
+@pytest.mark.parametrize("white_level", [65535, 4095])
+def test_transparent_gray_of_16_bits_shows_white(white_level: int) -> None:
+    values = np.full((8, 8), 1000, np.uint16)
+    values[:4] = 1001  # 8 bits cannot tell them apart
+    data = encoded(Image.fromarray(values), "PNG", transparency=1000)
+    pixels = Preprocess(size=(8, 8), white_level=white_level)(data)
+    assert (pixels[4:] == 255).all()
+    assert (pixels[:4] == round(255 * 1001 / white_level)).all()
+
+
 def test_transparent_color_of_a_palette_shows_white() -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([9, 9, 9, 255, 0, 0])
