@@ -121,15 +121,16 @@ def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
         )
     for name, value in settings.items():
         if found[name] != value:
-            option = "--" + name.replace("_", "-")
-            raise OutputError(
-                f"{path} was written with {option} {_said(found[name])}, found {_said(value)}; "
-                "type the same, or use a new --output"
-            )
+            raise written_otherwise(path, name, found[name], value)
 
 
-def _said(value: Any) -> str:
-    return "not given" if value is None else str(value)
+def written_otherwise(output: Path | str, name: str, before: object, now: object) -> OutputError:
+    """Return the error of an output whose lines were written with another value of an option."""
+    was, found = ("not given" if value is None else str(value) for value in (before, now))
+    option = "--" + name.replace("_", "-")
+    return OutputError(
+        f"{output} was written with {option} {was}, found {found}; type the same, or use a new --output"
+    )
 
 
 def keep_whole_lines(path: Path, form: Format) -> Iterator[str]:

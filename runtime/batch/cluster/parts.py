@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ...errors import FailureError
 from ...writing import OutputError
+from ..resume import written_otherwise
 from .part_formats import PartFormat, to_bytes
 from .sources import bare, is_uri, open_uri
 
@@ -96,7 +97,7 @@ class Parts:
 
 
 def begin(
-    uri: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool
+    uri: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool, top: int = 5
 ) -> tuple[Parts, list[str]]:
     """Make an output ready to be written to, and say which parts it holds already.
 
@@ -108,10 +109,11 @@ def begin(
         form: None goes on with the form that is there, and begins with Parquet.
         resume: go on with the output that is there.
         overwrite: replace the output that is there.
+        top: candidates in a line.
 
     Raises:
-        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model or
-            format wrote it, or it cannot be written to.
+        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model,
+            format or `top` wrote it, or it cannot be written to.
     """
     uri = uri if is_uri(uri) else os.path.abspath(uri)  # noqa: PTH100 (links stay as they are typed)
     try:
@@ -121,7 +123,7 @@ def begin(
         before = _note_or_none(system, folder) if _NOTE in names else None
         known = [name for name in names if _is_part(name)]
         if resume and known:
-            form = _resumed(before, uri, model, form)
+            form = _resumed(before, uri, model, form, top)
             known = _without_late(system, folder, before["run"] if before else 0, known)
         elif known and not overwrite:
             raise OutputError(
@@ -133,7 +135,7 @@ def begin(
         # An earlier run that was interrupted may still have processes: they stop when the number grows.
         parts = Parts(uri, form or "parquet", (before["run"] if before else 0) + 1)
         _put(system, folder, _known(parts.run), json.dumps(known).encode())
-        note = {"model": model, "format": parts.form, "run": parts.run}
+        note = {"model": model, "format": parts.form, "top": top, "run": parts.run}
         _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
         _remove(system, folder, [name for name in names if _is_left_over(name)])
     except OSError as error:
@@ -141,7 +143,9 @@ def begin(
     return parts, known
 
 
-def _resumed(note: dict[str, Any] | None, uri: str, model: str, form: PartFormat | None) -> PartFormat:
+def _resumed(
+    note: dict[str, Any] | None, uri: str, model: str, form: PartFormat | None, top: int
+) -> PartFormat:
     if note is None:
         raise OutputError(
             f"{bare(uri)}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
@@ -153,6 +157,8 @@ def _resumed(note: dict[str, Any] | None, uri: str, model: str, form: PartFormat
         )
     if form not in (None, written):
         raise OutputError(f"{bare(uri)} is {written}, found --format {form}; leave --format out to go on")
+    if note["top"] != top:
+        raise written_otherwise(bare(uri), "top", note["top"], top)
     return cast(PartFormat, written)
 
 
@@ -184,7 +190,8 @@ def _note_or_none(system: FileSystem, folder: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(note, dict) and note.get("format") in get_args(PartFormat)
-    return note if whole and isinstance(note.get("run"), int) and isinstance(note.get("model"), str) else None
+    counts = all(isinstance(note.get(name), int) for name in ("run", "top")) if whole else False
+    return note if counts and isinstance(note.get("model"), str) else None
 
 
 def _open(uri: str) -> tuple[FileSystem, str]:

@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         form=options.format,
         resume=options.resume,
         overwrite=options.overwrite,
+        top=options.top,
     )
     size = Path(labels.model).stat().st_size
     report = ClusterReport()

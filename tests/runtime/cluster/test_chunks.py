@@ -144,6 +144,8 @@ def test_an_output_is_not_mixed(tmp_path: Path) -> None:
         start(out)
     with pytest.raises(OutputError, match="another model wrote"):
         begin(str(out), "b" * 64, form=None, resume=True, overwrite=False)
+    with pytest.raises(OutputError, match="written with --top 5, found 3"):
+        start(out, top=3, resume=True)
     with pytest.raises(OutputError, match="is parquet, found --format jsonl"):
         start(out, form="jsonl", resume=True)
     (out / "mine.txt").write_text("not ours")
