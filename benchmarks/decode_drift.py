@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.throughput import enlarge
-from runtime import Preprocess, find_images
+from runtime import find_images, read_metadata
 from runtime.session import open_session
 
 
@@ -28,10 +28,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--size", type=int, nargs=2, default=(4000, 3000), metavar=("WIDTH", "HEIGHT"))
     options = parser.parse_args()
-    session = open_session(options.model)
-    height, width = session.get_inputs()[0].shape[1:3]
-    full = Preprocess(size=(height, width), decode="full")
-    draft = replace(full, decode="draft")
+    metadata = read_metadata(options.model)
+    session = open_session(options.model, device="cpu", target=metadata.target)
+    full, draft = (replace(metadata.preprocess, decode=way) for way in ("full", "draft"))
     with tempfile.TemporaryDirectory() as folder:
         enlarge(options.photos, Path(folder), options.count, tuple(options.size))
         pixels = [[way(path) for path in find_images(folder)] for way in (full, draft)]

@@ -6,9 +6,11 @@ import argparse
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -16,6 +18,7 @@ from benchmarks import decode_drift, throughput
 from export.pipeline import Options, export
 from export.source import from_checkpoint
 from runtime import Preprocess, find_images, read_metadata
+from runtime.model_file.metadata import METADATA_KEY
 from vit.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,26 @@ def test_decode_drift_compares_what_the_model_says(model, photos, capsys, monkey
     assert row[:2] == ["640 x 480", "3"]
     assert float(row[3].removesuffix(" dB")) > 15
     assert 0 < float(row[4].removesuffix(" of 255")) < 5
+
+
+def test_decode_drift_prepares_images_as_the_model_asks(model, photos, tmp_path, capsys, monkeypatch):
+    crop = Preprocess(size=(32, 32), resize="crop", resize_to=96, interpolation="bicubic")
+    changed = replace(read_metadata(model), preprocess=crop, target="full-range")
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: changed.to_json()})
+    onnx.save(proto, tmp_path / "crop.onnx")
+    seen, targets = set(), []
+    call, open_session = Preprocess.__call__, decode_drift.open_session
+    monkeypatch.setattr(Preprocess, "__call__", lambda self, *a, **k: seen.add(self) or call(self, *a, **k))
+    monkeypatch.setattr(
+        decode_drift, "open_session", lambda *a, **k: targets.append(k["target"]) or open_session(*a, **k)
+    )
+    words = ["decode_drift", str(tmp_path / "crop.onnx"), str(photos), "--count", "1", "--size", "640", "480"]
+    monkeypatch.setattr("sys.argv", words)
+    decode_drift.main()
+    assert "640 x 480" in capsys.readouterr().out
+    assert seen == {replace(crop, decode=way) for way in ("full", "draft")}
+    assert targets == ["full-range"]
 
 
 @pytest.mark.slow
