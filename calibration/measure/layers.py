@@ -65,7 +65,7 @@ def _set_aside(
 ) -> list[Array]:
     """Write the float model's tensors into a file until it is full; return the images that were run.
 
-    The session is closed on return: of a ViT-L, float and INT8 sessions together would take 1.1 GiB more.
+    The session is closed on return: of a ViT-L, both sessions at once took 4.1 GiB, one takes 3.3.
     """
     session = observing_session(model, names, threads=threads)
     done = []

@@ -53,13 +53,20 @@ def tokens_left(
             "the last block cannot, only its class token is read"
         )
     left: dict[str, int] = {}
+    whole = patches
     for block in (name for name in blocks if name in schedule):
         most, merged = patches // 2, schedule[block]
         if not 1 <= merged <= most:
             raise PlanError(
                 f"merging: {block} has {patches} patches left and can merge 1 to {most} of them, "
-                f"found {merged}"
+                f"found {merged}{_advice(schedule, whole)}"
             )
         patches, tokens = patches - merged, tokens - merged
         left[block] = tokens
     return left
+
+
+def _advice(schedule: Mapping[str, int], patches: int) -> str:
+    """Say how many patches every block of the schedule can merge, where it asks for one number of all."""
+    most, same = most_merged(patches, len(schedule)), len(set(schedule.values())) == 1
+    return f"; {most} per block fit all {len(schedule)} blocks" if most and same else ""
