@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -29,17 +30,26 @@ A = TypeVar("A")  # what is made of one row of the output
 
 _changing = threading.Lock()  # held by the one thread that opens a model again, or closes one
 _open: WeakSet[OpenModel[Any]] = WeakSet()
-_lost: list[InferenceSession | None] = []  # of the process before a fork
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+_on_exit, _exit = getattr(_libc, "on_exit", None), getattr(_libc, "_exit", None)  # looked up before a fork
 
 
 def _after_fork() -> None:
-    """Put every session aside in a forked process: taking it down would wait for threads that are gone."""
+    """Let a forked process end in an ordinary exit, as the workers of a web server do.
+
+    ONNX Runtime has a thread from its import on, a session has more, and a fork copies none of them. To take
+    one down would wait for them: 1.32 hangs at exit or aborts, even if the session was opened in the new
+    process. So sessions of the parent live on, and the process ends before ONNX Runtime is taken down.
+    """
     global _changing
     _changing = threading.Lock()
     for model in list(_open):
-        _lost.extend((model._session, model._stream_session))
-        model._forked = model._session is not None
+        for session in (model._session, model._stream_session):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))  # never given back
+        model._forked |= model._session is not None  # a fork may fork again
         model._session = model._stream_session = None
+    if _on_exit is not None:  # glibc calls first what came last, with the exit status
+        _on_exit(_exit, None)
 
 
 if hasattr(os, "register_at_fork"):
