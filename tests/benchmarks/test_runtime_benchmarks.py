@@ -81,7 +81,7 @@ def test_decoding_is_compared_on_one_model_in_two_modes(model, photos, tmp_path,
     assert float(full[2]) == pytest.approx(float(draft[1]) / float(full[1]), rel=1.1 * rounding)
 
 
-def test_decode_drift_compares_what_the_model_says(model, photos, capsys, monkeypatch):
+def test_decode_drift_compares_what_the_model_says(model, photos, tmp_path, capsys, monkeypatch):
     words = ["decode_drift", str(model), str(photos), "--count", "3", "--size", "640", "480"]
     monkeypatch.setattr("sys.argv", words)
     decode_drift.main()
@@ -89,9 +89,7 @@ def test_decode_drift_compares_what_the_model_says(model, photos, capsys, monkey
     assert row[:2] == ["640 x 480", "3"]
     assert float(row[3].removesuffix(" dB")) > 15
     assert 0 < float(row[4].removesuffix(" of 255")) < 5
-
-
-def test_decode_drift_prepares_images_as_the_model_asks(model, photos, tmp_path, capsys, monkeypatch):
+    # The images are prepared as the model asks, and its target is known.
     crop = Preprocess(size=(32, 32), resize="crop", resize_to=96, interpolation="bicubic")
     changed = replace(read_metadata(model), preprocess=crop, target="full-range")
     proto = onnx.load(model)
