@@ -11,7 +11,7 @@ import onnx_ir as ir
 from calibration.balance import find_groups
 from calibration.graph import Array
 from calibration.observe import observing_session
-from calibration.plan import QuantizationPlan
+from calibration.plan import QuantizationPlan, Range
 from calibration.sites import Sites, find_sites
 
 
@@ -56,10 +56,19 @@ def clipped_activations(
             found = dict(zip(names, session.run(names, {session.get_inputs()[0].name: image}), strict=True))
             for name, chosen in ranged.items():
                 values = found[str(sites.linears[name].input.name)] / divisors.get(name, 1.0)
-                low, high = -chosen.zero_point * chosen.scale, (255 - chosen.zero_point) * chosen.scale
-                outside = (values < low - chosen.scale / 2) | (values > high + chosen.scale / 2)
-                shares[name].append(float(_kept(outside, plan.linears[name].float_columns).mean()))
+                outside = _kept(beyond(values, chosen), plan.linears[name].float_columns)
+                shares[name].append(float(outside.mean()))
     return {name: _summed(each) for name, each in shares.items()}
+
+
+def beyond(values: Array, chosen: Range) -> Array:
+    """Return which values lie more than one step outside a range.
+
+    Rounding alone is off by half a step. GELU's values pile up at its minimum, -0.17: a range that ended
+    half a step above cut 2.4 % of them, each by 0.3 % of a step more than rounding does.
+    """
+    low, high = -chosen.zero_point * chosen.scale, (255 - chosen.zero_point) * chosen.scale
+    return np.asarray((values < low - chosen.scale) | (values > high + chosen.scale))
 
 
 def _divisors(sites: Sites, plan: QuantizationPlan) -> dict[str, Array]:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.measure.clipping import Clipped, clipped_activations
+from calibration.measure.clipping import Clipped, beyond, clipped_activations
+from calibration.plan import Range
 from calibration.quantize import quantize
 from calibration.search import Budget
 from export.measure import evidence as judged
@@ -150,3 +151,10 @@ def test_activations_are_counted_against_the_ranges_of_the_plan(canonical, model
     worst = max(other.values(), key=lambda each: each.share)
     assert worst.images
     assert set(worst.images) <= set(range(4))
+
+
+def test_values_at_the_minimum_of_gelu_are_not_beyond_a_range_that_ends_half_a_step_above_it() -> None:
+    chosen = Range(scale=0.02263, zero_point=7)  # from -0.158 to 5.61, as found in a DINOv2
+    values = np.array([-0.17004, -0.15, 0.0, 5.6, 5.62], np.float32)
+    assert not beyond(values, chosen).any()
+    assert beyond(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
