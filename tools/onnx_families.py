@@ -36,7 +36,7 @@ from tools.onnx_family_models import SIDE, families
 
 PARITY = 1e-5  # of the logits' scale
 OPSET = 18
-LARGER = {"crossvit_tiny_240": 240, "levit_128s": 64, "coat_tiny": 64, "nest_tiny": 64, "gcvit_xxtiny": 64}
+LARGER = {"crossvit_tiny_240": 240, "coat_tiny": 224, "efficientformer_l1": 224, "efficientformerv2_s0": 224}
 
 
 @dataclass(frozen=True)
