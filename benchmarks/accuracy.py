@@ -25,6 +25,7 @@ from vit.checkpoint import load_checkpoint
 from vit.data.images import DataError, Images
 from vit.document import CheckpointError
 
+MAX_DROP = 0.01  # NNCF's default
 HEADS = ("", "top-1 %", "agreement %", "SQNR dB")
 
 
@@ -52,7 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(checkpoint.model, photos.calibration, Path(folder), target_here(), options.merge_tokens)
+        bench = Bench(
+            checkpoint.model,
+            photos.calibration,
+            Path(folder),
+            target_here(),
+            options.merge_tokens,
+            options.accuracy_aware,
+        )
         tell("quantizing in every way, minutes")
         built = list(build(bench, variations=True))
         peers = [each for each in built if isinstance(each, Peer)]
@@ -61,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             opened = {peer.name: peer.open(options.threads) for peer in peers}
             times = time_in_turn(opened, photos.evaluation[0], runs=options.runs)
             print(f"\nOne photo, threads: {options.threads}.\n\n{speed_table(times)}")
+    for peer in peers:
+        if peer.note:
+            print(f"\n{peer.name}: {peer.note}.")
     for skipped in built:
         if isinstance(skipped, Skipped):
             print(f"\nLeft out: {skipped.name}, {skipped.reason}.")
@@ -155,6 +166,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=positive, default=1, help="of the timing (default: %(default)s)")
     add("--runs", type=int, default=10, help="rounds of the timing, 0 for none (default: %(default)s)")
     add_merging(parser)
+    add(
+        "--accuracy-aware",
+        type=float,
+        nargs="?",
+        const=MAX_DROP,
+        metavar="DROP",
+        help="also NNCF's accuracy-aware quantization, which takes long; DROP is how much of 1 minus the "
+        f"noise-to-signal ratio it may lose (default: {MAX_DROP}, 20 dB)",
+    )
     return parser
 
 

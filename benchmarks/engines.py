@@ -32,6 +32,7 @@ class Peer:
     name: str
     open: Callable[[int], Opened]
     bytes: int | None = None  # of its file, where it has one
+    note: str = ""  # what a reader of its row should know
 
 
 def torch_eager(model: ViT, threads: int) -> Opened:

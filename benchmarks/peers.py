@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.engines import Peer, normalizing, onnx_runtime, openvino_runtime, torch_eager, vit_edge
+from benchmarks.nncf_files import accuracy_aware_file, nncf_file, quantizers
 from calibration.graph import Array
 from calibration.merging.search import middle_merging
 from calibration.quantize import apply_plan, quantize
@@ -58,6 +59,7 @@ class Bench:
         target: the form of our INT8 weights.
         merged: numbers of tokens to merge per block in the middle half of the blocks, each a file of its own
             beside the dense one; token merging is an approximation, so a row of its own.
+        max_drop: what NNCF's accuracy-aware way may lose; None leaves that slow way out.
     """
 
     model: ViT
@@ -65,6 +67,7 @@ class Bench:
     folder: Path
     target: Target
     merged: Sequence[int] = ()
+    max_drop: float | None = None
 
 
 def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]:
@@ -79,7 +82,11 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
     if openvino := _installed("openvino"):
         yield openvino_runtime("OpenVINO float32", plain, normalized)
     if openvino and _installed("nncf"):
-        yield openvino_runtime("OpenVINO + NNCF INT8", _nncf(bench, plain), normalized)
+        with quiet():
+            file = nncf_file(plain, bench.images, normalized, bench.folder / "nncf.xml")
+        yield openvino_runtime("OpenVINO + NNCF INT8", file, normalized)
+        if bench.max_drop is not None:
+            yield _accuracy_aware(bench, plain, quantizers(file), bench.max_drop)
     quantized = quantize(ours, bench.images, target=bench.target)
     path = _written(quantized.model, bench.folder / "ours.int8.onnx")
     yield vit_edge(OURS, path, bench.target)
@@ -139,6 +146,19 @@ def _onnxruntime_tools(bench: Bench, plain: Path, variations: bool) -> Iterator[
         yield _static(bench, prepared, f", {words}", chosen)
 
 
+def _accuracy_aware(bench: Bench, plain: Path, quantizers: int, max_drop: float) -> Peer | Skipped:
+    name, file = "OpenVINO + NNCF INT8, accuracy-aware", bench.folder / "accuracy_aware.xml"
+    normalized = normalizing(bench.model)
+    try:
+        with quiet():
+            note = accuracy_aware_file(plain, bench.images, normalized, file, max_drop=max_drop)
+    except ValueError as error:
+        return Skipped(name, str(error))
+    return replace(
+        openvino_runtime(name, file, normalized), note=f"{note}; the file above it has {quantizers}"
+    )
+
+
 def _static(bench: Bench, prepared: Path, suffix: str, options: Mapping[str, Any]) -> Peer | Skipped:
     from onnxruntime.quantization import quantize_static
 
@@ -163,24 +183,6 @@ def _reader(bench: Bench, path: Path) -> Any:
             return next(feeds, None)
 
     return Reader()
-
-
-def _nncf(bench: Bench, plain: Path) -> Path:
-    with quiet():
-        import nncf
-        import openvino
-
-        data = nncf.Dataset(bench.images, normalizing(bench.model))
-        quantized = nncf.quantize(
-            openvino.Core().read_model(plain),
-            data,
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(bench.images),
-        )
-        path = bench.folder / "nncf.xml"
-        openvino.save_model(quantized, path, compress_to_fp16=False)
-    return path
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,25 @@ def arguments(folder, *more):
 
 def test_accuracy_prints_tables_and_nothing_else(photos, built, capsys, monkeypatch):
     built = [each for each in built if not isinstance(each, Skipped)]  # of the tools that are installed
-    monkeypatch.setattr(
-        accuracy, "build", lambda bench, variations: [*built, Skipped("some tool", "not installed")]
-    )
+    asked = []
+
+    def build(bench, variations):
+        asked.append(bench.max_drop)
+        return [replace(built[0], note="like no other"), *built[1:], Skipped("some tool", "not installed")]
+
+    monkeypatch.setattr(accuracy, "build", build)
+    for option in (["--accuracy-aware", "0.5"], ["--accuracy-aware"]):
+        assert accuracy.main(arguments(photos, "--calibrate", "2", "--runs", "0", *option)) == 0
+        capsys.readouterr()
     assert accuracy.main(arguments(photos, "--calibrate", "2", "--runs", "2")) == 0
+    assert asked == [0.5, 0.01, None]
     captured = capsys.readouterr()
     assert captured.err == ""
     lines = captured.out.splitlines()
     assert lines[0].startswith("`python -m ")
     assert "2 photos to calibrate, 4 others to measure." in lines
     assert "One photo, threads: 1." in lines
+    assert f"{REFERENCE}: like no other." in lines
     assert lines[-1] == "Left out: some tool, not installed."
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines if row.startswith("|")]
     peers = [each.name for each in built]

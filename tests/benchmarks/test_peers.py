@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.engines import Peer, extra_graph, torch_eager
+from benchmarks.engines import Peer, extra_graph, normalizing, openvino_runtime, torch_eager
+from benchmarks.nncf_files import accuracy_aware_file, quantizers
 from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped, build
 from calibration.measure.drift import sqnr
 from export.from_torch import FloatModel
@@ -80,6 +81,30 @@ def test_merged_files_are_rows_of_their_own(bench, exported, monkeypatch):
     dense, merged, most = (logits(peer, bench.images) for peer in (found[OURS], few, more))
     assert 0 < np.abs(merged - dense).max() < np.abs(dense).max()
     assert np.abs(most - merged).max() > 0
+
+
+def test_layers_that_nncf_sends_back_to_float_are_exact(bench, built, tmp_path):
+    """The slow way: a limit of 50 dB sends all quantizers of so small a model back, and 0 dB none."""
+    pytest.importorskip("nncf")
+    plain, prepare = bench.folder / "plain.onnx", normalizing(bench.model)
+    files = {drop: tmp_path / f"{drop}.xml" for drop in (1.0, 1e-5)}
+    with peers.quiet():
+        notes = {
+            drop: accuracy_aware_file(plain, bench.images, prepare, file, max_drop=drop)
+            for drop, file in files.items()
+        }
+    assert all(note.startswith("3 images to calibrate, 1 to validate; asked for") for note in notes.values())
+    assert quantizers(files[1e-5]) < quantizers(files[1.0])
+    exact = bench.model(torch.from_numpy(np.concatenate(bench.images))).detach().numpy()
+    found = {drop: logits(openvino_runtime("", file, prepare), bench.images) for drop, file in files.items()}
+    assert sqnr(exact, found[1.0]) < 40 < sqnr(exact, found[1e-5])
+
+
+def test_two_images_are_too_few_to_validate_with(bench, tmp_path):
+    with pytest.raises(ValueError, match="expected 3 images or more, of which a third validates; found 2"):
+        accuracy_aware_file(
+            tmp_path / "no.onnx", bench.images[:2], np.asarray, tmp_path / "a.xml", max_drop=1
+        )
 
 
 def test_an_extra_graph_takes_pixels(bench, exported):
