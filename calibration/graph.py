@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,16 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 def shape_constant(graph: ir.Graph, shape: Sequence[int]) -> ir.Value:
     """An int64 initializer for Reshape, one for each distinct shape."""
     name = "shape." + "x".join(str(size) for size in shape).replace("-1", "any")
-    return graph.initializers.get(name) or add_constant(graph, name, np.array(shape, np.int64))
+    return shared_constant(graph, name, np.array(shape, np.int64))
+
+
+def shared_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """The initializer of this name where it holds just this array, else a new one."""
+    found = graph.initializers.get(name)
+    same = constant(found)
+    if found is not None and same is not None and same.dtype == array.dtype and np.array_equal(same, array):
+        return found
+    return add_constant(graph, name, array)
 
 
 def insert(
@@ -58,20 +67,46 @@ def insert(
     *,
     name: str,
     shape: Sequence[int | str | None] | None = None,
-    dtype: ir.DataType = ir.DataType.FLOAT,
+    dtype: ir.DataType | None = None,
     **attributes: Any,
 ) -> ir.Value:
-    """A new node in front of `before`, under `name` or the first free one after it; returns its output."""
+    """A new node in front of `before`, under `name` or the first free one after it; returns its output.
+
+    Args:
+        before: the node in front of which it stands.
+        op_type: the operator.
+        inputs: None for one that is left out.
+        name: of the node and of its output.
+        shape: of the output; None where it is not known.
+        dtype: of the output; None for that of the first input, or what a Cast is `to`.
+        attributes: of the operator.
+    """
     graph = graph_of(before)
     output = ir.Value(
         name=_free_name(graph, name),
-        type=ir.TensorType(dtype),
+        type=ir.TensorType(dtype or _dtype(op_type, inputs, attributes)),
         shape=None if shape is None else ir.Shape(shape),
     )
     node_names = {node.name for node in graph}
     name = name if name not in node_names else _first_free(name, node_names)
     graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], name=name))
     return output
+
+
+def _dtype(op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]) -> ir.DataType:
+    if op_type == "Cast":
+        return ir.DataType(attributes["to"])
+    first = inputs[0].dtype if inputs and inputs[0] is not None else None
+    return ir.DataType.FLOAT if first is None or op_type == "DequantizeLinear" else first
+
+
+def rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Give a value of a graph this name; another one that has it gets the first free one after it."""
+    outputs = (output for node in graph for output in node.outputs)
+    for other in (*graph.inputs, *graph.initializers.values(), *outputs):
+        if other.name == name and other is not value:
+            other.name = _free_name(graph, name)
+    value.name = name
 
 
 def _free_name(graph: ir.Graph, name: str) -> str:
@@ -115,6 +150,14 @@ def sizes(value: ir.Value | None) -> list[int | None] | None:
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def permutation(node: ir.Node | None) -> tuple[int, ...]:
+    """The axes of a Transpose in their new order, reversed where it names none; () for any other node."""
+    if node is None or node.op_type != "Transpose":
+        return ()
+    rank = len(sizes(node.outputs[0]) or ())
+    return tuple(attribute(node, "perm", range(rank)[::-1]))
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calibration.graph import GraphError, by_type, constant, sizes
+from calibration.graph import GraphError, by_type, constant, rename, sizes
 from export.canonical import EMBEDDING, OUTPUT
 
 _MOVES = ("Add", "Reshape", "Squeeze", "Identity", "Cast", "Softmax", "Sigmoid", "Mul", "Div")
@@ -26,7 +26,7 @@ def add_embedding(model: ir.Model) -> int:
         )
     if value.is_graph_input() or value.is_graph_output():
         raise GraphError(f"the head reads {value.name!r}, which is an input or output already")
-    value.name = EMBEDDING
+    rename(model.graph, value, EMBEDDING)
     value.shape = ir.Shape([_batch(model), shape[1]])
     model.graph.outputs.append(value)
     return shape[1]
@@ -42,7 +42,7 @@ def only_embedding(model: ir.Model) -> int:
     shape = sizes(output)
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise GraphError(f"expected one vector per image, found an output of shape {shape}")
-    output.name = EMBEDDING
+    rename(model.graph, output, EMBEDDING)
     return shape[1]
 
 

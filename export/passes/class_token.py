@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from calibration.graph import (
-    add_constant,
     attribute,
     by_type,
     constant,
     graph_of,
     insert,
+    permutation,
     replace,
     shape_constant,
+    shared_constant,
     sizes,
     tidy,
 )
@@ -55,7 +58,9 @@ def _move_selections(model: ir.Model) -> int:
     for node in by_type(model, "Gather"):
         index = constant(node.inputs[1])
         source, shape = node.inputs[0], sizes(node.inputs[0])
-        if source is None or index is None or index.size != 1 or shape is None or len(shape) != 3:
+        if source is None or index is None or index.size != 1 or index.ndim > 1:
+            continue
+        if shape is None or len(shape) != 3:
             continue
         if attribute(node, "axis", 0) != 1 or not _selectable(source, 1):
             continue
@@ -93,17 +98,26 @@ def _inputs_to_select(value: ir.Value, axis: int) -> dict[int, int] | None:
         }
     if node.op_type in ("LayerNormalization", "Softmax") and axis != rank - 1:
         return {0: axis} if attribute(node, "axis", -1) in (-1, rank - 1) else None
-    if node.op_type == "MatMul" and axis == rank - 2:
-        return {0: axis}
+    inner = sizes(node.inputs[0])
+    if node.op_type == "MatMul" and axis == rank - 2 and inner is not None and len(inner) > 1:
+        return {0: len(inner) - 2}
     if node.op_type == "Transpose":
-        return {0: list(attribute(node, "perm", range(rank)[::-1]))[axis]}
-    if node.op_type == "Reshape" and constant(node.inputs[1]) is not None:
-        inner = sizes(node.inputs[0])
-        kept = inner is not None and inner[: axis + 1] == shape[: axis + 1] and len(inner) > axis
-        if axis == 0 and shape[0] is None:  # both unknown, and not the same: tokens, and tokens · batch
-            kept = False
-        return {0: axis} if kept else None
+        return {0: permutation(node)[axis]}
+    if node.op_type == "Reshape" and constant(node.inputs[1]) is not None and inner is not None:
+        return {0: axis} if _keeps(inner, shape, axis) else None
     return None
+
+
+def _keeps(inner: list[int | None], outer: list[int | None], axis: int) -> bool:
+    """Return whether a Reshape leaves an axis and those in front of it as they are."""
+    if inner[: axis + 1] != outer[: axis + 1] or len(inner) <= axis or inner[axis] is None:
+        return False
+    if None not in inner[:axis]:
+        return True
+    # Two sizes that are not known are the same where as many numbers stand behind them.
+    behind = inner[axis + 1 :], outer[axis + 1 :]
+    counts = [math.prod(size or 0 for size in each) for each in behind]
+    return None not in behind[0] + behind[1] and counts[0] == counts[1]
 
 
 class _Selection:
@@ -135,7 +149,7 @@ class _Selection:
         shape[axis] = 1
         graph = graph_of(self.before)
         name = f"class_token.index.{self.index}"
-        index = graph.initializers.get(name) or add_constant(graph, name, np.array([self.index], np.int64))
+        index = shared_constant(graph, name, np.array([self.index], np.int64))
         return insert(
             self.before, "Gather", [value, index], name=f"{value.name}.class_token", shape=shape, axis=axis
         )

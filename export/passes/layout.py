@@ -13,6 +13,7 @@ from calibration.graph import (
     constant,
     graph_of,
     insert,
+    permutation,
     replace,
     shape_constant,
     sizes,
@@ -55,10 +56,10 @@ def untangle_transposes(model: ir.Model) -> int:
     changes = 0
     for node in by_type(model, "Reshape"):
         middle = node.inputs[0].producer() if node.inputs[0] else None
-        first = middle.inputs[0].producer() if _is(middle, "Transpose") and middle.inputs[0] else None
-        if not (_is(first, "Reshape") and _is(middle, "Transpose")):
+        if middle is None or permutation(middle) != (0, 2, 1) or middle.inputs[0] is None:
             continue
-        if list(attribute(middle, "perm", ())) != [0, 2, 1]:
+        first = middle.inputs[0].producer()
+        if not _is(first, "Reshape"):
             continue
         before, after = sizes(first.inputs[0]), sizes(node.outputs[0])
         inner = sizes(first.outputs[0])
@@ -83,7 +84,9 @@ def _merge_transposes(model: ir.Model) -> int:
         first = node.inputs[0].producer() if node.inputs[0] else None
         if not _is(first, "Transpose"):
             continue
-        inner, outer = attribute(first, "perm", ()), attribute(node, "perm", ())
+        inner, outer = permutation(first), permutation(node)
+        if len(inner) != len(outer):
+            continue  # a rank that is not known
         merged = insert(
             node,
             "Transpose",

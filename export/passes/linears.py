@@ -34,7 +34,7 @@ def name_products(model: ir.Model) -> int:
     taken: set[str] = set()
     named = 0
     for node in by_type(model, "MatMul", "Gemm", "Conv", "LayerNormalization"):
-        is_linear = constant(node.inputs[1]) is not None
+        is_linear = any(constant(value) is not None for value in node.inputs[:2])
         name = _module_name(node) if is_linear else f"{_module_name(node)}.{_role(node)}"
         unique, count = name, 1
         while unique in taken:
@@ -68,18 +68,16 @@ def _role(product: ir.Node) -> str:
 
 def name_parameters(model: ir.Model) -> int:
     """Name the weight and the bias of each Gemm after it, so that files can be compared by eye."""
-    initializers, named = model.graph.initializers, 0
+    named = 0
     RemoveUnusedNodesPass()(model)
+    taken = {output.name for node in model.graph for output in node.outputs} | set(model.graph.initializers)
     for node in by_type(model, "Gemm"):
         for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
             name = f"{node.name}.{part}"
-            if (
-                value is not None
-                and len(value.uses()) == 1
-                and value.is_initializer()
-                and name not in initializers
-            ):
+            alone = value is not None and len(value.uses()) == 1 and value.is_initializer()
+            if value is not None and alone and name not in taken:
                 value.name = name
+                taken.add(name)
                 named += 1
     return named
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,6 +17,7 @@ from calibration.graph import (
     graph_of,
     insert,
     only_reader,
+    permutation,
     replace,
     shape_constant,
     sizes,
@@ -28,12 +31,11 @@ def fold_normalization(model: ir.Model) -> int:
     """conv(W, (x - mean) / std) + b → conv(W', x) + b', exact since a patch embedding has no padding."""
     for conv in _patch_embeddings(model):
         chain = _chain_to_input(conv)
-        steps = [node for node in chain if node.op_type in ("Sub", "Div", "Mul", "Add")]
+        steps = {node: operand for node, operand in chain.items() if operand is not None}
         if not steps:
             continue
         gain, offset = np.ones(3), np.zeros(3)
-        for node in steps:
-            operand = _operand(node)
+        for node, operand in steps.items():
             if node.op_type in ("Sub", "Add"):
                 offset = offset + (operand if node.op_type == "Add" else -operand)
             else:
@@ -46,7 +48,7 @@ def fold_normalization(model: ir.Model) -> int:
         conv.resize_inputs(3)
         conv.replace_input_with(1, add_constant(graph, f"{name}.weight", folded.astype(np.float32)))
         conv.replace_input_with(2, add_constant(graph, f"{name}.bias", shifted.astype(np.float32)))
-        _read_raw(conv, chain, steps)
+        _read_raw(conv, list(chain), list(steps))
         tidy(model)
         return 1
     return 0
@@ -69,8 +71,7 @@ def _read_raw(conv: ir.Node, chain: list[ir.Node], steps: list[ir.Node]) -> None
         if node not in steps:
             attributes = {key: attr.value for key, attr in node.attributes.items()}
             shape = sizes(node.outputs[0])
-            name, dtype = f"{node.name}.raw", node.outputs[0].dtype or ir.DataType.FLOAT
-            value = insert(conv, node.op_type, [value], name=name, shape=shape, dtype=dtype, **attributes)
+            value = insert(conv, node.op_type, [value], name=f"{node.name}.raw", shape=shape, **attributes)
     conv.replace_input_with(0, value)
 
 
@@ -124,38 +125,35 @@ def patches_as_gemm(model: ir.Model) -> int:
 def _cut_patches(pixels: ir.Value, before: ir.Node, grid: tuple[int, int], patch: int) -> ir.Value:
     """Cut uint8 pixels [N, H, W, 3] into rows of one patch each, [N · down · across, patch² · 3].
 
-    A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes.
+    A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes. Pixels that fill
+    no patch, below and on the right, are left out, as a convolution leaves them out.
     """
     down, across = grid
-    cut = pixels
-    for step, (op_type, target) in {
-        "cut": ("Reshape", [-1, down, patch, across, patch * 3]),
-        "ordered": ("Transpose", [-1, down, across, patch, patch * 3]),
-        "rows": ("Reshape", [-1, patch * patch * 3]),
-    }.items():
-        reshape = op_type == "Reshape"
-        cut = insert(
-            before,
-            op_type,
-            [cut, shape_constant(graph_of(before), target)] if reshape else [cut],
-            name=f"{PIXELS}.{step}",
-            shape=[None if size == -1 else size for size in target],
-            dtype=ir.DataType.UINT8,
-            **({} if reshape else {"perm": [0, 1, 3, 2, 4]}),
-        )
-    return cut
+    cut, graph = pixels, graph_of(before)
+    whole = [down * patch, across * patch]
+    if (sizes(pixels) or [])[1:3] != whole:
+        parts = [shape_constant(graph, each) for each in ([0, 0], whole, [1, 2])]
+        cut = insert(before, "Slice", [cut, *parts], name=f"{PIXELS}.whole", shape=[None, *whole, 3])
+    patches, rows = [-1, down, patch, across, patch * 3], [-1, patch * patch * 3]
+    shape = [None, *patches[1:]]
+    cut = insert(before, "Reshape", [cut, shape_constant(graph, patches)], name=f"{PIXELS}.cut", shape=shape)
+    ordered = [None, down, across, patch, patch * 3]
+    cut = insert(before, "Transpose", [cut], name=f"{PIXELS}.ordered", shape=ordered, perm=[0, 1, 3, 2, 4])
+    target = shape_constant(graph, rows)
+    return insert(before, "Reshape", [cut, target], name=f"{PIXELS}.rows", shape=[None, rows[1]])
 
 
 def _tokens_behind(conv: ir.Node) -> ir.Node | None:
     """The Transpose that puts the features last: of `[N, width, down · across]`, or of the grid itself."""
     after = only_reader(conv.outputs[0])
-    perms = {"Reshape": (0, 2, 1), "Transpose": (0, 2, 3, 1)}
-    if after is None or after.op_type not in perms:
+    if permutation(after) == (0, 2, 3, 1):
+        return after
+    grid, flat = sizes(conv.outputs[0]), sizes(after.outputs[0]) if after is not None else None
+    if after is None or after.op_type != "Reshape" or grid is None or flat is None or None in grid[1:]:
         return None
-    last = only_reader(after.outputs[0]) if after.op_type == "Reshape" else after
-    if last is None or last.op_type != "Transpose":
-        return None
-    return last if tuple(attribute(last, "perm", ())) == perms[after.op_type] else None
+    last = only_reader(after.outputs[0])
+    width, *places = [size or 0 for size in grid[1:]]
+    return last if flat[1:] == [width, math.prod(places)] and permutation(last) == (0, 2, 1) else None
 
 
 def _patch_embeddings(model: ir.Model) -> list[ir.Node]:
@@ -169,41 +167,48 @@ def _patch_embeddings(model: ir.Model) -> list[ir.Node]:
             "NOTSET",
             "VALID",
         )
-        if plain and list(attribute(node, "strides", (1, 1))) == list(weight.shape[2:]):
+        apart = list(attribute(node, "strides", (1, 1))) == list(weight.shape[2:])
+        if plain and apart and set(attribute(node, "dilations", (1,))) == {1}:
             found.append(node)
     return found
 
 
-def _chain_to_input(conv: ir.Node) -> list[ir.Node]:
+def _chain_to_input(conv: ir.Node) -> dict[ir.Node, Array | None]:
     """The nodes between the graph's input and the convolution, first to last.
+
+    Returns:
+        Each node with the constant of a step of normalization, `float64 [1]` or `[3]`, None for layout.
 
     Raises:
         GraphError: when something stands there that is neither normalization nor layout.
     """
-    chain: list[ir.Node] = []
-    value = conv.inputs[0]
+    chain: dict[ir.Node, Array | None] = {}
+    value, channels = conv.inputs[0], 1  # the axis of the channels, of four
     while value is not None and (node := value.producer()) is not None:
+        operand = None
         if node.op_type in ("Sub", "Div", "Mul", "Add"):
-            _operand(node)
-            value = _data(node)
-        elif node.op_type in ("Cast", "Transpose"):
+            operand, value = _operand(node, channels), _data(node)
+        elif node.op_type == "Cast" or len(permutation(node)) == 4:
             value = node.inputs[0]
+            channels = permutation(node)[channels] if node.op_type == "Transpose" else channels
         else:
             raise GraphError(
                 f"expected normalization or layout before the patch embedding, found {node.op_type} "
                 f"({node.name})"
             )
-        chain.append(node)
-    return chain[::-1]
+        chain[node] = operand
+    return dict(reversed(chain.items()))
 
 
-def _operand(node: ir.Node) -> Array:
-    """The constant of a normalization step: one number, or one a channel."""
+def _operand(node: ir.Node, channels: int) -> Array:
+    """The constant of a normalization step: one number, or one per channel, along this axis of four."""
     constants = [array for value in node.inputs if (array := constant(value)) is not None]
     is_right = constant(node.inputs[1]) is not None
+    spread = (1, 1, 1, 1, *(constants[0].shape if constants else ()))[-4:]
+    one_each = tuple(3 if axis == channels else 1 for axis in range(4))
     if (
         len(constants) != 1
-        or constants[0].size not in (1, 3)
+        or (constants[0].size != 1 and spread != one_each)
         or (node.op_type in ("Sub", "Div") and not is_right)
     ):
         raise GraphError(

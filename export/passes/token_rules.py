@@ -13,6 +13,7 @@ from calibration.graph import (
     constant,
     graph_of,
     insert,
+    permutation,
     replace,
     shape_constant,
     sizes,
@@ -73,13 +74,11 @@ def _reshape(node: ir.Node) -> Step | None:
 
 def _read_as_heads(value: ir.Value) -> bool:
     uses = [use.node for use in value.uses()]
-    return bool(uses) and all(
-        use.op_type == "Transpose" and tuple(attribute(use, "perm", ())) in HEADS for use in uses
-    )
+    return bool(uses) and all(permutation(use) in HEADS for use in uses)
 
 
 def _transpose(node: ir.Node) -> Step | None:
-    perm, source = tuple(attribute(node, "perm", ())), node.inputs[0]
+    perm, source = permutation(node), node.inputs[0]
     if source is not None and source.dtype == ir.DataType.UINT8:
         return (lambda: _cut(node)) if perm == PIXELS[0] else None
     if swaps(node):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calibration.graph import GraphError, attribute, sizes
+from calibration.graph import GraphError, permutation, sizes
 
 SCALED = ("Add", "Sub", "Mul", "Div")
 
@@ -22,10 +22,10 @@ def of_heads(value: ir.Value | None) -> bool:
     node, shape = value.producer() if value is not None else None, sizes(value)
     if node is None or shape is None or len(shape) != 3 or shape[0] is not None:
         return False
-    if node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) in ((1, 0, 2), (1, 2, 0)):
+    if permutation(node) in ((1, 0, 2), (1, 2, 0)):
         rows = node.inputs[0].producer() if node.inputs[0] is not None else None
         before = sizes(rows.inputs[0]) if rows is not None and rows.op_type == "Reshape" else None
-        features = shape[2] if attribute(node, "perm", ())[1] == 0 else shape[1]
+        features = shape[2] if permutation(node)[1] == 0 else shape[1]
         # Heads are narrower than the rows that they were cut from; [T, N, w] is as wide.
         return before is not None and features != before[-1]
     passed_on = ("MatMul", "Softmax", "Transpose", *SCALED)
@@ -46,7 +46,7 @@ def rank(value: ir.Value | None) -> int:
 
 def swaps(node: ir.Node) -> bool:
     """[N, T, w] → [T, N, w] or back, in front of and behind torch's own attention."""
-    return node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == (1, 0, 2)
+    return permutation(node) == (1, 0, 2)
 
 
 def splits_heads(value: ir.Value) -> bool:

@@ -7,16 +7,23 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import add_constant, attribute, constant, graph_of, insert, shape_constant
+from calibration.graph import (
+    add_constant,
+    attribute,
+    constant,
+    graph_of,
+    insert,
+    permutation,
+    shape_constant,
+)
 from export.from_onnx.passes.batch_rules import Rule, first_axis
 from export.from_onnx.passes.places import SYMBOL, Place, Walk, axes_of, rank_of, shape_of
 
 
 def transposed(walk: Walk, node: ir.Node) -> Place:
     """Find the batch's axis in the permutation."""
-    place, rank = walk.of_first(node), rank_of(node.outputs[0])
-    perm = list(attribute(node, "perm", range(rank)[::-1]))
-    return Place(perm.index(place.axis), place.before)
+    place = walk.of_first(node)
+    return Place(permutation(node).index(place.axis), place.before)
 
 
 def gathered(walk: Walk, node: ir.Node) -> Place:
@@ -40,10 +47,9 @@ def _strided(walk: Walk, node: ir.Node, place: Place) -> Place:
         raise walk.lost(node)
     by_image = walk.regrouped(node, source, [walk.size, each, *shape[1:]], Place(0))
     inside = add_constant(graph_of(node), f"{node.name}.inside", np.asarray(index[0], np.int64))
-    dtype = source.dtype or ir.DataType.FLOAT
     name = f"{node.name}.by_image"
     outer = shape_of(node.outputs[0])
-    value = insert(node, "Gather", [by_image, inside], name=name, shape=outer, dtype=dtype, axis=1)
+    value = insert(node, "Gather", [by_image, inside], name=name, shape=outer, axis=1)
     walk.places[value] = Place(0)
     walk.stands_for(value, node.outputs[0])
     return Place(0)
@@ -74,8 +80,7 @@ def _spread(walk: Walk, node: ir.Node, value: ir.Value, place: Place) -> ir.Valu
     parts = [batch if axis == place.axis else shape_constant(graph, [n]) for axis, n in enumerate(rest)]
     name = f"{name}.shape"
     target = insert(node, "Concat", parts, name=name, shape=[len(rest)], dtype=ir.DataType.INT64, axis=0)
-    name, dtype = f"{value.name}.expanded", value.dtype or ir.DataType.FLOAT
-    spread = insert(node, "Expand", [one, target], name=name, shape=rest, dtype=dtype)
+    spread = insert(node, "Expand", [one, target], name=f"{value.name}.expanded", shape=rest)
     walk.places[spread] = place
     return spread
 

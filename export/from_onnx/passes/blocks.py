@@ -71,10 +71,6 @@ def _overwrite(node: ir.Node) -> bool:
         flat, np.indices(places).reshape(len(places), -1).T
     ):
         return False
-    target = shape_constant(graph_of(node), known)
-    dtype = node.outputs[0].dtype or ir.DataType.FLOAT
-    inputs = [node.inputs[2], target]
-    replace(
-        node.outputs[0], insert(node, "Reshape", inputs, name=f"{node.name}.all", shape=known, dtype=dtype)
-    )
+    inputs = [node.inputs[2], shape_constant(graph_of(node), known)]
+    replace(node.outputs[0], insert(node, "Reshape", inputs, name=f"{node.name}.all", shape=known))
     return True

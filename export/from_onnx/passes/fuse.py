@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from calibration.graph import (
     Array,
+    add_constant,
     attribute,
     by_type,
     constant,
@@ -149,8 +150,7 @@ def fuse_layer_norm(model: ir.Model) -> int:
         assert width is not None
         assert width[-1] is not None
         if weight is None:
-            weight = ir.val(f"{root.name}.ones", const_value=ir.tensor(np.ones(width[-1], np.float32)))
-            graph_of(root).register_initializer(weight)
+            weight = add_constant(graph_of(root), f"{root.name}.ones", np.ones(width[-1], np.float32))
         inputs = [source, weight] if bias is None else [source, weight, bias]
         name = f"{root.name}.layer_norm"
         fused = insert(

@@ -95,9 +95,7 @@ class Walk:
     def regrouped(self, node: ir.Node, source: ir.Value, shape: Sequence[int], place: Place) -> ir.Value:
         """Insert Reshape(source, shape) before the node; `shape[place.axis]` is computed, for any batch."""
         target = shape_constant(graph_of(node), [-1 if i == place.axis else n for i, n in enumerate(shape)])
-        dtype = source.dtype or ir.DataType.FLOAT
-        name = f"{node.name}.regrouped"
-        value = insert(node, "Reshape", [source, target], name=name, shape=shape, dtype=dtype)
+        value = insert(node, "Reshape", [source, target], name=f"{node.name}.regrouped", shape=shape)
         self.places[value] = place
         return value
 

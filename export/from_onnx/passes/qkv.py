@@ -18,12 +18,14 @@ from calibration.graph import (
     graph_of,
     insert,
     only_reader,
+    permutation,
     replace,
     shape_constant,
     sizes,
     tidy,
 )
 from export.from_onnx.passes.selections import Mask, Part, is_selection, selections
+from export.passes.linears import is_one_per_feature
 
 LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
 Parameters = tuple[ir.Node, Array, Array | None]  # product, weight [in, out], bias [out] or None
@@ -32,10 +34,11 @@ PARTS = {3: ("query", "key", "value"), 2: ("key", "value")}
 
 @dataclass(frozen=True)
 class _Step:
-    """A change of layout between the linear and the selection, with the axis selected in its output."""
+    """A change of layout between the linear and the selection, with what is selected in its output."""
 
     node: ir.Node
     axis: int
+    size: int  # of the axis, in one part
 
 
 def split_qkv(model: ir.Model) -> int:
@@ -69,7 +72,9 @@ def _parameters(last: ir.Node) -> Parameters | None:
         if product is None or product.op_type != "MatMul" or only_reader(computed[0]) is not last:
             return None
         weight = constant(product.inputs[1])
-        if weight is None or bias is None or weight.ndim != 2 or bias.size != weight.shape[1]:
+        if weight is None or bias is None or weight.ndim != 2:
+            return None
+        if not is_one_per_feature(bias, weight.shape[1]) or bias.ndim > len(sizes(computed[0]) or ()):
             return None
         return product, weight, bias.reshape(-1)
     weight = constant(last.inputs[1])
@@ -82,6 +87,8 @@ def _parameters(last: ir.Node) -> Parameters | None:
     if not plain or attribute(last, "transA", 0) or (len(last.inputs) > 2 and bias is None):
         return None
     matrix = weight.T if attribute(last, "transB", 0) else weight
+    if bias is not None and bias.size != 1 and not is_one_per_feature(bias, matrix.shape[1]):
+        return None
     return last, matrix, None if bias is None else np.broadcast_to(bias.reshape(-1), matrix.shape[1:])
 
 
@@ -117,7 +124,7 @@ def _walk_up(part: Part, linear: ir.Value) -> tuple[list[_Step], int, Mask] | No
         node = value.producer()
         if node is None:
             return None
-        steps.append(_Step(node, axis))
+        steps.append(_Step(node, axis, int(mask.sum())))
         moved = _moved(node, axis, mask)
         if moved is None or node.inputs[0] is None:
             return None
@@ -132,7 +139,7 @@ def _moved(node: ir.Node, axis: int, mask: Mask) -> tuple[int, Mask] | None:
     if inner is None or outer is None:
         return None
     if node.op_type == "Transpose":
-        return list(attribute(node, "perm", range(len(outer))[::-1]))[axis], mask
+        return permutation(node)[axis], mask
     # Counted from the end, so that an unknown batch in front does not matter.
     behind = _count(outer[axis + 1 :])
     for source, size in enumerate(inner):
@@ -160,7 +167,7 @@ def _replace_parts(
             last, product, f"{base}.{name}", weight[:, mask], None if bias is None else bias[mask]
         )
         for step in steps:
-            value = _again(step, value, int(part.mask.sum()), last)
+            value = _again(step, value, last)
         if part.drops_axis:
             axes = add_constant(graph_of(last), "axes", np.array([part.axis], np.int64))
             shape = [size for axis, size in enumerate(sizes(value) or []) if axis != part.axis]
@@ -192,10 +199,10 @@ def _linear(last: ir.Node, product: ir.Node, name: str, weight: Array, bias: Arr
     return insert(last, "Add", [multiplied, vector], name=f"{name}.sum", shape=shape)
 
 
-def _again(step: _Step, value: ir.Value, size: int, before: ir.Node) -> ir.Value:
+def _again(step: _Step, value: ir.Value, before: ir.Node) -> ir.Value:
     """The same change of layout on the part, whose selected axis has become shorter."""
     node, shape = step.node, list(sizes(step.node.outputs[0]) or [])
-    shape[step.axis] = size
+    shape[step.axis] = step.size
     inputs: list[ir.Value | None] = [value, *node.inputs[1:]]
     if node.op_type == "Reshape":
         inputs[1] = shape_constant(graph_of(node), [-1 if each is None else each for each in shape])

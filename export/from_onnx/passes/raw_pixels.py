@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import GraphError, add_constant, attribute, insert, replace, sizes, tidy
+from calibration.graph import GraphError, add_constant, attribute, insert, rename, replace, sizes, tidy
 from export.passes.pixels import PIXELS
-
-OUTPUT = "logits"
 
 
 def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
@@ -37,7 +35,7 @@ def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[flo
     channels_last = shape[3] == 3
     height, width = shape[1:3] if channels_last else shape[2:]
     pixels = ir.Value(
-        name=PIXELS if old.name != PIXELS else f"{PIXELS}.raw",
+        name=old.name,
         shape=ir.Shape(["batch" if shape[0] is None else shape[0], height, width, 3]),
         type=ir.TensorType(ir.DataType.UINT8),
     )
@@ -56,8 +54,7 @@ def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[flo
         raise GraphError(f"expected a model, found the input {old.name!r} as its output")
     _count_raw_images(old, pixels)
     replace(old, value)
-    if pixels.name != PIXELS:
-        pixels.name, old.name = PIXELS, f"{PIXELS}.replaced"
+    rename(model.graph, pixels, PIXELS)
     tidy(model)
     return 1
 

@@ -14,6 +14,7 @@ from calibration.graph import (
     constant,
     graph_of,
     insert,
+    permutation,
     replace,
     shape_constant,
     sizes,
@@ -122,11 +123,8 @@ def _to_reshape(node: ir.Node) -> bool:
     if shape is None or shape.count(None) > 1:
         return False
     target = shape_constant(graph_of(node), [-1 if size is None else size for size in shape])
-    name, dtype = str(node.name), node.outputs[0].dtype or ir.DataType.FLOAT
-    replace(
-        node.outputs[0],
-        insert(node, "Reshape", [node.inputs[0], target], name=f"{name}.reshape", shape=shape, dtype=dtype),
-    )
+    inputs, name = [node.inputs[0], target], f"{node.name}.reshape"
+    replace(node.outputs[0], insert(node, "Reshape", inputs, name=name, shape=shape))
     return True
 
 
@@ -166,7 +164,7 @@ def drop_unit_axes(model: ir.Model) -> int:
             continue
         if above is None or above.op_type != "Reshape" or set(readers) != {"Reshape"}:
             continue
-        perm = list(attribute(node, "perm", range(len(inner))[::-1]))
+        perm = permutation(node)
         kept = [axis for axis, size in enumerate(inner) if size != 1]
         squeezed = [inner[axis] for axis in kept]
         moved = [kept.index(axis) for axis in perm if axis in kept]

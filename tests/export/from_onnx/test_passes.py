@@ -22,6 +22,7 @@ from export.from_onnx.passes.simplify import drop_nan_guards, drop_no_ops
 from export.from_onnx.spec import Spec
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
+from tools.small_graphs import run as as_it_stands
 
 SIDE, DEPTH = 16, 2
 SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
@@ -180,6 +181,34 @@ def test_a_head_that_reads_features_apart_is_no_qkv() -> None:
             f"float[2, 3, {stop + 4}]",
         )  # fmt: skip
         assert split_qkv(model) == split
+
+
+QKV = "m = MatMul(x, w) s = Add(m, b) r = Reshape(s, apart) q = Reshape(r, parts) " + " ".join(
+    f"v{index} = Gather <axis = {{axis}}> (q, part{index})" for index in range(3)
+)
+
+
+@pytest.mark.parametrize(("parts", "axis"), [([2, 3, 3, 2, 2], 2), ([2, 3, 2, 3, 2], 3)])
+def test_parts_may_be_taken_behind_two_reshapes(parts: list[int], axis: int) -> None:
+    random = np.random.default_rng(0)
+    constants: dict[str, object] = {f"part{index}": index for index in range(3)}
+    constants |= {"apart": [2, 3, 6, 2], "parts": parts}
+    constants |= {"w": random.normal(size=(4, 12)).astype(np.float32), "b": np.arange(12, dtype=np.float32)}
+    lines = QKV.replace("{axis}", str(axis)) + " a = Mul(v0, v1) y = Sub(a, v2)"
+    model = built(lines, constants, "float[2, 3, 2, 2]")
+    before = as_it_stands(model, X)
+    assert split_qkv(model) == 1
+    np.testing.assert_allclose(as_it_stands(model, X), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("linear", "source"),
+    [("m = MatMul(x, w) s = Add(m, b)", "float[2, 3, 4]"), ("s = Gemm(x, w, b)", "float[3, 4]")],
+)
+def test_a_bias_of_each_row_is_not_split(linear: str, source: str) -> None:
+    lines = f"{linear} p, q, r = Split <axis = -1, num_outputs = 3> (s) a = Mul(p, q) y = Sub(a, r)"
+    constants = {"w": np.ones((4, 3), np.float32), "b": np.arange(3, dtype=np.float32).reshape(3, 1)}
+    assert split_qkv(built(lines, constants, source.replace("4", "1"), source)) == 0
 
 
 def built(lines: str, constants: dict[str, object], output: str, source: str = "float[2, 3, 4]") -> ir.Model:

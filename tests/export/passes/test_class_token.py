@@ -84,6 +84,8 @@ def test_what_treats_tokens_alike_runs_for_one(lines: str, moved: list[str], gra
         "r = Reshape(x, mixed) y = Gather <axis = 1> (r, first)",
         "r = Reshape(x, flat) n = Gelu(r) y = Gather <axis = 1> (n, first)",
         "y = Gather <axis = 1> (x, first)",
+        "n = Gelu(x) y = Gather <axis = 1> (n, square)",
+        "n = Gelu(x) r = Reshape(n, windows) y = Gather <axis = 1> (r, first)",
     ],
     ids=[
         "norm over tokens",
@@ -97,10 +99,13 @@ def test_what_treats_tokens_alike_runs_for_one(lines: str, moved: list[str], gra
         "features and tokens mixed",
         "no tokens",
         "nothing above",
+        "an axis more",
+        "more images than before",
     ],
 )
 def test_where_tokens_meet_the_selection_stays(lines: str, graph, random, rewrite) -> None:
     constants = {"norm_all": random(3, 4), "axis": [1], "first_axis": 1, "mixed": [-1, 2, 6]}
+    constants |= {"square": [[0]], "windows": [-1, 3, 2]}
     assert rewrite(select_class_token, graph(lines, **constants), random(2, 3, 4)) == 0
 
 
@@ -139,6 +144,13 @@ def test_keys_and_values_see_every_token(graph, random, rewrite) -> None:
         "p": [None, 1, 3],
         "m": [None, 1, 4],
     }
+
+
+def test_a_mixture_of_tokens_is_computed_for_one(graph, random, rewrite) -> None:
+    """Its weights stand on the left and have an axis less: one of their rows is taken."""
+    model = graph("m = MatMul(mixture, x) y = Gather <axis = 1> (m, second)", mixture=random(3, 3))
+    assert rewrite(select_class_token, model, random(2, 3, 4)) > 0
+    assert rank(model, "m") == [None, 1, 4]
 
 
 def test_a_key_that_is_selected_from_is_not_the_rows_of_the_left(graph, random, rewrite) -> None:

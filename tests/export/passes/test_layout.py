@@ -88,6 +88,24 @@ def test_two_transposes_are_one(
     assert perms(model) == [merged]
 
 
+@pytest.mark.parametrize("which", ["first", "second", "both"])
+def test_without_a_permutation_a_transpose_reverses_the_axes(which: str, random, rewrite) -> None:
+    lines = "t = Transpose <perm = [0, 2, 1]> (x) y = Transpose <perm = [1, 2, 0]> (t)"
+    for perm in ["<perm = [0, 2, 1]> "] * (which != "second") + ["<perm = [1, 2, 0]> "] * (which != "first"):
+        lines = lines.replace(perm, "")
+    assert rewrite(untangle_transposes, build(lines, {}, outputs="float[] y"), random(2, 3, 4)) == 1
+
+
+def test_what_is_moved_keeps_its_type(random, rewrite) -> None:
+    lines = """
+        whole = Cast <to = 7> (x)
+        t = Transpose <perm = [0, 2, 1]> (whole)
+        u = Transpose <perm = [2, 0, 1]> (t)
+        y = Cast <to = 1> (u)
+    """
+    assert rewrite(untangle_transposes, build(lines, {}, outputs="float[] y"), random(2, 3, 4)) == 1
+
+
 def test_a_transpose_that_something_else_reads_stays_for_it(random, rewrite) -> None:
     lines = """
         t = Transpose <perm = [0, 2, 1]> (x)

@@ -206,14 +206,45 @@ def test_each_form_of_an_embedding_becomes_a_gemm(was: str, now: str, graph, pix
         ),
         ("r = Reshape(p, flat)", "q = Relu(p) r = Reshape(q, flat)"),
         ("strides = [2, 2]", "strides = [1, 1]"),
+        ("strides = [2, 2]", "strides = [2, 2], dilations = [2, 2]"),
+        ("r = Reshape(p, flat)", "r = Reshape(p, mixed)"),
     ],
-    ids=["a normalization is left", "another order", "no tokens", "read twice", "an activation", "overlap"],
+    ids=[
+        "a normalization is left",
+        "another order",
+        "no tokens",
+        "read twice",
+        "an activation",
+        "overlap",
+        "pixels apart",
+        "features and tokens mixed",
+    ],
 )
 def test_another_way_in_stays(was: str, now: str, graph, pixels, rewrite) -> None:
     lines = " ".join(EMBEDDING.split())
     assert was in lines
-    constants = {"flat": [-1, 5, 15]} if "[1, 1]" in now else {}
+    constants = {"mixed": [-1, 6, 5]} | ({"flat": [-1, 5, 15]} if "[1, 1]" in now else {})
+    constants |= {"flat": [-1, 5, 2]} if "dilations" in now else {}
     assert rewrite(patches_as_gemm, graph(lines.replace(was, now), **constants), pixels) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 6), (4, 7), (5, 7)])
+def test_pixels_that_fill_no_patch_are_left_out(height: int, width: int, rewrite, random) -> None:
+    """As a convolution leaves them out: SigLIP reads 384 pixels in patches of 14."""
+    constants = {"w": random(5, 3, 2, 2), "b": random(5), "flat": [-1, 5, 6]}
+    inputs = f"uint8[N, {height}, {width}, 3] pixels"
+    model = build(EMBEDDING, constants, inputs=inputs, outputs="float[] y")
+    image = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    assert rewrite(patches_as_gemm, model, image) == 1
+    assert op_types(model)[:2] == ["Slice", "Reshape"]
+
+
+def test_a_constant_along_the_width_is_no_normalization(rewrite, random) -> None:
+    """Three pixels wide, so that it could be taken for one number per channel."""
+    lines = before_conv("x = Sub(f, by_column)").replace("[2, 2]", "[1, 1]")
+    constants = {"w": random(5, 3, 1, 1), "b": random(5), "by_column": random(3, 1)}
+    with pytest.raises(GraphError, match="one constant per channel"):
+        fold_normalization(build(lines, constants, inputs="uint8[N, 4, 3, 3] pixels", outputs="float[] y"))
 
 
 def test_a_size_that_is_not_known_stays(graph, pixels, rewrite, random) -> None:
