@@ -27,6 +27,7 @@ from calibration.plan import (
 from calibration.sites import Linear, Sites
 from calibration.split import hidden_of
 from calibration.trial import Choice, Trial
+from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
 
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
@@ -66,7 +67,7 @@ def decide(
         quantize_products: quantize the two products of attention as well.
         single_rows: precision of the linears that see one row per image: the head, and in a class-token model
             the query, proj, fc1 and fc2 of the last block. In float they take 2 % of the time of a prediction
-            and give 0.7 to 1.3 dB.
+            and give 0.7 to 1.3 dB. Weights that float16 does not hold stay float32.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.
@@ -95,7 +96,8 @@ class _Decision:
             if precision == "int8" or name in self.kept or linear.reads_pixels:
                 continue
             if self.observed[str(linear.input.name)].rows_per_image == 1:
-                self.kept[name] = LinearPlan(precision=precision)
+                fits = precision != "float16" or fits_float16(linear.weight)
+                self.kept[name] = LinearPlan(precision=precision if fits else "float32")
 
     def linears(self) -> dict[str, LinearPlan]:
         found: dict[str, Candidates] = {}
@@ -185,12 +187,9 @@ class _Decision:
 
     def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
-        gelu = self._after_gelu(readers[0])
+        above = readers[0].input.producer()
+        gelu = above is not None and above.op_type == "Gelu"
         return Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
-
-    def _after_gelu(self, linear: Linear) -> bool:
-        above = linear.input.producer()
-        return above is not None and above.op_type == "Gelu"
 
     def _after_linear_map(self, linear: Linear) -> bool:
         """LayerNormalization gives all rows one magnitude already: scales of their own would gain little."""

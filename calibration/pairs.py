@@ -12,6 +12,7 @@ from calibration.graph import (
     insert,
     only_reader,
     replace,
+    shared_constant,
     sizes,
     stand_in,
 )
@@ -21,6 +22,7 @@ from calibration.weights import quantize_weight
 
 # Subtracted from pixels: as exact as 0, and the rounding errors of the weights are not multiplied by it.
 PIXEL_CENTER = 128
+MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 
 
 def _approximate_gelu(above: ir.Node | None) -> None:
@@ -44,7 +46,6 @@ class PairWriter:
         """
         node, graph, name = linear.node, graph_of(linear.node), linear.name
         _approximate_gelu(linear.input.producer())
-        weight, scale = quantize_weight(linear.weight, self.plan.target)
         bias = linear.bias.astype(np.float64)
         if linear.reads_pixels:
             input_scale = 1.0
@@ -59,12 +60,9 @@ class PairWriter:
         else:
             input_scale = plan.input.scale
             node.replace_input_with(0, self.quantized(linear.input, plan.input, node))
+        weight, scale = self._weight(linear, bias, input_scale)
         bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
         integers = np.rint(bias / bias_scale)
-        if np.abs(integers).max(initial=0) >= 2**31:
-            raise PlanError(
-                f"{name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32"
-            )
         for index, (part, array, scales) in enumerate(
             (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale)), start=1
         ):
@@ -81,6 +79,21 @@ class PairWriter:
                 axis=array.ndim - 1,
             )
             node.replace_input_with(index, float_again)
+
+    def _weight(self, linear: Linear, bias: Array, input_scale: float) -> tuple[Array, Array]:
+        """Return int8 weights and their scales, at which the bias fits into int32 beside the sums.
+
+        Weights of an output channel that hardly differ from zero would have a scale too small for its bias.
+        """
+        weight, scale = quantize_weight(linear.weight, self.plan.target)
+        least = np.abs(bias) / (input_scale * MOST_BIAS)
+        if (least <= scale).all():
+            return weight, scale
+        if linear.weight.any() and least.max() > scale.max():
+            raise PlanError(
+                f"{linear.name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32"
+            )
+        return quantize_weight(linear.weight, self.plan.target, np.maximum(scale, least))
 
     def product(self, product: Product, plan: ProductPlan) -> None:
         """Quantize both inputs of an attention product.
@@ -121,9 +134,7 @@ class PairWriter:
         rows = value
         if above is None or above.op_type != "Gelu":  # Gelu's largest magnitude is its largest value
             rows = insert(node, "Abs", [value], name=f"{name}.magnitude", shape=shape)
-        last = graph.initializers.get("axis.last") or add_constant(
-            graph, "axis.last", np.array([-1], np.int64)
-        )
+        last = shared_constant(graph, "axis.last", np.array([-1], np.int64))
         least = add_constant(graph, f"{name}.least_peak", np.array(floor, np.float32))
         peak = insert(node, "ReduceMax", [rows, last], name=f"{name}.row_max", shape=[None, 1], keepdims=1)
         peak = insert(node, "Max", [peak, least], name=f"{name}.peak", shape=[None, 1])

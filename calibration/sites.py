@@ -84,19 +84,26 @@ def find_sites(model: ir.Model) -> Sites:
     linears, products = {}, {}
     for node in by_type(model, "Gemm", "MatMul"):
         name = str(node.name)
-        weight = constant(node.inputs[1])
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if node.op_type == "MatMul" and weight is None and constant(node.inputs[0]) is None:
+        if (linear := linear_of(node)) is not None:
+            linears[name] = linear
+        elif node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs):
             products[name] = Product(name, node)
-        elif (
-            node.op_type == "Gemm" and weight is not None and bias is not None and _plain(node, weight, bias)
-        ):
-            linears[name] = Linear(name, node, weight, bias)
     if not linears:
         raise GraphError(
             "expected linear layers (Gemm with constant weights) in the graph, found none to quantize"
         )
     return Sites(linears, products)
+
+
+def linear_of(node: ir.Node) -> Linear | None:
+    """The linear layer that a node is, or None: only a plain Gemm with constant parameters is one."""
+    if node.op_type != "Gemm":
+        return None
+    weight = constant(node.inputs[1])
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if weight is None or bias is None or not _plain(node, weight, bias):
+        return None
+    return Linear(str(node.name), node, weight, bias)
 
 
 def _plain(node: ir.Node, weight: Array, bias: Array) -> bool:

@@ -8,20 +8,26 @@ from calibration.graph import Array
 from runtime.model_file.targets import Target
 
 INT16_MAX = 32767
+FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 1e-7
 
 
-def quantize_weight(weight: Array, target: Target) -> tuple[Array, Array]:
+def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30) -> tuple[Array, Array]:
     """`weight [in, out]` as `int8 [in, out]` and its scales `float32 [out]`, so that weight ≈ int8 · scale.
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
     neighboring pair within ±128, so the sums are exact on every CPU.
+
+    Args:
+        weight: float32 [in, out].
+        target: the form of the weights.
+        least: the smallest scale, one number or `[out]`.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
     if target == "any-cpu":
         largest = np.maximum(largest, _pair_sums(weight).max(axis=0) / (INT16_MAX // 255 - 1))
-    scale = np.maximum(largest, np.float32(1e-30)).astype(np.float32)
+    scale = np.maximum(largest, np.asarray(least, np.float32)).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
@@ -29,6 +35,15 @@ def rounded_weight(weight: Array, target: Target) -> Array:
     """The weight as it reads after quantization, `float32 [in, out]`."""
     stored, scale = quantize_weight(weight, target)
     return np.asarray(stored * scale)
+
+
+def fits_float16(weight: Array) -> bool:
+    """Return whether float16 holds the weights with an error 60 dB below them: neither huge nor all tiny."""
+    if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
+        return False
+    exact = np.asarray(weight, np.float64)
+    error = exact - exact.astype(np.float16)
+    return float(np.square(error).sum()) <= FLOAT16_NOISE * float(np.square(exact).sum())
 
 
 def _pair_sums(weight: Array) -> Array:

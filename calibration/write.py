@@ -108,9 +108,9 @@ def _store_in_half(linear: Linear) -> None:
     Raises:
         PlanError: for a weight that float16 cannot hold.
     """
-    half = linear.weight.astype(np.float16)
-    if not np.isfinite(half).all():
+    if np.abs(linear.weight).max(initial=0) > np.finfo(np.float16).max:
         raise PlanError(f"{linear.name}: its weights exceed float16 (65504); give it precision float32")
+    half = linear.weight.astype(np.float16)
     stored = add_constant(graph_of(linear.node), f"{linear.name}.weight.float16", half)
     name, shape = f"{linear.name}.weight.float32", list(half.shape)
     weight = insert(linear.node, "Cast", [stored], name=name, shape=shape, to=int(ir.DataType.FLOAT))

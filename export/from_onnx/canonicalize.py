@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from calibration.graph import GraphError, sizes, tidy
+from calibration.graph import GraphError, by_type, sizes, tidy
 from export.from_onnx.passes.batch import free_batch
 from export.from_onnx.passes.blocks import plain_moves
 from export.from_onnx.passes.freeze import BATCH, freeze_shapes
@@ -17,6 +17,7 @@ from export.from_onnx.passes.raw_pixels import take_raw_pixels
 from export.from_onnx.passes.simplify import drop_nan_guards, drop_no_ops, drop_unit_axes, plain_layout
 from export.passes import Pass, canonicalize
 
+OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 # While the batch is fixed, every shape is known.
 FIXED_PASSES: tuple[Pass, ...] = (
     drop_no_ops,
@@ -40,6 +41,7 @@ def canonicalize_foreign(
         GraphError: when the graph is no image classifier that these passes understand.
     """
     changes: dict[str, int] = {"freeze_shapes": freeze_shapes(model, _fixed_sizes(model, size))}
+    _expect_float32(model)
     for each in FIXED_PASSES:
         CommonSubexpressionEliminationPass()(model)
         changes[each.__name__] = each(model)
@@ -50,12 +52,25 @@ def canonicalize_foreign(
     return {**changes, **canonicalize(model)}
 
 
+def _expect_float32(model: ir.Model) -> None:
+    """Refuse a model that multiplies in float16 or double: its weights are no longer, or not yet, float32."""
+    for node in by_type(model, "Conv", "MatMul", "Gemm"):
+        for value in node.inputs:
+            if value is not None and value.dtype in OTHER_FLOATS:
+                raise GraphError(
+                    f"expected products in float32, found {value.dtype.name} in {node.op_type} "
+                    f"({node.name}); give the model before its conversion, or export it again in float32"
+                )
+
+
 def _fixed_sizes(model: ir.Model, size: tuple[int, int]) -> tuple[int, ...]:
     """The input's shape with a batch that is fixed, of the model's own choice where it has one."""
     (pixels,) = model.graph.inputs
     shape = sizes(pixels)
     if shape is None or len(shape) != 4:
         raise GraphError(f"expected images [N, 3, H, W] as input, found {pixels.name!r} of shape {shape}")
+    if shape[1] not in (3, None) and shape[3] not in (3, None):
+        raise GraphError(f"expected color images as input, found {pixels.name!r} of shape {shape}")
     channels_last = shape[3] == 3 and shape[1] != 3
     expected = [None, *size, 3] if channels_last else [None, 3, *size]
     if any(None not in pair and pair[0] != pair[1] for pair in zip(shape[1:], expected[1:], strict=True)):

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from calibration.graph import Array, GraphError, sizes
+from calibration.graph import Array, GraphError, constant, rename, sizes
 from calibration.serialize import session_of
+from calibration.sites import linear_of
 from export.canonical import OUTPUT, FloatModel
 from export.from_onnx.canonicalize import canonicalize_foreign
 from export.from_onnx.file import parse, read_bytes, standard
@@ -96,9 +97,10 @@ def float_layers(model: ir.Model) -> tuple[str, ...]:
     """Return the layers with constant weights that are no plain Gemm and so stay float, as Conv does."""
     names = []
     for node in model.graph:
-        weights = [value for value in node.inputs[1:] if value is not None and value.const_value is not None]
-        heavy = node.op_type in ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "Attention")
-        if heavy or (node.op_type == "MatMul" and weights):
+        heavy = node.op_type in ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+        parts = node.inputs[:2] if node.op_type in ("MatMul", "Gemm") else ()
+        weighs = any(constant(value) is not None for value in parts)
+        if heavy or (weighs and linear_of(node) is None):
             names.append(f"{node.name} ({node.op_type})")
     return tuple(names)
 
@@ -119,7 +121,7 @@ def _expect_classifier(model: ir.Model, path: Path) -> None:
             f"{path}: expected one output [N, classes] or one called {OUTPUT!r}, found {listed}"
         )
     model.graph.outputs[:] = chosen
-    chosen[0].name = OUTPUT
+    rename(model.graph, chosen[0], OUTPUT)
 
 
 def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import ShapeInferencePass
 
 from calibration.graph import Array, GraphError, constant, graph_of, insert, replace, tidy
 from calibration.serialize import serialized
@@ -29,6 +30,7 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
         if initializer.const_value is not None:  # what exporters note beside a constant can be wrong
             initializer.shape = ir.Shape(initializer.const_value.shape.numpy())
     take_branches(model)
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)  # for the types; not every file has them
     known = _known(model)
     nodes = list(model.graph)
     computed = [o for node in nodes for o in node.outputs if o.name and o not in known]
