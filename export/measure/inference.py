@@ -9,10 +9,16 @@ import numpy as np
 import onnxruntime as ort
 
 from calibration.graph import Array
+from runtime.errors import FailureError
 from runtime.images.preprocess import Preprocess
+from runtime.text import counted
 from vit.data.images import DataError, Images
 
 BATCH = 8  # images a run; a CPU gains nothing from more
+
+
+class NotFiniteError(FailureError):
+    """A model whose outputs are NaN or infinite."""
 
 
 def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Iterator[Array]:
@@ -39,21 +45,6 @@ def no_progress(done: int) -> None:
     """Discard progress updates."""
 
 
-def all_logits(
-    sessions: Sequence[ort.InferenceSession],
-    images: Images,
-    preprocess: Preprocess,
-    progress: Progress = no_progress,
-) -> list[Array]:
-    """The logits of each session, `float32 [images, classes]`; each image is decoded once."""
-    found: list[list[Array]] = [[] for _ in sessions]
-    for batch in batches(images, preprocess):
-        for session, rows in zip(sessions, found, strict=True):
-            rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
-        progress(len(batch))
-    return [np.concatenate(rows) for rows in found]
-
-
 def all_outputs(
     sessions: Sequence[ort.InferenceSession],
     images: Images,
@@ -71,6 +62,27 @@ def all_outputs(
         {name: np.concatenate(parts) for name, parts in zip(each, zip(*rows, strict=True), strict=True)}
         for each, rows in zip(names, found, strict=True)
     ]
+
+
+def check_finite(name: str, outputs: Mapping[str, Array], images: Images, advice: str) -> None:
+    """Refuse outputs that are no numbers: no limit would notice, since every comparison with NaN is false.
+
+    Args:
+        name: of the variant.
+        outputs: float32 [images, features] by name.
+        images: those that were measured.
+        advice: what to do.
+
+    Raises:
+        NotFiniteError: naming the first image.
+    """
+    for output, rows in outputs.items():
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(wrong):
+            raise NotFiniteError(
+                f"{name}: expected numbers as {output}, found NaN or infinity on {len(wrong)} of "
+                f"{counted(len(rows), 'image')}, the first one is {images.describe(int(wrong[0]))}; {advice}"
+            )
 
 
 def latencies(

@@ -16,18 +16,24 @@ from calibration.write import write_plan
 from export.images import ExportImages
 from export.measure.embeddings import measure_embeddings
 from export.measure.environment import describe_environment, now, producer
-from export.measure.inference import Progress, all_outputs, batches, latencies
+from export.measure.inference import Progress, all_outputs, batches, check_finite, latencies
 from export.measure.merging import Merging, compare
 from export.measure.model_file import ModelFile, open_model
 from export.measure.publish import Measurements, write_variant
 from export.measure.reliability import measure_reliability
 from export.measure.results import Results
 from export.source import Source
+from runtime.model_file.artifact import Variant
 from vit.data.images import Images
 from vit.data.public import public_name
 
 BEFORE_SEARCH = "int8 before the search"
 DENSE = "int8 without merging"
+ADVICE: Mapping[Variant, str] = {  # for outputs that are not finite
+    "float32": "the model itself gives them; look at that image, and at the weights",
+    "int8": "keep layers in float (--keep-float), or give other calibration images",
+    "float16": "float16 ends at 65,504; leave --fp16 out",
+}
 
 
 class Reporter(Protocol):
@@ -105,6 +111,8 @@ def _measure_all(
         outputs = all_outputs(sessions, evaluation, source.preprocess, progress)
         del sessions  # before those of the latencies are opened
         let_go(source.exported.model)
+    for each, found in zip(variants, outputs, strict=False):
+        check_finite(each.variant, found, evaluation, ADVICE[each.variant])
     # A model without classes has no logits: nothing is said of labels.
     logits = [each.get("logits", np.zeros((len(evaluation), 0), np.float32)) for each in outputs]
     with report("measuring latency"):

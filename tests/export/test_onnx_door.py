@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.__main__ import main
@@ -23,8 +23,7 @@ from export.source import from_onnx
 from runtime import Classifier
 from runtime.session import open_session
 from tools.expected_drift import random_checkpoint
-
-SIDE, PATCH, WIDTH, CLASSES = 16, 8, 24, 3
+from tools.small_perceptron import SIDE, perceptron
 
 # An environment in which the packages of training cannot be imported.
 BLOCKED = """
@@ -43,38 +42,6 @@ importlib.metadata.version = version
 from export.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def perceptron() -> onnx.ModelProto:
-    """Patches, one GELU layer on each, their mean, and a classifier: enough for every step of an export."""
-    random = np.random.default_rng(0)
-    weights = {
-        "patch.weight": random.normal(size=(WIDTH, 3, PATCH, PATCH)) / 14,
-        "patch.bias": random.normal(size=WIDTH),
-        "fc.weight": random.normal(size=(WIDTH, WIDTH)) / 5,
-        "fc.bias": random.normal(size=WIDTH),
-        "head.weight": random.normal(size=(WIDTH, CLASSES)),
-        "head.bias": random.normal(size=CLASSES),
-    }
-    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
-    tensors += [
-        numpy_helper.from_array(np.array([0, WIDTH, -1]), "rows"),
-        numpy_helper.from_array(np.array([1]), "one"),
-    ]
-    nodes = [
-        helper.make_node("Conv", ["images", "patch.weight", "patch.bias"], ["grid"], strides=[PATCH, PATCH]),
-        helper.make_node("Reshape", ["grid", "rows"], ["flat"]),
-        helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["tokens", "fc.weight"], ["product"]),
-        helper.make_node("Add", ["product", "fc.bias"], ["sum"]),
-        helper.make_node("Gelu", ["sum"], ["hidden"]),
-        helper.make_node("ReduceMean", ["hidden", "one"], ["mean"], keepdims=0),
-        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["logits"]),
-    ]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])
-    graph = helper.make_graph(nodes, "perceptron", [images], [logits], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @pytest.fixture
@@ -218,3 +185,31 @@ def test_the_lower_bounds_of_the_extra_export_work(new_python: Path, folder: Pat
     report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["parity"]["reference"] == "torch"
     assert set(report["models"]) == {"float32", "int8"}
+
+
+def test_logits_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    """A hidden layer beyond 65,504 is infinite in float16. No limit sees NaN: comparisons are false."""
+    model = perceptron()
+    for tensor in model.graph.initializer:
+        if tensor.name == "fc.weight":
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(6e4), tensor.name)
+            )
+    onnx.save(model, folder / "model.onnx")
+    out = tmp_path / "out"
+    command = [
+        "--onnx",
+        folder,
+        "--fp16",
+        "--min-sqnr",
+        "5",
+        "--calibration",
+        folder / "photos",
+        "--out",
+        out,
+    ]
+    assert main([*map(str, command), "--threads", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "float16: expected numbers as logits, found NaN or infinity on " in message
+    assert "leave --fp16 out" in message
+    assert not out.exists()
