@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from calibration.serialize import SMALL, let_go, weight_bytes
 from runtime.interrupts import careful
-from runtime.model_file.artifact import METADATA_KEY, Metadata
+from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
 from runtime.writing import OutputError, explained_output
 
@@ -152,6 +152,14 @@ def staged(folder: Path) -> Iterator[Path]:
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
     with careful(), explained_output(folder):
         yield from _staged(folder)
+
+
+def left_over(folder: Path, written: Collection[str]) -> list[Path]:
+    """Return the model files in a folder that an export did not write: they are of another one."""
+    names = [name for name in FILE_NAMES.values() if name not in written]
+    beside = [f"{name}{DATA_SUFFIX}" for name in names]
+    plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
+    return [folder / name for name in (*names, *beside, *plan) if (folder / name).exists()]
 
 
 def _staged(folder: Path) -> Iterator[Path]:

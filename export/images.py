@@ -11,6 +11,7 @@ from vit.data.images import DataError, Images, Split, open_images, split_images,
 from vit.data.labels import labeled_as
 from vit.data.training import left_out_notes
 
+HELD_OUT: tuple[Split, ...] = ("test", "val")
 SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
 
 
@@ -60,12 +61,9 @@ def choose_images(
     """
     own_splits = splits_of(calibration)
     everything = pool = open_images(calibration, "train" if "train" in own_splits else "all")
-    held_out: tuple[Split, ...] = ("test", "val")
-    measured_on = next((split for split in held_out if split in own_splits), None)
+    measured_on = next((split for split in HELD_OUT if split in own_splits), None)
     if evaluation is not None:
-        splits = splits_of(evaluation)
-        split: Split = next((each for each in held_out if each in splits), "all")
-        measure, note = open_images(evaluation, split), "images of their own"
+        measure, note = _to_measure(evaluation), "images of their own"
     elif measured_on is not None and "train" in own_splits:
         measure, note = open_images(calibration, measured_on), f"the {measured_on} split of the same source"
     else:
@@ -84,6 +82,29 @@ def choose_images(
         if used is not None:
             _must_not_overlap(used, measure)
     return ExportImages(calibrate, measure, note, searched, left_out_notes(everything, measure))
+
+
+def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
+    """Open images to measure with, where nothing is calibrated; they stand in the place of both sets.
+
+    Args:
+        evaluation: folder or name of the images.
+        count: how many at most; None for all.
+        seed: seed of the choice of images.
+
+    Raises:
+        DataError: for a source without images.
+    """
+    measure = _to_measure(evaluation)
+    notes = left_out_notes(measure)
+    if count is not None and len(measure) > count:
+        measure = sample(measure, count, seed)
+    return ExportImages(measure, measure, "images of their own", notes=notes)
+
+
+def _to_measure(source: str | Path) -> Images:
+    splits = splits_of(source)
+    return open_images(source, next((each for each in HELD_OUT if each in splits), "all"))
 
 
 def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:

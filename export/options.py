@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
-from export.images import ExportImages, choose_images, labeled
+from export.images import ExportImages, choose_images, labeled, only_measured
 from runtime.errors import InputError
 from runtime.model_file.targets import Target
 from vit.data.images import DataError
@@ -68,18 +68,21 @@ def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
     Raises:
         DataError: for images that cannot be used.
     """
-    given = options.calibration or options.evaluation
-    if given is None:
-        raise DataError(
-            "expected images like those the model will meet, found none given; add --calibration IMAGES"
+    if options.calibration is not None:
+        chosen = choose_images(
+            options.calibration,
+            options.evaluation,
+            samples=options.samples,
+            evaluation_samples=options.evaluation_samples,
+            search=options.searches,
         )
-    chosen = choose_images(
-        given,
-        options.evaluation,
-        samples=options.samples,
-        evaluation_samples=options.evaluation_samples,
-        search=options.searches,
-    )
+    elif options.evaluation is not None and (options.plan is not None or not options.quantize):
+        chosen = only_measured(options.evaluation, options.evaluation_samples)
+    else:
+        raise DataError(
+            "expected images like those the model will meet, found none to calibrate with; add --calibration "
+            "IMAGES"
+        )
     if labels is not None:
         chosen = labeled(chosen, labels)
     for each in (chosen.evaluation, chosen.search):

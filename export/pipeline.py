@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calibration.serialize import aside, let_go
 from export.checks import check_limits, check_parity, with_judgment
-from export.files import staged
+from export.files import left_over, staged
 from export.float16 import to_float16
 from export.images import ExportImages, labeled
 from export.measure.model_file import ModelFile
@@ -36,7 +36,8 @@ def export(
         options: what to make, with which images and limits.
         report: shows each long step.
         images: what `images_of` chose before; None to choose them now.
-        say: takes a sentence for people, about files in the folders that are no images.
+        say: takes a sentence for people, about files in the folders that are no images, and about model
+            files of an earlier export.
 
     Raises:
         DataError: for images that cannot be used.
@@ -57,7 +58,10 @@ def export(
         if large:
             source.reference.let_go()
             let_go(source.exported.model)
-        return _export(source, parity, float32, images, out, options, report)
+        results = _export(source, parity, float32, images, out, options, report)
+    for path in left_over(out, [each.file for each in results.variants]):
+        say(f"{path}: of an earlier export and not replaced; delete it, or choose another --out")
+    return results
 
 
 def _export(

@@ -49,7 +49,14 @@ def check_combinations(arguments: argparse.Namespace) -> None:
             f"{_option(chosen[0])} chooses a plan and --plan brings one: leave one out; in a plan, edit its "
             '"linears" or its "merging"'
         )
+    if arguments.plan is not None and arguments.target != "auto":
+        raise InputError(
+            "--target is the form of INT8 weights and --plan brings one: leave --target out; in a plan, edit "
+            'its "target"'
+        )
     if not arguments.quantize and arguments.plan is None:
+        if arguments.target != "auto":
+            raise InputError("--target is for an INT8 file: add --quantize")
         if chosen := [name for name in CHOOSING if name in given]:
             raise InputError(f"{_option(chosen[0])} is for an INT8 file: add --quantize")
         if not arguments.fp16 and (limits := [name for name in LIMITS if name in given]):

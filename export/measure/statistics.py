@@ -87,10 +87,12 @@ def sqnr_interval(
     """Of the SQNR in dB of logits `[images, classes]`: a bootstrap over images, repeatable by its seed.
 
     Raises:
-        ValueError: when the shapes differ, or there is no image or no difference at all.
+        ValueError: when the shapes differ, or there are fewer than two images or no difference at all.
     """
-    if reference.shape != variant.shape or len(reference) == 0:
-        raise ValueError(f"expected logits of the same images, found {reference.shape} and {variant.shape}")
+    if reference.shape != variant.shape or len(reference) < 2:
+        raise ValueError(
+            f"expected logits of the same two or more images, found {reference.shape} and {variant.shape}"
+        )
     exact = reference.astype(np.float64)
     signal, noise = np.square(exact).sum(axis=1), np.square(exact - variant).sum(axis=1)
     if not noise.any():

@@ -189,6 +189,8 @@ def _sqnr(results: Results, variant: VariantResult) -> Figure:
     reference = results.variants[0].logits
     if np.array_equal(reference, variant.logits):
         return Figure("no noise")
+    if len(reference) < 2:  # no interval of one image
+        return Figure(f"{variant.drift.sqnr:.1f} dB".replace("-", MINUS))
     interval = sqnr_interval(reference, variant.logits)
     low, high = (f"{bound:.1f}".replace("-", MINUS) for bound in (interval.low, interval.high))
     return Figure(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,56 @@ def test_logits_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path, ca
     assert "float16: expected numbers as logits, found NaN or infinity on " in message
     assert "leave --fp16 out" in message
     assert not out.exists()
+
+
+@pytest.fixture
+def export_here(folder: Path, tmp_path: Path, capsys) -> Callable[..., tuple[int, str]]:
+    """Run the export of the folder's model into `out`; the exit code and standard error."""
+
+    def run_here(*arguments: str | Path) -> tuple[int, str]:
+        command = ["--onnx", folder, *arguments, "--out", tmp_path / "out", "--threads", "1"]
+        return main(list(map(str, command))), capsys.readouterr().err
+
+    return run_here
+
+
+def test_one_image_to_measure_with_has_no_interval(folder: Path, export_here) -> None:
+    for path in sorted((folder / "photos").iterdir())[2:]:
+        path.unlink()
+    code, _ = export_here("--quantize", "--calibration", folder / "photos")
+    assert code == 0
+
+
+def test_nothing_is_calibrated_where_a_plan_is_given(folder: Path, tmp_path: Path, export_here) -> None:
+    """Then images to measure with are enough."""
+    photos = folder / "photos"
+    code, message = export_here("--quantize", "--evaluate", photos)
+    assert (code, "none to calibrate with; add --calibration" in message) == (2, True)
+    assert export_here("--evaluate", photos)[0] == 0
+    assert export_here("--quantize", "--calibration", photos)[0] == 0
+    (tmp_path / "out" / "plan.json").rename(tmp_path / "plan.json")
+    code, message = export_here("--plan", tmp_path / "plan.json", "--evaluate", photos)
+    assert code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["evaluation"]["images"] == 12
+    assert report["calibration"]["plan"] == "plan.json"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--plan", "plan.json"], "leave --target out"), ([], "--target is for an INT8 file: add --quantize")],
+)
+def test_a_target_that_would_change_nothing_is_refused(options, message, folder: Path, export_here) -> None:
+    found = export_here("--target", "full-range", "--calibration", folder / "photos", *options)
+    assert (found[0], message in found[1]) == (2, True)
+
+
+def test_files_of_an_earlier_export_are_named(folder: Path, tmp_path: Path, export_here) -> None:
+    """The runtime would go on to take that INT8 file."""
+    photos = folder / "photos"
+    code, message = export_here("--quantize", "--calibration", photos)
+    assert (code, "earlier export" in message) == (0, False)
+    code, message = export_here("--calibration", photos)
+    assert code == 0
+    for name in ("model.int8.onnx", "plan.json"):
+        assert f"{tmp_path / 'out' / name}: of an earlier export and not replaced" in message
