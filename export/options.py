@@ -79,9 +79,9 @@ def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
     elif options.evaluation is not None and (options.plan is not None or not options.quantize):
         chosen = only_measured(options.evaluation, options.evaluation_samples)
     else:
+        found = "none given" if options.evaluation is None else "none to calibrate with"
         raise DataError(
-            "expected images like those the model will meet, found none to calibrate with; add --calibration "
-            "IMAGES"
+            f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
         )
     if labels is not None:
         chosen = labeled(chosen, labels)
