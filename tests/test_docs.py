@@ -9,11 +9,11 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 import pytest
 
-from calibration.plan import BalancePlan, LinearPlan, ProductPlan, Range
+from calibration.plan import BalancePlan, LinearPlan, Precision, ProductPlan, QuantizationPlan, Range
 from export.from_onnx.spec import FIELDS as SPEC_FIELDS
 from runtime.batch.output import FIELDS
 from runtime.images.preprocess import Preprocess
@@ -24,13 +24,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 COMMAND_LINES = ROOT / "docs" / "reference" / "command-lines.md"
 FILE_FORMATS = ROOT / "docs" / "reference" / "file-formats.md"
+MODEL_FILE = ROOT / "docs" / "reference" / "model-file.md"
 # Commands live in these folders. Every module there that makes an ArgumentParser is documented.
 FOLDERS = ("vit", "export", "runtime", "calibration", "tools", "benchmarks", "examples")
-# Pages that are written at the same time as this test; the list ends empty.
-COMING = {
-    "bring-weights.md",
-    "quantize-onnx.md",
-}
+# Options of other programs that the pages name.
+OF_OTHERS = {"--max-restarts", "--nnodes", "--rdzv-id"}  # torchrun
 # Who executes the Python of a page. A page with Python that is not listed here fails a test.
 RUN_BY = {
     "README.md": "tests/runtime/test_packaging.py",
@@ -147,28 +145,47 @@ def test_defaults_and_choices_are_those_of_the_parser(parsers: dict[str, argpars
                 assert f"`{choice}`" in meaning, f"{where}: {choice} is not explained"
 
 
+COMMAND = re.compile(r"(?:^|\s)-m ((?:vit|export|runtime|tools|benchmarks|examples)\b.*)")
+
+
 def shown_commands() -> list[tuple[str, str]]:
-    """Return every `python -m …` line of a code block in any page, with the name of the page."""
+    """Return what follows `-m` in each line of code of any page, with the name of the page.
+
+    Variables, pipes and torchrun may precede it; blocks may be fenced, within a list too, or indented.
+    """
     lines = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"```\w*\n(.*?)```", text, re.S):
-            found_here = re.findall(r"^python -m ((?:vit|export|runtime|tools|benchmarks)\b.*)", block, re.M)
-            lines += [(str(page.relative_to(ROOT)), line.split("  #")[0].strip()) for line in found_here]
+        code = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+        code += re.findall(r"^ {4}(?=\S).*", text, re.M)
+        found_here = [match[1] for line in code if (match := COMMAND.search(line))]
+        lines += [(str(page.relative_to(ROOT)), line.split("  #")[0].strip()) for line in found_here]
     return lines
+
+
+def command_in(line: str, parsers: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
+    """Return the command of a line, and the words behind it."""
+    module, *words = shlex.split(line.split(" > ")[0].split(" | ")[0])
+    subcommand = f"{module} {words[0] if words else ''}"
+    return (subcommand, words[1:]) if subcommand in parsers else (module, words)
 
 
 def test_commands_in_the_pages_are_accepted(
     parsers: dict[str, argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = shown_commands()
-    assert len(shown) > 20
+    assert len(shown) > 50
+    assert {"docs/guides/batch.md", "docs/guides/distributed-training.md", "docs/reference/runtime.md"} <= {
+        page
+        for page, _ in shown  # with a pipe, with torchrun, indented
+    }
     for page, line in shown:
         # A line that stands for others (…), or takes its arguments from a variable, is not one to be typed.
         if "…" in line or "$" in line:
             continue
-        module, *words = shlex.split(line.split(" > ")[0])
-        command = f"{module} {words.pop(0)}" if f"{module} {words[0] if words else ''}" in parsers else module
+        command, words = command_in(line, parsers)
+        if (command, words) == ("tools.mutants", []):  # it reads no command line
+            continue
         assert command in parsers, f"{page}: {line}"
         try:
             parsers[command].parse_args(words)
@@ -176,15 +193,68 @@ def test_commands_in_the_pages_are_accepted(
             pytest.fail(f"{page}: python -m {line}: {capsys.readouterr().err}")
 
 
-@pytest.mark.parametrize("kind", [Metadata, Preprocess, Range, LinearPlan, ProductPlan, BalancePlan])
-def test_every_field_is_documented(kind: type) -> None:
-    written = set(re.findall(r"`(\w+)`", FILE_FORMATS.read_text(encoding="utf-8")))
-    assert {field.name for field in fields(kind)} <= written
+def test_options_named_in_the_text_exist(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    """An option alone (`--plan`) is one of some command, behind a command one of its own."""
+    known = {option for parser in parsers.values() for option in parser._option_string_actions} | OF_OTHERS
+    checked = 0
+    for page in PAGES:
+        for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text(encoding="utf-8")):
+            match = COMMAND.search(" ".join(code.split()))
+            command, _ = command_in(match[1], parsers) if match else ("", [])
+            if command not in parsers and not code.startswith("--"):
+                continue  # of another program
+            allowed = set(parsers[command]._option_string_actions) if command in parsers else known
+            options = re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+            checked += len(options)
+            wrong = [option for option in options if option not in allowed]
+            assert not wrong, f"{page.relative_to(ROOT)}: no option {wrong[0]}: {code}"
+    assert checked > 150
 
 
-def test_fields_of_result_lines_and_descriptions_are_documented() -> None:
-    written = set(re.findall(r"`(\w+)`", FILE_FORMATS.read_text(encoding="utf-8")))
-    assert set(FIELDS) | set(SPEC_FIELDS) <= written
+def test_files_named_in_the_text_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)+)`", page.read_text(encoding="utf-8")):
+            if (ROOT / name.split("/")[0]).is_dir() and name.split("/")[0] in (
+                *FOLDERS,
+                "docs",
+                "tests",
+                "javascript",
+            ):
+                assert (ROOT / name).exists(), f"{page.relative_to(ROOT)}: {name} does not exist"
+
+
+def names_in(page: Path, section: str) -> set[str]:
+    """Return the names in the first cells of a section's tables."""
+    text = page.read_text(encoding="utf-8")
+    (body,) = re.findall(rf"^#+ {re.escape(section)}$(.*?)(?=^#|\Z)", text, re.M | re.S)
+    return {
+        name for cell in re.findall(r"^\| (`.*?) \|", body, re.M) for name in re.findall(r"`(\w+)`", cell)
+    }
+
+
+def names_of(*kinds: Any) -> set[str]:
+    return {field.name for kind in kinds for field in fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("page", "section", "expected"),
+    [
+        (MODEL_FILE, "Metadata", {"version", "exact_on"} | names_of(Metadata)),
+        (MODEL_FILE, "Preprocessing", names_of(Preprocess)),
+        (FILE_FORMATS, "Description of an ONNX model", set(SPEC_FIELDS)),
+        (FILE_FORMATS, "plan.json", {"format", "version"} | names_of(QuantizationPlan, LinearPlan)),
+        (FILE_FORMATS, "Result lines", set(FIELDS)),
+    ],
+    ids=["metadata", "preprocessing", "description", "plan", "result lines"],
+)
+def test_the_fields_of_a_table_are_those_of_the_code(page: Path, section: str, expected: set[str]) -> None:
+    assert names_in(page, section) == expected
+
+
+def test_the_parts_of_a_plan_are_documented() -> None:
+    section = FILE_FORMATS.read_text(encoding="utf-8").split("## plan.json")[1].split("## report.json")[0]
+    written = set(re.findall(r"`(\w+)`", section))
+    assert names_of(Range, ProductPlan, BalancePlan) | set(get_args(Precision)) <= written
 
 
 def test_every_python_block_is_run_by_a_test() -> None:
@@ -204,8 +274,6 @@ def test_links_lead_somewhere() -> None:
                 continue
             name, _, anchor = target.partition("#")
             there = (page.parent / name).resolve() if name else page
-            if there.name in COMING:
-                continue
             if not there.is_file() or (anchor and anchor not in anchors(there)):
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken, "\n".join(broken)
