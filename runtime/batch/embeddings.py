@@ -110,7 +110,7 @@ def _check(options: argparse.Namespace, out: Path) -> None:
         raise EmbeddingsError(f"{names}: not possible with --embeddings, which labels nothing")
     if not is_folder(out.absolute().parent):
         raise EmbeddingsError(f"{out.absolute().parent}: no such folder, make it first")
-    for path in _names(out):
+    for path in _names(out).values():
         if os.path.lexists(path) and not options.overwrite:
             raise EmbeddingsError(f"{path} is there already; --overwrite replaces it")
 
@@ -120,9 +120,10 @@ def _said(options: argparse.Namespace, name: str) -> bool:
     return value is not None and value is not False
 
 
-def _names(out: Path) -> tuple[Path, Path, Path]:
-    """Return the array, the paths of its rows, and the list of what failed."""
-    return out, out.with_suffix(".jsonl"), out.with_suffix(".failed.jsonl")
+def _names(out: Path) -> dict[str, Path]:
+    """Return the array, the paths of its rows (in Parquet a column), and the list of what failed."""
+    paths = {} if out.suffix.lower() == ".parquet" else {"paths": out.with_suffix(".jsonl")}
+    return {"array": out, **paths, "failed": out.with_suffix(".failed.jsonl")}
 
 
 class _Files:
@@ -130,29 +131,31 @@ class _Files:
 
     def __init__(self, out: Path, features: int) -> None:
         self._final = _names(out)
-        self._aside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in self._final]
-        self.failed_name = self._final[2].name
-        self._lines: list[IO[bytes] | None] = [None, None]
+        self._aside = {
+            name: path.with_name(f".{path.name}.{os.getpid()}.tmp") for name, path in self._final.items()
+        }
+        self.failed_name = self._final["failed"].name
+        self._lines: dict[str, IO[bytes]] = {}
         parquet = out.suffix.lower() == ".parquet"
-        self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside[0], features)
-        if not parquet:  # Parquet has the paths in a column
-            self._lines[0] = self._aside[1].open("wb")
+        self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside["array"], features)
+        if "paths" in self._aside:
+            self._lines["paths"] = self._aside["paths"].open("wb")
 
     def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
         self._sink.put(path, row)
-        if self._lines[0] is not None:
-            self._lines[0].write(_line(path=path))
+        if "paths" in self._lines:
+            self._lines["paths"].write(_line(path=path))
 
     def fail(self, path: str, error: str) -> None:
-        file = self._lines[1] or self._aside[2].open("wb")
-        self._lines[1] = file
-        file.write(_line(path=path, error=error))
+        if "failed" not in self._lines:
+            self._lines["failed"] = self._aside["failed"].open("wb")
+        self._lines["failed"].write(_line(path=path, error=error))
 
     def finish(self) -> None:
         self._close()
-        for aside, final in zip(self._aside, self._final, strict=True):
-            if aside.exists():
-                aside.replace(final)
+        for name, final in self._final.items():
+            if self._aside[name].exists():
+                self._aside[name].replace(final)
             else:  # of an earlier run: it would tell of other images
                 final.unlink(missing_ok=True)
 
@@ -160,14 +163,13 @@ class _Files:
         """Take away what is not finished; nothing after `finish`."""
         with suppress(OSError):  # a full disk: what is left in memory is not wanted any more
             self._close()
-        for aside in self._aside:
+        for aside in self._aside.values():
             aside.unlink(missing_ok=True)
 
     def _close(self) -> None:
         with ExitStack() as stack:  # all of them, also where one fails
-            for file in (self._sink, *self._lines):
-                if file is not None:
-                    stack.callback(file.close)
+            for file in (self._sink, *self._lines.values()):
+                stack.callback(file.close)
 
 
 class _Npy:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, Preprocess
 from runtime.__main__ import main
+from runtime.batch import embeddings
 from runtime.results import Prediction, unsure
 
 Make = Callable[..., Path]
@@ -151,6 +152,27 @@ def test_a_folder_to_parquet(make: Make, images: Path, tmp_path: Path) -> None:
     table = parquet.read_table(out).to_pydict()
     assert table["path"] == [str(images / "a.png")]
     np.testing.assert_allclose(table["embedding"][0], Embedder(make())(images / "a.png"), atol=1e-7)
+
+
+def test_parquet_leaves_a_jsonl_beside_it_alone(
+    make: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paths are a column, so a file of that name is another's: labels, for example."""
+
+    class Sink:
+        def __init__(self, path: Path, _features: int) -> None:
+            path.write_bytes(b"columns")
+
+        def put(self, path: str, row: Any) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(embeddings, "_Parquet", Sink)
+    (tmp_path / "out.jsonl").write_text("labels", encoding="utf-8")
+    command = [str(make()), str(images / "a.png"), "--embeddings", str(tmp_path / "out.parquet")]
+    assert main(command) == 0
+    assert main([*command, "--overwrite"]) == 0
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "labels"
 
 
 def test_parquet_without_pyarrow_is_said(
