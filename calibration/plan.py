@@ -133,7 +133,8 @@ class QuantizationPlan:
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"expected a plan in JSON, found {error}") from error
+            found = f"no JSON ({error})" if text.strip() else "an empty file"
+            raise PlanError(f"expected a plan in JSON, found {found}") from error
         if not isinstance(document, dict) or document.get("format") != "vit-edge plan":
             raise PlanError('expected a JSON object with "format": "vit-edge plan"')
         if document.get("version") != PLAN_VERSION or document["version"] is True:
@@ -159,9 +160,18 @@ def read_plan(path: Path) -> QuantizationPlan:
     Raises:
         PlanError: naming the file, when it is not a plan.
     """
+    wanted = "the plan.json of an export"
     try:
         return QuantizationPlan.from_json(path.read_text(encoding="utf-8-sig"))
-    except (PlanError, OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        raise PlanError(f"{path}: no such file; give {wanted}") from error
+    except IsADirectoryError as error:
+        raise PlanError(f"{path}: expected {wanted}, found a folder") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: expected {wanted}, found no text") from error
+    except OSError as error:
+        raise PlanError(f"{path}: it cannot be read: {error.strerror or error}") from error
+    except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
 
 

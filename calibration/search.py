@@ -55,9 +55,11 @@ class Budget:
             if drift.top1_drop is None:
                 raise ValueError("a limit on top-1 needs images whose classes are known")
             if drift.top1_drop > self.max_drift:
-                found.append(f"top-1 falls by {drift.top1_drop:.2f} points, allowed are {self.max_drift:g}")
+                found.append(
+                    f"top-1 falls by {drift.top1_drop:.2f} points (limit: {self.max_drift:g} points)"
+                )
         if self.min_agreement is not None and drift.agreement < self.min_agreement:
-            found.append(f"agreement is {drift.agreement:.2f} %, asked for are {self.min_agreement:g}")
+            found.append(f"agreement is {drift.agreement:.2f} % (minimum: {self.min_agreement:g} %)")
         if self.min_sqnr is not None and drift.sqnr < self.min_sqnr:
             found.append(f"SQNR is {drift.sqnr:.1f} dB (minimum: {self.min_sqnr:g} dB)")
         return found
@@ -142,8 +144,8 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
     if missed := budget.misses(after):
         worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
         raise BudgetError(
-            f"{'; '.join(missed)} on {counted(after.images, 'image')} apart, even with {most} of "
-            f"{len(layers)} linears (half of their work) back in float; furthest from float: {worst}"
+            f"{'; '.join(missed)} on {counted(after.images, 'image')} of the search, even with {most} of "
+            f"{len(layers)} linear layers (half of their cost) in float32; furthest from float32: {worst}"
         )
     enough, too_few = most, 0
     while enough - too_few > 1:

@@ -86,7 +86,7 @@ def check_limits(results: Results, options: Options) -> None:
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
         elif failures and each.variant == "int8":
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
-            failures.append(f"furthest from float: {worst}")
+            failures.append(f"furthest from float32: {worst}")
         if failures:
             raise too_far(each.variant, "; ".join(failures))
 
@@ -151,7 +151,7 @@ def _doubts(
 
 def too_far(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
-    advice = "give more calibration images or keep layers in float (--keep-float)"
+    advice = "give more calibration images or keep layers in float32 (--keep-float)"
     if variant != "int8":
         advice = "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 from calibration.merging.schedule import even_schedule, middle_blocks, tokens_left
 from calibration.plan import PlanError, QuantizationPlan
 from export.options import Options
 from vit.config import ViTConfig
+
+SHOWN_LAYERS, NEAREST_LAYERS = (
+    20,
+    3,
+)  # names that one line of a message can hold; of a larger model, the nearest
 
 
 def check_layers(options: Options, plan: QuantizationPlan | None, layers: Collection[str]) -> None:
@@ -49,7 +55,11 @@ def check_names(keep_float: Collection[str], layers: Collection[str]) -> None:
         PlanError: with the names that there are.
     """
     if unknown := sorted(set(keep_float) - set(layers)):
-        raise PlanError(f"no layer is called {', '.join(unknown)}; the model has: {', '.join(layers)}")
+        there = ", ".join(layers)
+        if len(layers) > SHOWN_LAYERS:
+            nearest = get_close_matches(unknown[0], layers, NEAREST_LAYERS, cutoff=0)
+            there = f"{', '.join(nearest)} and {len(layers) - len(nearest)} more, all in plan.json"
+        raise PlanError(f"no layer is called {', '.join(unknown)}; the model has: {there}")
 
 
 def is_product(name: str) -> bool:

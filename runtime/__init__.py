@@ -1,6 +1,6 @@
 """Classify images with a model that `python -m export` made. Needs onnxruntime, numpy and pillow.
 
-    from . import Classifier
+    from runtime import Classifier
 
     classify = Classifier("model.int8.onnx")
     print(classify("photo.jpg").label)

@@ -19,13 +19,13 @@ label, index, score) and error (null, or why there is no label). Progress and a 
 
 examples:
   {prog} artifacts/flowers holiday/ --output labels.jsonl
-  {prog} model.int8.onnx photos/ --output labels.jsonl --resume     after a crash, or a power cut
+  {prog} model.int8.onnx photos/ --output labels.jsonl --resume     after an interruption
   {prog} model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
   find / -name '*.jpg' -print0 | {prog} model.int8.onnx - --null > labels.jsonl
 
-Formats: those of Pillow, and with pillow-heif HEIC, with pillow-jxl-plugin JPEG XL, with rawpy raw photos.
+Formats: those of Pillow; HEIC with pillow-heif, JPEG XL with pillow-jxl-plugin, raw photos with rawpy.
 
-exit codes: 0 every image was read, 1 some have no answer, or the work broke off, 2 wrong use, 130 interrupted
+Exit codes: 0 every image was read, 1 some images failed or the disk is full, 2 wrong use, 130 interrupted.
 """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calibration.plan import LinearPlan, QuantizationPlan
+from calibration.plan import LinearPlan, PlanError, QuantizationPlan
 from tools.expected_drift import random_checkpoint
 
 # Runs every command line in one process; a heavy package ends the command line that imports it.
@@ -59,6 +59,7 @@ TABLE = [
     ("runtime", "", 2, "required: MODEL, IMAGES"),
     ("runtime", "m.onnx", 2, "required: IMAGES"),
     ("runtime", "nowhere.onnx photos", 2, "no such model file"),
+    ("runtime", "photos/0/1.png photos", 2, "first the model, then the images"),
     ("runtime", "photos photos", 2, "no model in this folder"),
     ("runtime", "m.onnx nowhere", 2, "nowhere: no such image"),
     ("runtime", f"{CLASSIFY} --output nowhere/l.jsonl", 2, "no such folder"),
@@ -73,6 +74,7 @@ TABLE = [
     ("runtime", f"{CLASSIFY} --device tpu", 2, "invalid choice: 'tpu'"),
     ("runtime", f"{CLASSIFY} --copy", 2, "needs --sort-into"),
     ("runtime", f"{CLASSIFY} --sort-into file", 2, "found a file"),
+    ("runtime", f"{CLASSIFY} --sort-into photos", 2, "photos: its images would not be read"),
     ("runtime", f"{CLASSIFY} --null", 2, "add -"),
     ("runtime", f"{CLASSIFY} --sha256 abc", 2, "64 hexadecimal digits"),
     ("runtime", f"{CLASSIFY} --format parquet", 2, "needs --engine ray"),
@@ -102,7 +104,7 @@ TABLE = [
     ("vit", f"{TRAIN} --lr nan", 2, "a number above 0"),
     ("vit", f"{TRAIN} --seed=-1", 2, "whole number from 0"),
     ("vit", f"{TRAIN} --image-size 0", 2, "whole number from 1"),
-    ("vit", f"{TRAIN} --image-size 33", 2, "not a multiple of patch_size"),
+    ("vit", f"{TRAIN} --image-size 33", 2, "multiple of patch_size 16; take 32x32 or 48x48"),
     ("vit", f"{TRAIN} --model gigantic", 2, "unknown size 'gigantic'"),
     ("vit", f"{TRAIN} --preset x", 2, "unknown preset 'x'"),
     ("vit", f"{TRAIN} --preset probe", 2, "give the backbone with --from"),
@@ -111,7 +113,8 @@ TABLE = [
     ("vit", f"{TRAIN} --from c.safetensors --model tiny", 2, "give one of them"),
     ("vit", f"{TRAIN} --teacher c.safetensors", 2, "the teacher's classes"),
     ("vit", f"{TRAIN} --set nonsense", 2, "expected NAME=VALUE"),
-    ("vit", f"{TRAIN} --set batch=many", 2, "not a whole number"),
+    ("vit", f"{TRAIN} --set batch=many", 2, "batch: expected a whole number, found 'many'"),
+    ("vit", f"{TRAIN} --set flip=yes", 2, "flip: expected true or false, found 'yes'"),
     ("vit", f"{TRAIN} --set lr=inf", 2, "lr must be positive"),
     ("vit", f"{TRAIN} --set holdout=2", 2, "at least 0 and below 1"),
     ("vit", f"{TRAIN} --set smoothing=2", 2, "between 0 and 1"),
@@ -133,9 +136,9 @@ TABLE = [
     ("vit", "import timm.bin --out run", 2, "another model is there"),
     ("vit", "import timm.bin --out new --heads 0", 2, "whole number from 1"),
     ("vit", "import timm.bin --out new --activation tan", 2, "invalid choice: 'tan'"),
-    ("vit", "import timm.bin --out new --labels nowhere", 2, "cannot be read as labels"),
+    ("vit", "import timm.bin --out new --labels nowhere", 2, "nowhere: no such file; give a text file with"),
     ("vit", "import timm.bin --out new --labels blank", 2, "found no line"),
-    ("vit", "summary nowhere", 2, "no checkpoint here"),
+    ("vit", "summary nowhere", 2, "or one of tiny, small, base, large, huge, found neither"),
     ("vit", "plots nowhere", 2, "no checkpoint here"),
     ("vit", "plots c.safetensors --out file", 2, "found a file"),
     ("vit", "plots c.safetensors --data flowers", 2, "is not one of the model's 10 labels"),
@@ -156,8 +159,10 @@ TABLE = [
     ("export", "c.safetensors --calibration photos --keep-float head", 2, "add --quantize"),
     ("export", "c.safetensors --calibration photos --max-drift 1", 2, "add --quantize, --plan or --fp16"),
     ("export", f"{EXPORT} --plan other.json", 2, "with 74 linear layers, this model has 14"),
-    ("export", f"{EXPORT} --plan nowhere", 2, "nowhere: "),
-    ("export", f"{EXPORT} --plan blank", 2, "expected a plan in JSON"),
+    ("export", f"{EXPORT} --plan nowhere", 2, "nowhere: no such file; give the plan.json of an export"),
+    ("export", f"{EXPORT} --plan photos", 2, "photos: expected the plan.json of an export, found a folder"),
+    ("export", f"{EXPORT} --plan blank", 2, "blank: expected a plan in JSON, found an empty file"),
+    ("export", f"{EXPORT} --plan spec.json", 2, 'a JSON object with "format": "vit-edge plan"'),
     ("export", f"{EXPORT} --plan other.json --keep-float head", 2, "--plan brings one"),
     ("export", f"{EXPORT} --samples 0", 2, "whole number from 1"),
     ("export", f"{EXPORT} --threads many", 2, "whole number from 1"),
@@ -273,3 +278,15 @@ def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
     )
     assert options.checkpoint == Path("runs/x")
     assert options.keep_float == ["head", "patch_embedding"]
+
+
+def test_of_a_large_model_the_nearest_names_are_shown() -> None:
+    from export.layers import check_names, layers_of
+    from vit.config import ViTConfig
+
+    layers = layers_of(ViTConfig()) or ()
+    with pytest.raises(PlanError) as caught:
+        check_names(("blocks.3.mlp.fc3",), layers)
+    assert "blocks.3.mlp.fc1" in str(caught.value)
+    assert str(caught.value).endswith(f"and {len(layers) - 3} more, all in plan.json")
+    assert len(str(caught.value)) < 200

@@ -60,9 +60,7 @@ class ViTConfig:
         self._check_choices()
         height, width = self.image_size
         if height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}"
-            )
+            raise ConfigError(_no_multiple(self.image_size, self.patch_size))
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         if min(self.std) <= 0:
@@ -128,6 +126,14 @@ class ViTConfig:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"not a ViT configuration: {error}") from error
+
+
+def _no_multiple(size: tuple[int, int], patch: int) -> str:
+    """Say which image sizes near this one a patch size divides."""
+    below = "x".join(str(each // patch * patch) for each in size)
+    above = "x".join(str(-(-each // patch) * patch) for each in size)
+    smaller = f"{below} or " if min(size) >= patch else ""
+    return f"image_size {size[0]}x{size[1]} is not a multiple of patch_size {patch}; take {smaller}{above}"
 
 
 # Tiny and Small are DeiT's (arXiv 2012.12877, Table 1), the others Table 1 of arXiv 2010.11929.

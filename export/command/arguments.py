@@ -23,20 +23,21 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         nargs="?",
         type=Path,
-        help="a file or folder: a checkpoint, or weights of another project (default: the digits example)",
+        metavar="CHECKPOINT",
+        help="checkpoint or its folder, or weights of another project (default: the digits example)",
     )
     add(
         "--onnx",
         type=Path,
         metavar="MODEL",
-        help="a float32 ViT as ONNX in the place of a checkpoint: a file, or the folder of optimum or "
-        "transformers.js",
+        help="float32 ONNX model of another project, instead of a checkpoint: an .onnx file, or the folder "
+        "of optimum or transformers.js",
     )
     add(
         "--preprocess",
         type=Path,
         metavar="SPEC",
-        help="what the --onnx model wants to see: JSON with preprocess, mean, std and labels, or a "
+        help="description of the --onnx model: JSON with preprocess, mean, std and labels, or a "
         "preprocessor_config.json (default: the one beside the model)",
     )
 
@@ -45,15 +46,31 @@ def _add_files_and_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--fp16", action="store_true", help="also write model.fp16.onnx, for GPUs")
     add("--quantize", action="store_true", help="also write model.int8.onnx (static INT8)")
-    add("--calibration", metavar="IMAGES", help="an image folder, an IDX folder, fashion-mnist or digits")
+    add(
+        "--calibration",
+        metavar="IMAGES",
+        help="images for calibration, required with a model: an image folder, an IDX folder, fashion-mnist "
+        "or digits",
+    )
     add(
         "--evaluate",
         metavar="IMAGES",
-        help="measure drift on these (default: images that did not calibrate)",
+        help="images to measure drift on (default: images that did not calibrate)",
     )
-    add("--out", type=Path, metavar="DIR", help="where the files go (default: artifacts/NAME)")
-    add("--samples", type=positive, default=128, metavar="N", help="images to calibrate with (default: 128)")
-    add("--evaluation-samples", type=positive, metavar="N", help="images to measure with (default: all)")
+    add("--out", type=Path, metavar="DIR", help="folder for the files (default: artifacts/NAME)")
+    add(
+        "--samples",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="number of calibration images (default: 128)",
+    )
+    add(
+        "--evaluation-samples",
+        type=positive,
+        metavar="N",
+        help="number of images to measure on (default: all)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -62,32 +79,32 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-drift",
         type=number(0, 100),
         metavar="POINTS",
-        help="fail when top-1 falls by more percentage points",
+        help="fail if top-1 falls by more percentage points",
     )
     add(
         "--min-agreement",
         type=number(0, 100),
         metavar="PERCENT",
-        help="fail when fewer images keep their label",
+        help="fail if fewer images keep their label",
     )
     add(
         "--min-sqnr",
         type=number(),
         metavar="DB",
-        help="fail when the logits' signal-to-noise ratio is lower (default: 20 with --merge-tokens "
+        help="fail if the signal-to-noise ratio of the logits is lower (default: 20 with --merge-tokens "
         "and no R, else none)",
     )
     add(
         "--embedding",
         action="store_true",
-        help="also give out the embedding, what the last linear layer reads; a model without classes gives "
-        "nothing else",
+        help="also write the embedding as an output: what the last linear layer reads; a model without "
+        "classes has no other output",
     )
     add(
         "--min-cosine",
         type=number(-1, 1),
         metavar="COSINE",
-        help="fail when the mean cosine of the embeddings to those of float32 is lower",
+        help="fail if the mean cosine of the embeddings to those of float32 is lower",
     )
 
 
@@ -99,16 +116,16 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         const="auto",
         type=token_count,
         metavar="R",
-        help="merge similar patches inside int8, an approximation: R per block in the middle half of "
-        "the blocks, or without R as many as --max-drift, --min-agreement and --min-sqnr allow",
+        help="merge similar patches in the INT8 model, an approximation: R per block in the middle half of "
+        "the blocks; without R, as many as --max-drift, --min-agreement and --min-sqnr allow",
     )
     add(
         "--target",
         type=target_or_auto,
         default="auto",
         metavar="TARGET",
-        help="the form of INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
-        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto takes the one for this CPU "
+        help="form of the INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU "
         "(default: %(default)s)",
     )
     add("--plan", type=Path, metavar="PLAN", help="quantize by this plan.json instead of calibrating")
@@ -117,7 +134,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LAYER",
-        help="a layer to leave in float32; may be repeated",
+        help="layer to leave in float32; may be repeated; plan.json lists the names",
     )
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 

@@ -37,7 +37,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
-        epilog="Exit codes: 0 done; 1 the export failed or drifts too far, nothing was written; 2 wrong use.",
+        epilog="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: nothing was written; "
+        "2 wrong use; 130 interrupted.",
     )
     add_arguments(parser)
     return parser

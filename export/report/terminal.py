@@ -50,15 +50,16 @@ def _given_up(results: Results) -> str:
     """Describe the layers that a search returned to float32, and their cost."""
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
-    apart = f"{counted(search['images'], 'image')} apart"
+    others = f"{counted(search['images'], 'image')} of its own"
     if results.verdict.status == "not judged":
-        return f"budget: not judged (see limits), searched on {apart}"
+        return f"search: on {others}; its result cannot be judged, see limits"
     if not names:
-        return f"budget: met with every planned layer in int8, on {apart}"
+        return f"search: on {others}, limits met with every planned layer in int8"
     (int8,) = [each for each in results.variants if each.variant == "int8"]
     before, after = search["latency_ms_before"]["median"], int8.latency["median"]
     return (
-        f"budget: met on {apart} with {shortened(names)} in float32, {before:.2f} → {after:.2f} ms an image"
+        f"search: on {others}, limits met with {shortened(names)} in float32, "
+        f"{before:.2f} → {after:.2f} ms per image"
     )
 
 

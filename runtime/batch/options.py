@@ -35,32 +35,32 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=_output,
         metavar="FILE",
-        help="write here (.jsonl or .csv) and not to standard output (which is also -)",
+        help="write the lines to this file (.jsonl or .csv); - is standard output, the default",
     )
     add(
         "--format",
         choices=["jsonl", "csv", "parquet"],
-        help="default: by the output's name, else jsonl; on a cluster parquet (or jsonl)",
+        help="default: by the name of the output, else jsonl; on a cluster parquet (or jsonl)",
     )
     add(
         "--embeddings",
         metavar="FILE",
         help="write embeddings, not labels: FILE.npy with FILE.jsonl (the path of each row), or FILE.parquet",
     )
-    add("--resume", action="store_true", help="go on with --output FILE after an interruption")
+    add("--resume", action="store_true", help="continue --output FILE after an interruption")
     add("--overwrite", action="store_true", help="replace --output FILE")
     add(
         "--unordered",
         action="store_true",
-        help="give results as they are ready, not in the order of the images",
+        help="write results as they are ready, not in the order of the images",
     )
     add("--sort-into", type=Path, metavar="DIR", help="link each image into DIR/<label>/")
-    add("--copy", action="store_true", help="with --sort-into: copies, not links")
+    add("--copy", action="store_true", help="with --sort-into: copy instead of link")
 
 
 def _add_prediction(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--top", type=positive, default=5, metavar="N", help="candidates in each line (default 5)")
+    add("--top", type=positive, default=5, metavar="N", help="number of candidates per line (default: 5)")
     add(
         "--min-score",
         type=_score,
@@ -71,19 +71,24 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--device", choices=DEVICES, default="auto", help="default auto: CUDA where it works, else the CPU")
+    add(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="where to predict (default: auto, CUDA where it works, else the CPU)",
+    )
     add(
         "--workers",
         type=positive,
         metavar="N",
-        help=f"images at a time (default: the cores, {available_cores()})",
+        help=f"images in work at the same time (default: number of cores, here {available_cores()})",
     )
     add(
         "--max-pixels",
         type=positive,
         default=89_478_485,
         metavar="N",
-        help="refuse larger images (default %(default)s)",
+        help="refuse images with more pixels (default: %(default)s)",
     )
     add("--sha256", type=_digest, metavar="HEX", help="refuse a model file with another digest")
     add(
@@ -97,18 +102,27 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the options that mean a cluster, as a group of their own."""
     add = parser.add_argument_group(
-        "a cluster (docs/guides/cluster.md)",
-        "IMAGES are then also URIs (s3://…) and Parquet files with a column path; --output is a folder or "
-        "a URI.",
+        "on a cluster (docs/guides/cluster.md)",
+        "With --engine ray, IMAGES may be URIs (s3://…) and Parquet files with a column path; --output is a "
+        "folder or a URI.",
     ).add_argument
-    add("--engine", choices=["local", "ray"], default="local", help="ray: over a cluster (default local)")
-    add("--address", metavar="HOST:PORT", help="default RAY_ADDRESS, else a cluster on this machine")
+    add(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local: this machine (default); ray: a cluster",
+    )
+    add(
+        "--address",
+        metavar="HOST:PORT",
+        help="cluster to connect to (default: RAY_ADDRESS, else a cluster on this machine)",
+    )
     add(
         "--part-images",
         type=positive,
         default=1000,
         metavar="N",
-        help="images in a part of the output, at most (default %(default)s)",
+        help="images in a part of the output, at most (default: %(default)s)",
     )
 
 
@@ -132,11 +146,17 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def _must_exist(options: argparse.Namespace) -> None:
-    from ..model_file.artifact import absent, choose_file  # it needs NumPy, which --help does not
+    from ..images.files import (
+        image_suffixes,
+        suffix_of,
+    )  # it needs Pillow, and the other NumPy: --help neither
+    from ..model_file.artifact import absent, choose_file
 
     model = choose_file(options.model)
     if not os.path.lexists(model):
         raise absent(model)
+    if suffix_of(model.name) in image_suffixes():
+        raise UsageError(f"{model}: expected a model, found an image; first the model, then the images")
     for given in options.images:
         if given != "-" and not os.path.lexists(given):
             raise UsageError(f"{given}: no such image or folder")
@@ -155,6 +175,12 @@ def _must_fit_one_machine(options: argparse.Namespace) -> None:
         and not is_folder(options.sort_into)
     ):
         raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
+    if options.sort_into is not None and options.sort_into.exists():
+        for given in options.images:
+            if given != "-" and options.sort_into.samefile(given):
+                raise UsageError(
+                    f"{given}: its images would not be read, since --sort-into names it; give another folder"
+                )
     if options.null and "-" not in options.images:
         raise UsageError("--null is about paths on standard input: add -")
 

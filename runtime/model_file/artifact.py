@@ -92,7 +92,8 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
         return Artifact(source, metadata, digest, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(
-            f"{path}: not an ONNX model, or a damaged one ({error}); copy it again"
+            f"{path}: not an ONNX model, or a damaged one ({error}); give a file that python -m export "
+            "wrote, or copy it again"
         ) from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error

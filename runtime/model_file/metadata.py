@@ -116,9 +116,9 @@ class Metadata:
             raise ArtifactError(_wrong_version(version))
         expected = {*_FIELDS, "exact_on"}
         if unknown := sorted(set(document) - expected):
-            raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}")
+            raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}; export it again")
         if missing := sorted(expected - set(document)):
-            raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
+            raise ArtifactError(f"its metadata lacks {', '.join(missing)}; export it again")
         exact_on = document.pop("exact_on")
         if not isinstance(document["preprocess"], dict):
             raise ArtifactError("preprocess must be a JSON object")

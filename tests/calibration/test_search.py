@@ -84,7 +84,9 @@ def test_top1_is_a_budget_too(canonical, spoiled, images) -> None:
 
 
 def test_a_budget_that_cannot_be_met_is_an_error(canonical, plan, images) -> None:
-    with pytest.raises(BudgetError, match=r"asked for are 101 on 48 images apart.*half of their work"):
+    with pytest.raises(
+        BudgetError, match=r"\(minimum: 101 %\) on 48 images of the search.*half of their cost"
+    ):
         search_plan(canonical["plain"], plan, [images], Budget(min_agreement=101))
 
 

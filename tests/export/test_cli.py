@@ -120,7 +120,7 @@ def test_a_budget_is_searched_for_and_told(run: Run, checkpoint: Path, photos: P
     done = run(checkpoint, "--quantize", "--calibration", photos, "--min-agreement", 1, "--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(
-        r"^budget: met with every planned layer in int8, on \d+ images apart$", done.stdout, re.M
+        r"^search: on \d+ images of its own, limits met with every planned layer in int8$", done.stdout, re.M
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["search"]["returned_to_float"] == []
@@ -138,8 +138,8 @@ def test_a_budget_that_cannot_be_met_leaves_the_old_files(
     failed = run(*common, "--min-sqnr", 199)
     assert failed.returncode == 1
     assert re.fullmatch(
-        r"export: int8 drifts beyond the limit: SQNR is .* \(minimum: 199 dB\) on \d+ images apart, "
-        r"even with .* back in float; furthest from float: .*Nothing was written; .*\n",
+        r"export: int8 drifts beyond the limit: SQNR is .* \(minimum: 199 dB\) on \d+ images of the search, "
+        r"even with .* in float32; furthest from float32: .*Nothing was written; .*\n",
         failed.stderr,
     )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -270,7 +270,7 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             break_nothing,
             ["c.safetensors", "--calibration", "photos", "--min-sqnr", "199"],
             1,
-            "int8 drifts beyond the limit: .*SQNR .*; furthest from float: .* Nothing was written",
+            "int8 drifts beyond the limit: .*SQNR .*; furthest from float32: .* Nothing was written",
         ),
         (
             break_nothing,

@@ -141,7 +141,7 @@ def test_wrong_use_is_one_line_and_exit_2(model: Path, images: Path, tmp_path: P
 def test_help_is_enough() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in (b"MODEL", b"--resume", b"exit codes", b"examples", b"score"):
+    for word in (b"MODEL", b"--resume", b"Exit codes", b"examples", b"score"):
         assert word in done.stdout
 
 

@@ -120,6 +120,7 @@ def test_without_a_head_the_features_come_out(tiny_config):
     ("changes", "word"),
     [
         ({"patch_size": 5}, "multiple of patch_size"),
+        ({"image_size": (32, 9), "patch_size": 16}, "image_size 32x9 .* 16; take 32x16$"),
         ({"heads": 3}, "multiple of heads"),
         ({"classes": -1}, "classes"),
         ({"std": (0.0, 1.0, 1.0)}, "std"),

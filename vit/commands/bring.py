@@ -18,12 +18,24 @@ def add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_import)
     command.description = "Turn weights of another project into a checkpoint; nothing in them is executed."
     add = command.add_argument
-    add("source", type=Path, help="a Hugging Face or timm folder, or a .safetensors, .pth, .bin or .npz file")
+    add(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
+    )
     add("--out", required=True, type=Path, help="folder for the checkpoint")
     add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, class 0 first")
-    add("--heads", type=positive, metavar="N", help="attention heads, where the source does not say it")
-    add("--activation", choices=ACTIVATIONS, help="of the MLPs, where the source does not say it")
-    add("--weights", metavar="NAME", help="which set, where a file has several (default: a moving average)")
+    add(
+        "--heads", type=positive, metavar="N", help="number of attention heads, if the source does not say it"
+    )
+    add("--activation", choices=ACTIVATIONS, help="activation of the MLPs, if the source does not say it")
+    add(
+        "--weights",
+        metavar="NAME",
+        help="weights to read from a file that holds several sets (default: a moving average, if there is "
+        "one)",
+    )
 
 
 def run_import(options: argparse.Namespace) -> None:

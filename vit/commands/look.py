@@ -16,26 +16,35 @@ def add_summary(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."
     )
-    command.add_argument("model", help="a checkpoint, or one of tiny, small, base, large, huge")
+    command.add_argument(
+        "model", metavar="MODEL", help="checkpoint, or one of tiny, small, base, large, huge"
+    )
 
 
 def run_summary(options: argparse.Namespace) -> None:
     from vit.config import SIZES
-    from vit.document import read_document
+    from vit.document import CheckpointError, read_document
     from vit.inspect.summary import summary_text
 
     named = SIZES.get(options.model)
+    if named is None and not Path(options.model).exists():
+        raise CheckpointError(
+            f"{options.model}: expected a checkpoint, or one of {', '.join(SIZES)}, found neither"
+        )
     print(summary_text(named or read_document(options.model).config))
 
 
 def add_plots(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_plots)
-    command.description = "Draw what a run has learned as PNG and one HTML page, in RUN/plots."
-    command.add_argument("run", type=Path, help="a checkpoint or the folder of a run")
-    command.add_argument(
-        "--data", help="images for confusion, attention and mistakes (their test split, if any)"
+    command.description = (
+        "Draw what a run has learned as PNG files and one HTML page that says what to look for in each."
     )
-    command.add_argument("--out", type=Path, help="another folder than RUN/plots")
+    command.add_argument("run", type=Path, metavar="RUN", help="checkpoint or folder of a run")
+    command.add_argument(
+        "--data",
+        help="images for confusion, attention and mistakes; their test split is used if there is one",
+    )
+    command.add_argument("--out", type=Path, help="folder for the plots (default: RUN/plots)")
 
 
 def run_plots(options: argparse.Namespace) -> None:

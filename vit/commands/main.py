@@ -14,10 +14,10 @@ from vit.commands.train import add_train
 # Extras of pyproject.toml. Images are decoded by the runtime, so that each has `cpu` beside it.
 TRAIN = "train,cpu"
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "train": (add_train, "train on images, from nothing or from a checkpoint"),
-    "import": (add_import, "read weights of Hugging Face, timm, torchvision or Google"),
-    "summary": (add_summary, "layers, shapes, parameters and multiply-adds of a model"),
-    "plots": (add_plots, "curves, confusion, filters, attention and mistakes of a run"),
+    "train": (add_train, "train on images, from random weights or from a checkpoint"),
+    "import": (add_import, "turn weights of Hugging Face, timm, torchvision or Google into a checkpoint"),
+    "summary": (add_summary, "print layers, shapes, parameters and multiply-adds of a model"),
+    "plots": (add_plots, "draw curves, confusion, filters, attention and mistakes of a run"),
 }
 
 
@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    top = Parser(prog=prog, description="Vision Transformers: train, import, look inside.")
+    top = Parser(
+        prog=prog,
+        description="Train Vision Transformers, import them, and look inside.",
+        epilog=f"Options of a command: {prog} COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong use, "
+        "130 interrupted.",
+    )
     top.set_defaults(extra=TRAIN)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, summary) in COMMANDS.items():

@@ -31,14 +31,19 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
     _add_start_options(command)
     _add_recipe_options(command)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    add("--tensorboard", action="store_true", help="write OUT/tensorboard as well")
+    add(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where to train (default: auto, a GPU if there is one)",
+    )
+    add("--tensorboard", action="store_true", help="also write OUT/tensorboard")
     add(
         "--resume",
         nargs="?",
         const="yes",
         choices=("yes", "auto"),
-        help="go on with the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+        help="continue the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
     )
     add("--overwrite", action="store_true", help="replace the run in OUT")
 
@@ -53,30 +58,40 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         type=Path,
-        help="a checkpoint to start from; it gets a new head for the new classes",
+        help="checkpoint to start from; it gets a new head for the new classes",
     )
     add(
         "--preset",
-        help="scratch, finetune, probe (a new head on frozen features), or a kept example: digits, "
-        "fashion, fashion-quick (default: scratch, or finetune with --from)",
+        help="scratch, finetune, probe (a new head on frozen features), or an example: digits, fashion, "
+        "fashion-quick (default: finetune with --from, digits with --data digits, else scratch)",
     )
     add(
         "--image-size",
         type=positive,
         metavar="PIXELS",
-        help="other resolution; positions of --from are interpolated",
+        help="input resolution; position embeddings of --from are interpolated (default: of the model)",
     )
-    add("--white-level", type=int, metavar="N", help="16-bit gray that is white; 4095 for 12-bit data")
-    add("--patch-size", type=positive, metavar="PIXELS", help="edge of a patch, for a model from nothing")
-    add("--teacher", type=Path, help="a checkpoint with the same classes to learn from (distillation)")
+    add(
+        "--white-level",
+        type=int,
+        metavar="N",
+        help="value of a 16-bit gray pixel that is white; 4095 for 12-bit data",
+    )
+    add(
+        "--patch-size",
+        type=positive,
+        metavar="PIXELS",
+        help="edge of a patch, for a model with random weights",
+    )
+    add("--teacher", type=Path, help="checkpoint with the same classes to distill from")
 
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--epochs", type=positive)
-    add("--batch", type=positive, help="images a step, of all processes together")
-    add("--lr", type=number(0, above=True), help="the highest learning rate")
-    add("--seed", type=natural)
+    add("--epochs", type=positive, help="number of epochs (default: of the preset)")
+    add("--batch", type=positive, help="images per step, of all processes together (default: of the preset)")
+    add("--lr", type=number(0, above=True), help="highest learning rate (default: of the preset)")
+    add("--seed", type=natural, help="seed of weights, order and augmentation (default: of the preset)")
     add(
         "--merge-tokens",
         type=natural,
@@ -90,7 +105,8 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change any field of the recipe, e.g. --set mixup=0.2; all of them are printed at the start",
+        help="change any field of the recipe, for example --set mixup=0.2; may be repeated; the run prints "
+        "all fields at its start",
     )
 
 

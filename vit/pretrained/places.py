@@ -130,8 +130,14 @@ def read_labels(file: Path) -> tuple[str, ...]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{file}: no such file; give a text file with the name of a class on each line"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{file}: cannot be read as labels ({error})") from error
+        raise SourceError(
+            f"{file}: expected a text file with the name of a class on each line; it cannot be read ({error})"
+        ) from error
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise SourceError(f"{file}: expected the name of a class on each line, found no line")

@@ -142,7 +142,7 @@ def parsed_change(text: str) -> tuple[str, Any]:
     try:
         return name, PARSERS[types[name]](value)
     except (ValueError, KeyError) as error:
-        raise RecipeError(f"--set {text}: {value!r} is not {DESCRIBED[types[name]]}") from error
+        raise RecipeError(f"--set {name}: expected {DESCRIBED[types[name]]}, found {value!r}") from error
 
 
 PARSERS: dict[str, Any] = {
