@@ -28,7 +28,7 @@ MODEL_FILE = ROOT / "docs" / "reference" / "model-file.md"
 # Commands live in these folders. Every module there that makes an ArgumentParser is documented.
 FOLDERS = ("vit", "export", "runtime", "calibration", "tools", "benchmarks", "examples")
 # Options of other programs that the pages name.
-OF_OTHERS = {"--max-restarts", "--nnodes", "--rdzv-id"}  # torchrun
+OF_OTHERS = {"--max-restarts", "--nnodes", "--rdzv-id", "--preload"}  # torchrun, gunicorn
 # Who executes the Python of a page. A page with Python that is not listed here fails a test.
 RUN_BY = {
     "README.md": "tests/runtime/test_packaging.py",
