@@ -11,10 +11,8 @@ from calibration.plan import PlanError, QuantizationPlan
 from export.options import Options
 from vit.config import ViTConfig
 
-SHOWN_LAYERS, NEAREST_LAYERS = (
-    20,
-    3,
-)  # names that one line of a message can hold; of a larger model, the nearest
+# names that one line of a message can hold; of a larger model, the nearest
+SHOWN_LAYERS, NEAREST_LAYERS = 20, 3
 
 
 def check_layers(options: Options, plan: QuantizationPlan | None, layers: Collection[str]) -> None:

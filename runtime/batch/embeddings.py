@@ -168,8 +168,9 @@ class _Files:
 
     def _close(self) -> None:
         with ExitStack() as stack:  # all of them, also where one fails
-            for file in (self._sink, *self._lines.values()):
-                stack.callback(file.close)
+            stack.callback(self._sink.close)
+            for lines in self._lines.values():
+                stack.callback(lines.close)
 
 
 class _Npy:

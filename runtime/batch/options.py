@@ -146,10 +146,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def _must_exist(options: argparse.Namespace) -> None:
-    from ..images.files import (
-        image_suffixes,
-        suffix_of,
-    )  # it needs Pillow, and the other NumPy: --help neither
+    # these need Pillow and NumPy: --help needs neither
+    from ..images.files import image_suffixes, suffix_of
     from ..model_file.artifact import absent, choose_file
 
     model = choose_file(options.model)
