@@ -8,18 +8,22 @@ The photos are enlarged to `--size`, as a phone makes them, and classified twice
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.throughput import enlarge
+from benchmarks.timing import images_in
 from runtime import find_images, read_metadata
+from runtime.command.line import run_command
 from runtime.session import open_session
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -27,8 +31,13 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--size", type=int, nargs=2, default=(4000, 3000), metavar=("WIDTH", "HEIGHT"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    return run_command("benchmarks.decode_drift", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
     metadata = read_metadata(options.model)
+    images_in(options.photos)
     session = open_session(options.model, device="cpu", target=metadata.target)
     full, draft = (replace(metadata.preprocess, decode=way) for way in ("full", "draft"))
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +56,8 @@ def main() -> None:
         f"| {options.size[0]} x {options.size[1]} | {len(first)} | {agreement:.1f} % | {sqnr:.1f} dB "
         f"| {apart:.2f} of 255 |"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

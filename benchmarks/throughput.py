@@ -12,7 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,9 @@ import onnx
 from PIL import Image
 
 from benchmarks.cold_start import make_peer
+from benchmarks.timing import images_in
 from runtime import find_images, read_metadata
+from runtime.command.line import run_command
 from runtime.cpu import available_cores
 from runtime.model_file.artifact import METADATA_KEY
 
@@ -100,7 +102,7 @@ def with_decode(model: Path, decode: str, folder: Path) -> Path:
     return path
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,11 +111,18 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", type=int, default=24, help="12-megapixel JPEGs to compare decoding with")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    return run_command("benchmarks.throughput", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    read_metadata(options.model)  # what cannot be used is told before minutes of work
+    images_in(options.photos)
     with tempfile.TemporaryDirectory() as temporary:
         compare_ways(options, Path(temporary))
         for noise, quality in NOISE_AND_QUALITY:
             compare_decoding(options, Path(temporary), noise, quality)
+    return 0
 
 
 def compare_ways(options: argparse.Namespace, folder: Path) -> None:
@@ -162,4 +171,4 @@ def show(title: str, rates: dict[str, float], reference: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,9 @@ import numpy as np
 from benchmarks.engines import Opened
 from calibration.graph import Array
 from export.measure.environment import cpu_name
+from runtime import find_images
 from runtime.cpu import available_cores, has_vnni, is_x86
+from runtime.errors import InputError
 
 SETTLE = 0.02  # seconds: a framework's waiting threads are asleep by then
 
@@ -51,6 +53,18 @@ def time_in_turn(models: Mapping[str, Opened], pixels: Array, *, runs: int) -> d
             times[name].append((time.perf_counter() - start) * 1000)
     tell("")
     return {name: Timing(float(np.median(found)), min(found)) for name, found in times.items()}
+
+
+def images_in(path: Path) -> list[Path]:
+    """Return the images in a folder, or the one image that is named.
+
+    Raises:
+        InputError: when there is none.
+    """
+    found = list(find_images(path)) if path.exists() else []
+    if not found:
+        raise InputError(f"{path}: expected an image or a folder of images, found none")
+    return found
 
 
 def tell(what: str) -> None:

@@ -64,6 +64,8 @@ TABLE = [
     ("runtime", "m.onnx nowhere", 2, "nowhere: no such image"),
     ("runtime", f"{CLASSIFY} --output nowhere/l.jsonl", 2, "no such folder"),
     ("runtime", f"{CLASSIFY} --output m.onnx --overwrite", 2, "it is an input"),
+    ("runtime", f"{CLASSIFY} --output l.json", 2, "expected a name in .jsonl or .csv"),
+    ("runtime", f"{CLASSIFY} --output l.parquet", 2, "expected a name in .jsonl or .csv"),
     ("runtime", f"{CLASSIFY} --output l.jsonl --resume --overwrite", 2, "found both"),
     ("runtime", f"{CLASSIFY} --resume", 2, "need --output"),
     ("runtime", f"{CLASSIFY} --top 0", 2, "whole number from 1"),

@@ -18,6 +18,10 @@ class UsageError(InputError):
     """A command line that cannot be carried out; the message says what to type instead."""
 
 
+# names that promise a format which is not written
+_OTHER_FORMATS = frozenset((".json", ".parquet", ".tsv", ".xlsx", ".xls", ".npy", ".xml", ".html"))
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add every argument and option, in the order in which --help lists them."""
     add = parser.add_argument
@@ -163,6 +167,11 @@ def _must_exist(options: argparse.Namespace) -> None:
 def _must_fit_one_machine(options: argparse.Namespace) -> None:
     if options.format == "parquet":
         raise UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
+    if options.format is None and Path(options.output or "").suffix.lower() in _OTHER_FORMATS:
+        raise UsageError(
+            f"{options.output}: expected a name in .jsonl or .csv, the formats of an output; "
+            "with another name, say --format jsonl or --format csv"
+        )
     if options.address is not None:
         raise UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:

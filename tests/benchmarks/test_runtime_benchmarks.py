@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import subprocess
 import sys
@@ -81,10 +82,24 @@ def test_decoding_is_compared_on_one_model_in_two_modes(model, photos, tmp_path,
     assert float(full[2]) == pytest.approx(float(draft[1]) / float(full[1]), rel=1.1 * rounding)
 
 
+@pytest.mark.parametrize(
+    "command", ["throughput MODEL PHOTOS", "cold_start MODEL --image PHOTOS", "decode_drift MODEL PHOTOS"]
+)
+def test_what_is_not_there_is_one_line_and_status_2(model, tmp_path, capsys, command):
+    name, *words = command.split()
+    main = importlib.import_module(f"benchmarks.{name}").main
+    for absent, images, told in (
+        (tmp_path / "no.onnx", tmp_path / "photos", "no.onnx: there is no such model file"),
+        (model, tmp_path / "nowhere", "nowhere: expected an image or a folder of images, found none"),
+    ):
+        given = {"MODEL": str(absent), "PHOTOS": str(images)}
+        assert main([given.get(word, word) for word in words]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_decode_drift_compares_what_the_model_says(model, photos, tmp_path, capsys, monkeypatch):
-    words = ["decode_drift", str(model), str(photos), "--count", "3", "--size", "640", "480"]
-    monkeypatch.setattr("sys.argv", words)
-    decode_drift.main()
+    words = [str(model), str(photos), "--count", "3", "--size", "640", "480"]
+    assert decode_drift.main(words) == 0
     _, row = cells(capsys.readouterr().out)
     assert row[:2] == ["640 x 480", "3"]
     assert float(row[3].removesuffix(" dB")) > 15
@@ -101,9 +116,8 @@ def test_decode_drift_compares_what_the_model_says(model, photos, tmp_path, caps
     monkeypatch.setattr(
         decode_drift, "open_session", lambda *a, **k: targets.append(k["target"]) or open_session(*a, **k)
     )
-    words = ["decode_drift", str(tmp_path / "crop.onnx"), str(photos), "--count", "1", "--size", "640", "480"]
-    monkeypatch.setattr("sys.argv", words)
-    decode_drift.main()
+    words = [str(tmp_path / "crop.onnx"), str(photos), "--count", "1", "--size", "640", "480"]
+    assert decode_drift.main(words) == 0
     assert "640 x 480" in capsys.readouterr().out
     assert seen == {replace(crop, decode=way) for way in ("full", "draft")}
     assert targets == ["full-range"]
