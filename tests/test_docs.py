@@ -164,7 +164,8 @@ def shown_commands() -> list[tuple[str, str]]:
 
 
 def command_in(line: str, parsers: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
-    """Return the command of a line, and the words behind it."""
+    """Return the command of a line, and the words behind it; of a command that runs another, that one's."""
+    line = line.removeprefix("tools.devices.without_vnni python -m ")
     module, *words = shlex.split(line.split(" > ")[0].split(" | ")[0])
     subcommand = f"{module} {words[0] if words else ''}"
     return (subcommand, words[1:]) if subcommand in parsers else (module, words)
