@@ -182,7 +182,7 @@ def _must_fit_one_machine(options: argparse.Namespace) -> None:
         and not is_folder(options.sort_into)
     ):
         raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
-    if options.sort_into is not None and options.sort_into.exists():
+    if options.sort_into is not None and is_folder(options.sort_into):
         for given in options.images:
             if given != "-" and options.sort_into.samefile(given):
                 raise UsageError(
