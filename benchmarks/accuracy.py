@@ -19,11 +19,11 @@ from calibration.graph import Array
 from calibration.measure.drift import Drift, measure_drift
 from export.measure.environment import target_here
 from export.measure.inference import batches
+from runtime.command.line import run_command
 from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
 from vit.data.images import DataError, Images
-from vit.document import CheckpointError
 
 MAX_DROP = 0.01  # NNCF's default
 HEADS = ("", "top-1 %", "agreement %", "SQNR dB")
@@ -40,13 +40,14 @@ class Photos:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        checkpoint = load_checkpoint(options.checkpoint)
-        images = labeled(options.photos, options.labels, classes=len(checkpoint.labels))
-        photos = divide(images, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
-    except (CheckpointError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command("benchmarks.accuracy", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    """Quantize in every way, and print the accuracy of each, then the speed."""
+    checkpoint = load_checkpoint(options.checkpoint)
+    images = labeled(options.photos, options.labels, classes=len(checkpoint.labels))
+    photos = divide(images, checkpoint.preprocess, calibrate=options.calibrate, seed=options.seed)
     print(f"`{command()}`\n\n{environment()}.", flush=True)
     print(
         f"{len(photos.calibration)} photos to calibrate, {len(photos.evaluation)} others to measure.\n",

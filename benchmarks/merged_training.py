@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import command, environment, positive, table
 from calibration.graph import Array
+from runtime.command.line import run_command
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
@@ -66,15 +67,15 @@ class Judge:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    return run_command("benchmarks.merged_training", lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Train on from one dense model, dense and with merging, and print how each is judged."""
     data = open_data(options.data, holdout=0.0)
     if data.test is None:
-        print(f"{options.data}: expected images with a test split, found none", file=sys.stderr)
-        return 2
-    try:
-        start = _checkpoint(options.checkpoint) if options.checkpoint else _fresh(options.epochs, data)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise InputError(f"{options.data}: expected images with a test split, found none")
+    start = _checkpoint(options.checkpoint) if options.checkpoint else _fresh(options.epochs, data)
     test = Store(data.test, start.preprocess)
     judge = Judge(
         test, targets_of(data.test), _logits(start.model, test).argmax(-1).numpy(), options.merge_tokens
