@@ -11,18 +11,15 @@ import ast
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TEXT = {".py", ".md", ".toml", ".mjs", ".js", ".css", ".j2", ".html", ".sh", ".yaml", ".cff", ""}
-PACKAGES = ("vit", "export", "calibration", "runtime", "vit_edge")
-SIZED = (*PACKAGES, "tools", "benchmarks", "examples")
+SIZED = ("vit", "export", "calibration", "runtime", "vit_edge", "tools", "benchmarks", "examples")
 MD_WIDTH = 100
-MODULE_LINES = 250
-FUNCTION_LINES = 40
-FOLDER_FILES = 16
+MODULE_LINES = 400
+FUNCTION_LINES = 60
 # Modules and functions that may be longer, with the reason. Empty is the goal.
 LONGER: frozenset[str] = frozenset()
 # The rules themselves, and the tests that break them on purpose.
@@ -64,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check_repository(root: Path) -> Iterator[str]:
     """Yield the findings in all files that git tracks or would track."""
     names = tracked_files(root)
-    yield from check_folders(names)
     for name in names:
         path = root / name
         if path.suffix not in TEXT or not path.is_file():
@@ -186,18 +182,6 @@ def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         first = node.body[0]
         count -= (first.end_lineno or first.lineno) - first.lineno + 1
     return count
-
-
-def check_folders(names: Iterable[str]) -> Iterator[str]:
-    """Yield folders of a package with too many modules; `__init__` and `__main__` do not count."""
-    counts = Counter(
-        str(PurePosixPath(name).parent)
-        for name in names
-        if name.split("/")[0] in PACKAGES and name.endswith(".py") and not name.endswith("__.py")
-    )
-    for folder, count in counts.items():
-        if count > FOLDER_FILES and folder not in LONGER:
-            yield f"{folder}: {count} files, expected at most {FOLDER_FILES}"
 
 
 if __name__ == "__main__":

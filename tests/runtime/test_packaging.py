@@ -58,7 +58,7 @@ def test_every_line_of_python_in_the_pages_runs(
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_what_an_app_loads_is_under_1550_lines_of_code(model: Path, images: Path) -> None:
+def test_what_an_app_loads_is_under_2000_lines_of_code(model: Path, images: Path) -> None:
     """All that the public names need and nothing of the command line, whose modules stay out.
 
     The words for images that cannot be read are loaded with the first of these.
@@ -77,7 +77,7 @@ def test_what_an_app_loads_is_under_1550_lines_of_code(model: Path, images: Path
     of_images = {"images/refusals.py", "images/left_out.py", "images/openers.py"}
     assert outside == {"__main__.py", "command_line.py", "interrupts.py", "writing.py", *of_images}
     assert len(tooling) > len(outside)
-    assert sum(lines.values()) < 1550
+    assert sum(lines.values()) < 2000
 
 
 def lines_of_code(path: Path) -> int:
