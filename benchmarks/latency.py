@@ -60,7 +60,11 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     images = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         tell(f"quantizing {size} in every way")
-        built = list(build(Bench(model, images, Path(folder), target_here(), options.merge_tokens)))
+        built = list(
+            build(
+                Bench(model, images, Path(folder), target_here(), options.merge_tokens), tools=options.tools
+            )
+        )
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:
             peers.append(extra_graph(options.target_graph, target_here()))
@@ -109,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         type=positive,
         default=threads,
         help="one table for each (default: %(default)s)",
+    )
+    add(
+        "--no-tools",
+        dest="tools",
+        action="store_false",
+        help="leave out what other tools quantize; PyTorch, float32 and vit-edge's INT8 remain",
     )
     add("--runs", type=positive, default=20, help="rounds (default: %(default)s)")
     add(

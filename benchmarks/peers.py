@@ -70,16 +70,23 @@ class Bench:
     max_drop: float | None = None
 
 
-def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]:
-    """Yield every way there is, floats first. With `variations`, ONNX Runtime's tools with more options."""
+def build(bench: Bench, *, variations: bool = False, tools: bool = True) -> Iterator[Peer | Skipped]:
+    """Yield every way there is, floats first.
+
+    Args:
+        bench: what they are built from.
+        variations: ONNX Runtime's tools with more options, too.
+        tools: whether to build what other tools make; without, ONNX Runtime's float32 stays.
+    """
     ours = export_float(bench.model).model
     plain = export_plain(bench.model, bench.folder / "plain.onnx")
     normalized = normalizing(bench.model)
     yield Peer(REFERENCE, lambda threads: torch_eager(bench.model, threads))
     yield vit_edge("ORT float32, vit-edge graph", _written(ours, bench.folder / "ours.onnx"), bench.target)
     yield onnx_runtime(BASELINE, plain, bench.model)
-    yield from _onnxruntime_tools(bench, plain, variations)
-    if openvino := _installed("openvino"):
+    if tools:
+        yield from _onnxruntime_tools(bench, plain, variations)
+    if openvino := tools and _installed("openvino"):
         yield openvino_runtime("OpenVINO float32", plain, normalized)
     if openvino and _installed("nncf"):
         with quiet():
@@ -96,7 +103,7 @@ def build(bench: Bench, *, variations: bool = False) -> Iterator[Peer | Skipped]
         yield vit_edge(f"{OURS}, {merged} tokens merged per block", file, bench.target)
     if openvino:
         yield openvino_runtime("vit-edge INT8, same file in OpenVINO", path, lambda pixels: pixels)
-    for package in ("openvino", "nncf"):
+    for package in ("openvino", "nncf") if tools else ():
         if not _installed(package):
             yield Skipped(package, f"not installed; pip install {package}")
 

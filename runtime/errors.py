@@ -74,7 +74,7 @@ def install_line(extra: str) -> str:
     Args:
         extra: one extra, or several with commas between them.
     """
-    return f'in a checkout of vit-edge: pip install ".[{extra}]"'
+    return f"in a checkout of vit-edge: python tools/install.py {extra}"
 
 
 class Interrupted(VitEdgeError):

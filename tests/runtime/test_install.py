@@ -158,7 +158,7 @@ def test_a_device_says_what_to_install_for_more(
     done = run(device / program, *words, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert f'in a checkout of vit-edge: pip install ".[{extra}]"' in line
+    assert f"in a checkout of vit-edge: python tools/install.py {extra}" in line
     assert done.stdout == ""
 
 
@@ -171,7 +171,8 @@ def test_the_command_imports_nothing_heavy(device: Path, tmp_path: Path) -> None
 
 def extras_in(text: str) -> list[tuple[str, str]]:
     """Return what each `pip install` with extras installs, and its extras."""
-    return re.findall(r"pip install (?:-e )?\"?([^\s\"\[]*)\[([\w,-]+)\]\"?", text)
+    lines = re.findall(r"pip install (?:-e )?\"?([^\s\"\[]*)\[([\w,-]+)\]\"?", text)
+    return lines + [(".", extras) for extras in re.findall(r"python tools/install.py ([\w,-]+)", text)]
 
 
 def test_every_line_that_installs_an_extra_works_today() -> None:

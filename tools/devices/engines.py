@@ -94,7 +94,7 @@ def _logits(way: Way, model: Path, pixels: Path, size: tuple[int, int]) -> np.nd
 def _openvino(_work: Path) -> list[Way]:
     command = [sys.executable, "-m", "tools.devices.engine_openvino"]
     if subprocess.run([sys.executable, "-c", "import openvino"], capture_output=True).returncode:
-        raise EngineError(f"OpenVINO is not installed; {install_line('bench')} -c constraints.txt")
+        raise EngineError(f"OpenVINO is not installed; {install_line('bench')}")
     without = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     return [
         Way(cpu=HERE, engine="OpenVINO", command=command),
