@@ -3,8 +3,8 @@
     python tools/install.py [EXTRAS]      # export, dev, or any extras of pyproject.toml; default: dev
 
 It installs into the virtual environment that runs it, or else into .venv, which it creates. On Linux the
-default index has PyTorch with CUDA, several gigabytes. So PyTorch comes from the first of: the wheels that pip
-is configured for, where these hold a CPU build; PyTorch's own index of CPU builds; the default index.
+default index has PyTorch with CUDA, several gigabytes. So PyTorch comes from the first of: the wheels that
+pip is configured for, where these hold a CPU build; PyTorch's own index of CPU builds; the default index.
 It needs Python's standard library alone, and works where there is no make.
 """
 
@@ -79,7 +79,7 @@ def read_extras() -> dict[str, list[str]]:
 
 
 def find_python(folder: Path | None) -> Path:
-    """Return the Python to install for: of `folder`, of the active environment, or of .venv, made if missing."""
+    """Return the Python of `folder`, of the active environment, or of .venv, which is made if missing."""
     if folder is None and sys.prefix != sys.base_prefix:
         return Path(sys.executable)
     folder = folder or ROOT / ".venv"
@@ -169,8 +169,8 @@ def install_torch(python: Path, dry: list[str]) -> None:
         )
         return
     raise LookupError(
-        f"expected {wanted} for this Python and {sys.platform} in pip's indexes, found none; connect to a network, "
-        "or set PIP_FIND_LINKS to a folder with its wheel"
+        f"expected {wanted} for this Python and {sys.platform} in pip's indexes, found none; connect to a "
+        "network, or set PIP_FIND_LINKS to a folder with its wheel"
     )
 
 
