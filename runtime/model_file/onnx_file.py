@@ -147,7 +147,7 @@ def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
         tag, position = _varint(message, position)
         if tag not in fields:
             raise OnnxError(
-                f"field {tag >> 3:,} of type {tag & 7} in a message of kind {kind}, which no exported model has"
+                f"field {tag >> 3:,} of type {tag & 7} in message {kind}, which no exported model has"
             )
         inner, repeated = fields[tag]
         if not repeated:
