@@ -91,7 +91,7 @@ def outline(content: bytes) -> dict[str, object] | None:
 
 
 def test_mutants_of_model_files_are_judged_as_in_python() -> None:
-    """What Python sees is what onnx's parser sees: tests/runtime/model_file/test_onnx_file.py."""
+    """Python is compared with onnx's parser in tests/runtime/model_file/test_onnx_file.py."""
     contents = list(mutants(1000, seed=3))
     command = ["node", "--input-type=module", "--eval", JUDGE]
     lines = "\n".join(content.hex() for content in contents)
