@@ -78,7 +78,7 @@ def find_model(source: Path) -> Path:
     if not source.is_dir():
         return source
     for path in (source / MODEL, source / SUBFOLDER / MODEL):
-        if path.is_file():
+        if os.path.lexists(path):  # what it is, if no file, is said when it is read
             return path
     found = sorted([*source.glob("*.onnx"), *(source / SUBFOLDER).glob("*.onnx")])
     if len(found) == 1:

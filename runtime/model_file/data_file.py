@@ -106,7 +106,12 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: when it is none, or cannot be opened.
     """
-    _expect_regular(path.stat().st_mode)
+    try:
+        _expect_regular(path.stat().st_mode)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise FileNotFoundError(errno.ENOENT, "a link to a file that is not there") from None
+        raise
     # It may be another one by now.
     flags = (
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)

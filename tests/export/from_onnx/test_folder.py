@@ -73,6 +73,15 @@ def test_a_link_that_leads_nowhere_is_no_missing_document(name: str, snapshot: P
         describe(snapshot)
 
 
+def test_a_model_that_was_not_loaded_is_said_so(snapshot: Path) -> None:
+    described = describe(snapshot)
+    described.model.resolve().unlink()
+    with pytest.raises(
+        ForeignError, match=r"model\.onnx: it cannot be read: a link to a file that is not there"
+    ):
+        load(find_model(snapshot), described.spec)
+
+
 def test_the_preprocessor_may_be_named(optimum: Path, tmp_path: Path) -> None:
     beside = describe(optimum)
     moved = tmp_path / "elsewhere.json"
