@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
+_DIGITS = 16  # of the SHA-256 in the name of a file with weights
 ONE_FILE = 2**31 - 2**24  # bytes of weights; a message has less than 2 GB, and the graph takes some
 
 
 def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, str]:
     """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
+
+    The file with the weights is called by its content, so that it takes the place of no other model's.
 
     Returns:
         The size of what was written, in bytes, and the SHA-256 of the .onnx file. Where there is a second
@@ -37,12 +41,17 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
     """
     model = cleaned(model, metadata)
     if weight_bytes(model) > ONE_FILE:
-        beside = path.with_name(f"{path.name}{DATA_SUFFIX}")
-        ir.external_data.unload_from_model(model, path.parent, beside.name, size_threshold_bytes=SMALL)
-        size = beside.stat().st_size
-        entry = {"file": beside.name, "bytes": size, "sha256": digest_of(beside)}
-        model.metadata_props[DATA_KEY] = json.dumps(entry)
-        written = _write(path, [ir.to_proto(model).SerializeToString()])
+        unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
+        ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
+        size, sha256 = unnamed.stat().st_size, digest_of(unnamed)
+        name = f"{path.name}.{sha256[:_DIGITS]}{DATA_SUFFIX}"
+        model.metadata_props[DATA_KEY] = json.dumps({"file": name, "bytes": size, "sha256": sha256})
+        proto = ir.to_proto(model)
+        for tensor in proto.graph.initializer:
+            for place in tensor.external_data:
+                place.value = name if place.key == "location" else place.value
+        unnamed.rename(path.with_name(name))
+        written = _write(path, [proto.SerializeToString()])
         return written[0] + size, written[1]
     written = _write(path, serialized_parts(model))
     let_go(model)
@@ -147,6 +156,8 @@ def staged(folder: Path) -> Iterator[Path]:
     """A folder to write into; its files move into `folder` when all went well, and vanish otherwise.
 
     Each file replaces its older one in one step, so an interruption leaves whole files, the last good ones.
+    Weights in a file of their own come first, and older ones go last: the model file beside them, which names
+    the one or the other, is right at any moment.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
@@ -157,9 +168,25 @@ def staged(folder: Path) -> Iterator[Path]:
 def left_over(folder: Path, written: Collection[str]) -> list[Path]:
     """Return the model files in a folder that an export did not write: they are of another one."""
     names = [name for name in FILE_NAMES.values() if name not in written]
-    beside = [f"{name}{DATA_SUFFIX}" for name in names]
     plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
-    return [folder / name for name in (*names, *beside, *plan) if (folder / name).exists()]
+    found = [folder / name for name in (*names, *plan) if (folder / name).exists()]
+    return [*found, *(path for name in names for path in _data_files(folder, name))]
+
+
+def _data_files(folder: Path, model: str) -> list[Path]:
+    """Return the files with weights of a model file in a folder: the one that it names, and older ones."""
+    name = re.compile(rf"{re.escape(model)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(DATA_SUFFIX)}")
+    return sorted(path for path in folder.glob(f"{model}.*") if name.fullmatch(path.name))
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, in the order in which they were made."""
+    with suppress(OSError):  # Windows opens no folder, and some network disks sync none
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _staged(folder: Path) -> Iterator[Path]:
@@ -168,9 +195,18 @@ def _staged(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         folder.mkdir(exist_ok=True)
-        for path in sorted(aside.iterdir()):
+        written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
+        for path in written:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            if path.suffix != DATA_SUFFIX:
+                _sync(folder)
             path.replace(folder / path.name)
+        _sync(folder)
+        names = {path.name for path in written}
+        for path in (each for name in names for each in _data_files(folder, name)):
+            if path.name not in names:
+                with suppress(OSError):  # Windows: somebody has it open; the next export takes it away
+                    path.unlink()
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -3,6 +3,7 @@
 import { ImageError, ModelError } from "./errors.mjs";
 import { readMetadata } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
+import { listed } from "./spec.mjs";
 
 /** @typedef {{label: string, index: number, score: number}} Candidate score: 0 to 1 */
 /**
@@ -41,11 +42,13 @@ export class Classifier {
    * @param {object} options
    * @param {Runtime} options.runtime the module onnxruntime-node or onnxruntime-web
    * @param {number} [options.top] candidates of a prediction
+   * @param {string} [options.sha256] the digest that the model must have, where you know it; the only protection from malice
    * @param {(metadata: import("./metadata.mjs").Metadata) => object} [options.session] ONNX Runtime's session options for it
    * @returns {Promise<Classifier>}
-   * @throws {ModelError} when the bytes are no model of vit-edge, or ONNX Runtime does not accept them
+   * @throws {ModelError} when the bytes are no model of vit-edge, or not the one asked for, or ONNX Runtime does not accept them
    */
-  static async open(model, { runtime, top = 5, session: optionsFor = () => ({}) }) {
+  static async open(model, { runtime, top = 5, sha256, session: optionsFor = () => ({}) }) {
+    if (sha256 !== undefined) await checkDigest(model, sha256);
     const metadata = readMetadata(model);
     if (!metadata.labels.length) throw new ModelError("it has no classes, only an embedding; expected a model that classifies");
     let session;
@@ -89,6 +92,20 @@ export class Classifier {
   async release() {
     await this.#session.release();
   }
+}
+
+/**
+ * @param {Uint8Array} model
+ * @param {string} expected
+ */
+async function checkDigest(model, expected) {
+  if (globalThis.crypto?.subtle === undefined)
+    throw new ModelError("expected Web Crypto to check sha256, which browsers give to pages over https or of localhost only");
+  const bytes = /** @type {Uint8Array<ArrayBuffer>} */ (model);
+  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const digits = Array.from(found, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (digits !== String(expected).trim().toLowerCase())
+    throw new ModelError(`its SHA-256 is not the expected one, ${listed([String(expected)])}; do not use this file`);
 }
 
 /**

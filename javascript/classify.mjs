@@ -5,7 +5,7 @@
 // image has a label, 1 when some have none, 2 for wrong use or a model that cannot be used. The same model and the same
 // answers as in Python.
 
-import { readFile } from "node:fs/promises";
+import { readRegular } from "./files.mjs";
 import { decodeImage, ImageError, ModelError, openClassifier } from "./node.mjs";
 
 const [path, ...images] = process.argv.slice(2);
@@ -17,9 +17,10 @@ if (!images.length) {
 /** @param {string} image */
 async function read(image) {
   try {
-    return await readFile(image);
+    return await readRegular(image);
   } catch (error) {
-    throw new ImageError(`it cannot be opened: ${/** @type {NodeJS.ErrnoException} */ (error).code}`);
+    const { code, message } = /** @type {NodeJS.ErrnoException} */ (error);
+    throw new ImageError(`it cannot be opened: ${code ?? message}`);
   }
 }
 

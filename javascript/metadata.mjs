@@ -1,8 +1,9 @@
 // The JSON document that a vit-edge model carries: the value of its ONNX metadata entry "vit_edge".
-// ONNX Runtime's JavaScript API does not give it, so it is read from the protobuf (ModelProto, field 14).
-// The file is untrusted: every length is compared with what is there, and every field is checked.
+// ONNX Runtime's JavaScript API does not give it, so it is read from the protobuf (`onnx.mjs`).
+// The file is untrusted: every field is checked.
 
 import { ModelError } from "./errors.mjs";
+import { summarize } from "./onnx.mjs";
 import { checkSpec, isObject, listed } from "./spec.mjs";
 
 /**
@@ -42,21 +43,17 @@ const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "f
  */
 export function readMetadata(model) {
   if (!(model instanceof Uint8Array)) throw new ModelError("expected the bytes of an .onnx file (Uint8Array)");
-  const found = new Set();
-  /** @type {string | null} */
-  let text = null;
-  for (const [number, value] of fields(model)) {
-    found.add(number);
-    if (number !== 14) continue;
-    const entry = new Map(fields(message(value)));
-    if (decode(entry.get(1)) !== "vit_edge") continue;
-    if (text !== null) throw new ModelError('two metadata entries are called "vit_edge"; export the model again');
-    text = decode(entry.get(2));
-  }
-  if (![1, 7, 8].every((number) => found.has(number)))
-    throw new ModelError("not an ONNX model, or a damaged one: it has no version, graph or operator set");
-  if (text === null)
+  const { metadata, domains, functions, subgraphs, externalData } = summarize(model);
+  const text = metadata.get("vit_edge");
+  if (text === undefined)
     throw new ModelError("an ONNX model, but not made by vit-edge (no metadata); make it with python -m export");
+  const foreign = [...domains].filter((domain) => domain !== "").sort();
+  if (foreign.length)
+    throw new ModelError(`it uses operators that are not standard, of ${listed(foreign)}; export it again`);
+  if (functions || subgraphs)
+    throw new ModelError("it holds functions or subgraphs, which no exported model has; export it again");
+  if (externalData)
+    throw new ModelError("its weights are in another file, which JavaScript does not read; use an INT8 or float16 file");
   return checkMetadata(text);
 }
 
@@ -114,52 +111,4 @@ function oneOf(name, found, choices) {
 /** Text that can be written as UTF-8: JSON can say half a surrogate pair. @param {unknown} value */
 function isText(value) {
   return typeof value === "string" && !/\p{Surrogate}/u.test(value);
-}
-
-/** @param {number | Uint8Array | undefined} value @returns {Uint8Array} */
-function message(value) {
-  if (value instanceof Uint8Array) return value;
-  throw new ModelError("not an ONNX model, or a damaged one: a number where a message belongs");
-}
-
-/** @param {number | Uint8Array | undefined} value */
-function decode(value) {
-  try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(message(value ?? new Uint8Array()));
-  } catch (error) {
-    if (error instanceof ModelError) throw error;
-    throw new ModelError("not an ONNX model, or a damaged one: text that is not UTF-8");
-  }
-}
-
-/**
- * The fields of one protobuf message, in order: number, and an integer or the bytes of it.
- * @param {Uint8Array} message
- * @returns {Generator<[number, number | Uint8Array]>}
- */
-function* fields(message) {
-  let at = 0;
-  const varint = () => {
-    let value = 0n;
-    for (let shift = 0n; ; shift += 7n) {
-      if (at >= message.length || shift > 63n) throw new ModelError("not an ONNX model, or cut short");
-      const byte = message[at++];
-      value |= BigInt(byte & 0x7f) << shift;
-      if (byte < 0x80) return Number(value);
-    }
-  };
-  while (at < message.length) {
-    const tag = varint();
-    const number = Math.floor(tag / 8);
-    const wire = tag % 8;
-    if (number === 0 || ![0, 1, 2, 5].includes(wire)) throw new ModelError("not an ONNX model");
-    if (wire === 0) {
-      yield [number, varint()];
-      continue;
-    }
-    const size = wire === 2 ? varint() : wire === 1 ? 8 : 4;
-    if (size > message.length - at) throw new ModelError("not an ONNX model, or cut short");
-    yield [number, message.subarray(at, at + size)];
-    at += size;
-  }
 }

@@ -1,12 +1,12 @@
 // Classify image files in Node, with onnxruntime-node.
 
-import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import jpeg from "jpeg-js";
 import { PNG } from "pngjs";
 import { Classifier, reason } from "./classifier.mjs";
 import { needsExactKernels } from "./cpu.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
+import { readRegular } from "./files.mjs";
 import { readOrientation, upright } from "./orientation.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduced } from "./preprocess.mjs";
 import { WHITE_16 } from "./spec.mjs";
@@ -20,18 +20,19 @@ export * from "./index.mjs";
  * @param {object} [options]
  * @param {number} [options.threads] CPU threads of one prediction; without it, the cores that there are
  * @param {number} [options.top] candidates of a prediction
+ * @param {string} [options.sha256] the digest that the model must have, where you know it
  * @returns {Promise<Classifier>}
  * @throws {ModelError} when it is no model of vit-edge
  */
-export async function openClassifier(model, { threads, top } = {}) {
+export async function openClassifier(model, { threads, top, sha256 } = {}) {
   const runtime = await import("onnxruntime-node");
   let bytes;
   try {
-    bytes = typeof model === "string" ? new Uint8Array(await readFile(model)) : model;
+    bytes = typeof model === "string" ? new Uint8Array(await readRegular(model)) : model;
   } catch (error) {
     throw new ModelError(`it cannot be read: ${reason(error)}`);
   }
-  return Classifier.open(bytes, { runtime, top, session: ({ exact_on }) => sessionOptions(exact_on, { threads }) });
+  return Classifier.open(bytes, { runtime, top, sha256, session: ({ exact_on }) => sessionOptions(exact_on, { threads }) });
 }
 
 /**

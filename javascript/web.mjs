@@ -15,11 +15,12 @@ const STRIP = 2 ** 20; // pixels read at a time: phones limit a canvas to 16 meg
  * @param {object} options
  * @param {import("./classifier.mjs").Runtime} options.runtime the module onnxruntime-web, its `env.wasm` set
  * @param {number} [options.top] candidates of a prediction
+ * @param {string} [options.sha256] the digest that the model must have, where you know it
  * @returns {Promise<Classifier>}
  * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
  */
-export function openClassifier(model, { runtime, top }) {
-  return Classifier.open(model, { runtime, top, session: () => ({ executionProviders: ["wasm"] }) });
+export function openClassifier(model, { runtime, top, sha256 }) {
+  return Classifier.open(model, { runtime, top, sha256, session: () => ({ executionProviders: ["wasm"] }) });
 }
 
 /**

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from io import BufferedReader
+from itertools import groupby
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +21,8 @@ from onnx_ir.passes.common import (
 
 from export.canonical import OPSET
 from export.from_onnx.spec import ForeignError
+from runtime.model_file.data_file import is_beside, open_regular
+from runtime.text import one_line
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
 BIG_TENSOR = 2**16  # bytes; shapes, axes and scales, which the converter reads, are smaller
@@ -23,11 +31,11 @@ MAX_BYTES = 2**31 - 1
 
 def read_bytes(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ForeignError(f"{path}: more bytes than an ONNX file can have ({MAX_BYTES:,})")
-        return path.read_bytes()
-    except IsADirectoryError as error:
-        raise ForeignError(f"{path}: expected an .onnx file, found a folder") from error
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ForeignError(f"{path}: more bytes than an ONNX file can have ({MAX_BYTES:,})")
+            return file.read(size)
     except OSError as error:
         raise ForeignError(f"{path}: it cannot be read: {error.strerror or error}") from error
 
@@ -41,40 +49,86 @@ def parse(data: bytes, path: Path) -> onnx.ModelProto:
         raise ForeignError(f"{path}: not an ONNX model, or a damaged one ({error})") from error
     if not model.graph.node or not model.opset_import:
         raise ForeignError(f"{path}: not an ONNX model: it has no operators")
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, path)
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # onnx's checker has classes of its own
-        raise ForeignError(f"{path}: its external data cannot be read ({_one_line(error)})") from error
+    _read_external(model, path)
     return model
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = [*graph.initializer]
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [attribute.t, *attribute.tensors]
-            for inner in (attribute.g, *attribute.graphs):
-                found += _tensors(inner)
-    return found
+def _read_external(model: onnx.ModelProto, path: Path) -> None:
+    """Read the weights that the model has in files beside it, each of which is opened once."""
+    outside = [each for each in _tensors(model) if each.data_location == onnx.TensorProto.EXTERNAL]
+    for location, group in groupby(sorted(outside, key=_location), _location):
+        tensors = list(group)
+        weight, beside = _quoted(tensors[0].name), _quoted(location)
+        if not is_beside(location):
+            raise ForeignError(
+                f"{path}: the weight {weight} is said to lie in {beside}, outside the model's folder or "
+                "below it; do not use this file, or export it again as one file"
+            )
+        try:
+            with open_regular(path.parent / location) as file:
+                for tensor in tensors:
+                    tensor.raw_data = _content(tensor, file)
+                    tensor.data_location = onnx.TensorProto.DEFAULT
+                    del tensor.external_data[:]
+        except FileNotFoundError as error:
+            raise ForeignError(
+                f"{path}: the weight {weight} lies in {beside}, which is missing beside it"
+            ) from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ForeignError(f"{path}: its external data cannot be read ({beside}: {reason})") from error
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse external data outside the folder of the model: another path could read any file."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location, folder = entries.get("location", ""), path.parent.resolve()
-    file = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-        raise ForeignError(
-            f"{path}: the weight {tensor.name!r} is said to lie in {location!r}, outside the model's folder; "
-            "do not use this file, or export it again as one file"
-        )
-    if not file.is_file():
-        raise ForeignError(
-            f"{path}: the weight {tensor.name!r} lies in {location!r}, which is missing beside it"
-        )
+def _quoted(text: str) -> str:
+    return repr(one_line(text))
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """The tensors of a message, wherever they are."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if field.is_repeated else [value]:
+                yield from _tensors(each)
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return _place(tensor).get("location", "")
+
+
+def _place(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _content(tensor: onnx.TensorProto, file: BufferedReader) -> bytes:
+    """Read the values of a tensor from the file that holds them.
+
+    Raises:
+        ValueError: when they are not there.
+    """
+    place, size, name = _place(tensor), os.fstat(file.fileno()).st_size, _quoted(tensor.name)
+    try:
+        length = (prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    except (TypeError, ValueError):  # text has no size, and an unknown type neither
+        raise ValueError(f"{name} is of type {tensor.data_type}, which cannot be in a file") from None
+    offset, stated = _count(place.get("offset", "0")), _count(place.get("length", str(length)))
+    if stated != length:
+        raise ValueError(f"{name} has {length:,} bytes by its shape, and {stated:,} there")
+    if min(tensor.dims, default=0) < 0 or offset + length > size:
+        raise ValueError(f"{name} lies at bytes {offset:,} to {offset + length:,} of {size:,}")
+    file.seek(offset)
+    content = file.read(length)
+    if len(content) != length:
+        raise ValueError("it became shorter while it was read")
+    return content
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError(f"expected a number of bytes, found {_quoted(text)}")
+    return int(text)
 
 
 def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
@@ -82,12 +136,13 @@ def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
     versions = {each.domain: each.version for each in model.opset_import}
     version = versions.get("", versions.get("ai.onnx", 0))
     graph = _prepared(ir.from_proto(model))
-    if foreign := sorted({f"{n.domain}.{n.op_type}" for n in graph.graph if n.domain not in ("", "ai.onnx")}):
+    nodes = list(graph.graph.all_nodes())  # those of subgraphs, too: a branch that is taken becomes the graph
+    if foreign := sorted({f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in ("", "ai.onnx")}):
         raise ForeignError(
             f"{path}: expected standard operators, found {', '.join(foreign)}; export the model again "
             "without ONNX Runtime's optimizer"
         )
-    types = {node.op_type for node in graph.graph}
+    types = {node.op_type for node in nodes}
     if quantized := sorted(types.intersection(QUANTIZED)):
         raise ForeignError(
             f"{path}: expected a float model, found {quantized[0]}; give the model before INT8"

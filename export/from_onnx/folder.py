@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def find_model(source: Path) -> Path:
     if not source.is_dir():
         return source
     for path in (source / MODEL, source / SUBFOLDER / MODEL):
-        if path.is_file():
+        if os.path.lexists(path):  # what it is, if no file, is said when it is read
             return path
     found = sorted([*source.glob("*.onnx"), *(source / SUBFOLDER).glob("*.onnx")])
     if len(found) == 1:
@@ -92,8 +93,11 @@ def name_of(model: Path) -> str:
     """Return what a model is called: its file, or its folder where the file is just called model.onnx."""
     if model.name != MODEL:
         return model.stem
-    folder = model.resolve().parent
-    return (folder.parent if folder.name == SUBFOLDER else folder).name or model.stem
+    folder = Path(os.path.abspath(model)).parent  # noqa: PTH100 (a link of a cache leads to a name by content)
+    folder = folder.parent if folder.name == SUBFOLDER else folder
+    if folder.parent.name == "snapshots":  # of a model in the hub's cache: models--ORGANIZATION--NAME
+        return folder.parent.parent.name.rpartition("--")[2] or model.stem
+    return folder.name or model.stem
 
 
 def _beside(folder: Path, config: Mapping[str, Any], source: Path) -> tuple[Mapping[str, Any], Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from export.measure.results import Results
 from runtime.model_file.artifact import MAX_BYTES
+from runtime.model_file.data_file import DATA_SUFFIX
 
 IMAGE = "photo.jpg"
 FIRST = ("int8", "float32", "float16")  # the variant that is shown, as `choose_file` takes it
@@ -25,7 +26,7 @@ def usage(results: Results) -> Usage:
     """Return the lines that use the best variant of an export."""
     by_name = {each.variant: each for each in results.variants}
     chosen = next(by_name[name] for name in FIRST if name in by_name)
-    beside = f"{chosen.file}.data" if chosen.bytes > MAX_BYTES else ""
+    beside = f"{chosen.file}.*{DATA_SUFFIX}" if chosen.bytes > MAX_BYTES else ""
     return Usage(chosen.file, _python(results, chosen.file), _shell(results, chosen.file), beside)
 
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Classifier, ImageError } from "../index.mjs";
+import { createHash } from "node:crypto";
+import { Classifier, ImageError, ModelError } from "../index.mjs";
 import { DOCUMENT, imageOf, model } from "./helpers.mjs";
 
 /** An ONNX Runtime whose model always gives these logits. */
@@ -33,3 +34,17 @@ for (const wrong of [NaN, Infinity, -Infinity])
         return true;
       });
   });
+
+test("a model of the known digest opens, and no other", async () => {
+  const bytes = model();
+  const sha256 = createHash("sha256").update(bytes).digest("hex");
+  const open = (options) => Classifier.open(bytes, { runtime: runtimeOf([1, 2, 3]), ...options });
+  for (const same of [sha256, ` ${sha256.toUpperCase()}\n`]) await open({ sha256: same });
+  for (const other of ["0".repeat(64), "", sha256.slice(1), null, 1])
+    await assert.rejects(open({ sha256: other }), (error) => {
+      assert.ok(error instanceof ModelError);
+      assert.match(error.message, /its SHA-256 is not the expected one/);
+      assert.ok(!error.message.includes(sha256)); // found digests are not told
+      return true;
+    });
+});

@@ -26,8 +26,8 @@ export const DOCUMENT = {
   measured: {}, temperature: 1, embedding: null, producer: "vit-edge",
 };
 
-const varint = (value) => (value < 128 ? [value] : [(value & 127) | 128, ...varint(Math.floor(value / 128))]);
-const field = (number, bytes) => [...varint(8 * number + 2), ...varint(bytes.length), ...bytes];
+export const varint = (value) => (value < 128 ? [value] : [(value % 128) | 128, ...varint(Math.floor(value / 128))]);
+export const field = (number, bytes) => [...varint(8 * number + 2), ...varint(bytes.length), ...bytes];
 const entry = (key, value) => field(14, [...field(1, Buffer.from(key)), ...field(2, Buffer.from(value))]);
 
 /** The bytes of a ModelProto without nodes that carries these metadata entries. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ModelError, readMetadata } from "../index.mjs";
-import { DOCUMENT, model, modelWith, SPEC } from "./helpers.mjs";
+import { DOCUMENT, field, model, modelWith, SPEC, varint } from "./helpers.mjs";
 
 const refused = (bytes, message) =>
   assert.throws(() => readMetadata(bytes), (error) => error instanceof ModelError && message.test(error.message), String(message));
@@ -21,7 +21,7 @@ test("what is no model of vit-edge says so", () => {
   refused(modelWith(["vit_edge", "{"]), /not JSON/);
   refused(modelWith(["vit_edge", "[]"]), /not a JSON object/);
   refused(Uint8Array.from([8, 10]), /no version, graph or operator set/);
-  refused(Uint8Array.from([112, 1, 8, 10]), /number where a message belongs/);
+  refused(Uint8Array.from([112, 1, 8, 10]), /field 14 of type 0 in message model/);
   refused("model.onnx", /bytes of an .onnx file/);
 });
 
@@ -64,3 +64,50 @@ test("each missing field is named", () => {
     refused(model({ ...DOCUMENT, preprocess: rest }), new RegExp(`lacks ${name}`));
   }
 });
+
+// A model whose graph is these bytes, and after it what is given besides.
+const withGraph = (graph, ...more) => {
+  const rest = [...model()];
+  assert.deepEqual(rest.splice(2, 2), [58, 0]); // the empty graph
+  return Uint8Array.from([8, 10, ...field(7, graph), ...rest.slice(2), ...more.flat()]);
+};
+const text = (value) => [...Buffer.from(value)];
+const node = (...fields) => field(1, fields.flat());
+const LOOP = node(field(5, field(6, [])));
+const FOREIGN = node(field(7, text("com.microsoft")));
+const place = (key, value) => field(13, [...field(1, text(key)), ...field(2, text(value))]);
+const OUTSIDE = field(5, [...place("location", "other.bin"), 112, 1]);
+
+test("operators of ai.onnx open", () => {
+  assert.deepEqual(readMetadata(withGraph([...node(field(4, text("Cast"))), ...node(field(7, text("ai.onnx")))])), DOCUMENT);
+});
+
+for (const [what, graph, message] of [
+  ["a subgraph", LOOP, /functions or subgraphs/],
+  ["several subgraphs", node(field(5, field(11, []))), /functions or subgraphs/],
+  ["another domain", FOREIGN, /not standard, of com\.microsoft/],
+  ["weights in another file", OUTSIDE, /weights are in another file/],
+  ["a constant in another file", node(field(5, field(5, OUTSIDE.slice(2)))), /weights are in another file/],
+]) {
+  test(`refused: ${what}`, () => refused(withGraph(graph), message));
+  test(`refused: ${what}, hidden behind a tag above 32 bits`, () => {
+    const hidden = [...varint(7 * 8 + 2 + 2 ** 32), ...varint(graph.length), ...graph];
+    refused(withGraph([], hidden), /field 536870919 of type 2 in message model/);
+  });
+  test(`refused: ${what}, in a second graph that is merged`, () => refused(withGraph([], field(7, graph)), /field 7 twice/));
+}
+
+for (const [what, bytes, message] of [
+  ["a function", withGraph([], field(25, [])), /functions or subgraphs/],
+  ["training", withGraph([], field(20, [])), /functions or subgraphs/],
+  ["a group", withGraph([], [...varint(999 * 8 + 3), ...varint(999 * 8 + 4)]), /field 999 of type 3/],
+  ["an unknown field", withGraph([], field(999, [])), /field 999/],
+  ["a long tag", withGraph([], [0xf2, 0x80, 0x80, 0x80, 0x80, 0x00, 0]), /longer than it need be/],
+  ["a long length", withGraph([], [114, 0x80, 0x00]), /longer than it need be/],
+  ["65 bits", withGraph([], [40, ...Array(9).fill(0xff), 0x02]), /more than 64 bits/],
+  ["a version below zero", withGraph([], [40, 1, ...field(8, [16, ...Array(9).fill(0xff), 0x01])]), /below zero/],
+  ["two domains of a node", withGraph(node(field(7, text("a")), field(7, []))), /field 7 twice in message node/],
+  ["a tensor in a file and not", withGraph(field(5, [112, 1])), /in another file, and are not/],
+  ["two operator sets of a domain", withGraph([], field(8, [...field(1, text("ai.onnx")), 16, 20])), /two opsets/],
+])
+  test(`refused: ${what}`, () => refused(bytes, message));

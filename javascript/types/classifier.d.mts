@@ -63,13 +63,15 @@ export declare class Classifier {
      * @param {object} options
      * @param {Runtime} options.runtime the module onnxruntime-node or onnxruntime-web
      * @param {number} [options.top] candidates of a prediction
+     * @param {string} [options.sha256] the digest that the model must have, where you know it; the only protection from malice
      * @param {(metadata: import("./metadata.mjs").Metadata) => object} [options.session] ONNX Runtime's session options for it
      * @returns {Promise<Classifier>}
-     * @throws {ModelError} when the bytes are no model of vit-edge, or ONNX Runtime does not accept them
+     * @throws {ModelError} when the bytes are no model of vit-edge, or not the one asked for, or ONNX Runtime does not accept them
      */
-    static open(model: Uint8Array, { runtime, top, session: optionsFor }: {
+    static open(model: Uint8Array, { runtime, top, sha256, session: optionsFor }: {
         runtime: Runtime;
         top?: number;
+        sha256?: string;
         session?: (metadata: import("./metadata.mjs").Metadata) => object;
     }): Promise<Classifier>;
     /**

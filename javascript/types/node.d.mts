@@ -7,12 +7,14 @@ export * from "./index.mjs";
  * @param {object} [options]
  * @param {number} [options.threads] CPU threads of one prediction; without it, the cores that there are
  * @param {number} [options.top] candidates of a prediction
+ * @param {string} [options.sha256] the digest that the model must have, where you know it
  * @returns {Promise<Classifier>}
  * @throws {ModelError} when it is no model of vit-edge
  */
-export declare function openClassifier(model: string | Uint8Array, { threads, top }?: {
+export declare function openClassifier(model: string | Uint8Array, { threads, top, sha256 }?: {
     threads?: number;
     top?: number;
+    sha256?: string;
 }): Promise<Classifier>;
 /**
  * Session options for onnxruntime-node, exact kernels where this CPU needs them.

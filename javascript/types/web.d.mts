@@ -6,12 +6,14 @@ export * from "./index.mjs";
  * @param {object} options
  * @param {import("./classifier.mjs").Runtime} options.runtime the module onnxruntime-web, its `env.wasm` set
  * @param {number} [options.top] candidates of a prediction
+ * @param {string} [options.sha256] the digest that the model must have, where you know it
  * @returns {Promise<Classifier>}
  * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
  */
-export declare function openClassifier(model: Uint8Array, { runtime, top }: {
+export declare function openClassifier(model: Uint8Array, { runtime, top, sha256 }: {
     runtime: import("./classifier.mjs").Runtime;
     top?: number;
+    sha256?: string;
 }): Promise<Classifier>;
 /**
  * Decode an image file as Python does: upright by its EXIF orientation, colors as they are in the file (no color

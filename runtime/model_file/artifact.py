@@ -13,7 +13,7 @@ from mmap import mmap
 from pathlib import Path
 
 from ..images.files import is_folder
-from .data_file import check_data, stamp_of
+from .data_file import check_data, open_regular, stamp_of
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
 
@@ -84,7 +84,7 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
         )
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256.strip().lower():
-        raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
+        raise ArtifactError(f"{path}: its SHA-256 is not the expected one, {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
@@ -114,7 +114,7 @@ def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = 
     if not is_folder(path):
         return path
     for variant in preference:
-        if (candidate := path / FILE_NAMES[variant]).is_file():
+        if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # a link that leads nowhere is told, too
             return candidate
     names = " or ".join(FILE_NAMES[variant] for variant in preference)
     raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
@@ -122,6 +122,8 @@ def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = 
 
 def absent(path: Path) -> ArtifactError:
     """Return the error of a model file that is not there."""
+    if path.is_symlink():
+        return ArtifactError(f"{path}: a link to a file that is not there; copy the model file again")
     return ArtifactError(f"{path}: there is no such model file; python -m export makes one")
 
 
@@ -129,9 +131,7 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
     try:
         if not path.exists():
             raise absent(path)
-        if not path.is_file():
-            raise ArtifactError(f"{path}: expected an .onnx file, found a folder or a device")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size > MAX_BYTES:
                 size = f"{status.st_size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})"

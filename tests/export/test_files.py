@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ import pytest
 
 from calibration.graph import add_constant
 from calibration.serialize import aside, let_go, session_of
-from export.files import cleaned, model_bytes, staged
+from export.files import cleaned, left_over, model_bytes, staged, write_model
 from export.from_torch import export_float
+from runtime import Classifier, Metadata, Preprocess
 from runtime.writing import OutputError
 from tools.small_models import configs, lively
 
@@ -109,3 +113,80 @@ def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypat
             np.testing.assert_array_equal(session.run(None, {"pixels": pixels})[0], expected)
     assert not weights.exists()
     np.testing.assert_array_equal(session.run(None, {"pixels": pixels})[0], expected)
+
+
+# Weights in a file of their own -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(float_model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Folders of two exports with weights beside them, which differ in their labels and in their weights."""
+    monkeypatch.setattr("export.files.ONE_FILE", 1000)
+    monkeypatch.setattr("export.files.SMALL", 256)
+    folders = tmp_path / "old", tmp_path / "new"
+    for folder in folders:
+        model, labels = float_model.clone(), tuple(f"{folder.name} {index}" for index in range(5))
+        if folder.name == "new":
+            for value in model.graph.initializers.values():
+                if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
+                    value.const_value = ir.Tensor(
+                        value.const_value.numpy() * np.float32(0.9), name=value.name
+                    )
+        metadata = Metadata(variant="float32", preprocess=Preprocess(size=(16, 24)), labels=labels)
+        folder.mkdir()
+        size, _ = write_model(folder / "model.onnx", model, metadata)
+        assert size == sum(path.stat().st_size for path in folder.iterdir())
+        assert len(list(folder.iterdir())) == 2
+    return folders
+
+
+def publish(source: Path, out: Path, die_at: int = -1) -> None:
+    """Export the files of a folder again, in a process that is killed in front of one step; -1 for none."""
+    if (child := os.fork()) == 0:
+        steps = iter(range(100))
+
+        def counted(work):
+            def step(*arguments, **options):
+                if next(steps) == die_at:
+                    os._exit(9)
+                return work(*arguments, **options)
+
+            return step
+
+        with staged(out) as aside:
+            for path in source.iterdir():
+                shutil.copy(path, aside)
+            Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+        os._exit(0 if die_at < 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if die_at >= 0 else 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are made in another way")
+@pytest.mark.parametrize(("step", "which"), [(0, "old"), (1, "old"), (2, "new"), (-1, "new")])
+def test_a_model_opens_with_its_own_weights_wherever_an_export_was_killed(
+    step: int, which: str, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old, new = pairs
+    out, image = tmp_path / "out", np.full((16, 24, 3), 90, np.uint8)
+    publish(old, out)
+    publish(new, out, step)
+    expected = Classifier({"old": old, "new": new}[which] / "model.onnx", threads=1)(image)
+    found = Classifier(out / "model.onnx", threads=1)(image)
+    assert (found.label, found.score) == (expected.label, expected.score)
+    publish(new, out)  # and the next export clears up
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in new.iterdir())
+
+
+def test_only_weights_that_an_export_wrote_are_taken_away(pairs: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    digits = "0123456789abcdef"
+    others = ["model.onnx.mine.data", f"model.int8.onnx.{digits}.data", f"my.model.onnx.{digits}.data"]
+    for name in (*others, f"model.onnx.{digits}.data"):
+        (out / name).write_text("")
+    with staged(out) as aside:
+        for path in pairs[1].iterdir():
+            shutil.copy(path, aside)
+    kept = {path.name for path in out.iterdir()} - {path.name for path in pairs[1].iterdir()}
+    assert kept == set(others)
+    assert [path.name for path in left_over(out, ["model.onnx"])] == [others[1]]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from runtime.model_file.onnx_file import OnnxError, summarize
+from tools.onnx_mutants import mutants
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "javascript"
@@ -50,6 +55,65 @@ def test_the_types_are_those_of_the_code(tmp_path: Path) -> None:
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
     kept = {path.name: path.read_text() for path in (PACKAGE / "types").iterdir()}
     assert made == kept, "run npm run types in javascript/"
+
+
+JUDGE = """
+import { readFileSync } from "node:fs";
+import { ModelError } from "./errors.mjs";
+import { summarize } from "./onnx.mjs";
+const plain = (_, value) => (value instanceof Map || value instanceof Set ? [...value].sort() : value);
+const judge = (hex) => {
+  try {
+    return summarize(Uint8Array.from(Buffer.from(hex, "hex")));
+  } catch (error) {
+    if (!(error instanceof ModelError)) throw error;
+    return null;
+  }
+};
+console.log(JSON.stringify(readFileSync(0, "utf-8").split("\\n").map(judge), plain));
+"""
+
+
+def outline(content: bytes) -> dict[str, object] | None:
+    try:
+        found = summarize(content)
+    except OnnxError:
+        return None
+    return {
+        "irVersion": found.ir_version,
+        "opsets": [list(each) for each in sorted(found.opsets.items())],
+        "metadata": [list(each) for each in sorted(found.metadata.items())],
+        "domains": sorted(found.domains),
+        "externalData": found.external_data,
+        "subgraphs": found.subgraphs,
+        "functions": found.functions,
+    }
+
+
+def test_mutants_of_model_files_are_judged_as_in_python() -> None:
+    """Python is compared with onnx's parser in tests/runtime/model_file/test_onnx_file.py."""
+    contents = list(mutants(1000, seed=3))
+    command = ["node", "--input-type=module", "--eval", JUDGE]
+    lines = "\n".join(content.hex() for content in contents)
+    done = subprocess.run(command, cwd=PACKAGE, input=lines, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    judged, expected = json.loads(done.stdout), [outline(content) for content in contents]
+    assert sum(each is not None for each in expected) > 100
+    for content, ours, theirs in zip(contents, expected, judged, strict=True):
+        assert theirs == ours, content.hex()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes like these")
+def test_a_path_that_is_no_file_is_refused_at_once(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("folder", "pipe", "zero"):
+        done = run("node", "classify.mjs", str(tmp_path / name), "photo.jpg")
+        assert (done.returncode, "expected a file, found a folder, a pipe or a device" in done.stderr) == (
+            2,
+            True,
+        )
 
 
 def test_what_would_be_published() -> None:

@@ -18,8 +18,10 @@ class SourceError(InputError):
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when there is no such file."""
+    """A JSON object, or an empty one when there is no such file; a link that leads nowhere is an error."""
     if not file.is_file():
+        if file.is_symlink():
+            raise SourceError(f"{file}: a link to a file that is not there; load the model again")
         return {}
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))

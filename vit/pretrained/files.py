@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.model_file.data_file import is_beside
 from vit.document import CheckpointError
 from vit.pretrained.documents import SourceError, read_json
 from vit.pretrained.places import INDEX, SCRIPT, refuse_other_files
@@ -44,10 +45,12 @@ def read_shard(file: Path) -> Any:
 
 def read_shards(index: Path) -> dict[str, Tensor]:
     places = read_json(index).get("weight_map", {})
+    names = list(places.values()) if isinstance(places, dict) else [places]
+    for name in names:
+        if not (isinstance(name, str) and is_beside(name)):
+            raise SourceError(f"{index}: names {name!r:.60}, which is not a file beside it")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise SourceError(f"{index}: names {name!r}, which is not a file beside it")
+    for name in sorted(set(names)):
         if not (index.parent / name).is_file():
             raise SourceError(f"{index.parent / name}: missing, but {index.name} names it; copy it again")
         tensors |= read_shard(index.parent / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from export.__main__ import main
 from export.from_onnx.folder import describe, find_model, name_of
+from export.from_onnx.load import load
 from export.from_onnx.spec import ForeignError
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import read_metadata
@@ -38,6 +40,46 @@ def test_the_models_of_transformers_js_lie_deeper(transformers_js: Path) -> None
     assert found.model == transformers_js / "onnx" / "model.onnx"
     assert (found.name, found.spec.labels) == ("vit-tiny-animals", tuple(NAMES))
     assert describe(found.model).spec == found.spec  # the file itself finds its documents as well
+
+
+@pytest.fixture
+def snapshot(transformers_js: Path, tmp_path: Path) -> Path:
+    """The same folder as the hub's cache stores it: links to files that are called by their content."""
+    repository = tmp_path / "hub" / "models--animals--vit-tiny"
+    folder = repository / "snapshots" / "0a1b2c"
+    (repository / "blobs").mkdir(parents=True)
+    for index, path in enumerate(sorted(transformers_js.rglob("*.*"))):
+        link, blob = folder / path.relative_to(transformers_js), repository / "blobs" / f"blob{index}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(path.read_bytes())
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return folder
+
+
+def test_a_snapshot_of_the_hub_is_read(snapshot: Path, transformers_js: Path, monkeypatch) -> None:
+    found, plain = describe(snapshot), describe(transformers_js)
+    assert found.spec == plain.spec
+    assert found.name == "vit-tiny"
+    monkeypatch.chdir(snapshot / "onnx")
+    assert name_of(Path("model.onnx")) == "vit-tiny"
+    assert load(found.model, found.spec).digest == load(plain.model, plain.spec).digest
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_link_that_leads_nowhere_is_no_missing_document(name: str, snapshot: Path) -> None:
+    """git-annex and DVC leave such links for what was not loaded; without labels the classes have numbers."""
+    (snapshot / name).resolve().unlink()
+    with pytest.raises(ForeignError, match=rf"{name}: a link to a file that is not there"):
+        describe(snapshot)
+
+
+def test_a_model_that_was_not_loaded_is_said_so(snapshot: Path) -> None:
+    described = describe(snapshot)
+    described.model.resolve().unlink()
+    with pytest.raises(
+        ForeignError, match=r"model\.onnx: it cannot be read: a link to a file that is not there"
+    ):
+        load(find_model(snapshot), described.spec)
 
 
 def test_the_preprocessor_may_be_named(optimum: Path, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.__main__ import main
 from export.from_onnx.folder import find_model
@@ -243,16 +245,139 @@ def test_external_data_beside_the_model_is_read(model: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(external.reference(pixels), load(model, SPEC).reference(pixels))
 
 
-@pytest.mark.parametrize("how", ["up", "absolute", "link"])
+@pytest.mark.parametrize("how", ["up", "absolute", "below", "through", "dot"])
 def test_external_data_elsewhere_is_refused(how, model: Path, tmp_path: Path) -> None:
+    """By the name alone: there, all of these are files that could be read."""
     path = with_external_data(model, tmp_path / "m")
-    outside = tmp_path / "secret.bin"
-    (path.parent / "weights.bin").rename(outside)
-    location = {"up": "../secret.bin", "absolute": str(outside), "link": "weights.bin"}[how]
-    if how == "link":
-        (path.parent / "weights.bin").symlink_to(outside)
+    outside, below = tmp_path / "secret.bin", path.parent / "below" / "secret.bin"
+    below.parent.mkdir()
+    for place in (outside, below, path.parent / "secret.bin"):
+        place.write_bytes((path.parent / "weights.bin").read_bytes())
+    location = {
+        "up": "../secret.bin",
+        "absolute": str(outside),
+        "below": "below/secret.bin",
+        "through": "below/../secret.bin",
+        "dot": "./secret.bin",
+    }[how]
     with pytest.raises(ForeignError, match="outside the model's folder"):
         load(relocated(path, location), SPEC)
+
+
+@pytest.mark.parametrize("how", ["data", "both", "chain", "folder"])
+def test_links_by_which_caches_store_models_are_followed(how, model: Path, tmp_path: Path) -> None:
+    """The hub's cache, DVC, git-annex, Bazel, Nix: the folder is the user's, and the file names no path."""
+    path, store = with_external_data(model, tmp_path / "m"), tmp_path / "blobs"
+    store.mkdir()
+    for name in ("weights.bin", "model.onnx")[: 1 if how == "data" else 2]:
+        kept, link = store / f"sha256-{name[0]}", path.parent / name
+        link.rename(kept)
+        if how == "chain":
+            (tmp_path / name).symlink_to(kept)
+            kept = tmp_path / name
+        link.symlink_to(os.path.relpath(kept, link.parent) if how == "both" else kept)
+    if how == "folder":
+        (tmp_path / "linked").symlink_to(path.parent)
+        path = tmp_path / "linked" / path.name
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_array_equal(load(path, SPEC).reference(pixels), load(model, SPEC).reference(pixels))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("/dev/zero", "expected a file, found a device"),
+        ("pipe", "expected a file, found a pipe"),
+        ("/", "expected a file, found a folder"),
+        ("nothing", "missing beside it"),
+        ("weights.bin", "cannot be read"),
+        ("/proc/self/status", "of 0"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="no pipes and devices like these")
+def test_external_data_that_is_no_file_is_refused_at_once(kind, message, model: Path, tmp_path: Path) -> None:
+    path = with_external_data(model, tmp_path / "m")
+    os.mkfifo(path.parent / "pipe")
+    (path.parent / "weights.bin").unlink()
+    (path.parent / "weights.bin").symlink_to(kind)
+    with pytest.raises(ForeignError, match=message):
+        load(path, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset": "99999999"}, "of "),
+        ({"offset": "-64"}, "expected a number of bytes, found '-64'"),
+        ({"length": "4"}, "by its shape, and 4 there"),
+        ({"length": "1_0"}, "expected a number of bytes"),
+        ({"length": "9" * 5000}, "expected a number of bytes, found '9999"),
+    ],
+)
+def test_external_data_where_the_file_does_not_hold_it(changes, message, model: Path, tmp_path: Path) -> None:
+    path = with_external_data(model, tmp_path / "m")
+    proto = onnx.load(path, load_external_data=False)
+    tensor = next(each for each in proto.graph.initializer if each.external_data)
+    for entry in tensor.external_data:
+        entry.value = changes.get(entry.key, entry.value)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ForeignError, match=message) as caught:
+        load(path, SPEC)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("where", ["subgraph", "sparse", "function", "training"])
+def test_external_data_is_found_wherever_it_is(where, model: Path, tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret.bin")
+    node = helper.make_node("Constant", [], ["c"], value=tensor)
+    graph = helper.make_graph([node], "inner", [], [])
+
+    def change(proto: onnx.ModelProto) -> None:
+        if where == "subgraph":
+            proto.graph.node.append(
+                helper.make_node("If", ["c"], ["d"], then_branch=graph, else_branch=graph)
+            )
+        elif where == "sparse":
+            proto.graph.sparse_initializer.add(dims=[1]).values.CopyFrom(tensor)
+        elif where == "function":
+            proto.functions.add(name="f", domain="own").node.append(node)
+        else:
+            proto.training_info.add().algorithm.CopyFrom(graph)
+
+    with pytest.raises(ForeignError, match="outside the model's folder"):
+        load(changed(model, tmp_path, change), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("Loop", "Loop is in it"), ("com.microsoft", "com.microsoft.Gelu")]
+)
+def test_a_branch_is_looked_into(kind, message, model: Path, tmp_path: Path) -> None:
+    """A branch that is taken is run to read off the shapes: a Loop in it may not end."""
+    inner = [helper.make_node("Identity", ["output"], ["branch"])]
+    if kind == "Loop":
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["c"], ["d"])],
+            "body",
+            [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("c", 9, [])],
+            [helper.make_tensor_value_info("d", 9, [])],
+        )
+        inner.append(helper.make_node("Loop", ["most", "yes"], [], body=body))
+    else:
+        inner = [helper.make_node("Gelu", ["output"], ["branch"], domain="com.microsoft")]
+    out = helper.make_tensor_value_info("branch", TensorProto.FLOAT, None)
+
+    def change(proto: onnx.ModelProto) -> None:
+        branch = helper.make_graph(inner, "branch", [], [out])
+        node = helper.make_node("If", ["yes"], ["logits"], then_branch=branch, else_branch=branch)
+        proto.graph.node.append(node)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        proto.graph.initializer.append(numpy_helper.from_array(np.int64(2**62), "most"))
+        proto.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, CLASSES]))
+        proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    with pytest.raises(ForeignError, match=message):
+        load(changed(model, tmp_path, change), SPEC)
 
 
 def test_external_data_that_is_missing_or_short_is_said_so(model: Path, tmp_path: Path) -> None:

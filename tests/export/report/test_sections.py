@@ -136,7 +136,7 @@ def test_use_this_file_names_the_best_file(results):
     some = results(variants=())
     large = replace(some, variants=(replace(some.variants[0], bytes=MAX_BYTES + 1),))
     assert usage(large).python.startswith("from runtime import Classifier")
-    assert "Its weights are in model.float32.onnx.data , which must stay" in Page(render(large)).text
+    assert "Its weights are in model.float32.onnx.*.data , which must stay" in Page(render(large)).text
     assert "must stay" not in Page(render(some)).text
 
 

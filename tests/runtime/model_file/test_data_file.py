@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +18,8 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from runtime import ArtifactError, Classifier
-from runtime.model_file.artifact import read_artifact
-from runtime.model_file.data_file import DATA_KEY
+from runtime.model_file.artifact import choose_file, read_artifact
+from runtime.model_file.data_file import DATA_KEY, is_beside
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -93,3 +99,172 @@ def test_a_file_that_is_replaced_meanwhile_is_noticed(apart: Path) -> None:
     beside.write_bytes(beside.read_bytes() + b"x")
     with pytest.raises(ArtifactError, match="replaced while it was opened"):
         artifact.expect_unchanged()
+
+
+# What lies beside the model, or in its place ----------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no pipes, links and devices like these")
+
+
+@contextlib.contextmanager
+def seconds(limit: float) -> Iterator[None]:
+    """Fail what hangs."""
+
+    def stop(*_: object) -> None:
+        pytest.fail("it hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def put(kind: str, path: Path) -> None:
+    """Put something that is no file in the place of one."""
+    path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a socket":
+        os.chdir(path.parent)  # the path of a socket is short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    elif kind == "a link to a pipe":
+        os.mkfifo(path.with_name("pipe"))
+        path.symlink_to("pipe")
+    elif kind == "a link to itself":
+        path.symlink_to(path.name)
+    else:
+        path.symlink_to(kind.removeprefix("a link to "))
+
+
+IRREGULAR = {
+    "a pipe": "found a pipe",
+    "a folder": "found a folder",
+    "a socket": "found a socket",
+    "a link to a pipe": "found a pipe",
+    "a link to /dev/zero": "found a device",
+    "a link to /dev/null": "found a device",
+    "a link to /": "found a folder",
+    "a link to nothing": "missing|not there",
+    "a link to itself": "symbolic links|not there",
+}
+
+
+@posix
+@pytest.mark.parametrize("kind", IRREGULAR)
+@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
+def test_what_is_no_file_is_refused_at_once(kind: str, file: str, apart: Path, monkeypatch) -> None:
+    monkeypatch.chdir(apart.parent)
+    put(kind, apart.parent / file)
+    with seconds(5), pytest.raises(ArtifactError, match=IRREGULAR[kind]):
+        read_artifact(apart)
+
+
+@posix
+def test_nothing_is_read_before_the_size_is_right(apart: Path) -> None:
+    """A link to a file of another size, which may be endless or secret."""
+    data = apart.parent / "model.onnx.data"
+    data.unlink()
+    huge = apart.parent / "huge"
+    with huge.open("wb") as file:
+        file.truncate(2**40)
+    data.symlink_to(huge)
+    with seconds(5), pytest.raises(ArtifactError, match=r"have 1,099,511,627,776 bytes, expected"):
+        Classifier(apart)
+
+
+def test_no_message_tells_a_digest_that_was_found(apart: Path) -> None:
+    data = apart.parent / "model.onnx.data"
+    data.write_bytes(b"s" * data.stat().st_size)
+    with pytest.raises(ArtifactError) as caught:
+        Classifier(apart)
+    assert hashlib.sha256(data.read_bytes()).hexdigest() not in str(caught.value)
+    with pytest.raises(ArtifactError) as caught:
+        Classifier(apart, sha256="0" * 64)
+    assert hashlib.sha256(apart.read_bytes()).hexdigest() not in str(caught.value)
+
+
+@posix
+@pytest.mark.parametrize("how", ["hub", "dvc", "annex", "nix", "folder"])
+def test_links_by_which_caches_store_models_are_followed(how: str, apart: Path, tmp_path: Path) -> None:
+    """Names by content, links relative and absolute, links to links, links to folders."""
+    store, place = tmp_path / "store", tmp_path / "place" / "deep"
+    store.mkdir()
+    if how == "folder":
+        place.parent.mkdir()
+        place.symlink_to(apart.parent)
+    else:
+        place.mkdir(parents=True)
+        for index, name in enumerate(("model.onnx", "model.onnx.data")):
+            kept = store / f"{how}{index}"
+            (apart.parent / name).rename(kept)
+            if how == "hub":
+                (place / name).symlink_to(os.path.relpath(kept, place))
+            elif how == "dvc":
+                kept.chmod(0o444)
+                (place / name).symlink_to(kept)
+            elif how == "annex":
+                (place / f".{index}").symlink_to(kept)
+                (place / name).symlink_to(f".{index}")
+            else:
+                (tmp_path / "profile").symlink_to(store) if not index else None
+                (place / name).symlink_to(tmp_path / "profile" / kept.name)
+    assert Classifier(place / "model.onnx")(IMAGE).label
+    assert choose_file(place, ("float32",)) == place / "model.onnx"
+
+
+@posix
+def test_a_link_that_leads_nowhere_does_not_hide_a_variant(apart: Path) -> None:
+    """A cache that was emptied: the float model beside it is another file than the one that was meant."""
+    (apart.parent / "model.int8.onnx").symlink_to("blobs/gone")
+    with pytest.raises(ArtifactError, match="a link to a file that is not there"):
+        Classifier(choose_file(apart.parent))
+
+
+OUT = ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "..\\x", "C:x", "C:\\x", "model.onnx:stream")
+OUT += ("x\0y", "x\n", "x.", "x ", "//host/share", "\\\\host\\share", "~/../x", "./x")
+DEVICES = ("NUL", "nul.data", "con", "Aux.onnx.data", "COM1", "lpt9.bin", "COM\u00b9", "NUL .x")
+
+
+@pytest.mark.parametrize("name", OUT + DEVICES)
+def test_a_name_that_leads_out_of_the_folder_is_none(name: str) -> None:
+    assert not is_beside(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.onnx.data",
+        "model.onnx_data",
+        "weights",
+        ".hidden",
+        "h\u00e4\u00fc \u4e2d.bin",
+        "...x",
+        "a..b",
+        "nullable",
+        "~x",
+    ],
+)
+def test_a_name_of_a_file_beside_is_one(name: str) -> None:
+    assert is_beside(name)
+
+
+@pytest.mark.parametrize("name", ["../model.onnx.data", "deep/model.onnx.data", "./model.onnx.data"])
+def test_a_name_with_a_path_is_refused_though_the_file_is_right(name: str, apart: Path) -> None:
+    data = apart.parent / "model.onnx.data"
+    proto = onnx.load(apart, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = name if entry.key == "location" else entry.value
+    apart.write_bytes(proto.SerializeToString())
+    (apart.parent / "deep").mkdir()
+    (apart.parent / name).write_bytes(data.read_bytes())
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    described(apart, file=name, bytes=data.stat().st_size, sha256=digest)
+    with pytest.raises(ArtifactError, match="export it again"):
+        Classifier(apart)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vit.checkpoint import load_checkpoint
 from vit.pretrained import SourceError, load_model, read_source
+from vit.pretrained.files import read_weights
 from vit.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 D, HEADS, MLP, P, SIZE, CLASSES, DEPTH = 32, 2, 48, 4, 12, 7, 2
@@ -425,3 +426,12 @@ def test_command_line(tmp_path):
     failed = subprocess.run([*command, "--labels", str(names)], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.strip().endswith("has 1 label, the model has 7 classes")
+
+
+@pytest.mark.parametrize("place", ["../x", "/etc/passwd", "a\\b", "C:x", "NUL", "", "..", 1, None, ["a"]])
+def test_parts_of_the_weights_lie_beside_their_index(place, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for weight_map in ({"weight": place}, place):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(SourceError, match="which is not a file beside it"):
+            read_weights(index)
