@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
+import select
 import shutil
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,34 +96,29 @@ def test_webcam_without_a_camera(model: Path, tmp_path: Path, module: str, line:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
 
 
+@contextmanager
+def serving(*command: Any) -> Iterator[int]:
+    """Run a server that prints its address, and give its port."""
+    line = [str(word) for word in command]
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())
+        assert address is not None
+        yield int(address[1])
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 @pytest.fixture
 def service(model: Path) -> Iterator[int]:
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        EXAMPLES / "http_service.py",
-        model,
-        "--port",
-        str(port),
-        "--upload-seconds",
-        "2",
-    ]
-    process = subprocess.Popen(command, env=ENVIRONMENT)
-    try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+    options = ("--port", 0, "--upload-seconds", 2)
+    with serving(sys.executable, EXAMPLES / "http_service.py", model, *options) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def post(port: int, body: bytes | Iterator[bytes], **headers: str) -> tuple[int, dict[str, Any]]:
@@ -217,6 +214,137 @@ def test_http_service_stands_slow_clients(service: int, images: Path) -> None:
         thread.join(20)
     assert len(answers) == 10
     assert all(answer.startswith(b"HTTP/1.1 408") for answer in answers)
+
+
+def connect(port: int, *sent: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=10)
+    for part in sent:
+        client.sendall(part)
+    return client
+
+
+def ask(port: int, request: bytes, *, patience: float = 0) -> bytes:
+    """The whole answer to the bytes of a request, read after some seconds."""
+    with connect(port, request) as client:
+        time.sleep(patience)
+        answer = bytearray()
+        with suppress(ConnectionResetError):
+            while part := client.recv(2**16):
+                answer += part
+        return bytes(answer)
+
+
+INFO = b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /classify HTTP/1.1\r\nHost: x\r\nX: ",
+        b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"POST /info HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\nGET",
+    ],
+    ids=["nothing", "headers", "chunks", "no body", "kept alive"],
+)
+def test_http_service_is_not_stopped_by_those_who_never_end(service: int, sent: bytes) -> None:
+    stuck = [connect(service, sent) for _ in range(70)]
+    deadline = time.monotonic() + 15
+    while not ask(service, INFO).startswith(b"HTTP/1.1 200"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for client in stuck:
+        client.close()
+
+
+def test_http_service_gives_one_who_trickles_no_more_time(service: int) -> None:
+    with connect(service, b"POST /classify HTTP/1.1\r\nHost: x\r\nX: ") as client:
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 15 and not select.select([client], [], [], 0.1)[0]:
+                client.sendall(b"a")
+        assert client.recv(100).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 8
+
+
+GREEDY = """
+import socket, sys
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+from examples.http_service import serve
+async def large(request):
+    return Response(bytes(2**26))
+listener = socket.create_server(("127.0.0.1", 0))
+print(f"http://127.0.0.1:{listener.getsockname()[1]}/", flush=True)
+serve(Starlette(routes=[Route("/", large)]), listener, upload_seconds=0.5)
+"""
+
+
+def test_http_service_does_not_wait_for_clients_that_read_nothing() -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    with serving(sys.executable, "-c", GREEDY) as port:
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert len(ask(port, request, patience=2)) < 2**26
+        assert len(ask(port, request)) > 2**26
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        ("GET /%", 404),
+        ("GET //", 404),
+        ("GET /%00", 404),
+        ("GET /%ff/../info", 404),
+        ("GET /" + "a" * 100_000, 404),
+        ("GET", 400),
+        ("GET /\0", 400),
+        ("HEAD /", 200),
+        ("POST /", 405),
+        ("GET /info\r\nContent-Length: " + "9" * 5000, 400),
+        ("POST /classify\r\nContent-Length: -1", 400),
+        ("POST /classify\r\nContent-Type: multipart/form-data; boundary*=x'y'%ff\r\nContent-Length: 0", 400),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_http_service_answers_what_is_malformed(service: int, request_line: str, status: int) -> None:
+    line, _, headers = request_line.partition("\r\n")
+    found = ask(service, f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode("latin-1"))
+    assert found.startswith(f"HTTP/1.1 {status} ".encode()), found[:200]
+    assert ask(service, INFO).startswith(b"HTTP/1.1 200")
+
+
+def test_http_service_has_a_page_to_try_it(service: int, images: Path) -> None:
+    head, _, page = ask(service, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert b"text/html" in head
+    action, method, kind = re.findall(rb'(?:action|method|enctype)="(.*?)"', page)
+    (name,) = re.findall(rb'type="file" name="(.*?)"', page)
+    assert (action, method, kind) == (b"/classify", b"post", b"multipart/form-data")
+    body, headers = form((FILE, (images / "b.jpg").read_bytes()))
+    status, answer = post(service, body.replace(b'name="a"', b'name="' + name + b'"'), **headers)
+    assert (status, answer["label"]) == (200, "green")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--port", "70000"), "port 70000 cannot be used"),
+        (("--port", "TAKEN"), "cannot be used"),
+        (("--upload-seconds", "0"), "expected --upload-seconds above 0, found 0"),
+        (("--upload-seconds", "nan"), "expected --upload-seconds above 0, found nan"),
+    ],
+)
+def test_http_service_refuses_a_wrong_option(model: Path, options: tuple[str, str], message: str) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        name, value = options[0], options[1].replace("TAKEN", str(taken.getsockname()[1]))
+        command = [sys.executable, EXAMPLES / "http_service.py", model, name, value]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr.splitlines()[-1]
 
 
 def classify_in_javascript(*arguments: Any) -> list[dict[str, Any]]:
