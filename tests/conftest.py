@@ -58,9 +58,12 @@ LOOK_UP = re.compile(r"/etc/resolv\.conf|/etc/hosts|io\.systemd\.Resolve|htons\(
 def in_fresh_home(tmp_path: Path) -> Callable[..., list[str]]:
     """Run a command as on a user's new machine, and return the traces: files it left, names it looked up.
 
-    Where strace is not installed, no look-up is seen.
+    Where strace is not installed, or not allowed, no look-up is seen.
     """
-    strace, log = shutil.which("strace"), tmp_path / "strace.txt"
+    log = tmp_path / "strace.txt"
+    strace = ["strace", "-f", "--seccomp-bpf", "-o", log, "-e", "trace=openat,connect"]
+    if shutil.which("strace") is None or subprocess.run([*strace, "true"], capture_output=True).returncode:
+        strace = []
 
     def run(*command: Any, folder: Path = ROOT, **environment: str) -> list[str]:
         home = Path(tempfile.mkdtemp(prefix="home-", dir=tmp_path))
@@ -72,8 +75,7 @@ def in_fresh_home(tmp_path: Path) -> Callable[..., list[str]]:
         }
         homes = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA"), str(home))
         kept |= {**homes, "PYTHONPATH": str(ROOT), **environment}
-        watched = [strace, "-f", "--seccomp-bpf", "-o", log, "-e", "trace=openat,connect"] if strace else []
-        line = [str(word) for word in (*watched, *command)]
+        line = [str(word) for word in (*strace, *command)]
         done = subprocess.run(line, cwd=folder, env=kept, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         files = [str(path.relative_to(home)) for path in sorted(home.rglob("*")) if path.is_file()]
