@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from calibration.graph import Array
 from runtime.model_file.targets import Target
+from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session import open_session
 from vit.model import ViT
 

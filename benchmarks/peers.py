@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.util
 import io
 import logging
@@ -32,6 +33,7 @@ from calibration.quantize import apply_plan, quantize
 from export.files import model_bytes
 from export.from_torch import export_float
 from runtime.model_file.targets import Target
+from runtime.onnx_runtime import onnxruntime
 from runtime.session import open_session
 from vit.model import ViT
 
@@ -137,20 +139,23 @@ STATIC: dict[str, dict[str, Any]] = {
 
 
 def _onnxruntime_tools(bench: Bench, plain: Path, variations: bool) -> Iterator[Peer | Skipped]:
-    from onnxruntime.quantization import quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
+    tools = _quantization()
     prepared = bench.folder / "prepared.onnx"
     with quiet():
-        quant_pre_process(str(plain), str(prepared))
+        tools.shape_inference.quant_pre_process(str(plain), str(prepared))
     yield _static(bench, prepared, "", {})
     for suffix, options in (("", {}), *([(", per channel", {"per_channel": True})] if variations else [])):
         dynamic = bench.folder / f"ort_dynamic{len(suffix)}.onnx"
         with quiet():
-            quantize_dynamic(str(prepared), str(dynamic), **options)
+            tools.quantize_dynamic(str(prepared), str(dynamic), **options)
         yield onnx_runtime(f"ORT quantize_dynamic INT8{suffix}", dynamic, bench.model)
     for words, chosen in STATIC.items() if variations else ():
         yield _static(bench, prepared, f", {words}", chosen)
+
+
+def _quantization() -> Any:
+    """Return ONNX Runtime's own tools, which few benchmarks need."""
+    return importlib.import_module(f"{onnxruntime.__name__}.quantization")
 
 
 def _accuracy_aware(bench: Bench, plain: Path, quantizers: int, max_drop: float) -> Peer | Skipped:
@@ -167,25 +172,21 @@ def _accuracy_aware(bench: Bench, plain: Path, quantizers: int, max_drop: float)
 
 
 def _static(bench: Bench, prepared: Path, suffix: str, options: Mapping[str, Any]) -> Peer | Skipped:
-    from onnxruntime.quantization import quantize_static
-
     name = f"ORT quantize_static INT8{suffix}"
     file = bench.folder / (re.sub(r"\W+", "_", name) + ".onnx")
     try:
         with quiet():
-            quantize_static(str(prepared), str(file), _reader(bench, prepared), **options)
+            _quantization().quantize_static(str(prepared), str(file), _reader(bench, prepared), **options)
     except Exception as error:  # of another project, which an option of it may not survive
         return Skipped(name, " ".join(str(error).split()) or type(error).__name__)
     return onnx_runtime(name, file, bench.model)
 
 
 def _reader(bench: Bench, path: Path) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
     name = open_session(path, device="cpu", threads=1).get_inputs()[0].name
     feeds = ({name: normalizing(bench.model)(pixels)} for pixels in bench.images)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(_quantization().CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Array] | None:
             return next(feeds, None)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from calibration.graph import Array, GraphError
 from calibration.serialize import session_of
 from runtime.model_file.targets import Target
+from runtime.onnx_runtime import onnxruntime as ort
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
 HOLD_EVERY = 4  # each fourth image judges the ranges that the others gave

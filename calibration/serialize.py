@@ -16,9 +16,8 @@ from runtime.interrupts import careful
 from runtime.session import give_memory_back, open_session
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
-
     from runtime.model_file.targets import Target
+    from runtime.onnx_runtime import onnxruntime as ort
 
 # Bytes of weights from which files are used. Bytes in memory exist three times while a session opens (in the
 # message, serialized, and in the session), and a message of 2 GB or more cannot be serialized at all.

@@ -1,27 +1,31 @@
 """A small HTTP service: images in, labels out.
 
     pip install ".[examples]"
-    python -m examples.http_service MODEL [--port 8000]
+    python -m examples.http_service MODEL [--port 8000]      # prints the address of a page to try it
     curl --data-binary @photo.jpg http://127.0.0.1:8000/classify
     curl -F file=@photo.jpg http://127.0.0.1:8000/classify
 
 The image is the body itself, or the one file in a form, as browsers and many clients send it.
 
 What a stranger sends is limited in bytes, in pixels and in the time it may take, and is never on the disk.
+A connection serves one request.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import socket
 from email.message import Message
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime import ArtifactError, Classifier, DeviceError, ImageError
 
@@ -30,6 +34,55 @@ MAX_HEADERS = 2**13  # bytes, of one part of a form
 MAX_PIXELS = 50_000_000
 UPLOAD_SECONDS = 20.0
 CLIENTS = 64  # at a time: with MAX_BYTES this bounds the memory that uploads take
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Classify an image – vit-edge</title>
+<body style="font: 1rem/1.5 system-ui; margin: 3rem auto; max-width: 40rem; padding: 0 1rem">
+<h1>Classify an image</h1>
+<form action="/classify" method="post" enctype="multipart/form-data">
+<label>Image <input type="file" name="file" accept="image/*" required></label>
+<button>Classify</button>
+</form>
+<p>The answer is JSON, as for a program: <code>curl -F file=@photo.jpg ADDRESS/classify</code>.
+<a href="/info">The model and its labels</a>.</p>
+</html>
+"""
+
+
+class Deadline(H11Protocol):
+    """A connection that ends when sending the request, or reading the answer, takes longer than `seconds`.
+
+    uvicorn counts every open connection against its limit, and sets no limit of time to one that sends
+    nothing or reads nothing.
+    """
+
+    seconds: float
+    _reading = False  # whether the client had begun to get the answer a deadline ago
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.seconds, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _check(self) -> None:
+        cycle = self.cycle
+        if self._reading:
+            self.transport.abort()
+            return
+        begun = cycle is not None and cycle.response_started
+        if not begun and (cycle is None or cycle.more_body):
+            why = json.dumps({"error": f"the request took longer than {self.seconds:g} seconds"}).encode()
+            head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            self.transport.write(f"{head}Content-Length: {len(why)}\r\n\r\n".encode() + why)
+            self.transport.close()
+            begun = True
+        self._reading = begun  # otherwise the prediction is under way, or waits for its turn
+        self._timer = self.loop.call_later(self.seconds, self._check)
 
 
 class Refused(Exception):
@@ -82,19 +135,17 @@ def image_in(body: bytes, content_type: str) -> bytes:
     return body[slice(*files[0])]
 
 
-def make_app(classify: Classifier, *, upload_seconds: float = UPLOAD_SECONDS, at_once: int = 2) -> Starlette:
+def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
     slots = asyncio.Semaphore(at_once)  # predictions under way; the others wait without a thread
 
     async def answer(request: Request) -> Response:
         try:
-            body = await asyncio.wait_for(read_body(request), upload_seconds)
+            body = await read_body(request)
             image = image_in(body, request.headers.get("content-type", ""))
             async with slots:
                 prediction = await asyncio.to_thread(classify, image)
         except Refused as error:
             return failure(error.status, str(error))
-        except TimeoutError:
-            return failure(408, f"the upload took longer than {upload_seconds:g} seconds")
         except ClientDisconnect:
             return Response(status_code=400)
         except ImageError as error:
@@ -106,14 +157,32 @@ def make_app(classify: Classifier, *, upload_seconds: float = UPLOAD_SECONDS, at
         known = classify.info
         return JSONResponse({"variant": known.variant, "device": known.device, "labels": list(known.labels)})
 
-    return Starlette(routes=[Route("/classify", answer, methods=["POST"]), Route("/info", info)])
+    async def page(_request: Request) -> Response:
+        return HTMLResponse(PAGE)
+
+    routes = [Route("/", page), Route("/classify", answer, methods=["POST"]), Route("/info", info)]
+    return Starlette(routes=routes)
 
 
 def failure(status: int, why: str) -> Response:
-    """An error as JSON. The rest of an upload is not waited for: the connection ends here."""
-    return Response(
-        json.dumps({"error": why}), status, {"connection": "close"}, media_type="application/json"
+    """An error as JSON. The rest of an upload is not waited for."""
+    return JSONResponse({"error": why}, status)
+
+
+def serve(app: Starlette, listener: socket.socket, *, upload_seconds: float) -> None:
+    """Answer requests until a signal ends the process."""
+    Deadline.seconds = upload_seconds
+    config = uvicorn.Config(
+        app,
+        http=Deadline,
+        ws="none",
+        proxy_headers=False,
+        limit_concurrency=CLIENTS,
+        log_level="warning",
+        headers=[("connection", "close")],
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def main() -> None:
@@ -121,22 +190,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="model file, or folder of an export")
-    parser.add_argument("--port", type=int, default=8000, help="TCP port (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="TCP port; 0 takes a free one (default: %(default)s)"
+    )
     parser.add_argument(
         "--upload-seconds",
         type=float,
         default=UPLOAD_SECONDS,
-        help="longest time of an upload, in seconds (default: %(default)s)",
+        help="longest time to send a request, from the connection to its last byte, and to read the answer, "
+        "in seconds (default: %(default)s)",
     )
     options = parser.parse_args()
+    if not options.upload_seconds > 0:
+        parser.error(f"expected --upload-seconds above 0, found {options.upload_seconds:g}")
     try:
         classify = Classifier(options.model, threads=1, max_pixels=MAX_PIXELS)
     except (ArtifactError, DeviceError) as error:
         parser.error(str(error))
-    with classify:
+    try:
+        listener = socket.create_server(("127.0.0.1", options.port))
+    except (OSError, OverflowError) as error:
+        parser.error(f"port {options.port} cannot be used: {error}; choose another one with --port")
+    with classify, listener:
         classify.warm_up()
-        app = make_app(classify, upload_seconds=options.upload_seconds)
-        uvicorn.run(app, port=options.port, limit_concurrency=CLIENTS, log_level="warning")
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/", flush=True)
+        serve(make_app(classify), listener, upload_seconds=options.upload_seconds)
 
 
 if __name__ == "__main__":

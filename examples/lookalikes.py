@@ -81,8 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"expected {len(rows)} paths beside {options.embeddings}, found {len(paths)}; make both again"
         )
     if options.like is None:
-        for cosine, first, second in sorted(near_duplicates(rows, options.least), reverse=True):
+        pairs = sorted(near_duplicates(rows, options.least), reverse=True)
+        for cosine, first, second in pairs:
             print(f"{cosine:.4f}  {paths[first]}  {paths[second]}")
+        if not pairs:
+            found = f"no pair has a cosine of {options.least:g} or more (images: {len(rows)})"
+            print(f"{found}; try a lower --least", file=sys.stderr)
         return 0
     if options.like not in paths:
         parser.error(
@@ -90,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     for cosine, other in most_like(rows, paths.index(options.like), options.count):
         print(f"{cosine:.4f}  {paths[other]}")
+    if len(paths) == 1:
+        print(f"{options.like} is the only image; embed more of them", file=sys.stderr)
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 
 from calibration.measure.clipping import clipped_activations
 from calibration.search import Budget
@@ -20,6 +19,7 @@ from export.options import Options
 from export.source import Source
 from runtime.errors import FailureError
 from runtime.model_file.artifact import Variant
+from runtime.onnx_runtime import onnxruntime as ort
 from vit.data.images import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more

@@ -13,6 +13,8 @@ calibration where there is no ONNX Runtime. In reading order:
     text, writing    text of strangers made safe; files written aside and renamed
     images/          from a file on a disk to pixels
     model_file/      a model file, read with care
+    telemetry        ONNX Runtime's, turned off
+    onnx_runtime     the one import of ONNX Runtime
     cpu              kind of CPU and number of cores
     session_options  how threads wait, and which INT8 kernels are exact
     session          a device's name to a running ONNX Runtime session
@@ -31,6 +33,8 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from . import telemetry as _telemetry  # noqa: F401 (before anything can import ONNX Runtime)
 
 if TYPE_CHECKING:
     from .classifier import Classifier

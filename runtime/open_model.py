@@ -23,7 +23,8 @@ from .session import Device, explained
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from onnxruntime import InferenceSession
+
+    from .onnx_runtime import InferenceSession
 
 _GPU_BATCH = 32  # images; beyond it a ViT gains little and waits longer
 A = TypeVar("A")  # what is made of one row of the output

@@ -11,7 +11,7 @@ from .model_file.artifact import Artifact, ArtifactError, Metadata, Variant, cho
 from .session import Device, device_of, devices_for, open_first, open_session
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from .onnx_runtime import InferenceSession
 
 CPU_DEVICES = {"cpu", "openvino"}
 

@@ -14,11 +14,9 @@ from .cpu import available_cores
 from .errors import InputError
 from .model_file.artifact import ArtifactError, named
 from .model_file.targets import Target
-from .session_options import needs_exact_kernels, session_options  # it says what to do without ONNX Runtime
+from .onnx_runtime import onnxruntime
+from .session_options import needs_exact_kernels, session_options
 from .text import one_line
-
-# isort: split
-import onnxruntime
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
 

@@ -7,15 +7,8 @@ import platform
 from functools import cache
 
 from .cpu import cpu_kind
-from .errors import MissingPackageError
 from .model_file.targets import EXACT_ON, Target, unknown_target
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingPackageError(
-        "the runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for an NVIDIA GPU"
-    ) from error
+from .onnx_runtime import onnxruntime
 
 _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,6 +46,43 @@ def new_python(tmp_path: Path) -> Path:
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=True)
     return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+# ONNX Runtime itself sends nothing where one of these is set, which would hide that we let it.
+CI_VARIABLES = ("CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "TRAVIS", "JENKINS_URL",
+                "CODEBUILD_BUILD_ID", "BUILDKITE", "TEAMCITY_VERSION", "APPVEYOR")  # fmt: skip
+LOOK_UP = re.compile(r"/etc/resolv\.conf|/etc/hosts|io\.systemd\.Resolve|htons\(53\)")
+
+
+@pytest.fixture
+def in_fresh_home(tmp_path: Path) -> Callable[..., list[str]]:
+    """Run a command as on a user's new machine, and return the traces: files it left, names it looked up.
+
+    Where strace is not installed, or not allowed, no look-up is seen.
+    """
+    log = tmp_path / "strace.txt"
+    strace = ["strace", "-f", "--seccomp-bpf", "-o", log, "-e", "trace=openat,connect"]
+    if shutil.which("strace") is None or subprocess.run([*strace, "true"], capture_output=True).returncode:
+        strace = []
+
+    def run(*command: Any, folder: Path = ROOT, **environment: str) -> list[str]:
+        home = Path(tempfile.mkdtemp(prefix="home-", dir=tmp_path))
+        left_out = {*CI_VARIABLES, "ORT_DISABLE_TELEMETRY"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in left_out and not name.startswith("XDG_")
+        }
+        homes = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA"), str(home))
+        kept |= {**homes, "PYTHONPATH": str(ROOT), **environment}
+        line = [str(word) for word in (*strace, *command)]
+        done = subprocess.run(line, cwd=folder, env=kept, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = [str(path.relative_to(home)) for path in sorted(home.rglob("*")) if path.is_file()]
+        calls = log.read_text(errors="replace").splitlines() if strace else []
+        return files + [call for call in calls if LOOK_UP.search(call)]
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +170,8 @@ def logits_of() -> Callable[[ir.Model, np.ndarray], np.ndarray]:
     """Run a graph as it stands: ONNX Runtime's own rewrites are off."""
 
     import onnx_ir as ir
-    import onnxruntime as ort
+
+    from runtime.onnx_runtime import onnxruntime as ort
 
     def run(model: ir.Model, pixels: np.ndarray) -> np.ndarray:
         options = ort.SessionOptions()

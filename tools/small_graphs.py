@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
+
+from runtime.onnx_runtime import onnxruntime as ort
 
 ATTENTION = """
     norm1 = LayerNormalization <axis = -1> (x, norm1_scale, norm1_bias)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
 from runtime.interrupts import careful
 from runtime.model_file.targets import Target
+from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session_options import session_options
 from runtime.text import counted
 

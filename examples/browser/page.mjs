@@ -9,8 +9,19 @@ const isModel = (file) => file.name.toLowerCase().endsWith(".onnx");
 const waiting = new Map();
 let count = 0;
 let worker = null;
+let started = null; // a promise of the worker
 
-function startWorker() {
+/** Start what runs the model, behind the service worker that keeps the page, the model and the runtime for offline use. */
+async function startWorker() {
+  if ("serviceWorker" in navigator)
+    try {
+      await navigator.serviceWorker.register("sw.js");
+      await navigator.serviceWorker.ready;
+      if (!navigator.serviceWorker.controller)
+        await new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
+    } catch (error) {
+      console.warn(`not available offline: ${error.message}`); // a private window, for example
+    }
   worker = new Worker("worker.mjs", { type: "module" });
   worker.onmessage = ({ data }) => {
     const { resolve, reject } = waiting.get(data.id);
@@ -18,7 +29,10 @@ function startWorker() {
     if (data.error === undefined) resolve(data);
     else reject(new Error(data.error));
   };
-  worker.onerror = () => fail("The part of this page that runs the model did not load. Reload the page.");
+  worker.onerror = () => {
+    for (const { reject } of waiting.values()) reject(new Error("the part of this page that runs it did not load; reload the page"));
+    waiting.clear();
+  };
 }
 
 function ask(message, transfer = []) {
@@ -45,24 +59,33 @@ function clear() {
 // The model
 
 let described = "";
+let opening; // a promise of the model that is being opened: null, or why there is none
 
-async function openModel(file) {
+function openModel(file) {
+  opening = open(file);
+}
+
+async function open(file) {
   $("model").textContent = file ? `Opening ${file.name}…` : "Loading the model…";
   $("error").hidden = true;
   try {
-    const open = file ? new Uint8Array(await file.arrayBuffer()) : undefined;
-    const { model } = await ask({ open }, open ? [open.buffer] : []);
+    const bytes = file ? new Uint8Array(await file.arrayBuffer()) : undefined;
+    await (started ??= startWorker());
+    const { model } = await ask({ open: bytes }, bytes ? [bytes.buffer] : []);
     const threads = model.threads === 1 ? "1 thread" : `${model.threads} threads`;
     const kinds = model.labels === 1 ? "1 class" : `${model.labels} classes`;
     described = `${file ? `${file.name}: ` : ""}${kinds}, ${model.variant}, ${megabytes(model.bytes)}, ${threads}`;
     for (const id of ["choose", "camera"]) $(id).disabled = false;
     document.body.dataset.ready = String(count);
+    return null;
   } catch (error) {
     clear();
     $("nothing").hidden = false;
     fail(`${file ? `${file.name} cannot be used` : "No model"}: ${error.message}.`);
+    return error.message;
+  } finally {
+    $("model").textContent = described || "No model is open";
   }
-  $("model").textContent = described || "No model is open";
 }
 
 // Images
@@ -100,6 +123,9 @@ async function classify(file) {
   $("hint").hidden = true;
   $("stage").classList.add("filled");
   try {
+    const missing = await opening; // an image that comes before the model waits for it
+    if (current !== newest) return;
+    if (!described) throw new Error(missing);
     const { prediction } = await ask({ image: file });
     if (current !== newest) return;
     show(prediction);
@@ -118,7 +144,6 @@ function take(files) {
   const [file] = files;
   if (!file) return;
   if (isModel(file)) openModel(file);
-  else if ($("choose").disabled) fail("There is no model yet. Open one first (a file that ends in .onnx).");
   else classify(file);
 }
 
@@ -195,16 +220,4 @@ function stopCamera() {
 
 $("camera").onclick = () => (stream === null ? startCamera() : stopCamera());
 
-// Offline: the service worker keeps the page, the model and the runtime. It is there before the worker that loads them.
-
-if ("serviceWorker" in navigator)
-  try {
-    await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
-    if (!navigator.serviceWorker.controller)
-      await new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
-  } catch (error) {
-    console.warn(`not available offline: ${error.message}`); // a private window, for example
-  }
-startWorker();
-await openModel();
+openModel();

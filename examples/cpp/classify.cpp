@@ -67,8 +67,21 @@ static int run(const char* path, const char* pixels_path, int threads) {
   return 0;
 }
 
+// ONNX Runtime sends telemetry from its first Ort::Env on, unless this is 1 before it. What a user has set stays.
+static void turn_telemetry_off() {
+  const char* name = "ORT_DISABLE_TELEMETRY";
+  const char* value = std::getenv(name);
+  if (value && *value) return;
+#if defined(_WIN32)
+  _putenv_s(name, "1");
+#else
+  setenv(name, "1", 1);
+#endif
+}
+
 int main(int argc, char** argv) {
   if (argc < 3) return std::fprintf(stderr, "usage: classify MODEL PIXELS [THREADS]\n"), 2;
+  turn_telemetry_off();
   try {
     return run(argv[1], argv[2], argc > 3 ? std::atoi(argv[3]) : 1);
   } catch (const std::exception& error) {  // Ort::Exception is one

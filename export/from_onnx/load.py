@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from calibration.graph import Array, GraphError, constant, rename, sizes
 from calibration.serialize import session_of
@@ -19,6 +18,7 @@ from export.from_onnx.canonicalize import canonicalize_foreign
 from export.from_onnx.file import parse, read_bytes, standard
 from export.from_onnx.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
+from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import counted
 
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import onnxruntime as ort
 
 from calibration.graph import Array
 from runtime.errors import FailureError
 from runtime.images.preprocess import Preprocess
+from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import counted
 from vit.data.images import DataError, Images
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from calibration.quantize import Quantized
 from calibration.search import Search
@@ -13,6 +12,7 @@ from calibration.serialize import session_of
 from export.files import cleaned
 from runtime.model_file.artifact import Variant
 from runtime.model_file.targets import Target
+from runtime.onnx_runtime import onnxruntime as ort
 
 
 @dataclass(frozen=True)

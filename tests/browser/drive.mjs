@@ -17,9 +17,23 @@ const FLAGS = [
 ];
 const plan = JSON.parse(await readFile(process.argv[2], "utf-8"));
 
+/** Hold the answer to the first request for the model back until `release` is called. */
+function hold(server) {
+  let release;
+  const held = new Promise((resolve) => (release = resolve));
+  const [answer] = server.listeners("request");
+  server.removeAllListeners("request");
+  server.on("request", async (request, response) => {
+    if (request.url === "/model.onnx") await held;
+    answer(request, response);
+  });
+  return release;
+}
+
 /** Serve a model and open the page in a browser of its own, for as long as `work` takes. */
-async function inBrowser(model, isolated, work) {
+async function inBrowser(model, isolated, work, prepare = () => undefined) {
   const server = await serve(await siteFiles(model), { isolated });
+  const prepared = prepare(server);
   const profile = await mkdtemp(join(tmpdir(), "chromium-"));
   const launch = { executablePath: plan.chromium, headless: true, args: FLAGS, viewport: { width: 390, height: 844 } };
   const context = await chromium.launchPersistentContext(profile, launch);
@@ -31,7 +45,7 @@ async function inBrowser(model, isolated, work) {
     page.on("console", (message) => ["error", "warning"].includes(message.type()) && noise.push(message.text()));
     page.on("pageerror", (error) => noise.push(String(error)));
     await page.goto(`http://127.0.0.1:${server.address().port}/`);
-    return { ...(await work(page, context, server)), noise };
+    return { ...(await work(page, context, server, prepared)), noise };
   } catch (error) {
     throw new Error(`${error.message}\nthe console said: ${noise.join("\n")}`);
   } finally {
@@ -88,6 +102,12 @@ async function byKeyboard(page) {
 }
 
 async function drop(page, path) {
+  await dropAlone(page, path);
+  await page.waitForFunction(() => document.body.dataset.done);
+  return JSON.parse(await page.evaluate(() => document.body.dataset.done));
+}
+
+async function dropAlone(page, path) {
   const bytes = [...(await readFile(path))];
   await page.evaluate((values) => {
     delete document.body.dataset.done;
@@ -95,8 +115,6 @@ async function drop(page, path) {
     data.items.add(new File([new Uint8Array(values)], "dropped.png", { type: "image/png" }));
     document.getElementById("stage").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
   }, bytes);
-  await page.waitForFunction(() => document.body.dataset.done);
-  return JSON.parse(await page.evaluate(() => document.body.dataset.done));
 }
 
 async function useCamera(page) {
@@ -179,4 +197,33 @@ const bare = await inBrowser(undefined, false, async (page) => {
   return { ...result, images: await classifyAll(page, plan.digitImages.slice(0, 1)) };
 });
 
-console.log(JSON.stringify({ plain, isolated, bare }));
+/** Images that are dropped before there is a model: the last one waits for it. */
+const early = await inBrowser(
+  plan.digits,
+  false,
+  async (page, _context, _server, release) => {
+    await page.waitForFunction(() => document.getElementById("model").textContent.startsWith("Loading"));
+    for (const path of plan.digitImages.slice(0, 2)) await dropAlone(page, path);
+    await page.waitForTimeout(300);
+    const result = { error: await page.locator("#error").isVisible(), preview: await page.locator("#preview").isVisible() };
+    release();
+    await page.waitForFunction(() => document.body.dataset.done);
+    return { ...result, prediction: JSON.parse(await page.evaluate(() => document.body.dataset.done)) };
+  },
+  hold,
+);
+
+/** The same where no model comes. */
+const never = await inBrowser(
+  undefined,
+  false,
+  async (page, _context, _server, release) => {
+    await dropAlone(page, plan.digitImages[0]);
+    release();
+    await page.waitForFunction(() => document.getElementById("error").textContent.startsWith("dropped.png"));
+    return { error: await text(page, "error"), preview: await page.locator("#preview").isVisible() };
+  },
+  hold,
+);
+
+console.log(JSON.stringify({ plain, isolated, bare, early, never }));

@@ -74,6 +74,16 @@ def test_a_dropped_image_and_a_model_chosen_by_hand_give_the_same(plan: Seen, se
     assert bare["images"][path]["logits"] == logits
 
 
+def test_an_image_that_comes_before_the_model_waits_for_it(plan: Seen, seen: Seen) -> None:
+    assert seen["early"] | {"noise": [], "prediction": None} == {
+        "error": False, "preview": True, "prediction": None, "noise": []
+    }  # fmt: skip
+    logits = seen["plain"]["images"][plan["digitImages"][1]]["logits"]
+    assert seen["early"]["prediction"]["logits"] == logits
+    assert seen["never"]["error"].startswith("dropped.png has no label: there is no model beside this page")
+    assert not seen["never"]["preview"]
+
+
 def test_it_works_without_a_network_after_the_first_load(plan: Seen, seen: Seen) -> None:
     """The server was closed as well."""
     path = plan["digitImages"][0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from calibration.graph import GraphError
@@ -19,6 +18,7 @@ from calibration.observe import observing_session
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import apply_plan, quantize
 from calibration.sites import find_sites
+from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session import open_session
 
 

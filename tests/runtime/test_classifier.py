@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
 import runtime
 from runtime import ArtifactError, Classifier, DeviceError, ImageError, Preprocess, Result, open_model
+from runtime.onnx_runtime import onnxruntime
 
 MakeModel = Callable[..., Path]
 COLORS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime import Metadata, Preprocess
+from runtime.onnx_runtime import onnxruntime
 from runtime.session import open_session
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +155,14 @@ def test_what_it_cannot_use_is_one_line(folder: Path, text: str | None, bytes_: 
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_it_does_not_phone_home(folder: Path, in_fresh_home: Callable[..., list[str]]) -> None:
+    command = (compiled(folder), written(folder, metadata()), image_file(folder, 1)[0])
+    assert in_fresh_home(*command) == []
+    assert in_fresh_home(*command, ORT_DISABLE_TELEMETRY="") == []
+    if b"ORT_DISABLE_TELEMETRY" in LIBRARIES[0].read_bytes():  # what a user has set stays
+        assert any("Microsoft" in trace for trace in in_fresh_home(*command, ORT_DISABLE_TELEMETRY="0"))
 
 
 @pytest.mark.parametrize("arguments", [(), ("model.onnx",)])

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,131 +86,6 @@ def test_webcam_without_a_camera(model: Path, tmp_path: Path, module: str, line:
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
-
-
-@pytest.fixture
-def service(model: Path) -> Iterator[int]:
-    pytest.importorskip("starlette")
-    pytest.importorskip("uvicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        EXAMPLES / "http_service.py",
-        model,
-        "--port",
-        str(port),
-        "--upload-seconds",
-        "2",
-    ]
-    process = subprocess.Popen(command, env=ENVIRONMENT)
-    try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def post(port: int, body: bytes | Iterator[bytes], **headers: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    with suppress(BrokenPipeError, ConnectionResetError):  # when it has answered already, and reads no more
-        connection.request("POST", "/classify", body, headers, encode_chunked=not isinstance(body, bytes))
-    answer = connection.getresponse()
-    content = json.loads(answer.read())
-    connection.close()
-    return answer.status, content
-
-
-def test_http_service(service: int, images: Path) -> None:
-    status, answer = post(service, (images / "b.jpg").read_bytes())
-    assert (status, answer["label"]) == (200, "green")
-    assert len(answer["top"]) == 3
-    assert post(service, b"not an image")[0] == 422
-    assert post(service, b"")[0] == 422
-
-
-def form(*parts: tuple[str, bytes], boundary: str = "x--y") -> tuple[bytes, dict[str, str]]:
-    """A form as browsers send it: what the header of each part adds, and its content."""
-    body = b"".join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="a"{more}\r\n\r\n'.encode() + content + b"\r\n"
-        for more, content in parts
-    )
-    return body + f"--{boundary}--\r\n".encode(), {
-        "Content-Type": f'multipart/form-data; boundary="{boundary}"'
-    }
-
-
-FILE = '; filename="p.bin"\r\nContent-Type: image/jpeg'
-
-
-def test_http_service_takes_forms(service: int, images: Path) -> None:
-    photo = (images / "b.jpg").read_bytes() + b"\r\n\r\n--x-\r\n"  # behind the end of a JPEG is room
-    body, headers = form(("", b"a field"), (FILE, photo), ("", b""))
-    status, answer = post(service, body, **headers)
-    assert (status, answer["label"]) == (200, "green")
-    for sent in (form(), form(("", b"a field")), form((FILE, photo), (FILE, photo))):
-        status, answer = post(service, sent[0], **sent[1])
-        assert status == 400
-        assert answer["error"].startswith("expected a form with one file, found ")
-    for damaged in (body[:-6], body[2:], body.replace(b"\r\n\r\n", b"\r\n", 1), b"--x--y", b""):
-        status, answer = post(service, damaged, **headers)
-        assert status == 400, answer
-        assert "form" in answer["error"]
-    assert post(service, body, **{"Content-Type": "multipart/form-data"})[0] == 400
-    assert post(service, form((FILE, b"no image"))[0], **headers)[0] == 422
-
-
-@pytest.mark.parametrize("way", [("--data-binary", "@"), ("-F", "file=@")])
-def test_http_service_as_curl_sends(service: int, images: Path, way: tuple[str, str]) -> None:
-    if (curl := shutil.which("curl")) is None:
-        pytest.skip("needs curl")
-    option, prefix = way
-    address = f"http://127.0.0.1:{service}/classify"
-    answer = json.loads(run(curl, "--silent", option, f"{prefix}{images / 'a.png'}", address).stdout)
-    assert answer["label"] == "red"
-
-
-def test_http_service_refuses_ten_gigabytes_at_once(service: int) -> None:
-    with socket.create_connection(("127.0.0.1", service), timeout=10) as client:
-        client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n")
-        began = time.monotonic()
-        assert client.recv(100).startswith(b"HTTP/1.1 413")
-        assert time.monotonic() - began < 1
-
-    def endless() -> Iterator[bytes]:
-        for _ in range(10_000):  # ten gigabytes that do not say so
-            yield b"x" * 2**20
-
-    status, answer = post(service, endless(), **{"Transfer-Encoding": "chunked"})
-    assert status == 413
-    assert "at most" in answer["error"]
-
-
-def test_http_service_stands_slow_clients(service: int, images: Path) -> None:
-    answers: list[bytes] = []
-
-    def dawdle() -> None:
-        with socket.create_connection(("127.0.0.1", service), timeout=20) as client:
-            client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-            answers.append(client.recv(100))
-
-    slow = [threading.Thread(target=dawdle) for _ in range(10)]
-    for thread in slow:
-        thread.start()
-    began = time.monotonic()
-    assert post(service, (images / "a.png").read_bytes())[0] == 200
-    assert time.monotonic() - began < 1.5
-    for thread in slow:
-        thread.join(20)
-    assert len(answers) == 10
-    assert all(answer.startswith(b"HTTP/1.1 408") for answer in answers)
 
 
 def classify_in_javascript(*arguments: Any) -> list[dict[str, Any]]:

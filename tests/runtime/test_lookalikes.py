@@ -48,6 +48,19 @@ def test_pairs_are_found_once_the_most_alike_first(embedded: Path) -> None:
     assert float(lines[0][0]) > 0.99 > float(lines[1][0]) > 0.7
 
 
+def test_no_pair_is_said(embedded: Path) -> None:
+    done = run(embedded, "--least", "0.9999")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "no pair has a cosine of 0.9999 or more (images: 600); try a lower --least\n"
+    np.save(embedded, np.load(embedded)[:1])
+    lines = embedded.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    embedded.with_suffix(".jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+    assert "(images: 1)" in run(embedded).stderr
+    done = run(embedded, "--like", "photos/0.jpg")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "photos/0.jpg is the only image; embed more of them\n"
+
+
 def test_what_is_most_like_one(embedded: Path) -> None:
     lines = run(embedded, "--like", "photos/500.jpg", "--count", "4").stdout.splitlines()
     assert len(lines) == 4

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
+from runtime.onnx_runtime import onnxruntime
 from runtime.session import device_of, devices_for, open_session
 from runtime.session_options import waiting_options
 

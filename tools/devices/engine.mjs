@@ -8,6 +8,7 @@ import { pathToFileURL } from "node:url";
 
 const [name, model, pixels, height, width, exact] = process.argv.slice(2);
 const find = createRequire(pathToFileURL(process.cwd() + "/"));
+process.env.ORT_DISABLE_TELEMETRY ||= "1"; // before onnxruntime-node is loaded
 const loaded = await import(pathToFileURL(find.resolve(name)));
 const ort = loaded.InferenceSession ? loaded : loaded.default;
 if (name === "onnxruntime-web") ort.env.wasm.numThreads = 1;

@@ -9,6 +9,10 @@ import json
 import sys
 
 import numpy as np
+
+import benchmarks  # noqa: F401 (it turns the telemetry of OpenVINO off)
+
+# isort: split
 import openvino
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
 from calibration.graph import Array, GraphError, constant, graph_of, insert, replace, tidy
 from calibration.serialize import serialized
+from runtime.onnx_runtime import onnxruntime as ort
 
 BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
 KEEP = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,6 +15,7 @@ from calibration.graph import GraphError
 from export.from_onnx.passes.batch import RULES, free_batch
 from export.from_onnx.passes.freeze import freeze_shapes, take_branches
 from export.from_onnx.passes.simplify import drop_no_ops
+from runtime.onnx_runtime import onnxruntime as ort
 
 FIXED = 2
 Node = tuple[str, list[str], dict[str, Any]]

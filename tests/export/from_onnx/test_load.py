@@ -109,7 +109,7 @@ def test_spec_must_say_the_normalization(spec: Path) -> None:
 
 
 def test_reference_is_the_original_file_on_normalized_images(model: Path) -> None:
-    import onnxruntime
+    from runtime.onnx_runtime import onnxruntime
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

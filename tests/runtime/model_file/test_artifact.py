@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
 from runtime.model_file.artifact import choose_file, read_artifact
 from runtime.model_file.onnx_file import OnnxError, summarize
+from runtime.onnx_runtime import onnxruntime
 
 MakeModel = Callable[..., Path]
 
