@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from PIL import Image, ImageFile
+from PIL import Image
 
 from ..errors import ImageError
 from .inner import check_icns
@@ -67,9 +67,8 @@ def check_form(image: Image.Image, *, white_stated: bool, max_pixels: int) -> Fo
             that takes far more memory or time than its size tells.
     """
     name, file = image.format or "", getattr(image, "fp", None)
-    if not isinstance(image, ImageFile.ImageFile) or not type(image).__module__.startswith("PIL."):
-        return Form()
-    if file is None or not (image.tile or name in ("ICO", "ICNS")):  # decoded before
+    known = type(image).__module__.startswith("PIL.")
+    if not known or file is None or not (getattr(image, "tile", None) or name in ("ICO", "ICNS")):
         return Form()
     if name not in _CHECKS:
         raise ImageError(f"it is {name}, of which Pillow may make other pixels than it holds{_AS_PNG}")

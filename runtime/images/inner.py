@@ -13,7 +13,7 @@ _BITMAPS = frozenset(
     length.to_bytes(4, "little") for length in (40, 52, 56, 64, 108, 124)
 )  # of their headers
 _MOST_PARTS = 1000  # of an icon of macOS: honest ones have 20
-_LONGEST_EDGE = 1024  # of an icon of macOS
+_LONGEST_EDGE = 1024  # of an icon: Windows has up to 256, macOS up to this
 
 
 def check_ico(file: IO[bytes], check: Callable[[tuple[int, int]], object]) -> None:
@@ -22,13 +22,16 @@ def check_ico(file: IO[bytes], check: Callable[[tuple[int, int]], object]) -> No
     Args:
         file: any file, at its start, where it is left.
         check: takes (width, height), and raises an error for a size that must not be decoded.
+
+    Raises:
+        ImageError: for an image larger than icons are.
     """
     start = file.read(6)
     if start.startswith(_ICO):
         entries = file.read(16 * int.from_bytes(start[4:], "little"))
         for at in range(12, len(entries) - 3, 16):
             file.seek(int.from_bytes(entries[at : at + 4], "little"))
-            check(_size_of(file.read(64)))
+            check(_check_edges(_size_of(file.read(64))))
     file.seek(0)
 
 
@@ -48,13 +51,18 @@ def check_icns(file: IO[bytes]) -> Iterator[int]:
         length = int.from_bytes(start[4:8], "big")
         if len(start) < 8 or length < 8:
             return
-        width, height = _size_of(start[8:])
-        if max(width, height) > _LONGEST_EDGE:
-            raise ImageError(f"it is an icon that holds an image of {width} x {height} pixels")
+        _check_edges(_size_of(start[8:]))
         if start.startswith(_PNG, 8):
             yield at + 8
         at += length
     raise ImageError(f"it is an icon of more than {_MOST_PARTS} parts")
+
+
+def _check_edges(size: tuple[int, int]) -> tuple[int, int]:
+    if max(size) > _LONGEST_EDGE:
+        found = f"it is an icon that holds an image of {size[0]} x {size[1]} pixels"
+        raise ImageError(f"{found}, more than the {_LONGEST_EDGE} of the largest icons")
+    return size
 
 
 def _size_of(start: bytes) -> tuple[int, int]:

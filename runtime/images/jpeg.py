@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import IO
-
-from PIL.JpegImagePlugin import JpegImageFile
+from typing import IO, TYPE_CHECKING
 
 from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.JpegImagePlugin import JpegImageFile  # slow to import, and the runtime has to start fast
 
 MAX_SCANS = 100  # each passes over all blocks of the image; honest files have 10 to 20, libtiff takes as many
 _BLOCK = 2**16

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from PIL.TiffImagePlugin import TiffImageFile
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile  # slow to import, and the runtime has to start fast
 
 LARGE = 2**24  # pixels: a tile may have as many, however small the image
 _BILEVEL_WHITE, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 2, 3, 5, 6
