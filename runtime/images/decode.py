@@ -94,7 +94,7 @@ def decoded(
 
 def _in_color(image: Image.Image, form: Form, white_level: int) -> Image.Image:
     """Convert a decoded image to RGB by what its file states."""
-    if form.opaque:
+    if form.opaque and image.has_transparency_data:
         return image.convert("RGB")
     if not form.may_be_blank and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         raise ImageError("its alpha is 0 everywhere, which most programs ignore; convert it to RGB")

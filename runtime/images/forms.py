@@ -66,9 +66,9 @@ def check_form(image: Image.Image, *, white_stated: bool, max_pixels: int) -> Fo
         ImageError: for a format or form of which Pillow makes other pixels than the file holds, and for one
             that takes far more memory or time than its size tells.
     """
-    name, file = image.format or "", getattr(image, "fp", None)
+    name, file, tiles = image.format or "", getattr(image, "fp", None), getattr(image, "tile", ())
     known = type(image).__module__.startswith("PIL.")
-    if not known or file is None or not (getattr(image, "tile", None) or name in ("ICO", "ICNS")):
+    if not known or file is None or not (tiles or name in ("ICO", "ICNS")):
         return Form()
     if name not in _CHECKS:
         raise ImageError(f"it is {name}, of which Pillow may make other pixels than it holds{_AS_PNG}")
@@ -77,7 +77,8 @@ def check_form(image: Image.Image, *, white_stated: bool, max_pixels: int) -> Fo
         form = _CHECKS[name](_Opened(image, file, white_stated, max_pixels))
     finally:
         file.seek(at)
-    if white_stated and not image.mode.startswith("I") and "16" in str(image.tile[:1]):
+    raw = str(tiles[:1])  # how Pillow reads the pixels
+    if white_stated and not image.mode.startswith("I") and (";16" in raw or "SGI16" in raw):
         raise ImageError(DEEP_COLOR)
     return form
 
