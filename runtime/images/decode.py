@@ -82,14 +82,20 @@ def decoded(
                     _held(_upright(color, turned), image) as seen,
                 ):
                     yield seen
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise _with_file(error, image) from error.__cause__
     except MemoryError:
-        raise ImageError("not enough memory to decode it") from None
+        raise _with_file(ImageError("not enough memory to decode it"), image) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
         from .refusals import explained  # its words are loaded with the first failure
 
-        raise ImageError(explained(error, "decoded", max_pixels)) from error
+        raise _with_file(ImageError(explained(error, "decoded", max_pixels)), image) from error
+
+
+def _with_file(error: ImageError, image: ImageSource) -> ImageError:
+    if isinstance(image, os.PathLike | str):
+        error.file = os.fspath(image)
+    return error
 
 
 def _in_color(image: Image.Image, form: Form, white_level: int) -> Image.Image:

@@ -31,7 +31,9 @@ def check_ico(file: IO[bytes], check: Callable[[tuple[int, int]], object]) -> No
         entries = file.read(16 * int.from_bytes(start[4:], "little"))
         for at in range(12, len(entries) - 3, 16):
             file.seek(int.from_bytes(entries[at : at + 4], "little"))
-            check(_check_edges(_size_of(file.read(64))))
+            size = _size_of(file.read(64))
+            check(size)
+            _check_edges(size)
     file.seek(0)
 
 
@@ -58,11 +60,10 @@ def check_icns(file: IO[bytes]) -> Iterator[int]:
     raise ImageError(f"it is an icon of more than {_MOST_PARTS} parts")
 
 
-def _check_edges(size: tuple[int, int]) -> tuple[int, int]:
+def _check_edges(size: tuple[int, int]) -> None:
     if max(size) > _LONGEST_EDGE:
         found = f"it is an icon that holds an image of {size[0]} x {size[1]} pixels"
         raise ImageError(f"{found}, more than the {_LONGEST_EDGE} of the largest icons")
-    return size
 
 
 def _size_of(start: bytes) -> tuple[int, int]:
