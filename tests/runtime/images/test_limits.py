@@ -111,7 +111,7 @@ def test_images_inside_icons_are_those_of_icons() -> None:
     for honest in (
         ico(small),
         icns(png(1024, 1024)),
-        ico(encoded(Image.new("RGBA", (256, 256), "red"), "PNG")),
+        ico(encoded(Image.new("RGBA", (16, 16), "red"), "PNG")),
     ):
         assert SEE(honest).shape == (8, 8, 3)
 
@@ -133,11 +133,12 @@ def test_files_of_a_few_bytes_take_little_memory(tmp_path: Path) -> None:
     big = png(13000, 13000)
     files = {"tile.tif": tiff(46016), "png.ico": ico(big), "png.icns": icns(big)}
     files |= {"bitmap.ico": ico(bitmap(13000, 13000), bits=8)}
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    # A shell between: a child's peak begins at that of the process that it was forked from.
+    paths = [tmp_path / name for name in files]
+    for path in paths:
+        path.write_bytes(files[path.name])
+    # The shell between has little memory: a process inherits the peak of the one that it was forked from.
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@"', "sh", sys.executable, "-c", MEASURE, *(tmp_path / name for name in files)],
+        ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", MEASURE, *map(str, paths)],
         capture_output=True,
         text=True,
         cwd=ROOT,
