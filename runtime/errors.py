@@ -36,8 +36,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .text import one_line
-
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -63,10 +61,10 @@ class ImageError(InputError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.file: str | None = None  # as the caller gave it
+        self.file: str | None = None  # its path, made safe to print
 
     def __str__(self) -> str:
-        return self.reason if self.file is None else f"{one_line(self.file)}: {self.reason}"
+        return self.reason if self.file is None else f"{self.file}: {self.reason}"
 
 
 def limit_of(max_pixels: int) -> str:

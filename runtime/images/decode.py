@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, limit_of
+from ..text import one_line
 from .forms import Form, check_form
 from .inner import check_ico
 from .modes import WHITE_16, as_rgb
@@ -94,7 +95,7 @@ def decoded(
 
 def _with_file(error: ImageError, image: ImageSource) -> ImageError:
     if isinstance(image, os.PathLike | str):
-        error.file = os.fspath(image)
+        error.file = one_line(os.fspath(image))
     return error
 
 

@@ -15,16 +15,14 @@ from PIL import Image
 from ..errors import ImageError
 from .inner import check_icns
 from .jpeg import check_jpeg
-from .jpeg2000 import check_jpeg2000
 from .modes import DEEP_COLOR, WHITE_16
-from .tiff import check_tiff
 
 _AS_PNG = "; convert it to PNG"
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a file states about its pixels beyond what Pillow tells."""
+    """Statements of a file about its pixels, beyond those that Pillow passes on."""
 
     white: int | None = None  # gray value that is white, where the file says so; None: 65,535 or the caller's
     opaque: bool = False  # what Pillow gives as alpha is none
@@ -93,6 +91,8 @@ def _jpeg(opened: _Opened) -> Form:
 
 
 def _jpeg2000(opened: _Opened) -> Form:
+    from .jpeg2000 import check_jpeg2000  # loaded with the first of them, as the next
+
     depth = check_jpeg2000(opened.image, opened.file, opened.max_pixels)
     if depth == 16 and opened.white_stated and not opened.image.mode.startswith("I"):
         raise ImageError(DEEP_COLOR)
@@ -100,6 +100,8 @@ def _jpeg2000(opened: _Opened) -> Form:
 
 
 def _tiff(opened: _Opened) -> Form:
+    from .tiff import check_tiff
+
     return Form(white=check_tiff(opened.image, white_stated=opened.white_stated))
 
 

@@ -9,9 +9,8 @@ from ..errors import ImageError
 
 _ICO = b"\0\0\1\0"
 _PNG, _CODESTREAM, _JP2 = b"\x89PNG\r\n\x1a\n", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
-_BITMAPS = frozenset(
-    length.to_bytes(4, "little") for length in (40, 52, 56, 64, 108, 124)
-)  # of their headers
+# By the length of their headers.
+_BITMAPS = frozenset(length.to_bytes(4, "little") for length in (40, 52, 56, 64, 108, 124))
 _MOST_PARTS = 1000  # of an icon of macOS: honest ones have 20
 _LONGEST_EDGE = 1024  # of an icon: Windows has up to 256, macOS up to this
 

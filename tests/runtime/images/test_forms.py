@@ -20,6 +20,7 @@ from runtime.images.preprocess import Preprocess
 HEIGHT, WIDTH = 40, 48
 SEE = Preprocess(size=(HEIGHT, WIDTH), interpolation="nearest")
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
+# Red, green, blue and a fourth, of 1.
 PARTS = np.stack(
     [
         COLUMNS / (WIDTH - 1),
@@ -28,7 +29,7 @@ PARTS = np.stack(
         COLUMNS * 2 % WIDTH / WIDTH,
     ],
     axis=-1,
-)  # of 1: red, green, blue, and a fourth
+)
 RED, GREEN, BLUE, FOURTH = np.moveaxis((PARTS * 255).astype(np.uint8), -1, 0)
 RGB, GRAY = np.dstack([RED, GREEN, BLUE]), np.dstack([RED] * 3)
 TOP = np.where(ROWS < 20, 255, 0).astype(np.uint8)  # alpha: the upper half is opaque

@@ -90,9 +90,8 @@ def bitmap(width: int, height: int) -> bytes:
 
 def test_tiles_are_hardly_larger_than_the_image() -> None:
     assert refusal(tiff(46016)).startswith("it has tiles of 46016 x 46016 pixels for an image of 16 x 16;")
-    assert refusal(tiff(4112)).startswith(
-        "it has tiles of 4112 x 4112"
-    )  # the first multiple of 16 above 2^12
+    # 4,112 is the first multiple of 16 above 2^12.
+    assert refusal(tiff(4112)).startswith("it has tiles of 4112 x 4112")
     for honest in (tiff(16), tiff(256, edge=100)):
         assert SEE(honest).shape == (8, 8, 3)
     assert "tiles of" not in refusal(tiff(4096))  # is short
