@@ -34,6 +34,7 @@ ImageSource: TypeAlias = (
 )
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+_MANY_BYTES = 2**20  # from here on a file may have parts enough to take Pillow seconds
 _LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
 _IMAGES = (os.PathLike, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -199,6 +200,10 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
         raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
     check_ico(file, lambda size: _check_size(size, max_pixels))
+    if length > _MANY_BYTES:
+        from .parts import check_parts
+
+        check_parts(file, length)
     try:
         image = Image.open(file)
     except Exception as error:

@@ -49,7 +49,7 @@ def count_scans(file: IO[bytes]) -> int:
     """
     file.seek(2)
     scans = 0
-    while scans <= MAX_SCANS and (marker := _next_marker(file)) not in (None, _EOI):
+    while scans <= MAX_SCANS and (marker := next_marker(file)) not in (None, _EOI):
         if marker in _ALONE:
             continue
         length = int.from_bytes(file.read(2), "big")
@@ -60,7 +60,7 @@ def count_scans(file: IO[bytes]) -> int:
     return scans
 
 
-def _next_marker(file: IO[bytes]) -> int | None:
+def next_marker(file: IO[bytes]) -> int | None:
     """Read up to the next marker and through it; None at the end of the file."""
     at = file.tell()
     while len(block := file.read(_BLOCK)) > 1:

@@ -12,6 +12,7 @@ from ..errors import ImageError, limit_of
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _SMALL = 2**24  # samples of a tile that are taken whatever the limit
 _MOST_BOXES = 1000
+_MOST_TILES = 2**12  # OpenJPEG takes 12 kB for each before it reads one
 _COLORS = {16: 3, 17: 1, 18: 3}  # sRGB, gray and sYCC: their channels
 _PROFILES = {b"GRAY": 1, b"RGB ": 3}
 
@@ -35,9 +36,12 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
     siz = file.read(42)
     if not siz.startswith(_CODESTREAM) or len(siz) < 42:
         raise ImageError("its header is damaged")
-    right, bottom, left, top, columns, rows = struct.unpack(">6I", siz[8:32])
+    right, bottom, left, top, columns, rows, *first = struct.unpack(">8I", siz[8:40])
     count = int.from_bytes(siz[40:], "big")
     samples = min(columns, max(right - left, 0)) * min(rows, max(bottom - top, 0)) * count
+    tiles = -(-max(right - first[0], 0) // max(columns, 1)) * -(-max(bottom - first[1], 0) // max(rows, 1))
+    if tiles > _MOST_TILES:
+        raise ImageError(f"it has {tiles:,} tiles (limit: {_MOST_TILES:,}); save it with larger ones")
     if samples > max(max_pixels, _SMALL):
         raise ImageError(f"its tiles have {samples:,} samples, more than {limit_of(max_pixels)}")
     parts = file.read(3 * count)

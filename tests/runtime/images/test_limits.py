@@ -127,6 +127,34 @@ def test_samples_of_a_jpeg_2000_tile_count_as_pixels() -> None:
     assert SEE(tiled, max_pixels=limit).shape == (8, 8, 3)
 
 
+def test_tiles_of_a_jpeg_2000_are_counted() -> None:
+    """306 bytes of 65,280 tiles took 752 MiB."""
+    data = bytearray(encoded(Image.new("L", (4080, 4096)), "JPEG2000", no_jp2=True))
+    data[24:32] = struct.pack(">II", 16, 16)
+    assert refusal(bytes(data)).startswith("it has 65,280 tiles (limit: 4,096)")
+    honest = encoded(Image.new("L", (1024, 1024)), "JPEG2000", tile_size=(16, 16))
+    assert SEE(honest).shape == (8, 8, 3)
+
+
+def test_chunks_and_segments_are_few() -> None:
+    empty = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    photo, drawing = encoded(Image.new("L", (16, 16)), "JPEG"), png(16, 16)
+    for start, part, rest in (
+        (drawing[:33], empty, drawing[33:]),  # before the pixels
+        (drawing[:-12], empty, drawing[-12:]),  # and behind them
+        (photo[:2], b"\xff\xfe\0\2", photo[2:]),
+    ):
+        assert SEE(start + part * 9000 + rest).shape == (8, 8, 3)
+        assert "more than 10," in refusal(start + part * (2**20 // len(part) + 9) + rest)
+    for padding in (b"\0", b"\xff"):
+        assert "bytes between its segments" in refusal(photo[:20] + padding * 2**20 + photo[20:])
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    for form in ("PNG", "JPEG"):  # large and honest
+        data = encoded(Image.fromarray(noise), form, **({"quality": 98} if form == "JPEG" else {}))
+        assert len(data) > 2**20
+        assert SEE(data).shape == (8, 8, 3)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
 def test_files_of_a_few_bytes_take_little_memory(tmp_path: Path) -> None:
     big = png(13000, 13000)
