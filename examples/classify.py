@@ -23,7 +23,7 @@ def main(model: str, *images: str) -> int:
             try:
                 prediction = classify(image)
             except ImageError as error:
-                print(f"{image}: {error}")
+                print(error)
                 continue
             print(f"{image}: {prediction.label} ({prediction.score:.0%})")
     return 0

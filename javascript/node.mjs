@@ -8,7 +8,9 @@ import { Classifier, reason } from "./classifier.mjs";
 import { needsExactKernels } from "./cpu.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
 import { readRegular } from "./files.mjs";
+import { checkJpeg } from "./jpeg.mjs";
 import { readOrientation, upright } from "./orientation.mjs";
+import { checkPng } from "./png.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduced } from "./preprocess.mjs";
 import { WHITE_16 } from "./spec.mjs";
 
@@ -82,17 +84,17 @@ export function decodeImage(file, spec) {
 
 /** @param {Uint8Array} file */
 function decodeJpeg(file) {
+  const { rgb, lateTables } = checkJpeg(file);
+  if (lateTables) throw new ImageError("it changes quantization between scans, which jpeg-js does not follow; save it again");
   const limits = { maxResolutionInMP: MAX_PIXELS / 1e6, maxMemoryUsageInMB: 2048 };
-  return jpeg.decode(file, { useTArray: true, formatAsRGBA: true, tolerantDecoding: false, ...limits });
+  const colors = rgb ? { colorTransform: false } : {}; // jpeg-js takes any three colors for YCbCr
+  return jpeg.decode(file, { useTArray: true, formatAsRGBA: true, tolerantDecoding: false, ...colors, ...limits });
 }
 
 /** @param {Uint8Array} file @param {import("./spec.mjs").Spec} spec */
 function decodePng(file, { white_level = WHITE_16 }) {
-  const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
-  const [width, height] = file.length < 24 ? [0, 0] : [view.getUint32(16), view.getUint32(20)];
-  if (width * height > MAX_PIXELS)
-    throw new ImageError(`it has ${width} x ${height} pixels, more than the limit of ${MAX_PIXELS}`);
   const bytes = Buffer.from(file.buffer, file.byteOffset, file.byteLength);
+  checkPng(bytes, white_level);
   const depth = pngDepth(file);
   if (white_level === WHITE_16 || depth.bits < 16) return PNG.sync.read(bytes);
   if (depth.color) throw new ImageError(DEEP_COLOR);

@@ -2,6 +2,7 @@
 
 import { Classifier, reason } from "./classifier.mjs";
 import { ImageError } from "./errors.mjs";
+import { checkJpeg } from "./jpeg.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduceRows } from "./preprocess.mjs";
 import { reduction, WHITE_16 } from "./spec.mjs";
 
@@ -37,6 +38,8 @@ export async function decodeImage(file, spec) {
   const { bits, color } = pngDepth(start);
   if (bits === 16 && (spec.white_level ?? WHITE_16) !== WHITE_16)
     throw new ImageError(color ? DEEP_COLOR : "it has 16 bits, of which a browser reads the upper 8; convert it to 8 bits");
+  const photo = start[0] === 0xff && start[1] === 0xd8;
+  if (photo) checkJpeg(new Uint8Array(await file.arrayBuffer()));
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, {
@@ -47,7 +50,7 @@ export async function decodeImage(file, spec) {
   } catch (error) {
     throw new ImageError(`this browser cannot decode it: ${reason(error)}`);
   }
-  return readBitmap(bitmap, spec, { photo: start[0] === 0xff && start[1] === 0xd8 });
+  return readBitmap(bitmap, spec, { photo });
 }
 
 /**

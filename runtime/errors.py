@@ -52,7 +52,19 @@ class InputError(VitEdgeError, ValueError):
 
 
 class ImageError(InputError):
-    """An image that cannot be read. The message says why; the caller, who knows it, adds the path."""
+    """An image that cannot be read. The message names its file, where it has one.
+
+    Args:
+        reason: why it cannot be read, for the line after a name.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.file: str | None = None  # its path, made safe to print
+
+    def __str__(self) -> str:
+        return self.reason if self.file is None else f"{self.file}: {self.reason}"
 
 
 def limit_of(max_pixels: int) -> str:

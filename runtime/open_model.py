@@ -206,7 +206,7 @@ class OpenModel(ABC, Generic[A]):
         try:
             return image, self._pixels(image)
         except ImageError as error:
-            return image, str(error)
+            return image, error.reason
 
     def _answers(
         self, session: InferenceSession, group: list[tuple[P, Pixels | str]]
@@ -218,7 +218,7 @@ class OpenModel(ABC, Generic[A]):
                 answer = None if isinstance(pixels, str) else self._answer(next(rows))
                 yield image, answer, pixels if isinstance(pixels, str) else None
             except ImageError as error:  # the answer is not finite
-                yield image, None, str(error)
+                yield image, None, error.reason
 
     def _next(self, session: InferenceSession, image: P) -> tuple[P, A | None, str | None]:
         return next(self._answers(session, [self._prepared(image)]))

@@ -116,7 +116,7 @@ class Labels:
         try:
             return record(Result(path, self.classifier()(content), None))
         except ImageError as failure:
-            return record(Result(path, None, str(failure)))
+            return record(Result(path, None, failure.reason))
         except MemoryError:
             return record(Result(path, None, "not enough memory to label it"))
 

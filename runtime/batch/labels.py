@@ -89,7 +89,7 @@ def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, so
             try:
                 sorter.put(result.image, result.prediction.index)
             except ImageError as error:  # it has gone since it was read
-                result = Result(result.image, None, str(error))
+                result = Result(result.image, None, error.reason)
         lines.write(result)
         report.add(result)
 

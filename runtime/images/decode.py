@@ -15,7 +15,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, limit_of
-from .modes import WHITE_16, as_rgb, check_gray
+from ..text import one_line
+from .forms import Form, check_form
+from .inner import check_ico
+from .modes import WHITE_16, as_rgb
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -31,6 +34,7 @@ ImageSource: TypeAlias = (
 )
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gibibyte of RGB
+_MANY_BYTES = 2**20  # from here on a file may have parts enough to take Pillow seconds
 _LARGE = 2**24  # pixels, 64 MiB of RGB in Pillow
 _IMAGES = (os.PathLike, str, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -68,27 +72,41 @@ def decoded(
         raise TypeError(f"an image is {kinds}, found {type(image).__name__}")
     try:
         with _open(image, max_pixels) as opened:
-            _check_size(opened, max_pixels)
+            _check_size(opened.size, max_pixels)
             if draft_edge and opened is not image:  # an image of the caller's stays as it is
                 opened.draft(None, (draft_edge, draft_edge))
+            form = check_form(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
             with room_for(opened.size, max_pixels), _held(opened, image):
-                if white_level != WHITE_16:
-                    check_gray(opened)
                 opened.load()
                 turned = _orientation(opened) if exif else 1
                 with (
-                    _held(as_rgb(opened, white_level), image) as color,
+                    _held(_in_color(opened, form, white_level), image) as color,
                     _held(_upright(color, turned), image) as seen,
                 ):
                     yield seen
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise _with_file(error, image) from error.__cause__
     except MemoryError:
-        raise ImageError("not enough memory to decode it") from None
+        raise _with_file(ImageError("not enough memory to decode it"), image) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
         from .refusals import explained  # its words are loaded with the first failure
 
-        raise ImageError(explained(error, "decoded", max_pixels)) from error
+        raise _with_file(ImageError(explained(error, "decoded", max_pixels)), image) from error
+
+
+def _with_file(error: ImageError, image: ImageSource) -> ImageError:
+    if isinstance(image, os.PathLike | str):
+        error.file = one_line(os.fspath(image))
+    return error
+
+
+def _in_color(image: Image.Image, form: Form, white_level: int) -> Image.Image:
+    """Convert a decoded image to RGB by what its file states."""
+    if form.opaque and image.has_transparency_data:
+        return image.convert("RGB")
+    if not form.may_be_blank and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        raise ImageError("its alpha is 0 everywhere, which most programs ignore; convert it to RGB")
+    return as_rgb(image, form.white or white_level)
 
 
 _one_large_image = threading.RLock()  # what is resized while it is held may need it again
@@ -135,14 +153,14 @@ def _held(opened: Image.Image, image: ImageSource) -> Iterator[Image.Image]:
             opened.close()
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    size = f"{image.width} x {image.height}"
-    if min(image.size) < 1:
-        raise ImageError(f"it has no pixels ({size})")
-    if image.width * image.height > max_pixels:
-        raise ImageError(f"it has {size} pixels, more than {limit_of(max_pixels)}")
-    if _memory(image.size) > 1.25 * max_pixels:
-        raise ImageError(f"it has {size} pixels, too narrow for so many rows and {limit_of(max_pixels)}")
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    found = f"{size[0]} x {size[1]}"
+    if min(size) < 1:
+        raise ImageError(f"it has no pixels ({found})")
+    if size[0] * size[1] > max_pixels:
+        raise ImageError(f"it has {found} pixels, more than {limit_of(max_pixels)}")
+    if _memory(size) > 1.25 * max_pixels:
+        raise ImageError(f"it has {found} pixels, too narrow for so many rows and {limit_of(max_pixels)}")
 
 
 @contextmanager
@@ -181,6 +199,11 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
         raise ImageError("it is empty (zero bytes)")
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
         raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
+    check_ico(file, lambda size: _check_size(size, max_pixels))
+    if length > _MANY_BYTES:
+        from .parts import check_parts
+
+        check_parts(file, length)
     try:
         image = Image.open(file)
     except Exception as error:

@@ -98,11 +98,13 @@ def suffix_of(name: str) -> str:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """In lower case, with the dot: what Pillow reads, and HEIC, whose failure says what it lacks."""
+    """In lower case, with the dot: what is read, and HEIC, whose failure says what it lacks."""
     from PIL import Image
 
-    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    return frozenset(readable - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf"} | {".heic", ".heif"})
+    from .forms import is_read
+
+    suffixes = Image.registered_extensions().items()
+    return frozenset({suffix for suffix, name in suffixes if is_read(name)} | {".heic", ".heif"})
 
 
 # In lower case: archives and indexes of macOS, Windows, Synology, QNAP and Linux.

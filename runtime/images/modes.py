@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 WHITE_16 = 65535
+DEEP_COLOR = "it has 16 bits per color, white_level is for gray images; convert it to gray, or to 8 bits"
 
 
 def as_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
@@ -40,18 +41,6 @@ def as_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
         white.paste(color, mask=color.getchannel("A"))
         return white
     return image.convert("RGB")
-
-
-def check_gray(image: Image.Image) -> None:
-    """Check an image whose pixels are not loaded for a white level of its own.
-
-    Raises:
-        ImageError: for 16 bits per color, of which Pillow gives the upper 8 as if 65535 were white.
-    """
-    if not image.mode.startswith("I") and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
-        raise ImageError(
-            "it has 16 bits per color, white_level is for gray images; convert it to gray, or to 8 bits"
-        )
 
 
 def _from_16_bits(values: npt.NDArray[Any], white: int, clear: object) -> Image.Image:

@@ -99,5 +99,5 @@ def test_the_copy_works_in_processes_that_are_spawned(
     assert done.stdout.splitlines() == [
         f"{package}.results red",
         f"{package}.results green",
-        "it is empty (zero bytes)",
+        f"{images / 'empty.jpg'}: it is empty (zero bytes)",
     ]

@@ -93,7 +93,7 @@ class Store:
         try:
             return self.preprocess(item)  # type: ignore[arg-type]
         except ImageError as error:
-            return str(error)
+            return error.reason
 
     def _mark(self, index: int, reason: str) -> None:
         self.bad[index] = reason

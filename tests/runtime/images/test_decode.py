@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,21 +51,43 @@ def test_words_of_each_refusal_of_bytes() -> None:
 
 
 def test_words_of_each_refusal_of_a_path(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "it is a folder, not an image"
-    assert refusal(tmp_path / "none.png") == "it cannot be opened: No such file or directory"
-    assert refusal("zero\0byte") == "it cannot be opened: embedded null byte"
+    assert refusal(tmp_path) == f"{tmp_path}: it is a folder, not an image"
+    none = tmp_path / "none.png"
+    assert refusal(none) == f"{none}: it cannot be opened: No such file or directory"
+    assert refusal("zero\0byte") == "zero\\x00byte: it cannot be opened: embedded null byte"
     if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert refusal(tmp_path / "pipe") == "it is a device, pipe or socket, not an image"
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        assert refusal(pipe) == f"{pipe}: it is a device, pipe or socket, not an image"
+
+
+def test_the_message_names_the_file_and_the_reason_does_not(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(encoded(Image.new("RGB", (64, 64), "red"))[:60])
+    with os.scandir(tmp_path) as listing:
+        (entry,) = listing
+    for source in (cut, str(cut), entry):
+        with pytest.raises(ImageError) as caught:
+            pixels(source)
+        again = pickle.loads(pickle.dumps(caught.value))  # from a process of a pool
+        for error in (caught.value, again):
+            assert str(error) == f"{cut}: {error.reason}"
+            assert error.reason.startswith("it cannot be")
+    large = tmp_path / "large.png"
+    Image.new("RGB", (64, 64)).save(large)
+    assert refusal(large, max_pixels=99).startswith(f"{large}: it has 64 x 64 pixels, more than")
+    with pytest.raises(ImageError) as caught:
+        pixels(cut.read_bytes())
+    assert str(caught.value) == caught.value.reason  # bytes have no name
 
 
 def test_a_folder_that_may_not_be_read_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes both rights to look into a folder; root has them always, so the answer is pretended."""
     for granted in (os.R_OK, os.X_OK, 0):
         monkeypatch.setattr(decode.os, "access", lambda path, mode, granted=granted: mode & ~granted == 0)
-        assert refusal(tmp_path) == "a folder that may not be read"
+        assert refusal(tmp_path) == f"{tmp_path}: a folder that may not be read"
     monkeypatch.setattr(decode.os, "access", lambda path, mode: path == tmp_path)
-    assert refusal(tmp_path) == "it is a folder, not an image"
+    assert refusal(tmp_path) == f"{tmp_path}: it is a folder, not an image"
 
 
 def test_words_of_each_refusal_of_an_array_or_an_image() -> None:
