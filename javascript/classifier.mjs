@@ -1,8 +1,10 @@
 // A model and its labels, for whichever ONNX Runtime is given: onnxruntime-node, onnxruntime-web.
 
+import { isIntact } from "./digest.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
-import { readMetadata } from "./metadata.mjs";
+import { DAMAGED, readUnchecked } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
+import { listed } from "./spec.mjs";
 
 /** @typedef {{label: string, index: number, score: number}} Candidate score: 0 to 1 */
 /**
@@ -46,20 +48,23 @@ export class Classifier {
    * @throws {ModelError} when the bytes are no model of vit-edge, or ONNX Runtime does not accept them
    */
   static async open(model, { runtime, top = 5, session: optionsFor = () => ({}) }) {
-    const metadata = readMetadata(model);
+    const metadata = readUnchecked(model);
     if (!metadata.labels.length) throw new ModelError("it has no classes, only an embedding; expected a model that classifies");
+    const intact = metadata.digest ? isIntact(model) : Promise.resolve(true); // beside ONNX Runtime's own work
+    intact.catch(() => {}); // an error of ONNX Runtime comes first
     let session;
     try {
       session = await runtime.InferenceSession.create(model, optionsFor(metadata));
     } catch (error) {
       throw new ModelError(`ONNX Runtime does not accept it (${reason(error)}); export it again`);
     }
-    const outputs = metadata.embedding === null ? ["logits"] : ["logits", "embedding"];
-    for (const [kind, names, expected] of [["inputs", session.inputNames, ["pixels"]], ["outputs", session.outputNames, outputs]])
-      if (names.join() !== expected.join()) {
-        await session.release();
-        throw new ModelError(`expected the ${kind} ${expected.join(", ")}, found ${names.join(", ")}; export it again`);
-      }
+    try {
+      checkSignature(session, metadata);
+      if (!(await intact)) throw new ModelError(DAMAGED);
+    } catch (error) {
+      await session.release();
+      throw error;
+    }
     return new Classifier(session, runtime, metadata, top);
   }
 
@@ -88,6 +93,34 @@ export class Classifier {
   /** Give the model's memory back. */
   async release() {
     await this.#session.release();
+  }
+}
+
+/**
+ * Check that inputs and outputs of the graph are those of its metadata.
+ * @param {any} session
+ * @param {import("./metadata.mjs").Metadata} metadata
+ * @throws {ModelError} when they are not
+ */
+function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata }, { preprocess: { size }, labels, embedding }) {
+  /** @type {[string, readonly string[], readonly any[] | undefined, [string, string, number[]][]][]} */
+  const sides = [
+    ["input", inputNames, inputMetadata, [["pixels", "uint8", [...size, 3]]]],
+    ["output", outputNames, outputMetadata, [["logits", "float32", [labels.length]]]],
+  ];
+  if (embedding !== null) sides[1][3].push(["embedding", "float32", [embedding]]);
+  for (const [side, names, described, expected] of sides) {
+    const wanted = expected.map(([name]) => name).join(", ");
+    if (names.join(", ") !== wanted)
+      throw new ModelError(`expected the ${side}s ${wanted}, found ${listed([...names])}; export it again`);
+    for (const [index, [name, type, rest]] of expected.entries()) {
+      if (described === undefined) continue; // the runtime does not say
+      const { type: found, shape } = described[index];
+      if (found !== type || shape.slice(1).join() !== rest.join())
+        throw new ModelError(`expected ${name} to be ${type} [batch, ${rest.join(", ")}], found ${found} [${listed([shape.join(", ")])}]; export it again`);
+      if (typeof shape[0] === "number")
+        throw new ModelError(`the batch of its ${side} ${name} is fixed to ${shape[0]}, expected one that is free; export it again`);
+    }
   }
 }
 

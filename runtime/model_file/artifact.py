@@ -6,14 +6,15 @@ the check and the load is noticed. (Loading the checked bytes would cost their s
 
 from __future__ import annotations
 
-import hashlib
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
 from ..images.files import is_folder
 from .data_file import check_data, stamp_of
+from .digest import Digests, start_digests
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
 
@@ -35,13 +36,30 @@ class Artifact:
 
     source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
-    sha256: str  # of the .onnx file, 64 hexadecimal digits; it holds that of a file with weights beside it
+    _digests: Future[Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
 
     @property
     def name(self) -> str:
         """The file's path, or words for bytes; for messages."""
         return named(self.source)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the .onnx file, 64 hexadecimal digits, once it is known and has shown no damage.
+
+        It covers a file with weights, too, whose SHA-256 the .onnx file holds.
+
+        Raises:
+            ArtifactError: when the file is not the one that was written.
+        """
+        found = digests_of(self._digests, self.name)
+        if self.metadata.digest is not None and not found.is_intact:
+            raise ArtifactError(
+                f"{self.name}: its bytes are not those that were written (the SHA-256 at its end is another); "
+                "it was damaged or changed: copy it again, or export it again"
+            )
+        return found.sha256
 
     def expect_unchanged(self) -> None:
         """To be called after the file was loaded.
@@ -63,8 +81,22 @@ def named(source: Path | str | bytes) -> str:
     return "the model" if isinstance(source, bytes) else str(source)
 
 
+def digests_of(digests: Future[Digests], path: str) -> Digests:
+    """Wait for what `start_digests` finds.
+
+    Raises:
+        ArtifactError: when the file can no longer be read.
+    """
+    try:
+        return digests.result()
+    except OSError as error:
+        raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
+
+
 def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
+
+    Damage that only its digest shows is found by `Artifact.sha256`, which waits for a thread that hashes the file.
 
     Args:
         source: the .onnx file, or its bytes.
@@ -82,14 +114,14 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
             "be checked before it is opened; use the .onnx file that it was made from"
         )
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and digest != sha256.strip().lower():
-        raise ArtifactError(f"{path}: its SHA-256 is {digest}, expected {sha256}; do not use this file")
+    digests = start_digests(source)
+    if sha256 is not None and (found := digests_of(digests, path).sha256) != sha256.strip().lower():
+        raise ArtifactError(f"{path}: its SHA-256 is {found}, expected {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
-        return Artifact(source, metadata, digest, (*stamps, *beside))
+        return Artifact(source, metadata, digests, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(
             f"{path}: not an ONNX model, or a damaged one ({error}); give a file that python -m export "
@@ -100,8 +132,14 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
 
 
 def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
-    """Return what a model file, or its bytes, says about itself; checks and errors as of `read_artifact`."""
-    return read_artifact(model).metadata
+    """Return what a model file, or its bytes, says about itself.
+
+    Raises:
+        ArtifactError: as `read_artifact`, and when the file is damaged.
+    """
+    artifact = read_artifact(model)
+    _ = artifact.sha256
+    return artifact.metadata
 
 
 def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:

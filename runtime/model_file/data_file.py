@@ -6,10 +6,10 @@ The .onnx file holds its name, size and SHA-256, so the SHA-256 of the .onnx fil
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
+from ..strict_json import parse_json
 from .metadata import ArtifactError
 from .onnx_file import OnnxSummary
 
@@ -66,9 +66,9 @@ def _described(model: OnnxSummary) -> tuple[str, int, str]:
     if text is None:
         raise ArtifactError("its weights are in another file that it does not vouch for; export it again")
     try:
-        entry = json.loads(text)
+        entry = parse_json(text)
         name, size, sha256 = entry["file"], entry["bytes"], entry["sha256"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise ArtifactError(f"its entry {DATA_KEY} is none; export it again") from None
     known = isinstance(name, str) and type(size) is int and isinstance(sha256, str)
     if not known or model.data_files != {name} or Path(name).name != name or name in ("", ".", ".."):

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import runtime
-from runtime import ArtifactError, Classifier, DeviceError, ImageError, Preprocess, Result, open_model
+from runtime import ArtifactError, Classifier, DeviceError, Embedder, ImageError, Preprocess, Result, open_model
 
 MakeModel = Callable[..., Path]
 COLORS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
@@ -200,15 +200,29 @@ def test_a_model_that_fails_when_it_runs_is_an_error_of_ours(
     assert main([str(model), str(tmp_path)]) == 2
 
 
-def test_a_batch_that_the_model_does_not_take_is_an_error_of_ours(model: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("kind", [Classifier, Embedder])
+def test_a_file_for_batches_of_one_size_only_is_refused_when_it_is_opened(
+    batch: int, side: str, kind: Any, make_embedding_model: MakeModel
+) -> None:
+    model = make_embedding_model()
+    proto = onnx.load(model)
+    for value in getattr(proto.graph, side):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    model.write_bytes(proto.SerializeToString())
+    message = f"the batch of its {side} (pixels|logits) is fixed to {batch}, expected one that is free; export it"
+    for source in (model, model.read_bytes()):
+        with pytest.raises(ArtifactError, match=message):
+            kind(source, threads=1)
+
+
+def test_a_batch_without_a_name_is_free(model: Path) -> None:
     proto = onnx.load(model)
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+        value.type.tensor_type.shape.dim[0].Clear()
     model.write_bytes(proto.SerializeToString())
-    classify = Classifier(model, threads=1)
-    assert classify(frame("red")).label == "red"
-    with pytest.raises(ArtifactError, match="cannot run it"):
-        list(classify.stream([frame("red")] * 2, batch=2))
+    assert len(list(Classifier(model, threads=1).stream([frame("red")] * 3, batch=2))) == 3
 
 
 def test_names_that_are_no_text_are_an_error_and_print_nothing(

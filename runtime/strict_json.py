@@ -1,0 +1,55 @@
+"""JSON documents from files that strangers made."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any, NoReturn
+
+from .text import one_line
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON document that every reader understands alike.
+
+    Python's own parser keeps the last of two fields with one name, and makes infinity of 1e999.
+
+    Raises:
+        ValueError: when it is no JSON, when an object has two fields with one name, for NaN, Infinity and
+            numbers beyond a float64, and when it is nested deeper than Python's stack.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_float,
+            parse_int=_int,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has two fields {one_line(twice)!r}, expected one")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{one_line(text):.24} is larger than a float64 can be")
+    return number
+
+
+def _int(text: str) -> int:
+    _float(text)
+    return int(text)
