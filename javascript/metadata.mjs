@@ -34,7 +34,7 @@ const FIELDS = [
 const OPTIONAL = ["digest"];
 /** What is said of a file that is not the one that was written. */
 export const DAMAGED =
-  "its bytes are not those that were written (the SHA-256 at its end is another); it was damaged or changed: copy it again, or export it again";
+  "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
 
 /** By target: where default session options are exact, as runtime/model_file/targets.py has it. @type {Record<string, string[]>} */
 const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };

@@ -21,7 +21,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(
             text,
-            object_pairs_hook=_object,
+            object_pairs_hook=unique_fields,
             parse_constant=_refuse_constant,
             parse_float=_float,
             parse_int=_int,
@@ -30,7 +30,12 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object of its fields; as `object_pairs_hook` of a parser.
+
+    Raises:
+        ValueError: when two have one name.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -46,7 +46,7 @@ export type Metadata = {
     digest?: "sha256" | null;
 };
 /** What is said of a file that is not the one that was written. */
-export declare const DAMAGED = "its bytes are not those that were written (the SHA-256 at its end is another); it was damaged or changed: copy it again, or export it again";
+export declare const DAMAGED = "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
 /**
  * Read what a model file says about itself, once its digest has shown that it is whole.
  * @param {Uint8Array} model the bytes of an .onnx file

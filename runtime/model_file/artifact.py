@@ -56,8 +56,8 @@ class Artifact:
         found = digests_of(self._digests, self.name)
         if self.metadata.digest is not None and not found.is_intact:
             raise ArtifactError(
-                f"{self.name}: its bytes are not those that were written (the SHA-256 at its end is another); "
-                "it was damaged or changed: copy it again, or export it again"
+                f"{self.name}: its bytes are not those that were written (it ends with another SHA-256): "
+                "it was damaged or changed; copy it again, or export it again"
             )
         return found.sha256
 
@@ -96,7 +96,7 @@ def digests_of(digests: Future[Digests], path: str) -> Digests:
 def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
-    Damage that only its digest shows is found by `Artifact.sha256`, which waits for a thread that hashes the file.
+    Damage that only its digest shows is found by `Artifact.sha256`, which waits for a thread to hash it.
 
     Args:
         source: the .onnx file, or its bytes.

@@ -1,7 +1,7 @@
 """The SHA-256 at the end of a model file: it finds damage, and not malice.
 
-The last entry of `ModelProto.metadata_props` has the same length in every file, and its value is the SHA-256 of
-all bytes before the entry. One pass over the file gives this digest and that of the whole file.
+The last entry of `ModelProto.metadata_props` has the same length in every file, and its value is the SHA-256
+of all bytes before the entry. One pass over the file gives this digest and that of the whole file.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Digests:
 
 
 def start_digests(source: Path | bytes) -> Future[Digests]:
-    """Hash a model file in a thread, beside whatever loads it; reading and hashing both let other threads run.
+    """Hash a model file in a thread, beside whatever loads it: both let other threads of Python run.
 
-    The file is read once more for this: to hold the bytes would cost their size while ONNX Runtime loads them.
+    It is read once more for this: to hold its bytes would cost their size while ONNX Runtime loads them.
     """
-    with_one = ThreadPoolExecutor(1, thread_name_prefix="runtime-sha256")
-    future = with_one.submit(_digests, source)
-    with_one.shutdown(wait=False)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="runtime-sha256")
+    future = pool.submit(_digests, source)
+    pool.shutdown(wait=False)
     return future
 
 

@@ -177,4 +177,3 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ArtifactError("its metadata is not a JSON object")
     return document
-

@@ -39,7 +39,10 @@ def flips(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[int, bytes]]
     """Yield copies of a file with one bit changed, and where: all of its end, then anywhere."""
     draw = random.Random(seed)
     end = 8 * (len(data) - DIGEST_BYTES)
-    places = [*draw.sample(range(end, 8 * len(data)), count // 5), *draw.sample(range(end), count - count // 5)]
+    places = [
+        *draw.sample(range(end, 8 * len(data)), count // 5),
+        *draw.sample(range(end), count - count // 5),
+    ]
     for place in places:
         changed = bytearray(data)
         changed[place // 8] ^= 1 << place % 8
@@ -49,8 +52,7 @@ def flips(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[int, bytes]]
 def opened(data: bytes) -> bool:
     try:
         Classifier(data, threads=1)
-    except ArtifactError as error:
-        assert "\n" not in str(error)
+    except ArtifactError:
         return False
     return True
 
@@ -111,8 +113,8 @@ def test_the_reason_of_a_damaged_file_says_what_to_do(written: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         Classifier(written)
     assert str(caught.value) == (
-        f"{written}: its bytes are not those that were written (the SHA-256 at its end is another); it was "
-        "damaged or changed: copy it again, or export it again"
+        f"{written}: its bytes are not those that were written (it ends with another SHA-256): it was "
+        "damaged or changed; copy it again, or export it again"
     )
 
 
@@ -125,7 +127,7 @@ def test_a_structural_refusal_keeps_its_own_reason(written: Path) -> None:
     proto.graph.node[0].domain = ""
     proto.graph.output[0].name = proto.graph.output[1].name
     written.write_bytes(proto.SerializeToString())
-    with pytest.raises(ArtifactError, match="ONNX Runtime does not accept it|the output of its graph"):
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime does not accept it|the output of its graph"):
         Classifier(written)
 
 
