@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
         file, the first one holds its size and its SHA-256.
     """
     model = cleaned(model)
-    model.metadata_props[METADATA_KEY] = replace(metadata, digest="sha256").to_json()
+    model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
     if weight_bytes(model) > ONE_FILE:
         beside = path.with_name(f"{path.name}{DATA_SUFFIX}")
         ir.external_data.unload_from_model(model, path.parent, beside.name, size_threshold_bytes=SMALL)

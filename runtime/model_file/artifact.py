@@ -7,14 +7,14 @@ the check and the load is noticed. (Loading the checked bytes would cost their s
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
 from ..images.files import is_folder
 from .data_file import check_data, stamp_of
-from .digest import Digests, start_digests
+from .digest import Digests, digests_of, start_digests
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
 
@@ -36,7 +36,7 @@ class Artifact:
 
     source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
-    _digests: Future[Digests] = field(repr=False)
+    _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
 
     @property
@@ -53,7 +53,10 @@ class Artifact:
         Raises:
             ArtifactError: when the file is not the one that was written.
         """
-        found = digests_of(self._digests, self.name)
+        try:
+            found = self._digests()
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
         if self.metadata.digest is not None and not found.is_intact:
             raise ArtifactError(
                 f"{self.name}: its bytes are not those that were written (it ends with another SHA-256): "
@@ -81,18 +84,6 @@ def named(source: Path | str | bytes) -> str:
     return "the model" if isinstance(source, bytes) else str(source)
 
 
-def digests_of(digests: Future[Digests], path: str) -> Digests:
-    """Wait for what `start_digests` finds.
-
-    Raises:
-        ArtifactError: when the file can no longer be read.
-    """
-    try:
-        return digests.result()
-    except OSError as error:
-        raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
-
-
 def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
@@ -114,13 +105,14 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
             "be checked before it is opened; use the .onnx file that it was made from"
         )
-    digests = start_digests(source)
-    if sha256 is not None and (found := digests_of(digests, path).sha256) != sha256.strip().lower():
-        raise ArtifactError(f"{path}: its SHA-256 is {found}, expected {sha256}; do not use this file")
+    known = None if sha256 is None else digests_of(data)
+    if known is not None and known.sha256 != str(sha256).strip().lower():
+        raise ArtifactError(f"{path}: its SHA-256 is {known.sha256}, expected {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
+        digests = start_digests(source).result if known is None else lambda: known
         return Artifact(source, metadata, digests, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(
@@ -181,7 +173,11 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
             file.readinto(data)
             return data, stamp_of(status)
     except OSError as error:
-        raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path}: it cannot be read: {error.strerror or error}")
 
 
 def _metadata(model: OnnxSummary) -> Metadata:

@@ -7,7 +7,7 @@ of all bytes before the entry. One pass over the file gives this digest and that
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from mmap import mmap
@@ -38,27 +38,38 @@ class Digests:
     is_intact: bool  # it ends with the entry of the digest of all other bytes
 
 
+def digests_of(data: bytes | mmap) -> Digests:
+    """Hash a model file that is in memory."""
+    whole = memoryview(data)
+    end = max(0, len(whole) - DIGEST_BYTES)
+    return _ended(hashlib.sha256(whole[:end]), bytes(whole[end:]))
+
+
 def start_digests(source: Path | bytes) -> Future[Digests]:
     """Hash a model file in a thread, beside whatever loads it: both let other threads of Python run.
 
     It is read once more for this: to hold its bytes would cost their size while ONNX Runtime loads them.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="runtime-sha256")
-    future = pool.submit(_digests, source)
+    future = pool.submit(digests_of, source) if isinstance(source, bytes) else pool.submit(_in_file, source)
     pool.shutdown(wait=False)
     return future
 
 
-def _digests(source: Path | bytes) -> Digests:
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", buffering=0) as file:
-        left = file.seek(0, io.SEEK_END) - DIGEST_BYTES
-        file.seek(0)
-        # Not from the C library, which would keep more of what ONNX Runtime frees: 60 MiB more at the peak.
-        chunk = memoryview(mmap(-1, _CHUNK))
-        found = hashlib.sha256()
+def _in_file(path: Path) -> Digests:
+    found = hashlib.sha256()
+    # Not from the C library, which would keep more of what ONNX Runtime frees: 60 MiB more at the peak.
+    chunk = memoryview(mmap(-1, _CHUNK))
+    with path.open("rb", buffering=0) as file:
+        left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
         while left > 0 and (count := file.readinto(chunk[: min(left, _CHUNK)])):
             found.update(chunk[:count])
             left -= count
-        expected, end = digest_entry(found.hexdigest()), file.read()
-        found.update(end)
-    return Digests(found.hexdigest(), end == expected)
+        return _ended(found, file.read())
+
+
+def _ended(found: hashlib._Hash, end: bytes) -> Digests:
+    """Return the digests of a file, of which all but the end was hashed."""
+    is_intact = end == digest_entry(found.hexdigest())
+    found.update(end)
+    return Digests(found.hexdigest(), is_intact)

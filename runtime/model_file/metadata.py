@@ -21,6 +21,7 @@ METADATA_VERSION = 2
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
 Variant = Literal["float32", "float16", "int8"]
+Digest = Literal["sha256"]
 
 
 class ArtifactError(InputError):
@@ -48,8 +49,8 @@ class Metadata:
     # at export: its drift, among others
     measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
     producer: str = "vit-edge"
-    # The file ends with a SHA-256 of all bytes before it, which is checked at every open; None: it has none
-    digest: Literal["sha256"] | None = None
+    # How damage to the file that this was read from is found: by its last entry, or not at all
+    digest: Digest | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
@@ -92,8 +93,12 @@ class Metadata:
         """
         return EXACT_ON[self.target]
 
-    def to_json(self) -> str:
+    def to_json(self, *, digest: Digest | None = None) -> str:
         """The document that goes into the file, under `METADATA_KEY`.
+
+        Args:
+            digest: promise that the file ends with its digest, as `export.files` writes it; `self.digest` is
+                that of the file that was read.
 
         Raises:
             ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
@@ -102,9 +107,9 @@ class Metadata:
             preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
         )
         document = {"version": METADATA_VERSION, "exact_on": self.exact_on}
-        document |= {name: getattr(self, name) for name in _FIELDS} | plain
-        if self.digest is None:
-            del document["digest"]
+        document |= {name: getattr(self, name) for name in _FIELDS if name != "digest"} | plain
+        if digest is not None:
+            document["digest"] = digest
         try:
             return json.dumps(document, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -112,7 +117,7 @@ class Metadata:
 
     @staticmethod
     def from_json(text: str) -> Metadata:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; what it promises of a digest is `digest`.
 
         Raises:
             ArtifactError: when the document is not exactly one that `to_json` of this version writes.

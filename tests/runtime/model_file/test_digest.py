@@ -19,6 +19,7 @@ import pytest
 from export import files
 from export.files import write_model
 from runtime import ArtifactError, Classifier, Embedder, read_metadata
+from runtime.__main__ import main
 from runtime.model_file.artifact import read_artifact
 from runtime.model_file.digest import DIGEST_BYTES, DIGEST_KEY
 from runtime.model_file.onnx_file import summarize
@@ -118,6 +119,33 @@ def test_the_reason_of_a_damaged_file_says_what_to_do(written: Path) -> None:
     )
 
 
+def test_the_command_refuses_it_in_one_line(
+    written: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written.write_bytes(swap_blocks(written.read_bytes()))
+    assert main([str(written), str(images / "a.png")]) == 2
+    assert main([str(written), str(images / "a.png"), "--embeddings", str(images.parent / "out.npy")]) == 2
+    told = capsys.readouterr()
+    assert (told.out, len(told.err.splitlines())) == ("", 2)
+    assert told.err.count("it was damaged or changed") == 2
+
+
+def test_javascript_refuses_it_too(written: Path, images: Path) -> None:
+    package = Path(__file__).parents[3] / "javascript"
+    if shutil.which("node") is None or not (package / "node_modules").is_dir():
+        pytest.skip("needs node, and javascript/node_modules: make borrow")
+
+    def classify() -> subprocess.CompletedProcess[str]:
+        command = ["node", str(package / "classify.mjs"), str(written), str(images / "a.png")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert json.loads(classify().stdout)["label"] == "red"
+    written.write_bytes(swap_blocks(written.read_bytes()))
+    refused = classify()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"{written}: its bytes are not those that were written")
+
+
 def test_a_structural_refusal_keeps_its_own_reason(written: Path) -> None:
     proto = onnx.load(written)
     proto.graph.node[0].domain = "com.evil"
@@ -161,19 +189,25 @@ def test_two_exports_give_the_same_bytes(written: Path) -> None:
     assert written.read_bytes() == before
 
 
-def test_metadata_that_are_rewritten_need_another_digest(written: Path) -> None:
+def test_another_program_that_writes_metadata_promises_no_digest(written: Path) -> None:
     proto, metadata = onnx.load(written), read_metadata(written)
-    for changed, message in (
-        (replace(metadata, labels=("x", "y", "z")), "not those that were written"),
-        (replace(metadata, labels=("x", "y", "z"), digest=None), None),
-    ):
-        onnx.helper.set_model_props(proto, {"vit_edge": changed.to_json()})
+    changed = replace(metadata, labels=("x", "y", "z"))
+    assert (metadata.digest, changed.digest) == ("sha256", "sha256")  # of the file that was read
+    onnx.helper.set_model_props(proto, {"vit_edge": changed.to_json()})
+    written.write_bytes(proto.SerializeToString())
+    info = Classifier(written).info
+    assert (info.labels, info.digest) == (("x", "y", "z"), None)
+    assert read_metadata(written) == changed
+
+
+def test_another_program_that_keeps_the_metadata_breaks_the_promise(written: Path) -> None:
+    proto = onnx.load(written)
+    for keep in (2, 1):
+        del proto.metadata_props[keep:]
+        proto.doc_string = "opened and saved"
         written.write_bytes(proto.SerializeToString())
-        if message is None:
-            assert Classifier(written).info.labels == ("x", "y", "z")
-        else:
-            with pytest.raises(ArtifactError, match=message):
-                Classifier(written)
+        with pytest.raises(ArtifactError, match="not those that were written"):
+            Classifier(written)
 
 
 @pytest.mark.parametrize("digest", ["sha1", "", 1, True, ["sha256"]])
