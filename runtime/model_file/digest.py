@@ -32,7 +32,7 @@ def digest_entry(sha256: str) -> bytes:
 
 @dataclass(frozen=True)
 class Digests:
-    """What one pass over a model file finds."""
+    """The digests of a model file, found in one pass over it."""
 
     sha256: str  # of the whole file
     is_intact: bool  # it ends with the entry of the digest of all other bytes
