@@ -36,11 +36,11 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: when two have one name.
     """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"an object has two fields {one_line(twice)!r}, expected one")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"an object has two fields {one_line(name)!r}, expected one")
+        found[name] = value
     return found
 
 

@@ -116,6 +116,13 @@ def test_what_json_allows_is_what_python_reads(text: str) -> None:
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
 
 
+def test_many_fields_take_no_longer_than_their_number() -> None:
+    """A hundred thousand in milliseconds; a search among those before each one would take minutes."""
+    fields = ", ".join(f'"{number}": 0' for number in range(100_000))
+    with pytest.raises(ValueError, match="two fields '99999'"):
+        parse_json(f'{{{fields}, "99999": 1}}')
+
+
 def test_the_packages_have_no_other_parser(root: Path) -> None:
     """A plan checks each of its numbers; results and notes of a run of its own may be read plainly."""
     own = {"runtime/batch/resume.py", "runtime/batch/cluster/parts.py"}

@@ -62,10 +62,10 @@ def _in_file(path: Path) -> Digests:
     chunk = memoryview(mmap(-1, _CHUNK))
     with path.open("rb", buffering=0) as file:
         left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-        while left > 0 and (count := file.readinto(chunk[: min(left, _CHUNK)])):
+        while left > 0 and (count := file.readinto(chunk[:left])):
             found.update(chunk[:count])
             left -= count
-        return _ended(found, file.read())
+        return _ended(found, file.read(DIGEST_BYTES))
 
 
 def _ended(found: hashlib._Hash, end: bytes) -> Digests:
