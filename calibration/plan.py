@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from calibration.plan_fields import first_flaw, is_positive, is_whole
 from runtime.errors import InputError
 from runtime.model_file.targets import TARGETS, Target, unknown_target
+from runtime.strict_json import unique_fields
 
 PLAN_VERSION = 1
 Precision = Literal["int8", "float16", "float32"]
@@ -131,7 +132,8 @@ class QuantizationPlan:
     def from_json(cls, text: str) -> QuantizationPlan:
         """Raises PlanError, which names the entry, for anything that is not a plan of this version."""
         try:
-            document = json.loads(text)
+            # Numbers that no plan can hold are refused where they stand, by the name of their entry.
+            document = json.loads(text, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError) as error:
             found = f"no JSON ({error})" if text.strip() else "an empty file"
             raise PlanError(f"expected a plan in JSON, found {found}") from error

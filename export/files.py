@@ -22,6 +22,7 @@ from calibration.serialize import SMALL, let_go, weight_bytes
 from runtime.interrupts import careful
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
+from runtime.model_file.digest import digest_entry
 from runtime.writing import OutputError, explained_output
 
 PRODUCER = "vit-edge"
@@ -39,7 +40,8 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
         The size of what was written, in bytes, and the SHA-256 of the .onnx file. Where there is a second
         file, the first one holds its size and its SHA-256.
     """
-    model = cleaned(model, metadata)
+    model = cleaned(model)
+    model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
     if weight_bytes(model) > ONE_FILE:
         unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
         ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
@@ -59,11 +61,15 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write the parts of a file and, at its end, the entry with the SHA-256 of them."""
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for part in parts:
             size += file.write(part)
             digest.update(part)
+        entry = digest_entry(digest.hexdigest())
+        size += file.write(entry)
+        digest.update(entry)
     return size, digest.hexdigest()
 
 
@@ -73,9 +79,9 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def model_bytes(model: ir.Model, metadata: Metadata | None = None) -> bytes:
-    """Return the bytes of an .onnx file."""
-    return b"".join(serialized_parts(cleaned(model, metadata)))
+def model_bytes(model: ir.Model) -> bytes:
+    """Return the bytes of an .onnx file without metadata."""
+    return b"".join(serialized_parts(cleaned(model)))
 
 
 def serialized_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
@@ -138,7 +144,7 @@ def _varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-def cleaned(model: ir.Model, metadata: Metadata | None = None) -> ir.Model:
+def cleaned(model: ir.Model) -> ir.Model:
     """Return a copy without what exporters leave in nodes: source lines, local paths. Weights are shared."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
@@ -146,8 +152,6 @@ def cleaned(model: ir.Model, metadata: Metadata | None = None) -> ir.Model:
         value.metadata_props.clear()
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, PRODUCER, None
     model.metadata_props.clear()
-    if metadata is not None:
-        model.metadata_props[METADATA_KEY] = metadata.to_json()
     return model
 
 

@@ -1,7 +1,8 @@
 // A model and its labels, for whichever ONNX Runtime is given: onnxruntime-node, onnxruntime-web.
 
+import { digitsOf, isIntact } from "./digest.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
-import { readMetadata } from "./metadata.mjs";
+import { DAMAGED, readUnchecked } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
 import { listed } from "./spec.mjs";
 
@@ -49,20 +50,23 @@ export class Classifier {
    */
   static async open(model, { runtime, top = 5, sha256, session: optionsFor = () => ({}) }) {
     if (sha256 !== undefined) await checkDigest(model, sha256);
-    const metadata = readMetadata(model);
+    const metadata = readUnchecked(model);
     if (!metadata.labels.length) throw new ModelError("it has no classes, only an embedding; expected a model that classifies");
+    const intact = metadata.digest ? isIntact(model) : Promise.resolve(true); // beside ONNX Runtime's own work
+    intact.catch(() => {}); // an error of ONNX Runtime comes first
     let session;
     try {
       session = await runtime.InferenceSession.create(model, optionsFor(metadata));
     } catch (error) {
       throw new ModelError(`ONNX Runtime does not accept it (${reason(error)}); export it again`);
     }
-    const outputs = metadata.embedding === null ? ["logits"] : ["logits", "embedding"];
-    for (const [kind, names, expected] of [["inputs", session.inputNames, ["pixels"]], ["outputs", session.outputNames, outputs]])
-      if (names.join() !== expected.join()) {
-        await session.release();
-        throw new ModelError(`expected the ${kind} ${expected.join(", ")}, found ${names.join(", ")}; export it again`);
-      }
+    try {
+      checkSignature(session, metadata);
+      if (!(await intact)) throw new ModelError(DAMAGED);
+    } catch (error) {
+      await session.release();
+      throw error;
+    }
     return new Classifier(session, runtime, metadata, top);
   }
 
@@ -99,13 +103,36 @@ export class Classifier {
  * @param {string} expected
  */
 async function checkDigest(model, expected) {
-  if (globalThis.crypto?.subtle === undefined)
-    throw new ModelError("expected Web Crypto to check sha256, which browsers give to pages over https or of localhost only");
-  const bytes = /** @type {Uint8Array<ArrayBuffer>} */ (model);
-  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  const digits = Array.from(found, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (digits !== String(expected).trim().toLowerCase())
+  if ((await digitsOf(model)) !== String(expected).trim().toLowerCase())
     throw new ModelError(`its SHA-256 is not the expected one, ${listed([String(expected)])}; do not use this file`);
+}
+
+/**
+ * Check that inputs and outputs of the graph are those of its metadata.
+ * @param {any} session
+ * @param {import("./metadata.mjs").Metadata} metadata
+ * @throws {ModelError} when they are not
+ */
+function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata }, { preprocess: { size }, labels, embedding }) {
+  /** @type {[string, readonly string[], readonly any[] | undefined, [string, string, number[]][]][]} */
+  const sides = [
+    ["input", inputNames, inputMetadata, [["pixels", "uint8", [...size, 3]]]],
+    ["output", outputNames, outputMetadata, [["logits", "float32", [labels.length]]]],
+  ];
+  if (embedding !== null) sides[1][3].push(["embedding", "float32", [embedding]]);
+  for (const [side, names, described, expected] of sides) {
+    const wanted = expected.map(([name]) => name).join(", ");
+    if (names.join(", ") !== wanted)
+      throw new ModelError(`expected the ${side}s ${wanted}, found ${listed([...names])}; export it again`);
+    for (const [index, [name, type, rest]] of expected.entries()) {
+      if (described === undefined) continue; // the runtime does not say
+      const { type: found, shape } = described[index];
+      if (found !== type || shape.slice(1).join() !== rest.join())
+        throw new ModelError(`expected ${name} to be ${type} [batch, ${rest.join(", ")}], found ${found} [${listed([shape.join(", ")])}]; export it again`);
+      if (typeof shape[0] === "number")
+        throw new ModelError(`the batch of its ${side} ${name} is fixed to ${shape[0]}, expected one that is free; export it again`);
+    }
+  }
 }
 
 /**

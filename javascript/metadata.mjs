@@ -2,9 +2,11 @@
 // ONNX Runtime's JavaScript API does not give it, so it is read from the protobuf (`onnx.mjs`).
 // The file is untrusted: every field is checked.
 
+import { isIntactNow } from "./digest.mjs";
 import { ModelError } from "./errors.mjs";
 import { summarize } from "./onnx.mjs";
 import { checkSpec, isObject, listed } from "./spec.mjs";
+import { parseJson } from "./strict_json.mjs";
 
 /**
  * What a model file says about itself.
@@ -20,6 +22,7 @@ import { checkSpec, isObject, listed } from "./spec.mjs";
  * @property {number} temperature what logits are divided by before softmax
  * @property {number | null} embedding features of a second output `embedding`, null without one
  * @property {string} producer "vit-edge" and its version
+ * @property {"sha256" | null} [digest] "sha256": the file ends with a digest, which is checked; null or absent: it has none
  */
 
 const VERSION = 2;
@@ -29,6 +32,10 @@ const FIELDS = [
   "embedding", "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant",
   "version",
 ];
+const OPTIONAL = ["digest"];
+/** What is said of a file that is not the one that was written. */
+export const DAMAGED =
+  "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
 
 /** By target: where default session options are exact, as runtime/model_file/targets.py has it. @type {Record<string, string[]>} */
 const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
@@ -36,12 +43,24 @@ const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range"
 const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "full-range" };
 
 /**
- * Read what a model file says about itself.
+ * Read what a model file says about itself, once its digest has shown that it is whole.
  * @param {Uint8Array} model the bytes of an .onnx file
  * @returns {Metadata}
- * @throws {ModelError} when the bytes are no model of vit-edge
+ * @throws {ModelError} when the bytes are no model of vit-edge, or a damaged one
  */
 export function readMetadata(model) {
+  const metadata = readUnchecked(model);
+  if (metadata.digest && !isIntactNow(model)) throw new ModelError(DAMAGED);
+  return metadata;
+}
+
+/**
+ * The same without the digest, for whoever checks it in another way.
+ * @param {Uint8Array} model
+ * @returns {Metadata}
+ * @throws {ModelError}
+ */
+export function readUnchecked(model) {
   if (!(model instanceof Uint8Array)) throw new ModelError("expected the bytes of an .onnx file (Uint8Array)");
   const { metadata, domains, functions, subgraphs, externalData } = summarize(model);
   const text = metadata.get("vit_edge");
@@ -67,7 +86,7 @@ export function checkMetadata(text) {
   if (text.length > MAX_CHARACTERS) throw new ModelError(`its metadata has more than ${MAX_CHARACTERS} characters`);
   let document;
   try {
-    document = JSON.parse(text);
+    document = parseJson(text);
   } catch (error) {
     throw new ModelError(`its metadata is not JSON (${/** @type {Error} */ (error).message})`);
   }
@@ -78,7 +97,7 @@ export function checkMetadata(text) {
   if (version === 1) throw new ModelError("an older vit-edge wrote it (metadata version 1); export it again");
   if (version !== VERSION) throw new ModelError(`metadata version must be ${VERSION}, found ${JSON.stringify(version)}`);
   const keys = Object.keys(document);
-  const unknown = keys.filter((key) => !FIELDS.includes(key));
+  const unknown = keys.filter((key) => !FIELDS.includes(key) && !OPTIONAL.includes(key));
   if (unknown.length) throw new ModelError(`its metadata has unknown fields: ${listed(unknown)}`);
   const missing = FIELDS.filter((field) => !keys.includes(field));
   if (missing.length) throw new ModelError(`its metadata lacks ${listed(missing)}`);
@@ -95,6 +114,8 @@ export function checkMetadata(text) {
     throw new ModelError("labels must be a list of at least one name, all of them text; only an embedding has none");
   if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100))
     throw new ModelError(`temperature must be 0.01 to 100, found ${listed([JSON.stringify(temperature)])}`);
+  if (!["sha256", null].includes(document.digest ?? null))
+    throw new ModelError(`digest must be sha256 or null, found ${listed([JSON.stringify(document.digest)])}`);
   if (!isText(document.producer)) throw new ModelError("producer must be text");
   for (const name of ["source", "measured"])
     if (!isObject(document[name])) throw new ModelError(`${name} must be a JSON object`);

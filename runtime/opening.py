@@ -21,7 +21,7 @@ class ModelInfo(Metadata):
     """Model and device of a classifier: the metadata of the file, and the fields below."""
 
     path: str | None  # absolute; None for a model given as bytes
-    sha256: str  # of the file
+    sha256: str  # of the .onnx file; `digest` says whether the file holds one to find damage by
     device: str  # the one that "auto" took
     threads: int
 
@@ -44,7 +44,7 @@ def open_model(
         info = ModelInfo(
             **vars(artifact.metadata),
             path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
-            sha256=artifact.sha256,
+            sha256=artifact.sha256,  # after every check that has a reason of its own
             device=device_of(session),
             threads=threads or available_cores(),
         )
@@ -58,7 +58,7 @@ def _preference(device: Device) -> tuple[Variant, ...]:
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
-    """Check that inputs and outputs of the graph are those of its metadata.
+    """Check that inputs and outputs of the graph are those of its metadata, for any number of images.
 
     Raises:
         ArtifactError: when it is not.
@@ -79,3 +79,7 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
         if found != expected:
             lie = f"the {what} of its graph is {found}, its metadata says {expected}"
             raise ArtifactError(f"{artifact.name}: {lie}; export it again")
+        for node in nodes:
+            if isinstance(node.shape[0], int):
+                fixed = f"the batch of its {what} {node.name} is fixed to {node.shape[0]}"
+                raise ArtifactError(f"{artifact.name}: {fixed}, expected one that is free; export it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from runtime.strict_json import parse_json
 from runtime.text import flaw
 from vit.config import ConfigError, ViTConfig
 
@@ -90,7 +90,7 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
     try:
-        document = json.loads(metadata[KEY])
+        document = parse_json(metadata[KEY])
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {document['version']}")
         return Document(

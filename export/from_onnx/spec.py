@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from runtime.strict_json import parse_json
 
 Triple = tuple[float, float, float]
 FIELDS = ("preprocess", "mean", "std", "labels")
@@ -41,7 +42,7 @@ def read_spec(path: Path) -> Spec:
         ForeignError: naming the field.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ForeignError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -17,6 +17,27 @@ const runtimeOf = (logits) => ({
 const classify = async (logits, changes = {}) =>
   (await Classifier.open(model({ ...DOCUMENT, ...changes }), { runtime: runtimeOf(logits), top: 2 })).classify(imageOf(8, 8));
 
+const pixels = (...shape) => ({ name: "pixels", isTensor: true, type: "uint8", shape });
+const logits = (...shape) => ({ name: "logits", isTensor: true, type: "float32", shape });
+
+for (const [input, output, message] of [
+  [pixels(1, 32, 32, 3), logits("batch", 3), /the batch of its input pixels is fixed to 1, expected one that is free/],
+  [pixels(4, 32, 32, 3), logits(4, 3), /the batch of its input pixels is fixed to 4/],
+  [pixels("batch", 32, 32, 3), logits(2, 3), /the batch of its output logits is fixed to 2/],
+  [pixels("batch", 24, 32, 3), logits("batch", 3), /expected pixels to be uint8 \[batch, 32, 32, 3\], found uint8 \[batch, 24, 32, 3\]/],
+  [{ ...pixels("batch", 32, 32, 3), type: "float32" }, logits("batch", 3), /expected pixels to be uint8/],
+  [pixels("batch", 32, 32, 3), logits("batch", 4), /expected logits to be float32 \[batch, 3\], found float32 \[batch, 4\]/],
+  [pixels("batch", 32, 32, 3), logits("batch", 3), null],
+  [pixels("", 32, 32, 3), logits("", 3), null],
+])
+  test(`a graph with ${input.type} ${input.shape} and ${output.shape}, opened as its metadata says`, async () => {
+    const runtime = runtimeOf([1, 2, 3]);
+    const create = async () => ({ ...(await runtimeOf([1, 2, 3]).InferenceSession.create()), inputMetadata: [input], outputMetadata: [output] });
+    const opened = Classifier.open(model(), { runtime: { ...runtime, InferenceSession: { create } } });
+    if (message === null) assert.ok(await opened);
+    else await assert.rejects(opened, message);
+  });
+
 test("the best classes, with their scores", async () => {
   const { label, index, top } = await classify([0, Math.log(2), 0]);
   assert.deepEqual([label, index, top.length], ["green", 1, 2]);

@@ -1,5 +1,6 @@
 // Images by formula (those of tests/runtime/make_golden.py), and models in a few lines of protobuf.
 
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 
 export const GOLDEN = JSON.parse(readFileSync(new URL("../../tests/runtime/golden.json", import.meta.url), "utf-8"));
@@ -36,6 +37,12 @@ export function modelWith(...entries) {
   return Uint8Array.from([...outline, ...entries.flatMap(([key, value]) => entry(key, value))]);
 }
 export const model = (document = DOCUMENT) => modelWith(["other", "1"], ["vit_edge", JSON.stringify(document)]);
+
+/** The same, with the digest at its end that the document promises. */
+export function whole(document = DOCUMENT) {
+  const bytes = model({ ...document, digest: "sha256" });
+  return Uint8Array.from([...bytes, ...entry("vit_edge_sha256", createHash("sha256").update(bytes).digest("hex"))]);
+}
 
 /** A generator of random numbers that repeats for a seed (mulberry32). */
 export function random(seed) {

@@ -54,6 +54,27 @@ for (const [change, message] of [
 ])
   test(`refused: ${JSON.stringify(change).slice(0, 60)}`, () => refused(model({ ...DOCUMENT, ...change }), message));
 
+for (const [value, message] of [
+  ["1e999", /larger than a float64/],
+  ['{"a": [-1e400]}', /larger than a float64/],
+  ["1" + "0".repeat(400), /larger than a float64/],
+  ['{"a": 1, "b": {}, "a" : 2}', /two fields "a"/],
+  ['[[{"\\u0061": [{}], "a": 2}]]', /two fields "a"/],
+])
+  test(`no number and no name that readers take in two ways: ${value.slice(0, 30)}`, () => {
+    const text = JSON.stringify({ ...DOCUMENT, source: { deep: "?" } }).replace('"?"', value);
+    refused(modelWith(["vit_edge", text]), message);
+    const right = { ...DOCUMENT, source: { text: value, twice: [{ a: 1 }, { a: 1 }], "": { a: { a: [] } }, small: 1e-300 } };
+    assert.deepEqual(readMetadata(model(right)), right);
+  });
+
+test("a field of the document twice", () => {
+  const text = JSON.stringify(DOCUMENT);
+  refused(modelWith(["vit_edge", `{"labels": ["x"], ${text.slice(1)}`]), /two fields "labels"/);
+  const spec = JSON.stringify(SPEC);
+  refused(modelWith(["vit_edge", text.replace(spec, `{"exif": false, ${spec.slice(1)}`)]), /two fields "exif"/);
+});
+
 test("each missing field is named", () => {
   for (const name of Object.keys(DOCUMENT)) {
     const { [name]: _, ...rest } = DOCUMENT;

@@ -40,14 +40,27 @@ export type Metadata = {
      * "vit-edge" and its version
      */
     producer: string;
+    /**
+     * "sha256": the file ends with a digest, which is checked; null or absent: it has none
+     */
+    digest?: "sha256" | null;
 };
+/** What is said of a file that is not the one that was written. */
+export declare const DAMAGED = "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
 /**
- * Read what a model file says about itself.
+ * Read what a model file says about itself, once its digest has shown that it is whole.
  * @param {Uint8Array} model the bytes of an .onnx file
  * @returns {Metadata}
- * @throws {ModelError} when the bytes are no model of vit-edge
+ * @throws {ModelError} when the bytes are no model of vit-edge, or a damaged one
  */
 export declare function readMetadata(model: Uint8Array): Metadata;
+/**
+ * The same without the digest, for whoever checks it in another way.
+ * @param {Uint8Array} model
+ * @returns {Metadata}
+ * @throws {ModelError}
+ */
+export declare function readUnchecked(model: Uint8Array): Metadata;
 /**
  * Check the JSON document itself.
  * @param {string} text

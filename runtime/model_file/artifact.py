@@ -6,14 +6,15 @@ the check and the load is noticed. (Loading the checked bytes would cost their s
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
 from ..images.files import is_folder
 from .data_file import check_data, open_regular, stamp_of
+from .digest import Digests, digests_of, start_digests
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
 
@@ -35,13 +36,33 @@ class Artifact:
 
     source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
-    sha256: str  # of the .onnx file, 64 hexadecimal digits; it holds that of a file with weights beside it
+    _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
 
     @property
     def name(self) -> str:
         """The file's path, or words for bytes; for messages."""
         return named(self.source)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the .onnx file, 64 hexadecimal digits, once it is known and has shown no damage.
+
+        It covers a file with weights, too, whose SHA-256 the .onnx file holds.
+
+        Raises:
+            ArtifactError: when the file is not the one that was written.
+        """
+        try:
+            found = self._digests()
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+        if self.metadata.digest is not None and not found.is_intact:
+            raise ArtifactError(
+                f"{self.name}: its bytes are not those that were written (it ends with another SHA-256): "
+                "it was damaged or changed; copy it again, or export it again"
+            )
+        return found.sha256
 
     def expect_unchanged(self) -> None:
         """To be called after the file was loaded.
@@ -66,6 +87,8 @@ def named(source: Path | str | bytes) -> str:
 def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
+    Damage that only its digest shows is found by `Artifact.sha256`, which waits for a thread to hash it.
+
     Args:
         source: the .onnx file, or its bytes.
         sha256: the digest that the file must have, when the caller knows it.
@@ -82,14 +105,15 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
             "be checked before it is opened; use the .onnx file that it was made from"
         )
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and digest != sha256.strip().lower():
+    known = None if sha256 is None else digests_of(data)
+    if known is not None and known.sha256 != str(sha256).strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is not the expected one, {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
-        return Artifact(source, metadata, digest, (*stamps, *beside))
+        digests = start_digests(source).result if known is None else lambda: known
+        return Artifact(source, metadata, digests, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(
             f"{path}: not an ONNX model, or a damaged one ({error}); give a file that python -m export "
@@ -100,8 +124,14 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
 
 
 def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
-    """Return what a model file, or its bytes, says about itself; checks and errors as of `read_artifact`."""
-    return read_artifact(model).metadata
+    """Return what a model file, or its bytes, says about itself.
+
+    Raises:
+        ArtifactError: as `read_artifact`, and when the file is damaged.
+    """
+    artifact = read_artifact(model)
+    _ = artifact.sha256
+    return artifact.metadata
 
 
 def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
@@ -143,7 +173,11 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
             file.readinto(data)
             return data, stamp_of(status)
     except OSError as error:
-        raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path}: it cannot be read: {error.strerror or error}")
 
 
 def _metadata(model: OnnxSummary) -> Metadata:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 
+from ..strict_json import parse_json
 from .metadata import ArtifactError
 from .onnx_file import OnnxSummary
 
@@ -76,9 +76,9 @@ def _described(model: OnnxSummary) -> tuple[str, int, str]:
     if text is None:
         raise ArtifactError("its weights are in another file that it does not vouch for; export it again")
     try:
-        entry = json.loads(text)
+        entry = parse_json(text)
         name, size, sha256 = entry["file"], entry["bytes"], entry["sha256"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise ArtifactError(f"its entry {DATA_KEY} is none; export it again") from None
     known = isinstance(name, str) and type(size) is int and isinstance(sha256, str)
     if not known or model.data_files != {name} or not is_beside(name):

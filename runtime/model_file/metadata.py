@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import InputError
 from ..images.preprocess import Preprocess
+from ..strict_json import parse_json
 from ..text import one_line
 from .targets import EXACT_ON, CpuKind, Target, unknown_target
 
@@ -20,6 +21,7 @@ METADATA_VERSION = 2
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
 Variant = Literal["float32", "float16", "int8"]
+Digest = Literal["sha256"]
 
 
 class ArtifactError(InputError):
@@ -47,6 +49,8 @@ class Metadata:
     # at export: its drift, among others
     measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
     producer: str = "vit-edge"
+    # How damage to the file that this was read from is found: by its last entry, or not at all
+    digest: Digest | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
@@ -67,6 +71,8 @@ class Metadata:
     def _check_rest(self) -> None:
         if not _is_text(self.producer):
             raise ArtifactError(f"producer must be text, found {self.producer!r}")
+        if self.digest not in ("sha256", None):
+            raise ArtifactError(f"digest must be sha256 or null, found {self.digest!r}")
         if not _is_temperature(self.temperature):
             raise ArtifactError(f"temperature must be 0.01 to 100, found {self.temperature!r}")
         for name in ("source", "measured"):
@@ -87,8 +93,12 @@ class Metadata:
         """
         return EXACT_ON[self.target]
 
-    def to_json(self) -> str:
+    def to_json(self, *, digest: Digest | None = None) -> str:
         """The document that goes into the file, under `METADATA_KEY`.
+
+        Args:
+            digest: promise that the file ends with its digest, as `export.files` writes it; `self.digest` is
+                that of the file that was read.
 
         Raises:
             ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
@@ -97,7 +107,9 @@ class Metadata:
             preprocess=self.preprocess.to_dict(), source=dict(self.source), measured=dict(self.measured)
         )
         document = {"version": METADATA_VERSION, "exact_on": self.exact_on}
-        document |= {name: getattr(self, name) for name in _FIELDS} | plain
+        document |= {name: getattr(self, name) for name in _FIELDS if name != "digest"} | plain
+        if digest is not None:
+            document["digest"] = digest
         try:
             return json.dumps(document, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -105,7 +117,7 @@ class Metadata:
 
     @staticmethod
     def from_json(text: str) -> Metadata:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; what it promises of a digest is `digest`.
 
         Raises:
             ArtifactError: when the document is not exactly one that `to_json` of this version writes.
@@ -117,7 +129,7 @@ class Metadata:
         expected = {*_FIELDS, "exact_on"}
         if unknown := sorted(set(document) - expected):
             raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}; export it again")
-        if missing := sorted(expected - set(document)):
+        if missing := sorted(expected - {"digest"} - set(document)):
             raise ArtifactError(f"its metadata lacks {', '.join(missing)}; export it again")
         exact_on = document.pop("exact_on")
         if not isinstance(document["preprocess"], dict):
@@ -164,13 +176,9 @@ def _parse(text: str) -> dict[str, Any]:
     if len(text) > MAX_METADATA:
         raise ArtifactError(f"its metadata has {len(text):,} characters, more than {MAX_METADATA:,}")
     try:
-        document = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         raise ArtifactError(f"its metadata is not JSON ({error})") from error
     if not isinstance(document, dict):
         raise ArtifactError("its metadata is not a JSON object")
     return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

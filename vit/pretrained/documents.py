@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.strict_json import parse_json
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of models that take text too, since transformers 5
@@ -24,7 +24,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise SourceError(f"{file}: a link to a file that is not there; load the model again")
         return {}
     try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
+        document = parse_json(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{file}: not a JSON file ({error})") from error
     if not isinstance(document, dict):

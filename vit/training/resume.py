@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from runtime.strict_json import parse_json
 from vit.document import CheckpointError, read_metadata
 from vit.run_folder import STATE, state_file
 from vit.tensors import read_tensors, write_tensors
@@ -119,7 +120,7 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return dict(json.loads(metadata[KEY]))
+        return dict(parse_json(metadata[KEY]))
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not the state of a training run") from error
 

@@ -1,0 +1,137 @@
+"""Every JSON document of a stranger is read by one strict parser: no infinity, no field twice, no depth."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.plan import PLAN_VERSION, PlanError, QuantizationPlan
+from export.from_onnx.spec import ForeignError, read_spec
+from runtime import ArtifactError, Metadata, Preprocess
+from runtime.errors import InputError
+from runtime.model_file.data_file import DATA_KEY, _described
+from runtime.model_file.onnx_file import OnnxSummary
+from runtime.strict_json import parse_json
+from vit.document import KEY, CheckpointError, parse_document
+from vit.pretrained.documents import SourceError, read_json
+from vit.training import resume
+
+# Each is put in the place of a value of a document that is right without it.
+WRONG = [
+    ("1e999", "larger than a float64"),
+    ("[-1e400]", "larger than a float64"),
+    ('{"a": [{"b": 1e309}]}', "larger than a float64"),
+    ("1" + "0" * 400, "larger than a float64"),
+    ("1" + "0" * 5000, "larger than a float64|digits"),
+    ("NaN", "NaN"),
+    ("-Infinity", "Infinity"),
+    ('{"a": 1, "a": 1}', "two fields 'a'"),
+    ('[{"x": {"\\u0061": 1, "a": 2}}]', "two fields 'a'"),
+    ('{"": 1, "": 2}', "two fields ''"),
+    ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+]
+METADATA = Metadata(variant="int8", preprocess=Preprocess(), labels=("a", "b")).to_json()
+PLAN = json.dumps({"format": "vit-edge plan", "version": PLAN_VERSION, "target": "any-cpu"})
+SPEC = json.dumps({"preprocess": {}, "mean": 0.5, "std": 0.5})
+
+
+def with_value(document: str, value: str) -> str:
+    """Return the text of an object with one more field."""
+    return f'{document.strip().removesuffix("}")}, "more": {value}}}'
+
+
+def in_file(read: Callable[[Path], Any]) -> Callable[[str, Path], Any]:
+    def door(text: str, folder: Path) -> Any:
+        path = folder / "document.json"
+        path.write_text(text, encoding="utf-8")
+        return read(path)
+
+    return door
+
+
+def data_entry(text: str, _: Path) -> Any:
+    return _described(OnnxSummary(metadata={DATA_KEY: text}, data_files={"model.onnx.data"}))
+
+
+DOORS: dict[str, tuple[Callable[[str, Path], Any], str, type[InputError]]] = {
+    "metadata": (lambda text, _: Metadata.from_json(text), METADATA, ArtifactError),
+    "second file": (data_entry, '{"file": "model.onnx.data", "bytes": 1, "sha256": ""}', ArtifactError),
+    "plan": (lambda text, _: QuantizationPlan.from_json(text), PLAN, PlanError),
+    "description": (in_file(read_spec), SPEC, ForeignError),
+    "config.json": (in_file(read_json), "{}", SourceError),
+    "checkpoint": (lambda text, path: parse_document(path, {KEY: text}), "{}", CheckpointError),
+    "training state": (lambda text, path: resume._document(path, {resume.KEY: text}), "{}", CheckpointError),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), WRONG, ids=[message for _, message in WRONG])
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_it(door: str, value: str, message: str, tmp_path: Path) -> None:
+    read, document, error = DOORS[door]
+    text = with_value(document, value) if len(document) > 2 else f'{{"more": {value}}}'
+    with pytest.raises(error) as caught:
+        read(text, tmp_path)
+    says_why = door not in ("second file", "training state", "plan") or (door == "plan" and "two" in message)
+    assert not says_why or caught.match(message)
+
+
+@pytest.mark.parametrize("door", ["metadata", "plan", "description"])
+def test_a_field_twice_is_refused_where_it_counts(door: str, tmp_path: Path) -> None:
+    read, document, error = DOORS[door]
+    read(document, tmp_path)
+    name, value = next(iter(json.loads(document).items()))
+    with pytest.raises(error, match=f"two fields '{name}'"):
+        read(with_value(document, f'1, "{name}": {json.dumps(value)}'), tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e400", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["size", "resize_to", "white_level", "temperature", "measured", "source"])
+def test_metadata_have_no_infinity_in_any_field(field: str, value: str) -> None:
+    document = json.loads(METADATA)
+    inner = document["preprocess"] if field in ("size", "resize_to", "white_level") else document
+    inner[field] = {"measured": {"drift": ["?"]}, "source": {"deep": {"er": "?"}}}.get(field, "?")
+    with pytest.raises(ArtifactError, match="larger than a float64"):
+        Metadata.from_json(json.dumps(document).replace('"?"', value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0",
+        "-0.0",
+        "1e308",
+        "5e-324",
+        "1e-999",
+        '"1e999"',
+        '{"a": {"a": 1}, "b": [{"a": 1}, {"a": 1}]}',
+        "1" * 300,
+    ],
+)
+def test_what_json_allows_is_what_python_reads(text: str) -> None:
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+def test_many_fields_take_no_longer_than_their_number() -> None:
+    """A hundred thousand in milliseconds; a search among those before each one would take minutes."""
+    fields = ", ".join(f'"{number}": 0' for number in range(100_000))
+    with pytest.raises(ValueError, match="two fields '99999'"):
+        parse_json(f'{{{fields}, "99999": 1}}')
+
+
+def test_the_packages_have_no_other_parser(root: Path) -> None:
+    """A plan checks each of its numbers; results and notes of a run of its own may be read plainly."""
+    own = {"runtime/batch/resume.py", "runtime/batch/cluster/parts.py"}
+    own |= {"runtime/strict_json.py", "calibration/plan.py"}
+    found = set()
+    for package in ("runtime", "vit", "calibration", "export"):
+        for path in sorted((root / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if called in ("json.load", "json.loads") and "json.dumps" not in ast.unparse(node):
+                    found.add(str(path.relative_to(root)))
+    assert found == own
