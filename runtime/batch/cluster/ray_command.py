@@ -22,6 +22,7 @@ from .ray_engine import EngineError, label_on_cluster
 from .sources import bare, check
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
+_LONGEST = 200  # characters of each
 
 
 class ClusterReport:
@@ -49,9 +50,9 @@ class ClusterReport:
         lines = [self._line(during)]
         if total.skipped:
             lines[0] += f"; {total.skipped:,} were done before"
-        lines += [f"{count:9,}  {printable(label)}" for label, count in total.classes.most_common(_SHOWN)]
+        lines += [f"{n:9,}  {_shown(label)}" for label, n in total.classes.most_common(_SHOWN)]
         lines += and_more(len(total.classes) - _SHOWN, "class", "classes")
-        lines += [f"{n:9,}  failed: {printable(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
+        lines += [f"{n:9,}  failed: {_shown(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
         lines += and_more(
             len(total.failures) - _SHOWN, "kind of failure", "kinds of failures", told=", told in the output"
         )
@@ -113,6 +114,10 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
             f"removed {counted(late, 'part')} that the interrupted run had written too late", file=sys.stderr
         )
     return code
+
+
+def _shown(text: str) -> str:
+    return printable(text, longest=_LONGEST)
 
 
 def _check(options: argparse.Namespace) -> None:
