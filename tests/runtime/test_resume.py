@@ -50,7 +50,7 @@ def test_the_format_that_was_typed_is_the_one_that_is_read_again(
 def test_lines_of_two_kinds_never_share_a_file(
     changed: list[str], words: str, model: Path, images: Path, tmp_path: Path, capsys: Err
 ) -> None:
-    out = tmp_path / "x.jsonl"
+    out = tmp_path / "lines"
     main([str(model), str(images), "--output", str(out)])
     before = out.read_bytes()
     capsys.readouterr()
