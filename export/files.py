@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from calibration.serialize import SMALL, let_go, weight_bytes
 from runtime.interrupts import careful
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
-from runtime.writing import OutputError, explained_output
+from runtime.writing import OutputError, explained_output, temporary_folder
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
@@ -164,13 +162,10 @@ def left_over(folder: Path, written: Collection[str]) -> list[Path]:
 
 def _staged(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with temporary_folder(folder.parent) as aside:
         yield aside
         folder.mkdir(exist_ok=True)
         for path in sorted(aside.iterdir()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

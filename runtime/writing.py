@@ -284,6 +284,16 @@ def check_folder(folder: Path) -> None:
         pass
 
 
+def check_temporary_folder() -> None:
+    """Find out, before long work, whether there is a place for temporary files.
+
+    Raises:
+        OutputError: if there is none.
+    """
+    with careful(), temporary_folder():
+        pass
+
+
 def refuse_name_of_a_file(folder: Path) -> None:
     """Refuse to make a folder whose name promises a file.
 

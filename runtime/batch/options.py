@@ -178,22 +178,22 @@ def _must_fit_one_machine(options: argparse.Namespace) -> None:
         raise UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:
         raise UsageError("--copy needs --sort-into DIR")
-    if (
-        options.sort_into is not None
-        and os.path.lexists(options.sort_into)
-        and not is_folder(options.sort_into)
-    ):
-        raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
     if options.sort_into is not None:
-        refuse_name_of_a_file(options.sort_into)
-    if options.sort_into is not None and is_folder(options.sort_into):
-        for given in options.images:
-            if given != "-" and _is_same(options.sort_into, given):
-                raise UsageError(
-                    f"{given}: its images would not be read, since --sort-into names it; give another folder"
-                )
+        _must_be_sortable(options.sort_into, options.images)
     if options.null and "-" not in options.images:
         raise UsageError("--null is about paths on standard input: add -")
+
+
+def _must_be_sortable(into: Path, images: list[str]) -> None:
+    """Refuse a folder to sort into that cannot be one, or whose images are to be read."""
+    if os.path.lexists(into) and not is_folder(into):
+        raise UsageError(f"{into}: expected a folder to sort into, found a file")
+    refuse_name_of_a_file(into)
+    for given in images:
+        if given != "-" and _is_same(into, given):
+            raise UsageError(
+                f"{given}: its images would not be read, since --sort-into names it; give another folder"
+            )
 
 
 def _must_not_replace_an_input(options: argparse.Namespace) -> None:
