@@ -79,13 +79,13 @@ def check_all(options: Options, known: Known, out: Path) -> ExportImages:
         out: the folder to write to.
 
     Raises:
-        OutputError: for a folder that cannot be written to, and where INT8 finds none for temporary files.
+        OutputError: for a folder that cannot be written to, or where there is none for temporary files.
         PlanError: for a plan, or names of layers, that are not of this model.
         InputError: for limits of an output that the model does not give.
         DataError: for images that cannot be used.
     """
     check_folder(out)
-    if options.quantize:
+    if options.quantize or known.config is not None:  # ONNX Runtime writes its graph there, torch a cache
         check_temporary_folder()
     if known.labels is not None:
         check_outputs(known.labels, options)
