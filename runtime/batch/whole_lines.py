@@ -99,7 +99,9 @@ def _read_rows(file: IO[bytes], end: int) -> _Paths:
         nonlocal taken, line, at_end
         while line := file.readline(_LONGEST):
             taken += len(line)
-            yield line.decode("utf-8", "surrogateescape")
+            # "\r" before zeros is the start of an end, which the csv module would call an error.
+            text = line if line.endswith(b"\n") else line.rstrip(b"\0")
+            yield text.decode("utf-8", "surrogateescape")
         at_end = True
 
     first, quoted = True, False
