@@ -17,11 +17,8 @@ from ..errors import ImageError
 from ..writing import Aside, OutputError, explained_output, temporary_folder
 
 _LONGEST = 180  # bytes of a name
-_FOREIGN = (
-    errno.EINVAL,
-    errno.EILSEQ,
-    errno.ENAMETOOLONG,
-)  # what disks say of a name that another one allows
+# Errors of a disk for a name that another disk allows.
+_FOREIGN = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 _NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 

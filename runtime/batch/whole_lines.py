@@ -1,4 +1,4 @@
-"""What an interrupted run has left of an output: whole lines are read, an unfinished last one is cut."""
+"""Rest of an output that an interrupted run has left: whole lines, and an unfinished last one that is cut."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_temporary_files_of_other_programs_stay(tmp_path: Path) -> None:
 
 @POSIX
 def test_the_folder_of_a_left_file_may_be_a_link(tmp_path: Path) -> None:
-    """What stands beside a left file is removed with it, and nothing that a link in its place leads to."""
+    """A folder beside a left file is removed with it, and nothing that a link in its place leads to."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "data").touch()
     left = tmp_path / ".x.0123456789abcdef.vit-edge.tmp"

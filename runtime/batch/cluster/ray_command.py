@@ -11,6 +11,7 @@ from ...command.line import PACKAGE, complain
 from ...command.progress import Cadence
 from ...errors import DONE, FAILED, INTERRUPTED
 from ...text import counted, printable
+from ...writing import refuse_name_of_a_file
 from ..columns import Labels
 from ..inputs import no_images
 from ..options import UsageError
@@ -19,7 +20,7 @@ from .chunks import Job, Summary
 from .parts import Parts, begin
 from .ray_cluster import cluster
 from .ray_engine import EngineError, label_on_cluster
-from .sources import bare, check
+from .sources import bare, check, is_uri
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
 _LONGEST = 200  # characters of each
@@ -123,6 +124,8 @@ def _shown(text: str) -> str:
 def _check(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
+    if not is_uri(options.output):
+        refuse_name_of_a_file(Path(options.output))
     if options.format == "csv":
         raise UsageError("--engine ray writes --format parquet or jsonl, found csv")
     if options.device not in ("auto", "cpu"):
