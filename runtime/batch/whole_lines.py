@@ -141,12 +141,16 @@ def _check_begun(file: IO[bytes], end: int, *, first: bool, quoted: bool) -> Non
     if first and not ",".join(FIELDS).encode().startswith(begun.rstrip(b"\r")):
         raise _DamageError(end)
     # A name may hold an end of a line, but no whole line: that is of an image, behind a quote too many.
-    if quoted and any(len(row) == len(FIELDS) for row in csv.reader(_later_lines(begun))):
+    if quoted and any(map(_is_line, begun.splitlines()[1:])):
         raise _DamageError(end, "a quote that nothing closes")
 
 
-def _later_lines(begun: bytes) -> list[str]:
-    return [line.decode("utf-8", "surrogateescape") for line in begun.splitlines()[1:]]
+def _is_line(text: bytes) -> bool:
+    try:
+        row = next(csv.reader([text.decode("utf-8", "surrogateescape")], strict=True))
+    except (csv.Error, StopIteration):
+        return False
+    return _is_row(row) and (not row[2] or row[2].isdecimal())
 
 
 def _found(file: IO[bytes], at: int) -> str:
