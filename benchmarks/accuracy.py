@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from export.measure.inference import batches
 from runtime.command.line import run_command
 from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
+from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
 from vit.data.images import DataError, Images
 
@@ -53,11 +53,11 @@ def _measure(options: argparse.Namespace) -> int:
         f"{len(photos.calibration)} photos to calibrate, {len(photos.evaluation)} others to measure.\n",
         flush=True,
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         bench = Bench(
             checkpoint.model,
             photos.calibration,
-            Path(folder),
+            folder,
             target_here(),
             options.merge_tokens,
             options.accuracy_aware,

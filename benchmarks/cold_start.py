@@ -13,7 +13,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from benchmarks.timing import images_in
 from runtime import read_metadata
 from runtime.command.line import run_command
+from runtime.writing import temporary_folder
 
 OURS = """
 import sys
@@ -99,12 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     classes = len(read_metadata(options.model).labels)
     images_in(options.image)
-    with tempfile.TemporaryDirectory() as folder:
-        make_peer(folder, classes)
+    with temporary_folder() as folder:
+        make_peer(str(folder), classes)
         ways = {
             "vit-edge runtime": (OURS, str(options.model)),
-            "torch + transformers": (PLAIN, folder),
-            "transformers pipeline": (PIPELINE, folder),
+            "torch + transformers": (PLAIN, str(folder)),
+            "transformers pipeline": (PIPELINE, str(folder)),
         }
         runs: dict[str, list[Start]] = {name: [] for name in ways}
         for _ in range(options.rounds):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.timing import images_in
 from runtime import find_images, read_metadata
 from runtime.command.line import run_command
 from runtime.session import open_session
+from runtime.writing import temporary_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +40,8 @@ def _measure(options: argparse.Namespace) -> int:
     images_in(options.photos)
     session = open_session(options.model, device="cpu", target=metadata.target)
     full, draft = (replace(metadata.preprocess, decode=way) for way in ("full", "draft"))
-    with tempfile.TemporaryDirectory() as folder:
-        enlarge(options.photos, Path(folder), options.count, tuple(options.size))
+    with temporary_folder() as folder:
+        enlarge(options.photos, folder, options.count, tuple(options.size))
         pixels = [[way(path) for path in find_images(folder)] for way in (full, draft)]
     first, second = (
         np.concatenate([session.run(["logits"], {"pixels": image[None]})[0] for image in way])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from benchmarks.peers import BASELINE, OURS, Bench, Skipped, build
 from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
 from export.measure.environment import target_here
 from runtime.cpu import available_cores
+from runtime.writing import temporary_folder
 from vit.config import SIZES
 from vit.model import ViT
 
@@ -58,12 +58,10 @@ def _measure(size: str, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = ViT(SIZES[size]).eval()
     images = [random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8) for _ in range(4)]
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         tell(f"quantizing {size} in every way")
         built = list(
-            build(
-                Bench(model, images, Path(folder), target_here(), options.merge_tokens), tools=options.tools
-            )
+            build(Bench(model, images, folder, target_here(), options.merge_tokens), tools=options.tools)
         )
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:

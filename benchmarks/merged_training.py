@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from calibration.graph import Array
 from runtime.command.line import run_command
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
 from vit.config import ViTConfig
 from vit.data.batches import Store
@@ -107,13 +107,13 @@ def _fresh(epochs: int, data: TrainingData) -> Start:
 
 
 def _trained(start: Start, data: TrainingData, teacher: ViT | None = None) -> ViT:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = train(
             start.recipe,
             model=start.model,
             data=data,
             preprocess=start.preprocess,
-            out=Path(folder),
+            out=folder,
             device="cpu",
             teacher=teacher,
         )

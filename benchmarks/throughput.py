@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,6 +26,7 @@ from runtime import find_images, read_metadata
 from runtime.command.line import run_command
 from runtime.cpu import available_cores
 from runtime.model_file.artifact import METADATA_KEY
+from runtime.writing import temporary_folder
 
 OURS = """
 import sys, time
@@ -118,10 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     read_metadata(options.model)  # what cannot be used is told before minutes of work
     images_in(options.photos)
-    with tempfile.TemporaryDirectory() as temporary:
-        compare_ways(options, Path(temporary))
+    with temporary_folder() as folder:
+        compare_ways(options, folder)
         for noise, quality in NOISE_AND_QUALITY:
-            compare_decoding(options, Path(temporary), noise, quality)
+            compare_decoding(options, folder, noise, quality)
     return 0
 
 

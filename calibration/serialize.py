@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from runtime.interrupts import careful
 from runtime.session import give_memory_back, open_session
+from runtime.writing import temporary_folder
 
 if TYPE_CHECKING:
     from runtime.model_file.targets import Target
@@ -45,8 +46,7 @@ def aside(model: ir.Model) -> Iterator[bool]:
     if weight_bytes(model) < LARGE:
         yield False
         return
-    # Windows does not delete a file that is mapped.
-    with careful(), tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
+    with careful(), temporary_folder() as folder:
         ir.external_data.unload_from_model(model, folder, WEIGHTS, size_threshold_bytes=SMALL)
         yield True
 
@@ -86,8 +86,8 @@ def serialized(model: ir.Model) -> Iterator[bytes | Path]:
     if weight_bytes(model) < LARGE:
         yield ir.to_proto(model).SerializeToString()
         return
-    with careful(), tempfile.TemporaryDirectory(prefix="vit-edge-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
+    with careful(), temporary_folder() as folder:
+        path = folder / "model.onnx"
         ir.save(model, path, external_data=WEIGHTS)
         let_go(model)
         yield path

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +21,7 @@ from runtime.interrupts import careful
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
 from runtime.model_file.digest import digest_entry
-from runtime.writing import OutputError, explained_output
+from runtime.writing import OutputError, explained_output, sync_folder, temporary_folder
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
@@ -183,20 +181,9 @@ def _data_files(folder: Path, model: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"{model}.*") if name.fullmatch(path.name))
 
 
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk, in the order in which they were made."""
-    with suppress(OSError):  # Windows opens no folder, and some network disks sync none
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
 def _staged(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with temporary_folder(folder.parent) as aside:
         yield aside
         folder.mkdir(exist_ok=True)
         written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
@@ -204,13 +191,11 @@ def _staged(folder: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             if path.suffix != DATA_SUFFIX:
-                _sync(folder)
+                sync_folder(folder)
             path.replace(folder / path.name)
-        _sync(folder)
+        sync_folder(folder)
         names = {path.name for path in written}
         for path in (each for name in names for each in _data_files(folder, name)):
             if path.name not in names:
                 with suppress(OSError):  # Windows: somebody has it open; the next export takes it away
                     path.unlink()
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

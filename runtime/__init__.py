@@ -10,7 +10,7 @@ calibration where there is no ONNX Runtime. In reading order:
 
     errors, command/ the tree of errors; what the command lines share
     interrupts       Ctrl-C and SIGTERM at any moment of a command line
-    text, writing    text of strangers made safe; files written aside and renamed
+    text, writing    text of strangers made safe; files written aside and renamed, temporary folders
     strict_json      JSON documents of strangers
     images/          from a file on a disk to pixels
     model_file/      a model file, read with care

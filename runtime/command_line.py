@@ -90,7 +90,11 @@ def _quiet() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    try:
+        kept = os.dup(2)
+    except OSError:  # pythonw: there is no terminal
+        return
+    sys.stderr = os.fdopen(kept, "w", buffering=1, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there itself
 
 

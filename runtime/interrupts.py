@@ -43,6 +43,7 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         name: the command, the first word of the line.
         work: imports and does everything and returns an exit code.
     """
+    _fill_closed_streams()
     _print_anything()
     handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     _state.name, _state.owner = name, os.getpid()
@@ -62,6 +63,21 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     if code == _INTERRUPTED and _state.received is not None:
         return 128 + _state.received
     return code
+
+
+def _fill_closed_streams() -> None:
+    """Let no file that is opened later take the place of a standard stream that this process was not given.
+
+    Standard error is then a stream that keeps nothing: `print(file=None)` would write messages among the
+    results. Standard input and output stay None, so that a command that needs them can say so.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (until the process ends)
 
 
 def _print_anything() -> None:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 _LONGEST = 400  # characters of a message
+# What a terminal obeys instead of showing it: control characters (but tabs and ends of lines, which a quoted
+# cell may hold), and marks of the writing direction, which make text look like other text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal but appear on it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: str, *, longest: int | None = None) -> str:
+    """Text that does nothing to a terminal but appear on it.
+
+    Args:
+        text: any text.
+        longest: characters to keep, of its start and its end; None for all.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if longest is None or len(shown) <= longest:
+        return shown
+    half = longest // 2
+    return f"{shown[:half]}…{shown[1 - half :]}"
+
+
+def without_controls(text: str) -> str:
+    """Return text with the characters escaped that a terminal obeys; all others are data and stay."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
     """A message as one printable line of bounded length: start and end, which say what and what to do."""
-    line = printable(" ".join(text.split()))
-    half = _LONGEST // 2
-    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
+    return printable(" ".join(text.split()), longest=_LONGEST)
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

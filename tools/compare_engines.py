@@ -15,10 +15,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from runtime.writing import temporary_folder
 
 
 def compare(model: Path, photos: Path, turns: int) -> None:
@@ -34,9 +35,9 @@ def compare(model: Path, photos: Path, turns: int) -> None:
     assert nodes.stdin is not None
     assert nodes.stdout is not None
     address = nodes.stdout.readline().strip()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for turn in range(turns):
-            one, many = Path(folder, f"{turn}.jsonl"), Path(folder, str(turn))
+            one, many = folder / f"{turn}.jsonl", folder / str(turn)
             alone = _timed([*command, str(one), "--workers", "2"])
             on_ray = ["--engine", "ray", "--format", "jsonl", "--address", address]
             whole = _timed([*command, str(many), *on_ray])
@@ -68,8 +69,8 @@ def measure_memory(model: Path, paths: int) -> None:
     from runtime.batch.columns import Labels
 
     labels = Labels(model)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "list.parquet")
+    with temporary_folder() as folder:
+        source = folder / "list.parquet"
         with pq.ParquetWriter(source, pa.schema([("path", pa.string())])) as file:
             for start in range(0, paths, 10_000):  # in pieces: the memory of this process is what is measured
                 numbers = range(start, min(start + 10_000, paths))

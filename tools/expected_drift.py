@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from export.pipeline import Options, export
 from export.source import from_checkpoint
 from runtime.images.preprocess import Preprocess
+from runtime.writing import temporary_folder
 from tools.small_models import configs, lively
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.training.examples import train_example
@@ -40,8 +40,7 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m tools.expected_drift", description=__doc__).parse_args(arguments)
     torch.set_num_threads(1)  # as the tests do
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         checkpoints = {
             "random": random_checkpoint(folder / "random"),
             "digits": train_example("digits", folder / "digits"),

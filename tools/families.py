@@ -7,7 +7,6 @@ does, imports it, and prints the table of docs/guides/bring-weights.md.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from runtime.writing import temporary_folder
 from tools.family_models import PATCH, Forward, timm_model, torchvision_model, transformers_model
 
 
@@ -198,8 +198,8 @@ def main() -> None:
     )
     print("|---|---|---|---|")
     for family in FAMILIES:
-        with tempfile.TemporaryDirectory() as folder:
-            found = parity(family, Path(folder))
+        with temporary_folder() as folder:
+            found = parity(family, folder)
         print(f"| {family.name} | {family.library} | {family.options} | {found:.0e} |", flush=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import IO
@@ -16,6 +15,7 @@ from calibration.observe import observing_session
 from calibration.plan import QuantizationPlan
 from calibration.sites import Sites, find_sites
 from calibration.split import hidden_of
+from runtime.writing import temporary_folder
 
 # Bytes of float outputs that wait in a file until the INT8 session has run: 16 images of a ViT-B, 6 of a
 # ViT-L. More images take further rounds, so that neither the file nor memory grows with their number.
@@ -47,7 +47,7 @@ def layer_drift(
     signal, noise = dict.fromkeys(sites.linears, 0.0), dict.fromkeys(sites.linears, 0.0)
     single = (image for batch in images for image in np.split(batch, len(batch)))
     for first in single:
-        with tempfile.TemporaryFile() as file:
+        with temporary_folder() as folder, (folder / "outputs").open("w+b") as file:
             some = _set_aside(model, names, chain([first], single), file, threads)
             file.seek(0)
             rounded = _rounded(quantized, names, some, plan, threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session_options import session_options
 from runtime.text import counted
+from runtime.writing import temporary_folder
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
@@ -53,8 +53,8 @@ def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model
         target: the form of its INT8 weights; the session is the one that the runtime opens.
     """
     options = session_options(threads=1, target=target)
-    with careful(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with careful(), temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         source = model if isinstance(model, bytes) else str(model)
         ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ from export.images import ExportImages
 from export.layers import check_layers, check_merging, layers_of
 from export.options import Options, check_outputs, images_of
 from runtime.errors import InputError
-from runtime.writing import check_folder
+from runtime.writing import check_folder, check_temporary_folder
 from vit.config import ViTConfig
 
 LIMITS = ("max_drift", "min_agreement", "min_sqnr", "min_cosine")
@@ -79,12 +79,14 @@ def check_all(options: Options, known: Known, out: Path) -> ExportImages:
         out: the folder to write to.
 
     Raises:
-        OutputError: for a folder that cannot be written to.
+        OutputError: for a folder that cannot be written to, or where there is none for temporary files.
         PlanError: for a plan, or names of layers, that are not of this model.
         InputError: for limits of an output that the model does not give.
         DataError: for images that cannot be used.
     """
     check_folder(out)
+    if options.quantize or known.config is not None:  # ONNX Runtime writes its graph there, torch a cache
+        check_temporary_folder()
     if known.labels is not None:
         check_outputs(known.labels, options)
     plan = None if options.plan is None else read_plan(options.plan)

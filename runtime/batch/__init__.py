@@ -6,6 +6,7 @@ In reading order:
     inputs      images named on the command line
     labels      the command: one result line per image
     output      result lines
+    whole_lines what an interrupted run has left of them
     resume      a file of them that survives a crash
     report      progress and summary
     sorting     one folder for each label

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from ..images.files import is_folder
 from ..images.left_out import LeftOut
 from ..interrupts import careful
 from ..text import counted, printable
-from ..writing import explained_output
+from ..writing import Aside, explained_output
 from .inputs import named_images, no_images
 from .report import left_out_lines
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _SHOWN = 10  # failures that the summary names
+_LONGEST = 200  # characters of a path there
 _HEADER = 128  # bytes of a .npy header: room for any number of rows
 _ROWS = 1024  # of a group in Parquet
 
@@ -45,7 +46,8 @@ class _Sink(Protocol):
 def run(options: argparse.Namespace) -> int:
     """Embed the images, write the array, and return the exit code.
 
-    The files appear when all images are done; an interrupted run leaves none of them.
+    The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
+    paths comes last, so a .npy file without one is of a run that was cut off.
 
     Args:
         options: of `python -m runtime`.
@@ -67,8 +69,10 @@ def run(options: argparse.Namespace) -> int:
     began, done, failed = time.monotonic(), 0, 0
     failures, left_out = list[str](), LeftOut()
     features = embed.info.outputs["embedding"]
-    with careful(), explained_output(out), ExitStack() as stack:
-        files = _Files(out, features)
+    with careful(), ExitStack() as stack:
+        with explained_output(out):
+            files = _Files(out, features)
+        stack.enter_context(explained_output(out, begun=True))
         stack.callback(files.discard)
         step = stack.enter_context(Step(PACKAGE, "embedding"))
         for result in embed.stream(
@@ -77,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
             if result.embedding is None:
                 failed += 1
                 files.fail(str(result.image), str(result.error))
-                failures += [f"{printable(str(result.image))}: {result.error}"][: _SHOWN - len(failures)]
+                path = printable(str(result.image), longest=_LONGEST)
+                failures += [f"{path}: {result.error}"][: _SHOWN - len(failures)]
             else:
                 done += 1
                 files.put(str(result.image), result.embedding)
@@ -111,6 +116,8 @@ def _check(options: argparse.Namespace, out: Path) -> None:
     if not is_folder(out.absolute().parent):
         raise EmbeddingsError(f"{out.absolute().parent}: no such folder, make it first")
     for path in _names(out).values():
+        if is_folder(path):
+            raise EmbeddingsError(f"{path}: expected a file to write to, found a folder; give another name")
         if os.path.lexists(path) and not options.overwrite:
             raise EmbeddingsError(f"{path} is there already; --overwrite replaces it")
 
@@ -127,50 +134,53 @@ def _names(out: Path) -> dict[str, Path]:
 
 
 class _Files:
-    """The array and the lists beside it, written under names of their own and renamed at the end."""
+    """The array and the lists beside it, written aside and renamed at the end."""
 
     def __init__(self, out: Path, features: int) -> None:
         self._final = _names(out)
-        self._aside = {
-            name: path.with_name(f".{path.name}.{os.getpid()}.tmp") for name, path in self._final.items()
-        }
+        self._aside: dict[str, Aside] = {}
         self.failed_name = self._final["failed"].name
-        self._lines: dict[str, IO[bytes]] = {}
-        parquet = out.suffix.lower() == ".parquet"
-        self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside["array"], features)
-        if "paths" in self._aside:
-            self._lines["paths"] = self._aside["paths"].open("wb")
+        self._open("array")
+        try:
+            parquet = out.suffix.lower() == ".parquet"
+            self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside["array"].path, features)
+            if "paths" in self._final:
+                self._open("paths")
+        except BaseException:
+            self._aside["array"].discard()
+            raise
 
     def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
         self._sink.put(path, row)
-        if "paths" in self._lines:
-            self._lines["paths"].write(_line(path=path))
+        if "paths" in self._aside:
+            self._aside["paths"].file.write(_line(path=path))
 
     def fail(self, path: str, error: str) -> None:
-        if "failed" not in self._lines:
-            self._lines["failed"] = self._aside["failed"].open("wb")
-        self._lines["failed"].write(_line(path=path, error=error))
+        if "failed" not in self._aside:
+            self._open("failed")
+        self._aside["failed"].file.write(_line(path=path, error=error))
 
     def finish(self) -> None:
-        self._close()
-        for name, final in self._final.items():
-            if self._aside[name].exists():
-                self._aside[name].replace(final)
-            else:  # of an earlier run: it would tell of other images
-                final.unlink(missing_ok=True)
+        self._sink.close()
+        for aside in self._aside.values():
+            aside.settle()
+        # Nothing that tells of other images may ever stand beside the new array, whenever a crash comes.
+        for name in ("paths", "failed"):
+            if name in self._final:
+                self._final[name].unlink(missing_ok=True)
+        for name in ("failed", "array", "paths"):
+            if name in self._aside:
+                self._aside[name].commit()
 
     def discard(self) -> None:
         """Take away what is not finished; nothing after `finish`."""
         with suppress(OSError):  # a full disk: what is left in memory is not wanted any more
-            self._close()
+            self._sink.close()
         for aside in self._aside.values():
-            aside.unlink(missing_ok=True)
+            aside.discard()
 
-    def _close(self) -> None:
-        with ExitStack() as stack:  # all of them, also where one fails
-            stack.callback(self._sink.close)
-            for lines in self._lines.values():
-                stack.callback(lines.close)
+    def _open(self, name: str) -> None:
+        self._aside[name] = Aside(self._final[name])
 
 
 class _Npy:

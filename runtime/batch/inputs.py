@@ -50,6 +50,8 @@ def _standard_input(null: bool) -> Iterator[Path]:
 
 def _pieces(end: bytes) -> Iterator[bytes]:
     """Yield the bytes of standard input between `end`s, as they come."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; expected paths on it, as - says")
     rest = b""
     while chunk := os.read(sys.stdin.fileno(), 2**16):
         if end == b"\n" and b"\0" in chunk:

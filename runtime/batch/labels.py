@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, complain
+from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import careful
 from ..results import Result
@@ -48,17 +49,23 @@ def run(options: argparse.Namespace) -> int:
 
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     output = options.output and Path(options.output)
+    sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
+    sorted_into = options.sort_into and str(options.sort_into)
     lines, done = begin(
         output,
         options.format or format_of(output),
-        {"model": classify.info.sha256, "top": options.top, "min_score": options.min_score},
+        {
+            "model": classify.info.sha256,
+            "top": options.top,
+            "min_score": options.min_score,
+            "sort_into": sorted_into,
+        },
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    countable = sys.stderr.isatty() and "-" not in options.images
+    countable = is_on_terminal() and "-" not in options.images
     total = sum(1 for _ in named_images(options)) if countable else None
     report = Report(total)
-    sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
     results = classify.stream(
         _not_done(named_images(options, report.left_out), done, report),
         workers=options.workers,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.files import is_folder
+from ..writing import refuse_name_of_a_file
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 
@@ -18,8 +20,9 @@ class UsageError(InputError):
     """A command line that cannot be carried out; the message says what to type instead."""
 
 
-# names that promise a format which is not written
-_OTHER_FORMATS = frozenset((".json", ".parquet", ".tsv", ".xlsx", ".xls", ".npy", ".xml", ".html"))
+# Names that promise a format which is not written, in whatever format the lines are.
+_OTHER_FORMATS = frozenset((".json", ".parquet", ".tsv", ".xlsx", ".xls", ".npy", ".npz", ".xml", ".html"))
+_SUFFIX_OF = {"jsonl": ".jsonl", "csv": ".csv"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -167,29 +170,30 @@ def _must_exist(options: argparse.Namespace) -> None:
 def _must_fit_one_machine(options: argparse.Namespace) -> None:
     if options.format == "parquet":
         raise UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
-    if options.format is None and Path(options.output or "").suffix.lower() in _OTHER_FORMATS:
-        raise UsageError(
-            f"{options.output}: expected a name in .jsonl or .csv, the formats of an output; "
-            "with another name, say --format jsonl or --format csv"
-        )
+    if options.output is not None:
+        _must_keep_its_promise(Path(options.output), options.format)
+    elif options.embeddings is None and sys.stdout is None:
+        raise UsageError("standard output is closed, and the lines go there; give --output FILE")
     if options.address is not None:
         raise UsageError("--address needs --engine ray")
     if options.copy and not options.sort_into:
         raise UsageError("--copy needs --sort-into DIR")
-    if (
-        options.sort_into is not None
-        and os.path.lexists(options.sort_into)
-        and not is_folder(options.sort_into)
-    ):
-        raise UsageError(f"{options.sort_into}: expected a folder to sort into, found a file")
-    if options.sort_into is not None and is_folder(options.sort_into):
-        for given in options.images:
-            if given != "-" and options.sort_into.samefile(given):
-                raise UsageError(
-                    f"{given}: its images would not be read, since --sort-into names it; give another folder"
-                )
+    if options.sort_into is not None:
+        _must_be_sortable(options.sort_into, options.images)
     if options.null and "-" not in options.images:
         raise UsageError("--null is about paths on standard input: add -")
+
+
+def _must_be_sortable(into: Path, images: list[str]) -> None:
+    """Refuse a folder to sort into that cannot be one, or whose images are to be read."""
+    if os.path.lexists(into) and not is_folder(into):
+        raise UsageError(f"{into}: expected a folder to sort into, found a file")
+    refuse_name_of_a_file(into)
+    for given in images:
+        if given != "-" and _is_same(into, given):
+            raise UsageError(
+                f"{given}: its images would not be read, since --sort-into names it; give another folder"
+            )
 
 
 def _must_not_replace_an_input(options: argparse.Namespace) -> None:
@@ -199,7 +203,22 @@ def _must_not_replace_an_input(options: argparse.Namespace) -> None:
             raise UsageError(f"{options.output}: it is an input of this command; give another --output")
 
 
-def _is_same(one: str, other: str | Path) -> bool:
+def _must_keep_its_promise(output: Path, form: str | None) -> None:
+    """Refuse a name whose suffix is of another format than the lines have."""
+    suffix = output.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise UsageError(
+            f"{output}: expected a name in .jsonl or .csv, the formats of an output; "
+            "with another name, say --format jsonl or --format csv"
+        )
+    if form is not None and suffix in _SUFFIX_OF.values() and suffix != _SUFFIX_OF[form]:
+        raise UsageError(
+            f"{output}: expected a name in {_SUFFIX_OF[form]} for --format {form}, found {suffix}; "
+            "leave --format out, or change the name"
+        )
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
     try:
         return Path(one).samefile(other)
     except OSError:  # one is not there

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..results import Result
+from ..text import without_controls
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")
@@ -31,13 +32,28 @@ def record(result: Result[Any]) -> dict[str, Any]:
     return values if result.prediction is None else values | asdict(result.prediction)
 
 
-def to_line(values: dict[str, Any], form: Format) -> bytes:
-    """One record as a line; JSON escapes what a terminal would not just show."""
+def to_line(values: dict[str, Any], form: Format, *, kept: bool = True) -> bytes:
+    """Return one record as a line; what a terminal would obey, and not just show, is escaped.
+
+    JSON says the same with its escapes. CSV has none: a label is exact in `top`, which is JSON, and by its
+    `index`. Only a path is needed as it is, in a file, where a run is resumed and images are found by it.
+
+    Args:
+        values: by the names of `FIELDS`.
+        form: of the line.
+        kept: whether it goes to a file.
+    """
     if form == "csv":
-        top = values["top"] and json.dumps(values["top"], ensure_ascii=False)
-        return _csv_line([top if name == "top" else values[name] for name in FIELDS])
-    text = json.dumps(values, ensure_ascii=False)
-    return ((text if text.isprintable() else json.dumps(values)) + "\n").encode()
+        shown = {name: without_controls(x) if isinstance(x, str) else x for name, x in values.items()}
+        shown["top"] = values["top"] and _json(values["top"])
+        shown["path"] = values["path"] if kept else shown["path"]
+        return _csv_line([shown[name] for name in FIELDS])
+    return (_json(values) + "\n").encode()
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 class Lines:
@@ -57,7 +73,7 @@ class Lines:
 
     def write(self, result: Result[Path]) -> None:
         """Append the line of one result."""
-        self._write(to_line(record(result), self._form))
+        self._write(to_line(record(result), self._form, kept=self._kept))
         if self._kept and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -70,7 +86,7 @@ class Lines:
 
     def abandon(self) -> None:
         """Close after an error, which syncing would only repeat."""
-        if self._file is not sys.stdout.buffer:
+        if sys.stdout is None or self._file is not sys.stdout.buffer:
             with suppress(OSError):
                 self._file.close()
 

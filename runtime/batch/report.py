@@ -14,6 +14,7 @@ from ..text import counted, printable
 from .inputs import ALL_FILES
 
 _SHOWN = 10  # classes and failures that the summary names
+_LONGEST = 200  # characters of each
 
 
 class Report:
@@ -52,7 +53,8 @@ class Report:
         else:
             self.failed += 1
             if len(self._failures) < _SHOWN:
-                self._failures.append(f"{printable(str(result.image))}: {result.error}")
+                path = printable(str(result.image), longest=_LONGEST)
+                self._failures.append(f"{path}: {printable(str(result.error), longest=_LONGEST)}")
         if self._cadence.due():
             self._cadence.print(self._line())
 
@@ -68,7 +70,10 @@ class Report:
             lines[0] += f", {self.unsure:,} unsure"
         if self._skipped:
             lines[0] += f"; {self._skipped:,} were done before"
-        lines += [f"{count:9,}  {printable(label)}" for label, count in self._classes.most_common(_SHOWN)]
+        lines += [
+            f"{count:9,}  {printable(label, longest=_LONGEST)}"
+            for label, count in self._classes.most_common(_SHOWN)
+        ]
         lines += and_more(len(self._classes) - _SHOWN, "class", "classes")
         lines += [f"   failed  {failure}" for failure in self._failures]
         lines += and_more(self.failed - len(self._failures), "failure", told=", told in the output")

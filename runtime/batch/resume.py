@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -14,10 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..writing import OutputError, explained_output, write_atomically
-from .output import FIELDS, Format, Lines
-
-_LOSABLE = 2**22  # bytes: more than is written between two syncs
+from ..writing import OutputError, explained_output, lock, write_atomically
+from .output import Format, Lines
+from .whole_lines import keep_whole_lines
 
 
 class Done:
@@ -43,8 +41,7 @@ def begin(
     """Open an output, and say which images it holds already.
 
     Beside a file stands `<path>.run`, which holds the settings, so that no file mixes the answers of two
-    models, or lines of two kinds. No two runs write one file at a time, where the system and the disk have
-    locks (`flock`).
+    models, or lines of two kinds. No two runs write one file at a time, where the disk has locks.
 
     Args:
         path: the output file; None for standard output.
@@ -88,6 +85,7 @@ def _begin(
     if path.stat().st_size and not overwrite:
         raise OutputError(f"{path} is there already: --resume goes on with it, --overwrite begins anew")
     file.truncate(0)
+    os.fsync(file.fileno())  # before the note: after a power cut it must not vouch for the old lines
     write_atomically(note, (json.dumps(settings) + "\n").encode())
     return Done(iter(()))
 
@@ -95,15 +93,9 @@ def _begin(
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keep every other run off the file for as long as it is open."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file.fileno())
     except BlockingIOError:
         raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
-    except OSError:  # a network disk without locks: as on Windows
-        return
 
 
 def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
@@ -131,56 +123,6 @@ def written_otherwise(output: Path | str, name: str, before: object, now: object
     return OutputError(
         f"{output} was written with {option} {was}, found {found}; type the same, or use a new --output"
     )
-
-
-def keep_whole_lines(path: Path, form: Format) -> Iterator[str]:
-    """Yield the paths in the whole lines of an output file, which then ends after the last of them.
-
-    Raises:
-        OutputError: when what is not whole is more than an interrupted run leaves.
-    """
-    read = _read_csv if form == "csv" else _read_json_lines
-    end = 0
-    with path.open("r+b") as file:
-        for found, whole in read(file):
-            end = whole
-            if found is not None:
-                yield found
-        if path.stat().st_size - end > _LOSABLE:
-            raise OutputError(f"{path} is damaged at byte {end:,}: repair it, or use a new --output")
-        file.truncate(end)
-        os.fsync(file.fileno())
-
-
-def _read_json_lines(file: IO[bytes]) -> Iterator[tuple[str | None, int]]:
-    end = 0
-    for line in file:
-        try:
-            found = json.loads(line)["path"] if line.endswith(b"\n") else None
-        except (ValueError, KeyError, TypeError):
-            return
-        if not isinstance(found, str):
-            return
-        end += len(line)
-        yield found, end
-
-
-def _read_csv(file: IO[bytes]) -> Iterator[tuple[str | None, int]]:
-    taken, line = 0, b""
-
-    def lines() -> Iterator[str]:
-        nonlocal taken, line
-        for line in file:
-            taken += len(line)
-            yield line.decode("utf-8", "surrogateescape")
-
-    try:
-        for number, row in enumerate(csv.reader(lines(), strict=True)):
-            if len(row) != len(FIELDS) or not line.endswith(b"\n"):
-                return
-            yield (row[0] if number else None), taken
-    except csv.Error:  # the file ends within quotes, or holds zero bytes
-        return
 
 
 def _key(path: str) -> int:

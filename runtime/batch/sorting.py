@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import re
@@ -13,8 +14,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import ImageError
+from ..writing import Aside, OutputError, explained_output, temporary_folder
 
 _LONGEST = 180  # bytes of a name
+# Errors of a disk for a name that another disk allows.
+_FOREIGN = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+_NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 
 
@@ -40,11 +45,26 @@ def folder_names(labels: Sequence[str]) -> list[str]:
 
 
 class Sorter:
-    """Puts images into `root/<label>/`. Doing it again changes nothing: a run can be resumed."""
+    """Puts images into `root/<label>/`. Doing it again changes nothing: a run can be resumed.
+
+    Args:
+        root: the folder, made if it is missing.
+        labels: by class index.
+        copy: copy images instead of linking them.
+
+    Raises:
+        OutputError: if files, or links without `copy`, cannot be made in `root`.
+    """
 
     def __init__(self, root: Path, labels: Sequence[str], *, copy: bool) -> None:
         self._folders = [root / name for name in folder_names(labels)]
         self._copy = copy
+        self._tidied = set[Path]()
+        with explained_output(root, begun=True):
+            root.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(root) as folder:
+                if not copy:
+                    _try_link(folder / "link", root)
 
     def put(self, image: Path, index: int) -> Path:
         """Link or copy an image into the folder of class `index`, and say where it is.
@@ -60,6 +80,9 @@ class Sorter:
         except OSError as error:
             if self._copy and not os.access(image, os.R_OK):
                 raise ImageError(f"it cannot be copied: {error.strerror or error}") from error
+            if not self._copy and error.errno in _NO_LINKS:  # a folder of a label may be on another disk
+                why = f"{error.strerror}; where no links can be made, add --copy"
+                raise OSError(error.errno, why, str(self._folders[index])) from error
             raise
 
     def _put(self, image: Path, folder: Path) -> Path:
@@ -68,20 +91,26 @@ class Sorter:
         place = folder / image.name
         if os.path.lexists(place) and not self._is_same(image, place):
             place = folder / f"{_cut(image.stem)}~{digest}{image.suffix}"  # of this image alone
-        if not os.path.lexists(place) or not self._is_same(image, place):
-            self._make(image, place, folder / f".{digest}.tmp")
+        try:
+            self._make(image, place)
+        except OSError as error:
+            if error.errno not in _FOREIGN:
+                raise
+            place = folder / f"{_harmless(image.stem)}~{digest}{_harmless_suffix(image)}"
+            self._make(image, place)
         return place
 
-    def _make(self, image: Path, place: Path, aside: Path) -> None:
-        aside.unlink(missing_ok=True)
-        try:
-            if self._copy:
-                shutil.copyfile(image, aside)
-            else:
-                aside.symlink_to(image.absolute())
-            aside.replace(place)
-        finally:
-            aside.unlink(missing_ok=True)
+    def _make(self, image: Path, place: Path) -> None:
+        if os.path.lexists(place) and self._is_same(image, place):
+            return
+        if not self._copy:
+            place.unlink(missing_ok=True)  # a link of this name leads to where the image was before
+            place.symlink_to(image.absolute())
+            return
+        with image.open("rb") as source, Aside(place, tidy=place.parent not in self._tidied) as aside:
+            self._tidied.add(place.parent)  # once: there may be a million images
+            shutil.copyfileobj(source, aside.file)
+            aside.commit(sync=False)
 
     def _is_same(self, image: Path, place: Path) -> bool:
         if not self._copy:
@@ -89,12 +118,28 @@ class Sorter:
         return place.is_file() and filecmp.cmp(image, place, shallow=False)
 
 
+def _try_link(place: Path, target: Path) -> None:
+    try:
+        place.symlink_to(target.absolute())
+    except OSError as error:
+        raise OutputError(
+            f"{target}: no links can be made there ({error.strerror or error}); add --copy, which copies "
+            "the images"
+        ) from error
+
+
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def _harmless_suffix(image: Path) -> str:
+    return "." + _harmless(image.suffix[1:]) if image.suffix else ""
+
+
 def _harmless(label: str) -> str:
-    name = _cut(re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]', "_", label)[:80].strip(" .")).rstrip(" .")
+    """Return a label as a name of a file or folder: printable, so without marks of a writing direction."""
+    shown = "".join(c if c.isprintable() else " " if c.isspace() and c > "\x1f" else "_" for c in label[:80])
+    name = _cut(re.sub(r'[<>:"/\\|?*]', "_", shown).strip(" .")).rstrip(" .")
     return f"_{name}" if name.upper().split(".")[0] in _RESERVED else name
 
 

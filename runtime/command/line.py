@@ -12,8 +12,10 @@ from typing import NoReturn
 
 from ..errors import FAILED, INTERRUPTED, WRONG_USE, Interrupted, VitEdgeError, install_line
 from ..interrupts import received, say_when_stopped
+from ..text import printable
 
 PACKAGE = __name__.rsplit(".", 2)[0]  # the name of the runtime's folder: an app may keep a copy under another
+_LONGEST = 2000  # characters of a message: parts of it may come from a file
 
 
 def run_command(
@@ -49,8 +51,8 @@ def run_command(
 
 
 def complain(name: str, message: object, code: int) -> int:
-    """Print one line on standard error and return `code`."""
-    print(f"{name}: {message}", file=sys.stderr)
+    """Print one line of bounded length on standard error and return `code`."""
+    print(f"{name}: {printable(str(message), longest=_LONGEST)}", file=sys.stderr)
     return code
 
 
@@ -69,7 +71,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line and exit with the code of wrong use."""
-        self.exit(WRONG_USE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        shown = printable(message, longest=_LONGEST)
+        self.exit(WRONG_USE, f"{self.prog}: error: {shown}; see {self.prog} --help\n")
 
 
 def positive(text: str) -> int:

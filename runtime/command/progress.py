@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ..errors import InputError
-from ..text import counted
+from ..text import counted, printable
 
 VARIABLE = "VIT_EDGE_PROGRESS"  # seconds between two lines in a log; 0 for none
 _LOG, _TERMINAL = 30.0, 0.2  # seconds between two lines
@@ -28,7 +28,7 @@ class Cadence:
     """
 
     def __init__(self, clock: Clock = time.monotonic, live: bool | None = None) -> None:
-        self.live = sys.stderr.isatty() if live is None else live
+        self.live = is_on_terminal() if live is None else live
         self.shown = False
         self._clock = clock
         self._every = _TERMINAL if self.live else _log_interval()
@@ -51,6 +51,11 @@ class Cadence:
         """Take the line away from a terminal, before something else is printed."""
         if self.live and self.shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def is_on_terminal() -> bool:
+    """Return whether standard error is a terminal; a process without a console has neither."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _log_interval() -> float:
@@ -150,7 +155,8 @@ class Step:
 
 def tell(line: str) -> None:
     """Print a line for people; on a terminal in the place of a line of progress, which then comes again."""
-    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    line = printable(line)
+    print(f"\r\x1b[K{line}" if is_on_terminal() else line, file=sys.stderr, flush=True)
 
 
 def clock_time(seconds: float) -> str:

@@ -190,8 +190,13 @@ def _open_path(path: Path) -> IO[bytes]:
 def _kind(path: Path, mode: int) -> str:
     if not stat.S_ISDIR(mode):
         return "it is a device, pipe or socket, not an image"
-    readable = os.access(path, os.R_OK | os.X_OK)
-    return "it is a folder, not an image" if readable else "a folder that may not be read"
+    if not os.access(path, os.R_OK | os.X_OK):
+        return "a folder that may not be read"
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        return f"a folder that cannot be listed: {error.strerror or error}"
+    return "it is a folder, not an image"
 
 
 def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:

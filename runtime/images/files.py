@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from .left_out import LeftOut
@@ -24,9 +24,9 @@ def find_images(
     """The files among `paths`, and the images in the folders among them and below, sorted by name in each.
 
     A file that is named is given whatever it is called; in a folder the suffix decides. Links to folders are
-    not followed inside a folder, so no loop can catch the walk. A folder that cannot be listed is given
-    itself, so that it fails where every other failure is told. What systems leave behind
-    (`left_by_a_system`) is passed by, unless it is named.
+    not followed inside a folder, so no loop can catch the walk. A link that leads nowhere is judged by its
+    suffix, as a file is. A folder that cannot be listed is given itself, so that it fails where every other
+    failure is told. What systems leave behind (`left_by_a_system`) is passed by, unless it is named.
 
     Args:
         paths: files and folders.
@@ -34,11 +34,10 @@ def find_images(
         all_files: give every file in a folder, whatever its suffix.
         left_out: counts the files in folders that were not given, and links to folders.
     """
-    skipped = skip.stat() if skip is not None and is_folder(skip) else None
-    entries = partial(_list, skipped=skipped, left_out=left_out)
     for path in [paths] if isinstance(paths, os.PathLike | str) else paths:
         path = Path(path)
         if is_folder(path):
+            entries = _Lister(skip, left_out)
             yield from walk(path, entries, lambda file: file.name, all_files=all_files, left_out=left_out)
         else:
             yield path
@@ -54,7 +53,7 @@ def is_folder(path: Path | str) -> bool:
 
 def walk(
     root: T,
-    entries: Callable[[T], list[tuple[T, bool]] | None],
+    entries: Callable[[T], Sequence[tuple[T, bool | None]] | None],
     name_of: Callable[[T], str],
     *,
     all_files: bool,
@@ -64,14 +63,15 @@ def walk(
 
     Args:
         root: a folder.
-        entries: lists a folder in the order of the walk, and says of each entry if it is a folder; None where
-            it cannot be listed, which gives the folder itself.
+        entries: lists a folder in the order of the walk, and says of each entry if it is a folder, None for
+            one that is given in any case; None where it cannot be listed, which gives the folder itself.
         name_of: the name of a file.
         all_files: give every file, whatever its suffix.
         left_out: counts the files that are not given.
     """
     suffixes = image_suffixes()
-    open_folders = [iter([(root, True)])]  # from the outermost to the one being listed
+    # From the outermost to the one being listed.
+    open_folders: list[Iterator[tuple[T, bool | None]]] = [iter([(root, True)])]
     while open_folders:
         entry = next(open_folders[-1], None)
         if entry is None:
@@ -84,7 +84,7 @@ def walk(
                 yield path
             else:
                 open_folders.append(iter(listed))
-        elif all_files or suffix_of(name_of(path)) in suffixes:
+        elif is_folder is None or all_files or suffix_of(name_of(path)) in suffixes:
             yield path
         elif left_out is not None:
             left_out.add_file(name_of(path))
@@ -124,24 +124,72 @@ def left_by_a_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def _list(
-    folder: Path, *, skipped: os.stat_result | None, left_out: LeftOut | None
-) -> list[tuple[Path, bool]] | None:
-    """List a folder, sorted by name, and say of each entry if it is a folder; None if it cannot be read."""
-    names = []
+class _Lister:
+    """Lists folders for a walk, depth first.
+
+    Args:
+        skip: a folder that is passed by.
+        left_out: counts links to folders.
+    """
+
+    def __init__(self, skip: Path | None, left_out: LeftOut | None) -> None:
+        self._skip = skip.stat() if skip is not None and is_folder(skip) else None
+        self._left_out = left_out
+        self._around: list[
+            tuple[int, os.stat_result]
+        ] = []  # depth of each folder around the one being listed
+
+    def __call__(self, folder: Path) -> Sequence[tuple[Path, bool | None]]:
+        """List a folder for `walk`, sorted by name; if that breaks off, the folder itself comes last.
+
+        A folder that holds itself, as some mounted disks show it, is a link to a folder.
+        """
+        names = list[tuple[str, bool]]()
+        rest: list[tuple[Path, bool | None]] = []
+        try:
+            status = folder.stat()
+            if self._skip is not None and os.path.samestat(status, self._skip):
+                return []
+            if self._is_inside_itself(folder, status):
+                self._count_link()
+                return []
+            with os.scandir(folder) as listing:
+                for entry in listing:
+                    if left_by_a_system(entry.name):
+                        continue
+                    kind = _kind_of(entry)
+                    if kind == "link":
+                        self._count_link()
+                    else:
+                        names.append((entry.name, kind == "folder"))
+        except OSError:
+            rest = [(folder, None)]
+        return [*((folder / name, is_folder) for name, is_folder in sorted(names)), *rest]
+
+    def _is_inside_itself(self, folder: Path, status: os.stat_result) -> bool:
+        depth = len(folder.parts)
+        while self._around and self._around[-1][0] >= depth:
+            self._around.pop()
+        # A disk that numbers nothing has 0 everywhere.
+        found = status.st_ino != 0 and any(os.path.samestat(status, each) for _, each in self._around)
+        self._around.append((depth, status))
+        return found
+
+    def _count_link(self) -> None:
+        if self._left_out is not None:
+            self._left_out.add_link()
+
+
+def _kind_of(entry: os.DirEntry[str]) -> Literal["file", "folder", "link"]:
+    """Return what an entry of a folder is; what cannot be looked at is a file, which its suffix judges.
+
+    Such are links to themselves, in a circle or into a folder that may not be searched, and everything in a
+    folder that may be listed and not searched, on disks that do not say in the listing what each entry is.
+    """
     try:
-        if skipped is not None and os.path.samestat(folder.stat(), skipped):
-            return []
-        with os.scandir(folder) as listing:
-            for entry in listing:
-                if left_by_a_system(entry.name):
-                    continue
-                # A junction of Windows is a link, too; Python 3.11 cannot tell, and bool() is False.
-                if (entry.is_symlink() or getattr(entry, "is_junction", bool)()) and entry.is_dir():
-                    if left_out is not None:
-                        left_out.add_link()
-                else:
-                    names.append((entry.name, entry.is_dir(follow_symlinks=False)))
+        # A junction of Windows is a link, too; Python 3.11 cannot tell, and bool() is False.
+        if (entry.is_symlink() or getattr(entry, "is_junction", bool)()) and entry.is_dir():
+            return "link"
+        return "folder" if entry.is_dir(follow_symlinks=False) else "file"
     except OSError:
-        return None
-    return [(folder / name, is_folder) for name, is_folder in sorted(names)]
+        return "file"

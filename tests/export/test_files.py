@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, error: type[BaseEx
     with pytest.raises(expected, match="the disk is full" if isinstance(error, OSError) else None):
         write()
     assert tree(tmp_path) == {"out/a": "old"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_export_leaves_nothing_after_the_next_one(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom export.files import staged\n"
+        "with staged(Path(sys.argv[1])) as aside:\n"
+        "    (aside / 'model.onnx').write_bytes(b'gigabytes')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "out"], check=False)
+    assert [content for content in tree(tmp_path).values() if content]
+    with staged(tmp_path / "other") as aside:
+        (aside / "a").write_text("new")
+    assert tree(tmp_path) == {"other/a": "new"}
 
 
 def test_a_newer_file_takes_the_older_ones_place_and_others_stay(tmp_path: Path) -> None:

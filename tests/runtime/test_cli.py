@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -118,6 +119,42 @@ def test_odd_names(model: Path, images: Path, tmp_path: Path) -> None:
     with out.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert sorted(row["path"] for row in csv.DictReader(file)) == wanted
     assert "0 images" in run(model, *wanted, "--output", out, "--resume").stderr.decode()
+
+
+def test_csv_does_nothing_to_a_terminal_and_loses_no_label(
+    make_model: MakeModel, images: Path, tmp_path: Path
+) -> None:
+    """On standard output no path either; in a file a path stays as it is, so that it can be found."""
+    odd = "\x9b31m\u202ecat\x1b[2J\u2066\x7f\x85"
+    fine = "chat\u00a0noir \u200d\n"
+    model = make_model(labels=(odd, fine, "blue"))
+    image = images / "esc\x1b[31m\u202e\r.png"
+    image.write_bytes((images / "a.png").read_bytes())
+    out = tmp_path / "x.csv"
+    assert run(model, image, images / "b.jpg", "--output", out).returncode == 0
+    shown = run(model, image, images / "b.jpg", "--format", "csv")
+    for text in (out.read_bytes().decode(), shown.stdout.decode(), shown.stderr.decode()):
+        rest = text.replace(str(image), "") if text == out.read_bytes().decode() else text
+        assert not set(rest) & set(odd) - set("31mcat[2J")
+    for data in (out.read_bytes(), shown.stdout):
+        first, second = csv.DictReader(io.StringIO(data.decode(), newline=""))
+        assert first["label"] == "\\x9b31m\\u202ecat\\x1b[2J\\u2066\\x7f\\x85"
+        assert json.loads(first["top"])[0]["label"] == odd
+        assert second["label"] == fine
+    assert "\\x1b[31m\\u202e\\r.png" in shown.stdout.decode()
+    resumed = run(model, image, images / "b.jpg", "--output", out, "--resume")
+    assert "2 were done before" in resumed.stderr.decode()
+
+
+def test_long_names_are_shortened_where_they_are_printed(
+    make_model: MakeModel, images: Path, tmp_path: Path
+) -> None:
+    model = make_model(labels=("r" * 100_000, "g" * 100_000, "b" * 100_000))
+    done = run(model, images, "--output", tmp_path / "x.jsonl")
+    assert len(done.stderr) < 5000
+    assert max(len(record["label"] or "") for record in parse((tmp_path / "x.jsonl").read_bytes())) == 100_000
+    assert len(run(model, "x" * 100_000).stderr) < 5000
+    assert len(run(model, images, "--top", "9" * 50_000 + "x").stderr) < 5000
 
 
 def test_wrong_use_is_one_line_and_exit_2(model: Path, images: Path, tmp_path: Path) -> None:

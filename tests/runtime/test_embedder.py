@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -19,6 +20,7 @@ from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, P
 from runtime.__main__ import main
 from runtime.batch import embeddings
 from runtime.results import Prediction, unsure
+from runtime.writing import Aside
 
 Make = Callable[..., Path]
 
@@ -202,6 +204,71 @@ def test_what_makes_no_embeddings(
 ) -> None:
     assert main([str(make()), str(images), *wrong]) == 2
     assert words in capsys.readouterr().err
+
+
+CRASHES = ("settle", "commit", "replace 1", "replace 2", "replace 3")
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_crash_leaves_no_list_beside_an_array_of_other_images(
+    crash: str, make: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The array of one run beside the list of another would give every image a wrong vector."""
+    out = tmp_path / "e.npy"
+    assert (
+        main([str(make()), str(images / "a.png"), str(images / "empty.jpg"), "--embeddings", str(out)]) == 1
+    )
+    old = out.read_bytes()
+    left = [int(crash.split()[1]) if crash.startswith("replace") else 1]
+    name = crash.split()[0]
+    owner = Path if name == "replace" else Aside
+    real = getattr(owner, name)
+
+    def fail(self: object, *given: object, **options: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return real(self, *given, **options)
+
+    monkeypatch.setattr(owner, name, fail)
+    main([str(make()), str(images), "--embeddings", str(out), "--overwrite"])
+    monkeypatch.undo()
+    paths = out.with_suffix(".jsonl")
+    if crash == "settle":
+        assert len(paths.read_text().splitlines()) == 1
+    if paths.exists():  # with a list the array is whole, and of the same run
+        assert (
+            len(paths.read_text().splitlines()) == len(np.load(out)) == (1 if out.read_bytes() == old else 3)
+        )
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_embeddings_are_on_the_disk_before_they_have_their_names(
+    make: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = set[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.fstat(number).st_ino), sync(number)))
+    out = tmp_path / "e.npy"
+    assert main([str(make()), str(images), "--embeddings", str(out)]) == 1
+    written = (out, out.with_suffix(".jsonl"), tmp_path / "e.failed.jsonl", tmp_path)
+    assert {path.stat().st_ino for path in written} <= synced
+
+
+def test_a_disk_that_fills_up_during_the_work_is_a_failure_and_a_place_that_is_none_wrong_use(
+    make: Make, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "e.npy"
+    command = [str(make()), str(images), "--embeddings"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Aside, "settle", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        assert main([*command, str(out)]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert main([*command, "/proc/e.npy"]) == 2
+    (tmp_path / "folder.npy").mkdir()
+    assert main([*command, str(tmp_path / "folder.npy"), "--overwrite"]) == 2
+    assert "found a folder" in capsys.readouterr().err
 
 
 def test_memory_does_not_grow_with_the_rows(make: Make, images: Path, tmp_path: Path) -> None:

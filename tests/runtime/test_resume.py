@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_the_format_that_was_typed_is_the_one_that_is_read_again(
 def test_lines_of_two_kinds_never_share_a_file(
     changed: list[str], words: str, model: Path, images: Path, tmp_path: Path, capsys: Err
 ) -> None:
-    out = tmp_path / "x.jsonl"
+    out = tmp_path / "lines"
     main([str(model), str(images), "--output", str(out)])
     before = out.read_bytes()
     capsys.readouterr()
@@ -100,3 +100,160 @@ def test_a_disk_that_is_full_at_the_end_says_so(
     monkeypatch.setattr(os, "fsync", full)
     assert main([str(model), str(images / "a.png"), "--output", str(out)]) == 1
     assert "the disk is full" in capsys.readouterr().err
+
+
+def labeled(model: Path, images: Path, out: Path) -> list[bytes]:
+    main([str(model), str(images), "--output", str(out)])
+    return out.read_bytes().splitlines(keepends=True)
+
+
+def resumed(model: Path, images: Path, out: Path) -> bytes:
+    assert main([str(model), str(images), "--output", str(out), "--resume"]) in (0, 1)
+    return out.read_bytes()
+
+
+LINE = b'{"path": "a.png", "label": null, "index": null, "score": null, "top": null, "error": "no"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("x.jsonl", lambda lines: [*lines[:2], b"\n", *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], b"# checked up to here\n", *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], b"  \r\n", *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], lines[2][:30], *lines[3:]]),  # two lines in one
+        ("x.jsonl", lambda lines: [*lines[:2], b"\0" * 512, *lines[3:]]),  # a block that was never written
+        ("x.jsonl", lambda lines: [*lines[:2], b'{"path": "a.png"}\n', *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], LINE.replace(b"a.png", b"\\u0000"), *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], b'"a.png"\n', *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], b"[" * 100_000 + b"\n", *lines[2:]]),
+        ("x.jsonl", lambda lines: [*lines[:2], *(line.replace(b"\n", b"\r") for line in lines[2:])]),
+        ("x.jsonl", lambda lines: [*lines[:2], b"path,label\n"]),
+        ("x.jsonl", lambda lines: [*lines[:2], b"\xff\xfe\n", *lines[2:]]),
+        ("x.csv", lambda lines: [*lines[:2], b"\r\n", *lines[2:]]),
+        ("x.csv", lambda lines: [*lines[:2], b"# checked up to here\r\n", *lines[2:]]),
+        ("x.csv", lambda lines: [*lines[:2], b",,,,,\r\n", *lines[2:]]),
+        ("x.csv", lambda lines: [*lines[:2], b"\0" * 512, *lines[3:]]),
+        ("x.csv", lambda lines: [*lines[:2], *(line.replace(b"\r\n", b"\r") for line in lines[2:])]),
+        ("x.csv", lambda lines: [*lines[:2], b'"odd.png,,,,,it is gone\r\n', *lines[2:]]),
+        ("x.csv", lambda lines: [*lines[:2], b'"odd.png,,,,,it is gone\r\n', b"b.png,,,,,it is gone\r\n"]),
+        ("x.csv", lambda lines: [*lines[:2], lines[2].rstrip() + b",more\r\n", *lines[3:]]),
+    ],
+)
+def test_only_an_unfinished_last_line_is_cut(
+    name: str,
+    change: Callable[[list[bytes]], list[bytes]],
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: Err,
+) -> None:
+    """Whatever else stands in the file was put there by someone: the results behind it are not lost."""
+    out = tmp_path / name
+    lines = labeled(model, images, out)
+    changed = b"".join(change(lines))
+    out.write_bytes(changed)
+    capsys.readouterr()
+    said = refused(capsys, model, images, "--output", out, "--resume")
+    assert f"damaged at byte {len(b''.join(lines[:2])):,}: expected a {out.suffix[1:]} line" in said
+    assert "resume, or use a new --output" in said
+    assert out.read_bytes() == changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.replace(b",", b";"),
+        lambda data: data.replace(b",", b"\t"),
+        lambda data: b"sep=,\r\n" + data,
+        lambda data: data.replace(b"path,label", b"label,path", 1),
+        lambda data: data.replace(b"score,", b"", 1),
+        lambda data: data.decode().encode("utf-16"),
+        lambda data: b"\n" + data,
+        lambda data: LINE * 3,
+        lambda data: b"\xef\xbb\xbf" + data.replace(b",", b";"),
+        lambda data: b"not a result",
+        lambda data: data.replace(b"\r\n", b"\r"),
+    ],
+)
+def test_a_table_saved_by_another_program_is_refused_at_its_first_line(
+    change: Callable[[bytes], bytes], model: Path, images: Path, tmp_path: Path, capsys: Err
+) -> None:
+    out = tmp_path / "x.csv"
+    labeled(model, images, out)
+    changed = change(out.read_bytes())
+    out.write_bytes(changed)
+    capsys.readouterr()
+    at = 3 if changed.startswith(b"\xef\xbb\xbf") else 0
+    assert f"damaged at byte {at}: " in refused(capsys, model, images, "--output", out, "--resume")
+    assert out.read_bytes() == changed
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+@pytest.mark.parametrize("zeros", [1, 4096])
+@pytest.mark.parametrize("cut", [0, 1, 2, 30])
+def test_zeros_that_a_power_cut_leaves_are_an_unfinished_line(
+    name: str, zeros: int, cut: int, model: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    whole = b"".join(labeled(model, images, out))
+    out.write_bytes(whole[: len(whole) - cut] + b"\0" * zeros)
+    assert resumed(model, images, out) == whole
+    out.write_bytes(b"\0" * zeros)
+    assert resumed(model, images, out) == whole
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_mark_and_ends_of_lines_of_an_editor_are_read(
+    name: str, mark: bytes, end: bytes, model: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    lines = [line.rstrip(b"\r\n") for line in labeled(model, images, out)]
+    edited = mark + b"".join(line + end for line in lines[:-1])
+    out.write_bytes(edited + lines[-1][:20])
+    found = resumed(model, images, out)
+    assert found.startswith(edited)
+    assert found[len(edited) :].rstrip() == lines[-1]
+    if name.endswith("csv"):
+        out.write_bytes(mark)
+        assert len(resumed(model, images, out).splitlines()) == len(lines)  # with the names of the columns
+
+
+def test_names_with_ends_of_lines_and_quotes_are_resumed_at_any_byte(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    for name in ('new\nline,,,,,"quoted".png', "cut\r\nhere.png"):
+        (images / name).write_bytes((images / "a.png").read_bytes())
+    out = tmp_path / "x.csv"
+    whole = b"".join(labeled(model, images, out))
+    for cut in range(len(whole) - 1, 60, -23):
+        out.write_bytes(whole[:cut])
+        assert resumed(model, images, out) == whole
+
+
+def test_labels_longer_than_the_csv_module_reads_are_resumed(
+    make_model: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    model = make_model(labels=("r" * 200_000, "g", "b"))
+    out = tmp_path / "x.csv"
+    whole = b"".join(labeled(model, images, out))
+    out.write_bytes(whole[:-5])
+    assert resumed(model, images, out) == whole
+
+
+def test_images_that_are_to_be_sorted_are_not_left_unsorted(
+    model: Path, images: Path, tmp_path: Path, capsys: Err
+) -> None:
+    """The lines that are there would be taken for sorted images."""
+    out = tmp_path / "x.jsonl"
+    labeled(model, images, out)
+    capsys.readouterr()
+    command = [model, images, "--output", out, "--resume", "--sort-into", tmp_path / "sorted"]
+    assert "was written with --sort-into not given" in refused(capsys, *command)
+
+
+def test_embeddings_are_not_resumed(model: Path, images: Path, tmp_path: Path, capsys: Err) -> None:
+    command = [model, images, "--embeddings", tmp_path / "e.npy", "--resume"]
+    assert "--resume" in refused(capsys, *command)

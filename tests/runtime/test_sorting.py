@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -32,6 +33,7 @@ def noise(path: Path, seed: int = 0) -> Path:
         ["", "[0]", "", "[2]"],
         ["caf\u00e9", "cafe\u0301"],
         ["\U00020000" * 100, "\U00020000" * 100],
+        ["\x9b31m", "\x9c31m", "\u202ecat", "cat", "\u2066cat", "ca\u200bt"],
     ],
 )
 def test_every_label_has_a_folder_of_its_own(labels: list[str], tmp_path: Path) -> None:
@@ -114,7 +116,97 @@ def test_a_full_disk_leaves_no_half_of_the_embeddings(make_embedding_model: obje
     image = noise(tmp_path / "p.png")
     model = make_embedding_model()  # type: ignore[operator]
     done = full_disk(100, model, *[image] * 30, "--embeddings", folder / "e.npy")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert b"File too large" in done.stderr
     assert b"Exception ignored" not in done.stderr
     assert os.listdir(folder) == []  # noqa: PTH208
+
+
+def test_names_of_folders_only_show(tmp_path: Path) -> None:
+    """No C0, C1, mark of direction, separator, invisible or private character, none that is half a pair."""
+    odd = "\x1b\x85\x9b\u202e\u2066\u061c\u2028\u200b\ufeff\ue000\ud800\U000e0041\x00\n"
+    names = folder_names([f"a{each}b" for each in odd] + ["100\u00a0%", "häuschen", "犬", "🦉 owl"])
+    assert all(name.isprintable() for name in names)
+    assert len(set(names)) == len(names)
+    assert names[-4:] == ["100 %", "häuschen", "犬", "🦉 owl"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EPERM, "Operation not permitted"),  # FAT
+        (errno.EINVAL, "A required privilege is not held by the client"),  # Windows
+        (errno.ENOSYS, "Function not implemented"),
+        (errno.EOPNOTSUPP, "Operation not supported"),
+    ],
+)
+def test_where_no_links_can_be_made_copy_is_named_before_any_image(
+    number: int,
+    words: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, words)
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    image, out = noise(tmp_path / "p.png"), tmp_path / "x.jsonl"
+    command = [str(model), str(image), "--output", str(out), "--sort-into", str(tmp_path / "s")]
+    assert main(command) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"({words}); add --copy" in line
+    assert not out.exists()
+    assert main([*command, "--copy"]) == 0
+    assert [path.name for path in (tmp_path / "s").rglob("*.png")] == ["p.png"]
+
+
+def test_a_folder_of_a_label_on_a_disk_without_links_names_copy(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = os.symlink
+
+    def refuse(source: Path, target: Path, *rest: object) -> None:
+        if Path(target).name == "p.png":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(source, target)
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert main([str(model), str(noise(tmp_path / "p.png")), "--sort-into", str(tmp_path / "s")]) == 1
+    assert "add --copy" in capsys.readouterr().err
+
+
+def test_a_name_that_the_other_disk_does_not_allow_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image called `a:b.png` on a card: every other image would wait behind it."""
+    image = noise(tmp_path / "a:b?.png")
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if ":" in target.name:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    place = Sorter(tmp_path / "s", ["x"], copy=True).put(image, 0)
+    assert place.name.startswith("a_b_~")
+    assert place.suffix == ".png"
+    assert place.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_copy_that_was_killed_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    image = noise(tmp_path / "p.png")
+    script = (
+        "import os, shutil, signal, sys\nfrom pathlib import Path\nfrom runtime.batch.sorting import Sorter\n"
+        "shutil.copyfileobj = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Sorter(Path(sys.argv[1]), ['x'], copy=True).put(Path(sys.argv[2]), 0)"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "s", image], check=False)
+    (left,) = (tmp_path / "s" / "x").iterdir()
+    assert left.name.endswith(".tmp")
+    Sorter(tmp_path / "s", ["x"], copy=True).put(image, 0)
+    assert [path.name for path in (tmp_path / "s" / "x").iterdir()] == ["p.png"]

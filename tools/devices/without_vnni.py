@@ -25,6 +25,7 @@ from pathlib import Path
 
 from runtime.command.line import run_command
 from runtime.errors import InputError
+from runtime.writing import temporary_folder, write_atomically
 from tools.devices.cpus import CPUS, write_system_files
 
 PACKAGES = ("onnxruntime", "openvino", "torch")
@@ -85,11 +86,11 @@ def copied(package: str, folder: Path) -> Path:
     place = folder / f"{package}-{metadata.version(package)}"
     if not place.exists():
         print(f"copying {package}", file=sys.stderr)
-        aside = folder / f".{package}.{os.getpid()}"
-        shutil.copytree(Path(spec.origin).parent, aside / package, copy_function=_linked)
-        for library in sorted((aside / package).rglob("*.so*")):
-            change(library)
-        aside.rename(place)
+        with temporary_folder(folder) as aside:
+            shutil.copytree(Path(spec.origin).parent, aside / "copy" / package, copy_function=_linked)
+            for library in sorted((aside / "copy" / package).rglob("*.so*")):
+                change(library)
+            (aside / "copy").rename(place)
     return place
 
 
@@ -110,9 +111,7 @@ def change(library: Path) -> int:
             if content[place : place + 2] != CPUID:
                 raise InputError(f"{library}: expected cpuid at byte {place}, found something else")
             content[place : place + 2] = TRAP
-        aside = library.with_name(f".{library.name}")
-        aside.write_bytes(content)
-        aside.replace(library)
+        write_atomically(library, content)
     return len(places)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime.command.line import installed
 from runtime.command.progress import Step
 from runtime.errors import MissingPackageError, install_line
-from runtime.writing import check_folder
+from runtime.writing import OutputError, check_folder
 
 
 def add_summary(command: argparse.ArgumentParser) -> None:
@@ -58,7 +58,13 @@ def run_plots(options: argparse.Namespace) -> None:
     check_folder(out)
     images = images_to_judge(options.data, labels) if options.data else None
     from vit.checkpoint import load_checkpoint
-    from vit.inspect.page import write_plots
+
+    try:
+        from vit.inspect.page import write_plots
+    except OSError as error:  # matplotlib, where neither the home nor a temporary folder can be written to
+        raise OutputError(
+            "matplotlib finds no folder for its cache; set MPLCONFIGDIR or TMPDIR to one that it can write to"
+        ) from error
 
     with Step("vit", "drawing"):
         page = write_plots(load_checkpoint(options.run), images, out)

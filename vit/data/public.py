@@ -48,8 +48,15 @@ def _public_word(word: str) -> str:
 
 def _is_private(folder: Path, here: Path) -> bool:
     """Return whether the name of a folder says who uses this machine, or how it is set up."""
-    own = (_home(), Path(tempfile.gettempdir()), here)
+    own = (_home(), _temporary(), here)
     return folder.parent.name in HOMES or any(each.is_relative_to(folder) for each in own)
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:  # no folder at all can be written to
+        return Path("/")
 
 
 def _home() -> Path:

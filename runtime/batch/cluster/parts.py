@@ -225,7 +225,7 @@ def _put(system: FileSystem, folder: str, name: str, data: bytes) -> None:
     """Write a file so that no reader, and no crash, ever leaves a half of it under its name."""
     aside = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
     if system.type_name == "local":
-        with Path(aside).open("wb") as local:
+        with Path(aside).open("xb") as local:  # follows no link
             local.write(data)
             local.flush()
             os.fsync(local.fileno())

@@ -11,6 +11,7 @@ from ...command.line import PACKAGE, complain
 from ...command.progress import Cadence
 from ...errors import DONE, FAILED, INTERRUPTED
 from ...text import counted, printable
+from ...writing import refuse_name_of_a_file
 from ..columns import Labels
 from ..inputs import no_images
 from ..options import UsageError
@@ -19,9 +20,10 @@ from .chunks import Job, Summary
 from .parts import Parts, begin
 from .ray_cluster import cluster
 from .ray_engine import EngineError, label_on_cluster
-from .sources import bare, check
+from .sources import bare, check, is_uri
 
 _SHOWN = 10  # classes and kinds of failures that the summary names
+_LONGEST = 200  # characters of each
 
 
 class ClusterReport:
@@ -49,9 +51,9 @@ class ClusterReport:
         lines = [self._line(during)]
         if total.skipped:
             lines[0] += f"; {total.skipped:,} were done before"
-        lines += [f"{count:9,}  {printable(label)}" for label, count in total.classes.most_common(_SHOWN)]
+        lines += [f"{n:9,}  {_shown(label)}" for label, n in total.classes.most_common(_SHOWN)]
         lines += and_more(len(total.classes) - _SHOWN, "class", "classes")
-        lines += [f"{n:9,}  failed: {printable(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
+        lines += [f"{n:9,}  failed: {_shown(kind)}" for kind, n in total.failures.most_common(_SHOWN)]
         lines += and_more(
             len(total.failures) - _SHOWN, "kind of failure", "kinds of failures", told=", told in the output"
         )
@@ -115,9 +117,15 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
     return code
 
 
+def _shown(text: str) -> str:
+    return printable(text, longest=_LONGEST)
+
+
 def _check(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
+    if not is_uri(options.output):
+        refuse_name_of_a_file(Path(options.output))
     if options.format == "csv":
         raise UsageError("--engine ray writes --format parquet or jsonl, found csv")
     if options.device not in ("auto", "cpu"):

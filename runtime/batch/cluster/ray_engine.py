@@ -19,6 +19,7 @@ import numpy as np
 
 from ...errors import FailureError, MissingPackageError, install_line
 from ...images.openers import register_openers
+from ...writing import write_atomically
 from ..columns import Labels
 from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk
 from .ray_cluster import last_line
@@ -152,16 +153,14 @@ def _install(data: Any, sha256: str) -> Path:
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir(), f"vit-edge-models-{user}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != user:
+    if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != user):
         raise EngineError(f"{folder} belongs to another user; remove it, or set TMPDIR on this node")
     place = folder / f"{sha256}.onnx"
     with _alone(folder):
         if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
             if (found := hashlib.sha256(data).hexdigest()) != sha256:
                 raise EngineError(f"the model arrived with SHA-256 {found}, expected {sha256}")
-            aside = place.with_name(f".{sha256}.tmp")
-            aside.write_bytes(data)
-            aside.replace(place)
+            write_atomically(place, data)
     return place
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,105 @@ def test_no_loop_catches_the_walk(tmp_path: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(tmp_path / "real.png")
     (tmp_path / "real.png").touch()
     assert names(tmp_path) == ["link.jpg", "real.png"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["self", "circle", "x" * 300, "nowhere", "real.png/below", "/proc/1/fd/none", "."],
+)
+def test_a_link_that_cannot_be_followed_hides_no_image_beside_it(target: str, tmp_path: Path) -> None:
+    """To itself, in a circle, to a name that no disk allows, to nothing, below a file."""
+    for number in range(5):
+        (tmp_path / f"{number}.png").touch()
+    (tmp_path / "real.png").touch()
+    for name in ("self", "self.png"):
+        (tmp_path / name).symlink_to(f"{name}" if target == "self" else target)
+    (tmp_path / "circle").symlink_to("self")
+    left_out = LeftOut()
+    found = [path.name for path in find_images(tmp_path, left_out=left_out)]
+    assert [name for name in found if name != "self.png"] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "3.png",
+        "4.png",
+        "real.png",
+    ]
+    # Both are counted: as what is given, as a file without a suffix, or as a link to a folder.
+    assert len(found) - 6 + sum(left_out.counts.values()) == 3
+
+
+@pytest.mark.parametrize("asked", ["is_symlink", "is_dir"])
+def test_an_entry_that_may_not_be_looked_at_hides_no_image_beside_it(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link into a locked folder; an entry whose kind the disk does not tell, in a folder without x."""
+    for name in ("a.png", "b.png", "locked", "locked.png"):
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name = entry.name
+
+        def is_symlink(self) -> bool:
+            return self._tell("is_symlink", self.name.startswith("locked"))
+
+        def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+            return self._tell("is_dir", False)
+
+        def _tell(self, question: str, answer: bool) -> bool:
+            if question == asked and self.name.startswith("locked"):
+                raise PermissionError(13, "Permission denied", self.name)
+            return answer
+
+    monkeypatch.setattr(
+        os, "scandir", lambda path: contextlib.nullcontext([Entry(entry) for entry in scandir(path)])
+    )
+    left_out = LeftOut()
+    found = [path.name for path in find_images(tmp_path, left_out=left_out)]
+    assert found == ["a.png", "b.png", "locked.png"]
+    assert left_out.counts == {"no suffix": 1}
+
+
+def test_a_listing_that_breaks_off_gives_what_it_had_and_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def listing(path: Path) -> Iterator[os.DirEntry[str]]:
+        yield from sorted(scandir(path), key=lambda entry: entry.name)[:1]
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(os, "scandir", lambda path: contextlib.nullcontext(listing(path)))
+    assert list(find_images(tmp_path)) == [tmp_path / "a.png", tmp_path]
+
+
+def test_a_folder_that_holds_itself_without_a_link_is_counted_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some mounted disks show it; here its number is that of the folder around it."""
+    (tmp_path / "deep" / "again").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "deep", tmp_path / "deep" / "again"):
+        (folder / "p.png").touch()
+    stat = Path.stat
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **options: stat(tmp_path if path.name == "again" else path, **options)
+    )
+    left_out = LeftOut()
+    found = list(find_images(tmp_path, left_out=left_out))
+    assert found == [tmp_path / "deep" / "p.png", tmp_path / "p.png"]
+    assert left_out.counts == {"links to folders": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_and_sockets_are_judged_by_their_names(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.png").touch()
+    assert names(tmp_path) == ["a.png", "pipe.png"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs chdir deeper than a path may be long")

@@ -222,7 +222,7 @@ def test_weights_in_a_second_file(written: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "ONE_FILE", 1)
     monkeypatch.setattr(files, "SMALL", 32)
     write_model(written, model, metadata)
-    beside = written.with_name(f"{written.name}.data")
+    (beside,) = written.parent.glob(f"{written.name}.*.data")
     assert Classifier(written)(IMAGE).label
     for path in (written, beside):
         data = path.read_bytes()
