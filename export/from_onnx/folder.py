@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from export.from_onnx.spec import FIELDS, ForeignError, Spec, read_spec
-from runtime.text import flaw
 from vit.pretrained.documents import PREPROCESSOR, SourceError, labels_of, read_json, read_preprocessor
 from vit.pretrained.preprocessing import View, from_preprocessor, from_timm
 
@@ -57,7 +56,7 @@ def describe(source: Path, preprocess: Path | None = None) -> Described:
             document, at = read_json(preprocess), preprocess
             if not preprocess.is_file() or not _is_of_others(document):
                 return Described(model, name, read_spec(preprocess))
-        view = _view(document, at)
+        view = _view(document, at, str(config.get("model_type") or ""))
         labels, assumed = _labels(config, folder)
     except SourceError as error:
         raise ForeignError(str(error)) from error
@@ -114,13 +113,13 @@ def _is_of_others(document: Mapping[str, Any]) -> bool:
     return "preprocess" not in document and any(field in document for field in known)
 
 
-def _view(document: Mapping[str, Any], file: Path) -> View:
+def _view(document: Mapping[str, Any], file: Path, model_type: str) -> View:
     try:
         if timm := document.get("pretrained_cfg"):
             return from_timm(timm)
-        return from_preprocessor(document)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ForeignError(f"{file}: the preprocessing makes no sense ({flaw(error)})") from error
+        return from_preprocessor(document, model_type)
+    except SourceError as error:
+        raise ForeignError(f"{file}: the preprocessing cannot be followed ({error})") from error
 
 
 def _labels(config: Mapping[str, Any], folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
