@@ -15,6 +15,7 @@ from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT
 from vit.pretrained.arrange import arranged, in_color
+from vit.pretrained.claims import OtherModelError, refuse_other_models
 from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
 from vit.pretrained.files import read_weights
 from vit.pretrained.formats import recognize
@@ -88,6 +89,7 @@ def read_source(
     unknown: Tensors = {}
     try:
         renamed, unknown = form.rename(found.tensors)
+        refuse_other_models(unknown)
         renamed, unknown, chosen = settled_head(renamed, unknown)
         renamed, converted = in_color(renamed)
         fitted, extra = arranged(form, renamed, described)
@@ -114,7 +116,9 @@ def load_model(source: Path | str) -> ViT:
 def not_a_vit(file: Path, error: Exception, unknown: Iterable[str]) -> str:
     """A message for what tensors or description do not allow; a missing --heads is no reason for ONNX."""
     said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    if any(word in said for word in ("--heads", "--activation", "multi-label", "channels")):
+    if isinstance(error, OtherModelError):
+        return f"{file}: {said}; {ONNX_WAY}"
+    if isinstance(error, SourceError) or any(w in said for w in ("--heads", "--activation", "channels")):
         return f"{file}: {said}"
     unfit = misfit([], sorted(unknown), [])
     return (
