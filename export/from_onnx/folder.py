@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from export.from_onnx.spec import FIELDS, ForeignError, Spec, read_spec
-from vit.pretrained.documents import PREPROCESSOR, SourceError, labels_of, read_json, read_preprocessor
+from vit.pretrained.documents import (
+    PREPROCESSOR,
+    SourceError,
+    labels_of,
+    read_json,
+    read_preprocessor,
+    refuse_other_scores,
+)
 from vit.pretrained.preprocessing import View, from_preprocessor, from_timm
 
 MODEL = "model.onnx"
@@ -50,6 +57,7 @@ def describe(source: Path, preprocess: Path | None = None) -> Described:
     name = name_of(model)
     try:
         config = read_json(folder / CONFIG)
+        refuse_other_scores(config)
         if preprocess is None:
             document, at = _beside(folder, config, source)
         else:
