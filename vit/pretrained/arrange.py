@@ -19,6 +19,7 @@ from vit.pretrained.fused import Tensors
 from vit.pretrained.processors import number
 from vit.pretrained.shape import Described, grid_of
 
+MOST_SPREAD = 64 * 64  # patches with a bias for each pair of them, which takes their number squared
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -189,6 +190,10 @@ def spread(table: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     if table.shape[0] != (2 * rows - 1) * (2 * columns - 1) + 3:
         raise ConfigError(f"{table.shape[0]} relative positions do not belong to {rows} x {columns} patches")
+    if rows * columns > MOST_SPREAD:
+        raise ConfigError(
+            f"relative positions of {rows} x {columns} patches (limit: {MOST_SPREAD:,} patches)"
+        )
     down, across = (
         each.flatten() for each in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     )

@@ -48,6 +48,7 @@ HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for
     (1664, 48): 16,
     (4096, 40): 32,
 }
+MOST_PATCHES = 2**18  # of an image whose positions no tensor holds: 4096 pixels in patches of 8
 MAX_EDGE = 4096  # of an image that a model takes, as in runtime.images.preprocess
 PATCHES = (8, 14, 16, 32)  # pixels along an edge, of the models in HEADS
 # What transformers takes where config.json leaves it out, as the files of its older versions do with what is
@@ -250,6 +251,8 @@ def grid_of(
     fits = sorted({prefix, min(prefix, 1), 0}, reverse=True)
     if said is not None:
         rows, columns = said[0] // patch_size, said[1] // patch_size
+        if positions is None and not 0 < rows * columns <= MOST_PATCHES:
+            raise ConfigError(f"image_size {said} is {rows * columns:,} patches (limit: {MOST_PATCHES:,})")
         if positions is None or positions - rows * columns in fits:
             return rows, columns, 0 if positions is None else positions - rows * columns
     if positions is None:
