@@ -133,7 +133,8 @@ def _view(document: Mapping[str, Any], file: Path, model_type: str) -> View:
 def _labels(config: Mapping[str, Any], folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The names of the classes, or None and a sentence that says so."""
     named = config.get("id2label")
-    listed = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    timm = config.get("pretrained_cfg")
+    listed = config.get("label_names") or (timm.get("label_names") if isinstance(timm, Mapping) else None)
     count = len(named) if isinstance(named, Mapping) else len(listed) if isinstance(listed, list) else 0
     labels, guessed = labels_of(config, count)
     if count and not guessed:

@@ -119,8 +119,8 @@ def _logits_of(node: ir.Node) -> ir.Value | None:
         return below.inputs[0] if below is not None and below.op_type == "LogSoftmax" else node.inputs[0]
     if node.op_type not in ("Div", "Mul"):
         return None
-    for above, below in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        exponential, total = _producer(above), _producer(below)
+    for first, second in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        exponential, total = _producer(first), _producer(second)
         if node.op_type == "Mul" and total is not None and total.op_type == "Reciprocal":
             total = _producer(total.inputs[0])
         if exponential is None or total is None or exponential.op_type != "Exp":

@@ -138,7 +138,7 @@ def read_fields(document: Mapping[str, Any], model_type: str = "") -> tuple[str,
             meaning = MEANINGS.get(name, f"no {kind}ImageProcessor is known to have this field; {WAY}")
             raise SourceError(f"{name} is {value!r:.60}, and cannot be followed here: {meaning}")
     said = {name: value for name, value in document.items() if value is not None}
-    known = {"image_mean": HALF, "image_std": HALF} | DEFAULTS[kind] | said
+    known: dict[str, Any] = {"image_mean": HALF, "image_std": HALF, **DEFAULTS[kind], **said}
     for name in (*SWITCHES, "include_top", "rescale_offset"):
         if not isinstance(known.get(name, False), bool):
             raise SourceError(f"{name} is {known[name]!r:.60}, expected true or false")

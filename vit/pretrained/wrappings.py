@@ -39,7 +39,7 @@ INNER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mo
 COMPANIONS = re.compile(r"n_averaged|(?:criterion|loss_fn|loss|metrics?|\w+_metrics?)\..*")
 QUANTIZED = re.compile(r".*\.(?:SCB|absmax|quant_map|quant_state.*|qweight|qzeros|scales|weight_format)")
 DEEPEST = 16  # containers inside each other; a pickle can hold one that holds itself
-NARROW = ("torch.float8_e4m3fn", "torch.float8_e5m2", "torch.float8_e4m3fnuz", "torch.float8_e5m2fnuz")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ FLOAT = "save the model in float32, float16 or bfloat16 and import that; INT8 is
 
 def _refuse_values(tensors: Tensors, file: Path) -> None:
     for name, value in tensors.items():
-        number = value.is_floating_point() and str(value.dtype) not in NARROW
-        if name.endswith(("weight", "bias")) and not number:
+        narrow = value.is_floating_point() and value.dtype not in FLOATS
+        if narrow or (name.endswith(("weight", "bias")) and value.dtype not in FLOATS):
             kind = "complex weights" if value.is_complex() else "quantized weights"
             raise SourceError(f"{file}: {kind} ({name} is {value.dtype}); {FLOAT}")
     bad = [

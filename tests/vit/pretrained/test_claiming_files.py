@@ -94,6 +94,9 @@ FILES = {
         folder, '{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,0]}}'
     ),
     "safetensors, deep": lambda folder: lies(folder, '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "safetensors in four bits": lambda folder: lies(
+        folder, '{"patch_embed.proj.weight":{"dtype":"F4","shape":[0,4],"data_offsets":[0,0]}}'
+    ),
     "a block far away": lambda folder: (
         save_file(GOOD | {"blocks.999999999.norm1.weight": torch.ones(16)}, folder / "w.safetensors")
         or folder / "w.safetensors"
