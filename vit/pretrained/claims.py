@@ -67,28 +67,30 @@ def refuse_other_models(unknown: Iterable[str]) -> None:
                 raise OtherModelError(f"{meaning} ({name})")
 
 
-def refuse_claims(facts: Mapping[str, Any], tensors: Tensors) -> list[str]:
+def refuse_claims(facts: Mapping[str, Any], stated: Mapping[str, Any], tensors: Tensors) -> list[str]:
     """Refuse what a description says and this model cannot follow; return what is assumed.
 
     Args:
         facts: the description of the source, flat.
+        stated: the part of it that documents say, and no training script.
         tensors: the weights, with the names of `vit.model`.
 
     Raises:
         ConfigError: naming the fact.
     """
-    arguments = facts.get("model_args")
-    for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
-        if name not in MODEL_ARGS and value is not None and value is not False:
-            raise OtherModelError(
-                f"model_args says {name!s:.60} {value!r:.60}, which may change the logits, and is not known"
-            )
+    for part in ("model_args", "model_kwargs"):
+        arguments = facts.get(part)
+        for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
+            if name not in MODEL_ARGS and value is not None and value is not False:
+                raise OtherModelError(
+                    f"{part} says {name!s:.60} {value!r:.60}, which may change the logits, and is not known"
+                )
     norm = facts.get("norm_layer")
     if norm is not None and norm not in LAYER_NORMS:
         raise OtherModelError(f"its norm_layer is {norm!r:.60}, and this model's norms are LayerNorm")
     if "_rpn_" in str(facts.get("architecture")):
         raise OtherModelError("its blocks normalize after attention and MLP, this model's before (rpn)")
-    _refuse_other_sizes(facts, tensors)
+    _refuse_other_sizes(stated, tensors)
     kind = str(facts.get("model_type") or "").removesuffix("_vision_model")
     if kind and kind not in MODEL_TYPES:
         return [f"its steps are those of a ViT (the model type {kind!r:.60} is not known here)"]

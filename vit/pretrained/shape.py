@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vit.config import SIZES, ConfigError, ViTConfig
@@ -64,9 +64,10 @@ VISION_HEADS = 12  # of all of these
 class Described:
     """Description beside the tensors, in one flat dictionary, and the choices of the caller."""
 
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # of the documents and, where these say nothing, of the training script
     activation: str | None = None
     heads: int | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)  # of the documents alone
 
     @staticmethod
     def of(
@@ -76,14 +77,14 @@ class Described:
         activation: str | None = None,
     ) -> Described:
         """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) say the same things."""
-        facts = {**arguments, **document}
+        stated = dict(document)
         for part in ("vision_config", "model_args"):
-            inner = document.get(part)
             # An outer model_type says "siglip" or "clip"; the inner one may be absent.
-            facts |= (
-                {k: v for k, v in inner.items() if k != "model_type"} if isinstance(inner, Mapping) else {}
-            )
-        return Described(facts, activation, heads)
+            stated |= {k: v for k, v in _fields(document.get(part)).items() if k != "model_type"}
+        script = {"architecture": arguments.get("model"), "global_pool": arguments.get("gp")}  # timm's
+        script = {name: value for name, value in script.items() if isinstance(value, str)}
+        script |= {**arguments, **_fields(arguments.get("model_kwargs"))}
+        return Described(script | stated, activation, heads, stated)
 
     def said_heads(self) -> int | None:
         """The number of attention heads that the caller or the source says.
@@ -108,6 +109,10 @@ class Described:
         return str(self.first("model_type") or "").removesuffix("_vision_model")
 
 
+def _fields(document: Any) -> Mapping[str, Any]:
+    return document if isinstance(document, Mapping) else {}
+
+
 def config_of(
     form: Format, tensors: Tensors, extra: Mapping[str, Any], described: Described, view: View
 ) -> tuple[ViTConfig, list[str]]:
@@ -124,7 +129,7 @@ def config_of(
         ConfigError: when the shapes describe no ViT, or the source does not tell what no shape does.
     """
     refuse_other_scores(described.facts)
-    claims = refuse_claims(described.facts, tensors)
+    claims = refuse_claims(described.facts, described.stated, tensors)
     if form is TIMM and extra.get("final_norm") == "after" and described.first("global_pool") is None:
         claims.append("the mean of the patches before the last norm (max and avgmax have the same tensors)")
     width, _, patch_size, _ = tensors["patch_embedding.weight"].shape

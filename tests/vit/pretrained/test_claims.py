@@ -1,6 +1,7 @@
 """What a description says beyond the tensors is followed, or refused by its name."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -130,6 +131,26 @@ def test_a_document_that_is_nested_too_deeply_is_refused(name, tmp_path):
     (folder / name).write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(SourceError, match=f"{name}.*nested"):
         read_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"gp": "avgmax", "model": "vit_tiny_patch16_224"}, "avgmax"),
+        ({"model_kwargs": {"global_pool": "max"}}, "max"),
+        ({"model_kwargs": {"attn_layer": "diff"}}, "attn_layer"),
+        ({"model": "vit_base_patch16_rpn_224"}, "rpn"),
+    ],
+)
+def test_arguments_of_timms_script_are_read(said, words, tmp_path):
+    torch.save({"state_dict": GOOD, "args": Namespace(**said)}, tmp_path / "w.pth")
+    with pytest.raises(SourceError, match=words):
+        read_source(tmp_path / "w.pth", heads=2)
+
+
+def test_other_sizes_in_the_arguments_of_a_script_are_not_the_models(tmp_path):
+    torch.save({"state_dict": GOOD, "hyper_parameters": {"hidden_size": 512}}, tmp_path / "w.pth")
+    assert read_source(tmp_path / "w.pth", heads=2).model.config.width == 16
 
 
 def test_a_model_type_that_is_not_known_is_said(tmp_path):
