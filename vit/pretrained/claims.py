@@ -1,4 +1,4 @@
-"""What a description says beyond the tensors: followed where the model here can, else refused by its name.
+"""Facts of a description beyond the tensors: followed where the model here can, else refused by their name.
 
 Two models can have the same tensors and other logits: pooling, activation and norms leave no trace in a name.
 """

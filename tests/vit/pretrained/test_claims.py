@@ -1,4 +1,4 @@
-"""What a description says beyond the tensors is followed, or refused by its name."""
+"""Facts of a description beyond the tensors are followed, or refused by their name."""
 
 import json
 from argparse import Namespace
