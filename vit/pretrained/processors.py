@@ -112,11 +112,11 @@ WAY = (
 )
 BGR = (
     "it flips the channels to blue, green, red, and models here take red, green, blue; swap the input "
-    "channels of the first convolution, and set the field to false"
+    "channels of the first convolution"
 )
 MEANINGS = {
-    "do_flip_channel_order": BGR,
-    "do_flip_channels": BGR,
+    "do_flip_channel_order": f"{BGR}, and set the field to false",
+    "do_flip_channels": f"{BGR}, and set the field to false",
     "auto_map": f"its pixels are made by code of its own; {WAY}",
 }
 
@@ -167,10 +167,11 @@ def kind_of(document: Mapping[str, Any], model_type: str) -> tuple[str, list[str
     for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         kind = kind.removesuffix(ending)
     if kind not in DEFAULTS:
-        flips = f" ({BGR})" if kind == "MobileViT" else ""
+        if kind == "MobileViT":
+            raise SourceError(f"the image processor {str(said)!r:.60}: {BGR}, and {WAY}")
         raise SourceError(
-            f"the image processor {str(said)!r:.60} may have steps that its fields do not say{flips}; known "
-            f"are {', '.join(DEFAULTS)}; {WAY}"
+            f"the image processor {str(said)!r:.60} may have steps that its fields do not say; known are "
+            f"{', '.join(DEFAULTS)}; {WAY}"
         )
     return kind, []
 
