@@ -8,6 +8,7 @@ import numpy as np
 
 from calibration.measure.clipping import clipped_activations
 from calibration.search import Budget
+from export.from_onnx.scores import expect_logits
 from export.images import ExportImages
 from export.measure.evidence import Doubt, Evidence, doubts
 from export.measure.inference import batches
@@ -48,10 +49,13 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
 
     Raises:
         ExportError: if the file does not run, or differs by more than `PARITY`.
+        ForeignError: if the source gives probabilities or other scores in the place of logits.
     """
     some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
+    if source.labels:
+        expect_logits(expected)
     try:
         found = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as error:  # pybind's own exception classes, of which there is no list

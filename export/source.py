@@ -12,7 +12,9 @@ from calibration.graph import Array
 from export.canonical import FloatModel
 from export.embedding import add_embedding, only_embedding
 from export.files import digest_of
+from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from vit.pretrained.documents import ONE_CLASS
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -49,6 +51,10 @@ class Source:
     embedding: int | None = None  # features of the output `embedding`; None without it
     notes: tuple[str, ...] = ()  # what was chosen among several things in the source, a sentence each
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
+
+    def __post_init__(self) -> None:
+        if len(self.labels) == 1:
+            raise InputError(f"{self.description.get('name')}: {ONE_CLASS}")
 
 
 def with_embedding(source: Source) -> Source:

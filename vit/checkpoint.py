@@ -14,19 +14,22 @@ from typing import Any
 
 from runtime.images.preprocess import Preprocess
 from runtime.text import counted
-from vit.config import ViTConfig
+from vit.config import ConfigError
 from vit.document import (
     FILE_NAME,
     FORMAT,
     KEY,
     VERSION,
     CheckpointError,
+    check_fit,
     checkpoint_name,
     existing_checkpoint,
-    parse_document,
+    read_document,
 )
-from vit.model import ViT
-from vit.tensors import read_tensors, write_tensors
+from vit.model import ViT, compare_shapes
+from vit.tensors import read_shapes, read_tensors, write_tensors
+
+LISTED = 3  # misfits in a message
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,18 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
     file = existing_checkpoint(path)
-    tensors, metadata = read_tensors(file)
-    found = parse_document(file, metadata)
-    model = ViT(found.config)
+    found = read_document(file)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
+        missing, left_over, unfit = compare_shapes(found.config, read_shapes(file))
+    except ConfigError as error:
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
+    unfit += [f"{name} is missing" for name in missing] + [f"{name} is left over" for name in left_over]
+    if unfit:
+        first, more = "; ".join(unfit[:LISTED]), ", …" * (len(unfit) > LISTED)
+        raise CheckpointError(f"{file}: the weights do not fit the config in the file: {first}{more}")
+    tensors, _ = read_tensors(file)
+    model = ViT(found.config)
+    model.load_state_dict(tensors)
     del tensors  # as large as the model
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -141,17 +149,6 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         path=file,
         finished=found.finished,
     )
-
-
-def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
-    if len(labels) != config.classes:
-        raise CheckpointError(
-            f"expected {counted(config.classes, 'label')}, one per class of the model, found {len(labels)}"
-        )
-    if tuple(preprocess.size) != tuple(config.image_size):
-        raise CheckpointError(
-            f"the model takes {config.image_size} pixels, preprocessing gives {preprocess.size}"
-        )
 
 
 def checkpoint_file(path: Path | str) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -13,10 +14,35 @@ class ConfigError(InputError):
     """A configuration that describes no possible model."""
 
 
+MOST = 2**24  # of any size: far above all models, and a product of two is still a number of elements
 CHOICES = {
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
     "pooling": ("class", "mean", "class_and_mean", "class_and_last", "attention"),
     "final_norm": ("before", "after", "none"),
+}
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _all(accepts: Callable[[object], bool], count: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and len(value) == count and all(map(accepts, value))
+
+
+# Type of a field → what it must be in words, and the test: configurations come out of files.
+KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "int": ("a whole number", _is_whole),
+    "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
+    "float": ("a number", _is_number),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("a word", lambda value: isinstance(value, str)),
+    "tuple[int, int]": ("two whole numbers", _all(_is_whole, 2)),
+    "tuple[float, float, float]": ("three numbers", _all(_is_number, 3)),
 }
 
 
@@ -56,6 +82,10 @@ class ViTConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            expected, accepts = KINDS[str(field.type)]
+            if not accepts(found := getattr(self, field.name)):
+                raise ConfigError(f"{field.name} must be {expected}, found {found!r:.60}")
         self._check_numbers()
         self._check_choices()
         height, width = self.image_size
@@ -65,6 +95,12 @@ class ViTConfig:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be positive, found {self.std}")
+        if self.norm_epsilon <= 0:
+            raise ConfigError(f"norm_epsilon must be positive, found {self.norm_epsilon}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be from 0 to below 1, found {self.dropout}")
+        if self.representation is not None and not 1 <= self.representation <= MOST:
+            raise ConfigError(f"representation must be 1 to {MOST:,}, found {self.representation:,}")
 
     def _check_numbers(self) -> None:
         height, width = self.image_size
@@ -73,6 +109,9 @@ class ViTConfig:
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
+        for name, value in (positive | dict(classes=self.classes, registers=self.registers)).items():
+            if value > MOST:
+                raise ConfigError(f"{name} must be at most {MOST:,}, found {value:,}")
         for name in ("classes", "registers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 (none) or more, found {getattr(self, name)}")
@@ -116,10 +155,12 @@ class ViTConfig:
         Raises:
             ConfigError: for a name that is not a field, or a value that makes no model.
         """
+        if not isinstance(document, Mapping):
+            raise ConfigError(f"expected a configuration with named fields, found {document!r:.60}")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(document) - known):
             raise ConfigError(
-                f"unknown configuration {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+                f"unknown configuration {', '.join(unknown):.60}; known: {', '.join(sorted(known))}"
             )
         values: Any = {n: tuple(value) if isinstance(value, list) else value for n, value in document.items()}
         try:

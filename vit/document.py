@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
-from runtime.text import flaw
-from vit.config import ConfigError, ViTConfig
+from runtime.text import counted, flaw
+from vit.config import ViTConfig
 
 FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"
@@ -91,21 +91,52 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
     """
     try:
         document = parse_json(metadata[KEY])
-        if document["format"] != FORMAT or document["version"] != VERSION:
-            raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {document['version']}")
-        return Document(
-            config=ViTConfig.from_dict(document["config"]),
-            preprocess=Preprocess.from_dict(document["preprocess"]),
-            labels=tuple(str(label) for label in document["labels"]),
-            history=list(document["history"]),
-            recipe=dict(document["recipe"]),
-            finished=bool(document.get("finished", True)),
-        )
+        version = document["version"]
+        if document["format"] != FORMAT or version != VERSION or isinstance(version, bool):
+            raise CheckpointError(f"{file}: expected {FORMAT} version {VERSION}, found {version!r:.60}")
+        config = ViTConfig.from_dict(document["config"])
+        preprocess = Preprocess.from_dict(document["preprocess"])
+        labels, history, recipe = (document[name] for name in ("labels", "history", "recipe"))
+        finished = document.get("finished", True)
+        for name, value, good in (
+            ("labels", labels, _is_list(labels, str)),
+            ("history", history, _is_list(history, dict)),
+            ("recipe", recipe, isinstance(recipe, dict)),
+            ("finished", finished, isinstance(finished, bool)),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {value!r:.60}")
+        found = Document(config, preprocess, tuple(labels), history, recipe, finished)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         hint = "weights of another project are read by `python -m vit import`"
-        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error)}); {hint}") from error
+        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error):.300}); {hint}") from error
+    try:
+        check_fit(found.config, found.preprocess, found.labels)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return found
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
+    """Refuse labels and preprocessing of another model.
+
+    Raises:
+        CheckpointError: saying what was expected.
+    """
+    if len(labels) != config.classes:
+        raise CheckpointError(
+            f"expected {counted(config.classes, 'label')}, one per class of the model, found {len(labels)}"
+        )
+    if tuple(preprocess.size) != tuple(config.image_size):
+        raise CheckpointError(
+            f"the model takes {config.image_size} pixels, preprocessing gives {preprocess.size}"
+        )
 
 
 def incomplete(file: Path, error: Exception) -> CheckpointError:

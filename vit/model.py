@@ -10,7 +10,7 @@ field adds what later families have, and is named where it is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit.config import ViTConfig
+from vit.config import ConfigError, ViTConfig
 from vit.head import make_head, make_norm
 from vit.normalize import Normalize
 
@@ -232,6 +232,39 @@ def initialize(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight.flatten(1))  # (out, in), the patch embedding's too
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def compare_shapes(
+    config: ViTConfig, found: Mapping[str, Sequence[int]]
+) -> tuple[list[str], list[str], list[str]]:
+    """Compare the shapes of tensors with those of a model, which takes no memory for it.
+
+    Args:
+        config: of the model.
+        found: the shapes by the names of the tensors.
+
+    Returns:
+        names that are missing, names that are left over, and sentences on shapes that are others.
+
+    Raises:
+        ConfigError: for a config that is far larger than the tensors.
+    """
+    blocks = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
+    if blocks != config.depth:  # first: even without weights, a block takes time to make
+        raise ConfigError(f"depth {config.depth:,} and the tensors of {blocks:,} blocks do not fit")
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(value.shape) for name, value in ViT(config).state_dict().items()}
+    except RuntimeError as error:  # torch counts the elements even where it stores none
+        raise ConfigError(f"its sizes make tensors that no memory holds ({error})") from error
+    missing = sorted(set(shapes) - set(found))
+    left_over = sorted(set(found) - set(shapes))
+    misshapen = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    return missing, left_over, misshapen
 
 
 def new_model(config: ViTConfig, seed: int) -> ViT:

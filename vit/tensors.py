@@ -32,3 +32,16 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise incomplete(file, error) from error
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, without their values.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise incomplete(file, error) from error

@@ -7,5 +7,6 @@ In reading order:
     passes/       rewrites for graphs of other exporters
     canonicalize  the order of all rewrites
     folder        the folder of optimum or transformers.js: model, preprocessing and labels
+    scores        outputs that are no logits
     load          the whole door
 """

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from export.from_onnx.spec import FIELDS, ForeignError, Spec, read_spec
-from runtime.text import flaw
-from vit.pretrained.documents import PREPROCESSOR, SourceError, labels_of, read_json, read_preprocessor
+from vit.pretrained.documents import (
+    PREPROCESSOR,
+    SourceError,
+    labels_of,
+    read_json,
+    read_preprocessor,
+    refuse_other_scores,
+)
 from vit.pretrained.preprocessing import View, from_preprocessor, from_timm
 
 MODEL = "model.onnx"
@@ -52,13 +58,14 @@ def describe(source: Path, preprocess: Path | None = None) -> Described:
     name = name_of(model)
     try:
         config = read_json(folder / CONFIG)
+        refuse_other_scores(config)
         if preprocess is None:
             document, at = _beside(folder, config, source)
         else:
             document, at = read_json(preprocess), preprocess
             if not preprocess.is_file() or not _is_of_others(document):
                 return Described(model, name, read_spec(preprocess))
-        view = _view(document, at)
+        view = _view(document, at, str(config.get("model_type") or ""))
         labels, assumed = _labels(config, folder)
     except SourceError as error:
         raise ForeignError(str(error)) from error
@@ -118,19 +125,20 @@ def _is_of_others(document: Mapping[str, Any]) -> bool:
     return "preprocess" not in document and any(field in document for field in known)
 
 
-def _view(document: Mapping[str, Any], file: Path) -> View:
+def _view(document: Mapping[str, Any], file: Path, model_type: str) -> View:
     try:
         if timm := document.get("pretrained_cfg"):
             return from_timm(timm)
-        return from_preprocessor(document)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ForeignError(f"{file}: the preprocessing makes no sense ({flaw(error)})") from error
+        return from_preprocessor(document, model_type)
+    except SourceError as error:
+        raise ForeignError(f"{file}: the preprocessing cannot be followed ({error})") from error
 
 
 def _labels(config: Mapping[str, Any], folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The names of the classes, or None and a sentence that says so."""
     named = config.get("id2label")
-    listed = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    timm = config.get("pretrained_cfg")
+    listed = config.get("label_names") or (timm.get("label_names") if isinstance(timm, Mapping) else None)
     count = len(named) if isinstance(named, Mapping) else len(listed) if isinstance(listed, list) else 0
     labels, guessed = labels_of(config, count)
     if count and not guessed:

@@ -58,7 +58,7 @@ def test_every_line_of_python_in_the_pages_runs(
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_what_an_app_loads_is_under_2000_lines_of_code(model: Path, images: Path) -> None:
+def test_what_an_app_loads_is_under_2200_lines_of_code(model: Path, images: Path) -> None:
     """All that the public names need and nothing of the command line, whose modules stay out.
 
     The words for images that cannot be read, and the checks of rare formats, are loaded with the first of
@@ -79,7 +79,7 @@ def test_what_an_app_loads_is_under_2000_lines_of_code(model: Path, images: Path
     of_images = {f"images/{name}" for name in of_images}
     assert outside == {"__main__.py", "command_line.py", "interrupts.py", "writing.py"} | of_images
     assert len(tooling) > len(outside)
-    assert sum(lines.values()) < 2000
+    assert sum(lines.values()) < 2200
 
 
 def lines_of_code(path: Path) -> int:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from runtime.writing import OutputError
@@ -97,3 +99,76 @@ def test_a_failed_write_leaves_the_old_file(saved, tmp_path, tiny_model, tiny_pr
     monkeypatch.undo()
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["model.safetensors"]
+
+
+def claim(saved, change):
+    """Write the checkpoint again with another document: the weights stay."""
+    with safe_open(saved, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        document = json.loads(opened.metadata()[KEY])
+    change(document)
+    save_file(tensors, saved, {KEY: json.dumps(document)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("depth", value) for value in (10**9, 2.5, 0, -1, True, "2", None, 10**30, [1])),
+        *(("width", value) for value in (65_536, 10**12, 2.5, "wide")),
+        *(("heads", value) for value in (0, -2, 1.0, 5)),
+        *(("mlp_width", value) for value in (2**24, 10**18)),
+        *(("patch_size", value) for value in (0, -4, "4")),
+        *(("image_size", value) for value in ([10**9, 10**9], [8], 8, ["8", "8"], [8.0, 8.0], [0, 8])),
+        *(("classes", value) for value in (10**9, -1, 2.0)),
+        *(("registers", value) for value in (10**9, -1)),
+        *(("representation", value) for value in (10**18, 0, "tanh")),
+        *(("mean", value) for value in (["a", "b", "c"], "abc", [0.5], [None] * 3, [float("nan")] * 3)),
+        *(("std", value) for value in ([0, 1, 1], [float("inf")] * 3)),
+        *(("norm_epsilon", value) for value in (float("nan"), -1.0, 0, "small")),
+        *(("dropout", value) for value in (1.5, -0.1, "half")),
+        *((name, "yes") for name in ("class_token", "pre_norm", "gated", "rotary", "attention_bias")),
+        *((name, ["gelu"]) for name in ("activation", "pooling", "final_norm")),
+    ],
+)
+def test_a_config_that_claims_is_refused_before_anything_is_built(saved, name, value, monkeypatch):
+    claim(saved, lambda document: document["config"].update({name: value}))
+    monkeypatch.setattr("vit.checkpoint.ViT", lambda config: pytest.fail("it was built"))
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(saved)
+    assert str(error.value).startswith(f"{saved}: ")
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("config", None),
+        ("config", []),
+        ("config", "vit"),
+        ("preprocess", 7),
+        ("preprocess", {}),
+        ("labels", "abc"),
+        ("labels", ["a", "b"]),
+        ("labels", ["a", None, 3]),
+        ("labels", None),
+        ("history", [1]),
+        ("history", "long"),
+        ("recipe", [["a", 1]]),
+        ("finished", "false"),
+        ("version", True),
+        ("format", None),
+    ],
+)
+def test_a_document_that_makes_no_sense_is_refused(saved, name, value):
+    claim(saved, lambda document: document.update({name: value}))
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(saved)
+    assert str(error.value).startswith(f"{saved}: ")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, "[]", "7", "", "{"])
+def test_a_document_that_is_none_is_refused(saved, text):
+    save_file({"x": torch.zeros(1)}, saved, {KEY: text})
+    with pytest.raises(CheckpointError, match="not a checkpoint of vit-edge"):
+        load_checkpoint(saved)

@@ -9,8 +9,10 @@ In reading order:
     files          tensors out of files of other projects
     wrappings      which set of weights, without the names in front
     formats        how each project names its tensors
+    processors     the image processors that are followed, and their fields
     preprocessing  what the model expects of an image
     usual          what models expect whose source does not say it
+    claims         what a description says beyond the tensors
     head_width     the number of attention heads that trained weights show
     shape          the configuration, from tensors and descriptions
     heads          a head that another took the place of

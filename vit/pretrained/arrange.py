@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from vit.config import ConfigError
+from vit.pretrained.claims import pooling_of
 from vit.pretrained.formats import CLIP, Format
 from vit.pretrained.fused import Tensors
+from vit.pretrained.processors import number
 from vit.pretrained.shape import Described, grid_of
 
+MOST_SPREAD = 64 * 64  # patches with a bias for each pair of them, which takes their number squared
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -29,7 +32,7 @@ def arranged(form: Format, tensors: Tensors, described: Described) -> tuple[Tens
     tensors = {name: value for name, value in tensors.items() if value.numel()}  # DINOv3 stores 0 registers
     if tensors["patch_embedding.weight"].ndim != 4:
         raise ConfigError("its patches are cut before the model (NaFlex), which this model does not know")
-    extra = pooling_of(form, tensors, described)
+    extra = pooling_fields(form, tensors, described)
     pooled(tensors, extra)
     placed(tensors, extra, described)
     extra["pre_norm"] = "pre_norm.weight" in tensors
@@ -60,11 +63,10 @@ def in_color(tensors: Tensors) -> tuple[Tensors, list[str]]:
     return tensors | {"patch_embedding.weight": color}, [note]
 
 
-def pooling_of(form: Format, tensors: Tensors, described: Described) -> dict[str, Any]:
+def pooling_fields(form: Format, tensors: Tensors, described: Described) -> dict[str, Any]:
     """Return the pooling and the last norm, from the tensors after the last block and the description."""
     width = tensors["patch_embedding.weight"].shape[0]
     head, has_class = tensors.get("head.weight"), "class_token" in tensors
-    said = described.first("global_pool")
     pooling, norm = "class" if has_class else "mean", "before"
     if "head_distillation.weight" in tensors:
         pooling = "class_and_last"
@@ -76,20 +78,18 @@ def pooling_of(form: Format, tensors: Tensors, described: Described) -> dict[str
         pooling, norm = "mean", "after"
     elif head is not None and head.shape[1] == 2 * width and "pre_logits.weight" not in tensors:
         pooling = "class_and_mean"
-    elif said == "avg":
+    elif described.first("global_pool") in ("avg", True):
         pooling = "mean"
-    elif said not in (None, "", "token", "avg"):
-        raise ConfigError(f"its pooling {said!r} is not one that this model knows")
+    pooling, norm = pooling_of(described.facts, tensors, (pooling, norm))
     return {"pooling": pooling, "final_norm": norm, "class_token": has_class}
 
 
 def pooled(tensors: Tensors, extra: dict[str, Any]) -> None:
     """The tensors behind the last block: one norm, one head, and the pool's query already projected."""
-    if extra["final_norm"] == "after":
-        unused = [name for name in tensors if name.startswith("norm.")]
-        if not unused:
-            for part in ("weight", "bias"):
-                tensors[f"norm.{part}"] = tensors.pop(f"fc_norm.{part}")
+    after = extra["final_norm"] == "after" or extra["pooling"] == "class"
+    if after and "fc_norm.weight" in tensors and "norm.weight" not in tensors:
+        for part in ("weight", "bias"):
+            tensors[f"norm.{part}"] = tensors.pop(f"fc_norm.{part}")
     if extra["final_norm"] == "none" or (extra["pooling"] == "mean" and "pool.probe" in tensors):
         dropped = ("norm.", "pool.") if extra["final_norm"] == "none" else ("pool.",)
         for name in [name for name in tensors if name.startswith(dropped)]:
@@ -147,9 +147,9 @@ def rotated(
     theta = described.first("rope_theta")
     if theta is None and isinstance(parameters := described.first("rope_parameters"), dict):
         theta = parameters.get("rope_theta")
-    heads = described.heads or int(described.first("num_attention_heads"))
-    head = tensors["patch_embedding.weight"].shape[0] // heads
-    periods = float(theta or 100.0) ** torch.arange(0, 1, 4 / head, dtype=torch.float32)
+    head = tensors["patch_embedding.weight"].shape[0] // (described.said_heads() or 1)
+    theta = 100.0 if theta is None else number(theta, "rope_theta", above=0)
+    periods = theta ** torch.arange(0, 1, 4 / head, dtype=torch.float32)
     down, across = ((torch.arange(0.5, size) / size) * 2 - 1 for size in grid)
     centers = torch.stack(torch.meshgrid(down, across, indexing="ij"), -1).flatten(0, 1)  # (patches, 2)
     angles = (2 * torch.pi * centers[:, :, None] / periods).flatten(1).tile(2)  # (patches, d)
@@ -190,6 +190,10 @@ def spread(table: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     if table.shape[0] != (2 * rows - 1) * (2 * columns - 1) + 3:
         raise ConfigError(f"{table.shape[0]} relative positions do not belong to {rows} x {columns} patches")
+    if rows * columns > MOST_SPREAD:
+        raise ConfigError(
+            f"relative positions of {rows} x {columns} patches (limit: {MOST_SPREAD:,} patches)"
+        )
     down, across = (
         each.flatten() for each in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     )

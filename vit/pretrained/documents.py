@@ -13,6 +13,16 @@ PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of models that take text too, since transformers 5
 
 
+ONE_CLASS = (
+    "it has one output, and a softmax over one class is 1.0 for every image: a model of two classes with a "
+    "sigmoid, or of a number (regression); train it with one output per class, both of two included"
+)
+OTHER_SCORES = {
+    "multi_label_classification": "a multi-label model scores each class for itself, with a sigmoid",
+    "regression": "a regression model gives numbers, no classes",
+}
+
+
 class SourceError(InputError):
     """Weights that cannot be read or do not fit; the message says which and what was expected."""
 
@@ -32,6 +42,21 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
+def refuse_other_scores(config: Mapping[str, Any]) -> None:
+    """Refuse a model whose config.json says that its outputs are not the logits of classes.
+
+    Raises:
+        SourceError: naming the problem type.
+    """
+    said = config.get("problem_type")
+    if said not in (None, "", "single_label_classification"):
+        meaning = OTHER_SCORES.get(str(said), "its outputs are not known here")
+        raise SourceError(
+            f"problem_type is {said!r:.60} in config.json: {meaning}; this project's scores are a softmax "
+            "over the classes"
+        )
+
+
 def read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
     """Read the preprocessing that a folder of transformers describes, empty for none, and name its file."""
     file, newer = folder / PREPROCESSOR, folder / PROCESSOR
@@ -43,16 +68,22 @@ def read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
 
 def labels_of(described: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:
     """The names of the classes, or their numbers."""
-    named = described.get("id2label")
-    inverse = described.get("label2id")
+    named, inverse = described.get("id2label"), described.get("label2id")
     if not named and isinstance(inverse, Mapping):
         named = {str(index): name for name, index in inverse.items()}
-    if isinstance(named, Mapping) and len(named) == classes and all(str(i) in named for i in range(classes)):
-        return tuple(str(named[str(i)]) for i in range(classes)), []
-    listed = named if isinstance(named, list) else described.get("label_names")
-    listed = listed or (described.get("pretrained_cfg") or {}).get("label_names")
-    if isinstance(listed, list) and len(listed) == classes:
+    timm = described.get("pretrained_cfg")
+    listed = described.get("label_names") or (timm.get("label_names") if isinstance(timm, Mapping) else None)
+    if isinstance(named, Mapping) and all(str(i) in named for i in range(len(named))):
+        listed = [named[str(i)] for i in range(len(named))]
+    elif named:
+        listed = named
+    if isinstance(listed, list) and len(listed) == classes and all(map(_is_name, listed)):
         return tuple(map(str, listed)), []
-    unfit = f"; config.json names {len(named)}, which are not 0 to {classes - 1}" if named else ""
+    count = len(listed) if isinstance(listed, (list, Mapping)) else 0
+    unfit = f"; config.json names {count}, which are not 0 to {classes - 1}" if listed else ""
     guessed = [f"the class indices, 0 to {classes - 1}, as their labels{unfit} (--labels FILE names them)"]
     return tuple(map(str, range(classes))), guessed if classes else []
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)

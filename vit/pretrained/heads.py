@@ -10,8 +10,8 @@ from vit.pretrained.fused import Tensors
 # Layers of masked and of contrastive pre-training (MAE, SimMIM, DINO, iBOT, DINOv2, MoCo): no part of the
 # model that gives features.
 PRETRAINING = re.compile(
-    r"(?:decoder\w*|predictor|projector|projection(?:_head)?|prototypes?|queue\w*|(?:\w+_)?mask_token|"
-    r"(?:dino|ibot|koleo|mim)_?\w*|head\.(?:mlp|last_layer))(?:\..*)?"
+    r"(?:decoder\w*|predictor|projector|(?:visual_)?projection(?:_head)?|prototypes?|queue\w*|"
+    r"(?:\w+_)?mask_token|(?:dino|ibot|koleo|mim)_?\w*|head\.(?:mlp|last_layer))(?:\..*)?"
 )
 CONTRASTIVE_HEAD = re.compile(r"heads?\.\d+\..*")  # MoCo's and SimCLR's, beside a predictor or a projector
 

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from runtime.images.preprocess import Preprocess
 from runtime.text import counted
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
-from vit.model import ViT
+from vit.model import ViT, compare_shapes
 from vit.pretrained.arrange import arranged, in_color
+from vit.pretrained.claims import OtherModelError, refuse_other_models
 from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
 from vit.pretrained.files import read_weights
 from vit.pretrained.formats import recognize
@@ -23,7 +22,7 @@ from vit.pretrained.head_width import doubted
 from vit.pretrained.heads import settled_head
 from vit.pretrained.places import description_folder, find_weights
 from vit.pretrained.preprocessing import View
-from vit.pretrained.shape import Described, config_of
+from vit.pretrained.shape import MOST_PATCHES, Described, config_of
 from vit.pretrained.usual import view_of
 from vit.pretrained.wrappings import unwrapped
 
@@ -88,6 +87,7 @@ def read_source(
     unknown: Tensors = {}
     try:
         renamed, unknown = form.rename(found.tensors)
+        refuse_other_models(unknown)
         renamed, unknown, chosen = settled_head(renamed, unknown)
         renamed, converted = in_color(renamed)
         fitted, extra = arranged(form, renamed, described)
@@ -95,7 +95,10 @@ def read_source(
     except (ConfigError, KeyError, IndexError, ValueError, RuntimeError) as error:
         raise SourceError(not_a_vit(file, error, unknown)) from error
     model = loaded(file, config, fitted, unknown)
-    model, preprocess, sized = seen(model, view)
+    try:
+        model, preprocess, sized = seen(model, view)
+    except ValueError as error:  # of ViTConfig and Preprocess: sizes that they do not have
+        raise SourceError(f"{file}: the preprocessing does not fit the model ({error})") from error
     labels, guessed = labels_of(document, config.classes)
     assumed = [*view.assumed, *assumed, *guessed]
     notes = (*found.notes, *chosen, *converted, *sized, *doubted(fitted, config.heads))
@@ -114,7 +117,9 @@ def load_model(source: Path | str) -> ViT:
 def not_a_vit(file: Path, error: Exception, unknown: Iterable[str]) -> str:
     """A message for what tensors or description do not allow; a missing --heads is no reason for ONNX."""
     said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    if any(word in said for word in ("--heads", "--activation", "multi-label", "channels")):
+    if isinstance(error, OtherModelError):
+        return f"{file}: {said}; {ONNX_WAY}"
+    if isinstance(error, SourceError) or any(w in said for w in ("--heads", "--activation", "channels")):
         return f"{file}: {said}"
     unfit = misfit([], sorted(unknown), [])
     return (
@@ -137,6 +142,11 @@ def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
     fits = not (wanted[0] % config.patch_size or wanted[1] % config.patch_size)
     movable = not (config.rotary or config.attention_bias)
     if view.by_input and fits and movable:
+        patches = wanted[0] // config.patch_size * (wanted[1] // config.patch_size)
+        if patches > MOST_PATCHES:
+            raise ConfigError(
+                f"{wanted[0]}x{wanted[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})"
+            )
         resized = ViT(replace(config, image_size=wanted))
         position = resized_position(
             model.position.detach(), config.grid, resized.config.grid, antialias=False
@@ -154,15 +164,8 @@ def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
 
 
 def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in ViT(config).state_dict().items()}
-    missing = sorted(set(shapes) - set(tensors))
-    left_over = sorted([*unknown, *(set(tensors) - set(shapes))])
-    misshapen = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
+    missing, left_over, misshapen = compare_shapes(config, {n: each.shape for n, each in tensors.items()})
+    left_over = sorted([*unknown, *left_over])
     if unfit := misfit(missing, left_over, misshapen):
         raise SourceError(f"{file}: {unfit}; {ONNX_WAY}")
     model = ViT(config)

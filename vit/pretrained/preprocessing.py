@@ -7,44 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runtime.images.preprocess import Interpolation, Preprocess, Resize
+from vit.pretrained.documents import SourceError
+from vit.pretrained.processors import (
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Triple,
+    number,
+    read_fields,
+    triple,
+    whole,
+)
 
-Triple = tuple[float, float, float]
 Size = tuple[int, int]  # (height, width)
-HALF: Triple = (0.5, 0.5, 0.5)
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 # Pillow's numbers.
 PILLOW: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-SQUARE: Mapping[str, int] = {"height": 224, "width": 224}
-# What transformers' processors take where the file says null or nothing.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "ViT": {"resample": 2, "size": SQUARE},
-    "DeiT": {
-        "resample": 3,
-        "size": {"height": 256, "width": 256},
-        "do_center_crop": True,
-        "crop_size": SQUARE,
-    },
-    "Beit": {"resample": 3, "size": SQUARE, "crop_size": SQUARE},
-    "CLIP": {"resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": SQUARE}
-    | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
-    "Siglip": {"resample": 3, "size": SQUARE},
-    "ConvNext": {"resample": 3, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
-    "DINOv3ViT": {"resample": 2, "size": SQUARE, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-    "Pvt": {"resample": 3, "size": SQUARE, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-}
-DEFAULTS = {**DEFAULTS, "Bit": DEFAULTS["CLIP"]}
-# What would change the pixels in a way that a `Preprocess` cannot say, when it is true.
-UNKNOWN = (
-    "do_pad",
-    "do_flip_channel_order",
-    "do_flip_channels",
-    "do_grayscale",
-    "do_thumbnail",
-    "rescale_offset",
-)
 
 
 @dataclass(frozen=True)
@@ -82,116 +59,168 @@ class View:
         return Preprocess(size=size, resize=self.resize, resize_to=edge, interpolation=self.interpolation)
 
 
-def from_preprocessor(document: Mapping[str, Any]) -> View:
-    """Hugging Face's preprocessor_config.json, as transformers reads it."""
-    kind = str(document.get("image_processor_type") or document.get("feature_extractor_type") or "ViT")
-    kind = (
-        kind.removesuffix("Fast")
-        .removesuffix("Pil")
-        .removesuffix("ImageProcessor")
-        .removesuffix("FeatureExtractor")
-    )
-    said = {name: value for name, value in document.items() if value is not None}
-    known = {**DEFAULTS.get(kind, DEFAULTS["ViT"]), **said}
-    if refused := [name for name in UNKNOWN if known.get(name)]:
-        raise ValueError(f"{refused[0]} is {known[refused[0]]!r}, and cannot be followed here")
-    view, notes = geometry(known)
-    if kind not in DEFAULTS and any(
-        document.get(name) is None for name in ("size", "image_mean", "image_std")
-    ):
-        notes.append(f"the defaults of a ViTImageProcessor for what a {kind}ImageProcessor leaves out")
-    rescale = float(known.get("rescale_factor", 1 / 255)) if known.get("do_rescale", True) else 1.0
-    mean, std = HALF, HALF
+def from_preprocessor(document: Mapping[str, Any], model_type: str = "") -> View:
+    """Hugging Face's preprocessor_config.json, as transformers reads it.
+
+    Args:
+        document: the fields.
+        model_type: of config.json, which names the processor where the document does not.
+
+    Raises:
+        SourceError: for a type, field or value that cannot be followed.
+    """
+    kind, known, notes = read_fields(document, model_type)
+    view, more = geometry(kind, known)
+    mean, std = normalization(known)
+    view = replace(view, mean=mean, std=std, by_input=True, assumed=(*notes, *more))
+    check_pixels(view)
+    return view
+
+
+def normalization(known: Mapping[str, Any]) -> tuple[Triple, Triple]:
+    """Return mean and deviation for pixels in 0..1: transformers has (pixel · rescale - mean) / deviation."""
+    rescale = known.get("do_rescale", True)
+    unit = 255 * (number(known.get("rescale_factor", 1 / 255), "rescale_factor", above=0) if rescale else 1.0)
+    unit = 1.0 if abs(unit - 1) < 1e-9 else unit
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    said = triple(known["image_std"], "image_std", above=0)
     if known.get("do_normalize", True):
-        mean, std = triple(known.get("image_mean", HALF)), triple(known.get("image_std", HALF))
-    else:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    # transformers: (pixel · rescale - mean) / std; here: (pixel / 255 - mean) / std.
-    unit = rescale * 255
-    red, green, blue = (value / unit if unit != 1 else value for value in mean)
-    deviation = triple([value / unit if unit != 1 else value for value in std])
-    return replace(view, mean=(red, green, blue), std=deviation, by_input=True, assumed=tuple(notes))
+        mean, std = triple(known["image_mean"], "image_mean"), said
+    if rescale and known.get("rescale_offset"):  # EfficientNet: pixel · rescale - 1
+        mean = triple([value + 1 for value in mean], "image_mean")
+    if known.get("include_top"):  # EfficientNet divides by the deviation once more
+        std = triple([a * b for a, b in zip(std, said, strict=True)], "image_std")
+    return (
+        triple([value / unit for value in mean], "image_mean"),
+        triple([value / unit for value in std], "image_std", above=0),
+    )
 
 
-def geometry(known: Mapping[str, Any]) -> tuple[View, list[str]]:
-    """Return the resizing and cropping of transformers, and notes on differences from it."""
-    interpolation = PILLOW[int(known["resample"])]
-    size, notes = known["size"], []
-    crop = edges(known.get("crop_size", size)) if known.get("do_center_crop") else None
+def geometry(kind: str, known: Mapping[str, Any]) -> tuple[View, list[str]]:
+    """Return the resizing and cropping of a processor of transformers, and notes on differences from it."""
+    interpolation = filter_of(known["resample"])
+    size: Any = known["size"]
+    if isinstance(size, int) and not isinstance(size, bool) and not known.get("default_to_square", True):
+        size = {"shortest_edge": size}
+    crop = edges(known.get("crop_size", size), "crop_size") if known.get("do_center_crop") else None
     if not known.get("do_resize", True):
-        notes.append(
+        stretched = (
             "images of other sizes are stretched to the input (the source takes none, do_resize is false)"
         )
-        return View("stretch", interpolation, size=crop), notes
+        return View("stretch", interpolation, size=crop), [stretched]
     shortest = shortest_edge(size)
+    if kind == "ConvNext":
+        return convnext(interpolation, shortest, crop, number(known["crop_pct"], "crop_pct", above=0)), []
     if shortest is None:
-        size = edges(size)
-        if crop is None or crop == size:
-            return View("stretch", interpolation, size=size), notes
-        kept = crop[0] / size[0], crop[1] / size[1]
-        if max(kept) > 1:
-            raise ValueError(f"crop_size {crop} is larger than size {size}: the border would be black")
-        return View("stretch", interpolation, size=crop, kept=kept), notes
-    percent = known.get("crop_pct")
-    if percent is not None and crop is None and shortest < 384:  # ConvNext's rule
-        return View("crop", interpolation, size=(shortest, shortest), edge=int(shortest / percent)), notes
-    if percent is not None and crop is None:
-        return View("stretch", interpolation, size=(shortest, shortest)), notes
+        return stretched_and_cut(interpolation, edges(size, "size"), crop), []
+    shortest = int(256 / 224 * shortest) if kind == "Levit" else shortest
+    notes = []
     if crop is None:
         notes.append("the middle square of an image (the source keeps the whole, whatever its shape)")
         crop = shortest, shortest
     if max(crop) > shortest:
-        raise ValueError(
+        raise SourceError(
             f"crop_size {crop} is larger than shortest_edge {shortest}: the border would be black"
         )
     return View("crop", interpolation, size=crop, edge=shortest), notes
 
 
+def convnext(interpolation: Interpolation, shortest: int | None, crop: Size | None, percent: float) -> View:
+    """ConvNext's rule: below 384 pixels a share of the resized image is kept, from there on all of it."""
+    if shortest is None or crop is not None:
+        raise SourceError("a ConvNextImageProcessor has size.shortest_edge and no crop_size of its own")
+    if shortest >= 384:
+        return View("stretch", interpolation, size=(shortest, shortest))
+    if percent > 1:
+        raise SourceError(f"crop_pct is {percent}, which pads the image, and cannot be followed here")
+    return View("crop", interpolation, size=(shortest, shortest), edge=int(shortest / percent))
+
+
+def stretched_and_cut(interpolation: Interpolation, size: Size, crop: Size | None) -> View:
+    """Return the view of an image that is stretched to `size`, of which the middle `crop` is kept."""
+    if crop is None or crop == size:
+        return View("stretch", interpolation, size=size)
+    kept = crop[0] / size[0], crop[1] / size[1]
+    if max(kept) > 1:
+        raise SourceError(f"crop_size {crop} is larger than size {size}: the border would be black")
+    return View("stretch", interpolation, size=crop, kept=kept)
+
+
+def filter_of(resample: Any) -> Interpolation:
+    """Return the filter of Pillow's number."""
+    if not isinstance(resample, int) or isinstance(resample, bool) or not 0 <= resample < len(PILLOW):
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(PILLOW))
+        raise SourceError(f"resample is {resample!r:.60}, expected one of {known}")
+    return PILLOW[resample]
+
+
 def shortest_edge(size: Any) -> int | None:
     """The length of the shorter edge, where the size means that; the shape is kept then."""
-    if isinstance(size, Mapping) and "shortest_edge" in size:
+    if isinstance(size, Mapping) and size.get("shortest_edge") is not None:
         if size.get("longest_edge"):
-            raise ValueError("size has a longest_edge, which cannot be followed here")
-        return int(size["shortest_edge"])
+            raise SourceError("size has a longest_edge, which cannot be followed here")
+        return whole(size["shortest_edge"], "shortest_edge")
     return None
 
 
-def from_timm(document: Mapping[str, Any]) -> View:
-    """The pretrained_cfg in a timm folder's config.json, as timm's own transform for evaluation reads it."""
-    _, height, width = document["input_size"]
-    percent = float(document.get("crop_pct") or 0.875)
+def from_timm(document: Any) -> View:
+    """The pretrained_cfg in a timm folder's config.json, as timm's own transform for evaluation reads it.
+
+    Raises:
+        SourceError: for a field that cannot be followed, or a value that makes no sense.
+    """
+    if not isinstance(document, Mapping):
+        raise SourceError(f"pretrained_cfg is {document!r:.60}, expected an object with input_size and mean")
+    size: Any = document.get("input_size")
+    if not isinstance(size, (list, tuple)) or len(size) != 3:
+        raise SourceError(f"input_size is {size!r:.60}, expected [channels, height, width]")
+    if size[0] not in (1, 3):
+        raise SourceError(
+            f"input_size is {size!r:.60}: images of {size[0]!r:.20} channels, and this project's have three "
+            "(red, green, blue); import a model of RGB images"
+        )
+    percent = number(document.get("crop_pct") or 0.875, "crop_pct", above=0)
     mode = document.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
-        raise ValueError(f"crop_mode {mode!r} pads the image, which cannot be followed here")
-    return View(
+        raise SourceError(f"crop_mode {mode!r:.60} pads the image, which cannot be followed here")
+    if percent > 1:
+        raise SourceError(f"crop_pct is {percent}, which pads the image, and cannot be followed here")
+    interpolation = document.get("interpolation") or "bicubic"
+    if interpolation not in PILLOW:
+        raise SourceError(f"interpolation is {interpolation!r:.60}, expected one of {', '.join(PILLOW)}")
+    view = View(
         "stretch" if mode == "squash" else "crop",
-        document.get("interpolation") or "bicubic",
-        triple(document.get("mean") or IMAGENET_MEAN),
-        triple(document.get("std") or IMAGENET_STD),
-        size=(int(height), int(width)),
+        interpolation,
+        triple(document.get("mean") or IMAGENET_MEAN, "mean"),
+        triple(document.get("std") or IMAGENET_STD, "std", above=0),
+        size=(whole(size[1], "input_size"), whole(size[2], "input_size")),
         kept=(percent, percent),
     )
+    check_pixels(view)
+    return view
 
 
-def edges(size: Any) -> Size:
+def check_pixels(view: View) -> None:
+    """Refuse sizes that no `Preprocess` has, before the model is built for them."""
+    try:
+        view.preprocess  # noqa: B018
+    except ValueError as error:
+        raise SourceError(f"size and crop make no possible preprocessing: {error}") from error
+
+
+def edges(size: Any, name: str) -> Size:
     """(height, width) of any of the ways in which Hugging Face writes a size."""
     if isinstance(size, Mapping):
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"]), int(size["shortest_edge"])
-        if "height" not in size:
-            raise ValueError(
-                f"size says {', '.join(map(str, size))}, expected height and width or shortest_edge"
+        if size.get("shortest_edge") is not None:
+            edge = whole(size["shortest_edge"], "shortest_edge")
+            return edge, edge
+        if size.get("height") is None or size.get("width") is None:
+            raise SourceError(
+                f"{name} says {', '.join(map(str, size)) or 'nothing'}, expected height and width or "
+                "shortest_edge"
             )
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, (list, tuple)):
-        return int(size[0]), int(size[1])
-    return int(size), int(size)
-
-
-def triple(values: Any) -> Triple:
-    """One number per channel; a single one stands for all three."""
-    if isinstance(values, (int, float)):
-        values = (values,) * 3
-    values = tuple(values) * (3 if len(values) == 1 else 1)
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+        return whole(size["height"], name), whole(size["width"], name)
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return whole(size[0], name), whole(size[1], name)
+    return whole(size, name), whole(size, name)

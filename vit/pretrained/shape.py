@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vit.config import SIZES, ConfigError, ViTConfig
+from vit.pretrained.claims import refuse_claims
+from vit.pretrained.documents import ONE_CLASS, SourceError, refuse_other_scores
 from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format
 from vit.pretrained.fused import Tensors
 from vit.pretrained.head_width import shown_heads
 from vit.pretrained.preprocessing import View
+from vit.pretrained.processors import number, whole
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -26,6 +30,10 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# Architectures of timm whose GELU is the one with tanh; its other SigLIPs have the exact one.
+TIMM_TANH = re.compile(
+    r"vit_(?:base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|vit_large_patch16_siglip.*_512"
+)
 # Heads by (width, depth), of timm's and DINOv2's named sizes beside those of `SIZES`.
 HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for each in SIZES.values()} | {
     (256, 14): 4,
@@ -40,6 +48,8 @@ HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for
     (1664, 48): 16,
     (4096, 40): 32,
 }
+MOST_PATCHES = 2**18  # of an image whose positions no tensor holds: 4096 pixels in patches of 8
+MAX_EDGE = 4096  # of an image that a model takes, as in runtime.images.preprocess
 PATCHES = (8, 14, 16, 32)  # pixels along an edge, of the models in HEADS
 # What transformers takes where config.json leaves it out, as the files of its older versions do with what is
 # the default of a `vision_config`; by model type.
@@ -54,9 +64,10 @@ VISION_HEADS = 12  # of all of these
 class Described:
     """Description beside the tensors, in one flat dictionary, and the choices of the caller."""
 
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # of the documents and, where these say nothing, of the training script
     activation: str | None = None
     heads: int | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)  # of the documents alone
 
     @staticmethod
     def of(
@@ -66,14 +77,23 @@ class Described:
         activation: str | None = None,
     ) -> Described:
         """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) say the same things."""
-        facts = {**arguments, **document}
+        stated = dict(document)
         for part in ("vision_config", "model_args"):
-            inner = document.get(part)
             # An outer model_type says "siglip" or "clip"; the inner one may be absent.
-            facts |= (
-                {k: v for k, v in inner.items() if k != "model_type"} if isinstance(inner, Mapping) else {}
-            )
-        return Described(facts, activation, heads)
+            stated |= {k: v for k, v in _fields(document.get(part)).items() if k != "model_type"}
+        script = {"architecture": arguments.get("model"), "global_pool": arguments.get("gp")}  # timm's
+        script = {name: value for name, value in script.items() if isinstance(value, str)}
+        script |= {**arguments, **_fields(arguments.get("model_kwargs"))}
+        return Described(script | stated, activation, heads, stated)
+
+    def said_heads(self) -> int | None:
+        """The number of attention heads that the caller or the source says.
+
+        Raises:
+            SourceError: for what is no whole number from 1.
+        """
+        said = self.first("num_attention_heads", "num_heads", "heads") if self.heads is None else self.heads
+        return None if said is None else whole(said, "the number of attention heads")
 
     def first(self, *names: str) -> Any:
         """The first of these facts that is there and not null."""
@@ -87,6 +107,10 @@ class Described:
     def model_type(self) -> str:
         """Name of the model in transformers; "clip" for a whole model as for its vision part."""
         return str(self.first("model_type") or "").removesuffix("_vision_model")
+
+
+def _fields(document: Any) -> Mapping[str, Any]:
+    return document if isinstance(document, Mapping) else {}
 
 
 def config_of(
@@ -104,14 +128,15 @@ def config_of(
     Raises:
         ConfigError: when the shapes describe no ViT, or the source does not tell what no shape does.
     """
-    if described.first("problem_type") == "multi_label_classification":
-        raise ConfigError(
-            "a multi-label model (problem_type in config.json) scores each class for itself, with a sigmoid; "
-            "this project's scores are a softmax over the classes"
-        )
+    refuse_other_scores(described.facts)
+    claims = refuse_claims(described.facts, described.stated, tensors)
+    if form is TIMM and extra.get("final_norm") == "after" and described.first("global_pool") is None:
+        claims.append("the mean of the patches before the last norm (max and avgmax have the same tensors)")
     width, _, patch_size, _ = tensors["patch_embedding.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    depth = depth_of(tensors)
     head = next((name for name in ("head.2.weight", "head.weight") if name in tensors), None)
+    if head is not None and tensors[head].shape[0] == 1:
+        raise SourceError(ONE_CLASS)
     heads, assumed = heads_of(tensors, described, width, depth)
     activation, more = activation_of(form, described, gated=bool(extra.get("gated")))
     config = ViTConfig(
@@ -129,15 +154,25 @@ def config_of(
         std=view.std,
         **extra,
     )
-    return config, [*assumed, *more]
+    return config, [*claims, *assumed, *more]
+
+
+def depth_of(tensors: Tensors) -> int:
+    """Number of blocks.
+
+    Raises:
+        ConfigError: when they are not numbered from 0.
+    """
+    numbers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    if numbers != {str(index) for index in range(len(numbers))} or not numbers:
+        raise ConfigError(f"its {len(numbers)} blocks are not numbered from 0")
+    return len(numbers)
 
 
 def heads_of(tensors: Tensors, described: Described, width: int, depth: int) -> tuple[int, list[str]]:
     """The number of attention heads, which mostly no tensor's shape tells."""
-    if described.heads is not None:
-        return described.heads, []
-    if said := described.first("num_attention_heads", "num_heads", "heads"):
-        return int(said), []
+    if (said := described.said_heads()) is not None:
+        return said, []
     if (norm := tensors.get("blocks.0.attention.query_norm.weight")) is not None:
         return width // len(norm), []
     if (bias := tensors.get("blocks.0.attention.bias")) is not None:
@@ -185,7 +220,7 @@ def activation_of(form: Format, described: Described, *, gated: bool) -> tuple[s
         return "silu", []  # SwiGLU, whatever hidden_act says: DINOv2's code has it fixed
     if said is None and "quickgelu" in described.architecture:
         said = "quick_gelu"
-    if said is None and form is GOOGLE:
+    if said is None and (form is GOOGLE or TIMM_TANH.fullmatch(described.architecture)):
         return "gelu_tanh", []
     if said is None and form is CLIP:
         said = VISION_ACTIVATION.get(described.model_type)
@@ -203,10 +238,11 @@ def epsilon_of(form: Format, described: Described) -> float:
     """The number that LayerNorm adds to the variance."""
     said = described.first("layer_norm_eps")
     if said is not None:
-        return float(said)
+        return number(said, "layer_norm_eps", above=0)
     if form in (HUGGING_FACE, CLIP):
         return EPSILON.get(described.model_type, 1e-12 if form is HUGGING_FACE else 1e-5)
-    return 1e-5 if "clip" in described.architecture else 1e-6
+    clip = re.match(r"vit_.*clip", described.architecture) and described.first("norm_layer") is None
+    return 1e-5 if clip else 1e-6
 
 
 def grid_of(
@@ -220,6 +256,8 @@ def grid_of(
     fits = sorted({prefix, min(prefix, 1), 0}, reverse=True)
     if said is not None:
         rows, columns = said[0] // patch_size, said[1] // patch_size
+        if positions is None and not 0 < rows * columns <= MOST_PATCHES:
+            raise ConfigError(f"image_size {said} is {rows * columns:,} patches (limit: {MOST_PATCHES:,})")
         if positions is None or positions - rows * columns in fits:
             return rows, columns, 0 if positions is None else positions - rows * columns
     if positions is None:
@@ -235,9 +273,14 @@ def image_size_of(described: Described) -> tuple[int, int] | None:
     """(height, width) as the source writes it, or None."""
     size = described.first("img_size", "image_size", "input_size")
     if size is None:
-        size = (described.first("pretrained_cfg") or {}).get("input_size")
-    if isinstance(size, int):
-        return size, size
+        timm = described.first("pretrained_cfg")
+        size = timm.get("input_size") if isinstance(timm, Mapping) else None
     if isinstance(size, (list, tuple)) and len(size) >= 2:
-        return int(size[-2]), int(size[-1])
-    return None
+        edges = whole(size[-2], "image_size"), whole(size[-1], "image_size")
+    elif size is None:
+        return None
+    else:
+        edges = whole(size, "image_size"), whole(size, "image_size")
+    if max(edges) > MAX_EDGE:
+        raise SourceError(f"image_size is {max(edges):,} pixels (limit: {MAX_EDGE:,})")
+    return edges

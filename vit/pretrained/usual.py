@@ -8,20 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.text import flaw
 from vit.pretrained.documents import SourceError
 from vit.pretrained.formats import TIMM, TORCHVISION, Format
 from vit.pretrained.preprocessing import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     View,
     from_preprocessor,
     from_timm,
 )
+from vit.pretrained.processors import CLIP_MEAN, CLIP_STD, IMAGENET, IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
 _DINOV2 = {"image_processor_type": "Bit", "size": {"shortest_edge": 256}} | IMAGENET
 # Model type of transformers → the preprocessor_config.json that its published models come with.
 USUAL: Mapping[str, Mapping[str, Any]] = {
@@ -46,16 +41,15 @@ def view_of(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, 
     Raises:
         SourceError: when the description makes no sense or asks for what no `Preprocess` can do.
     """
+    model_type = str(config.get("model_type") or "")
     try:
         if preprocessor:
-            return from_preprocessor(preprocessor)
+            return from_preprocessor(preprocessor, model_type)
         if timm := config.get("pretrained_cfg"):
             return from_timm(timm)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise SourceError(
-            f"{file.parent}: the description of the preprocessing makes no sense ({flaw(error)})"
-        ) from error
-    model_type = str(config.get("model_type") or "").removesuffix("_vision_model")
+    except SourceError as error:
+        raise SourceError(f"{file.parent}: the preprocessing cannot be followed ({error})") from error
+    model_type = model_type.removesuffix("_vision_model")
     return usual_view(model_type) if model_type in USUAL else assumed_view(form, file)
 
 

@@ -38,7 +38,8 @@ CONTAINERS = (*AVERAGED, *PLAIN, "student")
 INNER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|_forward_module)\.")
 COMPANIONS = re.compile(r"n_averaged|(?:criterion|loss_fn|loss|metrics?|\w+_metrics?)\..*")
 QUANTIZED = re.compile(r".*\.(?:SCB|absmax|quant_map|quant_state.*|qweight|qzeros|scales|weight_format)")
-NARROW = ("torch.float8_e4m3fn", "torch.float8_e5m2", "torch.float8_e4m3fnuz", "torch.float8_e5m2fnuz")
+DEEPEST = 16  # containers inside each other; a pickle can hold one that holds itself
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _contents(
     """The dictionary of tensors inside the containers, which ones were chosen, and the script's arguments."""
     notes: list[str] = []
     arguments: dict[str, Any] = {}
-    while isinstance(found, Mapping):
+    depth = 0
+    while isinstance(found, Mapping) and (depth := depth + 1) <= DEEPEST:
         for name in ("args", "hyper_parameters", "config", "model_args"):
             given = found.get(name)
             given = vars(given) if isinstance(given, Namespace) else given
@@ -102,6 +104,7 @@ def _contents(
         hint = "save the state_dict() of the model"
         raise SourceError(f"{file}: expected a dictionary of tensors by their names, found {kind}; {hint}")
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    _refuse_forms(tensors, file)
     if len(tensors) < len(found) and not _tells(tensors):
         other = next(name for name, value in found.items() if not isinstance(value, Tensor))
         kind = type(found[other]).__name__
@@ -168,13 +171,30 @@ def _refuse_by_name(tensors: Tensors, file: Path) -> None:
         tensors.pop(re.sub(r"\.modules_to_save\.[^.]+", ".original_module", name), None)
 
 
+def _refuse_forms(tensors: Mapping[Any, Tensor], file: Path) -> None:
+    """Refuse tensors that hold no values, or fewer than their shapes say: a copy would take any memory."""
+    for name, value in tensors.items():
+        what = ""
+        if value.layout != torch.strided or value.is_nested:
+            what = f"a sparse tensor ({value.layout})"
+        elif value.is_meta:
+            what = "a tensor without values (meta)"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            what = f"the shape {list(value.shape)} and fewer values (an expanded tensor)"
+        if what:
+            raise SourceError(
+                f"{file}: {name!s:.60} has {what}; save the state_dict() with plain tensors "
+                "(value.to_dense().contiguous())"
+            )
+
+
 FLOAT = "save the model in float32, float16 or bfloat16 and import that; INT8 is made by the export"
 
 
 def _refuse_values(tensors: Tensors, file: Path) -> None:
     for name, value in tensors.items():
-        number = value.is_floating_point() and str(value.dtype) not in NARROW
-        if name.endswith(("weight", "bias")) and not number:
+        narrow = value.is_floating_point() and value.dtype not in FLOATS
+        if narrow or (name.endswith(("weight", "bias")) and value.dtype not in FLOATS):
             kind = "complex weights" if value.is_complex() else "quantized weights"
             raise SourceError(f"{file}: {kind} ({name} is {value.dtype}); {FLOAT}")
     bad = [

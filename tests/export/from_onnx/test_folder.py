@@ -131,8 +131,12 @@ def test_what_is_guessed_is_said(optimum: Path) -> None:
     [
         ("preprocessor_config.json", "{", "not a JSON file"),
         ("preprocessor_config.json", "[1]", "expected a JSON object"),
-        ("preprocessor_config.json", '{"size": {"longest_edge": 3}}', "makes no sense"),
+        ("preprocessor_config.json", '{"size": {"longest_edge": 3}}', "longest_edge"),
         ("config.json", "{", "not a JSON file"),
+        ("config.json", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
+        ("preprocessor_config.json", '{"image_mean": "half"}', "image_mean"),
+        ("preprocessor_config.json", '{"image_processor_type": "PoolFormerImageProcessor"}', "PoolFormer"),
+        ("preprocessor_config.json", '{"do_flip_channel_order": true}', "blue, green, red"),
     ],
 )
 def test_damaged_documents_are_named(name: str, text: str, message: str, optimum: Path, capsys) -> None:

@@ -94,6 +94,12 @@ def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_description_that_is_nested_too_deeply_is_refused(spec: Path) -> None:
+    spec.write_text('{"labels":' + "[" * 100_000 + "]" * 100_000 + "}", encoding="utf-8")
+    with pytest.raises(ForeignError, match="nested too deeply"):
+        read_spec(spec)
+
+
 def test_spec_must_say_the_normalization(spec: Path) -> None:
     spec.write_text(json.dumps({"preprocess": {}}), encoding="utf-8")
     with pytest.raises(ForeignError, match="it lacks mean, std"):

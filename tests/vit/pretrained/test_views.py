@@ -13,7 +13,8 @@ from tests.vit.pretrained.test_wrappings import GOOD
 from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source
 from vit.pretrained.formats import CLIP
-from vit.pretrained.preprocessing import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN, from_preprocessor
+from vit.pretrained.preprocessing import from_preprocessor
+from vit.pretrained.processors import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN
 from vit.pretrained.shape import Described, activation_of
 from vit.pretrained.usual import USUAL, usual_view
 
@@ -100,7 +101,10 @@ def test_positions_follow_the_preprocessing_as_in_transformers(tmp_path):
     [
         ({"size": 12, "do_center_crop": True, "crop_size": 8}, ("stretch", (12, 12))),
         ({"size": {"shortest_edge": 12}, "do_center_crop": True, "crop_size": [8, 8]}, ("crop", 12)),
-        ({"size": {"shortest_edge": 8}, "crop_pct": 0.5}, ("crop", 16)),
+        (
+            {"size": 8, "crop_pct": 0.5, "image_processor_type": "ConvNextImageProcessor"},
+            ("crop", 16),
+        ),
         ({"do_center_crop": None, "crop_size": None}, ("stretch", None)),
     ],
 )
@@ -154,7 +158,7 @@ def test_nulls_mean_what_transformers_takes():
         theirs = getattr(transformers, f"{kind}ImageProcessorPil", None)
         if theirs is None:
             continue
-        made = theirs().to_dict()
+        made = {"default_to_square": theirs.default_to_square} | theirs().to_dict()
         for name, value in ours.items():
             found = made[name]
             found = dict(found) if hasattr(found, "keys") else found
