@@ -45,8 +45,6 @@ def read_spec(path: Path) -> Spec:
         document = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ForeignError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    except RecursionError as error:
-        raise ForeignError(f"{path}: expected a description, found JSON nested too deeply") from error
     except ValueError as error:
         raise ForeignError(f"{path}: expected a JSON document, found {error}") from error
     if not isinstance(document, dict):

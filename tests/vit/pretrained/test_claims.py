@@ -103,7 +103,7 @@ def test_a_head_with_one_output_is_refused(tmp_path):
         ({"num_attention_heads": 2.5}, "heads"),
         ({"num_attention_heads": True}, "heads"),
         ({"num_attention_heads": "two"}, "heads"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+        ({"layer_norm_eps": float("nan")}, "NaN is no JSON number"),
         ({"layer_norm_eps": -1.0}, "layer_norm_eps"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps"),
         ({"image_size": 10**9}, "image_size"),
