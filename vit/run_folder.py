@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from runtime.locking import only_writer
 from runtime.writing import OutputError, check_folder
 from vit.document import FILE_NAME, CheckpointError, read_document
 
 STATE = "state.safetensors"
+
+
+def write_alone(out: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder of a run; the processes that torchrun starts are one run.
+
+    Raises:
+        OutputError: on entering, if another process writes into it.
+    """
+    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+    return only_writer(out) if first else nullcontext()
 
 
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..locking import lock, say_no_locks
 from ..writing import OutputError, explained_output, write_atomically
 from .output import FIELDS, Format, Lines
 
@@ -43,8 +44,7 @@ def begin(
     """Open an output, and say which images it holds already.
 
     Beside a file stands `<path>.run`, which holds the settings, so that no file mixes the answers of two
-    models, or lines of two kinds. No two runs write one file at a time, where the system and the disk have
-    locks (`flock`).
+    models, or lines of two kinds. No two runs write one file at a time, where the disk has locks.
 
     Args:
         path: the output file; None for standard output.
@@ -95,15 +95,11 @@ def _begin(
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keep every other run off the file for as long as it is open."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = lock(file.fileno())
     except BlockingIOError:
         raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
-    except OSError:  # a network disk without locks: as on Windows
-        return
+    if not locked:
+        say_no_locks(path)
 
 
 def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.command.line import installed, positive
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
+from runtime.locking import only_writer
 from runtime.text import counted
 from runtime.writing import OutputError, check_folder
 
@@ -40,7 +41,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
 
 def run_import(options: argparse.Namespace) -> None:
     labels = _check(options)
-    with Step("vit", f"importing {options.source.name}"):
+    with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
         from vit.pretrained import read_source
         from vit.pretrained.load import with_labels

@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.command.line import installed
 from runtime.command.progress import Step
 from runtime.errors import MissingPackageError, install_line
+from runtime.locking import only_writer
 from runtime.writing import check_folder
 
 
@@ -60,6 +61,6 @@ def run_plots(options: argparse.Namespace) -> None:
     from vit.checkpoint import load_checkpoint
     from vit.inspect.page import write_plots
 
-    with Step("vit", "drawing"):
+    with only_writer(out), Step("vit", "drawing"):
         page = write_plots(load_checkpoint(options.run), images, out)
     print(page)

@@ -6,11 +6,15 @@ import argparse
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
-from runtime.writing import OutputError
+from runtime.writing import OutputError, check_folder
 from vit.training.scalars import check_tensorboard
+
+if TYPE_CHECKING:
+    from vit.training.setup import Checked, TrainOptions
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
@@ -111,23 +115,32 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from vit.run_folder import open_run_folder
-
-    resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
-    if not resume:
-        _refuse_inside(options.out, options.data)
-    if options.tensorboard:
-        check_tensorboard()
-    from vit.training.setup import TrainOptions, prepare
+    from vit.run_folder import open_run_folder, write_alone
+    from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
-    run = prepare(TrainOptions(**{name: value for name, value in vars(options).items() if name in names}))
+    given = TrainOptions(**{name: value for name, value in vars(options).items() if name in names})
+    if options.tensorboard:
+        check_tensorboard()
+    checked = check(given)
+    check_folder(options.out)
+    with write_alone(options.out):
+        resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
+        if not resume:
+            _refuse_inside(options.out, options.data)
+        print(_train(options, given, checked, resume=resume))
+
+
+def _train(options: argparse.Namespace, given: TrainOptions, checked: Checked, *, resume: bool) -> Path:
+    from vit.training.setup import prepare
+
+    run = prepare(given, checked)
     for sentence in run.data.notes:
         tell(f"note: {sentence}")
     tell(f"recipe: {json.dumps(run.recipe.to_dict())}")
     from vit.training.train import train
 
-    path = train(
+    return train(
         run.recipe,
         model=run.model,
         data=run.data,
@@ -140,7 +153,6 @@ def run_train(options: argparse.Namespace) -> None:
         tensorboard=options.tensorboard,
         report=tell,
     )
-    print(path)
 
 
 def _refuse_inside(out: Path, data: str) -> None:

@@ -96,13 +96,17 @@ def check(options: TrainOptions) -> Checked:
     return Checked(recipe, data, config)
 
 
-def prepare(options: TrainOptions) -> Start:
-    """Put together what `python -m vit train` was asked for, after `check` has found nothing wrong.
+def prepare(options: TrainOptions, checked: Checked | None = None) -> Start:
+    """Put together what `python -m vit train` was asked for.
+
+    Args:
+        options: of the command line.
+        checked: what `check` returned for them; None to check them now.
 
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
-    checked = check(options)
+    checked = checked or check(options)
     from vit.checkpoint import load_checkpoint
 
     recipe, data = checked.recipe, checked.data
