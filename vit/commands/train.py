@@ -135,6 +135,7 @@ def _train(options: argparse.Namespace, given: TrainOptions, checked: Checked, *
     from vit.training.setup import prepare
 
     run = prepare(given, checked)
+    tell(f"images: {run.data.describe()}")
     for sentence in run.data.notes:
         tell(f"note: {sentence}")
     tell(f"recipe: {json.dumps(run.recipe.to_dict())}")
