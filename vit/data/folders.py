@@ -88,9 +88,9 @@ def layout_of(folder: Path) -> Layout:
             )
         found[split] = path
     ordered = {split: found[split] for split in SPELLINGS if split in found}
-    names = tuple(path.name for path in others)
+    beside = tuple(path.name for path in others)
     return Layout(
-        _unwrap(ordered), names, (*(f"{name}: passed over, it is no split" for name in names), *loose)
+        _unwrap(ordered), beside, (*(f"{name}: passed over, it is no split" for name in beside), *loose)
     )
 
 
