@@ -20,8 +20,12 @@ def write_alone(out: Path) -> AbstractContextManager[None]:
     Raises:
         OutputError: on entering, if another process writes into it.
     """
-    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-    return only_writer(out) if first else nullcontext()
+    return only_writer(out) if is_first_process() else nullcontext()
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes the files of a run: one of those that torchrun starts does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:

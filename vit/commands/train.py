@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from runtime.command.line import natural, number, positive
@@ -115,7 +116,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from vit.run_folder import open_run_folder, write_alone
+    from vit.run_folder import is_first_process, open_run_folder, write_alone
     from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
@@ -128,7 +129,10 @@ def run_train(options: argparse.Namespace) -> None:
         resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
         if not resume:
             _refuse_inside(options.out, options.data)
-        print(_train(options, given, checked, resume=resume))
+        path = _train(options, given, checked, resume=resume)
+    if is_first_process():
+        _say_what_next(options, path)
+    print(path)
 
 
 def _train(options: argparse.Namespace, given: TrainOptions, checked: Checked, *, resume: bool) -> Path:
@@ -154,6 +158,17 @@ def _train(options: argparse.Namespace, given: TrainOptions, checked: Checked, *
         tensorboard=options.tensorboard,
         report=tell,
     )
+
+
+def _say_what_next(options: argparse.Namespace, path: Path) -> None:
+    """Print which epoch was kept, and the command to type next."""
+    from vit.document import read_document
+    from vit.training.evaluate import describe_kept
+
+    document = read_document(path)
+    tell(describe_kept(document.history, document.recipe["images"].get("val")))
+    out, data = quote(str(options.out)), quote(options.data)
+    tell(f"next: python -m export {out} --quantize --calibration {data}")
 
 
 def _refuse_inside(out: Path, data: str) -> None:

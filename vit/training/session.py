@@ -124,7 +124,7 @@ class Session:
     def checkpoint(
         self, model: ViT, history: list[dict[str, Any]], more: Mapping[str, Any], *, finished: bool
     ) -> Path:
-        images = {name: len(store) for name, store in self.stores.items()}
+        images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
             self.out / FILE_NAME,

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -422,7 +423,15 @@ def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_prep
     arguments += ["--image-size", "12", "--epochs", "2", "--batch", "8", "--set", "bad_images=0.5"]
     assert main(arguments) == 0
     found = load_checkpoint(tmp_path / "run")
-    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model.safetensors")
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "run" / "model.safetensors")
+    kept, following = said.err.splitlines()[-2:]
+    assert re.match(
+        r"kept epoch [12] of 2: [\d.]+ % of \d+ validation images right; the same images chose", kept
+    )
+    assert following == f"next: python -m export {tmp_path / 'run'} --quantize --calibration {photos}"
+    for split in ("train", "val", "test"):
+        assert f"from {photos / split}" in said.err
     assert found.labels == ("blue sky", "grass", "rose")
     assert found.preprocess.size == (12, 12)
     assert found.model.position.shape == (1, 10, 16)
