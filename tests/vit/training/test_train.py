@@ -430,7 +430,7 @@ def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_prep
         r"kept epoch [12] of 2: [\d.]+ % of \d+ validation images right; the same images chose", kept
     )
     assert following == f"next: python -m export {tmp_path / 'run'} --quantize --calibration {photos}"
-    for split in ("train", "val", "test"):
+    for split in ("train", "test"):
         assert f"from {photos / split}" in said.err
     assert found.labels == ("blue sky", "grass", "rose")
     assert found.preprocess.size == (12, 12)
