@@ -29,6 +29,8 @@ Kind = Literal[
     "unknown",
 ]
 
+# Kinds that hold no weights of a model; pages, pointers and archives have messages of their own.
+NO_WEIGHTS: tuple[Kind, ...] = ("image", "onnx", "text", "empty", "device")
 _HEAD = 512  # bytes that are read
 # Kind and words of a file that begins so.
 _BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.images.left_out import LeftOut, left_out_line
+from runtime.kinds import kind_of
 from runtime.text import counted
 from vit.data.folders import layout_of, tables_in
 from vit.data.idx import find_idx
@@ -77,6 +78,12 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     Raises:
         DataError: when there are no classes to learn.
     """
+    if Path(source).is_file():
+        words = kind_of(source)[1]
+        raise DataError(
+            f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
+            "where the images are PHOTOS/<class>/…, unpacked"
+        )
     splits = splits_of(source)
     if splits and "train" not in splits:
         folder = Path(source)

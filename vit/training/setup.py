@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
-from runtime.text import counted
+from runtime.text import counted, did_you_mean
 from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
@@ -140,7 +140,7 @@ def chosen_recipe(options: TrainOptions) -> Recipe:
         name = "finetune" if options.source else fallback
     known = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in known:
-        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}")
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
     return replace(known[name], **given_fields(options))
 
 
@@ -186,7 +186,8 @@ def parsed_change(text: str) -> tuple[str, Any]:
     # Not the name: an example's brings its model along.
     types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
     if not equals or name not in types:
-        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}")
+        nearest = did_you_mean(name, types)
+        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}{nearest}")
     try:
         return name, PARSERS[types[name]](value)
     except (ValueError, KeyError) as error:
