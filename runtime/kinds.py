@@ -48,6 +48,7 @@ _BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (
         for end in (b"\n", b" ")
     ),
     (b"#define", "image", "an XBM image"),
+    (b"Image type:", "image", "an IM image"),
     (b"/* XPM", "image", "an XPM image"),
     (b"PK\x03\x04", "zip", "a ZIP archive"),
     (b"\x1f\x8b", "archive", "a compressed archive"),
@@ -130,7 +131,8 @@ def _text(head: bytes) -> tuple[Kind, str]:
 
 def _folder(path: Path) -> tuple[Kind, str]:
     try:
-        empty = next(os.scandir(path), None) is None
+        with os.scandir(path) as entries:
+            empty = next(entries, None) is None
     except OSError:
         return "folder", "a folder that cannot be listed"
     return "folder", "an empty folder" if empty else "a folder"

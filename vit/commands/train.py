@@ -116,19 +116,19 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from vit.run_folder import is_first_process, open_run_folder, write_alone
+    from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
     from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
     given = TrainOptions(**{name: value for name, value in vars(options).items() if name in names})
     if options.tensorboard:
         check_tensorboard()
+    if not (options.resume and (options.out / STATE).exists()):
+        _refuse_inside(options.out, options.data)
     checked = check(given)
     check_folder(options.out)
     with write_alone(options.out):
         resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
-        if not resume:
-            _refuse_inside(options.out, options.data)
         path = _train(options, given, checked, resume=resume)
     if is_first_process():
         _say_what_next(options, path)
