@@ -17,7 +17,7 @@ from export.measure.variants import Reporter, measure, silent
 from export.options import Options, check_outputs, images_of
 from export.quantization import check_sites, quantize_source
 from export.source import Source, with_embedding
-from runtime.locking import only_writer
+from runtime.command.locking import only_writer
 
 
 def export(

@@ -10,9 +10,7 @@ calibration where there is no ONNX Runtime. In reading order:
 
     errors, command/ the tree of errors; what the command lines share
     interrupts       Ctrl-C and SIGTERM at any moment of a command line
-    kinds            what a file is by its first bytes
     text, writing    text of strangers made safe; files written aside and renamed
-    locking          one writer at a time for a file or a folder
     images/          from a file on a disk to pixels
     model_file/      a model file, read with care
     cpu              kind of CPU and number of cores

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Sequence
 
 from .batch.options import add_options, check_options
+from .command.kinds import kind_of
 from .command.line import PACKAGE, Parser, run_command
 from .interrupts import careful
-from .kinds import kind_of
 
 _EXAMPLES = """
 Each image gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:

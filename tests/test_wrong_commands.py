@@ -235,7 +235,7 @@ TABLE = [
     ("export", "--onnx c.safetensors --calibration photos", 2, "found a safetensors file; leave --onnx out"),
     ("export", "--onnx m.onnx --preprocess photo.jpg --calibration photos", 2, "in JSON, found a JPEG"),
     ("export", "c.safetensors --calibration words.txt", 2, "expected a folder of images, found text"),
-    ("export", f"{EXPORT} --quantise", 2, "did you mean --quantize?"),
+    ("export", f"{EXPORT} --quantizd", 2, "did you mean --quantize?"),
     ("export", "c.safetensors --onnx m.onnx", 2, "found both"),
     ("export", "c.safetensors --preprocess blank", 2, "add --onnx MODEL"),
     (

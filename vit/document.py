@@ -11,9 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from runtime.command.kinds import kind_of
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
-from runtime.kinds import kind_of
 from runtime.text import flaw
 from vit.config import ConfigError, ViTConfig
 

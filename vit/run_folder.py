@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from runtime.locking import only_writer
+from runtime.command.locking import only_writer
 from runtime.writing import OutputError, check_folder
 from vit.document import FILE_NAME, CheckpointError, read_document
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from export.command.checks import Known
 from export.example import ARTIFACTS, CHECKPOINT, EXAMPLE, example_checkpoint
 from export.source import from_checkpoint, from_onnx, from_weights, is_of_others
+from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed
 from runtime.command.progress import Step, tell
 from runtime.errors import InputError, MissingPackageError, install_line
-from runtime.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 
 if TYPE_CHECKING:
     from export.source import Source

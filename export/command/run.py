@@ -14,10 +14,10 @@ from export.measure.environment import target_here
 from export.measure.inference import Progress
 from export.options import Options
 from export.source import Source
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step
 from runtime.errors import DONE
 from runtime.images.openers import register_openers
-from runtime.locking import only_writer
 from vit.data.folders import passed_over
 
 

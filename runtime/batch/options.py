@@ -6,11 +6,11 @@ import argparse
 import os
 from pathlib import Path
 
+from ..command.kinds import Kind, kind_of
 from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.files import is_folder
-from ..kinds import Kind, kind_of
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")

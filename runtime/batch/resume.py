@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..locking import lock, say_no_locks
+from ..command.locking import lock, say_no_locks
 from ..writing import OutputError, explained_output, write_atomically
 from .output import FIELDS, Format, Lines
 

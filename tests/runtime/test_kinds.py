@@ -1,4 +1,4 @@
-"""What files are by their first bytes."""
+"""Kinds of files by their first bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.command.kinds import kind_of, refuse_kinds
 from runtime.errors import InputError
 from runtime.images.files import image_suffixes
-from runtime.kinds import kind_of, refuse_kinds
 
 
 @pytest.mark.parametrize(

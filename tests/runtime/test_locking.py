@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from runtime import locking
-from runtime.locking import LOCK_FILE, lock, only_writer
+from runtime.command import locking
+from runtime.command.locking import LOCK_FILE, lock, only_writer
 from runtime.writing import OutputError
 
 HOLD = """
 import sys
 from pathlib import Path
-from runtime import locking
+from runtime.command import locking
 if sys.argv[2] == "file":
     take = locking._take
     locking._take = lambda folder, path, flags: None if path == folder else take(folder, path, flags)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed, positive
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
-from runtime.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
-from runtime.locking import only_writer
 from runtime.text import counted
 from runtime.writing import OutputError, check_folder
 

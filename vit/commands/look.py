@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from runtime.command.line import installed
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step
 from runtime.errors import MissingPackageError, install_line
-from runtime.locking import only_writer
 from runtime.writing import check_folder
 
 

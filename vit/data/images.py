@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from runtime.command.kinds import Kind, refuse_kinds
 from runtime.images.files import find_images, image_suffixes, suffix_of
 from runtime.images.left_out import LeftOut
-from runtime.kinds import Kind, refuse_kinds
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
 from vit.data.public import public_name

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.command.kinds import kind_of
 from runtime.images.left_out import LeftOut, left_out_line
-from runtime.kinds import kind_of
 from runtime.text import counted
 from vit.data.folders import layout_of, tables_in
 from vit.data.idx import find_idx

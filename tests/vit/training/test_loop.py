@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from export.command.main import main as export_main
-from runtime.locking import lock
+from runtime.command.locking import lock
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.commands.main import main as vit_main
 from vit.data.digests import digests

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .writing import OutputError, explained_output
+from ..writing import OutputError, explained_output
 
 LOCK_FILE = ".vit-edge.lock"  # where a folder itself cannot be locked: Windows, NFS
 _AT = 2**31 - 2  # byte that is locked on Windows, which keeps others from reading what is locked

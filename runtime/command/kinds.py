@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for a message about one that stands where another kind belongs."""
+"""Kinds of files by their first bytes, for messages about a file of another kind than expected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from .errors import InputError
+from ..errors import InputError
 
 Kind = Literal[
     "image",
