@@ -124,7 +124,7 @@ TABLE = [
     ("vit", "train --data photo.jpg --out new", 2, "with a folder per class, found a JPEG image"),
     ("vit", "train --data a.zip --out new", 2, "found a ZIP archive"),
     ("vit", "train --data c.safetensors --out run", 2, "found a safetensors file"),
-    ("vit", f"{TRAIN} --from photo.jpg", 2, "photo.jpg: expected a checkpoint, found a JPEG image"),
+    ("vit", f"{TRAIN} --from photo.jpg", 2, "file: expected a checkpoint, found a JPEG image"),
     ("vit", f"{TRAIN} --from empty", 2, "empty is an empty folder, not that of a run"),
     ("vit", f"{TRAIN} --from model.int8.onnx", 2, "found an ONNX model; label images with it"),
     ("vit", f"{TRAIN} --teacher words.txt", 2, "expected a checkpoint, found text"),

@@ -118,5 +118,7 @@ def incomplete(file: Path, error: Exception) -> CheckpointError:
             "onnx": f"label images with it (python -m runtime {file} IMAGES), or export it by --onnx",
             "image": f"give the run of a training; {MAKE}",
         }.get(kind, f"give a run or its model.safetensors; {MAKE}")
-        return CheckpointError(f"{file}: expected a checkpoint, found {words}; {advice}")
+        return CheckpointError(
+            f"{file}: not a complete safetensors file: expected a checkpoint, found {words}; {advice}"
+        )
     return CheckpointError(f"{file}: not a complete safetensors file ({error}); make or copy it again")
