@@ -17,6 +17,7 @@ from export.measure.variants import Reporter, measure, silent
 from export.options import Options, check_outputs, images_of
 from export.quantization import check_sites, quantize_source
 from export.source import Source, with_embedding
+from runtime.command.locking import only_writer
 
 
 def export(
@@ -43,6 +44,7 @@ def export(
         DataError: for images that cannot be used.
         ExportError: when the float model does not match its source, a layer fell back to float, or a variant
             drifts beyond the limits. Nothing is written then.
+        OutputError: when another process writes into `out`.
     """
     check_outputs(source.labels, options)
     if options.embedding:
@@ -51,7 +53,7 @@ def export(
     images = labeled(images or images_of(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
-    with aside(source.exported.model) as large:
+    with only_writer(out), aside(source.exported.model) as large:
         float32 = ModelFile("float32", source.exported.model)
         with report(f"comparing with {source.reference_name}"):
             parity = check_parity(source, float32.opened(options.threads), images.evaluation)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from .batch.options import add_options, check_options
+from .command.kinds import kind_of
 from .command.line import PACKAGE, Parser, run_command
 from .interrupts import careful
 
@@ -39,11 +40,17 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
         arguments: None takes those of the process.
         prog: the command as it was typed, for usage and examples.
     """
-    options = _parser(prog).parse_args(arguments)
-    return run_command(PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options))
+    parser = _parser(prog)
+    words = sys.argv[1:] if arguments is None else arguments
+    if len(words) == 1 and kind_of(words[0])[0] == "image":
+        parser.error(f"expected a model and images, found an image alone; {prog} MODEL {words[0]}")
+    options = parser.parse_args(arguments)
+    return run_command(
+        PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options), extra="cpu"
+    )
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         description="Classify images with a model made by python -m export.",
@@ -51,6 +58,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
+    parser.add_version()
     return parser
 
 

@@ -35,9 +35,13 @@ Any other exception is a bug, and the command lines let its traceback through.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+_ACTIVATE = r".venv\Scripts\activate" if os.name == "nt" else ". .venv/bin/activate"
 
 
 class VitEdgeError(Exception):
@@ -87,7 +91,16 @@ def install_line(extra: str) -> str:
     Args:
         extra: one extra, or several with commas between them.
     """
-    return f"in a checkout of vit-edge: python tools/install.py {extra}"
+    line = f"in a checkout of vit-edge: python tools/install.py {extra}"
+    return (
+        f"activate the environment of the checkout ({_ACTIVATE}), or {line}" if _has_environment() else line
+    )
+
+
+def _has_environment() -> bool:
+    """Return whether a checkout has an environment (`make demo` makes one) which is not the one at work."""
+    environment = Path(__file__).parents[1] / ".venv"
+    return environment.is_dir() and not environment.samefile(sys.prefix)
 
 
 class Interrupted(VitEdgeError):

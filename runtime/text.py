@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _LONGEST = 400  # characters of a message
 # What a terminal obeys instead of showing it: control characters (but tabs and ends of lines, which a quoted
@@ -43,6 +44,14 @@ def counted(count: int, one: str, several: str | None = None) -> str:
         several: the noun for any other number; None for `one` with an s.
     """
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question with the word that is most like one that was typed, or nothing where none is."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word.casefold(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def flaw(error: Exception) -> str:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import export.command.main as export_command
+import runtime.command_line as runtime_command
+import vit.commands.main as vit_commands
 from calibration.plan import LinearPlan, PlanError, QuantizationPlan
+from runtime import Metadata, Preprocess, errors
+from runtime.command.line import run_command
+from tests.runtime.conftest import add_metadata, color_graph
 from tools.expected_drift import random_checkpoint
 
 # Runs every command line in one process; a heavy package ends the command line that imports it.
@@ -61,6 +70,14 @@ TABLE = [
     ("runtime", "nowhere.onnx photos", 2, "no such model file"),
     ("runtime", "photos/0/1.png photos", 2, "first the model, then the images"),
     ("runtime", "photos photos", 2, "no model in this folder"),
+    ("runtime", "photo.jpg", 2, "expected a model and images, found an image alone"),
+    ("runtime", "photo.jpg photos", 2, "first the model, then the images"),
+    ("runtime", "words.txt photos", 2, "expected a model that python -m export made, found text"),
+    ("runtime", "a.zip photos", 2, "found a ZIP archive"),
+    ("runtime", "none.onnx photos", 2, "found an empty file"),
+    ("runtime", "c.safetensors photos", 2, "export it first: python -m export c.safetensors"),
+    ("runtime", "run photos", 2, "found the checkpoint of a run; export it first: python -m export run"),
+    ("runtime", f"{CLASSIFY} --outptu l.csv", 2, "did you mean --output?"),
     ("runtime", "m.onnx nowhere", 2, "nowhere: no such image"),
     ("runtime", f"{CLASSIFY} --output nowhere/l.jsonl", 2, "no such folder"),
     ("runtime", f"{CLASSIFY} --output m.onnx --overwrite", 2, "it is an input"),
@@ -97,10 +114,30 @@ TABLE = [
     ("runtime", f"{CLASSIFY} --what", 2, "unrecognized arguments: --what"),
     ("vit_edge", "", 2, "required: COMMAND"),
     ("vit_edge", "fly", 2, "invalid choice: 'fly'"),
+    ("vit_edge", "traim", 2, "did you mean train?"),
+    ("vit_edge", "predict run photo.jpg", 2, "did you mean run?"),
+    ("vit_edge", "train --data photos --epohs 3 --out new", 2, "did you mean --epochs?"),
     ("vit_edge", "train --data nowhere --out new", 2, "nowhere: no such file or folder"),
     ("vit_edge", "export c.safetensors --max-drift 1 --calibration photos", 2, "add --quantize"),
     ("vit", "", 2, "required: COMMAND"),
     ("vit", "fly", 2, "invalid choice: 'fly'"),
+    ("vit", "sumary tiny", 2, "did you mean summary?"),
+    ("vit", "predict run photo.jpg", 2, "python -m export RUN, then python -m runtime artifacts/RUN IMAGES"),
+    ("vit", "quantize run", 2, "type python -m export"),
+    ("vit", f"{TRAIN} --epohs 3", 2, "did you mean --epochs?; see python -m vit train --help"),
+    ("vit", f"{TRAIN} --model tinny", 2, "did you mean tiny?"),
+    ("vit", f"{TRAIN} --preset fintune", 2, "did you mean finetune?"),
+    ("vit", f"{TRAIN} --set mixupp=1", 2, "did you mean mixup?"),
+    ("vit", f"{TRAIN} --preset finetune", 2, "give them with --from CHECKPOINT"),
+    ("vit", "train --data photos --out run --preset finetune", 2, "give them with --from CHECKPOINT"),
+    ("vit", "train --data photos --out run --set mixup=-1", 2, "mixup must be at least 0"),
+    ("vit", "train --data photo.jpg --out new", 2, "with a folder per class, found a JPEG image"),
+    ("vit", "train --data a.zip --out new", 2, "found a ZIP archive"),
+    ("vit", "train --data c.safetensors --out run", 2, "found a safetensors file"),
+    ("vit", f"{TRAIN} --from photo.jpg", 2, "file: expected a checkpoint, found a JPEG image"),
+    ("vit", f"{TRAIN} --from empty", 2, "empty is an empty folder, not that of a run"),
+    ("vit", f"{TRAIN} --from model.int8.onnx", 2, "found an ONNX model; label images with it"),
+    ("vit", f"{TRAIN} --teacher words.txt", 2, "expected a checkpoint, found text"),
     ("vit", "train --out new", 2, "required: --data"),
     ("vit", "train --data nowhere --out new", 2, "nowhere: no such file or folder"),
     ("vit", "train --data empty --out new", 2, "empty: "),
@@ -147,11 +184,20 @@ TABLE = [
     ("vit", "import page.bin --out new", 2, "a web page, not weights"),
     ("vit", "import timm.bin --out file", 2, "found a file"),
     ("vit", "import timm.bin --out run", 2, "another model is there"),
+    ("vit", "import photo.jpg --out new", 2, "expected weights of a model, found a JPEG image"),
+    ("vit", "import timm.bin --out new", 2, "expected weights of a model, found text"),
+    ("vit", "import c.safetensors --out new", 2, "found a checkpoint of vit-edge; use it as it is"),
+    ("vit", "import run --out new", 2, "found a checkpoint of vit-edge; use it as it is"),
+    ("vit", "import timm.bin --out new --labels photo.jpg", 2, "name of a class on each line, found a JPEG"),
     ("vit", "import timm.bin --out new --heads 0", 2, "whole number from 1"),
     ("vit", "import timm.bin --out new --activation tan", 2, "invalid choice: 'tan'"),
     ("vit", "import timm.bin --out new --labels nowhere", 2, "nowhere: no such file; give a text file with"),
     ("vit", "import timm.bin --out new --labels blank", 2, "found no line"),
     ("vit", "summary nowhere", 2, "or one of tiny, small, base, large, huge, found neither"),
+    ("vit", "summary photo.jpg", 2, "expected a checkpoint, found a JPEG image"),
+    ("vit", "summary model.int8.onnx", 2, "found an ONNX model; label images with it (python -m runtime"),
+    ("vit", "summary photos", 2, "photos is a folder, not that of a run"),
+    ("vit", "plots page.bin", 2, "expected a checkpoint, found a web page"),
     ("vit", "plots nowhere", 2, "no checkpoint here"),
     ("vit", "plots c.safetensors --out file", 2, "found a file"),
     ("vit", "plots c.safetensors --data flowers", 2, "is not one of the model's 10 labels"),
@@ -191,6 +237,17 @@ TABLE = [
     ("export", f"{EXPORT} --merge-tokens 99", 2, "can merge 1 to"),
     ("export", "--merge-tokens c.safetensors --calibration photos", 2, "behind the checkpoint"),
     ("export", "m.onnx --calibration photos", 2, "write --onnx m.onnx"),
+    ("export", "photo.jpg --calibration photos", 2, "expected a checkpoint, found a JPEG image"),
+    ("export", "model.int8.onnx --calibration photos", 2, "found the int8 file of an export; label images"),
+    ("export", "--onnx model.int8.onnx --calibration photos", 2, "found the int8 file of an export"),
+    ("export", "--onnx nowhere.onnx --calibration photos", 2, "nowhere.onnx: no such file"),
+    ("export", "--onnx photo.jpg --calibration photos", 2, "expected an ONNX model, found a JPEG image"),
+    ("export", "--onnx words.txt --calibration photos", 2, "expected an ONNX model, found text"),
+    ("export", "--onnx none.onnx --calibration photos", 2, "expected an ONNX model, found an empty file"),
+    ("export", "--onnx c.safetensors --calibration photos", 2, "found a safetensors file; leave --onnx out"),
+    ("export", "--onnx m.onnx --preprocess photo.jpg --calibration photos", 2, "in JSON, found a JPEG"),
+    ("export", "c.safetensors --calibration words.txt", 2, "expected a folder of images, found text"),
+    ("export", f"{EXPORT} --quantizd", 2, "did you mean --quantize?"),
     ("export", "c.safetensors --onnx m.onnx", 2, "found both"),
     ("export", "c.safetensors --preprocess blank", 2, "add --onnx MODEL"),
     (
@@ -220,6 +277,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     for name in ("file", "m.onnx", "timm.bin"):
         (folder / name).write_text("nothing of use", encoding="utf-8")
+    (folder / "words.txt").write_text("nothing of use", encoding="utf-8")
+    (folder / "a.zip").write_bytes(b"PK\x03\x04" + bytes(30))
+    (folder / "none.onnx").touch()
+    Image.new("RGB", (20, 20)).save(folder / "photo.jpg")
+    metadata = Metadata(variant="int8", preprocess=Preprocess(size=(32, 32)), labels=("a", "b", "c"))
+    model = add_metadata(color_graph((32, 32)), metadata.to_json())
+    (folder / "model.int8.onnx").write_bytes(model.SerializeToString())
     (folder / "blank").write_text("\n", encoding="utf-8")
     (folder / "page.bin").write_text("<!DOCTYPE html><p>Sign in", encoding="utf-8")
     (folder / "other.json").write_text(plan_of_base().to_json(), encoding="utf-8")
@@ -304,3 +368,103 @@ def test_of_a_large_model_the_nearest_names_are_shown() -> None:
     assert "blocks.3.mlp.fc1" in str(caught.value)
     assert str(caught.value).endswith(f"and {len(layers) - 3} more, all in plan.json")
     assert len(str(caught.value)) < 200
+
+
+WITHOUT_PACKAGES = [
+    ("vit train --data digits --out new", "train,cpu"),
+    ("vit import weights.pth --out new", "train,cpu"),
+    ("vit summary tiny", "train,cpu"),
+    ("vit plots run", "train,cpu"),
+    ("export", "export"),
+    ("export run --quantize --calibration photos", "export"),
+    ("export --onnx model.onnx", "onnx"),
+    ("runtime model.onnx photo.jpg", "cpu"),
+    ("vit_edge run model.onnx photo.jpg", "cpu"),
+    ("vit_edge train --data digits --out new", "train,cpu"),
+    ("vit_edge export", "export"),
+]
+
+
+@pytest.mark.parametrize(("words", "extra"), WITHOUT_PACKAGES)
+def test_a_python_without_packages_gets_one_line(words: str, extra: str, root: Path, tmp_path: Path) -> None:
+    """As the Python of the system, in which a command is typed after `make demo`."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", *words.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"(vit|export|runtime): .* is not installed; ", line), line
+    assert f'in a checkout of vit-edge: pip install ".[{extra}]"' in line
+    assert done.returncode == 1
+    if (root / ".venv").is_dir():
+        assert "activate" in line
+
+
+@pytest.mark.parametrize("words", ["vit --help", "export --help", "runtime --help", "vit_edge --version"])
+def test_help_and_version_need_no_package(words: str, root: Path) -> None:
+    command = [sys.executable, "-S", "-m", *words.split()]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_an_environment_that_is_not_active_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "runtime" / "errors.py"))
+    line = errors.install_line("cpu")
+    assert line.startswith(
+        "activate the environment of the checkout (. .venv/bin/activate), or in a checkout"
+    )
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert errors.install_line("cpu") == 'in a checkout of vit-edge: pip install ".[cpu]"'
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:
+    def work() -> int:
+        raise ModuleNotFoundError("no", name="vit.nowhere")
+
+    with pytest.raises(ModuleNotFoundError):
+        run_command("vit", work, extra="train,cpu")
+
+
+@pytest.mark.parametrize("module", ["vit", "export", "runtime", "vit_edge"])
+def test_every_command_has_a_version(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"{module}.__main__").main(["--version"])
+    assert ended.value.code == 0
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert capsys.readouterr().out == f"vit-edge {project['project']['version']}\n"
+
+
+HELP = ["vit", "vit train", "vit import", "vit summary", "vit plots", "export", "runtime", "vit_edge"]
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_every_help_ends_with_examples_that_are_understood(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *command = words.split()
+    main = importlib.import_module(f"{module}.__main__").main
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    text = capsys.readouterr().out.split("examples:\n")[1]
+    prog = "vit-edge" if module == "vit_edge" else f"python -m {words}"
+    lines = [line.split("   ")[0] for line in re.findall(rf"{prog} ((?:(?!--help).)+)$", text, re.M)]
+    lines = [
+        line for line in lines if " > " not in line and "RUN" not in line and "artifacts/RUN" not in line
+    ]
+    assert len(lines) >= 3
+    if module == "vit_edge":
+        assert {line.split()[0] for line in lines} <= {*vit_commands.COMMANDS, "export", "run"}
+        return
+    parser = {
+        "vit": vit_commands.parser,
+        "export": export_command.parser,
+        "runtime": runtime_command._parser,
+    }[module](f"python -m {module}")
+    for line in lines:
+        parser.parse_args([*command, *shlex.split(line)])

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from runtime.command.kinds import kind_of
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
@@ -20,6 +21,7 @@ FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"
 VERSION = 1
 KEY = "vit_edge"
+MAKE = "`python -m vit train` or `python -m vit import` make one"
 
 
 class CheckpointError(InputError):
@@ -51,12 +53,12 @@ def existing_checkpoint(path: Path | str) -> Path:
         CheckpointError: if there is no such file.
     """
     file = Path(path)
+    beside = ""
     if file.is_dir():
+        beside = f" ({file} is {kind_of(file)[1]}, not that of a run)"
         file = file / FILE_NAME
     if not file.is_file():
-        raise CheckpointError(
-            f"{file}: no checkpoint here; `python -m vit train` or `python -m vit import` make one"
-        )
+        raise CheckpointError(f"{file}: no checkpoint here{beside}; {MAKE}")
     return file
 
 
@@ -141,4 +143,13 @@ def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]
 
 def incomplete(file: Path, error: Exception) -> CheckpointError:
     """Return the error of a file that is no safetensors file, or is cut off."""
+    kind, words = kind_of(file)
+    if kind not in ("safetensors", "unknown"):
+        advice = {
+            "onnx": f"label images with it (python -m runtime {file} IMAGES), or export it by --onnx",
+            "image": f"give the run of a training; {MAKE}",
+        }.get(kind, f"give a run or its model.safetensors; {MAKE}")
+        return CheckpointError(
+            f"{file}: not a complete safetensors file: expected a checkpoint, found {words}; {advice}"
+        )
     return CheckpointError(f"{file}: not a complete safetensors file ({error}); make or copy it again")

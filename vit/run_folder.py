@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from runtime.command.locking import only_writer
 from runtime.writing import OutputError, check_folder
 from vit.document import FILE_NAME, CheckpointError, read_document
 
 STATE = "state.safetensors"
+
+
+def write_alone(out: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder of a run; the processes that torchrun starts are one run.
+
+    Raises:
+        OutputError: on entering, if another process writes into it.
+    """
+    return only_writer(out) if is_first_process() else nullcontext()
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes the files of a run: one of those that torchrun starts does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:

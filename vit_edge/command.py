@@ -17,6 +17,12 @@ _OTHERS: dict[str, tuple[Callable[..., int], str]] = {
 }
 
 
+_HINTS = {
+    **dict.fromkeys(("predict", "classify", "infer", "inference", "label"), "did you mean run?"),
+    **dict.fromkeys(("quantize", "convert"), "did you mean export?"),
+}
+
+
 def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> int:
     """Run a command and return its exit code. Nothing heavy is imported before its own arguments are read.
 
@@ -37,8 +43,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
     top = Parser(
         prog=prog,
         description="From a Vision Transformer to a small INT8 model on a device.",
-        epilog=f"Each command says more: {prog} COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong use, "
-        "130 interrupted.",
+        usage="%(prog)s [-h] COMMAND ...",
+    )
+    top.add_version()
+    top.hints = {**vit.HINTS, **_HINTS}
+    top.add_examples(
+        "train --data PHOTOS --model tiny --out runs/flowers",
+        "export runs/flowers --quantize --calibration PHOTOS",
+        "run artifacts/flowers holiday/ --output labels.jsonl",
+        rest=f"Each command says more: {prog} COMMAND --help.\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for table in (vit.COMMANDS, _OTHERS):

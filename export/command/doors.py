@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from export.command.checks import Known
 from export.example import ARTIFACTS, CHECKPOINT, EXAMPLE, example_checkpoint
 from export.source import from_checkpoint, from_onnx, from_weights, is_of_others
+from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed
 from runtime.command.progress import Step, tell
 from runtime.errors import InputError, MissingPackageError, install_line
@@ -94,7 +96,11 @@ class WeightsDoor:
         """Return nothing: only the weights tell. Refuse files that are none."""
         from vit.pretrained.places import find_weights, refuse_other_files
 
-        refuse_other_files(find_weights(self.path))
+        file = find_weights(self.path)
+        refuse_other_files(file)
+        refuse_kinds(
+            file, NO_WEIGHTS, "a checkpoint or weights of a model", "give a run, or a file of weights"
+        )
         return Known()
 
     def open(self) -> Source:
@@ -119,13 +125,12 @@ class OnnxDoor:
 
     def known(self) -> Known:
         """Return the labels, where the description has them."""
-        from export.from_onnx.folder import describe
-        from export.from_onnx.spec import ForeignError
+        from export.from_onnx.folder import describe, find_model
 
-        described = describe(self.model, self.preprocess)
-        if not described.model.is_file():
-            raise ForeignError(f"{described.model}: no such file; give an .onnx file or its folder")
-        return Known(described.spec.labels)
+        check_onnx(find_model(self.model))
+        if self.preprocess is not None:
+            refuse_kinds(self.preprocess, (*NOT_ONNX, "onnx"), "a description in JSON", "give its file")
+        return Known(describe(self.model, self.preprocess).spec.labels)
 
     def open(self) -> Source:
         """Read the graph and bring it into its canonical form."""
@@ -133,12 +138,49 @@ class OnnxDoor:
             return from_onnx(self.model, self.preprocess)
 
 
+NOT_ONNX: tuple[Kind, ...] = (
+    *("image", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "others", "folder"),
+    "device",
+)
+
+
+def check_onnx(file: Path) -> None:
+    """Refuse what is no ONNX model, or one that an export of this project made.
+
+    Raises:
+        InputError: saying what was found and what to do.
+    """
+    if not os.path.lexists(file):
+        raise InputError(f"{file}: no such file; give an .onnx file or its folder")
+    kinds = NOT_ONNX if file.suffix == ".onnx" else (*NOT_ONNX, "text")
+    advice = "leave --onnx out" if kind_of(file)[0] == "safetensors" else "give an .onnx file or its folder"
+    refuse_kinds(file, (*kinds, "empty"), "an ONNX model", advice)
+    if (variant := _variant_of(file)) in ("int8", "float16"):
+        raise InputError(
+            f"{file}: expected a float32 model of another project, found {_of_an_export(file, variant)}"
+        )
+
+
+def _variant_of(file: Path) -> str | None:
+    """Return the variant of a model file that an export of this project made; None for other files."""
+    from runtime.model_file.artifact import read_metadata
+
+    try:
+        return read_metadata(file).variant
+    except InputError:
+        return None
+
+
+def _of_an_export(file: Path, variant: str) -> str:
+    return f"the {variant} file of an export; label images with it: python -m runtime {file} IMAGES"
+
+
 def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> Door:
     """Return the kind of source that a command line names.
 
     Raises:
         MissingPackageError: where the source needs PyTorch and it is not installed.
-        InputError: for an ONNX model without --onnx.
+        InputError: for an ONNX model without --onnx, and for the files of an export.
     """
     if onnx is not None:
         return OnnxDoor(onnx, preprocess)
@@ -152,7 +194,11 @@ def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None)
     if is_of_others(checkpoint):
         return WeightsDoor(checkpoint)
     inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
-    if checkpoint.suffix == ".onnx" or inside:
+    files = [checkpoint] if checkpoint.suffix == ".onnx" else inside
+    made = [(file, variant) for file in files if (variant := _variant_of(file)) is not None]
+    if made:
+        raise InputError(f"{checkpoint}: expected a checkpoint, found {_of_an_export(*made[0])}")
+    if files:
         raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
     return CheckpointDoor(checkpoint)
 

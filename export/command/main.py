@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -32,13 +31,19 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m expor
     return run_command("export", work, stopped=stopped, extra=extra)
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
+def parser(prog: str) -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         prog=prog,
         description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
-        epilog="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: nothing was written; "
-        "2 wrong use; 130 interrupted.",
     )
     add_arguments(parser)
+    parser.add_version()
+    parser.add_examples(
+        "runs/flowers --quantize --calibration PHOTOS",
+        "runs/flowers --quantize --calibration PHOTOS --max-drift 0.5",
+        "--onnx vit-onnx/ --quantize --calibration PHOTOS",
+        rest="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: nothing was written;\n"
+        "2 wrong use; 130 interrupted.",
+    )
     return parser

@@ -14,6 +14,7 @@ from export.measure.environment import target_here
 from export.measure.inference import Progress
 from export.options import Options
 from export.source import Source
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step
 from runtime.errors import DONE
 from runtime.images.openers import register_openers
@@ -30,12 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     door = door_of(arguments.checkpoint, arguments.onnx, arguments.preprocess)
     out = arguments.out or door.out
     images = check_all(options, door.known(), out)
-    source = door.open()
-    say_of(source, arguments.calibration, arguments.evaluate)
-    from export.pipeline import export
-    from export.report.terminal import table
+    with only_writer(out):
+        source = door.open()
+        say_of(source, arguments.calibration, arguments.evaluate)
+        from export.pipeline import export
+        from export.report.terminal import table
 
-    results = export(source, out, options, progress, images, say=note)
+        results = export(source, out, options, progress, images, say=note)
     print(table(results, out))
     return DONE
 

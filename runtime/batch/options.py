@@ -7,12 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+from ..command.kinds import Kind, kind_of
 from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.files import is_folder
 from ..writing import refuse_name_of_a_file
 
+_CHECKPOINT = "model.safetensors"  # in the folder of a run
+_NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 
 
@@ -157,14 +160,27 @@ def _must_exist(options: argparse.Namespace) -> None:
     from ..images.files import image_suffixes, suffix_of
     from ..model_file.artifact import absent, choose_file
 
+    if is_folder(options.model) and (options.model / _CHECKPOINT).is_file():
+        raise UsageError(_not_exported(options.model, "the checkpoint of a run"))
     model = choose_file(options.model)
     if not os.path.lexists(model):
         raise absent(model)
-    if suffix_of(model.name) in image_suffixes():
+    kind, words = kind_of(model)
+    if kind == "image" or suffix_of(model.name) in image_suffixes():
         raise UsageError(f"{model}: expected a model, found an image; first the model, then the images")
+    if kind == "safetensors":
+        raise UsageError(_not_exported(model, words))
+    if kind in _NO_MODEL or (kind == "text" and suffix_of(model.name) != ".onnx"):
+        raise UsageError(
+            f"{model}: expected a model that python -m export made, found {words}; give its .onnx file"
+        )
     for given in options.images:
         if given != "-" and not os.path.lexists(given):
             raise UsageError(f"{given}: no such image or folder")
+
+
+def _not_exported(model: Path, found: str) -> str:
+    return f"{model}: expected a model file, found {found}; export it first: python -m export {model}"
 
 
 def _must_fit_one_machine(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..command.locking import say_no_locks
 from ..writing import OutputError, explained_output, lock, write_atomically
 from .output import Format, Lines
 from .whole_lines import keep_whole_lines
@@ -93,9 +94,11 @@ def _begin(
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keep every other run off the file for as long as it is open."""
     try:
-        lock(file.fileno())
+        locked = lock(file.fileno())
     except BlockingIOError:
         raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
+    if not locked:
+        say_no_locks(path)
 
 
 def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:

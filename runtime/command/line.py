@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import NoReturn
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from ..errors import FAILED, INTERRUPTED, WRONG_USE, Interrupted, VitEdgeError, install_line
 from ..interrupts import received, say_when_stopped
-from ..text import printable
+from ..text import did_you_mean, printable
 
+_OURS = frozenset(("vit", "export", "calibration", "runtime", "vit_edge"))  # whose absence is a bug
+_CALLED = {"PIL": "PIL (pillow)", "sklearn": "sklearn (scikit-learn)"}  # packages of another name
+_WORD = re.compile(r"[\w-]+")
 PACKAGE = __name__.rsplit(".", 2)[0]  # the name of the runtime's folder: an app may keep a copy under another
 _LONGEST = 2000  # characters of a message: parts of it may come from a file
 
@@ -40,9 +46,11 @@ def run_command(
             return complain(name, stopped, INTERRUPTED)  # what the work made of a Ctrl-C
         return complain(name, error, error.exit_code)
     except ModuleNotFoundError as error:
-        if extra is None:
+        package = str(error.name).partition(".")[0]
+        if extra is None or package in _OURS:
             raise
-        return complain(name, f"{error.name} is not installed; {install_line(extra)}", FAILED)
+        package = _CALLED.get(package, package)
+        return complain(name, f"{package} is not installed; {install_line(extra)}", FAILED)
     except KeyboardInterrupt:
         return complain(name, stopped, INTERRUPTED)
     except BrokenPipeError:  # the reader of standard output has gone: `| head`
@@ -67,12 +75,85 @@ def installed(package: str) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and not all of its options."""
+    """A parser whose errors are one line with the nearest word, and not all of its options.
+
+    Attributes:
+        hints: what to say of words that people try as a command, by the word.
+    """
+
+    hints: Mapping[str, str] = MappingProxyType({})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse words that this parser does not know: of a command's, its own parser tells the nearest."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line and exit with the code of wrong use."""
         shown = printable(message, longest=_LONGEST)
-        self.exit(WRONG_USE, f"{self.prog}: error: {shown}; see {self.prog} --help\n")
+        text = f"{shown}{self._nearest(message)}; see {self.prog} --help"
+        self.exit(WRONG_USE, f"{_name_of(self.prog)}: error: {text}\n")
+
+    def add_version(self) -> None:
+        """Add the option that prints the version."""
+        self.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
+
+    def add_examples(self, *lines: str, rest: str = "") -> None:
+        """End the help with command lines to copy.
+
+        Args:
+            lines: words behind the command.
+            rest: what follows, with its own line breaks.
+        """
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        shown = "\n".join(f"  {self.prog} {line}" for line in lines)
+        self.epilog = f"examples:\n{shown}" + (f"\n\n{rest}" if rest else "")
+
+    def _nearest(self, message: str) -> str:
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            word = choice[1]
+            return (
+                f"; {self.hints[word]}"
+                if word in self.hints
+                else did_you_mean(word, _WORD.findall(choice[2]))
+            )
+        if message.startswith("unrecognized arguments: -"):
+            word = message.split()[2].partition("=")[0]
+            return did_you_mean(word, [each for each in self._option_string_actions if each[:2] == "--"])
+        return ""
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        print(f"vit-edge {_version()}")
+        parser.exit()
+
+
+def _version() -> str:
+    """Return the version of a checkout, or of what is installed."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+            project = tomllib.load(file)["project"]
+        if project["name"] == "vit-edge":
+            return str(project["version"])
+    except (OSError, KeyError, ValueError):  # no checkout, or a copy in another project
+        pass
+    try:
+        return version("vit-edge")
+    except PackageNotFoundError:
+        return "of an unknown version"
+
+
+def _name_of(prog: str) -> str:
+    """Return the first word of all messages of a command: vit for `python -m vit train`."""
+    if not prog.startswith("python -m "):
+        return prog
+    return prog.split()[2].rpartition(".")[2]
 
 
 def positive(text: str) -> int:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed, positive
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import counted
 from runtime.writing import OutputError, check_folder
 
+NO_LIST: tuple[Kind, ...] = (
+    *("image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"),
+    *("folder", "device"),
+)
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # vit.config's, without the cost of importing it
 
 
@@ -40,7 +46,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
 
 def run_import(options: argparse.Namespace) -> None:
     labels = _check(options)
-    with Step("vit", f"importing {options.source.name}"):
+    with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
         from vit.pretrained import read_source
         from vit.pretrained.load import with_labels
@@ -77,11 +83,31 @@ def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
     from vit.pretrained.places import find_weights, read_labels, refuse_other_files
 
-    refuse_other_files(find_weights(options.source))
+    if options.labels:
+        expected = "a text file with the name of a class on each line"
+        refuse_kinds(options.labels, NO_LIST, expected, "write one, class 0 first")
+    labels = read_labels(options.labels) if options.labels else None
+    file = find_weights(options.source)
+    refuse_other_files(file)
     check_folder(options.out)
     if not _replaceable(options.out):
         raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
-    return read_labels(options.labels) if options.labels else None
+    refuse_kinds(
+        file, NO_WEIGHTS, "weights of a model", "give a .safetensors, .pth or .npz file or its folder"
+    )
+    _refuse_checkpoint(file)
+    return labels
+
+
+def _refuse_checkpoint(file: Path) -> None:
+    """Refuse what is a checkpoint of this project already."""
+    from vit.document import KEY, CheckpointError, read_metadata
+
+    if kind_of(file)[0] == "safetensors" and KEY in read_metadata(file):
+        raise CheckpointError(
+            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
+            "for example in python -m export or in python -m vit train --from"
+        )
 
 
 def _replaceable(out: Path) -> bool:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from runtime.command.line import installed
+from runtime.command.locking import only_writer
 from runtime.command.progress import Step
 from runtime.errors import MissingPackageError, install_line
 from runtime.writing import OutputError, check_folder
@@ -66,6 +67,6 @@ def run_plots(options: argparse.Namespace) -> None:
             "matplotlib finds no folder for its cache; set MPLCONFIGDIR or TMPDIR to one that it can write to"
         ) from error
 
-    with Step("vit", "drawing"):
+    with only_writer(out), Step("vit", "drawing"):
         page = write_plots(load_checkpoint(options.run), images, out)
     print(page)

@@ -21,6 +21,32 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
 }
 
 
+LABEL = "python -m export RUN, then python -m runtime artifacts/RUN IMAGES"
+EXAMPLES = {
+    "train": (
+        "--data PHOTOS --model tiny --out runs/flowers",
+        "--data PHOTOS --from runs/base --out runs/flowers",
+        "--data PHOTOS --model tiny --out runs/flowers --resume",
+    ),
+    "import": (
+        "vit-base-patch16-224/ --out runs/base",
+        "weights.safetensors --heads 12 --out runs/base",
+        "checkpoint.pth --labels classes.txt --out runs/base",
+    ),
+    "summary": ("tiny", "runs/flowers", "runs/flowers/model.safetensors"),
+    "plots": ("runs/flowers", "runs/flowers --data PHOTOS", "runs/flowers --data PHOTOS --out plots"),
+}
+# Words that people try, and where to find what they want.
+HINTS = {
+    **dict.fromkeys(
+        ("predict", "classify", "infer", "inference", "label", "run", "test", "eval", "evaluate"),
+        f"to label images, export the run: {LABEL}",
+    ),
+    **dict.fromkeys(("export", "quantize", "convert"), "type python -m export"),
+    **dict.fromkeys(("finetune", "fine-tune"), "type train --data PHOTOS --from CHECKPOINT"),
+}
+
+
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit") -> int:
     """Run the command line and return its exit code.
 
@@ -47,11 +73,21 @@ def parser(prog: str) -> argparse.ArgumentParser:
     top = Parser(
         prog=prog,
         description="Train Vision Transformers, import them, and look inside.",
-        epilog=f"Options of a command: {prog} COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong use, "
-        "130 interrupted.",
+    )
+    top.add_version()
+    top.hints = HINTS
+    top.add_examples(
+        "train --data PHOTOS --model tiny --out runs/flowers",
+        "import vit-base-patch16-224/ --out runs/base",
+        "train --data PHOTOS --from runs/base --out runs/flowers",
+        rest=f"To label images, export the run: {LABEL}.\n"
+        f"Options of a command: {prog} COMMAND --help.\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.",
     )
     top.set_defaults(extra=TRAIN)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, summary) in COMMANDS.items():
-        add(commands.add_parser(name, help=summary))
+        command = commands.add_parser(name, help=summary)
+        add(command)
+        command.add_examples(*EXAMPLES[name])
     return top

@@ -6,11 +6,16 @@ import argparse
 import json
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
 
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
-from runtime.writing import OutputError
+from runtime.writing import OutputError, check_folder
 from vit.training.scalars import check_tensorboard
+
+if TYPE_CHECKING:
+    from vit.training.setup import Checked, TrainOptions
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
@@ -111,23 +116,36 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from vit.run_folder import open_run_folder
-
-    resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
-    if not resume:
-        _refuse_inside(options.out, options.data)
-    if options.tensorboard:
-        check_tensorboard()
-    from vit.training.setup import TrainOptions, prepare
+    from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
+    from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
-    run = prepare(TrainOptions(**{name: value for name, value in vars(options).items() if name in names}))
+    given = TrainOptions(**{name: value for name, value in vars(options).items() if name in names})
+    if options.tensorboard:
+        check_tensorboard()
+    if not (options.resume and (options.out / STATE).exists()):
+        _refuse_inside(options.out, options.data)
+    checked = check(given)
+    check_folder(options.out)
+    with write_alone(options.out):
+        resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
+        path = _train(options, given, checked, resume=resume)
+    if is_first_process():
+        _say_what_next(options, path)
+    print(path)
+
+
+def _train(options: argparse.Namespace, given: TrainOptions, checked: Checked, *, resume: bool) -> Path:
+    from vit.training.setup import prepare
+
+    run = prepare(given, checked)
+    tell(f"images: {run.data.describe()}")
     for sentence in run.data.notes:
         tell(f"note: {sentence}")
     tell(f"recipe: {json.dumps(run.recipe.to_dict())}")
     from vit.training.train import train
 
-    path = train(
+    return train(
         run.recipe,
         model=run.model,
         data=run.data,
@@ -140,7 +158,17 @@ def run_train(options: argparse.Namespace) -> None:
         tensorboard=options.tensorboard,
         report=tell,
     )
-    print(path)
+
+
+def _say_what_next(options: argparse.Namespace, path: Path) -> None:
+    """Print which epoch was kept, and the command to type next."""
+    from vit.document import read_document
+    from vit.training.evaluate import describe_kept
+
+    document = read_document(path)
+    tell(describe_kept(document.history, document.recipe["images"].get("val")))
+    out, data = quote(str(options.out)), quote(options.data)
+    tell(f"next: python -m export {out} --quantize --calibration {data}")
 
 
 def _refuse_inside(out: Path, data: str) -> None:

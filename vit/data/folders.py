@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.images.files import image_suffixes, left_by_a_system
+from runtime.images.files import image_suffixes, is_folder, left_by_a_system
 from runtime.text import counted
 from vit.data.idx import find_idx
 
 # Usual spellings of each split; case, and "-", "_" or a space between words, do not matter.
 SPELLINGS = {
-    "train": ("train", "training", "trainset", "traindata", "trainingset", "trainingdata", "trainimages"),
+    "train": (
+        *("train", "training", "trainset", "traindata", "trainingset", "trainingdata", "trainimages"),
+        "trainval",
+    ),
     "val": (
         *("val", "valid", "validation", "validate", "dev", "valset", "validset", "validationset"),
-        *("valdata", "validationdata", "devset", "valimages"),
+        *("valdata", "validdata", "validationdata", "devset", "valimages"),
     ),
     "test": ("test", "testing", "testset", "testdata", "testingset", "testingdata", "testimages"),
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
+_FILLERS = frozenset(("set", "data", "dataset", "image", "images", "split"))  # beside the word for a split
+_FOLD = re.compile(r"(k?fold|cv|split)[-_ ]?\d+", re.IGNORECASE)
+# Tables and lists of labels or splits, by suffix, and by suffix where the name says so.
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
+_LISTS = (".txt", ".json", ".lst")
+_LISTED = frozenset(("split", "splits", "fold", "folds", "label", "labels", "classes", "annotations"))
 
 
 class DataError(InputError):
@@ -30,33 +41,44 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class Layout:
-    """Content of a folder: the folder of each split, or none, and one sentence per entry passed over."""
+    """Content of a folder: the folder of each split, or none, and what is passed over.
+
+    Attributes:
+        splits: the folder of each split; none for one folder of classes, or of loose images.
+        others: folders beside those of splits.
+        notes: one sentence per entry passed over.
+    """
 
     splits: dict[str, Path]
+    others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def layout_of(folder: Path) -> Layout:
     """Find the splits in a folder.
 
-    A folder named as a split is one when it holds folders of its own, or nothing but splits stands beside it;
-    among other folders of images, `train` is a class.
+    A folder named as a split is one when it holds folders of its own, or nothing but splits stands beside it,
+    or another split does; among other folders of images, `train` is a class. Names such as `seg_train` are
+    splits where `seg_test` stands beside them.
 
     Raises:
-        DataError: for two folders that mean the same split, and for folders with the same folders in each.
+        DataError: for two folders that mean the same split, and for folders that are no classes: splits in
+            each, the same folders in each, the folds of a cross-validation.
     """
     inside = subfolders(folder)
-    named = [(split, path) for path in inside if (split := split_named(path.name)) is not None]
-    others = [path for path in inside if split_named(path.name) is None]
-    if named and not others and all(subfolders(path) == [] for _, path in named):
-        named = named if {split for split, _ in named} >= {"train"} or len(named) > 1 else []
-    elif named and not any(subfolders(path) for _, path in named):
-        return Layout(
-            {}, (f"{', '.join(p.name for _, p in named)}: taken as a class, like the folders beside it",)
-        )
+    named = _named(folder, inside)
+    others = [path for path in inside if path not in [path for _, path in named]]
+    kinds = {split for split, _ in named}
+    if len(kinds) == 1 and not any(subfolders(path) for _, path in named):
+        if others:
+            names = ", ".join(path.name for _, path in named)
+            return Layout({}, notes=(f"{names}: taken as a class, like the folders beside it",))
+        if kinds != {"train"} and len(named) == 1:
+            named = []
+    loose = loose_beside(folder, inside)
     if not named:
-        refuse_same_subfolders(folder, inside)
-        return Layout({}, loose_beside(folder, inside))
+        _refuse_no_classes(folder, inside)
+        return Layout({}, notes=loose)
     found: dict[str, Path] = {}
     for split, path in named:
         if split in found:
@@ -64,10 +86,12 @@ def layout_of(folder: Path) -> Layout:
                 f"{folder}: {found[split].name} and {path.name} both mean the {split} split; "
                 "rename or remove one of them"
             )
-        found[split] = unwrapped(path)
-    notes = [f"{path.name}: passed over, it is no split" for path in others]
+        found[split] = path
     ordered = {split: found[split] for split in SPELLINGS if split in found}
-    return Layout(ordered, (*notes, *loose_beside(folder, inside)))
+    beside = tuple(path.name for path in others)
+    return Layout(
+        _unwrap(ordered), beside, (*(f"{name}: passed over, it is no split" for name in beside), *loose)
+    )
 
 
 def split_named(name: str) -> str | None:
@@ -75,17 +99,76 @@ def split_named(name: str) -> str | None:
     return _SPLIT_OF.get(name.strip().casefold().replace("-", "").replace("_", "").replace(" ", ""))
 
 
-def unwrapped(path: Path) -> Path:
-    """The folder inside, where a split is packed in a folder of the same meaning: `test_set/test_set`."""
+def _named(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the folders that are named as splits, each with the split that it means.
+
+    A name with another word in it (`seg_train`, `flowers-val`) counts where the same word stands beside
+    another split, since `steam train` is a class.
+    """
+    groups: dict[str, list[tuple[str, Path]]] = {"": []}
+    for path in inside:
+        split, rest = _meaning(path.name)
+        if split is not None:
+            groups.setdefault(rest, []).append((split, path))
+    if any(split_named(path.name) for _, path in groups[""]):
+        return groups[""]
+    whole = [group for group in groups.values() if {"train"} < {split for split, _ in group}]
+    if len(whole) > 1:
+        names = ", ".join(path.name for group in whole for _, path in group)
+        raise DataError(
+            f"{folder}: {names} name a split and something else; expected train/<class>/… and test/<class>/…"
+        )
+    return whole[0] if whole else []
+
+
+def _meaning(name: str) -> tuple[str | None, str]:
+    """Return the one split that a name contains, or None, and the rest of its words without numbers."""
+    if (split := split_named(name)) is not None:
+        return split, ""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    splits = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
+    rest = " ".join(word for word in words if word not in _SPLIT_OF and word not in _FILLERS)
+    return (splits.pop() if len(splits) == 1 else None), rest
+
+
+def _unwrap(splits: dict[str, Path]) -> dict[str, Path]:
+    """Return the folders of classes where splits are packed in a folder: `test_set/test_set`."""
+    classes: set[str] = set()
+    found = {}
+    for split, path in splits.items():
+        found[split] = _without_wrapper(path, classes)
+        classes = classes or {each.name for each in subfolders(found[split])}
+    return found
+
+
+def _without_wrapper(path: Path, classes: Collection[str] = ()) -> Path:
+    """Return the folder inside, as long as it is the only one, is none of `classes` and holds folders."""
     inside = subfolders(path)
-    if len(inside) == 1 and split_named(inside[0].name) == split_named(path.name) and subfolders(inside[0]):
-        return inside[0]
-    return path
+    if len(inside) != 1 or inside[0].name in classes or not subfolders(inside[0]):
+        return path
+    alone = len(subfolders(inside[0])) == 1 and split_named(inside[0].name) != split_named(path.name)
+    return path if alone and not classes else _without_wrapper(inside[0], classes)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones and those that systems leave behind."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not left_by_a_system(p.name))
+    """The folders in a folder by name, without hidden ones and those that systems leave behind.
+
+    Raises:
+        DataError: for a folder that cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [each.name for each in entries if _is_folder(each) and not left_by_a_system(each.name)]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: it cannot be listed ({error.strerror}); allow it, or move it away"
+        ) from error
+    return [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether it is a folder or leads to one; files cost no look at the disk."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path))
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
@@ -105,35 +188,79 @@ def class_folders(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found)}
 
 
-def refuse_same_subfolders(folder: Path, inside: Sequence[Path]) -> None:
-    """Refuse folders that hold the same folders: they are splits by another name, and no classes."""
-    names = [{path.name.casefold() for path in subfolders(each)} for each in inside]
-    if len(names) < 2 or not all(names):
-        return
-    shared = sorted(set.intersection(*names))
+def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
+    """Refuse folders that are splits by another name, or hold the splits, and no classes."""
+    packed = {path: subfolders(path) for path in inside}
+    packed = {path: within for path, within in packed.items() if within}
+    if holders := [path for path, within in packed.items() if _holds_splits(within)]:
+        _refuse_inner_splits(folder, holders, packed[holders[0]])
+    names = [{each.name.casefold() for each in subfolders(_without_wrapper(path))} for path in packed]
+    shared = sorted(set.intersection(*names)) if len(names) > 1 else []
     if len(shared) >= 2:
         raise DataError(
-            f"{folder}: {', '.join(path.name for path in inside[:5])} all hold the folders "
-            f"{', '.join(shared[:5])}, so those look like the classes; rename the outer folders to train, "
-            "val and test, or give one of them"
+            f"{folder}: {_some(list(packed))} all hold the folders {', '.join(shared[:5])}, so those look "
+            "like the classes; rename the outer folders to train, val and test, or give one of them"
+        )
+    if len(inside) > 1 and all(_FOLD.fullmatch(path.name) for path in inside):
+        raise DataError(
+            f"{folder}: {_some(inside)} look like the folds of a cross-validation, not like classes; "
+            "expected train/<class>/… and val/<class>/…"
         )
 
 
+def _holds_splits(within: Sequence[Path]) -> bool:
+    """Return whether folders are the splits of a data set, and no classes."""
+    splits = [split_named(path.name) for path in within]
+    if None in splits or "train" not in splits:
+        return False
+    return len(set(splits)) > 1 or any(subfolders(path) for path in within)
+
+
+def _refuse_inner_splits(folder: Path, holders: Sequence[Path], within: Sequence[Path]) -> None:
+    splits = ", ".join(path.name for path in within)
+    if len(subfolders(folder)) == 1:
+        advice = f"expected a folder for each of two or more classes, found only {holders[0].name!r}"
+        raise DataError(f"{folder}: {advice}; give {holders[0]}, which holds {splits}")
+    if any(subfolders(path) for path in within):
+        advice = "give one of them" if len(holders) > 1 else f"give {holders[0]}"
+    else:
+        advice = "expected the splits outside, train/<class>/… and test/<class>/…"
+    raise DataError(f"{folder}: inside {_some(holders)} are the splits {splits}; {advice}")
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5])
+
+
 def loose_beside(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
-    """A sentence about images that stand beside the folders, and belong to none."""
+    """A sentence about images that stand beside the folders and belong to none, and one about tables."""
     if not inside:
         return ()
     files = [path for path in folder.iterdir() if path.is_file() and not left_by_a_system(path.name)]
     loose = sum(path.suffix.lower() in image_suffixes() for path in files)
-    return (f"{counted(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
+    notes = (f"{counted(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
+    tables = (f"{folder / name}: not read, folders say the classes and splits" for name in tables_in(folder))
+    return (*notes, *tables)
+
+
+def tables_in(folder: Path) -> list[str]:
+    """The names of files in a folder that may list classes or splits, which nothing here reads."""
+    names = sorted(path.name for path in folder.iterdir() if not left_by_a_system(path.name))
+    return [name for name in names if _is_table(Path(name.casefold()))]
+
+
+def _is_table(name: Path) -> bool:
+    words = re.findall(r"[^\W\d_]+", name.stem)
+    said = any(word in _SPLIT_OF or word in _LISTED for word in words)
+    return name.suffix in _TABLES or (name.suffix in _LISTS and said)
 
 
 def only_wrapper(folder: Path) -> str:
     """Advice for a folder whose only folder holds what was expected of it; empty where that is not so."""
-    inside = subfolders(folder)
-    if len(inside) == 1 and len(subfolders(inside[0])) >= 2:
-        return f"; give {inside[0]}, which holds {', '.join(p.name for p in subfolders(inside[0])[:4])}"
-    return ""
+    inside = folder
+    while len(found := subfolders(inside)) == 1:
+        inside = found[0]
+    return f"; give {inside}, which holds {', '.join(p.name for p in found[:4])}" if found else ""
 
 
 def passed_over(source: Path | str) -> tuple[str, ...]:
@@ -147,11 +274,12 @@ def passed_over(source: Path | str) -> tuple[str, ...]:
         for split in layout.splits
         if split != "train" and not labeled(layout.splits, split)
     ]
+    loose = [note for path in layout.splits.values() for note in loose_beside(path, subfolders(path))]
     classes = [p for each in layout.splits.values() or [folder] for p in class_folders(each).values()]
     inside = [(each, p) for each in classes for p in subfolders(each)]
     links = [str(p) for _, p in inside if p.is_symlink()]
     linked = [f"{', '.join(links[:3])}: passed over, a link to a folder"] if links else []
-    return (*layout.notes, *unlabeled, *linked, *_joined(inside), *_without_class(layout.splits))
+    return (*layout.notes, *loose, *unlabeled, *linked, *_joined(inside), *_without_class(layout.splits))
 
 
 def _joined(inside: Sequence[tuple[Path, Path]]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.images.files import find_images
+from runtime.command.kinds import Kind, refuse_kinds
+from runtime.images.files import find_images, image_suffixes, suffix_of
 from runtime.images.left_out import LeftOut
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
@@ -25,6 +26,11 @@ Split = Literal["train", "val", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DIGITS_TEST = 360
+# Kinds of files that are no images; of an unknown kind may be a photo of a camera.
+NO_IMAGES: tuple[Kind, ...] = (
+    *("onnx", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "text", "others"),
+    *("empty", "device"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
         raise DataError(f"{folder}: no such file or folder; {hint}")
     if find_idx(folder):
         return open_idx(folder, split)
+    if suffix_of(folder.name) not in image_suffixes():
+        refuse_kinds(folder, NO_IMAGES, "a folder of images", "give the folder that they are in, unpacked")
     return open_folder(folder, split)
 
 

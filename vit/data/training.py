@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.command.kinds import kind_of
 from runtime.images.left_out import LeftOut, left_out_line
+from runtime.text import counted
+from vit.data.folders import layout_of, tables_in
+from vit.data.idx import find_idx
 from vit.data.images import (
     DataError,
     Images,
@@ -33,6 +37,17 @@ class TrainingData:
         if self.train.labels is None:
             raise DataError(f"{self.train.name}: images without classes; nothing can be learned from them")
         return self.train.labels
+
+    def describe(self) -> str:
+        """Return which images are read for what, with the folder of each split."""
+        parts = [f"{counted(len(self.train), 'image')} to train on from {self.train.name}"]
+        if self.val is not None:
+            held_out = self.val.name == self.train.name
+            where = "held out of the same" if held_out else f"from {self.val.name}"
+            parts.append(f"{len(self.val)} to choose the epoch by, {where}")
+        if self.test is not None:
+            parts.append(f"{len(self.test)} to test on from {self.test.name}")
+        return "; ".join(parts)
 
 
 def targets_of(images: Images) -> np.ndarray:
@@ -63,16 +78,28 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     Raises:
         DataError: when there are no classes to learn.
     """
+    if Path(source).is_file():
+        words = kind_of(source)[1]
+        raise DataError(
+            f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
+            "where the images are PHOTOS/<class>/…, unpacked"
+        )
     splits = splits_of(source)
     if splits and "train" not in splits:
+        folder = Path(source)
+        others = layout_of(folder).others if folder.is_dir() and not find_idx(folder) else ()
+        beside = f" ({', '.join(others[:5])} beside them: no split)" if others else ""
         raise DataError(
-            f"{source}: has {' and '.join(splits)} images and none to train on; add a train folder, or give "
-            "one of them"
+            f"{source}: has {' and '.join(splits)} images and none to train on{beside}; add a train folder, "
+            "or give one of them"
         )
     train = open_images(source, "train" if "train" in splits else "all")
     if train.targets is None or train.labels is None:
+        tables = tables_in(Path(source)) if Path(source).is_dir() else []
+        unread = f" ({', '.join(tables[:3])}: not read, folders say the classes)" if tables else ""
         raise DataError(
-            f"{source}: images without classes; expected {source}/<class>/… or {source}/train/<class>/…"
+            f"{source}: images without classes{unread}; expected {source}/<class>/… or "
+            f"{source}/train/<class>/…"
         )
     test = open_images(source, "test") if "test" in splits else None
     test = None if test is None or test.targets is None else test

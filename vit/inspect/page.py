@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from runtime.writing import write_atomically
 from vit.checkpoint import Checkpoint, result_of_test
 from vit.data.images import Images
 from vit.data.public import public_name
+from vit.document import FILE_NAME
 from vit.inspect.judged import Verdicts, attend, judge
 from vit.inspect.plots import (
     plot_confusion,
@@ -26,6 +28,7 @@ from vit.inspect.plots import (
 from vit.page.confusion import MATRIX_CLASSES, are_short, confused_pairs, confusion_matrix, distinct
 from vit.page.images import enlarged, file_uri, jpeg_uri
 from vit.page.template import render_page
+from vit.training.evaluate import describe_kept
 
 PAGE = "index.html"
 
@@ -50,6 +53,8 @@ def write_plots(checkpoint: Checkpoint, images: Images | None, out: Path) -> Pat
         curves=[(kind, _saved(figure, out, kind)) for kind, figure in curves.items()],
         validated=any("val_loss" in row for row in history),
         imported="imported" in checkpoint.recipe,
+        kept=_kept(checkpoint),
+        command=_next_command(checkpoint),
         filters=_saved(plot_filters(checkpoint.model), out, "patch-embedding-filters"),
         positions=_saved(plot_positions(checkpoint.model), out, "position-embedding-similarity"),
         judged=None if verdicts is None else _judged(checkpoint, verdicts, out),
@@ -122,6 +127,18 @@ def _facts(checkpoint: Checkpoint, images: Images | None, verdicts: Verdicts | N
     else:
         facts["on other images"] = "not measured, no images were given (--data)"
     return facts
+
+
+def _kept(checkpoint: Checkpoint) -> str | None:
+    """Say which epoch's weights these are; None where no epochs are recorded."""
+    if not checkpoint.history:
+        return None
+    return describe_kept(checkpoint.history, checkpoint.recipe.get("images", {}).get("val"))
+
+
+def _next_command(checkpoint: Checkpoint) -> str:
+    path = checkpoint.path.parent if checkpoint.path.name == FILE_NAME else checkpoint.path
+    return f"python -m export {quote(public_name(str(path)))} --quantize --calibration IMAGES"
 
 
 def _epochs(checkpoint: Checkpoint) -> str:

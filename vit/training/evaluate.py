@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.text import counted
 from vit.training.recipe import Recipe
 
 
@@ -27,6 +28,27 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """
     best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
     return int(best["epoch"])
+
+
+def kept_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of the epoch whose weights are kept: the best, or the last where no images choose."""
+    return best_epoch(history) if "val_accuracy" in history[-1] else len(history)
+
+
+def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) -> str:
+    """Say which epoch was kept and what chose it, in words that are the same wherever it is told.
+
+    Args:
+        history: one row per epoch, at least one.
+        validation: number of validation images; None if it is not known.
+    """
+    kept, of = kept_epoch(history), f"epoch {kept_epoch(history)} of {len(history)}"
+    accuracy = history[kept - 1].get("val_accuracy")
+    if accuracy is None:
+        return f"kept {of}, the last: there were no validation images to choose one by"
+    images = "validation images" if validation is None else counted(validation, "validation image")
+    chose = "the same images chose it, so expect less of others"
+    return f"kept {of}: {100 * accuracy:.2f} % of {images} right; {chose}"
 
 
 def no_better(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> bool:

@@ -36,6 +36,7 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: list[float] = field(default_factory=list)  # of each epoch
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: str = ""  # digest of the best weights, as this run wrote them
     finished: bool = False
 
 

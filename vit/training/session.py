@@ -20,13 +20,14 @@ from vit.data.batches import Store
 from vit.data.digests import MOST, digests, same_images
 from vit.data.images import Images
 from vit.data.training import TrainingData, targets_of
-from vit.document import FILE_NAME
+from vit.document import FILE_NAME, CheckpointError, read_document
 from vit.merging import merge_tokens
 from vit.model import ViT
+from vit.tensors import digest_tensors
 from vit.training import resume
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, predict
-from vit.training.loop import Loop
+from vit.training.loop import Loop, TrainingError
 from vit.training.recipe import Recipe
 from vit.training.strategies import strategy_for
 
@@ -109,10 +110,9 @@ class Session:
         if not loop.world.first:
             return
         if best:
-            history = loop.progress.history
-            self.strategy.keep(
-                loop.best_weights(), lambda model: self.checkpoint(model, history, {}, finished=False)
-            )
+            history, weights = loop.progress.history, loop.best_weights()
+            self.strategy.keep(weights, lambda model: self.checkpoint(model, history, {}, finished=False))
+            loop.progress.kept = digest_tensors(weights)
         write_metrics(self.out / METRICS, loop.progress)
         seconds = loop.progress.seconds[-1]
         rate = loop.steps * loop.batch / seconds
@@ -124,7 +124,7 @@ class Session:
     def checkpoint(
         self, model: ViT, history: list[dict[str, Any]], more: Mapping[str, Any], *, finished: bool
     ) -> Path:
-        images = {name: len(store) for name, store in self.stores.items()}
+        images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
             self.out / FILE_NAME,
@@ -161,11 +161,34 @@ class Session:
             resume.save_state(self.out, progress=loop.progress, **self.stateful(loop))
         loop.world.wait()
 
+    def check_kept(self, progress: resume.Progress) -> None:
+        """Refuse to go on where the best weights are of another run, as far as a history tells.
+
+        Raises:
+            CheckpointError: saying what to do.
+        """
+        if self.recipe.freeze or not progress.history:  # a head has no history
+            return
+        there, mine = read_document(self.out).history, progress.history
+        # One is longer by the epoch after which the run was killed, or by those after the best.
+        both = min(len(there), len(mine))
+        if not both or there[:both] != mine[:both]:
+            raise CheckpointError(
+                f"{self.out}: {FILE_NAME} is of another run than {resume.FILE_NAME}; begin anew with "
+                "--overwrite, or choose another --out"
+            )
+
     def finish(self, loop: Loop) -> Path:
         """Write the whole history, and the verdict of the test images, into the best checkpoint."""
         if not loop.world.first:
             return self.out / FILE_NAME
-        model = self.strategy.assembled(self.strategy.kept())
+        weights = self.strategy.kept()
+        if digest_tensors(weights) != loop.progress.kept:
+            raise TrainingError(
+                f"{self.out}: the best weights there are not those that this run wrote; something else has "
+                "replaced them, so train again with --overwrite, or into another --out"
+            )
+        model = self.strategy.assembled(weights)
         more = self._test(loop, model)
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
+from runtime.text import counted, did_you_mean
 from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
@@ -14,11 +15,14 @@ from vit.data.training import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import PRESETS, Recipe, RecipeError
+from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
     from vit.model import ViT
+
+STEPS = 10  # per epoch, at least: with one or two a run of the usual length stays at chance
+FEW = 1000  # images, below which a pretrained model is advised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,15 @@ def check(options: TrainOptions) -> Checked:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
     recipe = chosen_recipe(options)
-    if recipe.freeze and not options.source:
+    if not options.source and (recipe.freeze or recipe.name == FINETUNE.name):
+        need = (
+            "trains a head on frozen features; give the backbone"
+            if recipe.freeze
+            else "goes on from trained weights; give them"
+        )
         raise RecipeError(
-            f"preset {recipe.name} trains a head on frozen features; give the backbone with --from"
+            f"preset {recipe.name} {need} with --from CHECKPOINT (python -m vit import makes one), or train "
+            "from random weights with --preset scratch"
         )
     if recipe.freeze and recipe.merge_tokens:
         raise RecipeError(
@@ -86,6 +96,8 @@ def check(options: TrainOptions) -> Checked:
         )
     chosen_config(options, recipe, ("",), source)  # before a large folder is searched for images
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
+    recipe, notes = fit_batch(options, recipe, len(data.train))
+    data = replace(data, notes=(*data.notes, *notes))
     config = chosen_config(options, recipe, data.labels, source)
     middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
@@ -96,13 +108,17 @@ def check(options: TrainOptions) -> Checked:
     return Checked(recipe, data, config)
 
 
-def prepare(options: TrainOptions) -> Start:
-    """Put together what `python -m vit train` was asked for, after `check` has found nothing wrong.
+def prepare(options: TrainOptions, checked: Checked | None = None) -> Start:
+    """Put together what `python -m vit train` was asked for.
+
+    Args:
+        options: of the command line.
+        checked: what `check` returned for them; None to check them now.
 
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
-    checked = check(options)
+    checked = checked or check(options)
     from vit.checkpoint import load_checkpoint
 
     recipe, data = checked.recipe, checked.data
@@ -124,12 +140,44 @@ def chosen_recipe(options: TrainOptions) -> Recipe:
         name = "finetune" if options.source else fallback
     known = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in known:
-        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}")
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
+    return replace(known[name], **given_fields(options))
+
+
+def given_fields(options: TrainOptions) -> dict[str, Any]:
+    """Return the fields of the recipe that the command line sets."""
     changes = dict(parsed_change(text) for text in options.changes)
     for field in ("epochs", "batch", "lr", "seed", "merge_tokens"):
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
-    return replace(known[name], **changes)
+    return changes
+
+
+def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recipe, tuple[str, ...]]:
+    """Choose a batch so small that an epoch has `STEPS` steps, and say so; one that was given stays.
+
+    Args:
+        options: of the command line, which may set the batch.
+        recipe: an example's is what its figures were measured with, and stays.
+        images: number of images to train on.
+
+    Returns:
+        The recipe, and a sentence where the batch is or should be another one.
+    """
+    fitting = 1 << max(images // STEPS, 2).bit_length() - 1  # a power of two
+    steps = max(images // recipe.batch, 1)
+    if steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
+        return recipe, ()
+    few = f"{counted(images, 'image')} to train on"
+    if "batch" in given_fields(options):
+        said = (
+            f"{few}: a batch of {recipe.batch} gives {counted(steps, 'step')} per epoch, which learns slowly"
+        )
+        return recipe, (f"{said}; --batch {fitting} gives {images // fitting}",)
+    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {images // fitting} steps per epoch"
+    if options.source is None and images < FEW:
+        said += "; so few images learn more from a pretrained model (--from)"
+    return replace(recipe, batch=fitting), (said,)
 
 
 def parsed_change(text: str) -> tuple[str, Any]:
@@ -138,7 +186,8 @@ def parsed_change(text: str) -> tuple[str, Any]:
     # Not the name: an example's brings its model along.
     types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
     if not equals or name not in types:
-        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}")
+        nearest = did_you_mean(name, types)
+        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}{nearest}")
     try:
         return name, PARSERS[types[name]](value)
     except (ValueError, KeyError) as error:

@@ -12,6 +12,7 @@ from runtime.images.preprocess import Preprocess
 from runtime.interrupts import asked_to_stop
 from vit.data.training import TrainingData
 from vit.model import ViT
+from vit.run_folder import write_alone
 from vit.training.distributed import choose_device, join_world
 from vit.training.recipe import Recipe
 from vit.training.resume import check_resumable, load_state
@@ -53,6 +54,7 @@ def train(
 
     Raises:
         DataError: for images that cannot be used.
+        OutputError: when another process writes into `out`.
         TrainingError: when the loss is no longer a number.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
@@ -61,13 +63,19 @@ def train(
     if resume:
         check_resumable(session.out, session.identity())  # before images are read
     # Of this device alone: the state of another one costs some of its memory.
-    kept = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
-    with join_world(chosen) as world, kept, scalars(session.out, tensorboard and world.first) as write:
+    random = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
+    with (
+        write_alone(session.out),
+        join_world(chosen) as world,
+        random,
+        scalars(session.out, tensorboard and world.first) as write,
+    ):
         if world.first:
             session.compare_images()
         loop = session.loop(chosen, world, teacher)
         if resume:
             loop.progress = load_state(session.out, **session.stateful(loop))
+            session.check_kept(loop.progress)
             report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
 
         def close_epoch(row: dict[str, Any], best: bool) -> None:

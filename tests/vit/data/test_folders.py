@@ -1,6 +1,8 @@
 """Folders as they are unpacked: splits by any usual name, what systems leave, what is said of it."""
 
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -182,3 +184,103 @@ def test_memory_is_what_machine_and_container_leave(tmp_path):
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("600")
     assert free_memory(tmp_path, tmp_path) == 0
     assert free_memory(tmp_path / "none", tmp_path / "none") > 1 << 28
+
+
+UNDERSTOOD = {  # folders of classes, and the folder that each split is read from
+    "seg_train/seg_train seg_test/seg_test": "seg_train/seg_train - seg_test/seg_test",
+    "seg_train/seg_train seg_test/seg_test seg_pred": "seg_train/seg_train - seg_test/seg_test",
+    "flowers-train flowers-val": "flowers-train flowers-val -",
+    "train dev": "train dev -",
+    "train1 test1": "train1 - test1",
+    "train2017 val2017": "train2017 val2017 -",
+    "01_Train 02_Val 03_Test": "01_Train 02_Val 03_Test",
+    "images_train images_test": "images_train - images_test",
+    "train_data valid_data test_data": "train_data valid_data test_data",
+    "trainval test": "trainval - test",
+    "train/images val/images": "train/images val/images -",
+    "train test/images": "train - test/images",
+    "train/train": "train/train - -",
+}
+
+
+@pytest.mark.parametrize("folders", UNDERSTOOD)
+def test_splits_are_found_and_named_as_they_are_packed(tmp_path, folders):
+    fill(*(tmp_path / each / name for each in folders.split() for name in ("a", "b")))
+    data = open_data(tmp_path, holdout=0)
+    parts = [data.train, data.val, data.test]
+    found = ["-" if part is None else str(Path(part.name).relative_to(tmp_path)) for part in parts]
+    assert found == UNDERSTOOD[folders].split()
+    assert data.labels == ("a", "b")
+    for part in parts:
+        assert part is None or part.name in data.describe()
+    assert len(data.notes) == ("seg_pred" in folders)
+
+
+REFUSED = {  # folders of images: what is said
+    "train1/a train2/a test/a": "train1 and train2 both mean the train split",
+    "cats_train cats_test dogs_train dogs_test": "name a split and something else",
+    "images/train/a images/test/a labels": "inside images are the splits test, train; give ",
+    "images/train/a images/val/a masks/train/a masks/val/a": "inside images, masks are the splits train, val",
+    "images/train/a masks/train/a": "inside images, masks are the splits train; give one of them",
+    "cat/train cat/test dog/train dog/test": "inside cat, dog are the splits test, train; expected",
+    "dataset/train/a dataset/test/a": "give .*dataset, which holds test, train",
+    "outer/inner/a outer/inner/b": "give .*inner, which holds a, b",
+    "fold0 fold1 fold2": "look like the folds of a cross-validation",
+    "x/x/a x/x/b y/y/a y/y/b": "x, y all hold the folders a, b",
+    "x/a x/b y/a y/b loose": "x, y all hold the folders a, b",
+    "train test1 sample": "images without classes",
+    "cat dog val/x val/y": r"none to train on \(cat, dog beside them: no split\)",
+    "train/a train/b val/a val/b val/c": "c: this class is not among those to train on",
+}
+
+
+@pytest.mark.parametrize("folders", REFUSED)
+def test_what_would_train_on_the_names_of_splits_is_refused(tmp_path, folders):
+    fill(*(tmp_path / each for each in folders.split()))
+    with pytest.raises(DataError, match=REFUSED[folders]) as found:
+        open_data(tmp_path, holdout=0)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "steam_train model_train bus",
+        "express-train bus tram",
+        "pregnancy_test covid_test",
+        "cat dog test",
+        "cat val",
+        "test1 test2 test3",
+        "bird/crow bird/wren fish",
+        "quercus/robur quercus/alba acer/rubrum",
+        "cat/images dog/images",
+        "cat/train dog/train",
+    ],
+)
+def test_ordinary_classes_stay_classes(tmp_path, folders):
+    fill(*(tmp_path / each for each in folders.split()))
+    assert splits_of(tmp_path) == ()
+    assert open_images(tmp_path).labels == tuple(sorted({each.split("/")[0] for each in folders.split()}))
+
+
+def test_lists_of_classes_and_splits_are_not_read_and_said(tmp_path):
+    fill(*(tmp_path / "train" / name for name in ("a", "b")), tmp_path / "train", count=2)
+    for name in ("train.csv", "test.txt", "train/labels.tsv", "notes.txt"):
+        (tmp_path / name).touch()
+    notes = " | ".join(open_data(tmp_path, holdout=0).notes)
+    for name in ("train.csv", "test.txt", "labels.tsv"):
+        assert f"{name}: not read, folders say the classes and splits" in notes
+    assert "notes.txt" not in notes
+    assert f"2 images beside the folders of {tmp_path / 'train'}" in notes
+    fill(tmp_path / "loose")
+    (tmp_path / "loose" / "labels.csv").touch()
+    with pytest.raises(DataError, match=r"without classes \(labels.csv: not read"):
+        open_data(tmp_path / "loose", holdout=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_may_not_be_listed_is_one_line(tmp_path):
+    fill(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b").chmod(0)
+    with pytest.raises(DataError, match="b: it cannot be listed"):
+        splits_of(tmp_path)

@@ -21,6 +21,7 @@ from vit.inspect.attention import attention_maps
 from vit.inspect.judged import attend, judge
 from vit.inspect.page import write_plots
 from vit.inspect.plots import plot_confusion, plot_curve, plot_mistakes, plot_positions, plot_rollout
+from vit.training.evaluate import describe_kept
 
 LABELS = ["blue sky", "grass", "rose"]
 HISTORY = [{"epoch": n, "train_loss": 1 / n, "train_accuracy": n / 3, "val_loss": 1.0} for n in (1, 2, 3)]
@@ -153,3 +154,24 @@ def test_test_figures_are_told_in_the_same_words() -> None:
     assert result_of_test({"test_accuracy": 0.5, "test_images": 10}) == "50.00 % of 10 images right"
     assert result_of_test({"test_accuracy": 0.5}) == "50.00 % right"
     assert result_of_test({}).startswith("not measured, ")
+
+
+def test_what_was_kept_is_marked_and_told(plots) -> None:
+    values = {1: (0.5, 1.0), 2: (0.9, 0.8), 3: (0.9, 0.9)}
+    history = [
+        row | {"val_accuracy": accuracy, "val_loss": loss}
+        for row, (accuracy, loss) in zip(HISTORY, values.values(), strict=True)
+    ]
+    for kind in ("loss", "accuracy"):
+        axes = plot_curve(history, kind).axes[0]
+        assert "kept: epoch 2" in [text.get_text() for text in axes.get_legend().get_texts()]
+        assert 2 in [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    page = plots(history=history, recipe={"images": {"train": 300, "val": 153}})
+    told = "epoch 2 of 3: 90.00 % of 153 validation images right; the same images chose it"
+    assert f"Kept {told}" in page.text
+    assert "flowers --quantize --calibration IMAGES" in page.text
+    assert describe_kept(history, 153).startswith(f"kept {told}")
+    assert describe_kept(HISTORY, None).startswith(
+        "kept epoch 3 of 3, the last: there were no validation images"
+    )
+    assert "Kept epoch 3 of 3, the last" in plots(history=HISTORY).text

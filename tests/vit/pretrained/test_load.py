@@ -433,5 +433,5 @@ def test_parts_of_the_weights_lie_beside_their_index(place, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for weight_map in ({"weight": place}, place):
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(SourceError, match="which is no file of weights beside it|expected weight_map, an object"):
+        with pytest.raises(SourceError, match=r"which is no file of weights beside|expected weight_map"):
             read_weights(index)

@@ -1,17 +1,25 @@
 """The loop where numbers leave their range, and other ends of a run."""
 
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from vit.checkpoint import load_checkpoint
+from export.command.main import main as export_main
+from runtime.command.locking import lock
+from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.commands.main import main as vit_main
 from vit.data.digests import digests
 from vit.data.images import Images
 from vit.data.training import TrainingData
 from vit.document import CheckpointError
 from vit.model import new_model
+from vit.run_folder import write_alone
+from vit.tensors import read_tensors, write_tensors
 from vit.training.loop import TrainingError
 from vit.training.recipe import Recipe
 from vit.training.train import train
@@ -97,3 +105,92 @@ def test_images_that_stand_twice_are_told_before_the_training(data, tiny_config,
     assert [line.partition(":")[0] for line in lines] == ["note", "epoch 1/1", "test"]
     assert lines[0] == told
     assert load_checkpoint(path).recipe["trained_on"] == digests(data.train)
+
+
+def test_the_best_weights_are_those_that_this_run_wrote(data, tiny_config, tiny_preprocess, tmp_path):
+    """Whatever else replaces the file: no checkpoint has labels of one run and weights of another."""
+    strange = new_model(tiny_config, 1)
+
+    def replace_file(line):
+        if line.startswith("epoch 2"):
+            save_checkpoint(tmp_path, model=strange, preprocess=tiny_preprocess, labels="xyz", finished=False)
+
+    recipe = replace(RECIPE, epochs=2)
+
+    def run(**options):
+        model = new_model(tiny_config, 0)
+        return train(recipe, model=model, data=data, preprocess=tiny_preprocess, out=tmp_path, **options)
+
+    with pytest.raises(TrainingError, match="not those that this run wrote"):
+        run(report=replace_file)
+    assert not load_checkpoint(tmp_path).finished
+    with pytest.raises(CheckpointError, match="is of another run than state"):
+        run(resume=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        run(resume=True)
+    assert load_checkpoint(run()).finished
+    assert load_checkpoint(run(resume=True)).finished  # of a run that is at its end
+
+
+def test_a_probe_reads_the_head_that_it_wrote(data, tiny_model, tiny_preprocess, tmp_path):
+    def replace_file(line):
+        if line.startswith("epoch 1"):
+            weights, _ = read_tensors(tmp_path / "head.safetensors")
+            write_tensors(tmp_path / "head.safetensors", {k: v + 1 for k, v in weights.items()}, {})
+
+    recipe = replace(RECIPE, freeze=True)
+    with pytest.raises(TrainingError, match="not those that this run wrote"):
+        train(
+            recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path, report=replace_file
+        )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the words of the folder's lock")
+@pytest.mark.parametrize("command", ["train", "resume", "rank", "import", "plots", "export", "digits"])
+def test_a_folder_has_one_writer(
+    command, data, photos, tiny_model, tiny_preprocess, tmp_path, monkeypatch, capsys
+):
+    """Whatever two commands they are; the processes of torchrun are one."""
+    out = tmp_path / "runs" / "digits"
+    run = save_checkpoint(
+        tmp_path / "run" / "m",
+        model=tiny_model,
+        preprocess=tiny_preprocess,
+        labels=("blue sky", "grass", "rose"),
+    )
+    save_file(tiny_model.state_dict(), tmp_path / "weights.safetensors")
+    training = f"train --data {photos} --out {out}"
+    words = {
+        "train": f"{training} --overwrite",
+        "resume": f"{training} --resume",
+        "rank": training,
+        "import": f"import {tmp_path / 'weights.safetensors'} --out {out}",
+        "plots": f"plots {run} --out {out}",
+        "export": f"{run} --out {out} --evaluate {photos}",
+        "digits": "",
+    }[command]
+    monkeypatch.chdir(tmp_path)
+    if command == "rank":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
+    out.mkdir(parents=True)
+    held = os.open(out, os.O_RDONLY)
+    try:
+        assert lock(held)
+        main = export_main if command in ("export", "digits") else vit_main
+        assert main(words.split()) == 2
+    finally:
+        os.close(held)
+    assert (
+        f"{out.relative_to(tmp_path) if command == 'digits' else out}: another process is writing to it"
+        in (capsys.readouterr().err)
+    )
+    assert list(out.iterdir()) == []
+
+
+def test_the_other_processes_of_a_run_write_nothing_and_lock_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with write_alone(tmp_path / "out"):
+        assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from runtime.errors import Interrupted
+from vit.__main__ import main
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.data.batches import Store
 from vit.data.images import DataError, open_images
@@ -22,10 +25,12 @@ from vit.model import ViT, new_model
 from vit.tensors import read_tensors
 from vit.training import resume as state
 from vit.training.evaluate import best_epoch, no_better
+from vit.training.examples import EXAMPLES
 from vit.training.loop import Loop, TrainingError
 from vit.training.loss import class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
+from vit.training.setup import TrainOptions, check, prepare
 from vit.training.train import train
 
 RECIPE = Recipe(name="test", epochs=4, batch=8, lr=3e-3, holdout=0.25, shift=1, flip=True, ema=0.9, mixup=0.2)
@@ -418,7 +423,15 @@ def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_prep
     arguments += ["--image-size", "12", "--epochs", "2", "--batch", "8", "--set", "bad_images=0.5"]
     assert main(arguments) == 0
     found = load_checkpoint(tmp_path / "run")
-    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model.safetensors")
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "run" / "model.safetensors")
+    kept, following = said.err.splitlines()[-2:]
+    assert re.match(
+        r"kept epoch [12] of 2: [\d.]+ % of \d+ validation images right; the same images chose", kept
+    )
+    assert following == f"next: python -m export {tmp_path / 'run'} --quantize --calibration {photos}"
+    for split in ("train", "test"):
+        assert f"from {photos / split}" in said.err
     assert found.labels == ("blue sky", "grass", "rose")
     assert found.preprocess.size == (12, 12)
     assert found.model.position.shape == (1, 10, 16)
@@ -480,8 +493,49 @@ def test_a_loss_that_still_falls_is_not_stopped(photos, tiny_config, tiny_prepro
 
 
 def test_the_white_level_of_an_option_travels_with_the_model() -> None:
-    from vit.training.setup import TrainOptions, prepare
-
     assert prepare(TrainOptions(data="digits", white_level=4095)).preprocess.white_level == 4095
     with pytest.raises(RecipeError, match="--white-level: white_level must be 1 to 65535, found 0"):
         prepare(TrainOptions(data="digits", white_level=0))
+
+
+def chosen(photos, **options):
+    checked = check(TrainOptions(data=str(photos), **options))
+    return checked.recipe, [note for note in checked.data.notes if "batch" in note]
+
+
+def test_few_images_get_smaller_batches_and_it_is_said(tmp_path):
+    """An epoch of one step leaves a run of the usual length at chance."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(60):
+            Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
+    recipe, said = chosen(tmp_path)
+    assert (recipe.batch, 108 // recipe.batch) == (8, 13)
+    assert said == [
+        "108 images to train on: --batch 8, not 256, for 13 steps per epoch; so few images learn more from a "
+        "pretrained model (--from)"
+    ]
+    for given in ({"batch": 100}, {"changes": ("batch=100",)}):  # what the user sets wins, with a warning
+        recipe, said = chosen(tmp_path, **given)
+        assert recipe.batch == 100
+        assert said == [
+            "108 images to train on: a batch of 100 gives 1 step per epoch, which learns slowly; --batch 8 "
+            "gives 13"
+        ]
+    assert chosen(tmp_path, batch=10) == (preset("scratch", batch=10), [])
+    assert chosen(tmp_path, preset="digits")[1] == []  # its figures were measured with its own batch
+
+
+def test_an_example_keeps_its_recipe():
+    assert chosen("digits") == (EXAMPLES["digits"].recipe, [])
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_presets_that_go_on_from_weights_need_them(photos, name, tmp_path, capsys):
+    words = ["train", "--data", str(photos), "--preset", name, "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"preset {name} " in said
+    assert "--from CHECKPOINT" in said
+    assert "--preset scratch" in said
+    assert not (tmp_path / "run").exists()
