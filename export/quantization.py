@@ -97,6 +97,7 @@ def _search(
                 batches(images, source.preprocess),
                 options.budget,
                 targets=images.targets,
+                same_name=images.same_name,
                 merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,

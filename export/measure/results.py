@@ -79,6 +79,14 @@ class Results:
     clipping: Clipping | None = None  # None without calibrated ranges, or where tokens are merged
     float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
 
+    def given(self, variant: VariantResult) -> Array:
+        """Classes that a variant gives to the images, int64 [images]; see `Images.settle`."""
+        return self.images.settle(variant.logits.argmax(axis=1))
+
+    def right(self, variant: VariantResult) -> Array:
+        """Which images a variant gets right, bool [images]. The classes must be known."""
+        return np.asarray(self.given(variant) == self.targets)
+
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The images whose label differs from float32's, most confident first."""
         if not self.labels:
@@ -102,7 +110,7 @@ class Results:
 
     def classes(self) -> list[ClassResult]:
         """Return the accuracy of each class that has an image; nothing where classes are not known."""
-        return by_class({each.variant: each.logits for each in self.variants}, self.targets, self.labels)
+        return by_class({each.variant: self.given(each) for each in self.variants}, self.targets, self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The document of report.json."""
@@ -139,7 +147,7 @@ class Results:
         document: dict[str, Any] = {"file": result.file, "bytes": result.bytes, "sha256": result.sha256}
         document["latency_ms"] = dict(result.latency)
         if self.targets is not None:
-            document["top1"] = 100 * float(np.mean(result.logits.argmax(axis=1) == self.targets))
+            document["top1"] = 100 * float(np.mean(self.right(result)))
         if result.drift is not None:
             document["drift"] = result.drift.to_dict()
             document["changed"] = self.changed(result)

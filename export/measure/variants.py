@@ -130,7 +130,7 @@ def _measure_all(
         merging=_merging(source, variants, evaluation, logits, latency),
         embeddings=measure_embeddings(embedded) if embedded else None,
         reliability=measure_reliability(
-            {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
+            {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, *evaluation.truth
         ),
     )
 

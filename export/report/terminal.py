@@ -91,7 +91,7 @@ def shortened(names: Sequence[str], count: int = 3) -> str:
 def _row(results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
     top1 = "-"
     if results.targets is not None:
-        top1 = f"{100 * float(np.mean(each.logits.argmax(axis=1) == results.targets)):.2f} %"
+        top1 = f"{100 * float(np.mean(results.right(each))):.2f} %"
     drift = each.drift
     return (
         each.variant,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from calibration.measure.clipping import Clipped
+from calibration.measure.statistics import Interval
 from export.measure.reliability import Reliability
 from export.measure.results import Clipping
 from export.measure.verdict import Judged, Verdict
@@ -25,7 +26,8 @@ from vit.page.terms import TERMS, used_terms
 
 
 def limit(**changes) -> Judged:
-    fields = {"variant": "int8", "limit": "--max-drift", "bound": 0.5, "found": 0.12}
+    fields = {"variant": "int8", "limit": "--max-drift", "bound": 0.5, "found": 0.12, "status": "met"}
+    fields["interval"] = Interval(0.05, 0.2)
     return Judged(**{**fields, "text": "0.12 of 0.5 points of top-1 lost", **changes})
 
 
@@ -34,7 +36,10 @@ def limit(**changes) -> Judged:
     [
         (Verdict(), "Limits no limit was set"),
         (Verdict((limit(),), True), "Limits met: 0.12 of 0.5 points of top-1 lost"),
-        (Verdict((limit(doubt="60 are few"),), True), "Limits cannot be judged: 60 are few"),
+        (
+            Verdict((limit(doubt="60 are few", status="not judged"),), True),
+            "Limits cannot be judged: 60 are few",
+        ),
     ],
 )
 def test_the_verdict_is_the_first_thing_under_the_title_then_the_warnings(results, verdict, line):
