@@ -179,3 +179,23 @@ def test_words_can_be_read_on_light_and_dark_screens(root: Path):
         for ink in ("ink", "soft", "right", "wrong", "int8"):
             for ground in ("paper", "card"):
                 assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground, theme[ink], theme[ground])
+
+
+def test_either_of_two_classes_of_one_name_is_right_everywhere_on_the_page(results):
+    """The float model calls half of the cranes by the other class of that name."""
+    some = results(labels=["crane", "cat", "dog", "crane", "egret"], changed=0)
+    logits = some.variants[0].logits
+    same_name = np.array([0, 1, 2, 0, 4])
+    targets = same_name[some.targets]
+    images = replace(some.images, targets=targets, same_name=same_name)
+    both = replace(some, targets=targets, images=images)
+    assert {each.variant: both.to_dict()["models"][each.variant]["top1"] for each in both.variants} == {
+        "float32": 100.0,
+        "int8": 100.0,
+    }
+    assert [(each.index, each.images, each.right["int8"]) for each in both.classes()] == [
+        (0, 24, 24), (1, 12, 12), (2, 12, 12), (4, 12, 12),
+    ]  # fmt: skip
+    assert set(both.given(both.variants[0])[logits.argmax(axis=1) == 3]) == {0}
+    text = Page(render(both)).text
+    assert "No image is taken for another" in text or "crane 24" in text

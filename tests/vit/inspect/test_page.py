@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tools.html_page import Page
 from vit.checkpoint import load_checkpoint, result_of_test, save_checkpoint
-from vit.data.images import open_images
+from vit.data.images import Images, open_images
+from vit.data.labels import labeled_as
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
@@ -153,3 +155,16 @@ def test_test_figures_are_told_in_the_same_words() -> None:
     assert result_of_test({"test_accuracy": 0.5, "test_images": 10}) == "50.00 % of 10 images right"
     assert result_of_test({"test_accuracy": 0.5}) == "50.00 % right"
     assert result_of_test({}).startswith("not measured, ")
+
+
+def test_either_of_two_classes_of_one_name_is_right(tiny_model, tiny_preprocess, photos, tmp_path) -> None:
+    save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=["rose", "grass", "rose"])
+    found = load_checkpoint(tmp_path)
+    items = open_images(photos, "all").items
+    answers = judge(found, Images(items, np.zeros(len(items), np.int64), LABELS, "x")).predicted
+    assert len(set(answers.tolist()) & {0, 2}) > 0
+    kept = [items[i] for i in np.flatnonzero(answers != 1)]
+    named = Images(kept, np.zeros(len(kept), np.int64), ("rose",), "photos")
+    verdicts = judge(found, labeled_as(named, found.labels))
+    assert verdicts.right == len(kept)
+    assert verdicts.surest_mistakes() == []
