@@ -14,6 +14,7 @@ from export.measure.embeddings import EmbeddingDrift
 from runtime.text import counted
 
 MOST_IMAGES = 1_000_000  # where the number of images that a limit takes is not counted any further
+NEVER = f"it takes more than {MOST_IMAGES:,} images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,8 @@ class Figure:
         start = f"{images} cannot show a limit of {self.shown}"
         if self.interval is None:
             return f"{start}: one image gives no interval"
-        number = f"about {needed:,}" if needed is not None else f"more than {MOST_IMAGES:,}"
-        return f"{start}: {self.between} (95 %); it takes {number} images"
+        takes = f"it takes about {needed:,} images" if needed is not None else NEVER
+        return f"{start}: {self.between} (95 %); {takes}"
 
 
 def figures_of(budget: Budget, drift: Drift, sqnr: Interval | None) -> list[Figure]:

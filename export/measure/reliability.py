@@ -28,6 +28,11 @@ class Reliability:
     before: dict[str, float]  # ECE by variant, at temperature 1
     after: dict[str, float]  # the same, each half of the images with the temperature of the other half
 
+    @property
+    def helps(self) -> bool:
+        """Return whether the temperature lowers the error of every variant, by a tenth of a point or more."""
+        return all(round(self.after[name], 3) < round(self.before[name], 3) for name in self.after)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""
         return {
