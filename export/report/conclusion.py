@@ -23,7 +23,7 @@ def next_step(results: Results, place: str = "") -> str:
         return _until_it_can_be_judged(results)
     ship = f"ship {file}"
     if results.other_warnings:
-        ship = f"read the warnings; if none matters to you, {ship}"
+        return f"read the warnings; if none matters to you, {ship}"
     if status == "met":
         return ship
     if len(results.variants) == 1:

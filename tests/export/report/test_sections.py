@@ -13,10 +13,12 @@ from PIL import Image
 
 from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import Interval
+from export.checks import DriftError, check_limits
 from export.measure.limits import NEVER
 from export.measure.reliability import Reliability
 from export.measure.results import Clipping, Layers
 from export.measure.verdict import Judged, Verdict
+from export.options import Options
 from export.report.classes import class_section
 from export.report.conclusion import next_step
 from export.report.html import render
@@ -331,3 +333,18 @@ def test_a_temperature_is_praised_only_where_it_helps(results, after: float, hel
     text = Page(render(replace(results(), reliability=found))).text
     assert ("makes the scores mean what they say" in text) == helps
     assert ("did not lower the error of the scores on these images" in text) != helps
+
+
+@pytest.mark.parametrize(("changed", "missed"), [(0, False), (1, False), (3, False), (12, True)])
+def test_a_limit_on_few_images_fails_only_where_chance_is_no_excuse(results, changed, missed) -> None:
+    """60 images: one label is 1.67 points."""
+    some, options = results(changed=changed), Options(max_drift=0.5)
+    if missed:
+        with pytest.raises(
+            DriftError, match=r"top-1 falls by 20\.00 points, 95 % interval 11\.\d+ to 31\.\d+ "
+        ):
+            check_limits(some, options)
+    else:
+        check_limits(some, options)
+    with pytest.raises(DriftError, match=r"SQNR is \S+ dB, 95 % interval .*Nothing was written"):
+        check_limits(results(changed=12), Options(min_sqnr=99.0))
