@@ -40,7 +40,7 @@ class VariantResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """How many layers of the INT8 model are quantized, all of them in integer kernels, and which are not."""
+    """Layers of the INT8 model: how many are quantized, all in integer kernels, and which are not."""
 
     int8_linears: int
     float_linears: tuple[str, ...]  # by the plan, or since no rewrite made them quantizable

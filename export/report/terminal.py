@@ -52,7 +52,7 @@ def table(results: Results, out: Path) -> str:
 
 
 def _changed(results: Results) -> list[str]:
-    """Name the first images whose label changed, for each variant, those first that float32 was surest of."""
+    """Name the images whose label changed, for each variant, the surest of float32 first."""
     lines = []
     for each in results.variants[1:]:
         found = results.changed(each)

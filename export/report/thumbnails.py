@@ -46,7 +46,7 @@ def changed_images(
 
 
 def mistaken_images(results: Results, *, limit: int = MISTAKES) -> tuple[list[Shown], int]:
-    """Images that float32 itself gets wrong, those first that it was surest of, and how many there are.
+    """Return the images that float32 itself gets wrong, highest score first, and how many there are.
 
     Nothing where the classes are not known.
     """

@@ -157,3 +157,17 @@ def test_values_at_the_minimum_of_gelu_are_not_beyond_a_range_that_ends_half_a_s
     values = np.array([-0.17004, -0.15, 0.0, 5.6, 5.62], np.float32)
     assert not beyond(values, chosen).any()
     assert beyond(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
+
+
+def test_classes_of_one_name_are_told_and_are_no_chance(sound: Evidence) -> None:
+    """Every answer is of the other class of the true name."""
+    evaluation = replace(
+        sound.evaluation,
+        targets=np.arange(100) % 2,
+        labels=("a", "b", "a", "b"),
+        same_name=np.array([0, 1, 0, 1]),
+    )
+    logits = np.eye(4, dtype=np.float32)[np.arange(100) % 2 + 2]
+    both = replace(sound, evaluation=evaluation, targets=evaluation.targets, logits=logits)
+    (sentence,) = doubts(both, pixels(sound))
+    assert sentence.startswith("several classes of the model have one name: 'a' (0, 2), 'b' (1, 3); ")
