@@ -34,19 +34,17 @@ class ClassResult:
         }
 
 
-def by_class(given: Mapping[str, Array], targets: Array | None, labels: Sequence[str]) -> list[ClassResult]:
+def by_class(given: Mapping[str, Array], targets: Array, labels: Sequence[str]) -> list[ClassResult]:
     """Count what each variant gets right, for every class that has an image.
 
     Args:
         given: classes given to the images, int64 [images] by variant, as `Images.settle` returns them.
-        targets: int64 [images], or None where the classes are not known.
+        targets: int64 [images].
         labels: by class index.
 
     Returns:
-        The classes in the order of their indices; nothing without known classes.
+        The classes in the order of their indices.
     """
-    if targets is None:
-        return []
     right = {name: classes == targets for name, classes in given.items()}
     return [
         ClassResult(

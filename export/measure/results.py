@@ -137,6 +137,8 @@ class Results:
 
     def classes(self) -> list[ClassResult]:
         """Return the accuracy of each class that has an image; nothing where classes are not known."""
+        if self.targets is None:  # there may be no logits
+            return []
         return by_class({each.variant: self.given(each) for each in self.variants}, self.targets, self.labels)
 
     def to_dict(self) -> dict[str, Any]:
