@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from calibration.measure.clipping import clipped_activations
+from calibration.measure.statistics import sqnr_interval
 from calibration.search import Budget
 from export.from_onnx.scores import expect_logits
 from export.images import ExportImages
@@ -15,7 +16,7 @@ from export.measure.inference import batches
 from export.measure.model_file import ModelFile
 from export.measure.publish import LAYER_IMAGES
 from export.measure.results import Clipping, Results, VariantResult
-from export.measure.verdict import judge
+from export.measure.verdict import Verdict, judge
 from export.options import Options
 from export.source import Source
 from runtime.errors import FailureError
@@ -74,21 +75,18 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
 
 
 def check_limits(results: Results, options: Options) -> None:
-    """Refuse results that are beyond the limits of the options.
+    """Refuse results that miss a limit of the options.
 
     Raises:
         DriftError: naming the variant, the limits that it misses, and what to do.
     """
+    missed = [each for each in _judge(results, options).limits if each.status == "missed"]
     for each in results.variants[1:]:
-        found = (results.embeddings or {}).get(each.variant)
-        if found is not None and (far := found.misses(options.min_cosine)):
-            raise too_far(each.variant, "; ".join(far))
-        if each.drift is None:  # a model without classes
-            continue
-        failures = _budget_of(each, results, options).misses(each.drift)
-        if failures and each.variant == "int8" and results.merging is not None:
+        failures = [limit.text for limit in missed if limit.variant == each.variant]
+        far = any(limit.variant == each.variant and limit.limit != "--min-cosine" for limit in missed)
+        if far and each.variant == "int8" and results.merging is not None:
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
-        elif failures and each.variant == "int8":
+        elif far and each.variant == "int8":
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             failures.append(f"furthest from float32: {worst}")
         if failures:
@@ -101,19 +99,32 @@ def _budget_of(variant: VariantResult, results: Results, options: Options) -> Bu
     return (options.merge_budget if merged else None) or options.budget
 
 
+def _judge(results: Results, options: Options, found: tuple[Doubt, ...] = ()) -> Verdict:
+    exact = results.variants[0].logits
+    budgets: dict[str, Budget] = {
+        each.variant: _budget_of(each, results, options) for each in results.variants
+    }
+    return judge(
+        budgets,
+        {each.variant: each.drift for each in results.variants if each.drift is not None},
+        sqnr={
+            each.variant: sqnr_interval(exact, each.logits)
+            for each in results.variants[1:]
+            if budgets[each.variant].min_sqnr is not None and each.drift is not None
+        },
+        min_cosine=options.min_cosine,
+        embeddings=results.embeddings,
+        doubts=found,
+    )
+
+
 def with_judgment(
     source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
 ) -> Results:
     """Add the command, the verdict, the doubts about the evidence, and the clipped activations."""
     clipping = _clipping(source, images, variants, options)
     found = _doubts(source, images, results, clipping, options)
-    verdict = judge(
-        {each.variant: _budget_of(each, results, options) for each in results.variants},
-        {each.variant: each.drift for each in results.variants if each.drift is not None},
-        min_cosine=options.min_cosine,
-        embeddings=results.embeddings,
-        doubts=found,
-    )
+    verdict = _judge(results, options, found)
     warnings = tuple(each.sentence for each in found)
     made = {**results.made, **({"command": options.command} if options.command else {})}
     return replace(results, made=made, verdict=verdict, warnings=warnings, clipping=clipping)
@@ -144,8 +155,6 @@ def _doubts(
         targets=results.targets,
         labels=source.labels,
         logits=results.variants[0].logits,
-        variant=next((each.logits for each in results.variants if each.variant == "int8"), None),
-        budget=options.budget,
         trained_on=source.trained_on,
         clipped=None if clipping is None else clipping.layers,
     )

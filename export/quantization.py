@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from calibration.sites import find_sites
 from export.checks import too_far
 from export.images import ExportImages
 from export.layers import check_layers
-from export.measure.inference import Progress, batches
+from export.measure.inference import batches
 from export.measure.variants import Reporter
 from export.options import Options
 from export.source import Source
@@ -76,10 +77,19 @@ def _apply_given(source: Source, path: Path) -> Quantized:
 
 
 def _calibrate(source: Source, images: Images, options: Options, report: Reporter) -> Quantized:
-    with report("calibrating", len(images)) as progress:
+    with ExitStack() as step:
+        progress = step.enter_context(report("calibrating", len(images)))
+
+        def feed() -> Iterator[Array]:
+            for batch in batches(images, source.preprocess):
+                yield batch
+                progress(len(batch))
+            step.close()
+            step.enter_context(report("choosing ranges and checking the kernels"))
+
         return quantize(
             source.exported.model,
-            _counted(batches(images, source.preprocess), progress),
+            feed(),
             target=options.target,
             keep_float=options.keep_float,
             threads=options.threads,
@@ -97,15 +107,10 @@ def _search(
                 batches(images, source.preprocess),
                 options.budget,
                 targets=images.targets,
+                same_name=images.same_name,
                 merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,
             )
         except BudgetError as error:
             raise too_far("int8", str(error)) from error
-
-
-def _counted(feed: Iterator[Array], progress: Progress) -> Iterator[Array]:
-    for batch in feed:
-        yield batch
-        progress(len(batch))

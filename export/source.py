@@ -14,6 +14,7 @@ from export.embedding import add_embedding, only_embedding
 from export.files import digest_of
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from vit.data.public import public_name
 from vit.pretrained.documents import ONE_CLASS
 
 if TYPE_CHECKING:
@@ -91,9 +92,16 @@ def from_checkpoint(checkpoint: Checkpoint) -> Source:
             "name": checkpoint.name,
             "checkpoint": checkpoint.path.name,
             "sha256": checkpoint.digest,
+            **_training(checkpoint.recipe),
             "config": checkpoint.model.config.to_dict(),
         },
     )
+
+
+def _training(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a checkpoint tells of the origin of its weights, without private folders."""
+    names = {"imported": "imported", "data": "trained_on", "from_name": "trained_from"}
+    return {name: public_name(str(recipe[key])) for key, name in names.items() if recipe.get(key)}
 
 
 def from_weights(path: Path) -> Source:

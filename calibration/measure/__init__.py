@@ -2,8 +2,9 @@
 
 In reading order:
 
-    drift     distance of a variant from float on the same images
-    layers    the same layer by layer
-    clipping  activations outside the ranges
-    verify    kernels of the optimized graph
+    statistics  how sure a figure is
+    drift       distance of a variant from float on the same images
+    layers      the same layer by layer
+    clipping    activations outside the ranges
+    verify      kernels of the optimized graph
 """

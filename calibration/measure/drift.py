@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibration.graph import Array
-
-MOST_DECIBELS = 200.0
+from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +19,48 @@ class Drift:
     agreement: float  # images with the same top-1
     sqnr: float  # dB, 10 · log10(Σ float² / Σ (float - variant)²)
     max_error: float  # largest difference of a logit
-    float_top1: float | None = None  # these three: where the true classes are known
+    float_top1: float | None = None  # these five: where the true classes are known
     top1: float | None = None
     top1_drop: float | None = None  # percentage points lost
+    lost: int | None = None  # images that only the float32 model gets right
+    gained: int | None = None  # images that only the variant gets right
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def paired(self) -> Paired | None:
+        """Counts behind `top1_drop`; None where the true classes are not known."""
+        if self.lost is None or self.gained is None:
+            return None
+        return Paired(self.lost, self.gained, self.images)
 
-def measure_drift(reference: Array, variant: Array, targets: Array | None = None) -> Drift:
+    @property
+    def drop_interval(self) -> Interval | None:
+        """Of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
+        if self.paired is None:
+            return None
+        found = self.paired.interval()
+        return Interval(-100 * found.high, -100 * found.low)
+
+    @property
+    def agreement_interval(self) -> Interval:
+        """Of `agreement`, in per cent (95 %)."""
+        found = wilson(round(self.agreement / 100 * self.images), self.images)
+        return Interval(100 * found.low, 100 * found.high)
+
+
+def measure_drift(
+    reference: Array, variant: Array, targets: Array | None = None, same_name: Array | None = None
+) -> Drift:
     """Compare the logits `[images, classes]` of the float model and of a variant.
 
     Args:
         reference: logits of the float model.
         variant: logits of the variant, for the same images.
         targets: the true classes, `int64 [images]`, where they are known.
+        same_name: the first class of each one's name, `int64 [classes]`, where any class of the true name is
+            right; None where only the true class itself is.
 
     Raises:
         ValueError: for no images, or shapes that differ.
@@ -50,8 +76,14 @@ def measure_drift(reference: Array, variant: Array, targets: Array | None = None
     )
     if targets is None:
         return Drift(**common)
-    float_top1, top1 = (100 * float(np.mean(found == targets)) for found in (of_float, of_variant))
-    return Drift(**common, float_top1=float_top1, top1=top1, top1_drop=float_top1 - top1)
+    names = np.arange(reference.shape[1]) if same_name is None else same_name
+    before, after = (names[found] == names[targets] for found in (of_float, of_variant))
+    paired = Paired.of(before, after)
+    float_top1, top1 = (100 * float(np.mean(right)) for right in (before, after))
+    drop = float_top1 - top1
+    return Drift(
+        **common, float_top1=float_top1, top1=top1, top1_drop=drop, lost=paired.lost, gained=paired.gained
+    )
 
 
 def sqnr(reference: Array, variant: Array) -> float:

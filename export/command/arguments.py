@@ -79,20 +79,20 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-drift",
         type=number(0, 100),
         metavar="POINTS",
-        help="fail if top-1 falls by more percentage points",
+        help="fail if top-1 falls by more percentage points, with 95 %% confidence",
     )
     add(
         "--min-agreement",
         type=number(0, 100),
         metavar="PERCENT",
-        help="fail if fewer images keep their label",
+        help="fail if fewer images keep their label, with 95 %% confidence",
     )
     add(
         "--min-sqnr",
         type=number(),
         metavar="DB",
-        help="fail if the signal-to-noise ratio of the logits is lower (default: 20 with --merge-tokens "
-        "and no R, else none)",
+        help="fail if the signal-to-noise ratio of the logits is lower, with 95 %% confidence (default: 20 "
+        "with --merge-tokens and no R, else none)",
     )
     add(
         "--embedding",
@@ -104,7 +104,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--min-cosine",
         type=number(-1, 1),
         metavar="COSINE",
-        help="fail if the mean cosine of the embeddings to those of float32 is lower",
+        help="fail if the mean cosine of the embeddings to those of float32 is lower, with 95 %% confidence",
     )
 
 

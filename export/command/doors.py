@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,11 +14,13 @@ from export.example import ARTIFACTS, CHECKPOINT, EXAMPLE, example_checkpoint
 from export.source import from_checkpoint, from_onnx, from_weights, is_of_others
 from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed
-from runtime.command.progress import Step, tell
+from runtime.command.progress import Cadence, Step, tell
 from runtime.errors import InputError, MissingPackageError, install_line
 
 if TYPE_CHECKING:
     from export.source import Source
+
+FIRST_LINE = 3.0  # seconds until a log says what the export is doing
 
 
 class Door(Protocol):
@@ -58,7 +61,7 @@ class CheckpointDoor:
 
     def open(self) -> Source:
         """Load the weights, and let torch write the graph."""
-        with Step("export", f"writing the float graph of {self.path}"):
+        with step(f"writing the float graph of {self.path}"):
             from vit.checkpoint import load_checkpoint
 
             return from_checkpoint(load_checkpoint(self.path))
@@ -105,7 +108,7 @@ class WeightsDoor:
 
     def open(self) -> Source:
         """Import the weights, and let torch write the graph."""
-        with Step("export", f"importing {self.path} and writing its float graph"):
+        with step(f"importing {self.path} and writing its float graph"):
             return from_weights(self.path)
 
 
@@ -134,7 +137,7 @@ class OnnxDoor:
 
     def open(self) -> Source:
         """Read the graph and bring it into its canonical form."""
-        with Step("export", f"reading {self.model}"):
+        with step(f"reading {self.model}"):
             return from_onnx(self.model, self.preprocess)
 
 
@@ -201,6 +204,17 @@ def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None)
     if files:
         raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
     return CheckpointDoor(checkpoint)
+
+
+@cache
+def cadence() -> Cadence:
+    """Return when the steps of an export are shown: one clock for all, so that none is silent for long."""
+    return Cadence(first=FIRST_LINE)
+
+
+def step(what: str, total: int = 0, unit: str = "image") -> Step:
+    """Return one long step of the export, to be shown while it lasts."""
+    return Step("export", what, total, unit, cadence=cadence())
 
 
 def note(line: str) -> None:

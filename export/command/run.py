@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from export.command.checks import check_all, check_combinations, is_example
-from export.command.doors import door_of, note
+from export.command.doors import cadence, door_of, note, step
 from export.example import IMAGES
 from export.measure.environment import target_here
 from export.measure.inference import Progress
 from export.options import Options
 from export.source import Source
 from runtime.command.locking import only_writer
-from runtime.command.progress import Step
 from runtime.errors import DONE
 from runtime.images.openers import register_openers
 from vit.data.folders import passed_over
@@ -24,13 +23,15 @@ from vit.data.folders import passed_over
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be known first, then export."""
     check_combinations(arguments)
+    cadence.cache_clear()
     register_openers()
     if is_example(arguments) and arguments.calibration is None:
         arguments.calibration = IMAGES
     options = options_of(arguments)
     door = door_of(arguments.checkpoint, arguments.onnx, arguments.preprocess)
     out = arguments.out or door.out
-    images = check_all(options, door.known(), out)
+    with step("looking at the model and the images"):
+        images = check_all(options, door.known(), out)
     with only_writer(out):
         source = door.open()
         say_of(source, arguments.calibration, arguments.evaluate)
@@ -71,5 +72,5 @@ def options_of(arguments: argparse.Namespace) -> Options:
 @contextmanager
 def progress(what: str, total: int = 0, unit: str = "image") -> Iterator[Progress]:
     """Show one long step of the export."""
-    with Step("export", what, total, unit) as step:
-        yield step.update
+    with step(what, total, unit) as shown:
+        yield shown.update

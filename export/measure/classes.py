@@ -34,20 +34,18 @@ class ClassResult:
         }
 
 
-def by_class(logits: Mapping[str, Array], targets: Array | None, labels: Sequence[str]) -> list[ClassResult]:
+def by_class(given: Mapping[str, Array], targets: Array, labels: Sequence[str]) -> list[ClassResult]:
     """Count what each variant gets right, for every class that has an image.
 
     Args:
-        logits: float32 [images, classes] by variant.
-        targets: int64 [images], or None where the classes are not known.
+        given: classes given to the images, int64 [images] by variant, as `Images.settle` returns them.
+        targets: int64 [images].
         labels: by class index.
 
     Returns:
-        The classes in the order of their indices; nothing without known classes.
+        The classes in the order of their indices.
     """
-    if targets is None:
-        return []
-    right = {name: rows.argmax(axis=1) == targets for name, rows in logits.items()}
+    right = {name: classes == targets for name, classes in given.items()}
     return [
         ClassResult(
             index=int(index),

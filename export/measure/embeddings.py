@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from calibration.graph import Array
+from calibration.measure.statistics import Interval, mean_interval
 
 NEAREST = 10  # neighbors whose overlap is measured
 ROWS = 512  # images compared with all others at a time: bounds the memory
@@ -20,6 +21,8 @@ class EmbeddingDrift:
 
     images: int
     cosine: float  # mean over the images of the cosine to float's embedding
+    cosine_low: float | None = None  # 95 % interval of that mean; None for one image
+    cosine_high: float | None = None
     worst_cosine: float
     worst_image: int  # its index among the images
     nearest: float | None  # images whose nearest other image is the same; None for fewer than 3 images
@@ -29,11 +32,12 @@ class EmbeddingDrift:
         """Return the document for report.json and the metadata."""
         return asdict(self)
 
-    def misses(self, min_cosine: float | None) -> list[str]:
-        """Return what is not kept, a phrase each."""
-        if min_cosine is None or self.cosine >= min_cosine:
-            return []
-        return [f"the mean cosine of the embeddings is {self.cosine:.4f} (minimum: {min_cosine:g})"]
+    @property
+    def cosine_interval(self) -> Interval | None:
+        """Of the mean cosine (95 %); None for one image."""
+        if self.cosine_low is None or self.cosine_high is None:
+            return None
+        return Interval(self.cosine_low, self.cosine_high)
 
 
 def measure_embeddings(rows: Mapping[str, Array]) -> dict[str, EmbeddingDrift]:
@@ -49,11 +53,14 @@ def measure_embeddings(rows: Mapping[str, Array]) -> dict[str, EmbeddingDrift]:
 def _drift(exact: Array, variant: Array) -> EmbeddingDrift:
     cosines = np.clip((exact * variant).sum(axis=1), -1.0, 1.0)
     count = len(exact)
+    interval = mean_interval(cosines)
     one = _same(exact, variant, 1) if count >= 3 else None
     ten = _same(exact, variant, NEAREST) if count >= NEAREST + 2 else None
     return EmbeddingDrift(
         images=count,
         cosine=float(cosines.mean()),
+        cosine_low=None if interval is None else interval.low,
+        cosine_high=None if interval is None else min(interval.high, 1.0),
         worst_cosine=float(cosines.min()),
         worst_image=int(cosines.argmin()),
         nearest=one,

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 
 from calibration.graph import Array
 from calibration.measure.clipping import Clipped
-from calibration.search import Budget
-from export.measure.statistics import CONFIDENCE, Paired, wilson
+from calibration.measure.statistics import wilson
 from runtime.text import counted
 from vit.data.digests import digests
 from vit.data.images import Images
+from vit.data.labels import say_same_names
 from vit.data.public import public_name
 
 ALIKE = 4.0  # of 255: the mean difference of two images' thumbnails below which they show the same
 CLIPPED = 0.001  # of a layer's activations: a range that was made for other images
 THUMBNAIL = 8  # pixels along an edge
-LEAST_ROOM = 0.0001  # of the images: no number of them shows a limit of exactly 100 %
-MOST_IMAGES = 1_000_000  # where the number that a limit takes is not counted any further
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,6 @@ class Evidence:
     targets: Array | None  # int64 [images]
     labels: tuple[str, ...]
     logits: Array  # of float32 on the evaluation images, float32 [images, classes]
-    variant: Array | None  # of int8
-    budget: Budget
     trained_on: Collection[str] = ()  # digests of the images that the model was trained on
     clipped: Mapping[str, Clipped] | None = None
 
@@ -47,7 +41,7 @@ class Doubt:
     """One thing that a reader must know before the figures are believed."""
 
     sentence: str
-    limits: tuple[str, ...] = ()  # fields of `Budget` that cannot be judged because of it
+    limits: tuple[str, ...] = ()  # options whose limits cannot be judged because of it
 
 
 def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[Doubt, ...]:
@@ -57,18 +51,15 @@ def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[Doubt, ...]:
         evidence: the images, logits and limits.
         pixels: calibration images as the model sees them, `uint8 [H, W, 3]`; a few dozen are enough.
     """
-    budget, logits, variant = evidence.budget, evidence.logits, evidence.variant
-    trained_on = _known_by_heart(evidence, "measured on", evidence.evaluation)
+    trained_on = _known_by_heart(evidence)
+    measured = ("--max-drift",) if "measured on" in trained_on else ()
     found = [
         Doubt(_alike(list(pixels))),
         Doubt(_exceeded(evidence)),
-        Doubt(_near_chance(evidence), ("max_drift",)),
-        Doubt(trained_on, ("max_drift",)),
-        Doubt(_in_training_folder("measured on", evidence.evaluation) if not trained_on else ""),
-        Doubt(_known_by_heart(evidence, "searched on", evidence.search)),
-        Doubt(_in_training_folder("searched on", evidence.search)),
-        Doubt(too_few(budget, logits, variant, evidence.targets), ("max_drift",)),
-        Doubt(too_few_for_agreement(budget, logits, variant), ("min_agreement",)),
+        Doubt(_near_chance(evidence), ("--max-drift",)),
+        Doubt(trained_on, measured),
+        Doubt(_in_training_folder(evidence) if not trained_on else ""),
+        Doubt(say_same_names(evidence.evaluation)),
     ]
     return tuple(each for each in found if each.sentence)
 
@@ -110,7 +101,7 @@ def _near_chance(evidence: Evidence) -> str:
     if evidence.targets is None or len(evidence.labels) < 2:
         return ""
     guesses, classes = evidence.logits.argmax(axis=1), len(evidence.labels)
-    hits = int((guesses == evidence.targets).sum())
+    hits = int((evidence.evaluation.settle(guesses) == evidence.targets).sum())
     if wilson(hits, len(guesses)).low > 1 / classes:
         return ""
     advice = "are the labels in the order that the model was trained with?"
@@ -125,58 +116,35 @@ def _near_chance(evidence: Evidence) -> str:
     )
 
 
-def _known_by_heart(evidence: Evidence, what: str, images: Images | None) -> str:
-    if images is None or not len(images) or not evidence.trained_on:
+def _known_by_heart(evidence: Evidence) -> str:
+    if not evidence.trained_on:
         return ""
-    known = sum(digest in evidence.trained_on for digest in digests(images))
-    if not known:
+    found = []
+    for what, images in _judging(evidence):
+        known = sum(digest in evidence.trained_on for digest in digests(images))
+        if known:
+            found.append(f"{known:,} of the {counted(len(images), 'image')} {what}")
+    if not found:
         return ""
     return (
-        f"the model was trained on {known:,} of the {counted(len(images), 'image')} {what}, so their "
-        "top-1 is too good; give others (--evaluate, or another --calibration)"
+        f"the model was trained on {' and '.join(found)}, so their top-1 is too good; give others "
+        "(--evaluate, or another --calibration)"
     )
 
 
-def _in_training_folder(what: str, images: Images | None) -> str:
-    parts = () if images is None else Path(images.name).parts
-    if images is None or not any(part.lower() in ("train", "training") for part in parts[-2:]):
+def _in_training_folder(evidence: Evidence) -> str:
+    found: dict[str, list[str]] = {}
+    for what, images in _judging(evidence):
+        parts = Path(images.name).parts
+        if any(part.lower() in ("train", "training") for part in parts[-2:]):
+            found.setdefault(public_name(images.name), []).append(what)
+    if not found:
         return ""
-    where = public_name(images.name)
-    return f"the images {what} lie in {where}: if the model was trained on them, their top-1 is too good"
+    where = "; ".join(f"{' and '.join(what)} lie in {place}" for place, what in found.items())
+    return f"the images {where}: if the model was trained on them, their top-1 is too good"
 
 
-def too_few(budget: Budget, float_logits: Array, variant: Array | None, targets: Array | None) -> str:
-    """Return why these images cannot show that a limit on top-1 is kept, and how many can, or nothing."""
-    if budget.max_drift is None or variant is None or targets is None:
-        return ""
-    right = float_logits.argmax(axis=1) == targets, variant.argmax(axis=1) == targets
-    paired = Paired.of(*right)
-    reach = 100 * (paired.interval().high - paired.difference)
-    if reach <= max(budget.max_drift, 0.0):
-        return ""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    discordant = max(paired.lost + paired.gained, 1) / paired.total
-    needed = math.ceil(z * z * discordant / (max(budget.max_drift, 0.01) / 100) ** 2)
-    images = counted(paired.total, "image")
-    return (
-        f"{images} cannot show a limit of {budget.max_drift:g} points: their top-1 is known to "
-        f"±{reach:.1f} points; it takes about {max(needed, paired.total + 1):,} images with known classes"
-    )
-
-
-def too_few_for_agreement(budget: Budget, float_logits: Array, variant: Array | None) -> str:
-    """Return why these images cannot show that enough labels stay, and how many can, or nothing."""
-    if budget.min_agreement is None or variant is None:
-        return ""
-    total, same = len(variant), int((float_logits.argmax(axis=1) == variant.argmax(axis=1)).sum())
-    room = max(1 - budget.min_agreement / 100, LEAST_ROOM)
-    reach = same / total - wilson(same, total).low
-    if reach <= room:
-        return ""
-    needed = total
-    while needed < MOST_IMAGES and same / total - wilson(round(same / total * needed), needed).low > room:
-        needed = math.ceil(1.05 * needed)
-    return (
-        f"{counted(total, 'image')} cannot show a limit of {budget.min_agreement:g} % of same labels: "
-        f"their share is known to ±{100 * reach:.1f} points; it takes about {needed:,} images"
-    )
+def _judging(evidence: Evidence) -> list[tuple[str, Images]]:
+    """Return the images that judge the model, and what they do."""
+    both = ("measured on", evidence.evaluation), ("searched on", evidence.search)
+    return [(what, images) for what, images in both if images is not None and len(images)]

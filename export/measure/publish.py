@@ -70,7 +70,7 @@ def write_variant(
     name = FILE_NAMES[variant.variant]
     compared = variant.variant != "float32" and source.labels
     evaluation, exact = measurements.evaluation, measurements.logits[0]
-    drift = measure_drift(exact, logits, evaluation.targets) if compared else None
+    drift = measure_drift(exact, logits, *evaluation.truth) if compared else None
     metadata = _metadata(source, variant, _measured(variant, drift, measurements), measurements.reliability)
     size, sha256 = write_model(folder / name, variant.model, metadata)
     kernels = variant.quantized.kernels if variant.quantized is not None else None

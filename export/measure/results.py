@@ -38,6 +38,28 @@ class VariantResult:
     layers: Mapping[str, float] = field(default_factory=dict)  # linear → SQNR of its output in dB
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Layers of the INT8 model: how many are quantized, all in integer kernels, and which are not."""
+
+    int8_linears: int
+    float_linears: tuple[str, ...]  # by the plan, or since no rewrite made them quantizable
+    int8_products: int
+    float_products: tuple[str, ...]
+
+    @property
+    def in_float(self) -> tuple[str, ...]:
+        """Return the names of all layers that INT8 leaves in float32."""
+        return self.float_linears + self.float_products
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document for report.json."""
+        return {
+            "linears": {"int8": self.int8_linears, "float32": len(self.float_linears)},
+            "products": {"int8": self.int8_products, "float32": len(self.float_products)},
+        }
+
+
 @dataclass(frozen=True)
 class Clipping:
     """Share of the activations of evaluation images outside the calibrated ranges."""
@@ -77,7 +99,20 @@ class Results:
     verdict: Verdict = field(default_factory=Verdict)  # on the limits that were set
     warnings: tuple[str, ...] = ()  # doubts about the evidence, a sentence each
     clipping: Clipping | None = None  # None without calibrated ranges, or where tokens are merged
-    float_layers: tuple[str, ...] = ()  # what INT8 leaves in float32: not quantizable, or by the plan
+    layers: Layers | None = None  # of INT8; None without it
+
+    @property
+    def other_warnings(self) -> tuple[str, ...]:
+        """Warnings that the verdict does not say already."""
+        return tuple(each for each in self.warnings if each not in self.verdict.text)
+
+    def given(self, variant: VariantResult) -> Array:
+        """Classes that a variant gives to the images, int64 [images]; see `Images.settle`."""
+        return self.images.settle(variant.logits.argmax(axis=1))
+
+    def right(self, variant: VariantResult) -> Array:
+        """Which images a variant gets right, bool [images]. The classes must be known."""
+        return np.asarray(self.given(variant) == self.targets)
 
     def changed(self, variant: VariantResult) -> list[dict[str, Any]]:
         """The images whose label differs from float32's, most confident first."""
@@ -102,7 +137,9 @@ class Results:
 
     def classes(self) -> list[ClassResult]:
         """Return the accuracy of each class that has an image; nothing where classes are not known."""
-        return by_class({each.variant: each.logits for each in self.variants}, self.targets, self.labels)
+        if self.targets is None:  # there may be no logits
+            return []
+        return by_class({each.variant: self.given(each) for each in self.variants}, self.targets, self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The document of report.json."""
@@ -124,7 +161,8 @@ class Results:
             **({"reliability": self.reliability.to_dict()} if self.reliability is not None else {}),
             **({"embeddings": self._embeddings()} if self.embeddings is not None else {}),
             "evaluation": dict(self.evaluation),
-            "float_layers": list(self.float_layers),
+            **({"layers": self.layers.to_dict()} if self.layers is not None else {}),
+            "float_layers": [] if self.layers is None else list(self.layers.in_float),
             **({"classes": [each.to_dict() for each in classes]} if classes else {}),
             "models": {each.variant: self._variant(each) for each in self.variants},
         }
@@ -139,7 +177,7 @@ class Results:
         document: dict[str, Any] = {"file": result.file, "bytes": result.bytes, "sha256": result.sha256}
         document["latency_ms"] = dict(result.latency)
         if self.targets is not None:
-            document["top1"] = 100 * float(np.mean(result.logits.argmax(axis=1) == self.targets))
+            document["top1"] = 100 * float(np.mean(self.right(result)))
         if result.drift is not None:
             document["drift"] = result.drift.to_dict()
             document["changed"] = self.changed(result)

@@ -21,7 +21,7 @@ from export.measure.merging import Merging, compare
 from export.measure.model_file import ModelFile, open_model
 from export.measure.publish import Measurements, write_variant
 from export.measure.reliability import measure_reliability
-from export.measure.results import Results
+from export.measure.results import Layers, Results
 from export.source import Source
 from runtime.model_file.artifact import Variant
 from vit.data.images import Images
@@ -98,7 +98,7 @@ def measure(
         images=images.evaluation,
         targets=images.evaluation.targets,
         variants=tuple(written),
-        float_layers=source.float_layers + _kept_float(variants),
+        layers=_layers(source, variants),
     )
 
 
@@ -130,7 +130,7 @@ def _measure_all(
         merging=_merging(source, variants, evaluation, logits, latency),
         embeddings=measure_embeddings(embedded) if embedded else None,
         reliability=measure_reliability(
-            {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, evaluation.targets
+            {each.variant: rows for each, rows in zip(variants, logits, strict=False)}, *evaluation.truth
         ),
     )
 
@@ -201,8 +201,17 @@ def _search(variants: list[ModelFile], times: Mapping[str, Mapping[str, float]])
     return {}
 
 
-def _kept_float(variants: list[ModelFile]) -> tuple[str, ...]:
-    """The linears and products that the plan leaves in float32."""
-    plans = [each.quantized.plan for each in variants if each.quantized is not None]
-    linears = [name for plan in plans for name, e in plan.linears.items() if e.precision != "int8"]
-    return (*linears, *(n for plan in plans for n, e in plan.products.items() if e.precision == "float32"))
+def _layers(source: Source, variants: list[ModelFile]) -> Layers | None:
+    """Count the linear layers and attention products of INT8 by precision."""
+    for each in variants:
+        if each.quantized is not None:
+            plan = each.quantized.plan
+            products = {name: product.precision == "int8" for name, product in plan.products.items()}
+            linears = {name: linear.precision == "int8" for name, linear in plan.linears.items()}
+            return Layers(
+                int8_linears=sum(linears.values()),
+                float_linears=(*source.float_layers, *(name for name, int8 in linears.items() if not int8)),
+                int8_products=sum(products.values()),
+                float_products=tuple(name for name, int8 in products.items() if not int8),
+            )
+    return None

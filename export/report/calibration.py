@@ -35,8 +35,7 @@ def calibration_section(results: Results) -> dict[str, Any] | None:
             f"activations of a layer are clipped on average over {counted(len(shares), 'layer')}, "
             f"{_percent(max(shares.values()))} in the worst one. "
             + (
-                f"{beyond} of the layers are beyond the limit of {_percent(CLIPPED)}: calibrate with images "
-                "like those that are measured."
+                f"{beyond} of the layers are beyond the limit of {_percent(CLIPPED)}."
                 if beyond
                 else f"No layer is beyond the limit of {_percent(CLIPPED)}: the calibration images are like "
                 "those that are measured."

@@ -8,7 +8,7 @@ from typing import Any
 from export.measure.classes import ClassResult
 from export.measure.results import Results
 from export.report.figures import name_of
-from vit.page.confusion import distinct
+from export.report.thumbnails import true_labels
 
 ALL_SHOWN = 20  # classes; of more, only the worst are shown
 WORST = 10
@@ -16,7 +16,7 @@ WORST = 10
 
 def class_section(results: Results) -> dict[str, Any] | None:
     """Return what the template shows of the classes; None where they are unknown."""
-    found, labels = results.classes(), distinct(results.labels)
+    found, labels = results.classes(), true_labels(results)
     if not found:
         return None
     names = [each.variant for each in results.variants]

@@ -17,7 +17,7 @@ def confusion_section(results: Results) -> dict[str, Any] | None:
     targets, variants = results.targets, results.variants
     if targets is None:
         return None
-    given = [each.logits.argmax(axis=1) for each in variants]
+    given = [results.given(each) for each in variants]
     if len(results.labels) <= MATRIX_CLASSES:
         return {
             "matrices": [

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from calibration.measure.statistics import Interval, Paired, sqnr_interval, wilson
 from export.measure.results import Results, VariantResult
-from export.measure.statistics import Interval, Paired, sqnr_interval, wilson
 from export.measure.verdict import NAMES
 from runtime.text import counted
 
@@ -29,11 +29,6 @@ def name_of(variant: VariantResult) -> str:
     return NAMES.get(variant.variant, variant.variant)
 
 
-def hits(results: Results, variant: VariantResult) -> Any:
-    """`bool [images]`: which ones the variant gets right. The classes must be known."""
-    return variant.logits.argmax(axis=1) == results.targets
-
-
 def same_label(results: Results, variant: VariantResult) -> int:
     """On how many images the variant's label is float32's."""
     return int((variant.logits.argmax(axis=1) == results.variants[0].logits.argmax(axis=1)).sum())
@@ -44,7 +39,7 @@ def side_by_side(results: Results) -> list[tuple[str, list[Figure]]]:
     of = results.variants
     rows = []
     if results.targets is not None:
-        rows.append(("Top-1", [_share(int(hits(results, each).sum()), len(each.logits)) for each in of]))
+        rows.append(("Top-1", [_share(int(results.right(each).sum()), len(each.logits)) for each in of]))
     if results.labels:
         rows.append(("Same label as float32", [_agreement(results, each) for each in of]))
         rows.append(("Logits, signal to noise", [_sqnr(results, each) for each in of]))
@@ -58,7 +53,7 @@ def tiles(results: Results, variant: VariantResult) -> list[tuple[str, Figure]]:
     """The four or five figures that matter, for a variant other than float32."""
     found = [_likeness(results, variant)]
     if results.targets is not None:
-        paired = Paired.of(hits(results, results.variants[0]), hits(results, variant))
+        paired = Paired.of(results.right(results.variants[0]), results.right(variant))
         bounds = _interval(paired.interval(), 100, signed=True)
         found.append(("top-1 change", Figure(_points(100 * paired.difference), f"{bounds} points")))
     return [
@@ -116,7 +111,7 @@ def more_than_chance(results: Results, variant: VariantResult) -> str:
     """Say in plain sentences whether the top-1 differs; nothing where the classes are unknown."""
     if results.targets is None:
         return ""
-    paired = Paired.of(hits(results, results.variants[0]), hits(results, variant))
+    paired = Paired.of(results.right(results.variants[0]), results.right(variant))
     interval = paired.interval()
     bounds = f"between {_points(100 * interval.low)} and {_points(100 * interval.high)} points (95 %)"
     if not paired.lost and not paired.gained:
@@ -189,9 +184,9 @@ def _sqnr(results: Results, variant: VariantResult) -> Figure:
     reference = results.variants[0].logits
     if np.array_equal(reference, variant.logits):
         return Figure("no noise")
-    if len(reference) < 2:  # no interval of one image
-        return Figure(f"{variant.drift.sqnr:.1f} dB".replace("-", MINUS))
     interval = sqnr_interval(reference, variant.logits)
+    if interval is None:
+        return Figure(f"{variant.drift.sqnr:.1f} dB".replace("-", MINUS))
     low, high = (f"{bound:.1f}".replace("-", MINUS) for bound in (interval.low, interval.high))
     return Figure(
         f"{variant.drift.sqnr:.1f} dB".replace("-", MINUS),

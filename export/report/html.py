@@ -11,6 +11,7 @@ from export.measure.verdict import NAMES
 from export.report.calibration import calibration_section
 from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, marker, read_layers
 from export.report.classes import class_section
+from export.report.conclusion import next_step
 from export.report.confusion import confusion_section
 from export.report.embeddings import embedding_section
 from export.report.figures import (
@@ -24,13 +25,16 @@ from export.report.figures import (
     tiles,
 )
 from export.report.merging import merging_section
+from export.report.precision import layers_in_words
 from export.report.preprocessing import example, in_words
-from export.report.thumbnails import changed_images
+from export.report.thumbnails import changed_images, mistaken_images
 from export.report.usage import IMAGE, usage
 from vit.page.template import render_page
 
 WORST = 5
-SIGNS = {"met": "met", "not judged": "unjudged", "no limit": "unset"}  # CSS classes of the verdict
+SIGNS = {  # CSS classes of the verdict
+    "met": "met", "missed": "unjudged", "not judged": "unjudged", "no limit": "unset",
+}  # fmt: skip
 
 
 def render(results: Results) -> str:
@@ -42,9 +46,13 @@ def render(results: Results) -> str:
         results=results,
         model=str(results.source.get("name") or results.source.get("checkpoint") or "model"),
         verdict=(SIGNS[results.verdict.status], results.verdict.text),
+        next=next_step(results),
+        origin=_origin(results),
+        mistakes=mistaken_images(results),
         usage=usage(results),
         photo=IMAGE,
         columns=[name_of(each) for each in variants],
+        names={each.variant: name_of(each) for each in variants},
         rows=side_by_side(results),
         latency=bar_chart(
             [_latency_bar(each) for each in variants], "Milliseconds for one image on one thread"
@@ -64,6 +72,20 @@ def render(results: Results) -> str:
     )
 
 
+def _origin(results: Results) -> list[str]:
+    """Say where the weights come from, as far as the source tells."""
+    source = results.source
+    file = next((source[key] for key in ("checkpoint", "weights", "onnx") if key in source), "")
+    parts = [f"file {file}"] if file else []
+    if "imported" in source:
+        parts.append(f"weights imported from {source['imported']}")
+    if "trained_on" in source:
+        parts.append(f"trained on {source['trained_on']}")
+    if "trained_from" in source:
+        parts.append(f"fine-tuned from {source['trained_from']}")
+    return parts
+
+
 def _latency_bar(variant: VariantResult) -> Bar:
     median = variant.latency["median"]
     return Bar(name_of(variant), median, milliseconds(median), variant.variant)
@@ -79,7 +101,6 @@ def _drift(results: Results, variant: VariantResult) -> dict[str, Any]:
     changed, more = changed_images(results, variant)
     return {
         "name": name_of(variant),
-        "names": {each.variant: name_of(each) for each in results.variants},
         "headline": headline(results, variant),
         "chance": more_than_chance(results, variant),
         "tiles": tiles(results, variant),
@@ -91,7 +112,7 @@ def _drift(results: Results, variant: VariantResult) -> dict[str, Any]:
         "changed": changed,
         "more": more,
         "kernels": _kernels(variant.kernels),
-        "summary": variant.integer_kernels,
+        "summary": layers_in_words(results.layers) if results.layers is not None else "",
     }
 
 
@@ -109,6 +130,7 @@ def _scores(results: Results) -> dict[str, Any] | None:
         return None
     return {
         "temperature": f"{found.temperature:g}",
+        "helps": found.helps,
         "images": found.images,
         "rows": [
             (NAMES.get(name, name), f"{100 * found.before[name]:.1f} %", f"{100 * found.after[name]:.1f} %")

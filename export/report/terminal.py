@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from export.measure.reliability import Reliability
 from export.measure.results import Results, VariantResult
+from export.report.conclusion import next_step
 from export.report.embeddings import embedding_lines
 from export.report.merging import merging_line
+from export.report.precision import layers_in_words, shortened
 from runtime.text import counted
 
 
@@ -28,10 +31,9 @@ def table(results: Results, out: Path) -> str:
     lines.append(f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})")
     lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
     lines.append(f"float32 equals {results.reference} to {results.parity:.0e} of the largest logit")
-    lines += [f"{each.variant}: {each.integer_kernels}" for each in results.variants if each.integer_kernels]
+    if results.layers is not None:
+        lines.append(f"int8: {layers_in_words(results.layers)}")
     lines += embedding_lines(results)
-    if results.float_layers:
-        lines.append(f"stays float32: {shortened(results.float_layers)}")
     if results.search:
         lines.append(_given_up(results))
     if results.merging is not None:
@@ -41,9 +43,26 @@ def table(results: Results, out: Path) -> str:
     if results.reliability is not None:
         lines.append(_scores(results.reliability))
     lines.append(f"limits: {results.verdict.text}")
-    lines += [f"warning: {sentence}" for sentence in results.warnings]
+    if results.verdict.status == "not judged":
+        lines += _changed(results)
+    lines += [f"warning: {sentence}" for sentence in results.other_warnings]
+    lines.append(f"next: {next_step(results, f'{out}{os.sep}')}")
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def _changed(results: Results) -> list[str]:
+    """Name the images whose label changed, for each variant, the surest of float32 first."""
+    lines = []
+    for each in results.variants[1:]:
+        found = results.changed(each)
+        names = [
+            f"{image['image']} ({image['float32']['label']} → {image[each.variant]['label']})"
+            for image in found
+        ]
+        if names:
+            lines.append(f"changed by {each.variant}: {counted(len(found), 'image')}: {shortened(names)}")
+    return lines
 
 
 def _given_up(results: Results) -> str:
@@ -82,16 +101,10 @@ def _scores(found: Reliability) -> str:
     )
 
 
-def shortened(names: Sequence[str], count: int = 3) -> str:
-    """The first names, and how many more there are; report.json has them all."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
-
-
 def _row(results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
     top1 = "-"
     if results.targets is not None:
-        top1 = f"{100 * float(np.mean(each.logits.argmax(axis=1) == results.targets)):.2f} %"
+        top1 = f"{100 * float(np.mean(results.right(each))):.2f} %"
     drift = each.drift
     return (
         each.variant,

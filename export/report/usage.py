@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.measure.results import Results
+from export.measure.results import Results, VariantResult
 from runtime.model_file.artifact import MAX_BYTES
 from runtime.model_file.data_file import DATA_SUFFIX
 
@@ -24,10 +24,15 @@ class Usage:
 
 def usage(results: Results) -> Usage:
     """Return the lines that use the best variant of an export."""
-    by_name = {each.variant: each for each in results.variants}
-    chosen = next(by_name[name] for name in FIRST if name in by_name)
+    chosen = chosen_file(results)
     beside = f"{chosen.file}.*{DATA_SUFFIX}" if chosen.bytes > MAX_BYTES else ""
     return Usage(chosen.file, _python(results, chosen.file), _shell(results, chosen.file), beside)
+
+
+def chosen_file(results: Results) -> VariantResult:
+    """Return the variant that the runtime takes from the folder of an export."""
+    by_name = {each.variant: each for each in results.variants}
+    return next(by_name[name] for name in FIRST if name in by_name)
 
 
 def _python(results: Results, file: str) -> str:

@@ -25,14 +25,19 @@ class Cadence:
     Args:
         clock: seconds that only grow.
         live: whether standard error is a terminal; None to ask it.
+        first: seconds after which a log gets its first line; None for 30, too.
     """
 
-    def __init__(self, clock: Clock = time.monotonic, live: bool | None = None) -> None:
+    def __init__(
+        self, clock: Clock = time.monotonic, live: bool | None = None, *, first: float | None = None
+    ) -> None:
         self.live = is_on_terminal() if live is None else live
         self.shown = False
         self._clock = clock
         self._every = _TERMINAL if self.live else _log_interval()
         self._last = float("-inf") if self.live else clock()
+        if first is not None and first < self._every < float("inf"):
+            self._last -= self._every - first
 
     def due(self) -> bool:
         """Return whether to print a line now; if so, the next one is due an interval later."""

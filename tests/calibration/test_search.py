@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.measure.drift import measure_drift
+from calibration.measure.drift import Drift, measure_drift
 from calibration.plan import QuantizationPlan, Range
 from calibration.quantize import apply_plan, quantize
-from calibration.search import Budget, BudgetError, search_plan, with_float
+from calibration.search import Budget, BudgetError, Layer, _search_linears, search_plan, with_float
 from runtime.session import open_session
 
 SPOILED = "blocks.1.mlp.fc2"
@@ -110,3 +110,43 @@ def test_it_repeats_and_reports_each_trial(canonical, spoiled, images) -> None:
 def test_a_plan_with_float_layers(plan) -> None:
     assert SPOILED not in with_float(plan, [SPOILED]).quantized()
     assert SPOILED in plan.quantized()
+
+
+class Scripted:
+    """Trials whose drift is known: so many images lost with so many layers in float32."""
+
+    def __init__(self, *lost: int, images: int = 40) -> None:
+        self.lost, self.images = lost, images
+
+    def layers(self) -> list[Layer]:
+        names = enumerate(self.lost)
+        return [Layer(name=f"l{i}", sqnr=20.0, cost=1 / (2 * len(self.lost))) for i, _ in names][1:]
+
+    def drift(self, layers) -> Drift:
+        lost = self.lost[len(layers)]
+        share = 100 * lost / self.images
+        return Drift(
+            images=self.images, agreement=100 - share, sqnr=20.0, max_error=0.1, float_top1=90.0,
+            top1=90.0 - share, top1_drop=share, lost=lost, gained=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lost", "returned"),
+    [
+        ((0, 0, 0, 0, 0), 0),
+        ((2, 1, 0, 0, 0), 2),  # until the figure itself keeps the limit, while that is possible
+        ((1, 1, 1, 1, 1), 0),  # one label by chance: all stays INT8, and the report decides
+        ((9, 8, 1, 1, 1), 2),  # what is missed for sure is mended
+    ],
+)
+@pytest.mark.parametrize("limit", [{"max_drift": 0.5}, {"min_agreement": 99.5}])
+def test_one_label_by_chance_gives_up_no_speed(plan, lost, returned: int, limit: dict) -> None:
+    found = _search_linears(Scripted(*lost), plan, Budget(**limit))  # type: ignore[arg-type]
+    assert len(found.returned) == returned
+    assert found.after.lost == lost[returned]
+
+
+def test_what_is_missed_for_sure_with_half_in_float_is_an_error(plan) -> None:
+    with pytest.raises(BudgetError, match="half of their cost"):
+        _search_linears(Scripted(9, 9, 9, 9), plan, Budget(max_drift=0.5))  # type: ignore[arg-type]

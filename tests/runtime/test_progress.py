@@ -143,6 +143,20 @@ def test_the_interval_can_be_set(
     assert due == lines
 
 
+@pytest.mark.parametrize(("text", "lines"), [("", [5, 35]), ("2", [*range(2, 41, 2)]), ("0", [])])
+def test_the_first_line_can_come_sooner(
+    text: str, lines: list[int], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """One clock for several steps: short ones in a row are not silent for long."""
+    monkeypatch.setenv(VARIABLE, text)
+    cadence, start, seen = Cadence(clock, live=False, first=5.0), clock.now, []
+    for second in range(1, 41):
+        clock.now = start + second
+        if cadence.due():
+            seen.append(second)
+    assert seen == lines
+
+
 def test_messages_take_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     tell("note: this")  # captured output is no terminal
     assert capsys.readouterr().err == "note: this\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.command.line import installed
 from runtime.command.locking import only_writer
-from runtime.command.progress import Step
+from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.writing import OutputError, check_folder
 
@@ -51,6 +51,7 @@ def add_plots(command: argparse.ArgumentParser) -> None:
 def run_plots(options: argparse.Namespace) -> None:
     if not installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
+    from vit.data.labels import say_same_names
     from vit.document import existing_checkpoint, read_document
     from vit.training.setup import images_to_judge
 
@@ -58,6 +59,8 @@ def run_plots(options: argparse.Namespace) -> None:
     out = options.out or existing_checkpoint(options.run).parent / "plots"
     check_folder(out)
     images = images_to_judge(options.data, labels) if options.data else None
+    if images is not None and (sentence := say_same_names(images)):
+        tell(f"note: {sentence}")
     from vit.checkpoint import load_checkpoint
 
     try:

@@ -42,6 +42,9 @@ class Images:
     labels: tuple[str, ...] | None
     name: str
     left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)  # of the folders walked
+    # int64 [classes]: the first class of each one's name, where several have one name and a folder of that
+    # name means any of them; None where a target means itself alone
+    same_name: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -54,6 +57,24 @@ class Images:
         chosen = np.asarray(list(indices), np.int64)
         targets = None if self.targets is None else self.targets[chosen]
         return replace(self, items=[self.items[i] for i in chosen], targets=targets)
+
+    @property
+    def truth(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The true classes, and which classes share a name: what measures of accuracy take."""
+        return self.targets, self.same_name
+
+    def settle(self, classes: np.ndarray) -> np.ndarray:
+        """Return the classes given to the images, the true class in the place of another of its name.
+
+        Args:
+            classes: int64 [N], class indices.
+
+        Returns:
+            int64 [N]; equal to `targets` exactly where an answer is right.
+        """
+        if self.targets is None or self.same_name is None:
+            return classes
+        return np.where(self.same_name[classes] == self.same_name[self.targets], self.targets, classes)
 
     def describe(self, index: int) -> str:
         """A name for one image: its path, or where it stands."""

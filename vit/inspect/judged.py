@@ -28,16 +28,12 @@ class Verdicts:
     places: np.ndarray  # int64 [N], of the images in the store
     targets: np.ndarray  # int64 [N]
     probabilities: np.ndarray  # float [N, classes]
+    predicted: np.ndarray  # int64 [N], the true class in the place of another of its name
 
     def pixels(self, chosen: Sequence[int]) -> np.ndarray:
         """Return the pixels of some of the N images, uint8 [chosen, H, W, 3]."""
         found: np.ndarray = self.store.batch(self.places[list(chosen)])[0].numpy()
         return found
-
-    @property
-    def predicted(self) -> np.ndarray:
-        predicted: np.ndarray = self.probabilities.argmax(1)
-        return predicted
 
     @property
     def right(self) -> int:
@@ -70,7 +66,8 @@ def judge(checkpoint: Checkpoint, images: Images) -> Verdicts:
     ]
     places = np.flatnonzero(torch.cat([good for _, good in batches]).numpy())
     probabilities = torch.cat([share for share, _ in batches]).numpy()[places]
-    return Verdicts(store, places, images.targets[places], probabilities)
+    predicted = images.subset(places).settle(probabilities.argmax(1))
+    return Verdicts(store, places, images.targets[places], probabilities, predicted)
 
 
 def attend(checkpoint: Checkpoint, verdicts: Verdicts) -> list[Attended]:

@@ -127,7 +127,7 @@ def prepare(options: TrainOptions, checked: Checked | None = None) -> Start:
     if options.white_level is not None:
         preprocess = with_white_level(preprocess, options.white_level)
     teacher = load_checkpoint(options.teacher) if options.teacher else None
-    notes = {"from": source.digest} if source else {}
+    notes = {"from": source.digest, "from_name": source.name} if source else {}
     if teacher:
         notes["teacher"] = teacher.digest
     return Start(recipe, model, data, preprocess, teacher.model if teacher else None, notes)

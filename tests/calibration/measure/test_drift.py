@@ -50,3 +50,25 @@ def test_other_images_are_refused(shape: tuple[int, int]) -> None:
     reference = REFERENCE[: shape[0]] if shape[0] == 0 else REFERENCE
     with pytest.raises(ValueError, match="expected logits of the same images"):
         measure_drift(reference, np.zeros(shape, np.float32))
+
+
+def test_any_class_of_the_true_name_is_right() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    same_name = np.array([0, 1, 0])  # the classes 0 and 2 have one name
+    drift = measure_drift(rows, rows[[2, 1, 1]], np.array([0, 1, 0]), same_name)
+    assert (drift.float_top1, drift.top1) == (100.0, pytest.approx(200 / 3))
+    assert (drift.lost, drift.gained) == (1, 0)
+    exact = measure_drift(rows, rows[[2, 1, 1]], np.array([0, 1, 0]))
+    assert (exact.lost, exact.gained) == (1, 0)
+    assert exact.float_top1 == pytest.approx(200 / 3)
+
+
+def test_the_drop_and_the_agreement_have_intervals() -> None:
+    rows = np.eye(2, dtype=np.float32)[np.arange(100) % 2]
+    worse = rows.copy()
+    worse[:4] = worse[:4, ::-1]
+    drift = measure_drift(rows, worse, rows.argmax(axis=1))
+    assert drift.drop_interval is not None
+    assert 0 < drift.drop_interval.low < 4.0 < drift.drop_interval.high < 12
+    assert drift.agreement_interval.low < 96.0 < drift.agreement_interval.high
+    assert measure_drift(rows, worse).drop_interval is None

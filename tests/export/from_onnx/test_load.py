@@ -405,7 +405,7 @@ def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, c
     command = ["--onnx", model, "--preprocess", spec, "--calibration", photos, "--out", out, "--threads", "1"]
     assert main([*map(str, command), "--quantize", "--fp16"]) == 0
     printed = capsys.readouterr().out
-    assert "9 of 9 linears" in printed
+    assert ", 9 in INT8 (all in integer kernels), " in printed
     assert "model.fp16.onnx" in printed
     report = json.loads((out / "report.json").read_text())
     assert set(report["models"]) == {"float32", "int8", "float16"}

@@ -12,9 +12,8 @@ import pytest
 from calibration.measure.clipping import Clipped, beyond, clipped_activations
 from calibration.plan import Range
 from calibration.quantize import quantize
-from calibration.search import Budget
 from export.measure import evidence as judged
-from export.measure.evidence import Evidence, too_few
+from export.measure.evidence import Evidence
 from vit.data.digests import digests
 from vit.data.images import Images
 
@@ -27,7 +26,7 @@ def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:
 
 @pytest.fixture
 def sound() -> Evidence:
-    """A float model that is right on 90 of 100 images, INT8 on the same ones, limits that these can show."""
+    """A float model that is right on 90 of 100 images."""
     evaluation = images(100)
     guesses = evaluation.targets.copy()  # type: ignore[union-attr]
     guesses[::10] = (guesses[::10] + 2) % 4
@@ -39,8 +38,6 @@ def sound() -> Evidence:
         targets=evaluation.targets,
         labels=tuple("abcd"),
         logits=logits,
-        variant=logits.copy(),
-        budget=Budget(max_drift=5.0),
         clipped={"head": Clipped(0.0001, (3,))},
     )
 
@@ -80,7 +77,7 @@ def test_labels_that_are_shifted_by_one(sound: Evidence, shift: int) -> None:
     evaluation = replace(sound.evaluation, targets=np.arange(100) % 2 + 1)
     guesses = np.asarray(evaluation.targets) + shift
     logits = np.eye(4, dtype=np.float32)[guesses]
-    wrong = replace(sound, evaluation=evaluation, targets=evaluation.targets, logits=logits, variant=logits)
+    wrong = replace(sound, evaluation=evaluation, targets=evaluation.targets, logits=logits)
     (sentence,) = doubts(wrong, pixels(sound))
     assert (
         "the float model itself is right on 0.0 % of the images, no better than chance (25.0 %)" in sentence
@@ -90,7 +87,7 @@ def test_labels_that_are_shifted_by_one(sound: Evidence, shift: int) -> None:
 
 def test_a_model_that_guesses(sound: Evidence) -> None:
     logits = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    (sentence,) = doubts(replace(sound, logits=logits, variant=logits, budget=Budget()), pixels(sound))
+    (sentence,) = doubts(replace(sound, logits=logits), pixels(sound))
     assert "no better than chance" in sentence
     assert "shifted by" not in sentence
 
@@ -118,14 +115,16 @@ def test_a_folder_that_is_called_train(sound: Evidence) -> None:
     assert sentence.startswith("the images measured on lie in flowers/Train")
 
 
-def test_too_few_images_for_a_limit(sound: Evidence) -> None:
-    sentence = too_few(Budget(max_drift=0.5), sound.logits, sound.variant, sound.targets)
-    assert sentence.startswith("100 images cannot show a limit of 0.5 points")
-    needed = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
-    assert needed > 100
-    many = np.repeat(sound.logits, 20, axis=0), np.repeat(np.asarray(sound.targets), 20)
-    assert too_few(Budget(max_drift=0.5), many[0], many[0], many[1]) == ""
-    assert too_few(Budget(min_agreement=99.0), sound.logits, sound.variant, sound.targets) == ""
+def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Evidence) -> None:
+    training = replace(sound.evaluation, name="/data/flowers/train")
+    both = replace(sound, evaluation=training, search=images(9, name="/data/flowers/train", seed=2))
+    (sentence,) = doubts(both, pixels(sound))
+    assert sentence.startswith("the images measured on and searched on lie in flowers/train: if ")
+    known = frozenset({*digests(sound.evaluation.subset(range(7))), *digests(both.search.subset(range(2)))})  # type: ignore[union-attr]
+    (sentence,) = doubts(replace(both, trained_on=known), pixels(sound))
+    assert sentence.startswith(
+        "the model was trained on 7 of the 100 images measured on and 2 of the 9 images searched on, so "
+    )
 
 
 def test_digests_tell_images_apart_and_find_them_again(tmp_path: Path) -> None:
@@ -158,3 +157,17 @@ def test_values_at_the_minimum_of_gelu_are_not_beyond_a_range_that_ends_half_a_s
     values = np.array([-0.17004, -0.15, 0.0, 5.6, 5.62], np.float32)
     assert not beyond(values, chosen).any()
     assert beyond(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
+
+
+def test_classes_of_one_name_are_told_and_are_no_chance(sound: Evidence) -> None:
+    """Every answer is of the other class of the true name."""
+    evaluation = replace(
+        sound.evaluation,
+        targets=np.arange(100) % 2,
+        labels=("a", "b", "a", "b"),
+        same_name=np.array([0, 1, 0, 1]),
+    )
+    logits = np.eye(4, dtype=np.float32)[np.arange(100) % 2 + 2]
+    both = replace(sound, evaluation=evaluation, targets=evaluation.targets, logits=logits)
+    (sentence,) = doubts(both, pixels(sound))
+    assert sentence.startswith("several classes of the model have one name: 'a' (0, 2), 'b' (1, 3); ")

@@ -57,3 +57,19 @@ def test_nothing_is_fitted_on_too_little() -> None:
     logits, targets = drawn(99, temperature=2.0)
     assert measure_reliability({"float32": logits}, targets) is None
     assert measure_reliability({"float32": logits}, None) is None
+
+
+def test_an_answer_of_the_true_name_is_right() -> None:
+    """Each class of a model twice, and images that know their name only: the same temperature and errors."""
+    logits, targets = drawn(2000, temperature=2.0)
+    one = measure_reliability({"float32": logits}, targets)
+    twice = np.concatenate([logits, logits - 50], axis=1)
+    random = np.random.default_rng(1)
+    swap = random.random(len(logits)) < 0.5  # half of the answers are of the other class of that name
+    twice[swap] = np.roll(twice[swap], logits.shape[1], axis=1)
+    two = measure_reliability({"float32": twice}, targets, np.tile(np.arange(5), 2))
+    assert one is not None
+    assert two is not None
+    assert two.temperature == pytest.approx(one.temperature, rel=1e-3)
+    assert two.before["float32"] == pytest.approx(one.before["float32"], abs=1e-6)
+    assert two.after["float32"] == pytest.approx(one.after["float32"], abs=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibration.measure.drift import measure_drift
-from export.measure.results import Results, VariantResult
+from export.measure.results import Layers, Results, VariantResult
 from runtime.images.preprocess import Preprocess
 from vit.data.images import Images
 
@@ -55,6 +55,7 @@ def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, label
         images=Images(items, known, labels, "other photos"),
         targets=known,
         variants=tuple(found),
+        layers=Layers(int8_linears=18, float_linears=("head",), int8_products=0, float_products=("0.mix",)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,20 @@ import pytest
 from PIL import Image
 
 from calibration.measure.clipping import Clipped
+from calibration.measure.statistics import Interval
+from export.checks import DriftError, check_limits
+from export.measure.limits import NEVER
 from export.measure.reliability import Reliability
-from export.measure.results import Clipping
+from export.measure.results import Clipping, Layers
 from export.measure.verdict import Judged, Verdict
+from export.options import Options
 from export.report.classes import class_section
+from export.report.conclusion import next_step
 from export.report.html import render
+from export.report.precision import layers_in_words
 from export.report.preprocessing import example, in_words
+from export.report.terminal import table
+from export.report.thumbnails import MISTAKES, mistaken_images
 from export.report.usage import usage
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import MAX_BYTES
@@ -25,7 +34,8 @@ from vit.page.terms import TERMS, used_terms
 
 
 def limit(**changes) -> Judged:
-    fields = {"variant": "int8", "limit": "--max-drift", "bound": 0.5, "found": 0.12}
+    fields = {"variant": "int8", "limit": "--max-drift", "bound": 0.5, "found": 0.12, "status": "met"}
+    fields["interval"] = Interval(0.05, 0.2)
     return Judged(**{**fields, "text": "0.12 of 0.5 points of top-1 lost", **changes})
 
 
@@ -34,14 +44,18 @@ def limit(**changes) -> Judged:
     [
         (Verdict(), "Limits no limit was set"),
         (Verdict((limit(),), True), "Limits met: 0.12 of 0.5 points of top-1 lost"),
-        (Verdict((limit(doubt="60 are few"),), True), "Limits cannot be judged: 60 are few"),
+        (
+            Verdict((limit(doubt="60 are few", status="not judged"),), True),
+            "Limits cannot be judged: 60 are few",
+        ),
     ],
 )
 def test_the_verdict_is_the_first_thing_under_the_title_then_the_warnings(results, verdict, line):
     page = Page(render(replace(results(), verdict=verdict, warnings=("images are alike", "few images"))))
     assert page.flaws() == []
     start = "vit-edge export report flowers, measured on other photos "
-    assert page.text.startswith(f"{start}{line} Before you believe the figures images are alike few images ")
+    assert page.text.startswith(f"{start}{line} What to do now ")
+    assert " Before you believe the figures images are alike few images INT8 is " in page.text
     assert "Before you believe" not in Page(render(results())).text
 
 
@@ -174,3 +188,163 @@ def test_words_can_be_read_on_light_and_dark_screens(root: Path):
         for ink in ("ink", "soft", "right", "wrong", "int8"):
             for ground in ("paper", "card"):
                 assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground, theme[ink], theme[ground])
+
+
+def test_either_of_two_classes_of_one_name_is_right_everywhere_on_the_page(results):
+    """The float model calls half of the cranes by the other class of that name."""
+    some = results(labels=["crane", "cat", "dog", "crane", "egret"], changed=0)
+    logits = some.variants[0].logits
+    same_name = np.array([0, 1, 2, 0, 4])
+    targets = same_name[some.targets]
+    images = replace(some.images, targets=targets, same_name=same_name)
+    both = replace(some, targets=targets, images=images)
+    assert {each.variant: both.to_dict()["models"][each.variant]["top1"] for each in both.variants} == {
+        "float32": 100.0,
+        "int8": 100.0,
+    }
+    assert [(each.index, each.images, each.right["int8"]) for each in both.classes()] == [
+        (0, 24, 24), (1, 12, 12), (2, 12, 12), (4, 12, 12),
+    ]  # fmt: skip
+    assert set(both.given(both.variants[0])[logits.argmax(axis=1) == 3]) == {0}
+    text = Page(render(both)).text
+    assert "No image is taken for another" in text or "crane 24" in text
+
+
+FEW = limit(
+    status="not judged", doubt="60 images cannot show it; it takes about 1,004 images", images_needed=1004
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        (
+            {},
+            "ship model.int8.onnx if this drift is small enough for you; --max-drift POINTS ",
+        ),
+        ({"verdict": Verdict((limit(),), True)}, "ship model.int8.onnx"),
+        (
+            {"verdict": Verdict((limit(),), True), "warnings": ("images are alike",)},
+            "read the warnings; if none matters to you, ship model.int8.onnx",
+        ),
+        (
+            {"verdict": Verdict((FEW,), True)},
+            "bring about 950 more images with known classes to measure on (--evaluate), and export again; "
+            "until then look at the 3 images that INT8 labels otherwise",
+        ),
+        (
+            {"verdict": Verdict((limit(status="not judged", doubt="it knows them"),), True)},
+            "measure on images that can show it (--evaluate IMAGES), and export again; until then ",
+        ),
+        (
+            {"verdict": Verdict((limit(status="not judged", doubt=f"60 are few; {NEVER}"),), True)},
+            "set a wider limit, which some number of images can show; until then ",
+        ),
+    ],
+)
+def test_one_line_says_what_to_do_now(results, changes: dict, step: str) -> None:
+    some = replace(results(), **changes)
+    assert next_step(some).startswith(step)
+    assert f"What to do now {step}" in Page(render(some)).text
+    terminal = table(some, Path("artifacts/flowers"))
+    (line,) = [line for line in terminal.splitlines() if line.startswith("next: ")]
+    assert line.startswith("next: " + step.replace("ship ", f"ship {Path('artifacts/flowers')}{os.sep}"))
+
+
+def test_what_the_verdict_says_is_no_warning_again(results) -> None:
+    both = replace(results(), verdict=Verdict((FEW,), True), warnings=(FEW.doubt, "images are alike"))
+    for text in (Page(render(both)).text, table(both, Path("out"))):
+        assert text.count("60 images cannot show it") == 1
+        assert text.count("images are alike") == 1
+
+
+def test_images_that_changed_are_named_where_the_limit_cannot_be_judged(results) -> None:
+    open_limit = table(replace(results(), verdict=Verdict((FEW,), True)), Path("out"))
+    assert re.search(r"^changed by int8: 3 images: .*image \d+ \(class 0 → class 1\)", open_limit, re.M)
+    assert "changed by" not in table(results(), Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        (Layers(int8_linears=69, float_linears=tuple("abcdefghijklmnopqrstuvwxyz"), int8_products=0,
+                float_products=tuple("12")),
+         "95 linear layers, 69 in INT8 (all in integer kernels), 26 stay float32: a, b, c and 23 more; "
+         "2 attention products, all in float32"),
+        (Layers(int8_linears=4, float_linears=(), int8_products=3, float_products=("s",)),
+         "4 linear layers, all in INT8 and in integer kernels; 4 attention products, 3 in INT8 (all in "
+         "integer kernels), 1 stays float32: s"),
+        (Layers(int8_linears=1, float_linears=(), int8_products=0, float_products=()),
+         "1 linear layer, all in INT8 and in integer kernels"),
+    ],
+)  # fmt: skip
+def test_one_sentence_adds_up_the_layers(results, layers: Layers, sentence: str) -> None:
+    assert layers_in_words(layers) == sentence
+    some = replace(results(), layers=layers)
+    assert f"\nint8: {sentence}\n" in table(some, Path("out"))
+    assert f"INT8: {sentence}." in Page(render(some)).text
+    document = some.to_dict()
+    counts = {"int8": layers.int8_linears, "float32": len(layers.float_linears)}
+    assert document["layers"]["linears"] == counts
+    assert document["float_layers"] == [*layers.float_linears, *layers.float_products]
+
+
+def test_images_that_float32_gets_wrong_are_shown_and_counted(results) -> None:
+    evil = "<b>evil</b>"
+    some = results(classes=5, images=60, changed=0, labels=[evil, "b", "c", "d", "e"])
+    targets = some.targets.copy()
+    targets[:20] = (targets[:20] + 1) % 5
+    wrong = replace(some, targets=targets, images=replace(some.images, targets=targets))
+    shown, count = mistaken_images(wrong)
+    assert (len(shown), count) == (MISTAKES, 20)
+    assert [len(each.guesses) for each in shown] == [1] * MISTAKES
+    assert not any(each.guesses[0].right for each in shown)
+    scores = [each.guesses[0].score for each in shown]
+    assert scores == sorted(scores, reverse=True)
+    html = render(wrong)
+    assert "Images that float32 gets wrong 20 of 60, the 12 that it was surest of." in Page(html).text
+    assert evil not in html
+    for none in (some, results(labeled=False)):
+        assert mistaken_images(none) == ([], 0)
+        assert "float32 gets wrong" not in Page(render(none)).text
+
+
+def test_the_source_of_the_weights_is_told(results) -> None:
+    source = {"checkpoint": "m.safetensors", "trained_on": "photos/train", "trained_from": "base"}
+    text = Page(render(replace(results(), source=source))).text
+    assert "Model: file m.safetensors, trained on photos/train, fine-tuned from base." in text
+
+
+def test_technical_details_are_folded(results) -> None:
+    html = render(results())
+    folded = re.findall(r"<details>\s*<summary>(.*?)</summary>", html)
+    assert folded == [
+        "Calibration",
+        "INT8, layer by layer",
+        "What ONNX Runtime runs for INT8",
+        "Rewrites of the exported graph",
+        "Run, model, images and machine",
+    ]
+
+
+@pytest.mark.parametrize(("after", "helps"), [(0.05, True), (0.1, False), (0.2, False)])
+def test_a_temperature_is_praised_only_where_it_helps(results, after: float, helps: bool) -> None:
+    found = Reliability(1.3, 60, {"float32": 0.1, "int8": 0.1}, {"float32": 0.02, "int8": after})
+    text = Page(render(replace(results(), reliability=found))).text
+    assert ("makes the scores mean what they say" in text) == helps
+    assert ("did not lower the error of the scores on these images" in text) != helps
+
+
+@pytest.mark.parametrize(("changed", "missed"), [(0, False), (1, False), (3, False), (12, True)])
+def test_a_limit_on_few_images_fails_only_where_chance_is_no_excuse(results, changed, missed) -> None:
+    """60 images: one label is 1.67 points."""
+    some, options = results(changed=changed), Options(max_drift=0.5)
+    if missed:
+        with pytest.raises(
+            DriftError, match=r"top-1 falls by 20\.00 points, 95 % interval 11\.\d+ to 31\.\d+ "
+        ):
+            check_limits(some, options)
+    else:
+        check_limits(some, options)
+    with pytest.raises(DriftError, match=r"SQNR is \S+ dB, 95 % interval .*Nothing was written"):
+        check_limits(results(changed=12), Options(min_sqnr=99.0))

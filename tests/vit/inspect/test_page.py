@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tools.html_page import Page
 from vit.checkpoint import load_checkpoint, result_of_test, save_checkpoint
-from vit.data.images import open_images
+from vit.data.images import Images, open_images
+from vit.data.labels import labeled_as
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
@@ -175,3 +177,16 @@ def test_what_was_kept_is_marked_and_told(plots) -> None:
         "kept epoch 3 of 3, the last: there were no validation images"
     )
     assert "Kept epoch 3 of 3, the last" in plots(history=HISTORY).text
+
+
+def test_either_of_two_classes_of_one_name_is_right(tiny_model, tiny_preprocess, photos, tmp_path) -> None:
+    save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=["rose", "grass", "rose"])
+    found = load_checkpoint(tmp_path)
+    items = open_images(photos, "all").items
+    answers = judge(found, Images(items, np.zeros(len(items), np.int64), LABELS, "x")).predicted
+    assert len(set(answers.tolist()) & {0, 2}) > 0
+    kept = [items[i] for i in np.flatnonzero(answers != 1)]
+    named = Images(kept, np.zeros(len(kept), np.int64), ("rose",), "photos")
+    verdicts = judge(found, labeled_as(named, found.labels))
+    assert verdicts.right == len(kept)
+    assert verdicts.surest_mistakes() == []

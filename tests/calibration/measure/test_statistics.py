@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from export.measure.statistics import Interval, Paired, sqnr_interval, wilson
+from calibration.measure.statistics import Interval, Paired, mean_interval, sqnr_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -64,12 +65,31 @@ def test_paired_counts_what_only_one_model_gets_right():
 
 
 def test_interval_of_the_difference():
-    # by hand: (9 + 1, 3 + 1) / 102: -6/102 ± 1.96 · sqrt((14/102 - (6/102)²) / 102)
-    found = Paired(9, 3, 100).interval()
-    assert (found.low, found.high) == pytest.approx((-0.12981, 0.01216), abs=2e-5)
-    same = Paired(0, 0, 100).interval()
-    assert same.low == pytest.approx(-same.high)
-    assert 0.02 < same.high < 0.04
+    # Fagerland, Lydersen and Laake, Statistics in Medicine 33 (2014) 2850, airway hyper-responsiveness
+    found = Paired(7, 1, 21).interval()
+    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    # by hand: z² / (n + z²) where the models never differ
+    same = Paired(0, 0, 153).interval()
+    assert (same.low, same.high) == pytest.approx((-3.84146 / 156.84146, 3.84146 / 156.84146), abs=1e-6)
+    mirrored = Paired(1, 7, 21).interval()
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+@pytest.mark.parametrize(("lost", "gained", "total"), [(5, 0, 5), (0, 5, 5), (1, 0, 1), (0, 0, 1), (3, 2, 5)])
+def test_interval_of_the_difference_of_hardly_any_images(lost: int, gained: int, total: int) -> None:
+    found = Paired(lost, gained, total).interval()
+    assert -1 <= found.low <= (gained - lost) / total <= found.high <= 1
+    assert found.high - found.low > 0.5
+
+
+@pytest.mark.parametrize(
+    ("images", "share"), [(153, 0.005), (600, 0.005), (600, 0.01), (765, 0.005), (2000, 0.002)]
+)
+def test_a_loss_at_the_limit_is_hardly_ever_taken_for_one_below_it(images: int, share: float) -> None:
+    """Exact, for a variant that loses images and gains none: how often the interval ends above the truth."""
+    counts = np.arange(images + 1)
+    wrong = [Paired(int(lost), 0, images).interval().low > -share for lost in counts[:60]]
+    assert binom.pmf(counts[:60], images, share)[wrong].sum() <= 0.03
 
 
 def test_interval_of_the_difference_covers_the_truth_as_often_as_it_says():
@@ -101,5 +121,14 @@ def test_sqnr_interval_is_the_same_each_time_and_refuses_equal_logits():
     exact = np.random.default_rng(0).standard_normal((20, 3))
     assert sqnr_interval(exact, exact + 0.1) == sqnr_interval(exact, exact + 0.1)
     assert isinstance(sqnr_interval(exact, exact + 0.1), Interval)
-    with pytest.raises(ValueError, match="found none that do"):
-        sqnr_interval(exact, exact)
+    assert sqnr_interval(exact, exact) == Interval(200.0, 200.0)
+    assert sqnr_interval(exact[:1], exact[:1] + 0.1) is None
+    with pytest.raises(ValueError, match="the same images"):
+        sqnr_interval(exact, exact[:3])
+
+
+def test_interval_of_a_mean() -> None:
+    found = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.4457397, 4.5542603))  # 2.5 ± 3.18245 · 1.29099 / 2
+    assert mean_interval(np.array([1.0])) is None
