@@ -398,7 +398,7 @@ def test_a_python_without_packages_gets_one_line(words: str, extra: str, root: P
     )
     (line,) = done.stderr.splitlines()
     assert re.match(r"(vit|export|runtime): .* is not installed; ", line), line
-    assert f'in a checkout of vit-edge: pip install ".[{extra}]"' in line
+    assert f"in a checkout of vit-edge: python tools/install.py {extra}" in line
     assert done.returncode == 1
     if (root / ".venv").is_dir():
         assert "activate" in line
@@ -420,7 +420,7 @@ def test_an_environment_that_is_not_active_is_named(tmp_path: Path, monkeypatch:
         "activate the environment of the checkout (. .venv/bin/activate), or in a checkout"
     )
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
-    assert errors.install_line("cpu") == 'in a checkout of vit-edge: pip install ".[cpu]"'
+    assert errors.install_line("cpu") == "in a checkout of vit-edge: python tools/install.py cpu"
 
 
 def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:

@@ -66,7 +66,7 @@ def test_every_line_runs(
         ran = lines_run(code, {"print": lambda *words: said.append(" ".join(map(str, words)))})
         assert ran == lines_of(code)
     assert "no such model file" in said[0]
-    assert "broken.jpg has no label: it is empty" in said[1]
+    assert "no label: broken.jpg: it is empty" in said[1]
     assert [line.split()[-1] for line in said[2:5]] == ["red", "green", "blue"]
     assert len(said) == 9
 

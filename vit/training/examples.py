@@ -29,9 +29,10 @@ class Example:
 SMALL = ViTConfig(image_size=(28, 28), patch_size=7, width=64, depth=3, heads=2, mlp_width=256, classes=10)
 
 EXAMPLES: Mapping[str, Example] = {
-    # 8x8 digits enlarged to 32x32: 98 to 99 % of the 360 held out, about 30 s on two cores.
+    # 8x8 digits enlarged to 32x32: 98 to 99 % of the 360 held out, about 20 s on two cores. With 40 epochs
+    # at 2e-3 it is 98.6 %, too, and takes two thirds longer.
     "digits": Example(
-        Recipe(name="digits", epochs=40, batch=64, lr=2e-3, holdout=0.0, shift=3, ema=0.99),
+        Recipe(name="digits", epochs=24, batch=64, lr=3e-3, holdout=0.0, shift=3, ema=0.98),
         ViTConfig(image_size=(32, 32), patch_size=8, width=64, depth=4, heads=4, mlp_width=256, classes=10),
         "digits",
     ),
