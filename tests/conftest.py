@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,11 @@ ROOT = Path(__file__).parents[1]
 
 # No lines of progress in what commands print: whether one is due depends on how busy the machine is.
 os.environ["VIT_EDGE_PROGRESS"] = "0"
+
+# torch on one thread, here and in what the tests start: training repeats bit for bit only for the same number
+# of threads, tiny tensors gain nothing from two, and two that wait for each other on a busy machine take ten
+# times the CPU time (60 s of CPU for a fine-tuning of 6).
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The same examples in every run: a change makes a test fail, and not chance. Shared CPUs are slow at times.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -86,6 +92,40 @@ def in_fresh_home(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
+def start(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run `python -m MODULE …` or `python -c CODE …`, its imports done (tests/preloaded.py)."""
+    server: subprocess.Popen[str] | None = None
+
+    def run(*words: Any, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        nonlocal server
+        if server is None:
+            program = [sys.executable, ROOT / "tests" / "preloaded.py"]
+            server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        folder = tmp_path_factory.mktemp("start")
+        said = [folder / "out", folder / "err"]
+        for each in said:
+            each.touch()
+        command = {
+            "words": [str(word) for word in words],
+            "cwd": str(cwd),
+            "env": os.environ | {"PYTHONPATH": str(ROOT), **environment},
+            "out": str(said[0]),
+            "err": str(said[1]),
+        }
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps(command), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(command["words"], code, *(each.read_text() for each in said))
+
+    yield run
+    if server is not None:
+        server.communicate()  # its input ends
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     folder = ROOT.parent / "shared"
     return folder if folder.is_dir() else pytest.skip("needs the real photos in ../shared")
@@ -113,21 +153,8 @@ def fashion() -> Path:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """torch on one thread: training repeats bit for bit only for the same number of threads, and two that
-    wait for each other on a busy machine are ten times slower.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """The embedded example, trained now (under a minute on one core)."""
+def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded example, trained now (half a minute on one core)."""
     from vit.training.examples import train_example
 
     return train_example("digits", tmp_path_factory.mktemp("digits"))
@@ -143,8 +170,8 @@ def digits_artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path, one_thread: None) -> Path:
-    """A small ViT trained now on Fashion-MNIST (a minute on two cores)."""
+def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
+    """A small ViT trained now on Fashion-MNIST (half a minute on one core)."""
     from vit.training.examples import train_example
 
     return train_example("fashion-quick", tmp_path_factory.mktemp("fashion"))

@@ -49,7 +49,7 @@ class Place:
         return subprocess.Popen(
             [str(word) for word in command],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(self.root)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

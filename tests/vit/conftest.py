@@ -54,12 +54,3 @@ def randomize(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors are slower on two threads, and other tests may run beside these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

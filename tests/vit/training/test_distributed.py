@@ -33,7 +33,7 @@ def losses(photos, out, processes):
         str(photos),
         str(out),
     ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
@@ -110,7 +110,7 @@ def train(photos, out, *launcher, **settings):
     """Start a short run of the command line, alone or by torchrun."""
     command = [sys.executable, *launcher, "-m", "vit", "train", f"--data={photos}", f"--out={out}"]
     shape = ["--model=tiny", "--image-size=8", "--patch-size=4", "--epochs=40", "--batch=8", "--device=cpu"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(
         [*command, *shape, "--set=holdout=0.0", *settings.get("more", [])],
         stderr=subprocess.PIPE,
