@@ -19,6 +19,7 @@ from ..text import one_line
 from .forms import Form, check_form
 from .inner import check_ico
 from .modes import WHITE_16, as_rgb
+from .parts import check_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -78,6 +79,8 @@ def decoded(
             form = check_form(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
             with room_for(opened.size, max_pixels), _held(opened, image):
                 opened.load()
+                if form.check_pixels is not None:
+                    form.check_pixels(opened)
                 turned = _orientation(opened) if exif else 1
                 with (
                     _held(_in_color(opened, form, white_level), image) as color,
@@ -206,8 +209,6 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
         raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
     check_ico(file, lambda size: _check_size(size, max_pixels))
     if length > _MANY_BYTES:
-        from .parts import check_parts
-
         check_parts(file, length)
     try:
         image = Image.open(file)

@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_chunks_and_segments_are_few() -> None:
         data = encoded(Image.fromarray(noise), form, **({"quality": 98} if form == "JPEG" else {}))
         assert len(data) > 2**20
         assert SEE(data).shape == (8, 8, 3)
+
+
+def test_comments_among_the_pixels_of_a_plain_ppm_are_few() -> None:
+    """Pillow copies a megabyte for each."""
+    few = b"P2 4 4 255\n" + b"# a\n7 " * 16
+    assert SEE(few).shape == (8, 8, 3)
+    start = time.monotonic()
+    assert "comments" in refusal(b"P2 4 4 255\n" + b"#\n" * 250_000 + b"7 " * 16)
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
