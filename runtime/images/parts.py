@@ -1,4 +1,4 @@
-"""Chunks of PNG, segments of JPEG and comments of plain PPM, counted before Pillow walks through them in Python."""
+"""Chunks of PNG, segments of JPEG and comments of plain PPM, counted before Pillow is asked."""
 
 from __future__ import annotations
 
