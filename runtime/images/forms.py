@@ -107,6 +107,13 @@ def _jpeg2000(opened: _Opened) -> Form:
     return Form(white=(2**depth - 1) << (16 - depth) if 8 < depth < 16 else None)  # Pillow fills up 16 bits
 
 
+def _avif(opened: _Opened) -> Form:
+    from .avif import check_avif
+
+    check_avif(opened.file, opened.max_pixels)
+    return Form()
+
+
 def _tiff(opened: _Opened) -> Form:
     from .tiff import check_tiff
 
@@ -237,7 +244,7 @@ def _tga(opened: _Opened) -> Form:
 
 
 _CHECKS: dict[str, Callable[[_Opened], Form]] = {
-    "AVIF": _trust,
+    "AVIF": _avif,
     "BMP": _bmp,
     "DIB": _bmp,
     "GIF": _gif,
