@@ -19,7 +19,6 @@ from ..text import one_line
 from .forms import Form, check_form
 from .inner import check_ico
 from .modes import WHITE_16, as_rgb
-from .parts import check_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -209,6 +208,8 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
         raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
     check_ico(file, lambda size: _check_size(size, max_pixels))
     if length > _MANY_BYTES:
+        from .parts import check_parts
+
         check_parts(file, length)
     try:
         image = Image.open(file)

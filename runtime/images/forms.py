@@ -16,8 +16,6 @@ from ..errors import ImageError
 from .inner import check_icns
 from .jpeg import check_jpeg
 from .modes import DEEP_COLOR, WHITE_16
-from .parts import check_comments
-from .png import check_end, read_chunks
 
 _AS_PNG = "; convert it to PNG"
 _SCALED = ("JPEG2000", "PPM")  # formats of gray with a white of its own, which Pillow makes one of 16 bits
@@ -135,11 +133,15 @@ def _png(opened: _Opened) -> Form:
         if significant and significant[0] < 16:
             found = f"{significant[0]} significant bits, which PNG scales to 16"
             raise ImageError(f"it states {found}, against white_level; remove its sBIT chunk")
+    from .png import check_end
+
     return Form(check_pixels=lambda image: check_end(image, opened.file))
 
 
 def _chunks_before_pixels(opened: _Opened, start: int) -> Iterator[tuple[bytes, int]]:
     """Give the names of a PNG's chunks before its pixels, and where their data begin."""
+    from .png import read_chunks
+
     for name, at, _ in read_chunks(opened.file, start):
         if name in (b"IDAT", b"IEND"):
             return
@@ -204,6 +206,8 @@ def _ppm(opened: _Opened) -> Form:
         raise ImageError(f"it is a variant of PPM for tests of Pillow{_AS_PNG}")
     codec, _, _, args = opened.image.tile[0]
     if codec == "ppm_plain":
+        from .parts import check_comments
+
         check_comments(opened.file)
     most = args[-1] if codec.startswith("ppm") and isinstance(args, tuple) else 0
     if most == WHITE_16 and opened.white_stated and opened.image.mode == "RGB":

@@ -158,7 +158,7 @@ def test_chunks_and_segments_are_few() -> None:
 
 @pytest.mark.parametrize("frames", [1, 2])
 def test_images_inside_an_avif_count_against_the_limit(frames: int) -> None:
-    """What the file states may be 64 x 64, and AV1 decodes its own size first."""
+    """The file may state 64 x 64, and AV1 decodes its own size first."""
     image = Image.new("RGBA", (1600, 1200), (9, 90, 200, 30))
     more = {"save_all": True, "append_images": [Image.new("RGBA", image.size)]} if frames > 1 else {}
     data = encoded(image, "AVIF", speed=10, **more)
