@@ -133,9 +133,16 @@ def _png(opened: _Opened) -> Form:
         if significant and significant[0] < 16:
             found = f"{significant[0]} significant bits, which PNG scales to 16"
             raise ImageError(f"it states {found}, against white_level; remove its sBIT chunk")
-    from .png import check_end
+    return Form(check_pixels=lambda image: _check_last_row(image, opened.file))
 
-    return Form(check_pixels=lambda image: check_end(image, opened.file))
+
+def _check_last_row(image: Image.Image, file: IO[bytes]) -> None:
+    """Refuse a PNG whose pixels end early: the rows that are missing are blank, or those of a pass."""
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    if image.info.get("interlace") or not any(last_row.tobytes()):
+        from .png import check_end
+
+        check_end(image, file)
 
 
 def _chunks_before_pixels(opened: _Opened, start: int) -> Iterator[tuple[bytes, int]]:
