@@ -27,6 +27,7 @@ export function checkJpeg(file) {
     if (marker === SOS && ++scans > MAX_SCANS)
       throw new ImageError(`it has more than ${MAX_SCANS} scans (usual: 10 to 20); save it again as JPEG`);
     if (marker === DQT && scans) lateTables = true;
+    if (scans) continue; // libjpeg decides on colors at the first scan
     if (marker === 0xe0 && text(file, at, 4) === "JFIF") jfif = true;
     if (marker === 0xee && length >= 12 && text(file, at, 5) === "Adobe") adobe = file[at + 11];
     if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {

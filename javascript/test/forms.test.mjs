@@ -38,6 +38,9 @@ test("three colors are RGB or YCbCr by libjpeg's rules", () => {
   close(first(afterStart(adobe(0))), RAW);
   close(first(afterStart(JFIF, adobe(0))), RED); // JFIF is YCbCr always
   close(first(withIds(afterStart(), [...Buffer.from("RGB")])), RAW);
+  const late = (file, ...parts) => Buffer.concat([file.subarray(0, -2), ...parts, file.subarray(-2)]);
+  close(first(late(afterStart(), adobe(0))), RED); // what follows the first scan does not count
+  close(first(late(afterStart(adobe(0)), JFIF)), RAW);
   close(first(withIds(plain, [...Buffer.from("RGB")])), RED);
   close(first(withIds(afterStart(adobe(1)), [...Buffer.from("RGB")])), RED);
 });
@@ -84,6 +87,13 @@ test("a second header, and interlaced pixels without end, are refused", () => {
   assert.throws(() => decodeImage(png(header(4, 4), header(30000, 30000), pixels(20)), SPEC), /its header is damaged: it has two/);
   assert.throws(() => decodeImage(png(header(4, 4, 1), pixels(2 ** 26)), SPEC), ImageError);
   assert.throws(() => decodeImage(png(chunk("CgBI", Buffer.alloc(4)), header(4, 4), pixels(20)), SPEC), /its header is damaged/);
+});
+
+test("pixels that end early are refused", () => {
+  for (const short of [0, 1, 19]) assert.throws(() => decodeImage(png(header(4, 4), pixels(short)), SPEC), /its pixels end early/);
+  const passes = 30; // 15 rows of at most 8 pixels of one bit, each behind a byte of its own
+  assert.equal(decodeImage(png(header(8, 8, 1, 1), pixels(passes)), SPEC).height, 8);
+  assert.throws(() => decodeImage(png(header(8, 8, 1, 1), pixels(29)), SPEC), /its pixels end early/);
 });
 
 test("significant bits that the white level contradicts are refused", () => {

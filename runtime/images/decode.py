@@ -78,6 +78,8 @@ def decoded(
             form = check_form(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
             with room_for(opened.size, max_pixels), _held(opened, image):
                 opened.load()
+                if form.check_pixels is not None:
+                    form.check_pixels(opened)
                 turned = _orientation(opened) if exif else 1
                 with (
                     _held(_in_color(opened, form, white_level), image) as color,

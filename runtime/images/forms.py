@@ -18,6 +18,7 @@ from .jpeg import check_jpeg
 from .modes import DEEP_COLOR, WHITE_16
 
 _AS_PNG = "; convert it to PNG"
+_SCALED = ("JPEG2000", "PPM")  # formats of gray with a white of its own, which Pillow makes one of 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Form:
     white: int | None = None  # gray value that is white, where the file says so; None: 65,535 or the caller's
     opaque: bool = False  # what Pillow gives as alpha is none
     may_be_blank: bool = True  # alpha that is 0 everywhere is meant; other programs ignore it
+    check_pixels: Callable[[Image.Image], None] | None = None  # once they are decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class _Opened:
 def is_read(name: str) -> bool:
     """Return whether files of a format of `Image.OPEN` are read: those known here, and other packages'."""
     factory = Image.OPEN[name][0] if name in Image.OPEN else None
-    return factory is not None and (name in _CHECKS or not factory.__module__.startswith("PIL."))
+    return name in _CHECKS or (factory is not None and not factory.__module__.startswith("PIL."))
 
 
 def check_form(image: Image.Image, *, white_stated: bool, max_pixels: int) -> Form:
@@ -66,6 +68,10 @@ def check_form(image: Image.Image, *, white_stated: bool, max_pixels: int) -> Fo
     """
     name, file, tiles = image.format or "", getattr(image, "fp", None), getattr(image, "tile", ())
     known = type(image).__module__.startswith("PIL.")
+    if known and white_stated and not tiles and name in _SCALED and image.mode.startswith("I"):
+        raise ImageError(
+            f"it is decoded {name}, whose own white is lost; pass its file, or use no white_level"
+        )
     if not known or file is None or not (tiles or name in ("ICO", "ICNS")):
         return Form()
     if name not in _CHECKS:
@@ -99,6 +105,13 @@ def _jpeg2000(opened: _Opened) -> Form:
     return Form(white=(2**depth - 1) << (16 - depth) if 8 < depth < 16 else None)  # Pillow fills up 16 bits
 
 
+def _avif(opened: _Opened) -> Form:
+    from .avif import check_avif
+
+    check_avif(opened.file, opened.max_pixels)
+    return Form()
+
+
 def _tiff(opened: _Opened) -> Form:
     from .tiff import check_tiff
 
@@ -115,19 +128,31 @@ def _png(opened: _Opened) -> Form:
     if bits == 16 and color == 2 and clear is not None:
         raise ImageError("it has 16 bits per color and a transparent color; convert it to 8 bits")
     if bits == 16 and opened.white_stated:
-        significant = [opened.read(at, 1)[0] for name, at in _chunks(opened, 0) if name == b"sBIT"]
+        chunks = _chunks_before_pixels(opened, 0)
+        significant = [opened.read(at, 1)[0] for name, at in chunks if name == b"sBIT"]
         if significant and significant[0] < 16:
             found = f"{significant[0]} significant bits, which PNG scales to 16"
             raise ImageError(f"it states {found}, against white_level; remove its sBIT chunk")
-    return Form()
+    return Form(check_pixels=lambda image: _check_last_row(image, opened.file))
 
 
-def _chunks(opened: _Opened, start: int) -> Iterator[tuple[bytes, int]]:
+def _check_last_row(image: Image.Image, file: IO[bytes]) -> None:
+    """Refuse a PNG whose pixels end early: the rows that are missing are blank, or those of a pass."""
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    if image.info.get("interlace") or not any(last_row.tobytes()):
+        from .png import check_end
+
+        check_end(image, file)
+
+
+def _chunks_before_pixels(opened: _Opened, start: int) -> Iterator[tuple[bytes, int]]:
     """Give the names of a PNG's chunks before its pixels, and where their data begin."""
-    at = start + 8
-    while len(header := opened.read(at, 8)) == 8 and header[4:] not in (b"IDAT", b"IEND"):
-        yield header[4:], at + 8
-        at += 12 + int.from_bytes(header[:4], "big")
+    from .png import read_chunks
+
+    for name, at, _ in read_chunks(opened.file, start):
+        if name in (b"IDAT", b"IEND"):
+            return
+        yield name, at
 
 
 def _bmp(opened: _Opened) -> Form:
@@ -160,12 +185,14 @@ def _icns(opened: _Opened) -> Form:
 
 def _check_inner_png(opened: _Opened, at: int) -> None:
     """Refuse what Pillow leaves behind when it takes a PNG out of an icon."""
-    if any(name == b"tRNS" for name, _ in _chunks(opened, at)):
+    if any(name == b"tRNS" for name, _ in _chunks_before_pixels(opened, at)):
         raise ImageError(f"it is an icon with transparent colors, which Pillow shows{_AS_PNG}")
 
 
 def _gif(opened: _Opened) -> Form:
     image = opened.image
+    if image._frame_palette is None and not opened.read(10, 1)[0] & 0x80:
+        raise ImageError(f"it is a GIF without colors{_AS_PNG}")
     covers = image.tile[0][1] == (0, 0, *image.size)
     if image.tell() == 0 and not covers and "transparency" not in image.info:
         raise ImageError(f"its first frame covers a part, and the rest has no defined color{_AS_PNG}")
@@ -173,6 +200,8 @@ def _gif(opened: _Opened) -> Form:
 
 
 def _pcx(opened: _Opened) -> Form:
+    if opened.read(2, 1) != b"\1":
+        raise ImageError(f"it is PCX without compression, which Pillow mistakes{_AS_PNG}")
     found = opened.read(3, 1)[0], opened.read(65, 1)[0]
     if found not in ((1, 1), (8, 1), (8, 3)):
         raise ImageError(f"it is PCX of {found[1]} planes of {found[0]} bits, which is rare{_AS_PNG}")
@@ -183,6 +212,10 @@ def _ppm(opened: _Opened) -> Form:
     if opened.read(1, 1) in b"0y":
         raise ImageError(f"it is a variant of PPM for tests of Pillow{_AS_PNG}")
     codec, _, _, args = opened.image.tile[0]
+    if codec == "ppm_plain":
+        from .parts import check_comments
+
+        check_comments(opened.file)
     most = args[-1] if codec.startswith("ppm") and isinstance(args, tuple) else 0
     if most == WHITE_16 and opened.white_stated and opened.image.mode == "RGB":
         raise ImageError(DEEP_COLOR)
@@ -212,11 +245,17 @@ def _tga(opened: _Opened) -> Form:
     shallow = (header[2] & 7 == 2 and deep == 16) or (header[1] and header[7] == 16)
     if header[17] & 0xC0 or alpha not in (0, 8) or (alpha and shallow):
         raise ImageError(f"it is TGA of a rare kind (interleaved, or {alpha} bits of alpha){_AS_PNG}")
+    end = max(opened.file.seek(0, 2) - 26, 0)
+    footer = opened.read(end, 26)
+    if alpha and footer[8:] == b"TRUEVISION-XFILE.\0" and (extension := int.from_bytes(footer[:4], "little")):
+        kind = opened.number(extension + 494, 1, "little")
+        if kind != 3:  # to be ignored, or premultiplied
+            raise ImageError(f"it is TGA with alpha of kind {kind} (usual: 3, useful alpha){_AS_PNG}")
     return Form(opaque=alpha == 0, may_be_blank=False)
 
 
 _CHECKS: dict[str, Callable[[_Opened], Form]] = {
-    "AVIF": _trust,
+    "AVIF": _avif,
     "BMP": _bmp,
     "DIB": _bmp,
     "GIF": _gif,

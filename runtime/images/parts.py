@@ -1,4 +1,4 @@
-"""Chunks of PNG and segments of JPEG, counted before Pillow walks through them in Python."""
+"""Chunks of PNG, segments of JPEG and comments of plain PPM, counted before Pillow is asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .jpeg import next_marker
 
 # Honest files have 20 parts, and pixels in chunks of 8 KiB or more.
 _MOST_PARTS, _BYTES_PER_PART = 10_000, 4096
-_MOST_PADDING = 2**16
+_MOST_PADDING = _BLOCK = 2**16
+_MOST_COMMENTS = 1000
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _SOS = 0xDA
 
@@ -32,6 +33,23 @@ def check_parts(file: IO[bytes], length: int) -> None:
         if number >= most:
             raise ImageError(f"it has more than {most:,} chunks or segments (usual: 10 to 20); save it again")
     file.seek(0)
+
+
+def check_comments(file: IO[bytes]) -> None:
+    """Check the comments of a plain PPM, for each of which Pillow copies a megabyte.
+
+    Args:
+        file: is left anywhere.
+
+    Raises:
+        ImageError: for more of them than files have.
+    """
+    file.seek(0)
+    count = 0
+    while block := file.read(_BLOCK):
+        count += block.count(b"#")
+        if count > _MOST_COMMENTS:
+            raise ImageError(f"it has more than {_MOST_COMMENTS:,} comments (usual: 1); convert it to PNG")
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -89,7 +89,9 @@ def too_many_for_pillow(max_pixels: int) -> str:
 
 def reason(error: Exception) -> str:
     """Return Pillow's reason for a failure, without the numbers and terms of the libraries below it."""
-    text = one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
+    text = one_line(getattr(error, "strerror", None) or str(error))
+    if not text:  # what Pillow asserts of its own
+        return _DAMAGED if isinstance(error, AssertionError) else type(error).__name__
     return next((meaning for part, meaning in _MEANINGS if part in text), text)
 
 

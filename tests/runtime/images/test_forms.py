@@ -279,6 +279,45 @@ def test_forms_of_png_that_are_refused_by_name() -> None:
     check_right(data, GRAY)
 
 
+@pytest.mark.parametrize(("bits", "color"), [(1, 0), (8, 0), (8, 2), (8, 3), (16, 0), (8, 6)])
+def test_a_png_whose_pixels_end_early_is_refused(bits: int, color: int) -> None:
+    """Pillow shows the rows that are missing as black."""
+    channels = {2: 3, 6: 4}.get(color, 1)
+    values = np.dstack([RED] * channels).astype(int) >> max(8 - bits, 0)
+    palette = ((b"PLTE", PALETTE.tobytes()),) if color == 3 else ()
+    for rows in (1, HEIGHT // 2, HEIGHT - 1):
+        check_refused(png(bits, color, values[:rows], *palette), "its pixels end early")
+    assert not isinstance(error_of(png(bits, color, 0 * values, *palette), GRAY), str)
+
+
+def test_an_interlaced_png_whose_pixels_end_early_is_refused() -> None:
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )
+    each = [RED[top::down, left::right] for top, left, down, right in passes]
+    lines = [b"".join(b"\0" + row.tobytes() for row in part) for part in each]
+    for end in range(1, 8):
+        file = png(8, 0, RED.astype(int))
+        header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1)
+        file = file[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        for name, part in ((b"IDAT", zlib.compress(b"".join(lines[:end]))), (b"IEND", b"")):
+            file += struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        if end == 7:
+            check_right(file, GRAY)
+        else:
+            check_refused(file, "its pixels end early")
+
+
+def test_a_png_without_the_palette_of_its_pixels_is_damaged() -> None:
+    check_refused(png(8, 3, RED.astype(int)), "its data are damaged")
+
+
 @pytest.mark.parametrize("most", [1, 7, 100, 255, 256, 4095, 65534, 65535])
 def test_the_white_of_a_pgm_is_its_own(most: int) -> None:
     """Pillow scales what is below 65,535; a level of the model on top of it would show nearly white."""
@@ -398,6 +437,25 @@ def test_alpha_of_tga_is_what_its_header_says() -> None:
     check_refused(tga(2, 24, bytes(RGB.size), 0x60), "TGA of a rare kind")
 
 
+def test_alpha_of_tga_that_is_stated_twice() -> None:
+    data = tga(2, 32, np.dstack([RGB[..., ::-1], TOP]).tobytes(), 0x28)
+    for kind in range(5):
+        extension = struct.pack("<H", 495).ljust(494, b"\0") + bytes([kind])
+        footer = struct.pack("<II", len(data), 0) + b"TRUEVISION-XFILE.\0"
+        if kind == 3:  # useful alpha, and not premultiplied
+            check_right(data + extension + footer, OVER_WHITE)
+        else:
+            check_refused(data + extension + footer, f"alpha of kind {kind}")
+    check_right(data + bytes(8) + b"TRUEVISION-XFILE.\0", OVER_WHITE)  # no extension
+
+
+def test_a_pcx_without_compression_is_refused() -> None:
+    data = encoded(Image.fromarray(RGB), "PCX")
+    check_right(data, RGB)
+    rows = np.moveaxis(RGB, 2, 1).tobytes()  # lines of red, green and blue
+    check_refused(data[:2] + b"\0" + data[3:128] + rows, "PCX without compression")
+
+
 def psd(mode: int, bits: int, *channels: bytes) -> bytes:
     header = struct.pack(">H6xHIIHH", 1, len(channels), HEIGHT, WIDTH, bits, mode)
     return b"8BPS" + header + bytes(12 + 2) + b"".join(channels)
@@ -462,6 +520,13 @@ def test_a_first_frame_of_a_gif_that_covers_a_part() -> None:
     check_right(gif(10, 20, clear), np.where(inside[..., None], shown, 255))
 
 
+def test_a_gif_without_colors_is_refused() -> None:
+    data = gif(0, HEIGHT)
+    check_refused(data[:10] + b"\x73" + data[11:13] + data[13 + 48 :], "GIF without colors")
+    ramp = bytes(np.repeat(np.arange(16), 3).astype(np.uint8))  # Pillow drops one of its own grays
+    check_right(data[:13] + ramp + data[13 + 48 :], np.dstack([RED >> 4] * 3))
+
+
 def test_sixteen_bits_of_which_pillow_gives_eight_have_no_white_level() -> None:
     stated = Preprocess(size=(HEIGHT, WIDTH), white_level=4095)
     sgi = struct.pack(">hBBHHHHII", 474, 0, 2, 2, WIDTH, HEIGHT, 1, 0, 65535).ljust(512, b"\0")
@@ -483,6 +548,7 @@ def test_formats_that_nobody_compared_are_refused_and_not_looked_for() -> None:
         image = Image.fromarray(RED.astype(np.float32)) if form == "SPIDER" else Image.fromarray(RGB)
         check_refused(encoded(image, form), f"it is {form}, ")
     suffixes = image_suffixes()
+    assert ".mpo" in suffixes  # photos of two lenses, which open as JPEG
     assert suffixes.isdisjoint({".dds", ".xbm", ".fli", ".cur", ".fits", ".eps", ".pdf"})
     assert suffixes >= {".bmp", ".tga", ".jp2", ".avif", ".psd", ".ico", ".icns", ".qoi", ".pgm"}
 
@@ -494,3 +560,17 @@ def test_an_image_that_the_caller_has_opened_is_checked_until_it_is_decoded() ->
             SEE(image)
         image.load()  # from here on its pixels are the caller's
         assert SEE(image).shape == RGB.shape
+
+
+def test_a_decoded_image_whose_file_stated_its_white_has_no_white_level() -> None:
+    """Pillow has scaled its values by the file: a level of the model on top of it would show nearly white."""
+    stated = Preprocess(size=(HEIGHT, WIDTH), interpolation="nearest", white_level=4095)
+    gray = (RED.astype(">u2") * 16).tobytes()
+    deep = Image.fromarray(RED.astype(np.uint16) * 257)
+    for data in (b"P5\n48 40\n4095\n" + gray, encoded(deep, "JPEG2000")):
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert SEE(image).shape == RGB.shape
+            with pytest.raises(ImageError, match="pass its file"):
+                stated(image)
+            assert stated(image.copy()).shape == RGB.shape  # a copy has no file

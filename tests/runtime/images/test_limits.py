@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -153,6 +154,33 @@ def test_chunks_and_segments_are_few() -> None:
         data = encoded(Image.fromarray(noise), form, **({"quality": 98} if form == "JPEG" else {}))
         assert len(data) > 2**20
         assert SEE(data).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_images_inside_an_avif_count_against_the_limit(frames: int) -> None:
+    """The file may state 64 x 64, and AV1 decodes its own size first."""
+    image = Image.new("RGBA", (1600, 1200), (9, 90, 200, 30))
+    more = {"save_all": True, "append_images": [Image.new("RGBA", image.size)]} if frames > 1 else {}
+    data = encoded(image, "AVIF", speed=10, **more)
+    assert SEE(data, max_pixels=1600 * 1200).shape == (8, 8, 3)
+    stated = data.replace(struct.pack(">II", 1600, 1200), struct.pack(">II", 64, 64))  # of its items
+    stated = stated.replace(
+        struct.pack(">II", 1600 << 16, 1200 << 16), struct.pack(">II", 64 << 16, 64 << 16)
+    )
+    assert stated != data
+    assert "it holds an image of 1600 x 1200 pixels, more than" in refusal(stated, max_pixels=100_000)
+    for size in ((1, 1), (17, 3), (65, 129)):
+        for options in ({"quality": 100}, {"subsampling": "4:4:4", "range": "limited"}, {"tile_rows": 1}):
+            assert SEE(encoded(Image.new("RGB", size), "AVIF", **options)).shape == (8, 8, 3)
+
+
+def test_comments_among_the_pixels_of_a_plain_ppm_are_few() -> None:
+    """Pillow copies a megabyte for each."""
+    few = b"P2 4 4 255\n" + b"# a\n7 " * 16
+    assert SEE(few).shape == (8, 8, 3)
+    start = time.monotonic()
+    assert "comments" in refusal(b"P2 4 4 255\n" + b"#\n" * 250_000 + b"7 " * 16)
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
