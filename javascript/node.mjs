@@ -1,7 +1,6 @@
 // Classify image files in Node, with onnxruntime-node.
 
 import { availableParallelism } from "node:os";
-import { isMainThread } from "node:worker_threads";
 import jpeg from "jpeg-js";
 import { PNG } from "pngjs";
 import { Classifier, reason } from "./classifier.mjs";
@@ -16,16 +15,6 @@ import { WHITE_16 } from "./spec.mjs";
 
 export { needsExactKernels } from "./cpu.mjs";
 export * from "./index.mjs";
-
-// onnxruntime-node sends telemetry from its first session on, unless this is 1 before it. What a user has set stays.
-if (!process.env.ORT_DISABLE_TELEMETRY) {
-  process.env.ORT_DISABLE_TELEMETRY = "1";
-  if (!isMainThread)
-    process.emitWarning(
-      "a worker cannot turn the telemetry of onnxruntime-node off: set ORT_DISABLE_TELEMETRY=1 before Node starts, " +
-        "or import vit-edge/node in the main thread before the worker starts",
-    );
-}
 
 /**
  * Open a model with onnxruntime-node.
