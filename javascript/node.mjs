@@ -27,7 +27,7 @@ export * from "./index.mjs";
  * @throws {ModelError} when it is no model of vit-edge
  */
 export async function openClassifier(model, { threads, top, sha256 } = {}) {
-  const runtime = await import("onnxruntime-node");
+  const runtime = await import("onnxruntime-node"); // classifier.mjs has set ORT_DISABLE_TELEMETRY by now
   let bytes;
   try {
     bytes = typeof model === "string" ? new Uint8Array(await readRegular(model)) : model;
