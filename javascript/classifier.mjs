@@ -6,6 +6,17 @@ import { DAMAGED, readUnchecked } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
 import { listed } from "./spec.mjs";
 
+// onnxruntime-node sends telemetry from its first session on, unless this is 1 before it. What a user has set stays.
+const { process } = globalThis;
+if (process?.versions?.node && !process.env.ORT_DISABLE_TELEMETRY) {
+  process.env.ORT_DISABLE_TELEMETRY = "1";
+  if (process.getBuiltinModule?.("node:worker_threads").isMainThread === false)
+    process.emitWarning(
+      "a worker cannot turn the telemetry of onnxruntime-node off: set ORT_DISABLE_TELEMETRY=1 before Node starts, " +
+        "or import vit-edge in the main thread before the worker starts",
+    );
+}
+
 /** @typedef {{label: string, index: number, score: number}} Candidate score: 0 to 1 */
 /**
  * @typedef {object} Prediction

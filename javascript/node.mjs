@@ -1,7 +1,6 @@
 // Classify image files in Node, with onnxruntime-node.
 
 import { availableParallelism } from "node:os";
-import { isMainThread } from "node:worker_threads";
 import jpeg from "jpeg-js";
 import { PNG } from "pngjs";
 import { Classifier, reason } from "./classifier.mjs";
@@ -17,16 +16,6 @@ import { WHITE_16 } from "./spec.mjs";
 export { needsExactKernels } from "./cpu.mjs";
 export * from "./index.mjs";
 
-// onnxruntime-node sends telemetry from its first session on, unless this is 1 before it. What a user has set stays.
-if (!process.env.ORT_DISABLE_TELEMETRY) {
-  process.env.ORT_DISABLE_TELEMETRY = "1";
-  if (!isMainThread)
-    process.emitWarning(
-      "a worker cannot turn the telemetry of onnxruntime-node off: set ORT_DISABLE_TELEMETRY=1 before Node starts, " +
-        "or import vit-edge/node in the main thread before the worker starts",
-    );
-}
-
 /**
  * Open a model with onnxruntime-node.
  * @param {string | Uint8Array} model a path, or the bytes of the .onnx file
@@ -38,7 +27,7 @@ if (!process.env.ORT_DISABLE_TELEMETRY) {
  * @throws {ModelError} when it is no model of vit-edge
  */
 export async function openClassifier(model, { threads, top, sha256 } = {}) {
-  const runtime = await import("onnxruntime-node");
+  const runtime = await import("onnxruntime-node"); // classifier.mjs has set ORT_DISABLE_TELEMETRY by now
   let bytes;
   try {
     bytes = typeof model === "string" ? new Uint8Array(await readRegular(model)) : model;

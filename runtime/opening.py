@@ -37,7 +37,11 @@ def open_model(
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # which is what it was made for; CUDA has no integer kernels
         session = open_session(
-            artifact.source, device=choice, threads=threads, target=artifact.metadata.target
+            artifact.source,
+            device=choice,
+            threads=threads,
+            target=artifact.metadata.target,
+            weights=artifact.weights,
         )
         artifact.expect_unchanged()
         _check_signature(session, artifact)

@@ -49,6 +49,7 @@ def open_session(
     device: Device = "auto",
     threads: int | None = None,
     target: Target = "any-cpu",
+    weights: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a model for inference.
 
@@ -59,6 +60,7 @@ def open_session(
         target: the form of the INT8 weights, from the metadata of the file. Full-range weights run in slower,
             exact kernels on an x86 CPU without VNNI, where the fast kernels overflow; the logger "runtime"
             says so, once.
+        weights: the checked file beside the model that holds its weights, where there is one.
 
     Raises:
         DeviceError: when the device is not there, or would compute wrong numbers for this target here.
@@ -70,6 +72,7 @@ def open_session(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, found {threads}")
     options = session_options(threads=threads or available_cores(), target=target)
+    _kept = _hand_over(weights, model, options)  # until the session is open
     if device == "openvino" and needs_exact_kernels(target):
         raise DeviceError(
             "OpenVINO overflows with full-range INT8 weights on an x86 CPU without VNNI and has no exact "
@@ -83,6 +86,24 @@ def open_session(
             f"no {device} in this ONNX Runtime (it has: {has}); install it: {_install_line(device)}"
         )
     return _open_on(device, model, options)
+
+
+def _hand_over(
+    weights: Path | None, model: Path | str | bytes, options: onnxruntime.SessionOptions
+) -> bytes | None:
+    """Give ONNX Runtime the bytes of a link to weights that it does not follow by itself.
+
+    DVC and git-annex keep each file in a folder of its own, and ONNX Runtime 1.32 follows a link into the
+    model's own folder alone. A version that takes no bytes gets the link.
+    """
+    if weights is None or isinstance(model, bytes) or not weights.is_symlink():
+        return None
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if add is None or weights.resolve().parent == Path(model).resolve().parent:
+        return None
+    content = weights.read_bytes()
+    add([weights.name], [content], [len(content)])
+    return content
 
 
 def _install_line(device: str) -> str:

@@ -132,6 +132,14 @@ def node(root: Path) -> str:
     return found
 
 
+SHARED = """
+import { readFile } from "node:fs/promises";
+import * as runtime from "onnxruntime-node";
+import { Classifier } from "./index.mjs";
+await Classifier.open(new Uint8Array(await readFile(process.argv[1])), { runtime });
+"""
+
+
 def test_node_leaves_nothing(
     in_fresh_home: Run, tmp_path: Path, image: Path, root: Path, export: tuple[Any, ...]
 ) -> None:
@@ -141,6 +149,8 @@ def test_node_leaves_nothing(
     assert in_fresh_home(*classify) == []
     assert in_fresh_home(*classify, ORT_DISABLE_TELEMETRY="") == []
     assert any("Microsoft" in trace for trace in in_fresh_home(*classify, ORT_DISABLE_TELEMETRY="0"))
+    shared = (program, "--input-type=module", "--eval", SHARED, model)
+    assert in_fresh_home(*shared, folder=root / "javascript") == []
     pixels = tmp_path / "pixels.raw"
     pixels.write_bytes(bytes(SIDE * SIDE * 3))
     engine = (root / "tools" / "devices" / "engine.mjs", "onnxruntime-node", model, pixels, SIDE, SIDE, 0)
@@ -150,10 +160,11 @@ def test_node_leaves_nothing(
 WORKER = """
 import { Worker } from "node:worker_threads";
 FIRST;
-new Worker('import("./javascript/node.mjs")', { eval: true });
+new Worker('import("./javascript/MODULE.mjs")', { eval: true });
 """
 
 
+@pytest.mark.parametrize("module", ["node", "index"])
 @pytest.mark.parametrize(
     ("first", "variable", "warned"),
     [
@@ -165,9 +176,10 @@ new Worker('import("./javascript/node.mjs")', { eval: true });
     ids=["in the worker alone", "in the main thread first", "on", "off"],
 )
 def test_a_worker_of_node_says_what_it_cannot_turn_off(
-    first: str, variable: str, warned: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+    first: str, variable: str, warned: bool, module: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", variable)
-    command = [node(root), "--input-type=module", "--eval", WORKER.replace("FIRST", first)]
+    worker = WORKER.replace("FIRST", first).replace("MODULE", module)
+    command = [node(root), "--input-type=module", "--eval", worker]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert ("set ORT_DISABLE_TELEMETRY=1 before Node starts" in done.stderr) is warned, done.stderr

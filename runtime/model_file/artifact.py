@@ -64,6 +64,11 @@ class Artifact:
             )
         return found.sha256
 
+    @property
+    def weights(self) -> Path | None:
+        """The file beside it that holds its weights, None where they are in it."""
+        return self._stamps[1][0] if len(self._stamps) > 1 else None
+
     def expect_unchanged(self) -> None:
         """To be called after the file was loaded.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
@@ -52,9 +53,18 @@ def start_digests(source: Path | bytes) -> Future[Digests]:
 
     It is read once more for this: to hold its bytes would cost their size while ONNX Runtime loads them.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="runtime-sha256")
-    future = pool.submit(digests_of, source) if isinstance(source, bytes) else pool.submit(_in_file, source)
-    pool.shutdown(wait=False)
+    future: Future[Digests] = Future()
+
+    def hash_it() -> None:
+        try:
+            future.set_result(digests_of(source) if isinstance(source, bytes) else _in_file(source))
+        except BaseException as error:  # raised again where the digests are asked for
+            future.set_exception(error)
+
+    try:  # not in a pool, which takes no work once the main thread has ended
+        threading.Thread(target=hash_it, name="runtime-sha256", daemon=True).start()
+    except RuntimeError:  # no more threads: the process ends, or is at its limit
+        hash_it()
     return future
 
 

@@ -190,9 +190,9 @@ def test_no_message_tells_a_digest_that_was_found(apart: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("how", ["hub", "dvc", "annex", "nix", "folder"])
+@pytest.mark.parametrize("how", ["hub", "dvc", "annex", "nix", "folder", "data"])
 def test_links_by_which_caches_store_models_are_followed(how: str, apart: Path, tmp_path: Path) -> None:
-    """Names by content, links relative and absolute, links to links, links to folders."""
+    """Names by content, a folder per file, links relative and absolute, to links and to folders."""
     store, place = tmp_path / "store", tmp_path / "place" / "deep"
     store.mkdir()
     if how == "folder":
@@ -201,9 +201,12 @@ def test_links_by_which_caches_store_models_are_followed(how: str, apart: Path, 
     else:
         place.mkdir(parents=True)
         for index, name in enumerate(("model.onnx", "model.onnx.data")):
-            kept = store / f"{how}{index}"
+            kept = store / ("" if how in ("hub", "nix") else f"{index}") / f"{how}{index}"
+            kept.parent.mkdir(exist_ok=True)
             (apart.parent / name).rename(kept)
-            if how == "hub":
+            if how == "data" and not index:
+                kept.rename(place / name)
+            elif how in ("hub", "data"):
                 (place / name).symlink_to(os.path.relpath(kept, place))
             elif how == "dvc":
                 kept.chmod(0o444)

@@ -7,6 +7,8 @@ import json
 import random
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +170,41 @@ def test_it_opens_and_says_that_it_was_checked(written: Path, tmp_path: Path) ->
     assert Classifier(written).info.sha256 == read_artifact(written).sha256 == digest
     assert read_metadata(tmp_path / "plain.onnx").digest is None
     assert Classifier(tmp_path / "plain.onnx").info.digest is None  # as other programs write it
+
+
+LATE = """
+import atexit, sys, threading
+from runtime import Classifier
+
+def late():
+    print(Classifier(sys.argv[1]).info.digest)
+
+def later():
+    threading.main_thread().join()
+    late()
+
+threading.Thread(target=later).start() if sys.argv[2] == "thread" else atexit.register(late)
+"""
+
+
+@pytest.mark.parametrize("how", ["thread", "atexit"])
+def test_it_opens_while_the_process_ends(how: str, written: Path) -> None:
+    """The pools of Python take no work once the main thread has ended."""
+    command = [sys.executable, "-c", LATE, str(written), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("sha256\n", "")
+
+
+def test_it_opens_where_no_thread_can_be_started(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    data = written.read_bytes()
+    damaged = swap_blocks(data)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert read_metadata(data).digest == read_metadata(written).digest == "sha256"
+    with pytest.raises(ArtifactError, match="not those that were written"):
+        read_metadata(damaged)
 
 
 def test_the_digest_is_what_the_page_says(written: Path) -> None:
