@@ -161,11 +161,16 @@ def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_artifacts(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_artifacts(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    digits_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The embedded example, exported to INT8 as the command does it."""
     out = tmp_path_factory.mktemp("artifacts")
-    command = [sys.executable, "-m", "export", digits_checkpoint, "--quantize", "--calibration", "digits"]
-    subprocess.run([*command, "--out", out], cwd=ROOT, check=True, capture_output=True)
+    command = ("-m", "export", digits_checkpoint, "--quantize", "--calibration", "digits")
+    done = start(*command, "--out", out, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return out
 
 

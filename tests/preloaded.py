@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 
 # What a command imports in any case, if it exports or trains.
 import jinja2  # noqa: F401
@@ -37,6 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.chdir(command["cwd"])
 os.environ.clear()
 os.environ.update(command["env"])
+tempfile.tempdir = None  # TMPDIR is another
 for descriptor, name, flags in (
     (0, os.devnull, os.O_RDONLY),
     (1, command["out"], os.O_WRONLY),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_train_export_classify(root: Path, tmp_path: Path, photos: Path, digits_checkpoint: Path) -> None:
+def test_train_export_classify(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    photos: Path,
+    digits_checkpoint: Path,
+) -> None:
     def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = start("-m", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
