@@ -16,10 +16,10 @@ MOVES = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Drop
 # Operators on one computed tensor, whose result is that of a softmax or a sigmoid no longer.
 CHANGES = ("Add", "Sub", "Mul", "Div", "Neg", "Log", "Slice", "Gather", "Pow")
 # Operators that make no logits of scores either: the mean of two models or views, one side and the other.
-MIXES = ("Concat", "Mean", "Sum", "Where", "Relu", "LeakyRelu", "Transpose", "Expand", "Tile", "Pad", "Split")
-MIXES += ("CumSum", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd")
-# Operators whose other inputs are sizes and places.
-ONE_INPUT = (*MOVES, "Slice", "Gather", *MIXES[5:])
+# FOLDS and MOVES take data from their first input; the others are sizes and places.
+_FOLDS = "Transpose Expand Tile Pad Split CumSum ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd"
+FOLDS = (*_FOLDS.split(), "Slice", "Gather")
+MIXES = ("Concat", "Mean", "Sum", "Where", "Relu", "LeakyRelu")
 SINGLE = "each class is scored for itself, as in multi-label models"
 _OTHERS = (
     "Tanh Clip Min Max Exp Softplus Softsign Erf Reciprocal Sqrt Abs LpNormalization Hardmax ArgMax ArgMin "
@@ -108,7 +108,7 @@ def _scores_behind(value: ir.Value) -> ir.Node | None:
             continue
         seen.add(each)
         computed = _computed_inputs(node)
-        passes = node.op_type in (*MOVES, *CHANGES, *MIXES) and not _divides(node, computed)
+        passes = node.op_type in (*MOVES, *CHANGES, *FOLDS, *MIXES) and not _divides(node, computed)
         if not passes and node.op_type not in (*NO_LOGITS, "Softmax", "LogSoftmax"):
             return None
         found = found if passes else node
@@ -123,7 +123,7 @@ def _divides(node: ir.Node, computed: list[ir.Value]) -> bool:
 
 def _computed_inputs(node: ir.Node) -> list[ir.Value]:
     """Return the data that an operator reads, without constants, sizes and places."""
-    data = node.inputs[:1] if node.op_type in ONE_INPUT else node.inputs
+    data = node.inputs[:1] if node.op_type in (*MOVES, *FOLDS) else node.inputs
     return [each for each in data if each is not None and _is_computed(each)]
 
 
