@@ -22,6 +22,7 @@ from vit.document import (
     VERSION,
     CheckpointError,
     check_fit,
+    check_record,
     checkpoint_name,
     existing_checkpoint,
     read_document,
@@ -98,19 +99,24 @@ def save_checkpoint(
         `path`, or `path/model.safetensors` when `path` is a folder or has no suffix.
 
     Raises:
-        CheckpointError: when the labels or the preprocessing do not fit the model.
+        CheckpointError: when the labels or the preprocessing do not fit the model, or a row of the history or
+            a fact of the recipe would not be read back.
     """
     path = checkpoint_file(path)
-    labels = tuple(labels)
+    labels, history, recipe = tuple(labels), list(history), dict(recipe or {})
     check_fit(model.config, preprocess, labels)
+    try:
+        check_record(history, recipe)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: it is not written: {error}") from error
     document = {
         "format": FORMAT,
         "version": VERSION,
         "config": model.config.to_dict(),
         "preprocess": preprocess.to_dict(),
         "labels": labels,
-        "history": list(history),
-        "recipe": dict(recipe or {}),
+        "history": history,
+        "recipe": recipe,
         "finished": finished,
     }
     write_tensors(path, model.state_dict(), {KEY: json.dumps(document, allow_nan=False)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,29 @@ FORMAT = "vit-edge checkpoint"
 VERSION = 1
 KEY = "vit_edge"
 MAKE = "`python -m vit train` or `python -m vit import` make one"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What a recipe says that is read again → the test of it; all else in it is for people.
+RECIPE: Mapping[str, Callable[[Any], bool]] = {
+    "test_accuracy": lambda value: _is_number(value) and 0 <= value <= 1,
+    "test_images": lambda value: isinstance(value, int) and value >= 0,
+    "data": _is_text,
+    "imported": _is_text,
+    "from_name": _is_text,
+    "trained_on": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "recipe": lambda value: isinstance(value, dict),
+    "images": lambda value: (
+        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+    ),
+}
 
 
 class CheckpointError(InputError):
@@ -102,12 +125,11 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         finished = document.get("finished", True)
         for name, value, good in (
             ("labels", labels, _is_list(labels, str)),
-            ("history", history, _is_list(history, dict)),
-            ("recipe", recipe, isinstance(recipe, dict)),
             ("finished", finished, isinstance(finished, bool)),
         ):
             if not good:
                 raise ValueError(f"{name} is {value!r:.60}")
+        check_record(history, recipe)
         found = Document(config, preprocess, tuple(labels), history, recipe, finished)
     except CheckpointError:
         raise
@@ -119,6 +141,32 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     return found
+
+
+def check_record(history: Any, recipe: Any) -> None:
+    """Check what a checkpoint records of its training.
+
+    Raises:
+        ValueError: naming the field that is not what is read out of it.
+    """
+    if not is_history(history):
+        raise ValueError(f"history is {history!r:.60}, expected one row of numbers per epoch, counted from 1")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe is {recipe!r:.60}, expected an object")
+    for name, accepts in RECIPE.items():
+        if name in recipe and not accepts(recipe[name]):
+            raise ValueError(f"recipe: {name} is {recipe[name]!r:.60}")
+
+
+def is_history(value: Any) -> bool:
+    """Return whether it holds one row per epoch, counted from 1: the same numbers by their names in each."""
+    if not _is_list(value, dict):
+        return False
+    names = {"epoch", *(value[0] if value else ())}
+    return all(
+        set(row) == names and row["epoch"] == epoch and all(map(_is_number, row.values()))
+        for epoch, row in enumerate(value, 1)
+    )
 
 
 def _is_list(value: Any, kind: type) -> bool:

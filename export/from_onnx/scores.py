@@ -15,6 +15,11 @@ from export.from_onnx.spec import ForeignError
 MOVES = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout")
 # Operators on one computed tensor, whose result is that of a softmax or a sigmoid no longer.
 CHANGES = ("Add", "Sub", "Mul", "Div", "Neg", "Log", "Slice", "Gather", "Pow")
+# Operators that make no logits of scores either: the mean of two models or views, one side and the other.
+# FOLDS and MOVES take data from their first input; the others are sizes and places.
+_FOLDS = "Transpose Expand Tile Pad Split CumSum ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd"
+FOLDS = (*_FOLDS.split(), "Slice", "Gather")
+MIXES = ("Concat", "Mean", "Sum", "Where", "Relu", "LeakyRelu")
 SINGLE = "each class is scored for itself, as in multi-label models"
 _OTHERS = (
     "Tanh Clip Min Max Exp Softplus Softsign Erf Reciprocal Sqrt Abs LpNormalization Hardmax ArgMax ArgMin "
@@ -83,16 +88,43 @@ def _end(model: ir.Model) -> tuple[ir.Node | None, list[ir.Node], ir.Value]:
     """Walk up to the operator that makes the scores: return it, what changed its result, and its result."""
     value, crossed = model.graph.outputs[0], list[ir.Node]()
     while (node := value.producer()) is not None:
-        data = node.inputs[:1] if node.op_type in (*MOVES, "Slice", "Gather") else node.inputs
-        computed = [each for each in data if each is not None and _is_computed(each)]
-        if not computed or node.op_type not in (*MOVES, *CHANGES) or len({*computed}) > 1:
-            return node, crossed, value
-        if node.op_type == "Div" and node.inputs[0] is not computed[0]:  # 1 / (1 + exp(-x))
+        computed = _computed_inputs(node)
+        passes = node.op_type in (*MOVES, *CHANGES) and len({*computed}) == 1
+        if not passes or _divides(node, computed):
             return node, crossed, value
         if node.op_type in CHANGES:
             crossed.append(node)
         value = computed[0]
     return None, crossed, value
+
+
+def _scores_behind(value: ir.Value) -> ir.Node | None:
+    """Return an operator that makes scores, where nothing else reaches the output; None for logits."""
+    seen, waiting, found = set[ir.Value](), [value], None
+    while waiting:
+        each = waiting.pop()
+        node = each.producer()
+        if each in seen or node is None:
+            continue
+        seen.add(each)
+        computed = _computed_inputs(node)
+        passes = node.op_type in (*MOVES, *CHANGES, *FOLDS, *MIXES) and not _divides(node, computed)
+        if not passes and node.op_type not in (*NO_LOGITS, "Softmax", "LogSoftmax"):
+            return None
+        found = found if passes else node
+        waiting += computed if passes else []
+    return found
+
+
+def _divides(node: ir.Node, computed: list[ir.Value]) -> bool:
+    """Return whether a computed number is divided by, as in 1 / (1 + exp(-x)) or x / |x|."""
+    return node.op_type == "Div" and node.inputs[1] in computed
+
+
+def _computed_inputs(node: ir.Node) -> list[ir.Value]:
+    """Return the data that an operator reads, without constants, sizes and places."""
+    data = node.inputs[:1] if node.op_type in (*MOVES, *FOLDS) else node.inputs
+    return [each for each in data if each is not None and _is_computed(each)]
 
 
 def _is_computed(value: ir.Value) -> bool:
@@ -148,9 +180,10 @@ def _cut(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
 
 
 def _refuse(node: ir.Node, crossed: list[ir.Node], path: Path, *, softmax: bool) -> None:
-    after = f", followed by {', '.join(each.op_type for each in reversed(crossed))}" if crossed else ""
-    if softmax:
-        raise ForeignError(f"{path}: {node.op_type} ({node.name}) ends the model{after}; {WAY}")
-    if node.op_type in NO_LOGITS:
-        meaning = NO_LOGITS[node.op_type]
-        raise ForeignError(f"{path}: {node.op_type} ({node.name}) ends the model{after}: {meaning}; {WAY}")
+    scores = node if softmax else _scores_behind(node.outputs[0])
+    if scores is None:
+        return
+    later = [*reversed(crossed)] if scores is node else [node, *reversed(crossed)]
+    after = f", followed by {', '.join(each.op_type for each in later)}" if later else ""
+    meaning = f": {NO_LOGITS[scores.op_type]}" if scores.op_type in NO_LOGITS and not softmax else ""
+    raise ForeignError(f"{path}: {scores.op_type} ({scores.name}) ends the model{after}{meaning}; {WAY}")

@@ -85,6 +85,15 @@ def test_what_does_not_fit_is_not_written(tmp_path, tiny_model, tiny_preprocess)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_that_would_not_be_read_is_not_written(tmp_path, tiny_model, tiny_preprocess):
+    parts = {"model": tiny_model, "preprocess": tiny_preprocess, "labels": ["a", "b", "c"]}
+    with pytest.raises(CheckpointError, match="test_accuracy is 98"):
+        save_checkpoint(tmp_path / "m.safetensors", recipe={"test_accuracy": 98}, **parts)
+    with pytest.raises(CheckpointError, match="history is"):
+        save_checkpoint(tmp_path / "m.safetensors", history=[{"loss": 0.5}], **parts)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_the_old_file(saved, tmp_path, tiny_model, tiny_preprocess, monkeypatch):
     from pathlib import Path
 
@@ -155,6 +164,18 @@ def test_a_config_that_claims_is_refused_before_anything_is_built(saved, name, v
         ("history", [1]),
         ("history", "long"),
         ("recipe", [["a", 1]]),
+        ("history", [{}]),
+        ("history", [{"epoch": 2}]),
+        ("history", [{"epoch": 1, "train_loss": "low"}]),
+        ("history", [{"epoch": 1, "val_accuracy": None}]),
+        ("history", [{"epoch": 1}, {"epoch": 2, "train_loss": 0.5}]),
+        ("recipe", {"test_accuracy": None}),
+        ("recipe", {"test_accuracy": 7.0}),
+        ("recipe", {"test_images": "many"}),
+        ("recipe", {"trained_on": 5}),
+        ("recipe", {"images": [1]}),
+        ("recipe", {"recipe": "fast"}),
+        ("recipe", {"data": ["a"]}),
         ("finished", "false"),
         ("version", True),
         ("format", None),

@@ -78,6 +78,11 @@ def refuse_claims(facts: Mapping[str, Any], stated: Mapping[str, Any], tensors: 
     Raises:
         ConfigError: naming the fact.
     """
+    if code := stated.get("auto_map"):
+        raise OtherModelError(
+            f"its config.json has an auto_map ({code!r:.100}), code of its own, which may do more than its "
+            "tensors say; if it is a plain ViT, remove that field"
+        )
     for part in ("model_args", "model_kwargs"):
         arguments = facts.get(part)
         for name, value in arguments.items() if isinstance(arguments, Mapping) else ():

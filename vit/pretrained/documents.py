@@ -46,8 +46,14 @@ def refuse_other_scores(config: Mapping[str, Any]) -> None:
     """Refuse a model whose config.json says that its outputs are not the logits of classes.
 
     Raises:
-        SourceError: naming the problem type.
+        SourceError: naming the problem type, or the function that makes scores of the outputs.
     """
+    applied = config.get("function_to_apply")  # as the pipelines of transformers read it
+    if applied not in (None, "", "softmax"):
+        raise SourceError(
+            f"function_to_apply is {applied!r:.60} in config.json; this project's scores are a softmax over "
+            "the classes"
+        )
     said = config.get("problem_type")
     if said not in (None, "", "single_label_classification"):
         meaning = OTHER_SCORES.get(str(said), "its outputs are not known here")

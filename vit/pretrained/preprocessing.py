@@ -12,6 +12,7 @@ from vit.pretrained.processors import (
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    WAY,
     Triple,
     number,
     read_fields,
@@ -105,10 +106,15 @@ def geometry(kind: str, known: Mapping[str, Any]) -> tuple[View, list[str]]:
         size = {"shortest_edge": size}
     crop = edges(known.get("crop_size", size), "crop_size") if known.get("do_center_crop") else None
     if not known.get("do_resize", True):
+        if crop is not None:
+            raise SourceError(
+                "do_resize is false and do_center_crop true: the middle of the image is cut out at its own "
+                f"size, which cannot be followed here; {WAY}"
+            )
         stretched = (
             "images of other sizes are stretched to the input (the source takes none, do_resize is false)"
         )
-        return View("stretch", interpolation, size=crop), [stretched]
+        return View("stretch", interpolation), [stretched]
     shortest = shortest_edge(size)
     if kind == "ConvNext":
         return convnext(interpolation, shortest, crop, number(known["crop_pct"], "crop_pct", above=0)), []

@@ -78,6 +78,9 @@ class Described:
     ) -> Described:
         """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) say the same things."""
         stated = dict(document)
+        pool = _fields(document.get("pretrained_cfg")).get("global_pool")
+        # timm builds the model with it, unless model_args say another one.
+        stated |= {} if pool is None else {"global_pool": pool}
         for part in ("vision_config", "model_args"):
             # An outer model_type says "siglip" or "clip"; the inner one may be absent.
             stated |= {k: v for k, v in _fields(document.get(part)).items() if k != "model_type"}

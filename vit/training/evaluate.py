@@ -26,7 +26,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
 
     Ties go to the lower validation loss (4 decimals), then to the earlier epoch.
     """
-    best = max(history, key=lambda row: (row["val_accuracy"], -round(row["val_loss"], 4)))
+    best = max(history, key=lambda row: (row["val_accuracy"], -round(row.get("val_loss", 0.0), 4)))
     return int(best["epoch"])
 
 

@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from runtime.strict_json import parse_json
-from vit.document import CheckpointError, read_metadata
+from runtime.text import flaw
+from vit.config import MOST
+from vit.document import CheckpointError, is_history, read_metadata
 from vit.run_folder import STATE, state_file
 from vit.tensors import read_tensors, write_tensors
 
@@ -81,7 +83,8 @@ def load_state(
     tensors, metadata = read_tensors(path)
     document = _document(path, metadata)
     check_identity(path, json.loads(json.dumps(dict(identity))), document["identity"])
-    module.load_state_dict(part(tensors, "model."))
+    progress = _progress(path, document["progress"])
+    _put(path, module, part(tensors, "model."))
     slots = part(tensors, "optimizer.")
     for name, parameter in module.named_parameters():
         mine = {
@@ -94,13 +97,45 @@ def load_state(
             for slot, value in mine.items()
         }
     if average is not None:
-        average.load_state_dict(part(tensors, "average."))
+        _put(path, average, part(tensors, "average."))
+    return progress
+
+
+def _put(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
-        return Progress(**document["progress"])
-    except TypeError as error:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: the state of another version ({error}); begin anew with --overwrite"
+            f"{path}: its weights are not those of this run ({said:.200}); begin anew with --overwrite"
         ) from error
+
+
+def _progress(path: Path, document: Mapping[str, Any]) -> Progress:
+    """Return the progress that a state says, each field of its type.
+
+    Raises:
+        CheckpointError: naming the field.
+    """
+    try:
+        for name, like in asdict(Progress()).items():
+            value = document[name]
+            good = type(value) is type(like) and (not isinstance(value, int) or 0 <= value <= MOST)
+            if name in ("sums", "seconds"):
+                good = good and all(type(each) in (int, float) for each in value)
+                good = good and (name != "sums" or len(value) == len(like))
+            if name == "history":
+                good = good and is_history(value)
+            if not good:
+                raise TypeError(f"{name} is {value!r:.60}")
+        found = Progress(**document)
+        if [len(found.seconds), len(found.history)] != [found.epoch] * 2:
+            raise TypeError(f"{found.epoch} epochs are done, and {len(found.history)} are recorded")
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: the state of another version ({flaw(error)}); begin anew with --overwrite"
+        ) from error
+    return found
 
 
 def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -121,7 +156,8 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return dict(parse_json(metadata[KEY]))
+        found = parse_json(metadata[KEY])
+        return {name: dict(found[name]) for name in ("progress", "identity")}
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not the state of a training run") from error
 

@@ -33,6 +33,7 @@ CONSTANTS = {
     "two": np.array([2]),
     "zero": np.array([0]),
     "low": np.array(0.0, np.float32),
+    "same": np.eye(CLASSES, dtype=np.float32),
 }
 Node = tuple[str, Sequence[str], str] | tuple[str, Sequence[str], str, dict[str, object]]
 
@@ -142,6 +143,38 @@ REFUSED: dict[str, tuple[Sequence[Node], str]] = {
     "unit length": (one("LpNormalization", axis=1), "LpNormalization"),
     "unit length written out": ([("ReduceL2", ["z", "axis"], "l"), ("Div", ["z", "l"], "p")], "Div"),
     "softmax, scaled": ([*SOFTMAX, ("Mul", ["p", "three"], "q")], "Softmax.*Mul"),
+    "sum of two sigmoids": (
+        [
+            *one("Sigmoid"),
+            ("Mul", ["z", "three"], "y"),
+            ("Sigmoid", ["y"], "r"),
+            ("Add", ["p", "r"], "t"),
+            ("Div", ["t", "three"], "q"),
+        ],
+        "Sigmoid.*followed by Add, Div",
+    ),
+    "mean over the views of a sigmoid": (
+        [
+            *one("Sigmoid"),
+            ("Unsqueeze", ["p", "one"], "y"),
+            ("ReduceMean", ["y", "one"], "q", {"keepdims": 0}),
+        ],
+        "Sigmoid.*ReduceMean",
+    ),
+    "log of the mean of two softmaxes": (
+        [
+            *SOFTMAX,
+            ("Mul", ["z", "three"], "y"),
+            ("Softmax", ["y"], "r"),
+            ("Mean", ["p", "r"], "m"),
+            ("Log", ["m"], "q"),
+        ],
+        "Softmax.*Mean, Log",
+    ),
+    "sigmoid above a threshold": (
+        [*one("Sigmoid"), ("Greater", ["p", "low"], "g"), ("Where", ["g", "p", "low"], "q")],
+        "ends the model, followed by Where",
+    ),
     "softmax over images": (one("Softmax", axis=0), "Softmax"),
 }
 
@@ -170,6 +203,7 @@ def test_what_is_no_row_of_numbers_is_refused(nodes, classes, rank, dtype, tmp_p
 
 def test_honest_logits_behind_other_operators_are_taken(tmp_path: Path) -> None:
     nodes: Sequence[Node] = [("Mul", ["z", "three"], "y"), ("Add", ["y", "z"], "x"), ("Identity", ["x"], "w")]
+    nodes = [*nodes, ("Sigmoid", ["w"], "s"), ("Mul", ["w", "s"], "g"), ("Mean", ["g", "z"], "v")]
     found = load(ending(tmp_path / "m.onnx", nodes), SPEC)
     logits = session_of(found.exported.model).run(["logits"], {"pixels": images()})[0]
     np.testing.assert_allclose(logits, found.reference(images()), atol=1e-4)
@@ -181,13 +215,8 @@ def test_an_embedding_may_end_in_anything(tmp_path: Path) -> None:
 
 
 def test_probabilities_are_known_by_their_values(tmp_path: Path, photos: Path, capsys) -> None:
-    """The mean of two softmaxes: no operator at the end says it."""
-    nodes: Sequence[Node] = [
-        *SOFTMAX,
-        ("Mul", ["z", "three"], "y"),
-        ("Softmax", ["y"], "r"),
-        ("Mean", ["p", "r"], "q"),
-    ]
+    """A softmax and a matrix that orders the classes: no operator at the end says it."""
+    nodes: Sequence[Node] = [*SOFTMAX, ("MatMul", ["p", "same"], "q")]
     ending(tmp_path / "m.onnx", nodes)
     document = {
         "preprocess": {"size": [SIDE, SIDE]},

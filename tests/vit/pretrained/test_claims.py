@@ -78,6 +78,41 @@ def test_other_problems_than_classes_are_refused(kind, tmp_path):
         read_source(source(tmp_path, {}, problem_type=kind))
 
 
+@pytest.mark.parametrize("said", ["sigmoid", "none", 7])
+def test_other_functions_than_a_softmax_are_refused(said, tmp_path):
+    with pytest.raises(SourceError, match="function_to_apply"):
+        read_source(source(tmp_path, {}, function_to_apply=said))
+
+
+def test_a_model_of_code_of_its_own_is_refused(tmp_path):
+    code = {"AutoModelForImageClassification": "modeling_own.OwnViT"}
+    with pytest.raises(SourceError, match=r"auto_map.*modeling_own"):
+        read_source(source(tmp_path, {}, model_type="vit", auto_map=code))
+
+
+@pytest.mark.parametrize(("pool", "words"), [("avg", ""), ("max", "'max'"), ("avgmax", "'avgmax'")])
+def test_the_pooling_of_timms_pretrained_cfg_is_what_timm_builds(pool, words, tmp_path):
+    family, folder = made(TINY, {"global_pool": pool, "fc_norm": False}, tmp_path)
+    build = family.build
+
+    def moved(folder):
+        theirs = build(folder)
+        file = folder / "config.json"
+        document = json.loads(file.read_text())
+        for part in (document, document["model_args"]):
+            del part["global_pool"]
+        document["pretrained_cfg"]["global_pool"] = pool
+        file.write_text(json.dumps(document))
+        return theirs
+
+    if words:
+        moved(folder)
+        with pytest.raises(SourceError, match=words):
+            read_source(folder)
+    else:
+        assert parity(Family(TINY, "timm", moved), folder) <= EXACT
+
+
 def test_a_head_with_one_output_is_refused(tmp_path):
     pytest.importorskip("transformers")
     transformers_model("ViTConfig", "ViTForImageClassification")(tmp_path)

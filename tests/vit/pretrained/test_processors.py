@@ -124,6 +124,7 @@ def test_types_with_steps_of_their_own_are_refused_by_name(kind):
         ({"resample": True}, "resample"),
         ({"resample": 9}, "resample"),
         ({"do_resize": "false"}, "do_resize"),
+        ({"do_resize": False, "do_center_crop": True, "crop_size": 64}, "do_resize.*cut out at its own size"),
         ({"size": "large"}, "size"),
         ({"size": 0}, "size"),
         ({"size": 10**9}, "size"),

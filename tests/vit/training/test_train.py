@@ -1,6 +1,7 @@
 """The loop: it learns, repeats bit for bit, survives being killed, and says what went wrong."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from vit.data.images import DataError, open_images
 from vit.data.training import TrainingData, open_data
 from vit.document import CheckpointError
 from vit.model import ViT, new_model
-from vit.tensors import read_tensors
+from vit.tensors import read_tensors, write_tensors
 from vit.training import resume as state
 from vit.training.evaluate import best_epoch, no_better
 from vit.training.examples import EXAMPLES
@@ -445,7 +446,9 @@ def test_state_names_are_complete(tiny_model, tmp_path):
     tiny_model(torch.zeros(1, 8, 8, 3)).sum().backward()
     optimizer.step()
     parts = {"module": tiny_model, "optimizer": optimizer, "average": None, "identity": {"a": 1}}
-    state.save_state(tmp_path, progress=state.Progress(epoch=3), **parts)
+    history = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2, 3)]
+    progress = state.Progress(epoch=3, seconds=[1.0] * 3, history=history)
+    state.save_state(tmp_path, progress=progress, **parts)
     fresh = make_optimizer(tiny_model, recipe)
     progress = state.load_state(tmp_path, **(parts | {"optimizer": fresh}))
     assert progress.epoch == 3
@@ -453,6 +456,49 @@ def test_state_names_are_complete(tiny_model, tmp_path):
         assert all(torch.equal(value, fresh.state[parameter][slot]) for slot, value in slots.items())
     with pytest.raises(CheckpointError, match="a was 1 and is now 2"):
         state.load_state(tmp_path, **(parts | {"identity": {"a": 2}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"progress": {"epoch": 2.5}}, "epoch is 2.5"),
+        ({"progress": {"epoch": -1}}, "epoch is -1"),
+        ({"progress": {"epoch": 10**30}}, "epoch is 1000"),
+        ({"progress": {"epoch": 7}}, "7 epochs are done, and 0 are recorded"),
+        ({"progress": {"step": "many"}}, "step is 'many'"),
+        ({"progress": {"sums": [0.0]}}, "sums"),
+        ({"progress": {"seconds": ["x"]}}, "seconds"),
+        ({"progress": {"history": [{}]}}, "history"),
+        ({"progress": {"finished": 1}}, "finished is 1"),
+        ({"progress": {"luck": 1}}, "luck"),
+        ({"progress": 5}, "not the state of a training run"),
+        ({"identity": None}, "not the state of a training run"),
+        ('{"progress": {}}', "not the state of a training run"),
+        ('{"progress": {}, "identity": {}}', "it lacks 'epoch'"),
+        ("[" * 100_000, "not the state of a training run"),
+        ("head.weight", "its weights are not those of this run"),
+    ],
+)
+def test_a_state_that_claims_is_refused(change, words, tiny_model, tmp_path):
+    parts = {"module": tiny_model, "optimizer": make_optimizer(tiny_model, Recipe()), "average": None}
+    state.save_state(tmp_path, progress=state.Progress(), identity={}, **parts)
+    tensors, metadata = read_tensors(tmp_path / state.FILE_NAME)
+    text = metadata[state.KEY]
+    if change == "head.weight":
+        tensors["model.head.weight"] = tensors["model.head.weight"][:1]
+    elif isinstance(change, str):
+        text = change
+    else:
+        found = json.loads(text)
+        text = json.dumps(
+            {
+                n: {**found[n], **change[n]} if isinstance(change.get(n), dict) else change.get(n, found[n])
+                for n in found
+            }
+        )
+    write_tensors(tmp_path / state.FILE_NAME, tensors, {state.KEY: text})
+    with pytest.raises(CheckpointError, match=words):
+        state.load_state(tmp_path, identity={}, **parts)
 
 
 def test_data_without_classes_is_refused(photos):
