@@ -303,7 +303,7 @@ def test_wrong_arguments(arguments: list[str], run: Run) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("python -m export: error:")
+    assert done.stderr.splitlines()[-1].startswith("export: error:")
 
 
 # At a chosen moment, the process gets a real signal from itself: the moment is the same on any machine.
