@@ -272,6 +272,8 @@ TABLE = [
     ("export", "photo.jpg --calibration photos", 2, "expected a checkpoint, found a JPEG image"),
     ("export", "model.int8.onnx --calibration photos", 2, "found the int8 file of an export; label images"),
     ("export", "--onnx model.int8.onnx --calibration photos", 2, "found the int8 file of an export"),
+    ("export", "--onnx exported --preprocess spec.json", 2, "found the float32 file of an export; label"),
+    ("export", "--onnx exported/model.onnx", 2, "or quantize the model that it was made from"),
     ("export", "--onnx nowhere.onnx --calibration photos", 2, "nowhere.onnx: no such file"),
     ("export", "--onnx photo.jpg --calibration photos", 2, "expected an ONNX model, found a JPEG image"),
     ("export", "--onnx words.txt --calibration photos", 2, "expected an ONNX model, found text"),
@@ -315,9 +317,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.zip").write_bytes(b"PK\x03\x04" + bytes(30))
     (folder / "none.onnx").touch()
     Image.new("RGB", (20, 20)).save(folder / "photo.jpg")
-    metadata = Metadata(variant="int8", preprocess=Preprocess(size=(32, 32)), labels=("a", "b", "c"))
-    model = add_metadata(color_graph((32, 32)), metadata.to_json())
-    (folder / "model.int8.onnx").write_bytes(model.SerializeToString())
+    (folder / "exported").mkdir()
+    for variant, name in (("int8", "model.int8.onnx"), ("float32", "exported/model.onnx")):
+        metadata = Metadata(variant=variant, preprocess=Preprocess(size=(32, 32)), labels=("a", "b", "c"))
+        model = add_metadata(color_graph((32, 32)), metadata.to_json())
+        (folder / name).write_bytes(model.SerializeToString())
     (folder / "blank").write_text("\n", encoding="utf-8")
     (folder / "page.bin").write_text("<!DOCTYPE html><p>Sign in", encoding="utf-8")
     (folder / "other.json").write_text(plan_of_base().to_json(), encoding="utf-8")
