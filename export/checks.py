@@ -164,7 +164,7 @@ def _doubts(
 
 def too_far(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
-    advice = "give more calibration images or keep layers in float32 (--keep-float)"
+    advice = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
     if variant != "int8":
         advice = "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")

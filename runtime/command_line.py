@@ -57,6 +57,7 @@ def _parser(prog: str) -> Parser:
         epilog=_EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.name = PACKAGE
     add_options(parser)
     parser.add_version()
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LONGEST = 400  # characters of a message
 # What a terminal obeys instead of showing it: control characters (but tabs and ends of lines, which a quoted
@@ -46,12 +46,19 @@ def counted(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list, and that there are more where there are."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question with the word that is most like one that was typed, or nothing where none is."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word.casefold(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    # Without the dashes, in which all options are alike.
+    bare = {name.lstrip("-"): name for name in known}
+    close = get_close_matches(word.lstrip("-").casefold(), list(bare), n=1, cutoff=0.6)
+    return f"; did you mean {bare[close[0]]}?" if close else ""
 
 
 def flaw(error: Exception) -> str:

@@ -128,13 +128,20 @@ TABLE = [
     ("vit", f"{TRAIN} --model tinny", 2, "did you mean tiny?"),
     ("vit", f"{TRAIN} --preset fintune", 2, "did you mean finetune?"),
     ("vit", f"{TRAIN} --set mixupp=1", 2, "did you mean mixup?"),
+    ("vit", f"{TRAIN} --set mixup", 2, "found a name alone; write mixup=VALUE"),
+    ("vit", f"{TRAIN} --dry", 2, "unrecognized arguments: --dry; see python -m vit train --help"),
+    ("vit", "train --data digit --out new", 2, "did you mean digits?"),
+    ("vit", "train --data fashion-mist --out new", 2, "did you mean fashion-mnist?"),
+    ("vit", "summary tinny", 2, "did you mean tiny?"),
+    ("vit_edge", "train --datas photos", 2, "vit: error: "),
+    ("vit_edge", "export --quantizd", 2, "export: error: "),
     ("vit", f"{TRAIN} --preset finetune", 2, "give them with --from CHECKPOINT"),
     ("vit", "train --data photos --out run --preset finetune", 2, "give them with --from CHECKPOINT"),
     ("vit", "train --data photos --out run --set mixup=-1", 2, "mixup must be at least 0"),
     ("vit", "train --data photo.jpg --out new", 2, "with a folder per class, found a JPEG image"),
     ("vit", "train --data a.zip --out new", 2, "found a ZIP archive"),
     ("vit", "train --data c.safetensors --out run", 2, "found a safetensors file"),
-    ("vit", f"{TRAIN} --from photo.jpg", 2, "file: expected a checkpoint, found a JPEG image"),
+    ("vit", f"{TRAIN} --from photo.jpg", 2, "photo.jpg: expected a checkpoint, found a JPEG image"),
     ("vit", f"{TRAIN} --from empty", 2, "empty is an empty folder, not that of a run"),
     ("vit", f"{TRAIN} --from model.int8.onnx", 2, "found an ONNX model; label images with it"),
     ("vit", f"{TRAIN} --teacher words.txt", 2, "expected a checkpoint, found text"),
@@ -178,6 +185,31 @@ TABLE = [
     ("vit", f"{TRAIN} --merge-tokens 99", 2, "merged tokens per block"),
     ("vit", "train --data photos --out photos/run", 2, "would be a class of it the next time"),
     ("vit", "train --data . --out photos/run", 2, "would be a class of it the next time"),
+    (
+        "vit",
+        "train --data data/splits --out data/splits/train/run",
+        2,
+        "would be a class of it the next time",
+    ),
+    (
+        "vit",
+        "train --data data/splits --out data/splits/test/a/run",
+        2,
+        "would be a class of it the next time",
+    ),
+    (
+        "vit",
+        "train --data data/packed --out data/packed/my_test/run",
+        2,
+        "would be a class of it the next time",
+    ),
+    ("vit", "plots run --data photos --out photos/plots", 2, "would be a class of it the next time"),
+    (
+        "vit",
+        "plots run --data data/splits --out data/splits/test/plots",
+        2,
+        "would be a class of it the next time",
+    ),
     ("vit", f"{TRAIN} --device tpu", 2, "invalid choice: 'tpu'"),
     ("vit", "import nowhere --out new", 2, "nowhere: no such folder or file"),
     ("vit", "import empty --out new", 2, "expected one file of weights"),
@@ -194,7 +226,7 @@ TABLE = [
     ("vit", "import timm.bin --out new --labels nowhere", 2, "nowhere: no such file; give a text file with"),
     ("vit", "import timm.bin --out new --labels blank", 2, "found no line"),
     ("vit", "summary nowhere", 2, "or one of tiny, small, base, large, huge, found neither"),
-    ("vit", "summary photo.jpg", 2, "expected a checkpoint, found a JPEG image"),
+    ("vit", "summary photo.jpg", 2, "photo.jpg: expected a checkpoint, found a JPEG image"),
     ("vit", "summary model.int8.onnx", 2, "found an ONNX model; label images with it (python -m runtime"),
     ("vit", "summary photos", 2, "photos is a folder, not that of a run"),
     ("vit", "plots page.bin", 2, "expected a checkpoint, found a web page"),
@@ -240,6 +272,8 @@ TABLE = [
     ("export", "photo.jpg --calibration photos", 2, "expected a checkpoint, found a JPEG image"),
     ("export", "model.int8.onnx --calibration photos", 2, "found the int8 file of an export; label images"),
     ("export", "--onnx model.int8.onnx --calibration photos", 2, "found the int8 file of an export"),
+    ("export", "--onnx exported --preprocess spec.json", 2, "found the float32 file of an export; label"),
+    ("export", "--onnx exported/model.onnx", 2, "or quantize the model that it was made from"),
     ("export", "--onnx nowhere.onnx --calibration photos", 2, "nowhere.onnx: no such file"),
     ("export", "--onnx photo.jpg --calibration photos", 2, "expected an ONNX model, found a JPEG image"),
     ("export", "--onnx words.txt --calibration photos", 2, "expected an ONNX model, found text"),
@@ -270,7 +304,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_checkpoint(folder / "c.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "c.safetensors").read_bytes()[:-50])
     random_checkpoint(folder / "run" / "model.safetensors")
-    for name in ("photos/0", "photos/1", "flowers/rose", "flowers/tulip"):
+    splits = [f"data/splits/{split}/{name}" for split in ("train", "test") for name in "ab"]
+    packed = [f"data/packed/my_{split}/my_{split}/{name}" for split in ("train", "test") for name in "ab"]
+    for name in ("photos/0", "photos/1", "flowers/rose", "flowers/tulip", *splits, *packed):
         (folder / name).mkdir(parents=True)
         for index in range(8):
             Image.new("RGB", (20, 20), (30 * index, 9, 9)).save(folder / name / f"{index}.png")
@@ -281,9 +317,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.zip").write_bytes(b"PK\x03\x04" + bytes(30))
     (folder / "none.onnx").touch()
     Image.new("RGB", (20, 20)).save(folder / "photo.jpg")
-    metadata = Metadata(variant="int8", preprocess=Preprocess(size=(32, 32)), labels=("a", "b", "c"))
-    model = add_metadata(color_graph((32, 32)), metadata.to_json())
-    (folder / "model.int8.onnx").write_bytes(model.SerializeToString())
+    (folder / "exported").mkdir()
+    for variant, name in (("int8", "model.int8.onnx"), ("float32", "exported/model.onnx")):
+        metadata = Metadata(variant=variant, preprocess=Preprocess(size=(32, 32)), labels=("a", "b", "c"))
+        model = add_metadata(color_graph((32, 32)), metadata.to_json())
+        (folder / name).write_bytes(model.SerializeToString())
     (folder / "blank").write_text("\n", encoding="utf-8")
     (folder / "page.bin").write_text("<!DOCTYPE html><p>Sign in", encoding="utf-8")
     (folder / "other.json").write_text(plan_of_base().to_json(), encoding="utf-8")

@@ -194,10 +194,10 @@ def incomplete(file: Path, error: Exception) -> CheckpointError:
     kind, words = kind_of(file)
     if kind not in ("safetensors", "unknown"):
         advice = {
-            "onnx": f"label images with it (python -m runtime {file} IMAGES), or export it by --onnx",
+            "onnx": f"label images with it (python -m runtime {file} IMAGES), or, if another project made "
+            f"it, quantize it (python -m export --onnx {file})",
             "image": f"give the run of a training; {MAKE}",
         }.get(kind, f"give a run or its model.safetensors; {MAKE}")
-        return CheckpointError(
-            f"{file}: not a complete safetensors file: expected a checkpoint, found {words}; {advice}"
-        )
+        cut = "not a complete safetensors file: " if file.suffix == ".safetensors" else ""
+        return CheckpointError(f"{file}: {cut}expected a checkpoint, found {words}; {advice}")
     return CheckpointError(f"{file}: not a complete safetensors file ({error}); make or copy it again")

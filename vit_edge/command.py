@@ -45,6 +45,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         description="From a Vision Transformer to a small INT8 model on a device.",
         usage="%(prog)s [-h] COMMAND ...",
     )
+    top.name = "vit-edge"
     top.add_version()
     top.hints = {**vit.HINTS, **_HINTS}
     top.add_examples(

@@ -89,10 +89,15 @@ async function findModel(given) {
   throw new Error(`${given}: expected ${expected}; python -m export makes one`);
 }
 
+const USAGE = "usage: node serve.mjs MODEL [--port PORT] [--threads] [--into FOLDER]";
+
 async function main() {
-  const options = { port: { type: "string", default: "8080" }, threads: { type: "boolean" }, into: { type: "string" } };
+  const options = {
+    port: { type: "string", default: "8080" }, threads: { type: "boolean" }, into: { type: "string" }, help: { type: "boolean", short: "h" },
+  };
   const { values, positionals } = parseArgs({ options, allowPositionals: true });
-  if (positionals.length !== 1) throw new Error("usage: node serve.mjs MODEL [--port PORT] [--threads] [--into FOLDER]");
+  if (values.help) return console.log(USAGE);
+  if (positionals.length !== 1) throw new Error(USAGE);
   if (!/^\d{1,5}$/.test(values.port) || values.port > 65535) throw new Error(`expected --port from 0 to 65535, found ${values.port}`);
   const model = await findModel(positionals[0]);
   if (!(await stat(join(ORT, ORT_FILES[0])).catch(() => null)))

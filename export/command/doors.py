@@ -158,9 +158,10 @@ def check_onnx(file: Path) -> None:
     kinds = NOT_ONNX if file.suffix == ".onnx" else (*NOT_ONNX, "text")
     advice = "leave --onnx out" if kind_of(file)[0] == "safetensors" else "give an .onnx file or its folder"
     refuse_kinds(file, (*kinds, "empty"), "an ONNX model", advice)
-    if (variant := _variant_of(file)) in ("int8", "float16"):
+    if (variant := _variant_of(file)) is not None:
+        again = "" if variant == "int8" else ", or quantize the model that it was made from"
         raise InputError(
-            f"{file}: expected a float32 model of another project, found {_of_an_export(file, variant)}"
+            f"{file}: expected a float32 model of another project, found {_of_an_export(file, variant)}{again}"
         )
 
 

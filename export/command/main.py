@@ -37,6 +37,7 @@ def parser(prog: str) -> Parser:
         prog=prog,
         description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
     )
+    parser.name = "export"
     add_arguments(parser)
     parser.add_version()
     parser.add_examples(

@@ -119,16 +119,18 @@ def _near_chance(evidence: Evidence) -> str:
 def _known_by_heart(evidence: Evidence) -> str:
     if not evidence.trained_on:
         return ""
-    found = []
+    found, options = [], []
     for what, images in _judging(evidence):
         known = sum(digest in evidence.trained_on for digest in digests(images))
         if known:
             found.append(f"{known:,} of the {counted(len(images), 'image')} {what}")
+            # Those that a search uses come from the images of calibration.
+            options.append("--evaluate" if what == "measured on" else "another --calibration")
     if not found:
         return ""
     return (
         f"the model was trained on {' and '.join(found)}, so their top-1 is too good; give others "
-        "(--evaluate, or another --calibration)"
+        f"({', '.join(options)})"
     )
 
 

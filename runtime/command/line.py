@@ -79,9 +79,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         hints: what to say of words that people try as a command, by the word.
+        name: the first word of all messages, the one that `run_command` takes; None for that of `prog`.
     """
 
     hints: Mapping[str, str] = MappingProxyType({})
+    name: str | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse words that this parser does not know: of a command's, its own parser tells the nearest."""
@@ -94,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong in one line and exit with the code of wrong use."""
         shown = printable(message, longest=_LONGEST)
         text = f"{shown}{self._nearest(message)}; see {self.prog} --help"
-        self.exit(WRONG_USE, f"{_name_of(self.prog)}: error: {text}\n")
+        self.exit(WRONG_USE, f"{self.name or _name_of(self.prog)}: error: {text}\n")
 
     def add_version(self) -> None:
         """Add the option that prints the version."""

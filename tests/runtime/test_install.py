@@ -129,7 +129,10 @@ def test_the_command_labels_images(device: Path, model: Path, images: Path, tmp_
     assert labels == ["red", "green", "blue", None, None]
     assert done.returncode == 1  # two have no answer
     wrong = run(device / "vit-edge", "run", model, cwd=tmp_path)
-    assert "vit-edge run: error: the following arguments are required: IMAGES" in wrong.stderr
+    assert (
+        "runtime: error: the following arguments are required: IMAGES; see vit-edge run --help"
+        in wrong.stderr
+    )
 
 
 @pytest.mark.parametrize(

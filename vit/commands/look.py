@@ -9,6 +9,7 @@ from runtime.command.line import installed
 from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
+from runtime.text import did_you_mean
 from runtime.writing import OutputError, check_folder
 
 
@@ -31,6 +32,7 @@ def run_summary(options: argparse.Namespace) -> None:
     if named is None and not Path(options.model).exists():
         raise CheckpointError(
             f"{options.model}: expected a checkpoint, or one of {', '.join(SIZES)}, found neither"
+            f"{did_you_mean(options.model, SIZES)}"
         )
     print(summary_text(named or read_document(options.model).config))
 
@@ -51,12 +53,15 @@ def add_plots(command: argparse.ArgumentParser) -> None:
 def run_plots(options: argparse.Namespace) -> None:
     if not installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
+    from vit.data.images import refuse_among_classes
     from vit.data.labels import say_same_names
     from vit.document import existing_checkpoint, read_document
     from vit.training.setup import images_to_judge
 
     labels = read_document(options.run).labels
     out = options.out or existing_checkpoint(options.run).parent / "plots"
+    if options.data:
+        refuse_among_classes(out, options.data)
     check_folder(out)
     images = images_to_judge(options.data, labels) if options.data else None
     if images is not None and (sentence := say_same_names(images)):

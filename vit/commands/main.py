@@ -74,6 +74,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Train Vision Transformers, import them, and look inside.",
     )
+    top.name = "vit"
     top.add_version()
     top.hints = HINTS
     top.add_examples(
@@ -88,6 +89,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
+        command.name = top.name
         add(command)
         command.add_examples(*EXAMPLES[name])
     return top

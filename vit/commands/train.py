@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
-from runtime.writing import OutputError, check_folder
+from runtime.writing import check_folder
 from vit.training.scalars import check_tensorboard
 
 if TYPE_CHECKING:
@@ -94,7 +94,11 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--epochs", type=positive, help="number of epochs (default: of the preset)")
-    add("--batch", type=positive, help="images per step, of all processes together (default: of the preset)")
+    add(
+        "--batch",
+        type=positive,
+        help="images per step, of all processes together (default: of the preset, or fewer for few images)",
+    )
     add("--lr", type=number(0, above=True), help="highest learning rate (default: of the preset)")
     add("--seed", type=natural, help="seed of weights, order and augmentation (default: of the preset)")
     add(
@@ -116,6 +120,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
+    from vit.data.images import refuse_among_classes
     from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
     from vit.training.setup import TrainOptions, check
 
@@ -124,7 +129,7 @@ def run_train(options: argparse.Namespace) -> None:
     if options.tensorboard:
         check_tensorboard()
     if not (options.resume and (options.out / STATE).exists()):
-        _refuse_inside(options.out, options.data)
+        refuse_among_classes(options.out, options.data)
     checked = check(given)
     check_folder(options.out)
     with write_alone(options.out):
@@ -169,14 +174,3 @@ def _say_what_next(options: argparse.Namespace, path: Path) -> None:
     tell(describe_kept(document.history, document.recipe["images"].get("val")))
     out, data = quote(str(options.out)), quote(options.data)
     tell(f"next: python -m export {out} --quantize --calibration {data}")
-
-
-def _refuse_inside(out: Path, data: str) -> None:
-    """Refuse a run among the folders of classes, where its plots would be images to train on."""
-    from vit.data.images import splits_of
-
-    folder = Path(data)
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) and not splits_of(data):
-        raise OutputError(
-            f"{out}: lies in {data} and would be a class of it the next time; choose another --out"
-        )

@@ -15,16 +15,27 @@ import numpy as np
 from runtime.command.kinds import Kind, refuse_kinds
 from runtime.images.files import find_images, image_suffixes, suffix_of
 from runtime.images.left_out import LeftOut
+from runtime.text import did_you_mean
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
 from vit.data.public import public_name
 
-__all__ = ["DataError", "Images", "open_images", "passed_over", "split_images", "splits_of"]
+__all__ = [
+    "DataError",
+    "Images",
+    "open_images",
+    "passed_over",
+    "refuse_among_classes",
+    "split_images",
+    "splits_of",
+]
 
 Item = Path | np.ndarray
 Split = Literal["train", "val", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+WORDS = ("digits", "fashion-mnist")  # data sets that are named by a word
+GIVE_A_FOLDER = "give a folder of images"
 DIGITS_TEST = 360
 # Kinds of files that are no images; of an unknown kind may be a photo of a camera.
 NO_IMAGES: tuple[Kind, ...] = (
@@ -110,12 +121,8 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
         return open_digits(split)
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if not folder.exists():
-        hint = (
-            "install Debian's dataset-fashion-mnist"
-            if folder == FASHION_FOLDER
-            else "give a folder of images"
-        )
-        raise DataError(f"{folder}: no such file or folder; {hint}")
+        hint = "install Debian's dataset-fashion-mnist" if folder == FASHION_FOLDER else GIVE_A_FOLDER
+        raise DataError(f"{folder}: no such file or folder; {hint}{did_you_mean(str(source), WORDS)}")
     if find_idx(folder):
         return open_idx(folder, split)
     if suffix_of(folder.name) not in image_suffixes():
@@ -131,6 +138,26 @@ def splits_of(source: Path | str) -> tuple[Split, ...]:
     if idx := find_idx(folder):
         return tuple(split for split in SPLITS if split in idx)
     return tuple(split for split in SPLITS if folder.is_dir() and split in layout_of(folder).splits)
+
+
+def refuse_among_classes(out: Path, source: str) -> None:
+    """Refuse a folder to write to among the classes of a data set: its plots would be images of a class.
+
+    Raises:
+        DataError: saying where it lies.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    inside, place = folder.resolve(), out.resolve()
+    # A folder beside the splits is passed over; one in a split, or in what a split is packed in, is not.
+    splits = {path.resolve().relative_to(inside).parts[0] for path in layout_of(folder).splits.values()}
+    if place.is_relative_to(inside) and (
+        not splits or not splits.isdisjoint(place.relative_to(inside).parts[:1])
+    ):
+        raise DataError(
+            f"{out}: lies in {source} and would be a class of it the next time; choose another --out"
+        )
 
 
 def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:

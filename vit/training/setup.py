@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
-from runtime.text import counted, did_you_mean
+from runtime.text import counted, did_you_mean, first_few
 from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
 from vit.data.images import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
@@ -102,8 +102,8 @@ def check(options: TrainOptions) -> Checked:
     middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
-            f"{options.teacher}: the teacher's classes ({', '.join(teacher.labels[:5])}, …) are not those of "
-            f"the images ({', '.join(data.labels[:5])}, …); fine-tune it on the same classes first"
+            f"{options.teacher}: the teacher's classes ({first_few(teacher.labels)}) are not those of "
+            f"the images ({first_few(data.labels)}); fine-tune it on the same classes first"
         )
     return Checked(recipe, data, config)
 
@@ -173,8 +173,9 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
         said = (
             f"{few}: a batch of {recipe.batch} gives {counted(steps, 'step')} per epoch, which learns slowly"
         )
-        return recipe, (f"{said}; --batch {fitting} gives {images // fitting}",)
-    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {images // fitting} steps per epoch"
+        return recipe, (f"{said}; --batch {fitting} gives {max(images // fitting, 1)}",)
+    steps = max(images // fitting, 1)
+    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {counted(steps, 'step')} per epoch"
     if options.source is None and images < FEW:
         said += "; so few images learn more from a pretrained model (--from)"
     return replace(recipe, batch=fitting), (said,)
@@ -185,9 +186,11 @@ def parsed_change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     # Not the name: an example's brings its model along.
     types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
-    if not equals or name not in types:
+    if name not in types:
         nearest = did_you_mean(name, types)
         raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}{nearest}")
+    if not equals:
+        raise RecipeError(f"--set {text}: expected NAME=VALUE, found a name alone; write {text}=VALUE")
     try:
         return name, PARSERS[types[name]](value)
     except (ValueError, KeyError) as error:
@@ -286,6 +289,6 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
     if images.targets is None:
         raise DataError(
             f"{source}: expected images in folders named as the model's {len(labels)} classes "
-            f"({', '.join(labels[:5])}, …), found images without classes"
+            f"({first_few(labels)}), found images without classes"
         )
     return images
