@@ -6,10 +6,12 @@ import argparse
 import errno
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, complain
+from ..command.locking import only_writer
 from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import careful
@@ -44,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
         sha256=options.sha256,
     )
     classify.warm_up()
-    return _classify_all(classify, options)
+    # Two runs that sort into one folder would replace each other's links where images share a name.
+    with only_writer(options.sort_into) if options.sort_into else nullcontext():
+        return _classify_all(classify, options)
 
 
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:

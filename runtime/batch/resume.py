@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..command.locking import say_no_locks
+from ..command.locking import being_written, say_no_locks
 from ..writing import OutputError, explained_output, lock, write_atomically
 from .output import Format, Lines
 from .whole_lines import keep_whole_lines
@@ -96,7 +96,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     try:
         locked = lock(file.fileno())
     except BlockingIOError:
-        raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
+        raise being_written(path) from None
     if not locked:
         say_no_locks(path)
 

@@ -162,7 +162,9 @@ def test_wrong_use_is_one_line_and_exit_2(model: Path, images: Path, tmp_path: P
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(model.read_bytes()[:100])
     assert "no such model file" in wrong_use(tmp_path / "no.onnx", images)
-    assert "expected a model that python -m export made, found text" in wrong_use(images / "notes.txt", images)
+    assert "expected a model that python -m export made, found text" in wrong_use(
+        images / "notes.txt", images
+    )
     assert "damaged" in wrong_use(cut, images)
     assert "no such image" in wrong_use(model, images, tmp_path / "missing.jpg")
     assert "no images in" in wrong_use(model, tmp_path / "nothing")

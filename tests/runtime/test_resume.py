@@ -257,3 +257,15 @@ def test_images_that_are_to_be_sorted_are_not_left_unsorted(
 def test_embeddings_are_not_resumed(model: Path, images: Path, tmp_path: Path, capsys: Err) -> None:
     command = [model, images, "--embeddings", tmp_path / "e.npy", "--resume"]
     assert "--resume" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".json", ".tsv", ".ODS", ".feather", ".gz", ".zip", ".png", ".onnx", ".md"]
+)
+def test_a_name_that_promises_another_format_is_refused(
+    suffix: str, model: Path, images: Path, tmp_path: Path, capsys: Err
+) -> None:
+    out = tmp_path / f"labels{suffix}"
+    assert "expected a name in .jsonl or .csv" in refused(capsys, model, images, "--output", out)
+    assert not out.exists()
+    assert main([str(model), str(images), "--output", str(tmp_path / "labels.2026-01-05")]) == 1
