@@ -29,10 +29,10 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 # Suffixes of files, so that a folder of this name is a mistake.
 _OF_FILES = frozenset(
-    (".onnx", ".json", ".jsonl", ".csv", ".tsv", ".html", ".txt", ".npy", ".npz", ".parquet", ".data", ".md")
-    + (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".png", ".jpg", ".jpeg", ".zip", ".tar", ".gz", ".py")
-    + (".xlsx", ".xls", ".ods", ".xml", ".htm", ".pdf", ".feather", ".arrow", ".h5", ".hdf5", ".pkl", ".db")
-    + (".sqlite", ".tfrecord", ".yaml", ".yml", ".bz2", ".xz", ".zst", ".7z", ".tgz")
+    {".onnx", ".json", ".jsonl", ".csv", ".tsv", ".html", ".txt", ".npy", ".npz", ".parquet", ".data", ".md"}
+    | {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".png", ".jpg", ".jpeg", ".zip", ".tar", ".gz", ".py"}
+    | {".xlsx", ".xls", ".ods", ".xml", ".htm", ".pdf", ".feather", ".arrow", ".h5", ".hdf5", ".pkl", ".db"}
+    | {".sqlite", ".tfrecord", ".yaml", ".yml", ".bz2", ".xz", ".zst", ".7z", ".tgz"}
 )
 # Names that promise another format than lines of JSON or CSV.
 OTHER_FORMATS = _OF_FILES - {".jsonl", ".csv", ".txt", ".data"}

@@ -21,7 +21,7 @@ from .inputs import named_images, no_images
 from .options import UsageError
 from .output import Lines, format_of
 from .report import Report
-from .resume import Done, begin
+from .resume import Done, begin, keeps
 from .sorting import Sorter
 
 
@@ -120,7 +120,9 @@ def _explain(error: OSError) -> str:
 
 
 def _how_to_go_on(output: Path | None) -> str:
-    return f"; what is done is in {output}, the same command with --resume goes on" if output else ""
+    if output is None or not keeps(output):
+        return ""
+    return f"; what is done is in {output}, the same command with --resume goes on"
 
 
 def _end(report: Report, code: int, why: str) -> int:
