@@ -182,10 +182,10 @@ def _data_files(folder: Path, model: str) -> list[Path]:
 
 
 def _staged(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder.parent) as aside:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Within it: beside it may be another disk (a mounted folder, a link), or one that is read-only.
+    with temporary_folder(folder) as aside:
         yield aside
-        folder.mkdir(exist_ok=True)
         written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
         for path in written:
             with path.open("rb") as file:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
@@ -27,10 +28,14 @@ _SETTLING = 60.0  # seconds; Windows renames no open file, so it has a moment wi
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 # Suffixes of files, so that a folder of this name is a mistake.
-_OF_FILES = (
-    *(".onnx", ".json", ".jsonl", ".csv", ".tsv", ".html", ".txt", ".npy", ".npz", ".parquet", ".data"),
-    *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".png", ".jpg", ".jpeg", ".zip", ".tar", ".gz", ".py"),
+_OF_FILES = frozenset(
+    {".onnx", ".json", ".jsonl", ".csv", ".tsv", ".html", ".txt", ".npy", ".npz", ".parquet", ".data", ".md"}
+    | {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".png", ".jpg", ".jpeg", ".zip", ".tar", ".gz", ".py"}
+    | {".xlsx", ".xls", ".ods", ".xml", ".htm", ".pdf", ".feather", ".arrow", ".h5", ".hdf5", ".pkl", ".db"}
+    | {".sqlite", ".tfrecord", ".yaml", ".yml", ".bz2", ".xz", ".zst", ".7z", ".tgz"}
 )
+# Names that promise another format than lines of JSON or CSV.
+OTHER_FORMATS = _OF_FILES - {".jsonl", ".csv", ".txt", ".data"}
 
 
 class OutputError(InputError):
@@ -201,9 +206,8 @@ def _remove_if_left(path: Path) -> None:
 def _create(place: Path) -> tuple[Path, int]:
     """Make a new, locked file beside a place, and return its path and descriptor."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    start = os.fsencode(place.name)[:_KEPT].decode("utf-8", "ignore")
     while True:
-        path = place.with_name(f".{start}.{secrets.token_hex(8)}.vit-edge.tmp")
+        path = _temporary_name(place, secrets.token_hex(8))
         descriptor = os.open(path, flags, 0o666)
         try:
             with suppress(BlockingIOError, FileNotFoundError):
@@ -214,6 +218,16 @@ def _create(place: Path) -> tuple[Path, int]:
             os.close(descriptor)
             raise
         os.close(descriptor)  # in the moment before it was locked, another process took it for a dead one's
+
+
+def _temporary_name(place: Path, digits: str) -> Path:
+    start = os.fsencode(place.name)[:_KEPT].decode("utf-8", "ignore")
+    return place.with_name(f".{start}.{digits}.vit-edge.tmp")
+
+
+def lock_place(place: Path) -> Path:
+    """Return the file beside a place that is locked while it is written; if it is left, it is removed."""
+    return _temporary_name(place, blake2b(os.fsencode(place.name), digest_size=8).hexdigest())
 
 
 def lock(descriptor: int) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..command.line import PACKAGE
+from ..command.locking import only_writer_of, refuse_being_written
 from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
 from ..images.files import is_folder
@@ -70,8 +71,10 @@ def run(options: argparse.Namespace) -> int:
     failures, left_out = list[str](), LeftOut()
     features = embed.info.outputs["embedding"]
     with careful(), ExitStack() as stack:
+        # One lock for FILE.npy and FILE.parquet, which share the list of what failed.
+        stack.enter_context(only_writer_of(out.with_suffix("")))
         with explained_output(out):
-            files = _Files(out, features)
+            files = _Files(out, features, overwrite=options.overwrite)
         stack.enter_context(explained_output(out, begun=True))
         stack.callback(files.discard)
         step = stack.enter_context(Step(PACKAGE, "embedding"))
@@ -119,7 +122,11 @@ def _check(options: argparse.Namespace, out: Path) -> None:
         if is_folder(path):
             raise EmbeddingsError(f"{path}: expected a file to write to, found a folder; give another name")
         if os.path.lexists(path) and not options.overwrite:
-            raise EmbeddingsError(f"{path} is there already; --overwrite replaces it")
+            raise _there_already(path)
+
+
+def _there_already(path: Path) -> EmbeddingsError:
+    return EmbeddingsError(f"{path} is there already; --overwrite replaces it")
 
 
 def _said(options: argparse.Namespace, name: str) -> bool:
@@ -136,8 +143,9 @@ def _names(out: Path) -> dict[str, Path]:
 class _Files:
     """The array and the lists beside it, written aside and renamed at the end."""
 
-    def __init__(self, out: Path, features: int) -> None:
-        self._final = _names(out)
+    def __init__(self, out: Path, features: int, *, overwrite: bool = False) -> None:
+        self._final, self._overwrite = _names(out), overwrite
+        self._check()
         self._aside: dict[str, Aside] = {}
         self.failed_name = self._final["failed"].name
         self._open("array")
@@ -164,6 +172,7 @@ class _Files:
         self._sink.close()
         for aside in self._aside.values():
             aside.settle()
+        self._check()
         # Nothing that tells of other images may ever stand beside the new array, whenever a crash comes.
         for name in ("paths", "failed"):
             if name in self._final:
@@ -178,6 +187,13 @@ class _Files:
             self._sink.close()
         for aside in self._aside.values():
             aside.discard()
+
+    def _check(self) -> None:
+        """Refuse to replace what the user has not given up, or what a run that labels is writing."""
+        for path in self._final.values():
+            if os.path.lexists(path) and not self._overwrite:
+                raise _there_already(path)
+            refuse_being_written(path)
 
     def _open(self, name: str) -> None:
         self._aside[name] = Aside(self._final[name])

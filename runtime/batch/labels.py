@@ -6,10 +6,12 @@ import argparse
 import errno
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, complain
+from ..command.locking import only_writer
 from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import careful
@@ -19,7 +21,7 @@ from .inputs import named_images, no_images
 from .options import UsageError
 from .output import Lines, format_of
 from .report import Report
-from .resume import Done, begin
+from .resume import Done, begin, keeps
 from .sorting import Sorter
 
 
@@ -44,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
         sha256=options.sha256,
     )
     classify.warm_up()
-    return _classify_all(classify, options)
+    # Two runs that sort into one folder would replace each other's links where images share a name.
+    with only_writer(options.sort_into) if options.sort_into else nullcontext():
+        return _classify_all(classify, options)
 
 
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
@@ -116,7 +120,9 @@ def _explain(error: OSError) -> str:
 
 
 def _how_to_go_on(output: Path | None) -> str:
-    return f"; what is done is in {output}, the same command with --resume goes on" if output else ""
+    if output is None or not keeps(output):
+        return ""
+    return f"; what is done is in {output}, the same command with --resume goes on"
 
 
 def _end(report: Report, code: int, why: str) -> int:

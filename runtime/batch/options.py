@@ -12,7 +12,7 @@ from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.files import is_folder
-from ..writing import refuse_name_of_a_file
+from ..writing import OTHER_FORMATS, refuse_name_of_a_file
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
@@ -23,8 +23,6 @@ class UsageError(InputError):
     """A command line that cannot be carried out; the message says what to type instead."""
 
 
-# Names that promise a format which is not written, in whatever format the lines are.
-_OTHER_FORMATS = frozenset((".json", ".parquet", ".tsv", ".xlsx", ".xls", ".npy", ".npz", ".xml", ".html"))
 _SUFFIX_OF = {"jsonl": ".jsonl", "csv": ".csv"}
 
 
@@ -222,7 +220,7 @@ def _must_not_replace_an_input(options: argparse.Namespace) -> None:
 def _must_keep_its_promise(output: Path, form: str | None) -> None:
     """Refuse a name whose suffix is of another format than the lines have."""
     suffix = output.suffix.lower()
-    if suffix in _OTHER_FORMATS:
+    if suffix in OTHER_FORMATS:
         raise UsageError(
             f"{output}: expected a name in .jsonl or .csv, the formats of an output; "
             "with another name, say --format jsonl or --format csv"

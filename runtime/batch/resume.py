@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..command.locking import say_no_locks
+from ..command.locking import being_written, say_no_locks
 from ..writing import OutputError, explained_output, lock, write_atomically
 from .output import Format, Lines
 from .whole_lines import keep_whole_lines
@@ -61,10 +61,10 @@ def begin(
     with explained_output(path):
         if path.is_dir():
             raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
-        if path.exists() and not path.is_file():  # /dev/null, a pipe: nothing stands beside it
+        if path.exists() and not keeps(path):
             if resume:
                 raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
-            return Lines(path.open("wb"), form, kept=False), Done(iter(()))
+            return Lines(path.open("ab"), form, kept=False), Done(iter(()))
         file = path.open("ab")
         try:
             _lock(file, path)
@@ -73,6 +73,14 @@ def begin(
         except BaseException:
             file.close()
             raise
+
+
+def keeps(path: Path) -> bool:
+    """Return whether a path is a plain file, which can be gone on with, and has room for a note beside it.
+
+    /dev/null and a pipe are none, and /dev/stdout is none, wherever it leads.
+    """
+    return path.is_file() and path.absolute().parent not in (Path("/dev"), Path("/dev/fd"))
 
 
 def _begin(
@@ -96,7 +104,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     try:
         locked = lock(file.fileno())
     except BlockingIOError:
-        raise OutputError(f"{path}: another run is writing it; wait for its end, or stop it") from None
+        raise being_written(path) from None
     if not locked:
         say_no_locks(path)
 

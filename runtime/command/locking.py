@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..writing import OutputError, explained_output, lock
+from ..writing import OutputError, explained_output, lock, lock_place
 
 LOCK_FILE = ".vit-edge.lock"  # where a folder itself cannot be locked: Windows, NFS
 
 _log = logging.getLogger(__name__)
+_NEW = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+_TRIES = 5  # whoever removes what killed processes have left holds a lock for a moment
 _held: dict[str, int] = {}  # folders that this process has locked, and the thread that did
 
 
@@ -53,6 +56,58 @@ def only_writer(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextmanager
+def only_writer_of(place: Path) -> Iterator[None]:
+    """Keep every other process from writing a file that gets its name when it is whole.
+
+    Raises:
+        OutputError: if another one is writing it.
+    """
+    file = lock_place(place)
+    with explained_output(place):
+        descriptor = _take_soon(place, file)
+    if descriptor is None:
+        say_no_locks(place)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file; the next writer does
+            file.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _take_soon(place: Path, file: Path) -> int | None:
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            return _take(place.parent, file, _NEW)
+        time.sleep(0.02)
+    raise being_written(place)
+
+
+def refuse_being_written(place: Path) -> None:
+    """Refuse to replace a file that another process has open for its lines.
+
+    Raises:
+        OutputError: if one has.
+    """
+    try:
+        descriptor = os.open(place, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+    except OSError:  # it is not there, or may be replaced and not opened
+        return
+    try:
+        lock(descriptor)
+    except BlockingIOError:
+        raise being_written(place) from None
+    finally:
+        os.close(descriptor)
+
+
+def being_written(place: Path) -> OutputError:
+    """Return the error of a file that another run is writing."""
+    return OutputError(f"{place}: another run is writing it; wait for its end, or stop it")
+
+
 def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
     """Return the descriptor that holds the lock and the file made for it, each where there is one."""
     file = folder / LOCK_FILE
@@ -60,11 +115,11 @@ def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
         try:
             if os.name != "nt" and (descriptor := _take(folder, folder, os.O_RDONLY)) is not None:
                 return descriptor, None
-            descriptor = _take(folder, file, os.O_RDWR | os.O_CREAT)
+            descriptor = _take(folder, file, _NEW)
         except BlockingIOError:
             raise OutputError(
                 f"{folder}: another process is writing to it; wait for its end, stop it, or choose another "
-                "--out"
+                "folder"
             ) from None
     if descriptor is None:
         say_no_locks(folder)
@@ -73,12 +128,14 @@ def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
 
 def _take(folder: Path, path: Path, flags: int) -> int | None:
     """Open and lock the file or folder at `path`, or return None where there are no locks."""
-    while True:
+    for left in reversed(range(100)):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
         except FileNotFoundError:  # the folder was removed by the process that had it
-            continue
+            if left:
+                continue
+            raise  # as in /proc, where nothing can be made
         try:
             if not lock(descriptor):
                 os.close(descriptor)
@@ -91,3 +148,4 @@ def _take(folder: Path, path: Path, flags: int) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
+    raise BlockingIOError  # it is taken and removed all the time

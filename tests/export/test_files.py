@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_files_appear_at_the_end(tmp_path: Path) -> None:
     with staged(tmp_path / "deep" / "out") as aside:
         (aside / "a").write_text("1")
         (aside / "b").write_text("2")
-        assert not (tmp_path / "deep" / "out").exists()
+        assert not [path for path in (tmp_path / "deep" / "out").iterdir() if path.name[0] != "."]
     assert tree(tmp_path) == {"deep/out/a": "1", "deep/out/b": "2"}  # and nothing is left aside
 
 
@@ -60,9 +61,21 @@ def test_a_killed_export_leaves_nothing_after_the_next_one(tmp_path: Path) -> No
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "out"], check=False)
     assert [content for content in tree(tmp_path).values() if content]
-    with staged(tmp_path / "other") as aside:
+    with staged(tmp_path / "out") as aside:
         (aside / "a").write_text("new")
-    assert tree(tmp_path) == {"other/a": "new"}
+    assert tree(tmp_path) == {"out/a": "new"}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk")
+def test_the_folder_may_be_on_another_disk_than_the_one_around_it(tmp_path: Path) -> None:
+    """A link to a larger disk, or a folder that a container mounts into a read-only one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        out = tmp_path / "out"
+        out.symlink_to(other)
+        with staged(out) as aside:
+            (aside / "a").write_text("1")
+        assert tree(Path(other)) == {"a": "1"}
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_newer_file_takes_the_older_ones_place_and_others_stay(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, P
 from runtime.__main__ import main
 from runtime.batch import embeddings
 from runtime.results import Prediction, unsure
-from runtime.writing import Aside
+from runtime.writing import Aside, lock
 
 Make = Callable[..., Path]
 
@@ -269,6 +269,60 @@ def test_a_disk_that_fills_up_during_the_work_is_a_failure_and_a_place_that_is_n
     (tmp_path / "folder.npy").mkdir()
     assert main([*command, str(tmp_path / "folder.npy"), "--overwrite"]) == 2
     assert "found a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a second process that is killed")
+@pytest.mark.parametrize("second", ["e.npy", "e.parquet"])  # which share the list of what failed
+def test_two_runs_never_write_one_array(second: str, make: Make, images: Path, tmp_path: Path) -> None:
+    """The second one to end would put its array beside the list of the first."""
+    pytest.importorskip("pyarrow") if second.endswith("parquet") else None
+    model, holder = (
+        make(),
+        "import sys, time\nfrom pathlib import Path\n"
+        + (
+            "from runtime.command.locking import only_writer_of\n"
+            "with only_writer_of(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
+        ),
+    )
+    command = [str(model), str(images / "a.png"), "--embeddings", str(tmp_path / second), "--overwrite"]
+    with subprocess.Popen([sys.executable, "-c", holder, tmp_path / "e"], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        assert main(command) == 2
+        first.kill()
+    assert not (tmp_path / second).exists()
+    assert main(command) == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks there")
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_lines_of_a_run_that_labels_are_not_replaced(
+    late: bool, overwrite: bool, make: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`e.jsonl` beside `e.npy` may be what another run is writing, or began after this one."""
+    out, model, lines = tmp_path / "e.npy", make(), tmp_path / "e.jsonl"
+
+    def label() -> None:
+        file = lines.open("wb")
+        lock(file.fileno())
+        file.write(b"a line\n")
+        file.flush()
+        opened.append(file)
+
+    opened: list[IO[bytes]] = []
+    settle = Aside.settle
+    if late:
+        monkeypatch.setattr(Aside, "settle", lambda self: (settle(self), opened or label()))
+    else:
+        label()
+    extra = ["--overwrite"] if overwrite else []
+    assert main([str(model), str(images / "a.png"), "--embeddings", str(out), *extra]) == 2
+    assert lines.read_bytes() == b"a line\n"
+    assert not out.exists()
+    for file in opened:
+        file.close()
 
 
 def test_memory_does_not_grow_with_the_rows(make: Make, images: Path, tmp_path: Path) -> None:

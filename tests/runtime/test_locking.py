@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.command import locking
-from runtime.command.locking import LOCK_FILE, lock, only_writer
+from runtime.command.locking import LOCK_FILE, lock, only_writer, only_writer_of
 from runtime.writing import OutputError
 
 HOLD = """
@@ -145,3 +146,18 @@ def test_windows_locks_a_byte_far_from_the_text(tmp_path: Path, monkeypatch: pyt
         assert file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR) == 4
         with pytest.raises(BlockingIOError):
             lock(file.fileno())
+
+
+def test_a_place_where_nothing_can_be_made_is_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/proc`, and network disks whose server has lost the folder, say "not there" of a new file."""
+
+    def refuse(*_: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match="No such file or directory"), only_writer(tmp_path):
+        pytest.fail("must not get here")
+    with pytest.raises(OutputError, match="No such file or directory"), only_writer_of(tmp_path / "e.npy"):
+        pytest.fail("must not get here")

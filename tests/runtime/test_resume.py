@@ -257,3 +257,36 @@ def test_images_that_are_to_be_sorted_are_not_left_unsorted(
 def test_embeddings_are_not_resumed(model: Path, images: Path, tmp_path: Path, capsys: Err) -> None:
     command = [model, images, "--embeddings", tmp_path / "e.npy", "--resume"]
     assert "--resume" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".tsv", ".ODS", ".feather", ".gz", ".png", ".onnx", ".md"])
+def test_a_name_that_promises_another_format_is_refused(
+    suffix: str, model: Path, images: Path, tmp_path: Path, capsys: Err
+) -> None:
+    out = tmp_path / f"labels{suffix}"
+    assert "expected a name in .jsonl or .csv" in refused(capsys, model, images, "--output", out)
+    assert not out.exists()
+    assert main([str(model), str(images), "--output", str(tmp_path / "labels.2026-01-05")]) == 1
+
+
+def test_standard_output_by_its_name_is_written_behind_what_is_there(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    """`--output /dev/stdout >> FILE`: nothing is cut, and no note is put into /dev."""
+    if not Path("/dev/stdout").exists():
+        pytest.skip("no /dev/stdout")
+    out = tmp_path / "lines"
+    out.write_bytes(b"first\n")
+    command = [sys.executable, "-m", "runtime", model, images / "a.png", "--output", "/dev/stdout"]
+    with out.open("ab") as file:
+        subprocess.run(command, stdout=file, check=True)
+    assert [line[:6] for line in out.read_bytes().splitlines()] == [b"first", b'{"path']
+    assert not Path("/dev/stdout.run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_promises_no_way_to_go_on(model: Path, images: Path, capsys: Err) -> None:
+    assert main([str(model), str(images / "a.png"), "--output", "/dev/full"]) == 1
+    said = capsys.readouterr().err
+    assert "the disk is full" in said
+    assert "--resume" not in said

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 from runtime import ImageError
 from runtime.__main__ import main
 from runtime.batch.sorting import Sorter, folder_names
+from runtime.command.locking import only_writer
 
 
 def noise(path: Path, seed: int = 0) -> Path:
@@ -195,6 +197,23 @@ def test_a_name_that_the_other_disk_does_not_allow_is_changed(
     assert place.name.startswith("a_b_~")
     assert place.suffix == ".png"
     assert place.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("copy", [[], ["--copy"]])
+def test_two_runs_never_sort_into_one_folder(
+    copy: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two images with one name each run would replace the other's link."""
+    into = tmp_path / "s"
+    command = [str(model), str(noise(tmp_path / "p.png")), "--sort-into", str(into), *copy]
+    found: list[int] = []
+    with only_writer(into):
+        other = threading.Thread(target=lambda: found.append(main(command)))
+        other.start()
+        other.join()
+    assert found == [2]
+    assert f"{into}: another process is writing to it; wait" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")

@@ -28,6 +28,11 @@ SPELLINGS = {
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 _FILLERS = frozenset(("set", "data", "dataset", "image", "images", "split"))  # beside the word for a split
+# Parts of a data set, which are no classes where nothing else stands beside them.
+_PARTS = frozenset(
+    {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotation"}
+    | {"annotations", "segmentation", "segmentations", "trimaps", "meta", "attributes", "parts"}
+)
 _FOLD = re.compile(r"(k?fold|cv|split)[-_ ]?\d+", re.IGNORECASE)
 # Tables and lists of labels or splits, by suffix, and by suffix where the name says so.
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
@@ -194,6 +199,11 @@ def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
     packed = {path: within for path, within in packed.items() if within}
     if holders := [path for path, within in packed.items() if _holds_splits(within)]:
         _refuse_inner_splits(folder, holders, packed[holders[0]])
+    if len(inside) > 1 and all(path.name.casefold() in _PARTS for path in inside):
+        raise DataError(
+            f"{folder}: {_some(inside)} look like the parts of a data set, not like classes; give the folder "
+            "that holds a folder of images for each class"
+        )
     names = [{each.name.casefold() for each in subfolders(_without_wrapper(path))} for path in packed]
     shared = sorted(set.intersection(*names)) if len(names) > 1 else []
     if len(shared) >= 2:
