@@ -160,9 +160,8 @@ def check_onnx(file: Path) -> None:
     refuse_kinds(file, (*kinds, "empty"), "an ONNX model", advice)
     if (variant := _variant_of(file)) is not None:
         again = "" if variant == "int8" else ", or quantize the model that it was made from"
-        raise InputError(
-            f"{file}: expected a float32 model of another project, found {_of_an_export(file, variant)}{again}"
-        )
+        found = _of_an_export(file, variant)
+        raise InputError(f"{file}: expected a float32 model of another project, found {found}{again}")
 
 
 def _variant_of(file: Path) -> str | None:

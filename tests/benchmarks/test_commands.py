@@ -165,7 +165,7 @@ def test_latency_refuses_graphs_that_cannot_be_timed_before_it_builds_anything(
 def test_latency_times_every_size_with_every_number_of_threads(bench, built, capsys, monkeypatch):
     asked, few = [], [each for each in built if each.name in (REFERENCE, BASELINE, OURS)]
     monkeypatch.setattr(latency, "SIZES", {"tiny": bench.model.config, "small": bench.model.config})
-    monkeypatch.setattr(latency, "build", lambda made: asked.append(made.model.config) or few)
+    monkeypatch.setattr(latency, "build", lambda made, tools: asked.append(made.model.config) or few)
     assert latency.main(["--sizes", "tiny", "small", "--threads", "1", "2", "--runs", "1"]) == 0
     out = capsys.readouterr().out
     sizes, threads = ("tiny", "small"), ("1 thread", "2 threads")

@@ -141,3 +141,8 @@ def test_threads_reach_torch(bench):
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_without_other_tools_float_and_int8_remain(bench) -> None:
+    names = [each.name for each in build(bench, tools=False)]
+    assert names == [REFERENCE, "ORT float32, vit-edge graph", BASELINE, OURS]

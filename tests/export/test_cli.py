@@ -59,7 +59,7 @@ def exported(
     checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What an export of these images leaves; tests begin with a copy of it."""
+    """The folder that an export of these images leaves; tests begin with a copy of it."""
     folder = tmp_path_factory.mktemp("exported")
     images = write_photos(folder)
     done = start(
