@@ -103,7 +103,8 @@ def install(python: Path, extras: list[str], *, dry_run: bool) -> None:
         say(f"installing the packages of {extras[0]}, each checked against its recorded hash")
         files = [word for name in LOCKED[extras[0]] for word in ("-r", ROOT / "requirements" / f"{name}.txt")]
         pip(python, "install", "--require-hashes", "--no-deps", *dry, *files)
-        pip(python, "install", "--no-deps", "--no-build-isolation", *dry, "-e", ROOT)
+        if not dry_run:  # its setuptools is one of these packages
+            pip(python, "install", "--no-deps", "--no-build-isolation", "-e", ROOT)
     else:
         pip(python, "install", *dry, "-e", f"{ROOT}[{','.join(extras)}]", "-c", ROOT / "constraints.txt")
     if "dev" in extras:
@@ -242,10 +243,13 @@ def pip(python: Path, *words: object, quiet: bool = False) -> str:
         CalledProcessError: when it failed.
     """
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, words)]
-    if words[0] == "install":
+    dry = "--dry-run" in words and not quiet
+    if words[0] == "install" and not dry:
         command.append("--quiet")
     silent = subprocess.DEVNULL if quiet else None
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=silent, text=True, check=True)
+    if dry:
+        print(done.stdout.splitlines()[-1], flush=True)  # Would install …
     return done.stdout
 
 

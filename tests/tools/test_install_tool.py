@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import re
 import subprocess
 import sys
@@ -167,3 +168,21 @@ def test_wrong_words_are_one_line(words: list[str], expected: str) -> None:
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert expected in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the default index has builds with CUDA on Linux alone")
+def test_nothing_of_cuda_is_asked_for_on_an_ordinary_machine(tmp_path: Path) -> None:
+    """Both installations of the Makefile, with pip as nobody has configured it; it needs a network."""
+    write_wheel(tmp_path / "torch", "torch", f"{VERSION}+cpu")
+    script = install.ROOT / "tools" / "install.py"
+    for extra in ("export", "dev"):
+        with serve(tmp_path) as index:
+            own = {"PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null", "VIT_EDGE_TORCH_INDEX": index}
+            command = [sys.executable, script, extra, "--venv", tmp_path / "venv", "--dry-run"]
+            done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        asked = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("Would install ")]
+        assert asked[0] == [f"torch-{VERSION}+cpu"]
+        assert len(asked[1]) > 25
+        assert not [name for line in asked for name in line if install.CUDA.match(name)]
