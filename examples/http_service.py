@@ -28,6 +28,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime import ArtifactError, Classifier, DeviceError, ImageError
+from runtime.command.line import Parser
 
 MAX_BYTES = 20 * 2**20
 MAX_HEADERS = 2**13  # bytes, of one part of a form
@@ -186,8 +187,10 @@ def serve(app: Starlette, listener: socket.socket, *, upload_seconds: float) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="python -m examples.http_service",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="model file, or folder of an export")
     parser.add_argument(
