@@ -53,7 +53,7 @@ def test_names_that_no_disk_can_hold_are_one_line(
     assert "cannot be written (File name too long)" in refused(capsys, model, photo, "--output", long)
     assert "there is no such model file" in refused(capsys, long, photo)
     assert f"{long}: no such image or folder" in refused(capsys, model, long)
-    assert main([str(model), str(photo), "--sort-into", long]) == 1
+    assert main([str(model), str(photo), "--sort-into", long]) == 2
     assert "File name too long" in capsys.readouterr().err
 
 
