@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.engines import Opened, Peer
 from benchmarks.peers import BASELINE, Bench, Skipped, build
 from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
 from export.measure.environment import target_here
 from export.measure.inference import batches
@@ -23,7 +23,7 @@ from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
-from vit.data.images import DataError, Images
+from vit.data.datasets import DataError, Images
 
 MAX_DROP = 0.01  # NNCF's default
 HEADS = ("", "top-1 %", "agreement %", "SQNR dB")

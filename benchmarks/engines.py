@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session import open_session

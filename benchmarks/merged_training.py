@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import command, environment, positive, table
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from runtime.command.line import run_command
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
@@ -22,10 +22,10 @@ from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
 from vit.config import ViTConfig
 from vit.data.batches import Store
-from vit.data.training import TrainingData, open_data, targets_of
-from vit.merging import merge_tokens
+from vit.data.training_images import TrainingData, open_data, targets_of
 from vit.model import ViT, new_model
 from vit.schedule import middle_schedule
+from vit.token_merging import merge_tokens
 from vit.training.evaluate import predict
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.train import train

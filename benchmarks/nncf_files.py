@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 
 Prepare = Callable[[Array], Array]
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would compute in bfloat16 unasked

@@ -27,11 +27,11 @@ from torch import nn
 
 from benchmarks.engines import Peer, normalizing, onnx_runtime, openvino_runtime, torch_eager, vit_edge
 from benchmarks.nncf_files import accuracy_aware_file, nncf_file, quantizers
-from calibration.graph import Array
-from calibration.merging.search import middle_merging
+from calibration.graph.edit import Array
 from calibration.quantize import apply_plan, quantize
-from export.files import model_bytes
-from export.from_torch import export_float
+from calibration.token_merging.search import middle_merging
+from export.sources.from_torch import export_float
+from export.write_artifact import model_bytes
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime
 from runtime.session import open_session

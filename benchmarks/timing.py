@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engines import Opened
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from export.measure.environment import cpu_name
 from runtime import find_images
 from runtime.cpu import available_cores, has_vnni, is_x86

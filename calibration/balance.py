@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array, add_constant, constant, graph_of
-from calibration.sites import LAYOUT, Linear, Sites
+from calibration.graph.edit import Array, add_constant, constant, graph_of
+from calibration.graph.layers import LAYOUT, Linear, Sites
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75)
 

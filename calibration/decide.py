@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.balance import STRENGTHS, Group, find_groups, scales_for
-from calibration.graph import Array
+from calibration.graph.edit import Array
+from calibration.graph.layers import Linear, Sites
 from calibration.observe import Extremes, Observation
 from calibration.plan import (
     PROBABILITY,
@@ -24,7 +25,6 @@ from calibration.plan import (
     QuantizationPlan,
     Range,
 )
-from calibration.sites import Linear, Sites
 from calibration.split import hidden_of
 from calibration.trial import Choice, Trial
 from calibration.weights import fits_float16

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array, GraphError
-from calibration.serialize import session_of
+from calibration.graph.edit import Array, GraphError
+from calibration.graph.memory import session_of
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 

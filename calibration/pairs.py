@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import (
+from calibration.graph.edit import (
     Array,
     add_constant,
     graph_of,
@@ -16,8 +16,8 @@ from calibration.graph import (
     sizes,
     stand_in,
 )
+from calibration.graph.layers import LAYOUT, Linear, Product
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.sites import LAYOUT, Linear, Product
 from calibration.weights import quantize_weight
 
 # Subtracted from pixels: as exact as 0, and the rounding errors of the weights are not multiplied by it.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from calibration.decide import decide
-from calibration.graph import Array
+from calibration.graph.edit import Array
+from calibration.graph.layers import find_sites
+from calibration.graph.memory import let_go, serialized
 from calibration.measure.verify import Kernels, check_kernels
 from calibration.observe import observe
 from calibration.plan import Precision, QuantizationPlan
-from calibration.serialize import let_go, serialized
-from calibration.sites import find_sites
 from calibration.write import write_plan
 from runtime.model_file.targets import Target
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.plan import Range
 
 BINS = 2048

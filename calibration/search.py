@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
+from calibration.graph.layers import find_sites
+from calibration.graph.memory import session_of
 from calibration.measure.drift import Drift, decibels, measure_drift
-from calibration.merging.search import MergeSearch, search_merging
 from calibration.observe import observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
-from calibration.serialize import session_of
-from calibration.sites import find_sites
+from calibration.token_merging.search import MergeSearch, search_merging
 from calibration.write import write_plan
 from runtime.errors import FailureError
 from runtime.text import counted

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array, add_constant, graph_of, insert, only_reader, sizes, stand_in
-from calibration.sites import Linear, Sites
+from calibration.graph.edit import Array, add_constant, graph_of, insert, only_reader, sizes, stand_in
+from calibration.graph.layers import Linear, Sites
 
 
 @dataclass(frozen=True)

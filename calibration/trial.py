@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.observe import Extremes, Observation
 from calibration.plan import Range
 from calibration.ranges import RULES, Histogram

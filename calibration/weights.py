@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from runtime.model_file.targets import Target
 
 INT16_MAX = 32767

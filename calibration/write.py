@@ -6,13 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.balance import apply_scales, find_groups, leaves_graph
-from calibration.graph import add_constant, graph_of, insert, tidy
-from calibration.merging.write import merge_tokens
+from calibration.graph.edit import add_constant, graph_of, insert, tidy
+from calibration.graph.layers import Linear, Sites, find_sites
+from calibration.graph.memory import let_go
 from calibration.pairs import PairWriter
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.serialize import let_go
-from calibration.sites import Linear, Sites, find_sites
 from calibration.split import hidden_of, split_columns
+from calibration.token_merging.write import merge_tokens
 
 FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
 

@@ -9,8 +9,7 @@ import numpy as np
 from calibration.measure.clipping import clipped_activations
 from calibration.measure.statistics import sqnr_interval
 from calibration.search import Budget
-from export.from_onnx.scores import expect_logits
-from export.images import ExportImages
+from export.image_sets import ExportImages
 from export.measure.evidence import Doubt, Evidence, doubts
 from export.measure.inference import batches
 from export.measure.model_file import ModelFile
@@ -18,11 +17,12 @@ from export.measure.publish import LAYER_IMAGES
 from export.measure.results import Clipping, Results, VariantResult
 from export.measure.verdict import Verdict, judge
 from export.options import Options
-from export.source import Source
+from export.sources.scores import expect_logits
+from export.sources.source import Source
 from runtime.errors import FailureError
 from runtime.model_file.artifact import Variant
 from runtime.onnx_runtime import onnxruntime as ort
-from vit.data.images import Images
+from vit.data.datasets import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
-from calibration.merging.schedule import even_schedule, middle_blocks, tokens_left
 from calibration.plan import PlanError, QuantizationPlan
+from calibration.token_merging.schedule import even_schedule, middle_blocks, tokens_left
 from export.options import Options
 from vit.config import ViTConfig
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
-from export.images import ExportImages, choose_images, labeled, only_measured
+from export.image_sets import ExportImages, choose_images, labeled, only_measured
 from runtime.errors import InputError
 from runtime.model_file.targets import Target
-from vit.data.images import DataError
+from vit.data.datasets import DataError
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 

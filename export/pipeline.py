@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from calibration.serialize import aside, let_go
+from calibration.graph.memory import aside, let_go
 from export.checks import check_limits, check_parity, with_judgment
-from export.files import left_over, staged
-from export.float16 import to_float16
-from export.images import ExportImages, labeled
+from export.graph.float16 import to_float16
+from export.image_sets import ExportImages, labeled
 from export.measure.model_file import ModelFile
 from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
 from export.options import Options, check_outputs, images_of
 from export.quantization import check_sites, quantize_source
-from export.source import Source, with_embedding
+from export.sources.source import Source, with_embedding
+from export.write_artifact import left_over, staged
 from runtime.command.locking import only_writer
 
 

@@ -7,20 +7,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.graph import Array
-from calibration.merging.search import middle_merging
+from calibration.graph.edit import Array
+from calibration.graph.layers import find_sites
 from calibration.plan import PlanError, QuantizationPlan, read_plan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import BudgetError, Search, search_plan
-from calibration.sites import find_sites
+from calibration.token_merging.search import middle_merging
 from export.checks import too_far
-from export.images import ExportImages
+from export.image_sets import ExportImages
 from export.layers import check_layers
 from export.measure.inference import batches
 from export.measure.variants import Reporter
 from export.options import Options
-from export.source import Source
-from vit.data.images import Images
+from export.sources.source import Source
+from vit.data.datasets import Images
 
 
 def quantize_source(

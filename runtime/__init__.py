@@ -40,10 +40,10 @@ from . import telemetry as _telemetry  # noqa: F401 (before anything can import 
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .embedder import Embedded, Embedder
-    from .images.files import find_images
+    from .images.find_images import find_images
     from .images.preprocess import ImageError, ImageSource, Preprocess
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
-    from .opening import ModelInfo
+    from .open_model import ModelInfo
     from .results import Candidate, Prediction, Result
     from .session import Device, DeviceError, available_devices
 
@@ -71,8 +71,8 @@ _HOMES = {  # below this package, whatever its folder is called
     ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     ".classifier": ("Classifier",),
     ".embedder": ("Embedded", "Embedder"),
-    ".images.files": ("find_images",),
-    ".opening": ("ModelInfo",),
+    ".images.find_images": ("find_images",),
+    ".open_model": ("ModelInfo",),
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".results": ("Candidate", "Prediction", "Result"),
     ".session": ("Device", "DeviceError", "available_devices"),

@@ -145,7 +145,7 @@ def flowers(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def fashion() -> Path:
-    from vit.data.images import FASHION_FOLDER
+    from vit.data.datasets import FASHION_FOLDER
 
     if not FASHION_FOLDER.is_dir():
         pytest.skip(f"needs Fashion-MNIST in {FASHION_FOLDER}: apt-get install dataset-fashion-mnist")
@@ -192,7 +192,7 @@ def models() -> Mapping[str, ViT]:
 @pytest.fixture(scope="session")
 def raw_graphs(models: Mapping[str, ViT]) -> Mapping[str, ir.Model]:
     """Model that torch's exporter wrote; tests work on clones."""
-    from export.from_torch import export_raw
+    from export.sources.from_torch import export_raw
 
     return {name: export_raw(model) for name, model in models.items()}
 
@@ -232,7 +232,7 @@ def pixels_for() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def canonical(raw_graphs: Mapping[str, ir.Model]) -> Mapping[str, ir.Model]:
     """The graphs after all rewrites, as calibration takes them; tests work on clones."""
-    from export.passes import canonicalize
+    from export.graph.canonical import canonicalize
 
     graphs = {name: graph.clone() for name, graph in raw_graphs.items()}
     for graph in graphs.values():

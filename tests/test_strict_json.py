@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calibration.plan import PLAN_VERSION, PlanError, QuantizationPlan
-from export.from_onnx.spec import ForeignError, read_spec
+from export.sources.spec import ForeignError, read_spec
 from runtime import ArtifactError, Metadata, Preprocess
 from runtime.errors import InputError
 from runtime.model_file.data_file import DATA_KEY, _described

@@ -94,7 +94,7 @@ AFTER = """
 import logging, os, onnxruntime
 onnxruntime.disable_telemetry_events = lambda: print("called")
 logging.basicConfig(format="%(name)s: %(message)s")
-import runtime.session, runtime.session_options, calibration.observe
+import runtime.session, runtime.session, calibration.observe
 print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 

@@ -18,7 +18,7 @@ BUDGET = 2.0  # points of top-1
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three digits as PNG files under other names: train/<class>/… and test/<class>/…"""
-    from vit.data.images import open_images
+    from vit.data.datasets import open_images
 
     wanted = {1: "one", 7: "seven", 0: "zero"}
     for split, most in (("train", 40), ("test", 20)):

@@ -39,7 +39,7 @@ def write_digits(folder: Path, count: int) -> list[Path]:
     import numpy as np
     from PIL import Image
 
-    from vit.data.images import open_images
+    from vit.data.datasets import open_images
 
     images = open_images("digits", "test")
     targets, labels = images.targets, images.labels

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from export.pipeline import Options, export
-from export.source import from_checkpoint
+from export.sources.source import from_checkpoint
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
 from tools.small_models import configs, lively

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.files import model_bytes
-from export.from_onnx.load import load
-from export.from_onnx.spec import Spec
+from export.sources.onnx_file import load
+from export.sources.spec import Spec
+from export.write_artifact import model_bytes
 from runtime.errors import VitEdgeError
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session

@@ -134,7 +134,7 @@ def measure(model: Path, photos: Path) -> list[float]:
     among them: a run reads ahead.
     """
     from runtime.batch.columns import Labels
-    from runtime.images.files import find_images
+    from runtime.images.find_images import find_images
 
     labels = Labels(model)
     labels.classifier().warm_up()

@@ -28,10 +28,74 @@ TINY_LINES = 80
 # A function is a verb. These end like a participle and are none, or name a protocol of Python or a library.
 NOT_PARTICIPLES = {"embed", "feed", "need", "seed", "speed", "exceed", "proceed", "succeed", "shed", "sed"}
 IRREGULAR = set(
-    "bare been begun bent bound broken brought built bought caught chosen cut_off done drawn driven fed felt found"
-    " frozen given gone grown heard held hidden hung kept known laid learnt led left lent lost made meant met"
-    " paid put_off said seen sent set_off shaken shown shut_off sold sought spent split_off stood stuck sunk swept"
-    " taken taught thought tired told torn understood woken won worn woven written".split()
+    [
+        "bare",
+        "been",
+        "begun",
+        "bent",
+        "bound",
+        "broken",
+        "brought",
+        "built",
+        "bought",
+        "caught",
+        "chosen",
+        "cut_off",
+        "done",
+        "drawn",
+        "driven",
+        "fed",
+        "felt",
+        "found",
+        "frozen",
+        "given",
+        "gone",
+        "grown",
+        "heard",
+        "held",
+        "hidden",
+        "hung",
+        "kept",
+        "known",
+        "laid",
+        "learnt",
+        "led",
+        "left",
+        "lent",
+        "lost",
+        "made",
+        "meant",
+        "met",
+        "paid",
+        "put_off",
+        "said",
+        "seen",
+        "sent",
+        "set_off",
+        "shaken",
+        "shown",
+        "shut_off",
+        "sold",
+        "sought",
+        "spent",
+        "split_off",
+        "stood",
+        "stuck",
+        "sunk",
+        "swept",
+        "taken",
+        "taught",
+        "thought",
+        "tired",
+        "told",
+        "torn",
+        "understood",
+        "woken",
+        "won",
+        "worn",
+        "woven",
+        "written",
+    ]
 )
 # Functions that are named by a participle all the same, with the reason.
 PARTICIPLE_EXCEPTIONS: Mapping[str, str] = {}
@@ -68,7 +132,9 @@ class Function:
         returns = ast.unparse(self.node.returns) if self.node.returns else "None"
         if set(names) - {"self", "cls"} and "Args:" not in docstring:
             yield "Args"
-        says = re.match(r"(Return|Yield|Whether|True)\b", docstring) or re.search(r"^(Returns|Yields):", docstring, re.M)
+        says = re.match(r"(Return|Yield|Whether|True)\b", docstring) or re.search(
+            r"^(Returns|Yields):", docstring, re.M
+        )
         if returns not in ("None", "NoReturn") and not says and not self.adjective:
             yield "Returns"
         if "Raises:" not in docstring and any(
@@ -143,7 +209,11 @@ class Structure:
         """Yield the public functions that have no docstring."""
         for each in self.functions:
             name = each.node.name
-            if each.public and not (name.startswith("__") and name.endswith("__")) and not ast.get_docstring(each.node):
+            if (
+                each.public
+                and not (name.startswith("__") and name.endswith("__"))
+                and not ast.get_docstring(each.node)
+            ):
                 yield f"{each.module}.{name}"
 
     def interface(self) -> list[Function]:
@@ -233,7 +303,11 @@ def figures(structure: Structure) -> list[tuple[str, list[str], int | None]]:
         ("modules over 400 lines, functions over 60", list(structure.long()), 0),
         ("functions named by a participle", list(structure.participles()), LIMITS["participles"]),
         ("public functions without a docstring", list(structure.without_docstring()), LIMITS["undocumented"]),
-        ("functions between packages without Args, Returns or Raises", list(structure.incomplete()), LIMITS["incomplete"]),
+        (
+            "functions between packages without Args, Returns or Raises",
+            list(structure.incomplete()),
+            LIMITS["incomplete"],
+        ),
     ]
 
 
@@ -243,10 +317,14 @@ LIMITS = {"modules": 300, "tiny": 100, "participles": 300, "undocumented": 300, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures and return 1 if one is above its limit."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.structure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.structure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="print the finding behind each figure")
-    parser.add_argument("--modules", action="store_true", help="print every module, its lines and its importers")
+    parser.add_argument(
+        "--modules", action="store_true", help="print every module, its lines and its importers"
+    )
     chosen = parser.parse_args(arguments)
     structure = Structure()
     if chosen.modules:
@@ -254,8 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{lines:5} {name} <- {', '.join(sorted(structure.importers[name]))}")
         return 0
     public = [each for each in structure.functions if each.public]
-    print(f"{sum(structure.lines.values()):6} lines, {len(structure.functions)} functions, {len(public)} public, "
-          f"{len(structure.interface())} between packages")
+    print(
+        f"{sum(structure.lines.values()):6} lines, {len(structure.functions)} functions, {len(public)} public, "
+        f"{len(structure.interface())} between packages"
+    )
     failed = 0
     for name, findings, limit in figures(structure):
         above = limit is not None and len(findings) > limit

@@ -5,9 +5,6 @@ h heads, d = D / h features per head. The paper's model is the default of `ViTCo
 field adds what later families have, and is named where it is read.
 """
 
-# To mypy, calling a PyTorch module gives Any.
-# mypy: disable-error-code="no-any-return, no-untyped-call"
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +16,59 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit.config import ConfigError, ViTConfig
-from vit.head import make_head, make_norm
-from vit.normalize import Normalize
+
+# --- First step of the model: pixels are normalized by the mean and deviation of the config ---
+
+
+class Normalize(nn.Module):
+    """Pixels in 0..255, `[N, H, W, 3]`, to what the patch embedding was trained on, `[N, 3, H, W]`.
+
+    The model's own first step, so that nobody who runs it can get the mean and deviation wrong.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        # Not persistent: they are the config's, and the file should hold each fact once.
+        self.register_buffer("mean", torch.tensor(config.mean) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std) * 255, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        normalized = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        return normalized.permute(0, 3, 1, 2)
+
+
+# --- Last LayerNorm of the model, and the head that gives the logits ---
+
+
+def make_norm(config: ViTConfig) -> nn.Module:
+    """The last LayerNorm; after pooling it is as wide as what pooling gives."""
+    if config.final_norm == "none":
+        return nn.Identity()
+    width = config.features if config.final_norm == "after" else config.width
+    return nn.LayerNorm(width, eps=config.norm_epsilon)
+
+
+def make_head(config: ViTConfig) -> nn.Module:
+    """One linear layer, behind a tanh layer where a pre-trained head has one (section 3.1)."""
+    if not config.classes:
+        return nn.Identity()
+    if config.representation is None:
+        return nn.Linear(config.features, config.classes)
+    return nn.Sequential(
+        nn.Linear(config.features, config.representation),
+        nn.Tanh(),
+        nn.Linear(config.representation, config.classes),
+    )
+
+
+# --- The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), on one page ---
+
+
+# To mypy, calling a PyTorch module gives Any.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
 
 
 class PatchEmbedding(nn.Conv2d):

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.balance import find_groups
-from calibration.graph import Array
+from calibration.graph.edit import Array
+from calibration.graph.layers import Sites, find_sites
 from calibration.observe import observing_session
 from calibration.plan import QuantizationPlan, Range
-from calibration.sites import Sites, find_sites
 
 
 @dataclass(frozen=True)

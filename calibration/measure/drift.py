@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson
 
 

@@ -9,11 +9,11 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
+from calibration.graph.layers import Sites, find_sites
 from calibration.measure.drift import decibels
 from calibration.observe import observing_session
 from calibration.plan import QuantizationPlan
-from calibration.sites import Sites, find_sites
 from calibration.split import hidden_of
 from runtime.writing import temporary_folder
 

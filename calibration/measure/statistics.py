@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, bootstrap
 from scipy.stats import t as student
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 
 CONFIDENCE = 0.95
 MOST_DECIBELS = 200.0  # stands for no noise at all

@@ -14,7 +14,7 @@ from runtime.errors import FailureError
 from runtime.interrupts import careful
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
-from runtime.session_options import session_options
+from runtime.session import session_options
 from runtime.text import counted
 from runtime.writing import temporary_folder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.plan import read_plan
-from export.images import ExportImages
+from export.image_sets import ExportImages
 from export.layers import check_layers, check_merging, layers_of
 from export.options import Options, check_outputs, images_of
 from runtime.errors import InputError

@@ -2,12 +2,86 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 
 from export.command.arguments import add_arguments
+from export.command.checks import check_all, check_combinations, is_example
+from export.measure.environment import target_here
+from export.measure.inference import Progress
+from export.options import Options
+from export.sources.read_source import IMAGES, cadence, door_of, note, step
+from export.sources.source import Source
 from runtime.command.line import Parser, run_command
+from runtime.command.locking import only_writer
+from runtime.errors import DONE
+from runtime.images.openers import register_openers
+from vit.data.folders import passed_over
 from vit.data.public import public_command
+
+# --- The work of `python -m export`: check everything that can be known, then export ---
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be known first, then export."""
+    check_combinations(arguments)
+    cadence.cache_clear()
+    register_openers()
+    if is_example(arguments) and arguments.calibration is None:
+        arguments.calibration = IMAGES
+    options = options_of(arguments)
+    door = door_of(arguments.checkpoint, arguments.onnx, arguments.preprocess)
+    out = arguments.out or door.out
+    with step("looking at the model and the images"):
+        images = check_all(options, door.known(), out)
+    with only_writer(out):
+        source = door.open()
+        say_of(source, arguments.calibration, arguments.evaluate)
+        from export.pipeline import export
+        from export.report.terminal import table
+
+        results = export(source, out, options, progress, images, say=note)
+    print(table(results, out))
+    return DONE
+
+
+def say_of(source: Source, *folders: str | None) -> None:
+    """Say what was chosen or assumed of a source, and what in the folders of images is not taken."""
+    for sentence in source.notes:
+        note(sentence)
+    for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+        for sentence in passed_over(folder):
+            note(sentence)
+    for sentence in source.description.get("assumed", ()):
+        note(f"assumed, since the source does not say: {sentence}")
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """Return the options of the export that a command line asks for."""
+    names = {field.name for field in fields(Options)}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    return Options(
+        **values
+        | {
+            "evaluation": arguments.evaluate,
+            "half": arguments.fp16,
+            "target": target_here() if arguments.target == "auto" else arguments.target,
+            "keep_float": tuple(arguments.keep_float),
+        }
+    )
+
+
+@contextmanager
+def progress(what: str, total: int = 0, unit: str = "image") -> Iterator[Progress]:
+    """Show one long step of the export."""
+    with step(what, total, unit) as shown:
+        yield shown.update
+
+
+# --- The parser of `python -m export CHECKPOINT --quantize --calibration IMAGES --out DIR` ---
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m export") -> int:
@@ -24,7 +98,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m expor
     stopped = "stopped; the files of the last export are as they were"
 
     def work() -> int:
-        from export.command.run import run
+        pass
 
         return run(options)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 
 
 @dataclass(frozen=True, kw_only=True)

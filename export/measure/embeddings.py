@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.statistics import Interval, mean_interval
 
 NEAREST = 10  # neighbors whose overlap is measured

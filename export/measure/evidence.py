@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import wilson
 from runtime.text import counted
+from vit.data.datasets import Images
 from vit.data.digests import digests
-from vit.data.images import Images
 from vit.data.labels import say_same_names
 from vit.data.public import public_name
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from runtime.errors import FailureError
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import counted
-from vit.data.images import DataError, Images
+from vit.data.datasets import DataError, Images
 
 BATCH = 8  # images a run; a CPU gains nothing from more
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
-from calibration.merging.groups import MergedPatches
-from calibration.merging.schedule import tokens_left
-from calibration.merging.sites import find_stream
 from calibration.quantize import Quantized
+from calibration.token_merging.match import MergedPatches
+from calibration.token_merging.schedule import tokens_left
+from calibration.token_merging.sites import find_stream
 from export.measure.inference import batches
-from export.source import Source
-from vit.data.images import Images
+from export.sources.source import Source
+from vit.data.datasets import Images
 
 SHOWN = 6  # images whose merged patches are shown
 

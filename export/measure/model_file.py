@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from calibration.graph.memory import session_of
 from calibration.quantize import Quantized
 from calibration.search import Search
-from calibration.serialize import session_of
-from export.files import cleaned
+from export.write_artifact import cleaned
 from runtime.model_file.artifact import Variant
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort

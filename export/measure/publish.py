@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
 from calibration.measure.layers import layer_drift
 from calibration.write import write_plan
-from export.files import write_model
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.environment import producer
 from export.measure.inference import batches
@@ -19,9 +18,10 @@ from export.measure.merging import Merging
 from export.measure.model_file import ModelFile
 from export.measure.reliability import Reliability
 from export.measure.results import VariantResult
-from export.source import Source
+from export.sources.source import Source
+from export.write_artifact import write_model
 from runtime.model_file.artifact import FILE_NAMES, Metadata
-from vit.data.images import Images
+from vit.data.datasets import Images
 from vit.data.public import public_name
 
 LAYER_IMAGES = 16  # enough for the drift of each layer

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 
 BINS = 15
 FEWEST = 100  # images with known classes

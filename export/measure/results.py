@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from calibration.measure.clipping import Clipped
 from calibration.measure.drift import Drift
 from export.measure.classes import ClassResult, by_class
@@ -18,7 +18,7 @@ from export.measure.reliability import Reliability
 from export.measure.verdict import Verdict
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Variant
-from vit.data.images import Images
+from vit.data.datasets import Images
 
 
 @dataclass(frozen=True, kw_only=True)

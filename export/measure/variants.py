@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibration.graph import Array
-from calibration.serialize import let_go
+from calibration.graph.edit import Array
+from calibration.graph.memory import let_go
 from calibration.write import write_plan
-from export.images import ExportImages
+from export.image_sets import ExportImages
 from export.measure.embeddings import measure_embeddings
 from export.measure.environment import describe_environment, now, producer
 from export.measure.inference import Progress, all_outputs, batches, check_finite, latencies
@@ -22,9 +22,9 @@ from export.measure.model_file import ModelFile, open_model
 from export.measure.publish import Measurements, write_variant
 from export.measure.reliability import measure_reliability
 from export.measure.results import Layers, Results
-from export.source import Source
+from export.sources.source import Source
 from runtime.model_file.artifact import Variant
-from vit.data.images import Images
+from vit.data.datasets import Images
 from vit.data.public import public_name
 
 BEFORE_SEARCH = "int8 before the search"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from calibration.graph import Array
+from calibration.graph.edit import Array
 from export.measure.merging import MergedImage, Merging
 from export.measure.results import Results
 from export.report.figures import pace_in_words
 from runtime.text import counted
-from vit.page.images import enlarged, png_uri
+from vit.page.image_uri import enlarged, png_uri
 
 TINT = 0.55  # share of a group's color over its pixels
 GOLDEN = 0.61803398875  # steps of this share around the color circle never come close to each other early

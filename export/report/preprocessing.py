@@ -10,7 +10,7 @@ from PIL import Image
 from export.measure.results import Results
 from runtime.images.decode import decoded
 from runtime.images.preprocess import MAX_PIXELS, Preprocess
-from vit.page.images import TINY, enlarged, jpeg_uri, png_uri
+from vit.page.image_uri import TINY, enlarged, jpeg_uri, png_uri
 
 TRIED = 20  # images, until one can be read
 SHOWN_EDGE = 400  # pixels of the longer edge of the image before preprocessing

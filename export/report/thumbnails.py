@@ -10,7 +10,7 @@ import numpy as np
 
 from export.measure.results import Results, VariantResult, softmax
 from vit.page.confusion import distinct
-from vit.page.images import thumbnail
+from vit.page.image_uri import thumbnail
 
 SHOWN = 48
 MISTAKES = 12

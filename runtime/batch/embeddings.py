@@ -17,8 +17,7 @@ from ..command.line import PACKAGE
 from ..command.locking import only_writer_of, refuse_being_written
 from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
-from ..images.files import is_folder
-from ..images.left_out import LeftOut
+from ..images.find_images import LeftOut, is_folder
 from ..interrupts import careful
 from ..text import counted, printable
 from ..writing import Aside, explained_output

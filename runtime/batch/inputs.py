@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..images.files import find_images
-from ..images.left_out import LeftOut, left_out_line
+from ..images.find_images import LeftOut, find_images, left_out_line
 from .options import UsageError
 
 ALL_FILES = "--all-files tries each as an image"

@@ -11,7 +11,7 @@ from ..command.kinds import Kind, kind_of
 from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
-from ..images.files import is_folder
+from ..images.find_images import is_folder
 from ..writing import OTHER_FORMATS, refuse_name_of_a_file
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
@@ -155,7 +155,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def _must_exist(options: argparse.Namespace) -> None:
     # these need Pillow and NumPy: --help needs neither
-    from ..images.files import image_suffixes, suffix_of
+    from ..images.find_images import image_suffixes, suffix_of
     from ..model_file.artifact import absent, choose_file
 
     if is_folder(options.model) and (options.model / _CHECKPOINT).is_file():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..command.progress import Cadence, Clock, clock_time
-from ..images.left_out import LeftOut, left_out_line
+from ..images.find_images import LeftOut, left_out_line
 from ..results import Result
 from ..text import counted, printable
 from .inputs import ALL_FILES

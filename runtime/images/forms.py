@@ -97,7 +97,7 @@ def _jpeg(opened: _Opened) -> Form:
 
 
 def _jpeg2000(opened: _Opened) -> Form:
-    from .jpeg2000 import check_jpeg2000  # loaded with the first of them, as the next
+    from .jpeg import check_jpeg2000
 
     depth = check_jpeg2000(opened.image, opened.file, opened.max_pixels)
     if depth == 16 and opened.white_stated and not opened.image.mode.startswith("I"):

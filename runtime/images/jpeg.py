@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import struct
 from typing import IO, TYPE_CHECKING
 
-from ..errors import ImageError
+from PIL import Image
+
+from ..errors import ImageError, limit_of
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile  # slow to import, and the runtime has to start fast
+
+# --- JPEG: the number of scans, and colors that the file leaves open ---
+
 
 MAX_SCANS = 100  # each passes over all blocks of the image; honest files have 10 to 20, libtiff takes as many
 _BLOCK = 2**16
@@ -70,3 +76,96 @@ def next_marker(file: IO[bytes]) -> int | None:
         at += len(block) - 1  # its last byte may begin a marker
         file.seek(at)
     return None
+
+
+# --- JPEG 2000: the forms that Pillow decodes to the pixels they hold, and the memory that a tile takes---
+
+
+_CODESTREAM = b"\xff\x4f\xff\x51"
+_SMALL = 2**24  # samples of a tile that are taken whatever the limit
+_MOST_BOXES = 1000
+_MOST_TILES = 2**12  # OpenJPEG takes 12 kB for each before it reads one
+_COLORS = {16: 3, 17: 1, 18: 3}  # sRGB, gray and sYCC: their channels
+_PROFILES = {b"GRAY": 1, b"RGB ": 3}
+
+
+def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
+    """Check an opened JPEG 2000.
+
+    Args:
+        image: its header is read, and its pixels are not.
+        file: the file; is left anywhere.
+        max_pixels: limit of the caller. OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel.
+
+    Returns:
+        Bits per sample.
+
+    Raises:
+        ImageError: for a tile of too many samples, and for forms of which Pillow makes other pixels.
+    """
+    boxes = _read_boxes(file)
+    file.seek(boxes["jp2c"][0] if boxes else 0)
+    siz = file.read(42)
+    if not siz.startswith(_CODESTREAM) or len(siz) < 42:
+        raise ImageError("its header is damaged")
+    right, bottom, left, top, columns, rows, *first = struct.unpack(">8I", siz[8:40])
+    count = int.from_bytes(siz[40:], "big")
+    samples = min(columns, max(right - left, 0)) * min(rows, max(bottom - top, 0)) * count
+    tiles = -(-max(right - first[0], 0) // max(columns, 1)) * -(-max(bottom - first[1], 0) // max(rows, 1))
+    if tiles > _MOST_TILES:
+        raise ImageError(f"it has {tiles:,} tiles (limit: {_MOST_TILES:,}); save it with larger ones")
+    if samples > max(max_pixels, _SMALL):
+        raise ImageError(f"its tiles have {samples:,} samples, more than {limit_of(max_pixels)}")
+    parts = file.read(3 * count)
+    depth = parts[0] + 1 if parts else 0  # above 128: signed
+    if (
+        parts != bytes((depth - 1, 1, 1)) * count
+        or not 8 <= depth <= 16
+        or not _are_known(image, boxes, count)
+    ):
+        raise ImageError("it is JPEG 2000 of a rare kind (colors, bits or channels); convert it to PNG")
+    return depth
+
+
+def _are_known(image: Image.Image, boxes: dict[str, tuple[int, bytes]], count: int) -> bool:
+    """Return whether the channels are gray or RGB, with or without alpha, in this order."""
+    if not boxes:
+        return count in (1, 3)
+    if "pclr" in boxes:
+        return image.mode == "P" and boxes["pclr"][1][2:3] == b"\3"
+    alpha = count in (2, 4)
+    order = b"".join(struct.pack(">HHH", i, 0, i + 1) for i in range(count - alpha))
+    order += struct.pack(">HHH", count - 1, 1, 0) if alpha else b""
+    defined = boxes["cdef"][1][2:] if "cdef" in boxes else b"" if alpha else order
+    color = boxes.get("colr", (0, b""))[1]
+    if color[:1] == b"\1":
+        colors = _COLORS.get(int.from_bytes(color[3:7], "big"))
+    else:  # an ICC profile, which follows three bytes and states its colors at its byte 16
+        colors = _PROFILES.get(color[19:23])
+    return defined == order and colors == count - alpha
+
+
+def _read_boxes(file: IO[bytes]) -> dict[str, tuple[int, bytes]]:
+    """Return where the data of each kind of box begin, and their first bytes; nothing for a bare codestream.
+
+    Of several boxes of a kind the first one counts.
+    """
+    file.seek(0)
+    if file.read(4) == _CODESTREAM:
+        return {}
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
+    for _ in range(_MOST_BOXES):
+        file.seek(at)
+        start = file.read(16)
+        length, kind, skip = int.from_bytes(start[:4], "big"), start[4:8], 8
+        if length == 1:
+            length, skip = int.from_bytes(start[8:], "big"), 16
+        file.seek(at + skip)
+        found.setdefault(kind.decode("latin-1"), (at + skip, file.read(min(64, max(length - skip, 0)))))
+        if kind == b"jp2c":
+            return found
+        if length < skip:
+            break
+        at += skip if kind == b"jp2h" else length
+    raise ImageError("its header is damaged")

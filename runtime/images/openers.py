@@ -19,7 +19,7 @@ def register_openers() -> tuple[str, ...]:
     Returns:
         The names of the packages that are there.
     """
-    from .files import image_suffixes
+    from .find_images import image_suffixes
 
     found = tuple(name for name, register in _OPENERS.items() if _registered(name, register))
     image_suffixes.cache_clear()

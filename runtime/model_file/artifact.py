@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 
-from ..images.files import is_folder
+from ..images.find_images import is_folder
 from .data_file import check_data, open_regular, stamp_of
 from .digest import Digests, digests_of, start_digests
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant

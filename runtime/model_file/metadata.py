@@ -97,7 +97,7 @@ class Metadata:
         """The document that goes into the file, under `METADATA_KEY`.
 
         Args:
-            digest: promise that the file ends with its digest, as `export.files` writes it; `self.digest` is
+            digest: promise that the file ends with its digest, as `export.write_artifact` writes it; `self.digest` is
                 that of the file that was read.
 
         Raises:

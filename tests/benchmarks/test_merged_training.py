@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks import merged_training
 from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint, save_checkpoint
-from vit.data.training import open_data
+from vit.data.training_images import open_data
 from vit.model import new_model
 from vit.training.recipe import Recipe
 from vit.training.train import train

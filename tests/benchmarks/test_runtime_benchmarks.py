@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import decode_drift, throughput
 from export.pipeline import Options, export
-from export.source import from_checkpoint
+from export.sources.source import from_checkpoint
 from runtime import Preprocess, find_images, read_metadata
 from runtime.model_file.metadata import METADATA_KEY
 from vit.checkpoint import load_checkpoint, save_checkpoint

@@ -38,8 +38,8 @@ def write_vit(path: Path) -> Path:
     import onnx_ir as ir
     from onnx import helper
 
-    from export.from_torch import export_raw
-    from export.passes import canonicalize
+    from export.graph.canonical import canonicalize
+    from export.sources.from_torch import export_raw
     from runtime import Metadata, Preprocess
     from tools.small_models import lively
     from vit.config import ViTConfig

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibration.balance import STRENGTHS, Group, apply_scales, find_groups, scales_for
-from calibration.graph import constant
-from calibration.sites import find_sites
+from calibration.graph.edit import constant
+from calibration.graph.layers import find_sites
 from tools.small_graphs import ATTENTION, MLP, block, build, node, run
 
 X = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)

@@ -23,11 +23,11 @@ from calibration.decide import (
     _economical,
     decide,
 )
-from calibration.graph import add_constant, constant
+from calibration.graph.edit import add_constant, constant
+from calibration.graph.layers import Linear, find_sites
 from calibration.measure.verify import optimized_graph
 from calibration.observe import Observation, observing_session
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, QuantizationPlan, Range
-from calibration.sites import Linear, find_sites
 from calibration.trial import Choice, Trial
 from calibration.write import write_plan
 from runtime.model_file.targets import TARGETS, Target

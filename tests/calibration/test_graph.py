@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import (
+from calibration.graph.edit import (
     GraphError,
     add_constant,
     attribute,

@@ -14,13 +14,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.graph import GraphError, by_type, graph_of, insert
-from calibration.merging.groups import MergedPatches
-from calibration.merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
-from calibration.merging.sites import find_stream
-from calibration.merging.write import merge_tokens
+from calibration.graph.edit import GraphError, by_type, graph_of, insert
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import apply_plan, quantize
+from calibration.token_merging.match import MergedPatches
+from calibration.token_merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
+from calibration.token_merging.sites import find_stream
+from calibration.token_merging.write import merge_tokens
 from calibration.write import write_plan
 from runtime.session import open_session
 from vit.config import ViTConfig
@@ -71,8 +71,8 @@ class Pooled(ViT):
 
 
 def lively_graph(kind: type[ViT], *, positions: bool = True) -> ir.Model:
-    from export.from_torch import export_raw
-    from export.passes import canonicalize
+    from export.graph.canonical import canonicalize
+    from export.sources.from_torch import export_raw
 
     torch.manual_seed(3)
     model = kind(CONFIG).eval()

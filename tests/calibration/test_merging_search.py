@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from calibration.measure.drift import Drift
-from calibration.merging.search import middle_merging, search_merging
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import quantize
 from calibration.search import Budget, search_plan
+from calibration.token_merging.search import middle_merging, search_merging
 
 DENSE = Drift(images=10, agreement=100, sqnr=30, max_error=0.1)
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, add_constant, by_type
+from calibration.graph.edit import GraphError, add_constant, by_type
+from calibration.graph.layers import find_sites
 from calibration.observe import observe, observing_session
-from calibration.sites import find_sites
 
 
 @pytest.fixture

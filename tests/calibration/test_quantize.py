@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError
+from calibration.graph.edit import GraphError
+from calibration.graph.layers import find_sites
 from calibration.measure import layers
 from calibration.measure.drift import measure_drift
 from calibration.measure.layers import layer_drift
 from calibration.observe import observing_session
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize import apply_plan, quantize
-from calibration.sites import find_sites
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session import open_session
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.graph import constant, sizes, tidy
-from calibration.sites import find_sites
+from calibration.graph.edit import constant, sizes, tidy
+from calibration.graph.layers import find_sites
 from calibration.split import Hidden, hidden_of, split_columns
 from tools.small_graphs import ATTENTION, MLP, block, node, op_types, run
 

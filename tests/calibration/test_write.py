@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from calibration.graph import by_type, constant
+from calibration.graph.edit import by_type, constant
+from calibration.graph.layers import find_sites
 from calibration.measure.verify import optimized_graph
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.sites import find_sites
 from calibration.write import write_plan
 
 WIDE = Range.of(-12.0, 12.0)

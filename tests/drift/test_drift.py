@@ -19,7 +19,7 @@ import torch
 from runtime import Classifier
 from tools.expected_drift import EXPECTED, TOLERANCES, figures, measure, random_checkpoint
 from vit.checkpoint import load_checkpoint
-from vit.data.images import open_images
+from vit.data.datasets import open_images
 
 FIGURES = ("float_top1", "int8_top1", "agreement", "sqnr_db")
 Artifact = Callable[[str], Path]

@@ -319,13 +319,13 @@ def test_wrong_arguments(arguments: list[str], run: Run) -> None:
 # At a chosen moment, the process gets a real signal from itself: the moment is the same on any machine.
 SIGNALLED = """
 import os, signal, sys
-import export.files, export.report.html
+import export.write_artifact, export.report.html
 from export.__main__ import main
 from runtime.interrupts import guarded
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 module, name, signal_name, calls = sys.argv[1:5]
-target = {"files": export.files.os, "report": export.report.html}[module]
+target = {"files": export.write_artifact.os, "report": export.report.html}[module]
 original, count = getattr(target, name), 0
 
 def signalled(*arguments):

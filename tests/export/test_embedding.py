@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from calibration.balance import find_groups
-from calibration.graph import GraphError
+from calibration.graph.edit import GraphError
+from calibration.graph.layers import find_sites
 from calibration.plan import BalancePlan, PlanError
 from calibration.quantize import quantize
-from calibration.sites import find_sites
 from calibration.write import write_plan
 from export.__main__ import main
-from export.source import from_checkpoint, from_onnx, with_embedding
+from export.sources.source import from_checkpoint, from_onnx, with_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
@@ -227,6 +227,6 @@ def test_a_head_that_is_no_one_layer_is_refused(foreign_onnx: Callable[..., Path
 
 
 def _bytes(model: object) -> bytes:
-    from export.files import model_bytes
+    from export.write_artifact import model_bytes
 
     return model_bytes(model)  # type: ignore[arg-type]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.command.doors import unfinished
-from export.example import example_checkpoint
+from export.sources.read_source import example_checkpoint, unfinished
 from runtime.errors import Interrupted
 from vit.checkpoint import load_checkpoint
 from vit.document import FILE_NAME

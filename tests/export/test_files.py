@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import add_constant
-from calibration.serialize import aside, let_go, session_of
-from export.files import cleaned, left_over, model_bytes, staged, write_model
-from export.from_torch import export_float
+from calibration.graph.edit import add_constant
+from calibration.graph.memory import aside, let_go, session_of
+from export.sources.from_torch import export_float
+from export.write_artifact import cleaned, left_over, model_bytes, staged, write_model
 from runtime import Classifier, Metadata, Preprocess
 from runtime.writing import OutputError
 from tools.small_models import configs, lively
@@ -54,7 +54,7 @@ def test_an_interruption_leaves_the_old_files(tmp_path: Path, error: type[BaseEx
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_killed_export_leaves_nothing_after_the_next_one(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom export.files import staged\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom export.write_artifact import staged\n"
         "with staged(Path(sys.argv[1])) as aside:\n"
         "    (aside / 'model.onnx').write_bytes(b'gigabytes')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
@@ -119,8 +119,8 @@ def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Mode
     add_constant(model.graph, "half", np.arange(5, dtype=np.float16))
     whole = ir.to_proto(cleaned(model)).SerializeToString()
     assert model_bytes(model) == whole
-    monkeypatch.setattr("calibration.serialize.LARGE", 0)
-    monkeypatch.setattr("calibration.serialize.SMALL", 100)
+    monkeypatch.setattr("calibration.graph.memory.LARGE", 0)
+    monkeypatch.setattr("calibration.graph.memory.SMALL", 100)
     with aside(model) as large:
         assert large
         kept = [each.const_value for each in model.graph.initializers.values()]
@@ -131,7 +131,7 @@ def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Mode
 def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypatch) -> None:
     model, pixels = float_model.clone(), np.full((2, 16, 24, 3), 90, np.uint8)
     (expected,) = session_of(model).run(None, {"pixels": pixels})
-    monkeypatch.setattr("calibration.serialize.LARGE", 2**12)
+    monkeypatch.setattr("calibration.graph.memory.LARGE", 2**12)
     with aside(model):
         (weights,) = {Path(str(each.const_value.path)) for each in model.graph.initializers.values()
                       if isinstance(each.const_value, ir.ExternalTensor)}  # fmt: skip
@@ -150,8 +150,8 @@ def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypat
 @pytest.fixture
 def pairs(float_model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Folders of two exports with weights beside them, which differ in their labels and in their weights."""
-    monkeypatch.setattr("export.files.ONE_FILE", 1000)
-    monkeypatch.setattr("export.files.SMALL", 256)
+    monkeypatch.setattr("export.write_artifact.ONE_FILE", 1000)
+    monkeypatch.setattr("export.write_artifact.SMALL", 256)
     folders = tmp_path / "old", tmp_path / "new"
     for folder in folders:
         model, labels = float_model.clone(), tuple(f"{folder.name} {index}" for index in range(5))

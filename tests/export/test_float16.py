@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, attribute
-from export.files import model_bytes
-from export.float16 import to_float16
+from calibration.graph.edit import GraphError, attribute
+from export.graph.float16 import to_float16
+from export.write_artifact import model_bytes
 from runtime.session import open_session
 
 NAMES = ["plain", "odd", "rich"]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.files import model_bytes
+from export.write_artifact import model_bytes
 
 NAMES = ["plain", "odd", "rich"]
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from calibration.serialize import session_of
+from calibration.graph.memory import session_of
 from export.__main__ import main
-from export.source import from_weights, is_of_others
+from export.sources.source import from_weights, is_of_others
 from runtime.model_file.artifact import read_metadata
 from tools.expected_drift import random_checkpoint
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.images import ExportImages, choose_images, sample
-from vit.data.images import DataError, open_images
+from export.image_sets import ExportImages, choose_images, sample
+from vit.data.datasets import DataError, open_images
 from vit.data.labels import labeled_as
 
 CLASSES = ("cat", "dog", "eel")

@@ -20,8 +20,8 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.__main__ import main
-from export.files import model_bytes
-from export.source import from_onnx
+from export.sources.source import from_onnx
+from export.write_artifact import model_bytes
 from runtime import Classifier
 from runtime.session import open_session
 from tools.expected_drift import random_checkpoint
@@ -94,8 +94,8 @@ def test_weights_too_large_for_one_file_lie_beside_it(folder: Path, tmp_path: Pa
     """With limits of a few kilobytes in the place of gigabytes: the float file has two parts, INT8 one."""
     large = [value for value in perceptron().graph.initializer]
     weights = sum(numpy_helper.to_array(each).nbytes for each in large)
-    monkeypatch.setattr("calibration.serialize.LARGE", 0)
-    monkeypatch.setattr("export.files.ONE_FILE", weights // 2)
+    monkeypatch.setattr("calibration.graph.memory.LARGE", 0)
+    monkeypatch.setattr("export.write_artifact.ONE_FILE", weights // 2)
     out = tmp_path / "out"
     command = ["--onnx", folder, "--quantize", "--calibration", folder / "photos", "--out", out]
     assert main([*map(str, command), "--threads", "1"]) == 0
@@ -124,7 +124,7 @@ def test_large_weights_stay_aside_while_the_opset_is_converted(opset: int, folde
         model.graph.node[6].attribute.append(helper.make_attribute("axes", [1]))
         model.opset_import[0].version = opset
     onnx.save(model, folder / "model.onnx")
-    monkeypatch.setattr("export.from_onnx.file.BIG_TENSOR", 100)
+    monkeypatch.setattr("export.sources.onnx_file.BIG_TENSOR", 100)
     source = from_onnx(folder)
     images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     session = open_session(model_bytes(source.exported.model), device="cpu")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calibration.quantize import quantize
-from export.from_torch import export_float
+from export.sources.from_torch import export_float
 from tools.small_models import configs, lively
 
 # Together they use each option once; the families that have them are in tools/families.py.

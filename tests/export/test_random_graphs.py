@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, tidy
-from export.from_onnx.canonicalize import FIXED_PASSES
-from export.from_onnx.passes.batch import free_batch
-from export.from_onnx.passes.simplify import drop_unit_axes, plain_layout
-from export.passes import PASSES, canonicalize
+from calibration.graph.edit import GraphError, tidy
+from export.graph.canonical import PASSES, canonicalize
+from export.graph.exporters.batch import free_batch
+from export.graph.exporters.canonicalize import FIXED_PASSES
+from export.graph.exporters.simplify import drop_unit_axes, plain_layout
 from tools.random_graph import BATCH
 from tools.random_graphs import random_graph
 from tools.small_graphs import op_types, run

@@ -19,7 +19,7 @@ with atheris.instrument_imports():
     from runtime.batch.resume import begin
     from runtime.batch.sorting import Sorter, folder_names
     from runtime.classifier import Result
-    from runtime.images.files import find_images
+    from runtime.images.find_images import find_images
     from runtime.text import printable
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-names-"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from runtime.command.kinds import kind_of, refuse_kinds
 from runtime.errors import InputError
-from runtime.images.files import image_suffixes
+from runtime.images.find_images import image_suffixes
 
 
 @pytest.mark.parametrize(

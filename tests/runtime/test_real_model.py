@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from runtime import Classifier, read_metadata
-from vit.data.images import Images, open_images
+from vit.data.datasets import Images, open_images
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,7 @@ from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
 from runtime.onnx_runtime import onnxruntime
-from runtime.session import device_of, devices_for, open_session
-from runtime.session_options import waiting_options
+from runtime.session import device_of, devices_for, open_session, waiting_options
 
 MakeModel = Callable[..., Path]
 ALL = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]

@@ -9,14 +9,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.merging.schedule import middle_blocks
-from calibration.merging.write import merge_tokens as merged_graph
-from export.from_torch import export_float
+from calibration.token_merging.schedule import middle_blocks
+from calibration.token_merging.write import merge_tokens as merged_graph
+from export.sources.from_torch import export_float
 from runtime.session import open_session
 from vit.config import ConfigError, ViTConfig
-from vit.merging import merge, merge_tokens
 from vit.model import ViT
 from vit.schedule import middle_schedule
+from vit.token_merging import merge, merge_tokens
 
 CONFIG = ViTConfig(
     image_size=(40, 48), patch_size=8, width=32, depth=4, heads=4, mlp_width=64, classes=10, layer_scale=True

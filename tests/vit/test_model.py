@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from vit.adapt import resize
 from vit.config import SIZES, ConfigError, ViTConfig, named_config
-from vit.merging import attend, merge_tokens
 from vit.model import ViT
+from vit.token_merging import attend, merge_tokens
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from calibration.measure.verify import INTEGER_KERNELS, check_kernels
 from calibration.plan import QuantizationPlan
 from runtime import read_metadata
 from runtime.cpu import cpu_kind
-from runtime.session import open_session
-from runtime.session_options import needs_exact_kernels
+from runtime.session import needs_exact_kernels, open_session
 
 
 def probe(folder: Path, images: Path) -> dict[str, Any]:

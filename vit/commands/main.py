@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from runtime.command.line import Parser, run_command
 from runtime.errors import DONE
-from vit.commands.bring import add_import
-from vit.commands.look import add_plots, add_summary
+from vit.commands.import_weights import add_import
+from vit.commands.inspect_run import add_plots, add_summary
 from vit.commands.train import add_train
 
 # Extras of pyproject.toml. Images are decoded by the runtime, so that each has `cpu` beside it.

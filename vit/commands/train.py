@@ -120,7 +120,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from vit.data.images import refuse_among_classes
+    from vit.data.datasets import refuse_among_classes
     from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
     from vit.training.setup import TrainOptions, check
 

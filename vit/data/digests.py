@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.text import counted
-from vit.data.images import Images
+from vit.data.datasets import Images
 
 MOST = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
 

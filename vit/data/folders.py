@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.images.files import image_suffixes, is_folder, left_by_a_system
+from runtime.images.find_images import image_suffixes, is_folder, left_by_a_system
 from runtime.text import counted
 from vit.data.idx import find_idx
 

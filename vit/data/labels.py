@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from runtime.text import counted
-from vit.data.images import DataError, Images
+from vit.data.datasets import DataError, Images
 
 SHOWN = 3  # names that one sentence holds
 

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from runtime.text import counted
 from runtime.writing import write_atomically
 from vit.checkpoint import Checkpoint, result_of_test
-from vit.data.images import Images
+from vit.data.datasets import Images
 from vit.data.public import public_name
 from vit.document import FILE_NAME
-from vit.inspect.judged import Verdicts, attend, judge
 from vit.inspect.plots import (
     plot_confusion,
     plot_curve,
@@ -25,8 +24,9 @@ from vit.inspect.plots import (
     plot_rollout,
     save_png,
 )
+from vit.inspect.predictions import Verdicts, attend, judge
 from vit.page.confusion import MATRIX_CLASSES, are_short, confused_pairs, confusion_matrix, distinct
-from vit.page.images import enlarged, file_uri, jpeg_uri
+from vit.page.image_uri import enlarged, file_uri, jpeg_uri
 from vit.page.template import render_page
 from vit.training.evaluate import describe_kept
 

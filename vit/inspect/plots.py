@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit.inspect.judged import Attended, Verdicts
+from vit.inspect.predictions import Attended, Verdicts
 from vit.model import ViT
 from vit.training.evaluate import kept_epoch
 

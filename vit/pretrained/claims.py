@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vit.config import ConfigError
 
 if TYPE_CHECKING:
-    from vit.pretrained.fused import Tensors
+    from vit.pretrained.formats import Tensors
 
 # Arguments of timm's VisionTransformer and Beit that the tensors tell, that are followed, or that only
 # training reads. Any other may change the logits.

@@ -12,19 +12,14 @@ from runtime.text import counted
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT, compare_shapes
-from vit.pretrained.arrange import arranged, in_color
 from vit.pretrained.claims import OtherModelError, refuse_other_models
+from vit.pretrained.config import MOST_PATCHES, Described, config_of, doubted
+from vit.pretrained.convert import arranged, in_color, settled_head
 from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
-from vit.pretrained.files import read_weights
-from vit.pretrained.formats import recognize
-from vit.pretrained.fused import Tensors
-from vit.pretrained.head_width import doubted
-from vit.pretrained.heads import settled_head
-from vit.pretrained.places import description_folder, find_weights
-from vit.pretrained.preprocessing import View
-from vit.pretrained.shape import MOST_PATCHES, Described, config_of
-from vit.pretrained.usual import view_of
-from vit.pretrained.wrappings import unwrapped
+from vit.pretrained.formats import Tensors, recognize
+from vit.pretrained.preprocessing import View, view_of
+from vit.pretrained.state_dict import unwrapped
+from vit.pretrained.weight_files import description_folder, find_weights, read_weights
 
 __all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
 

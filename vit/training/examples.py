@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
-from vit.data.training import open_data
+from vit.data.training_images import open_data
 from vit.training.recipe import Recipe, RecipeError
 
 

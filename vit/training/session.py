@@ -17,13 +17,13 @@ from runtime.images.preprocess import Preprocess
 from runtime.writing import write_atomically
 from vit.checkpoint import result_of_test, save_checkpoint
 from vit.data.batches import Store
+from vit.data.datasets import Images
 from vit.data.digests import MOST, digests, same_images
-from vit.data.images import Images
-from vit.data.training import TrainingData, targets_of
+from vit.data.training_images import TrainingData, targets_of
 from vit.document import FILE_NAME, CheckpointError, read_document
-from vit.merging import merge_tokens
 from vit.model import ViT
 from vit.tensors import digest_tensors
+from vit.token_merging import merge_tokens
 from vit.training import resume
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, predict

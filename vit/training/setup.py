@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from runtime.images.preprocess import Preprocess, scaled_edge
 from runtime.text import counted, did_you_mean, first_few
 from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
-from vit.data.images import DataError, Images, open_images, splits_of
+from vit.data.datasets import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
-from vit.data.training import TrainingData, open_data
+from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES

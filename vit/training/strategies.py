@@ -14,10 +14,10 @@ from runtime.images.preprocess import Preprocess, scaled_edge
 from vit.checkpoint import load_checkpoint
 from vit.data.batches import Store
 from vit.document import FILE_NAME
-from vit.merging import merge_tokens
 from vit.model import ViT
 from vit.schedule import middle_schedule
 from vit.tensors import read_tensors, write_tensors
+from vit.token_merging import merge_tokens
 from vit.training.evaluate import Batches
 from vit.training.probe import Features, Probe, folded
 from vit.training.recipe import Recipe

@@ -10,7 +10,7 @@ import torch
 
 from runtime.images.preprocess import Preprocess
 from runtime.interrupts import asked_to_stop
-from vit.data.training import TrainingData
+from vit.data.training_images import TrainingData
 from vit.model import ViT
 from vit.run_folder import write_alone
 from vit.training.distributed import choose_device, join_world

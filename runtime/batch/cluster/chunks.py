@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ...images.left_out import LeftOut
+from ...images.find_images import LeftOut
 from ...text import counted
 from ..columns import Labels
 from ..resume import Done

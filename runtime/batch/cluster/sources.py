@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ...errors import InputError
-from ...images.files import find_images, left_by_a_system, walk
-from ...images.left_out import LeftOut
+from ...images.find_images import LeftOut, find_images, left_by_a_system, walk
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import add_constant, by_type, graph_of
+from calibration.graph.edit import add_constant, by_type, graph_of
 from calibration.measure.verify import INTEGER_KERNELS, FallbackError, check_kernels
 from calibration.quantize import quantize
 from calibration.write import write_plan

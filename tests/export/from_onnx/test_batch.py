@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph import GraphError
-from export.from_onnx.passes.batch import RULES, free_batch
-from export.from_onnx.passes.freeze import freeze_shapes, take_branches
-from export.from_onnx.passes.simplify import drop_no_ops
+from calibration.graph.edit import GraphError
+from export.graph.exporters.batch import RULES, free_batch
+from export.graph.exporters.freeze import freeze_shapes, take_branches
+from export.graph.exporters.simplify import drop_no_ops
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIXED = 2
@@ -176,8 +176,8 @@ def test_what_mixes_images_is_refused_by_name(operator: str) -> None:
 
 
 def test_every_operator_has_one_rule() -> None:
-    from export.from_onnx.passes.batch_layout import LAYOUT
-    from export.from_onnx.passes.batch_rules import ARITHMETIC
+    from export.graph.exporters.batch import LAYOUT
+    from export.graph.exporters.batch_rules import ARITHMETIC
 
     names = [name for names, _, _ in (*ARITHMETIC, *LAYOUT) for name in names.split()]
     assert len(names) == len(set(names)) == len(RULES)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from export.__main__ import main
-from export.from_onnx.folder import describe, find_model, name_of
-from export.from_onnx.load import load
-from export.from_onnx.spec import ForeignError
+from export.sources.onnx_file import load
+from export.sources.onnx_folder import describe, find_model, name_of
+from export.sources.spec import ForeignError
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import read_metadata
 

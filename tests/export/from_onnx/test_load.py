@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.__main__ import main
-from export.from_onnx.folder import find_model
-from export.from_onnx.load import load
-from export.from_onnx.spec import ForeignError, Spec, read_spec
-from export.source import from_onnx
+from export.sources.onnx_file import load
+from export.sources.onnx_folder import find_model
+from export.sources.source import from_onnx
+from export.sources.spec import ForeignError, Spec, read_spec
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import read_metadata
 
@@ -157,7 +157,7 @@ def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
     assert len(found.float_layers) == 1
     assert found.float_layers[0].endswith("(Conv)")
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    from export.files import model_bytes
+    from export.write_artifact import model_bytes
     from runtime.session import open_session
 
     (logits,) = open_session(model_bytes(found.exported.model), device="cpu").run(None, {"pixels": pixels})

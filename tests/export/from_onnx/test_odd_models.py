@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.graph.memory import session_of
 from calibration.quantize import quantize
-from calibration.serialize import session_of
-from export.embedding import add_embedding
-from export.from_onnx.load import ForeignModel, load
-from export.from_onnx.spec import ForeignError, Spec
+from export.sources.from_torch import add_embedding
+from export.sources.onnx_file import ForeignModel, load
+from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
 from tools.small_perceptron import SIDE, WIDTH, perceptron
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, attribute, sizes
-from export.files import model_bytes
-from export.from_onnx.load import ForeignModel, load
-from export.from_onnx.passes.batch import free_batch
-from export.from_onnx.passes.blocks import plain_moves
-from export.from_onnx.passes.freeze import freeze_shapes
-from export.from_onnx.passes.fuse import fuse_gelu, fuse_layer_norm
-from export.from_onnx.passes.qkv import split_qkv
-from export.from_onnx.passes.simplify import drop_nan_guards, drop_no_ops
-from export.from_onnx.spec import Spec
+from calibration.graph.edit import GraphError, attribute, sizes
+from export.graph.exporters.batch import free_batch
+from export.graph.exporters.canonicalize import plain_moves
+from export.graph.exporters.freeze import freeze_shapes
+from export.graph.exporters.fuse import fuse_gelu, fuse_layer_norm
+from export.graph.exporters.qkv import split_qkv
+from export.graph.exporters.simplify import drop_nan_guards, drop_no_ops
+from export.sources.onnx_file import ForeignModel, load
+from export.sources.spec import Spec
+from export.write_artifact import model_bytes
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
 from tools.small_graphs import run as as_it_stands

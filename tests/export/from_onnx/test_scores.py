@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.serialize import session_of
+from calibration.graph.memory import session_of
 from export.__main__ import main
-from export.from_onnx.folder import describe
-from export.from_onnx.load import load
-from export.from_onnx.scores import expect_logits
-from export.from_onnx.spec import ForeignError, Spec
-from export.source import from_onnx
+from export.sources.onnx_file import load
+from export.sources.onnx_folder import describe
+from export.sources.scores import expect_logits
+from export.sources.source import from_onnx
+from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime
 from tools.small_perceptron import CLASSES, SIDE, perceptron

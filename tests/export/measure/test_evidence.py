@@ -14,8 +14,8 @@ from calibration.plan import Range
 from calibration.quantize import quantize
 from export.measure import evidence as judged
 from export.measure.evidence import Evidence
+from vit.data.datasets import Images
 from vit.data.digests import digests
-from vit.data.images import Images
 
 
 def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import tidy
+from calibration.graph.edit import tidy
 from tools.small_graphs import op_types, run
 
 Rewrite = Callable[..., int]

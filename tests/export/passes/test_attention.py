@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import constant
-from export.passes.attention import fold_attention_scale
+from calibration.graph.edit import constant
+from export.graph.canonical.linears import fold_attention_scale
 from tools.small_graphs import ATTENTION, MLP, block, node, op_types
 
 CONSTANTS = {

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import sizes
-from export.passes.class_token import select_class_token
+from calibration.graph.edit import sizes
+from export.graph.canonical.class_token import select_class_token
 from tools.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "float[N, 3, 4] x", "outputs": "float[] y"}

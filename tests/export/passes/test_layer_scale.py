@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import constant
-from export.passes.layer_scale import fold_layer_scale
+from calibration.graph.edit import constant
+from export.graph.canonical.linears import fold_layer_scale
 from tools.small_graphs import build, node, op_types
 
 FACTORS = np.array([0.5, -2.0, 0.0, 3.0], np.float32)

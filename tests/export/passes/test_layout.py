@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.graph import constant, sizes
-from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
+from calibration.graph.edit import constant, sizes
+from export.graph.canonical.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from tools.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "float[N, 3, 4] x", "outputs": "float[] y"}

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import attribute, constant, sizes
-from export.passes.linears import (
+from calibration.graph.edit import attribute, constant, sizes
+from export.graph.canonical.linears import (
     SCOPES,
     gemm_parameters,
     linears_to_gemm,

@@ -10,17 +10,30 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, add_constant, attribute, constant, insert, scalar, sizes, tidy
+from calibration.graph.edit import (
+    GraphError,
+    add_constant,
+    attribute,
+    constant,
+    insert,
+    scalar,
+    sizes,
+    tidy,
+)
 from calibration.measure.verify import optimized_graph
-from export.files import model_bytes
-from export.passes import PASSES, canonicalize
-from export.passes.attention import fold_attention_scale
-from export.passes.class_token import select_class_token
-from export.passes.layer_scale import fold_layer_scale
-from export.passes.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
-from export.passes.linears import linears_to_gemm, name_parameters, name_products
-from export.passes.pixels import fold_normalization, patches_as_gemm
-from export.passes.token_major import tokens_before_batch
+from export.graph.canonical import PASSES, canonicalize
+from export.graph.canonical.class_token import select_class_token
+from export.graph.canonical.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
+from export.graph.canonical.linears import (
+    fold_attention_scale,
+    fold_layer_scale,
+    linears_to_gemm,
+    name_parameters,
+    name_products,
+)
+from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
+from export.graph.canonical.token_major import tokens_before_batch
+from export.write_artifact import model_bytes
 from vit.model import ViT
 
 Pass = Callable[[ir.Model], int]

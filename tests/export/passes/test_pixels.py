@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import GraphError, constant, sizes
-from export.passes.pixels import fold_normalization, patches_as_gemm
+from calibration.graph.edit import GraphError, constant, sizes
+from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
 from tools.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "uint8[N, 4, 6, 3] pixels", "outputs": "float[] y"}

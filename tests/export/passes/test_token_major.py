@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.graph import sizes
-from export.passes.token_major import tokens_before_batch
+from calibration.graph.edit import sizes
+from export.graph.canonical.token_major import tokens_before_batch
 from tools.small_graphs import build, node, op_types
 
 # Four patches of 2 × 2 and a class token of width 4, two heads of two; one block of attention.

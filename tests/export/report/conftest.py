@@ -8,7 +8,7 @@ import pytest
 from calibration.measure.drift import measure_drift
 from export.measure.results import Layers, Results, VariantResult
 from runtime.images.preprocess import Preprocess
-from vit.data.images import Images
+from vit.data.datasets import Images
 
 KINDS = ("attention.query", "attention.key", "attention.value", "attention.proj", "mlp.fc1", "mlp.fc2")
 

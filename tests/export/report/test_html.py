@@ -18,7 +18,7 @@ from export.report.html import render
 from export.report.thumbnails import SHOWN, changed_images
 from tools.html_page import Page
 from vit.page.confusion import are_short, confused_pairs, confusion_matrix, distinct
-from vit.page.images import EDGE, thumbnail
+from vit.page.image_uri import EDGE, thumbnail
 
 PAIR = 2  # images: one before and after preprocessing
 

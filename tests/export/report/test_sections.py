@@ -30,7 +30,7 @@ from export.report.usage import usage
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import MAX_BYTES
 from tools.html_page import Page
-from vit.page.terms import TERMS, used_terms
+from vit.page.template import TERMS, used_terms
 
 
 def limit(**changes) -> Judged:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtime import find_images
-from runtime.images.files import image_suffixes, is_folder
-from runtime.images.left_out import LeftOut
+from runtime.images.find_images import LeftOut, image_suffixes, is_folder
 
 
 def names(root: Path, **options: Path) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from runtime.errors import ImageError
-from runtime.images.files import image_suffixes
+from runtime.images.find_images import image_suffixes
 from runtime.images.preprocess import Preprocess
 
 HEIGHT, WIDTH = 40, 48

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.images import choose_images
+from export.image_sets import choose_images
 from runtime import find_images
 from runtime.__main__ import main
-from runtime.images.left_out import LeftOut, left_out_line
-from vit.data.images import DataError, open_images
-from vit.data.training import open_data
+from runtime.images.find_images import LeftOut, left_out_line
+from vit.data.datasets import DataError, open_images
+from vit.data.training_images import open_data
 
 NAMES = ("a.dng", "b.DNG", "c.jxl", "notes", "d.svg", ".hidden.exr", "Thumbs.db", "archive.tar.gz")
 LINE = "skipped 6 files: .dng 2, .gz 1, .jxl 1, .svg 1, no suffix 1"

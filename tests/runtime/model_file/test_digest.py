@@ -18,8 +18,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from export import files
-from export.files import write_model
+from export import write_artifact as files
+from export.write_artifact import write_model
 from runtime import ArtifactError, Classifier, Embedder, read_metadata
 from runtime.__main__ import main
 from runtime.model_file.artifact import read_artifact

@@ -14,11 +14,10 @@ import pytest
 
 from runtime import Classifier, DeviceError, Metadata, Preprocess
 from runtime import cpu as cpu_module
-from runtime import session_options as options_module
+from runtime import session as options_module
 from runtime.cpu import cpu_kind
 from runtime.model_file.targets import EXACT_ON, TARGETS, target_for
-from runtime.session import open_session
-from runtime.session_options import needs_exact_kernels, session_options
+from runtime.session import needs_exact_kernels, open_session, session_options
 
 ROOT = Path(__file__).parents[3]
 KEY = "session.x64quantprecision"
@@ -153,10 +152,9 @@ def test_an_unknown_target_is_wrong_use(model: Path, target: Any) -> None:
 
 
 SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
-    "runtime/session.py": "with session_options",
-    "runtime/session_options.py": "makes them",
+    "runtime/session.py": "makes them",
     "calibration/measure/verify.py": "with session_options",
-    "export/from_onnx/passes/freeze.py": "of a float model, without optimizations",
+    "export/graph/exporters/freeze.py": "of a float model, without optimizations",
     "tools/small_graphs.py": "of small float graphs, for tests",
 }
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vit.data.batches import free_memory
+from vit.data.datasets import DataError, open_images, passed_over, splits_of
 from vit.data.digests import digests, same_images
 from vit.data.folders import split_named
-from vit.data.images import DataError, open_images, passed_over, splits_of
-from vit.data.memory import free_memory
-from vit.data.training import open_data
+from vit.data.training_images import open_data
 
 
 def fill(*folders, count=3):

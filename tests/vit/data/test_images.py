@@ -9,8 +9,8 @@ from PIL import Image
 
 from runtime.images.preprocess import Preprocess
 from vit.data.batches import Store
+from vit.data.datasets import DataError, Images, open_images, split_images, splits_of
 from vit.data.idx import read_idx
-from vit.data.images import DataError, Images, open_images, split_images, splits_of
 
 
 def test_folder_of_splits(photos):
@@ -117,7 +117,7 @@ def test_idx_folder(tmp_path):
 
 
 def test_fashion_mnist_is_found_by_itself():
-    from vit.data.images import FASHION_FOLDER
+    from vit.data.datasets import FASHION_FOLDER
 
     if not FASHION_FOLDER.is_dir():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vit.data.images import DataError, Images
+from vit.data.datasets import DataError, Images
 from vit.data.labels import labeled_as, say_same_names
 
 LABELS = ("crane", "cat", "maillot", "crane", "dog", "maillot", "crane")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit.data.images import Images
+from vit.data.datasets import Images
 from vit.data.public import public_command, public_name
 
 

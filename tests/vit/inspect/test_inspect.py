@@ -9,9 +9,9 @@ from PIL import Image
 
 from vit.__main__ import main
 from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.commands.inspect_run import summary_rows
 from vit.config import SIZES
-from vit.inspect.attention import attention_maps, rollout
-from vit.inspect.summary import summary_rows
+from vit.inspect.predictions import attention_maps, rollout
 from vit.model import ViT
 
 

@@ -12,17 +12,16 @@ import torch
 
 from tools.html_page import Page
 from vit.checkpoint import load_checkpoint, result_of_test, save_checkpoint
-from vit.data.images import Images, open_images
+from vit.data.datasets import Images, open_images
 from vit.data.labels import labeled_as
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
 from matplotlib.text import Text
 
-from vit.inspect.attention import attention_maps
-from vit.inspect.judged import attend, judge
 from vit.inspect.page import write_plots
 from vit.inspect.plots import plot_confusion, plot_curve, plot_mistakes, plot_positions, plot_rollout
+from vit.inspect.predictions import attend, attention_maps, judge
 from vit.training.evaluate import describe_kept
 
 LABELS = ["blue sky", "grass", "rose"]
@@ -124,7 +123,7 @@ def test_only_what_is_shown_is_kept_and_attended_one_at_a_time(
     (photos / "test" / "grass" / "0.png").write_bytes(b"")
     save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=LABELS)
     found, images = load_checkpoint(tmp_path), open_images(photos, "all")
-    monkeypatch.setattr("vit.inspect.judged.BAD", 0.5)
+    monkeypatch.setattr("vit.inspect.predictions.BAD", 0.5)
     verdicts, seen = judge(found, images), []
     assert verdicts.probabilities.nbytes + verdicts.places.nbytes < len(images) * 8 * 8 * 3
     view = tiny_preprocess(images[int(verdicts.places[40])])
@@ -135,7 +134,7 @@ def test_only_what_is_shown_is_kept_and_attended_one_at_a_time(
         seen.append(len(pixels))
         return attention_maps(model, pixels)
 
-    monkeypatch.setattr("vit.inspect.judged.attention_maps", maps)
+    monkeypatch.setattr("vit.inspect.predictions.attention_maps", maps)
     assert len(attend(found, verdicts)) == 3
     assert seen == [1, 1, 1]
     page = write_plots(found, images, tmp_path / "plots").read_text(encoding="utf-8")

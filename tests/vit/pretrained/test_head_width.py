@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vit.pretrained.config import CLEAR, shown_heads, variance_ratios
 from vit.pretrained.documents import SourceError
-from vit.pretrained.head_width import CLEAR, shown_heads, variance_ratios
 from vit.pretrained.load import read_source
 
 WIDTH, DEPTH = 192, 12  # a ViT-Ti, of which all known models have 3 heads

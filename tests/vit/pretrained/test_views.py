@@ -12,11 +12,10 @@ from runtime.images.preprocess import Preprocess
 from tests.vit.pretrained.test_wrappings import GOOD
 from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source
+from vit.pretrained.config import Described, activation_of
 from vit.pretrained.formats import CLIP
-from vit.pretrained.preprocessing import from_preprocessor
+from vit.pretrained.preprocessing import USUAL, from_preprocessor, usual_view
 from vit.pretrained.processors import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN
-from vit.pretrained.shape import Described, activation_of
-from vit.pretrained.usual import USUAL, usual_view
 
 FULL = {"size": {"height": 8, "width": 8}, "resample": 2, "image_processor_type": "ViTImageProcessor"}
 

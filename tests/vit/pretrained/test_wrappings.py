@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from vit.config import ConfigError
 from vit.pretrained import SourceError, read_source
-from vit.pretrained.shape import Described, heads_of
+from vit.pretrained.config import Described, heads_of
 
 D, HEADS, CLASSES = 16, 2, 3
 

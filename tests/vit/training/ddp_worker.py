@@ -9,7 +9,7 @@ import torch
 from runtime.images.preprocess import Preprocess
 from vit.config import ViTConfig
 from vit.data.batches import Store
-from vit.data.training import open_data
+from vit.data.training_images import open_data
 from vit.model import new_model
 from vit.training.distributed import join_world
 from vit.training.loop import Loop

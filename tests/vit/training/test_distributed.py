@@ -14,7 +14,7 @@ import torch
 
 from vit.data import batches
 from vit.data.batches import Store
-from vit.data.training import open_data
+from vit.data.training_images import open_data
 from vit.model import new_model
 from vit.training.distributed import World, choose_device
 from vit.training.loop import Loop

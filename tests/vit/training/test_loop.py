@@ -13,9 +13,9 @@ from export.command.main import main as export_main
 from runtime.command.locking import lock
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.commands.main import main as vit_main
+from vit.data.datasets import Images
 from vit.data.digests import digests
-from vit.data.images import Images
-from vit.data.training import TrainingData
+from vit.data.training_images import TrainingData
 from vit.document import CheckpointError
 from vit.model import new_model
 from vit.run_folder import write_alone

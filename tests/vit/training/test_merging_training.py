@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vit.__main__ import main
 from vit.checkpoint import load_checkpoint
-from vit.merging import MergingBlocks
 from vit.model import ViT
+from vit.token_merging import MergingBlocks
 from vit.training.recipe import Recipe
 from vit.training.strategies import strategy_for
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vit.data.batches import Store
-from vit.data.images import Images, open_images
+from vit.data.datasets import Images, open_images
 from vit.model import ViT
 from vit.training.probe import Features
 

@@ -19,16 +19,15 @@ from runtime.errors import Interrupted
 from vit.__main__ import main
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.data.batches import Store
-from vit.data.images import DataError, open_images
-from vit.data.training import TrainingData, open_data
+from vit.data.datasets import DataError, open_images
+from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError
 from vit.model import ViT, new_model
 from vit.tensors import read_tensors, write_tensors
 from vit.training import resume as state
 from vit.training.evaluate import best_epoch, no_better
 from vit.training.examples import EXAMPLES
-from vit.training.loop import Loop, TrainingError
-from vit.training.loss import class_weights, sample_losses, smoothed_targets
+from vit.training.loop import Loop, TrainingError, class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
 from vit.training.setup import TrainOptions, check, prepare

@@ -1,0 +1,166 @@
+"""The blocks of a canonical graph that can merge tokens, and why a graph cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calibration.graph.edit import attribute, constant
+from calibration.graph.layers import Linear, Product, Sites, find_sites
+from calibration.plan import PlanError
+
+HEADS_FIRST, HEADS_LAST = (1, 0, 2), (1, 2, 0)  # [tokens, batch · heads, d] → queries and values; keys
+
+
+@dataclass(frozen=True)
+class MergeSite:
+    """A block whose tokens can be merged between its attention and its MLP."""
+
+    name: str
+    tokens: ir.Value  # the residual stream after attention, float32 [tokens · batch, width]
+    key: ir.Value  # attention's keys, float32 [tokens · batch, width]
+    heads: int
+    features: int  # of one head
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The tokens of a graph, in rows ordered token by token, and the blocks that can merge them."""
+
+    tokens: int  # of an image
+    patches: int  # how many of them are patches; the others stand before them and never merge
+    blocks: tuple[str, ...]  # every block, also the last, in graph order
+    sites: Mapping[str, MergeSite]
+
+    @property
+    def kept(self) -> int:
+        """Return the number of tokens that never merge: the class token, and registers."""
+        return self.tokens - self.patches
+
+
+def find_stream(model: ir.Model) -> TokenStream:
+    """Find the blocks that can merge.
+
+    Raises:
+        PlanError: for a graph without a class token or without blocks of the canonical form.
+    """
+    sites = find_sites(model)
+    patches = _patches(sites)
+    linears = {linear.node: linear for linear in sites.linears.values()}
+    found: dict[str, MergeSite] = {}
+    names: list[str] = []
+    counts: set[int] = set()
+    for product in sites.products.values():
+        if not product.mixes_probabilities:
+            continue
+        tokens, site = _site(product, linears)
+        names.append(site.name if site else product.name.removesuffix(".mix").removesuffix(".attention"))
+        counts.add(tokens)
+        if site is not None:
+            found[site.name] = site
+    if not found or len(counts) != 1:
+        raise PlanError(
+            "merging: expected blocks of attention over rows ordered token by token, found "
+            f"{len(found)} of {len(names)} in that form; leave merging out for this model"
+        )
+    (tokens,) = counts
+    if tokens <= patches:
+        raise PlanError(
+            f"merging: expected a class token beside the patches, found {tokens} tokens for {patches} "
+            "patches; leave merging out for this model"
+        )
+    return TokenStream(tokens, patches, tuple(names), found)
+
+
+def _patches(sites: Sites) -> int:
+    """Return the number of patches of an image, which must be the last tokens of the sequence."""
+    embeddings = [linear for linear in sites.linears.values() if linear.reads_pixels]
+    if len(embeddings) != 1:
+        raise PlanError(
+            f"merging: expected one linear layer that reads the pixels, found {len(embeddings)}; "
+            "leave merging out for this model"
+        )
+    value = embeddings[0].node.outputs[0]
+    patches = 0
+    while len(uses := list(value.uses())) == 1:
+        node, index = uses[0].node, uses[0].idx
+        target = constant(node.inputs[1]) if node.op_type == "Reshape" else None
+        if target is not None and len(target) == 3 and target[1] == -1:
+            patches = patches or int(target[0])
+        elif node.op_type == "Concat" and index != len(node.inputs) - 1:
+            raise PlanError("merging: expected the patches behind the class token, found tokens after them")
+        elif node.op_type not in ("Add", "Concat", "Reshape", "Identity"):
+            break
+        value = node.outputs[0]
+    if not patches:
+        raise PlanError(
+            "merging: expected tokens in rows, token by token, and logits read from the class token, found "
+            "another form, as models have that average over patches; leave merging out for this model"
+        )
+    return patches
+
+
+def _site(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[int, MergeSite | None]:
+    """Return how many tokens an attention sees, and its block if every token goes on from there."""
+    softmax = _producer(mix.left)
+    scores = _producer(softmax.inputs[0]) if softmax is not None else None
+    if scores is None or scores.op_type != "MatMul":
+        return 0, None
+    key, keys = _heads(scores.inputs[1], HEADS_LAST)
+    _, queries = _heads(scores.inputs[0], HEADS_FIRST)
+    _, values = _heads(mix.right, HEADS_FIRST)
+    residual = _residual(mix, linears)
+    if key is None or keys is None or queries is None or values is None or keys[0] != values[0]:
+        return 0, None
+    if queries[0] != keys[0] or residual is None:
+        return keys[0], None
+    width = linears[key].weight.shape[1] if key in linears else 0
+    if not width or width % keys[1]:
+        return keys[0], None
+    name = _block_name(mix.name, residual)
+    return keys[0], MergeSite(name, residual, key.outputs[0], width // keys[1], keys[1])
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
+    """Return what computes the rows that a product reads by head, and their (tokens, features of a head)."""
+    transpose = _producer(value)
+    if transpose is None or transpose.op_type != "Transpose":
+        return None, None
+    reshape = _producer(transpose.inputs[0])
+    target = constant(reshape.inputs[1]) if reshape is not None and reshape.op_type == "Reshape" else None
+    if reshape is None or target is None or len(target) != 3 or target[1] != -1:
+        return None, None
+    if tuple(attribute(transpose, "perm", ())) != tuple(perm):
+        return None, None
+    return _producer(reshape.inputs[0]), (int(target[0]), int(target[2]))
+
+
+def _residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value | None:
+    """Return the sum of attention's projection and the tokens before it."""
+    value = mix.node.outputs[0]
+    for expected in ("Transpose", "Reshape", "Gemm", "Add"):
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type != expected:
+            return None
+        node = uses[0].node
+        if expected == "Gemm" and node not in linears:
+            return None
+        value = node.outputs[0]
+    return value
+
+
+def _block_name(product: str, residual: ir.Value) -> str:
+    """Return what the names of a block's attention and of its second norm have in common."""
+    norms = [use.node for use in residual.uses() if use.node.op_type == "LayerNormalization"]
+    common: list[str] = []
+    for ours, theirs in zip(product.split("."), str(norms[0].name).split(".") if norms else [], strict=False):
+        if ours != theirs:
+            break
+        common.append(ours)
+    return ".".join(common) or product.removesuffix(".mix")

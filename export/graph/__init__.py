@@ -1,0 +1,7 @@
+"""Graphs of ONNX models: exact rewrites, and what they need.
+
+- model.py: the result of reading a source, a model in canonical form
+- canonical/: exact rewrites of any model
+- exporters/: what other exporters write, turned into the same form
+- float16.py: float16 in place of float32
+"""

@@ -1,0 +1,160 @@
+"""Shapes that were computed become constants: the graph is run once and they are read off, not inferred.
+
+Exporters write shapes as chains of Shape, Gather, Concat, Where and the like. With the batch fixed for a
+moment every one of them is a constant, whatever it is made of; `free_batch` lets the batch go again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from calibration.graph.edit import Array, GraphError, constant, graph_of, insert, replace, tidy
+from calibration.graph.memory import serialized
+from runtime.onnx_runtime import onnxruntime as ort
+
+BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
+KEEP = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
+
+
+def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
+    """Fix the input to `sizes`, turn everything that depends on no pixel into initializers, note all shapes.
+
+    Raises:
+        GraphError: when ONNX Runtime cannot run the graph with an input of this shape.
+    """
+    (pixels,) = model.graph.inputs
+    pixels.shape = ir.Shape(sizes)
+    for initializer in model.graph.initializers.values():
+        if initializer.const_value is not None:  # what exporters note beside a constant can be wrong
+            initializer.shape = ir.Shape(initializer.const_value.shape.numpy())
+    take_branches(model)
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)  # for the types; not every file has them
+    known = _known(model)
+    nodes = list(model.graph)
+    computed = [o for node in nodes for o in node.outputs if o.name and o not in known]
+    wanted = [value for value in known if _is_boundary(value, known)]
+    shapes, values = _observe(model, computed, wanted)
+    for value, shape in zip(computed, shapes, strict=True):
+        value.shape = ir.Shape(shape.tolist())
+    for value, array in zip(wanted, values, strict=True):
+        _make_constant(model.graph, value, array)
+    tidy(model)
+    return len(wanted)
+
+
+def take_branches(model: ir.Model) -> int:
+    """If(condition on shapes alone) → the branch that is taken for an input of this shape.
+
+    Exporters write one where a Squeeze, say, depends on a size that they do not know.
+
+    Raises:
+        GraphError: when a condition depends on pixels.
+    """
+    taken = 0
+    while branching := [node for node in model.graph if node.op_type == "If"]:
+        known = _known(model)
+        node = next((each for each in branching if each.inputs[0] in known or constant(each.inputs[0])), None)
+        if node is None:
+            raise GraphError(
+                f"expected shapes that depend on no pixel, found If ({branching[0].name}) whose condition "
+                "does; export the model by tracing, not scripting"
+            )
+        _take(model, node)
+        taken += 1
+    return taken
+
+
+def _take(model: ir.Model, node: ir.Node) -> None:
+    condition = constant(node.inputs[0])
+    if condition is None:
+        assert node.inputs[0] is not None
+        _, (condition,) = _observe(model, [], [node.inputs[0]])
+    branch: ir.Graph = node.attributes["then_branch" if bool(np.all(condition)) else "else_branch"].value
+    outer = graph_of(node)
+    for key, value in list(branch.initializers.items()):
+        del branch.initializers[key]
+        value.name = key if key not in outer.initializers else f"{node.name}.{key}"
+        outer.register_initializer(value)
+    inner, outputs = list(branch), list(branch.outputs)
+    branch.outputs.clear()
+    branch.remove(inner)
+    for each in inner:
+        outer.insert_before(node, each)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        replace(old, new)
+    outer.remove(node, safe=True)
+
+
+def _known(model: ir.Model) -> set[ir.Value]:
+    """Return the values that are computed from constants and shapes alone."""
+    known: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type in KEEP or node.attributes.get("body") or node.attributes.get("then_branch"):
+            continue
+        if node.op_type == "Shape" or all(
+            each is None or each in known or constant(each) is not None for each in node.inputs
+        ):
+            known.update(node.outputs)
+    return known
+
+
+def _is_boundary(value: ir.Value, known: set[ir.Value]) -> bool:
+    return any(not set(use.node.outputs) <= known for use in value.uses())
+
+
+def _observe(
+    model: ir.Model, computed: list[ir.Value], wanted: list[ir.Value]
+) -> tuple[list[Array], list[Array]]:
+    """The shapes of `computed` and the arrays of `wanted`, from one run on zeros."""
+    observed = model.clone()
+    graph = observed.graph
+    values = ir.convenience.create_value_mapping(graph)
+    graph.outputs.clear()
+    for index, value in enumerate(computed):
+        shape = ir.Value(name=f"observed.shape.{index}", type=ir.TensorType(ir.DataType.INT64))
+        graph.append(ir.node("Shape", [values[str(value.name)]], outputs=[shape]))
+        graph.outputs.append(shape)
+    for value in wanted:
+        graph.outputs.append(values[str(value.name)])
+    (pixels,) = model.graph.inputs
+    assert pixels.shape is not None  # set by the caller
+    assert pixels.dtype is not None
+    assert pixels.name is not None
+    zeros = np.zeros(pixels.shape.numpy(), pixels.dtype.numpy())
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    try:
+        with serialized(observed) as data:
+            source = data if isinstance(data, bytes) else str(data)
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        found = session.run(None, {pixels.name: zeros})
+    except Exception as error:  # pybind's own exception classes, of which there is no list
+        raise GraphError(
+            f"ONNX Runtime cannot run the model on an input of shape {list(zeros.shape)}: "
+            + " ".join(str(error).split())
+        ) from error
+    return found[: len(computed)], found[len(computed) :]
+
+
+def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
+    name = str(value.name)
+    producer = value.producer()
+    assert producer is not None  # initializers are not among what was wanted
+    value.name = f"{name}.computed"
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    fixed = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(fixed)
+    if value.is_graph_output():
+        # A graph output must be computed; what it holds may be constant all the same.
+        fixed.name = f"{name}.constant"
+        value.name = name
+        insert(producer, "Identity", [fixed], name=f"{name}.kept")
+        return
+    replace(value, fixed)
+    assert graph_of(producer) is graph

@@ -1,0 +1,155 @@
+"""A float16 copy of a canonical float graph, for GPUs: half the bytes, standard operators only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.graph.edit import (
+    Array,
+    GraphError,
+    add_constant,
+    attribute,
+    constant,
+    graph_of,
+    insert,
+    only_reader,
+    replace,
+    sizes,
+    tidy,
+)
+
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+# Operators that run in float16. LayerNormalization takes its statistics in float32 there (stash_type 1);
+# Softmax and whatever is not listed stay in float32.
+IN_HALF = frozenset(
+    {
+        "Gemm",
+        "MatMul",
+        "Conv",
+        "LayerNormalization",
+        "Gelu",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+    }
+    | {"Reshape", "Transpose", "Concat", "Expand", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze"}
+)
+CENTER, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and near what weights are made for
+
+
+def to_float16(model: ir.Model) -> ir.Model:
+    """Weights and most operators in float16; pixels uint8 in, logits float32 out. `model` stays as it is.
+
+    In float32 stay Softmax, and the head with what follows it: that costs nothing and keeps near-ties of
+    classes apart.
+
+    Raises:
+        GraphError: when a weight is beyond float16's range.
+    """
+    half = model.clone()
+    _center_pixels(half)
+    exact = _head_and_below(half)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in list(half.graph):
+        if node.op_type == "Cast":
+            continue
+        wanted = HALF if node.op_type in IN_HALF and node not in exact else FLOAT
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype in (FLOAT, HALF) and value.dtype != wanted:
+                node.replace_input_with(index, _as(value, wanted, node, casts))
+        for output in node.outputs:
+            if output.dtype == FLOAT:
+                output.type = ir.TensorType(wanted)  # a new one: the clone shares the old with its source
+    _embedding_in_float(half, casts)
+    for output in half.graph.outputs:
+        if output.dtype != FLOAT:
+            raise GraphError(f"expected the logits in float32, found {output.name!r} in {output.dtype}")
+    tidy(half)
+    return half
+
+
+def _center_pixels(model: ir.Model) -> None:
+    """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights for bytes are tiny and lose digits."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "Cast" or source is None or source.dtype != ir.DataType.UINT8:
+            continue
+        gemm, shape = only_reader(node.outputs[0]), sizes(node.outputs[0])
+        weight = constant(gemm.inputs[1]) if gemm is not None and gemm.op_type == "Gemm" else None
+        bias = constant(gemm.inputs[2]) if gemm is not None and len(gemm.inputs) > 2 else None
+        if gemm is None or weight is None or bias is None or attribute(gemm, "transB", 0):
+            continue
+        graph = graph_of(node)
+        value = insert(node, "Cast", [source], name="pixels.half", shape=shape, dtype=HALF, to=HALF)
+        for op_type, number in (("Sub", CENTER), ("Mul", 1 / SPREAD)):
+            operand = add_constant(graph, f"pixels.{op_type.lower()}", np.array(number, np.float16))
+            name = f"pixels.half.{op_type.lower()}"
+            value = insert(node, op_type, [value, operand], name=name, shape=shape, dtype=HALF)
+        replace(node.outputs[0], value)
+        shifted = bias + CENTER * weight.astype(np.float64).sum(axis=0)
+        centered = {"weight": weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
+        for index, (part, array) in enumerate(centered.items(), start=1):
+            gemm.replace_input_with(index, add_constant(graph, f"{gemm.name}.{part}.centered", array))
+    tidy(model)
+
+
+def _head_and_below(model: ir.Model) -> set[ir.Node]:
+    """The last product and everything after it."""
+    found: set[ir.Node] = set()
+    heads = [value for value in model.graph.outputs if value.name != "embedding"]
+    queue = [value.producer() for value in heads]
+    for node in queue:
+        if node is None or node in found:
+            continue
+        found.add(node)
+        if node.op_type not in ("Gemm", "MatMul"):
+            queue += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def _embedding_in_float(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
+    """Give out the embedding in float32: the Cast in front of the head, or one of its own without a head."""
+    for index, output in enumerate(half.graph.outputs):
+        if output.name != "embedding" or output.dtype != HALF:
+            continue
+        cast = casts.get((output, FLOAT))
+        if cast is None:
+            node = ir.node("Cast", [output], {"to": int(FLOAT)}, name="embedding.float32")
+            half.graph.append(node)
+            cast = node.outputs[0]
+            cast.type, cast.shape = ir.TensorType(FLOAT), output.shape
+        output.name, cast.name = "embedding.float16", "embedding"
+        half.graph.outputs[index] = cast
+
+
+def _as(
+    value: ir.Value, dtype: ir.DataType, node: ir.Node, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+) -> ir.Value:
+    """The value in the other precision: a converted constant, or a Cast, one for all readers."""
+    if (value, dtype) not in casts:
+        array = constant(value)
+        if array is None:
+            name = f"{value.name}.{dtype.name.lower()}"
+            cast = insert(node, "Cast", [value], name=name, shape=sizes(value), dtype=dtype, to=dtype)
+            casts[value, dtype] = cast
+        else:
+            converted = _half(array, str(value.name)) if dtype == HALF else array.astype(np.float32)
+            name = str(value.name)
+            casts[value, dtype] = add_constant(graph_of(node), name, converted)
+    return casts[value, dtype]
+
+
+def _half(array: Array, name: str) -> Array:
+    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        raise GraphError(
+            f"expected weights within float16's range, found {np.abs(array).max():.3g} in {name!r}; "
+            "this model has no float16 variant"
+        )
+    return array.astype(np.float16)

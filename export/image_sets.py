@@ -1,0 +1,151 @@
+"""Which images calibrate and which measure; never the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vit.data.datasets import DataError, Images, Split, open_images, split_images, splits_of
+from vit.data.labels import labeled_as
+from vit.data.training_images import left_out_notes
+
+HELD_OUT: tuple[Split, ...] = ("test", "val")
+SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
+
+
+@dataclass(frozen=True)
+class ExportImages:
+    """Disjoint sets: to calibrate, to measure with for the report, and to search a plan with."""
+
+    calibration: Images
+    evaluation: Images
+    note: str  # where the evaluation images came from, for the report
+    search: Images | None = None
+    notes: tuple[str, ...] = ()  # files in the folders that are no images
+
+
+def labeled(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
+    """Return the same images; those that measure and search have the model's own class indices.
+
+    Raises:
+        DataError: when the folders' classes are not the model's.
+    """
+    search = None if images.search is None else labeled_as(images.search, labels)
+    return replace(images, evaluation=labeled_as(images.evaluation, labels), search=search)
+
+
+def choose_images(
+    calibration: str | Path,
+    evaluation: str | Path | None,
+    *,
+    samples: int,
+    evaluation_samples: int | None,
+    search: bool = False,
+    seed: int = 0,
+) -> ExportImages:
+    """Open the sources; without an evaluation source, measure on what calibration is not given.
+
+    Args:
+        calibration: folder or name of the images to calibrate on.
+        evaluation: folder or name of the images to measure on; None takes held-out images of `calibration`.
+        samples: how many images calibrate; at most half of them where the same source also measures.
+        evaluation_samples: how many images measure at most; None for all.
+        search: whether a plan is searched for, which takes images of its own from the calibration source:
+            what is left of it, or a quarter when nothing would be.
+        seed: seed of the choice of images.
+
+    Raises:
+        DataError: for a source without images, or too few to share out.
+    """
+    own_splits = splits_of(calibration)
+    everything = pool = open_images(calibration, "train" if "train" in own_splits else "all")
+    measured_on = next((split for split in HELD_OUT if split in own_splits), None)
+    if evaluation is not None:
+        measure, note = _to_measure(evaluation), "images of their own"
+    elif measured_on is not None and "train" in own_splits:
+        measure, note = open_images(calibration, measured_on), f"the {measured_on} split of the same source"
+    else:
+        if len(pool) < 2:
+            raise DataError(f"{pool.name}: one image cannot both calibrate and measure; give at least two")
+        samples = min(samples, len(pool) // 2)
+        pool, measure = _shared_out(pool, 1 - samples / len(pool), seed)
+        note = "the images of the same source that calibration was not given"
+    searched = None
+    if search:
+        pool, searched = _set_aside(pool, samples, seed)
+    calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
+    if evaluation_samples is not None and len(measure) > evaluation_samples:
+        measure = sample(measure, evaluation_samples, seed)
+    for used in (calibrate, searched):
+        if used is not None:
+            _must_not_overlap(used, measure)
+    return ExportImages(calibrate, measure, note, searched, left_out_notes(everything, measure))
+
+
+def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
+    """Open images to measure with, where nothing is calibrated; they stand in the place of both sets.
+
+    Args:
+        evaluation: folder or name of the images.
+        count: how many at most; None for all.
+        seed: seed of the choice of images.
+
+    Raises:
+        DataError: for a source without images.
+    """
+    measure = _to_measure(evaluation)
+    notes = left_out_notes(measure)
+    if count is not None and len(measure) > count:
+        measure = sample(measure, count, seed)
+    return ExportImages(measure, measure, "images of their own", notes=notes)
+
+
+def _to_measure(source: str | Path) -> Images:
+    splits = splits_of(source)
+    return open_images(source, next((each for each in HELD_OUT if each in splits), "all"))
+
+
+def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Split at random, each class in proportion; where each has one image only, without regard to classes."""
+    first, second = split_images(pool, share, seed)
+    if len(second):
+        return first, second
+    order = np.random.default_rng(seed).permutation(len(pool))
+    count = min(max(round(len(pool) * share), 1), len(pool) - 1)
+    return pool.subset(np.sort(order[count:])), pool.subset(np.sort(order[:count]))
+
+
+def _set_aside(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:
+    """Return the images that are left to calibrate with, and those to search a plan with."""
+    if len(pool) < 2:
+        raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
+    share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
+    pool, searched = split_images(pool, share, seed + 1)
+    if not len(searched):
+        raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
+    return pool, sample(searched, min(len(searched), SEARCH_IMAGES), seed)
+
+
+def sample(images: Images, count: int, seed: int) -> Images:
+    """`count` images at random, the classes in turn so that each is seen."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(images))
+    if images.targets is not None:
+        # Rank within the class first: all first images of each class, then all second ones, …
+        rank = np.zeros(len(order), np.int64)
+        for target in np.unique(images.targets):
+            members = np.flatnonzero(images.targets[order] == target)
+            rank[members] = np.arange(len(members))
+        order = order[np.argsort(rank, kind="stable")]
+    return images.subset(np.sort(order[:count]))
+
+
+def _must_not_overlap(calibration: Images, evaluation: Images) -> None:
+    files = {item.resolve() for item in calibration.items if isinstance(item, Path)}
+    shared = [item for item in evaluation.items if isinstance(item, Path) and item.resolve() in files]
+    if shared:
+        raise DataError(
+            f"{shared[0]}: calibrates and measures ({len(shared)} such images); give --evaluate other images"
+        )

@@ -1,0 +1,201 @@
+"""Model files with their metadata, written aside and renamed together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from calibration.graph.memory import SMALL, let_go, weight_bytes
+from runtime.interrupts import careful
+from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
+from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
+from runtime.model_file.digest import digest_entry
+from runtime.writing import OutputError, explained_output, sync_folder, temporary_folder
+
+PRODUCER = "vit-edge"
+IR_VERSION = 10
+_DIGITS = 16  # of the SHA-256 in the name of a file with weights
+ONE_FILE = 2**31 - 2**24  # bytes of weights; a message has less than 2 GB, and the graph takes some
+
+
+def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, str]:
+    """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
+
+    The file with the weights is called by its content, so that it takes the place of no other model's.
+
+    Returns:
+        The size of what was written, in bytes, and the SHA-256 of the .onnx file. Where there is a second
+        file, the first one holds its size and its SHA-256.
+    """
+    model = cleaned(model)
+    model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
+    if weight_bytes(model) > ONE_FILE:
+        unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
+        ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
+        size, sha256 = unnamed.stat().st_size, digest_of(unnamed)
+        name = f"{path.name}.{sha256[:_DIGITS]}{DATA_SUFFIX}"
+        model.metadata_props[DATA_KEY] = json.dumps({"file": name, "bytes": size, "sha256": sha256})
+        proto = ir.to_proto(model)
+        for tensor in proto.graph.initializer:
+            for place in tensor.external_data:
+                place.value = name if place.key == "location" else place.value
+        unnamed.rename(path.with_name(name))
+        written = _write(path, [proto.SerializeToString()])
+        return written[0] + size, written[1]
+    written = _write(path, serialized_parts(model))
+    let_go(model)
+    return written
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write the parts of a file and, at its end, the entry with the SHA-256 of them."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            size += file.write(part)
+            digest.update(part)
+        entry = digest_entry(digest.hexdigest())
+        size += file.write(entry)
+        digest.update(entry)
+    return size, digest.hexdigest()
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, without reading it at once."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def model_bytes(model: ir.Model) -> bytes:
+    """Return the bytes of an .onnx file without metadata."""
+    return b"".join(serialized_parts(cleaned(model)))
+
+
+def serialized_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of an .onnx file in order, its large weights one by one: the whole is never in memory.
+
+    A message within a message stands behind its number and its length, so all lengths are summed up first.
+    """
+    proto = ir.to_proto(model)
+    weights = []
+    for tensor in proto.graph.initializer:
+        content: bytes | memoryview = b""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            content = _content(model.graph.initializers[tensor.name])
+        weights.append((tensor.SerializeToString(), content))
+    del proto.graph.initializer[:]
+    before, after = _halves(proto.graph, last=5)  # initializers are field 5 of a graph
+    heads = [_head(9, len(content)) if content else b"" for _, content in weights]
+    sizes = [len(a) + len(b) + len(c) for (a, c), b in zip(weights, heads, strict=True)]
+    inside = [_head(5, size) for size in sizes]
+    total = len(before) + len(after) + sum(sizes) + sum(map(len, inside))
+    proto.graph.Clear()
+    first, last = _halves(proto, last=7)  # the graph is field 7 of a model
+    yield first + _head(7, total) + before
+    for opening, (tensor_start, content), head in zip(inside, weights, heads, strict=True):
+        yield opening + tensor_start + head
+        yield content
+    yield after + last
+
+
+def _halves(message: Any, *, last: int) -> tuple[bytes, bytes]:
+    """Return the serialized fields of a message up to one number, and those after it."""
+    before, after = type(message)(), type(message)()
+    for half, wanted in ((before, True), (after, False)):
+        half.CopyFrom(message)
+        for field, _ in message.ListFields():
+            if (field.number <= last) != wanted or field.number == last:
+                half.ClearField(field.name)
+    return before.SerializeToString(), after.SerializeToString()
+
+
+def _content(value: ir.Value) -> memoryview:
+    assert value.const_value is not None  # it is among the initializers of the file
+    content: memoryview = value.const_value.numpy().reshape(-1).view(np.uint8).data
+    return content
+
+
+def _head(number: int, length: int) -> bytes:
+    """Return what stands before the bytes of a field of a protobuf message: its number and its length."""
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits per byte, the lowest first; the eighth bit says that more follow."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def cleaned(model: ir.Model) -> ir.Model:
+    """Return a copy without what exporters leave in nodes: source lines, local paths. Weights are shared."""
+    model = model.clone()
+    ClearMetadataAndDocStringPass()(model)
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        value.metadata_props.clear()
+    model.ir_version, model.producer_name, model.producer_version = IR_VERSION, PRODUCER, None
+    model.metadata_props.clear()
+    return model
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files move into `folder` when all went well, and vanish otherwise.
+
+    Each file replaces its older one in one step, so an interruption leaves whole files, the last good ones.
+    Weights in a file of their own come first, and older ones go last: the model file beside them, which names
+    the one or the other, is right at any moment.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
+    with careful(), explained_output(folder):
+        yield from _staged(folder)
+
+
+def left_over(folder: Path, written: Collection[str]) -> list[Path]:
+    """Return the model files in a folder that an export did not write: they are of another one."""
+    names = [name for name in FILE_NAMES.values() if name not in written]
+    plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
+    found = [folder / name for name in (*names, *plan) if (folder / name).exists()]
+    return [*found, *(path for name in names for path in _data_files(folder, name))]
+
+
+def _data_files(folder: Path, model: str) -> list[Path]:
+    """Return the files with weights of a model file in a folder: the one that it names, and older ones."""
+    name = re.compile(rf"{re.escape(model)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(DATA_SUFFIX)}")
+    return sorted(path for path in folder.glob(f"{model}.*") if name.fullmatch(path.name))
+
+
+def _staged(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Within it: beside it may be another disk (a mounted folder, a link), or one that is read-only.
+    with temporary_folder(folder) as aside:
+        yield aside
+        written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
+        for path in written:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            if path.suffix != DATA_SUFFIX:
+                sync_folder(folder)
+            path.replace(folder / path.name)
+        sync_folder(folder)
+        names = {path.name for path in written}
+        for path in (each for name in names for each in _data_files(folder, name)):
+            if path.name not in names:
+                with suppress(OSError):  # Windows: somebody has it open; the next export takes it away
+                    path.unlink()

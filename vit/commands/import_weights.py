@@ -1,0 +1,120 @@
+"""python -m vit import: weights of another project."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
+from runtime.command.line import installed, positive
+from runtime.command.locking import only_writer
+from runtime.command.progress import Step, tell
+from runtime.errors import MissingPackageError, install_line
+from runtime.text import counted
+from runtime.writing import OutputError, check_folder
+
+NO_LIST: tuple[Kind, ...] = (
+    *("image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"),
+    *("folder", "device"),
+)
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # vit.config's, without the cost of importing it
+
+
+def add_import(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_import)
+    command.description = "Turn weights of another project into a checkpoint; nothing in them is executed."
+    add = command.add_argument
+    add(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
+    )
+    add("--out", required=True, type=Path, help="folder for the checkpoint")
+    add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, class 0 first")
+    add(
+        "--heads", type=positive, metavar="N", help="number of attention heads, if the source does not say it"
+    )
+    add("--activation", choices=ACTIVATIONS, help="activation of the MLPs, if the source does not say it")
+    add(
+        "--weights",
+        metavar="NAME",
+        help="weights to read from a file that holds several sets (default: a moving average, if there is "
+        "one)",
+    )
+
+
+def run_import(options: argparse.Namespace) -> None:
+    labels = _check(options)
+    with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
+        from vit.checkpoint import save_checkpoint
+        from vit.pretrained import read_source
+        from vit.pretrained.load import with_labels
+
+        found = read_source(
+            options.source, heads=options.heads, activation=options.activation, weights=options.weights
+        )
+        if labels:
+            found = with_labels(found, options.labels, labels)
+        recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
+        recipe["notes"] = list(found.notes)
+        path = save_checkpoint(
+            options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
+        )
+    config = found.model.config
+    tell(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes(config.classes)}")
+    for sentence in found.notes:
+        tell(f"note: {sentence}")
+    for sentence in found.assumed:
+        tell(f"assumed, since the source does not say: {sentence}")
+    if not config.classes:
+        tell("note: the weights have no head; fine-tune one with python -m vit train --from")
+    print(path)
+
+
+def classes(count: int) -> str:
+    """Return a number of classes in words."""
+    return counted(count, "class", "classes")
+
+
+def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """Find what does not fit before weights are read, and return the labels of --labels."""
+    if not installed("torch"):
+        raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
+    from vit.pretrained.weight_files import find_weights, read_labels, refuse_other_files
+
+    if options.labels:
+        expected = "a text file with the name of a class on each line"
+        refuse_kinds(options.labels, NO_LIST, expected, "write one, class 0 first")
+    labels = read_labels(options.labels) if options.labels else None
+    file = find_weights(options.source)
+    refuse_other_files(file)
+    check_folder(options.out)
+    if not _replaceable(options.out):
+        raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
+    refuse_kinds(
+        file, NO_WEIGHTS, "weights of a model", "give a .safetensors, .pth or .npz file or its folder"
+    )
+    _refuse_checkpoint(file)
+    return labels
+
+
+def _refuse_checkpoint(file: Path) -> None:
+    """Refuse what is a checkpoint of this project already."""
+    from vit.document import KEY, CheckpointError, read_metadata
+
+    if kind_of(file)[0] == "safetensors" and KEY in read_metadata(file):
+        raise CheckpointError(
+            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
+            "for example in python -m export or in python -m vit train --from"
+        )
+
+
+def _replaceable(out: Path) -> bool:
+    """Return whether a folder has no checkpoint, or one that an import made and another can replace."""
+    from vit.document import FILE_NAME, CheckpointError, read_document
+
+    try:
+        return not (out / FILE_NAME).exists() or "imported" in read_document(out).recipe
+    except CheckpointError:  # of another project: the source itself, say
+        return False

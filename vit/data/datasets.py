@@ -1,0 +1,303 @@
+"""Images to train on, to calibrate with and to measure with: folders, IDX files, and digits.
+
+Nothing here decodes an image from a file, which `runtime.images` does for all, and nothing needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from runtime.command.kinds import Kind, refuse_kinds
+from runtime.images.find_images import LeftOut, find_images, image_suffixes, suffix_of
+from runtime.text import did_you_mean
+from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
+from vit.data.idx import find_idx, labels_of, read_idx
+from vit.data.public import public_name
+
+__all__ = [
+    "DataError",
+    "Images",
+    "open_images",
+    "passed_over",
+    "refuse_among_classes",
+    "split_images",
+    "splits_of",
+]
+
+Item = Path | np.ndarray
+Split = Literal["train", "val", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+WORDS = ("digits", "fashion-mnist")  # data sets that are named by a word
+GIVE_A_FOLDER = "give a folder of images"
+DIGITS_TEST = 360
+# Kinds of files that are no images; of an unknown kind may be a photo of a camera.
+NO_IMAGES: tuple[Kind, ...] = (
+    *("onnx", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "text", "others"),
+    *("empty", "device"),
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images: paths or `uint8 [H, W, 3]` arrays, with their classes where these are known."""
+
+    items: Sequence[Item]
+    targets: np.ndarray | None  # int64 [N], indices into labels
+    labels: tuple[str, ...] | None
+    name: str
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)  # of the folders walked
+    # int64 [classes]: the first class of each one's name, where several have one name and a folder of that
+    # name means any of them; None where a target means itself alone
+    same_name: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+    def subset(self, indices: Iterable[int]) -> Images:
+        """The images at `indices`, in that order, with the same labels."""
+        chosen = np.asarray(list(indices), np.int64)
+        targets = None if self.targets is None else self.targets[chosen]
+        return replace(self, items=[self.items[i] for i in chosen], targets=targets)
+
+    @property
+    def truth(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The true classes, and which classes share a name: what measures of accuracy take."""
+        return self.targets, self.same_name
+
+    def settle(self, classes: np.ndarray) -> np.ndarray:
+        """Return the classes given to the images, the true class in the place of another of its name.
+
+        Args:
+            classes: int64 [N], class indices.
+
+        Returns:
+            int64 [N]; equal to `targets` exactly where an answer is right.
+        """
+        if self.targets is None or self.same_name is None:
+            return classes
+        return np.where(self.same_name[classes] == self.same_name[self.targets], self.targets, classes)
+
+    def describe(self, index: int) -> str:
+        """A name for one image: its path, or where it stands."""
+        item = self.items[index]
+        return str(item) if isinstance(item, Path) else f"{self.name}, image {index}"
+
+    def public_name(self, index: int) -> str:
+        """A name for one image that may leave this machine."""
+        item = self.items[index]
+        if isinstance(item, Path):
+            return public_name(str(item))
+        return f"{public_name(self.name)}, image {index}"
+
+
+def open_images(source: Path | str, split: Split = "all") -> Images:
+    """Find the images of a data set; files are listed and not yet decoded.
+
+    Args:
+        source: one of
+            a folder of splits (`train/<class>/*.jpg`, and `val` or `test`, or what else these are called),
+            a folder of classes (`<class>/*.jpg`; "train" and "val" are then a fixed stratified 80 and 20 %),
+            a folder of loose images, or one image (no targets, and only the split "all"),
+            a folder of IDX files (MNIST, Fashion-MNIST),
+            "fashion-mnist" (the folder of Debian's package) or "digits" (scikit-learn's).
+        split: which part; "all" is everything there is.
+
+    Raises:
+        DataError: naming the path, what was expected and what was found.
+    """
+    if split not in (*SPLITS, "all"):
+        raise DataError(f"split must be one of train, val, test, all; found {split!r}")
+    if str(source) == "digits":
+        return open_digits(split)
+    folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
+    if not folder.exists():
+        hint = "install Debian's dataset-fashion-mnist" if folder == FASHION_FOLDER else GIVE_A_FOLDER
+        raise DataError(f"{folder}: no such file or folder; {hint}{did_you_mean(str(source), WORDS)}")
+    if find_idx(folder):
+        return open_idx(folder, split)
+    if suffix_of(folder.name) not in image_suffixes():
+        refuse_kinds(folder, NO_IMAGES, "a folder of images", "give the folder that they are in, unpacked")
+    return open_folder(folder, split)
+
+
+def splits_of(source: Path | str) -> tuple[Split, ...]:
+    """The splits that `source` keeps apart itself; empty for one folder of classes or of loose images."""
+    if str(source) == "digits":
+        return ("train", "test")
+    folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
+    if idx := find_idx(folder):
+        return tuple(split for split in SPLITS if split in idx)
+    return tuple(split for split in SPLITS if folder.is_dir() and split in layout_of(folder).splits)
+
+
+def refuse_among_classes(out: Path, source: str) -> None:
+    """Refuse a folder to write to among the classes of a data set: its plots would be images of a class.
+
+    Raises:
+        DataError: saying where it lies.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    inside, place = folder.resolve(), out.resolve()
+    # A folder beside the splits is passed over; one in a split, or in what a split is packed in, is not.
+    splits = {path.resolve().relative_to(inside).parts[0] for path in layout_of(folder).splits.values()}
+    if place.is_relative_to(inside) and (
+        not splits or not splits.isdisjoint(place.relative_to(inside).parts[:1])
+    ):
+        raise DataError(
+            f"{out}: lies in {source} and would be a class of it the next time; choose another --out"
+        )
+
+
+def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Split at random, a share of `share` going to the second part, each class in proportion.
+
+    Every class keeps at least one image in the first part. Without targets the split is plain random.
+
+    Raises:
+        DataError: when share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"share must be between 0 and 1, found {share}")
+    random = np.random.default_rng(seed)
+    targets = np.zeros(len(images), np.int64) if images.targets is None else images.targets
+    second: list[int] = []
+    for target in np.unique(targets):
+        members = random.permutation(np.flatnonzero(targets == target))
+        second.extend(members[: min(round(len(members) * share), len(members) - 1)])
+    chosen = np.sort(np.asarray(second, np.int64))
+    rest = np.setdiff1d(np.arange(len(images)), chosen)
+    return images.subset(rest), images.subset(chosen)
+
+
+def open_digits(split: Split) -> Images:
+    """scikit-learn's 1,797 digits of 8x8: 1,437 to train and 360 to test, stratified, always the same."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    gray = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    everything = Images(as_rgb(gray), data.target.astype(np.int64), tuple("0123456789"), "digits")
+    if split == "all":
+        return everything
+    if split == "val":
+        raise DataError("digits: has no val split; it has train and test")
+    # A plain stratified share would round each class for itself and miss 360 by a few.
+    order = np.random.default_rng(0).permutation(len(everything))
+    order = order[np.argsort(everything.targets[order], kind="stable")]  # type: ignore[index]
+    test = np.sort(order[np.linspace(0, len(order) - 1, DIGITS_TEST).round().astype(np.int64)])
+    chosen = test if split == "test" else np.setdiff1d(np.arange(len(everything)), test)
+    return replace(everything.subset(chosen), name=f"digits {split}")
+
+
+def open_idx(folder: Path, split: Split) -> Images:
+    found = find_idx(folder)
+    wanted = list(found) if split == "all" else [split]
+    if missing := [name for name in wanted if name not in found]:
+        raise DataError(f"{folder}: has no {missing[0]} split; it has {', '.join(found)}")
+    try:
+        images = np.concatenate([read_idx(found[name][0]) for name in wanted])
+        targets = np.concatenate([read_idx(found[name][1]) for name in wanted])
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if images.ndim != 3 or targets.ndim != 1 or len(images) != len(targets):
+        raise DataError(f"{folder}: {images.shape} images do not go with {targets.shape} labels")
+    labels = labels_of(folder, int(targets.max()) + 1)
+    return Images(as_rgb(images), targets.astype(np.int64), labels, f"{folder.name} {split}")
+
+
+def as_rgb(gray: np.ndarray) -> list[np.ndarray]:
+    """Gray `[N, H, W]` as `[H, W, 3]` views that share its memory."""
+    return list(np.broadcast_to(gray[..., None], (*gray.shape, 3)))
+
+
+def open_folder(folder: Path, split: Split) -> Images:
+    if folder.is_file():
+        return loose_images(folder, split)
+    splits = layout_of(folder).splits
+    if not splits:
+        return open_classes_or_loose(folder, split)
+    labels = tuple(class_folders(next(iter(splits.values()))))  # train's, which every split shares
+    with_classes = [name for name in splits if labeled(splits, name)]
+    if split == "all":
+        if not with_classes:
+            return join([loose_images(path, split) for path in splits.values()], folder)
+        return join([open_classes(splits[name], labels) for name in with_classes], folder)
+    if split not in splits:
+        raise DataError(f"{folder}: has no {split} split; it has {', '.join(splits)}")
+    return (
+        open_classes(splits[split], labels) if split in with_classes else loose_images(splits[split], "all")
+    )
+
+
+def open_classes_or_loose(folder: Path, split: Split) -> Images:
+    names = tuple(class_folders(folder))
+    if not names:
+        return loose_images(folder, split)
+    images = open_classes(folder, names)
+    if split == "all":
+        return images
+    if split == "test":
+        raise DataError(f"{folder}: is one folder of classes and has no test split")
+    train, val = split_images(images, 0.2, seed=0)
+    return train if split == "train" else val
+
+
+def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
+    """`folder/<class>/**`; a class of `labels` may be absent here, but an empty class folder is an error."""
+    folders = class_folders(folder)
+    if unknown := sorted(set(folders) - set(labels)):
+        same = next((name for name in labels if name.casefold() == unknown[0].casefold()), None)
+        advice = f"; rename it to {same}" if same else ""
+        raise DataError(
+            f"{folders[unknown[0]]}: this class is not among those to train on ({', '.join(labels)}){advice}"
+        )
+    if len(labels) < 2:
+        found = f"only {labels[0]!r}" if labels else "none"
+        raise DataError(
+            f"{folder}: expected a folder for each of two or more classes, found {found}"
+            f"{only_wrapper(folder)}"
+        )
+    items: list[Item] = []
+    targets: list[int] = []
+    left_out = LeftOut()
+    for name, path in folders.items():
+        paths = list(find_images([path], left_out=left_out))
+        if not paths:
+            raise DataError(f"{path}: a class folder without images{left_out.aside()}; fill it or remove it")
+        items.extend(paths)
+        targets.extend([labels.index(name)] * len(paths))
+    if not items:
+        raise DataError(f"{folder}: no images here; expected a folder for each class")
+    return Images(items, np.asarray(targets, np.int64), labels, str(folder), left_out)
+
+
+def loose_images(folder: Path, split: Split) -> Images:
+    left_out = LeftOut()
+    paths: list[Item] = list(find_images([folder], left_out=left_out))
+    if not paths:
+        raise DataError(
+            f"{folder}: no images here{left_out.aside()}; expected images, class folders, or train and test "
+            "folders"
+        )
+    if split != "all":
+        raise DataError(
+            f"{folder}: has images but no class folders, so there is no {split} split to learn from"
+        )
+    return Images(paths, None, None, str(folder), left_out)
+
+
+def join(parts: Sequence[Images], folder: Path) -> Images:
+    items = [item for part in parts for item in part.items]
+    known = [part.targets for part in parts if part.targets is not None]
+    targets = np.concatenate(known) if known else None
+    return Images(items, targets, parts[0].labels, str(folder), LeftOut.of(part.left_out for part in parts))
