@@ -85,10 +85,11 @@ javascript/node_modules: javascript/package.json javascript/package-lock.json
 	cd javascript && npm ci --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
-check: $(INSTALLED) ## format, lint, words, types, import rules
+check: $(INSTALLED) ## format, lint, words, structure, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m tools.check_words
+	$(BIN)/python -m tools.structure
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

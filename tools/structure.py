@@ -217,7 +217,7 @@ class Structure:
                 yield f"{each.module}.{name}"
 
     def interface(self) -> list[Function]:
-        """Return the public functions that another of the packages, or the face of their own, imports by name."""
+        """Return the public functions that another package, or the face of their own, imports by name."""
         wanted: set[tuple[str, str]] = set()
         for importer, tree in self.trees.items():
             for node in ast.walk(tree):
@@ -333,7 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     public = [each for each in structure.functions if each.public]
     print(
-        f"{sum(structure.lines.values()):6} lines, {len(structure.functions)} functions, {len(public)} public, "
+        f"{sum(structure.lines.values()):6} lines, {len(structure.functions)} functions, "
+        f"{len(public)} public, "
         f"{len(structure.interface())} between packages"
     )
     failed = 0
