@@ -7,8 +7,7 @@ here knows the engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..text import counted
 from .cluster_output import Parts
@@ -22,17 +21,10 @@ _STORE_GONE = 8  # a chunk with so many images, all of which a store does not gi
 Rows = list[tuple[dict[str, Any], bool]]  # the record of each image, and whether its store failed
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some images of one store.
+class Chunk(NamedTuple):
+    """Some images of one store."""
 
-    Args:
-        number: from 1, in the order of the listing; names the part of the output.
-        store: the file system of the images.
-        keys: the images' names in it.
-    """
-
-    number: int
+    number: int  # from 1, in the order of the listing; names the part of the output
     store: Store
     keys: list[str]
 
@@ -68,7 +60,7 @@ def list_chunks(images: Iterable[tuple[Store, str]], *, largest: int, cores: int
         yield Chunk(number + 1, store, keys)
 
 
-def label_images(chunk: Chunk, labels: Labels) -> Rows:
+def read_and_label(chunk: Chunk, labels: Labels) -> Rows:
     """Read and label the images of a chunk."""
     largest = 2**20 + 8 * labels.max_pixels  # bytes that the decoder takes
     contents = read_ahead(chunk.store, chunk.keys, largest=largest)
@@ -84,7 +76,7 @@ def label_chunk(chunk: Chunk, parts: Parts, label: Callable[[Chunk], Rows]) -> T
     Args:
         chunk: the images.
         parts: the output.
-        label: as `label_images` does, with a model.
+        label: as `read_and_label` does, with a model.
 
     Raises:
         StoreError: if a store gives none of its images; that is no answer that should be kept.

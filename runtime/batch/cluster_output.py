@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from ..errors import FailureError
 from ..writing import OutputError
 from .cluster_sources import hide_secrets, is_uri, open_location
-from .output import changed_option, to_line
+from .output import option_mismatch, to_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -165,7 +165,7 @@ def _check_resumed(
     if form not in (None, note["format"]):
         raise OutputError(f"{shown} is {note['format']}, found --format {form}; leave --format out to resume")
     if note["top"] != top:
-        raise changed_option(shown, "top", note["top"], top)
+        raise option_mismatch(shown, "top", note["top"], top)
     return cast(PartFormat, note["format"])
 
 

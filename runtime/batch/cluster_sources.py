@@ -7,10 +7,9 @@ import posixpath
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..concurrency import in_parallel
@@ -37,19 +36,12 @@ class StoreError(FailureError):
     """A store that gave none of the files of a chunk: not the files are at fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """A file system, and how its files are named in the output.
+class Store(NamedTuple):
+    """A file system, and how its files are named in the output."""
 
-    Args:
-        uri: what opens it, options included; empty for local files.
-        prefix: what stands before a key in the output: "s3://" for a bucket, nothing for local files.
-        base: the folder that relative local paths start from.
-    """
-
-    uri: str = ""
-    prefix: str = ""
-    base: str = ""
+    uri: str = ""  # what opens it, options included; empty for local files
+    prefix: str = ""  # what stands before a key in the output: "s3://" for a bucket, nothing for local files
+    base: str = ""  # the folder that relative local paths start from
 
 
 # --- URIs and their file systems ---
@@ -178,7 +170,7 @@ def list_stored_images(
 
     Raises:
         LocationError: if no file system opens a source.
-        StoreError: if a list or store stops to be readable.
+        StoreError: if a list cannot be read to its end.
     """
     local = Store(base=str(Path.cwd()))
     for source in sources:
@@ -245,20 +237,12 @@ def _list_folder(system: FileSystem, folder: str) -> list[tuple[str, bool]] | No
 # --- Contents, read a few files ahead of the one that is being labeled ---
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What was read of one file.
+class Content(NamedTuple):
+    """Content of one file, or why there is none."""
 
-    Args:
-        data: its bytes; a local path where the decoder reads, or refuses, the file itself; None if there is
-            an `error`.
-        error: why there is nothing.
-        store_failed: whether the store is at fault, and not a file that is missing or too large.
-    """
-
-    data: bytes | Path | None
+    data: bytes | Path | None  # a local path where the decoder reads, or refuses, the file itself
     error: str | None = None
-    store_failed: bool = False
+    store_failed: bool = False  # not the file is at fault, which may be missing or too large
 
 
 def read_ahead(store: Store, keys: Sequence[str], *, largest: int) -> Iterator[Content]:

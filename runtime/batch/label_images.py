@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -89,10 +88,10 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
         raise
     except OSError as error:
         lines.abandon()
-        return _end(report, FAILED, _explain(error) + _explain_resume(output))
+        return report.end(FAILED, _explain(error) + _explain_resume(output))
     if report.found == 0:
         raise no_images(options.images, report.left_out.counts)
-    return _end(report, FAILED if report.tally.failed else DONE, "")
+    return report.end(FAILED if report.tally.failed else DONE)
 
 
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
@@ -119,9 +118,3 @@ def _explain_resume(output: Path | None) -> str:
     if output is None or not is_resumable(output):
         return ""
     return f"; what is done is in {output}, the same command with --resume continues"
-
-
-def _end(report: Report, code: int, message: str) -> int:
-    report.clear()
-    print(report.summary(), file=sys.stderr)
-    return complain(PACKAGE, message, code) if message else code

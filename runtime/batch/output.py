@@ -202,7 +202,7 @@ def is_resumable(path: Path) -> bool:
     return path.is_file() and path.absolute().parent not in (Path("/dev"), Path("/dev/fd"))
 
 
-def changed_option(output: Path | str, name: str, before: object, now: object) -> OutputError:
+def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
     """Return the error of an output whose lines were written with another value of an option.
 
     Args:
@@ -258,7 +258,7 @@ def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
         )
     for name, value in settings.items():
         if found[name] != value:
-            raise changed_option(path, name, found[name], value)
+            raise option_mismatch(path, name, found[name], value)
 
 
 def _hash_path(path: str) -> int:

@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..command.line import PACKAGE, complain
 from ..errors import (
     DONE,
     FAILED,
@@ -33,7 +31,7 @@ from ..errors import (
 from ..images.openers import register_openers
 from ..text import counted
 from ..writing import refuse_name_of_a_file
-from .cluster_chunks import Chunk, Rows, label_chunk, label_images, list_chunks, name_image
+from .cluster_chunks import Chunk, Rows, label_chunk, list_chunks, name_image, read_and_label
 from .cluster_output import Parts, open_parts
 from .cluster_sources import StoreError, check_sources, hide_secrets, is_uri, list_stored_images
 from .inputs import no_images, refuse_options
@@ -104,13 +102,13 @@ def run(options: argparse.Namespace) -> int:
             for tally in label_on_cluster(chunks, parts, labels, processes=options.workers or cores):
                 report.merge(tally)
     except KeyboardInterrupt:
-        return _end(report, INTERRUPTED, f"interrupted; {resume}")
+        return report.end(INTERRUPTED, f"interrupted; {resume}")
     except (EngineError, StoreError) as error:
-        return _end(report, FAILED, f"{error}; {resume}")
+        return report.end(FAILED, f"{error}; {resume}")
     late = parts.remove_late()
     if report.found == 0:
         raise no_images(map(hide_secrets, options.images), report.left_out.counts)
-    code = _end(report, FAILED if report.tally.failed else DONE)
+    code = report.end(FAILED if report.tally.failed else DONE)
     if late:
         print(f"removed {counted(late, 'part')} that the interrupted run wrote too late", file=sys.stderr)
     return code
@@ -129,12 +127,6 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
     of_one_machine = ("sort_into", "copy", "null", "unordered", "min_score", "embeddings")
     refuse_options(options, of_one_machine, "--engine ray")
-
-
-def _end(report: Report, code: int, message: str = "") -> int:
-    report.clear()
-    print(report.summary(), file=sys.stderr)
-    return complain(PACKAGE, message, code) if message else code
 
 
 # --- The cluster ---
@@ -238,7 +230,7 @@ def _label_images(chunk: Chunk, labels: Labels, model: list[Any]) -> Rows:
     register_openers()
     Image.MAX_IMAGE_PIXELS = labels.max_pixels  # Pillow's own limit is the process's
     labels.classifier(lambda: ray.get(model[0]))
-    return label_images(chunk, labels)
+    return read_and_label(chunk, labels)
 
 
 def _isolate_images(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]) -> Tally:
@@ -248,7 +240,7 @@ def _isolate_images(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]
     def label_one(key: str) -> Rows:
         for _ in range(CRASHES):
             with suppress(*_LOST):
-                rows: Rows = ray.get(task.remote(replace(chunk, keys=[key]), labels, model))
+                rows: Rows = ray.get(task.remote(chunk._replace(keys=[key]), labels, model))
                 return rows
         reason = f"{CRASHES} processes ended while they had it in work alone (no memory left, or a crash)"
         return [(labels.label(name_image((chunk.store, key)), None, reason), False)]

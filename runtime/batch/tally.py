@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..command.line import PACKAGE, complain
 from ..command.progress import Cadence, Clock, clock_time
 from ..images.find_images import LeftOut, left_out_line
 from ..text import counted, printable
@@ -126,6 +128,12 @@ class Report:
     def clear(self) -> None:
         """Remove the progress line before something else is printed."""
         self._cadence.clear()
+
+    def end(self, code: int, message: str = "") -> int:
+        """Print the summary, and a message if there is one; return the exit code."""
+        self.clear()
+        print(self.summary(), file=sys.stderr)
+        return complain(PACKAGE, message, code) if message else code
 
     def summary(self) -> str:
         """Return all counts in lines: of one machine each failure by its path, of a cluster by its reason."""
