@@ -57,9 +57,7 @@ class Parts:
             data = _to_parquet(rows)
         else:
             data = b"".join(to_line(row, "jsonl") for row in rows)
-        system, folder = open_location(self.uri)
-        if (found := _read_json(system, folder, _NOTE)["run"]) != self.run:
-            raise StaleRunError(f"run {found} has taken over {hide_secrets(self.uri)} from run {self.run}")
+        system, folder = self._open()
         name = f"part-{self.run:04}-{number:09}.{self.form}"
         _put(system, folder, name, data)
         return name
@@ -84,16 +82,27 @@ class Parts:
                 else:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
-    def remove_late(self) -> int:
+    def remove_late(self) -> list[str]:
         """Remove the parts that earlier runs wrote after this one began: it has labeled their images again.
 
         Returns:
-            How many there were.
+            The names of these parts.
+
+        Raises:
+            StaleRunError: if another run has resumed this output meanwhile.
         """
-        late = set(self.list_all()) - set(self.list_earlier())
-        earlier = [name for name in late if name < f"part-{self.run:04}-"]
-        _remove(*open_location(self.uri), earlier)
-        return len(earlier)
+        system, folder = self._open()
+        new = set(self.list_all()) - set(self.list_earlier())
+        late = [name for name in new if name < f"part-{self.run:04}-"]
+        _remove(system, folder, late)
+        return late
+
+    def _open(self) -> tuple[FileSystem, str]:
+        """Open the folder to change it, which only the last run may."""
+        system, folder = open_location(self.uri)
+        if (found := _read_json(system, folder, _NOTE)["run"]) != self.run:
+            raise StaleRunError(f"run {found} has taken over {hide_secrets(self.uri)} from run {self.run}")
+        return system, folder
 
 
 def open_parts(
@@ -128,11 +137,12 @@ def open_parts(
         if resume and earlier:
             form = _check_resumed(before, shown, model, form, top)
             try:
-                last.remove_late()  # if the last run was interrupted before it could
+                late = last.remove_late()  # if the last run was interrupted before it could
             except FileNotFoundError:
                 gone = f"{shown}/{_name_list(last.run)} is gone"
                 raise OutputError(f"{gone}, so it cannot be resumed; --overwrite begins anew") from None
-            earlier = last.list_all()
+            # Not listed anew: what appears from now on is removed at the end of this run.
+            earlier = [name for name in earlier if name not in late]
         elif earlier and not overwrite:
             raise OutputError(
                 f"{shown} holds results already: --resume continues with them, --overwrite begins anew"

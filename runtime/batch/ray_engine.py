@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         raise no_images(map(hide_secrets, options.images), report.left_out.counts)
     code = report.end(FAILED if report.tally.failed else DONE)
     if late:
-        print(f"removed {counted(late, 'part')} that the interrupted run wrote too late", file=sys.stderr)
+        print(f"removed {counted(len(late), 'part')} that the interrupted run wrote too late", file=sys.stderr)
     return code
 
 

@@ -205,10 +205,12 @@ def test_a_run_that_was_resumed_elsewhere_stops_writing(tmp_path: Path) -> None:
     late = Path(new.uri, "part-0001-000000009.parquet")  # between the old run's look and its rename
     late.write_bytes(Path(new.uri, first).read_bytes())
     new.write(1, [row("c")])
+    with pytest.raises(StaleRunError, match="run 2 has taken over"):
+        old.remove_late()  # the first had not ended: the parts of the second are not its to remove
     third = start(tmp_path / "out", resume=True)  # the second was killed before its end
     assert sorted(third.read_paths(third.list_earlier())) == ["a", "c"]
     late.write_bytes(Path(new.uri, first).read_bytes())
-    assert third.remove_late() == 1
+    assert third.remove_late() == [late.name]
     assert sorted(third.read_paths(third.list_all())) == ["a", "c"]
 
 
