@@ -20,7 +20,7 @@ from ..text import one_line
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-LIST_SUFFIX = ".parquet"
+_LIST_SUFFIX = ".parquet"
 _ROWS = 4096  # of a list of paths, read at a time
 _THREADS = 8  # what hides 100 ms of a store's latency behind images of 30 ms, and leaves some room
 _AHEAD = 16  # files
@@ -138,7 +138,7 @@ def check_sources(sources: Sequence[str]) -> None:
             raise LocationError(f"{shown}: it cannot be listed: {_reason(error)}") from error
         if info.type.name == "NotFound":
             raise LocationError(f"{shown}: no such image, folder or list; expected a path or a URI")
-        if not path.endswith(LIST_SUFFIX):
+        if not path.endswith(_LIST_SUFFIX):
             continue
         if not info.is_file:
             raise LocationError(f"{shown}: expected a Parquet file with a column path, found a folder")
@@ -174,7 +174,7 @@ def list_stored_images(
     """
     local = Store(base=str(Path.cwd()))
     for source in sources:
-        if source.endswith(LIST_SUFFIX) or urlsplit(source).path.endswith(LIST_SUFFIX):
+        if source.endswith(_LIST_SUFFIX) or urlsplit(source).path.endswith(_LIST_SUFFIX):
             yield from _read_list(source, local)
             continue
         store, path = find_store(source) if is_uri(source) else (local, source)

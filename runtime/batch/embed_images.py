@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _ROWS = 1024  # of a group in Parquet
-
-
-class _Sink(Protocol):
-    def put(self, path: str, row: npt.NDArray[np.float32]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def run(options: argparse.Namespace) -> int:
@@ -127,7 +121,7 @@ class _Files:
         self._open("array")
         try:
             parquet = out.suffix.lower() == ".parquet"
-            self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside["array"].path, features)
+            self._sink = (_Parquet if parquet else _Npy)(self._aside["array"].path, features)
             if "paths" in self._final:
                 self._open("paths")
         except BaseException:

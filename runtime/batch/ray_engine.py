@@ -19,15 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    FailureError,
-    InputError,
-    MissingPackageError,
-    install_line,
-)
+from ..errors import DONE, FAILED, INTERRUPTED, FailureError, InputError, MissingPackageError, install_line
 from ..images.openers import register_openers
 from ..text import counted
 from ..writing import refuse_name_of_a_file
@@ -46,7 +38,7 @@ try:
 except ImportError as error:
     raise MissingPackageError(f"--engine ray needs Ray ({error}); {install_line('ray,cpu')}") from error
 
-CRASHES = 2  # of a process, each while it had the same image in work alone: then the image is left out
+_CRASHES = 2  # of a process, each while it had the same image in work alone: then the image is left out
 _LOST = (  # processes, whatever they ran
     ray_errors.WorkerCrashedError,
     ray_errors.NodeDiedError,
@@ -103,14 +95,15 @@ def run(options: argparse.Namespace) -> int:
                 report.merge(tally)
     except KeyboardInterrupt:
         return report.end(INTERRUPTED, f"interrupted; {resume}")
-    except (EngineError, StoreError) as error:
-        return report.end(FAILED, f"{error}; {resume}")
+    except (EngineError, StoreError, OSError) as error:  # OSError: a store that is listed or resumed from
+        return report.end(FAILED, f"{getattr(error, 'strerror', None) or error}; {resume}")
     late = parts.remove_late()
     if report.found == 0:
         raise no_images(map(hide_secrets, options.images), report.left_out.counts)
     code = report.end(FAILED if report.tally.failed else DONE)
     if late:
-        print(f"removed {counted(len(late), 'part')} that the interrupted run wrote too late", file=sys.stderr)
+        parts_removed = counted(len(late), "part")
+        print(f"removed {parts_removed} that the interrupted run wrote too late", file=sys.stderr)
     return code
 
 
@@ -238,11 +231,11 @@ def _isolate_images(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]
     task = ray.remote(_label_images).options(num_cpus=0, max_retries=0)
 
     def label_one(key: str) -> Rows:
-        for _ in range(CRASHES):
+        for _ in range(_CRASHES):
             with suppress(*_LOST):
                 rows: Rows = ray.get(task.remote(chunk._replace(keys=[key]), labels, model))
                 return rows
-        reason = f"{CRASHES} processes ended while they had it in work alone (no memory left, or a crash)"
+        reason = f"{_CRASHES} processes ended while they had it in work alone (no memory left, or a crash)"
         return [(labels.label(name_image((chunk.store, key)), None, reason), False)]
 
     return label_chunk(chunk, parts, lambda chunk: [row for key in chunk.keys for row in label_one(key)])

@@ -76,14 +76,6 @@ class Tally:
         more = self.failed - len(self.failures)
         return lines + count_others(more, "failure", f", listed in {where}")
 
-    def list_reasons(self) -> list[str]:
-        """Return one line per reason of failures for a summary, most frequent first."""
-        return _list_counts(self.reasons, "reason", "failed: ")
-
-    def list_labels(self) -> list[str]:
-        """Return one line per label for a summary, most frequent first."""
-        return _list_counts(self.labels, "label")
-
     def _count_reason(self, reason: str, count: int) -> None:
         is_new = reason not in self.reasons and len(self.reasons) >= _REASONS
         self.reasons["other reasons" if is_new else reason] += count
@@ -146,8 +138,12 @@ class Report:
             done += f", {tally.unsure:,} unsure"
         if self.skipped:
             done += f"; {self.skipped:,} were done before"
-        failures = tally.list_failures("the output") if self._first_part is None else tally.list_reasons()
-        return "\n".join([done, *tally.list_labels(), *failures, *describe_left_out(self.left_out.counts)])
+        if self._first_part is None:
+            failures = tally.list_failures("the output")
+        else:
+            failures = _list_counts(tally.reasons, "reason", "failed: ")
+        labels = _list_counts(tally.labels, "label")
+        return "\n".join([done, *labels, *failures, *describe_left_out(self.left_out.counts)])
 
     def _show(self) -> None:
         if not self._cadence.due():
@@ -176,6 +172,7 @@ def describe_left_out(counts: Mapping[str, int]) -> list[str]:
 
 
 def _list_counts(counts: Counter[str], noun: str, prefix: str = "") -> list[str]:
+    """Return one line per name for a summary, most frequent first, and one for those that it leaves out."""
     lines = [f"{count:9,}  {prefix}{_shorten(name)}" for name, count in counts.most_common(_SHOWN)]
     return lines + count_others(len(counts) - _SHOWN, noun)
 
