@@ -87,7 +87,8 @@ def measure_memory(model: Path, paths: int) -> None:
                 first = first or most
         print(
             f"{total.images:,} paths in {len(parts.list_all()):,} parts, {time.monotonic() - began:.0f} s; "
-            f"the driver had {first:.1f} MiB at the first part, at most {most:.1f} MiB: {most - first:.1f} more"
+            f"the driver had {first:.1f} MiB at the first part, at most {most:.1f} MiB: "
+            f"{most - first:.1f} more"
         )
 
 
