@@ -54,7 +54,7 @@ browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chr
 
 # Ray, pyarrow, Daft and a local S3 take 1.1 GB: an environment of their own, which only these tests need.
 ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray; four minutes after two of installation
-	.venv-ray/bin/python -m pytest tests/runtime/cluster
+	.venv-ray/bin/python -m pytest tests/runtime/batch
 
 .venv-ray/.installed: pyproject.toml constraints.txt
 	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray

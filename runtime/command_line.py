@@ -65,7 +65,7 @@ def _parser(prog: str) -> Parser:
 
 def _run_on_ray(options: argparse.Namespace) -> int:
     with careful():  # Ray starts processes, which have to be ended
-        from .batch.cluster.ray_command import run
+        from .batch.ray_engine import run
 
         return run(options)
 
@@ -76,9 +76,9 @@ def _run(options: argparse.Namespace) -> int:
     check_options(options)
     register_openers()
     if options.embeddings is not None:
-        from .batch.embeddings import run
+        from .batch.embed_images import run
     else:
-        from .batch.labels import run
+        from .batch.label_images import run
     _allow_pixels(options.max_pixels)
     return run(options)
 

@@ -10,7 +10,7 @@ Any other exception is a bug, and the command lines let its traceback through.
     │   ├── OutputError             runtime: an output that cannot be begun, continued or written
     │   │   └── DiskError           runtime: exit code 1: a disk that is full, or fails, during the work
     │   ├── DeviceError             runtime: a device that is absent, or cannot run the model
-    │   ├── PlaceError              runtime: a source or output of a cluster run that nothing opens
+    │   ├── LocationError           runtime: a source or output of a cluster run that nothing opens
     │   ├── ClusterError            runtime: a cluster that cannot be reached
     │   ├── ConfigError             vit: a shape that no model can have
     │   ├── RecipeError             vit: a recipe that cannot be followed

@@ -33,7 +33,7 @@ OF_OTHERS = {"--max-restarts", "--nnodes", "--rdzv-id", "--preload"}  # torchrun
 RUN_BY = {
     "README.md": "tests/runtime/test_packaging.py",
     "docs/concepts/paper-to-code.md": "tests/vit/test_paper_to_code.py",
-    "docs/guides/cluster.md": "tests/runtime/cluster/test_columns.py",
+    "docs/guides/cluster.md": "tests/runtime/batch/test_label_columns.py",
     "docs/guides/embed.md": "tests/runtime/test_packaging.py",
     "docs/guides/embeddings.md": "tests/runtime/test_embedder.py",
     "docs/reference/runtime.md": "tests/runtime/test_reference.py",

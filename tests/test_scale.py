@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.batch.cluster import chunks
+from runtime.batch import cluster_chunks
 from tools.simulate_scale import CHUNKS_PER_CORE, SMALLEST, Cluster, predict, simulate
 
 # 33 ms each, with a tail: large images take ten times as long.
@@ -44,4 +44,4 @@ def test_more_of_what_hurts_hurts_more() -> None:
 
 
 def test_chunks_are_cut_as_the_command_cuts_them() -> None:
-    assert (SMALLEST, CHUNKS_PER_CORE) == (chunks._SMALLEST, chunks._CHUNKS_PER_CORE)
+    assert (SMALLEST, CHUNKS_PER_CORE) == (cluster_chunks._SMALLEST, cluster_chunks._CHUNKS_PER_CORE)

@@ -62,11 +62,12 @@ def measure_memory(model: Path, paths: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from runtime.batch.cluster.chunks import Job, Summary
-    from runtime.batch.cluster.parts import begin
-    from runtime.batch.cluster.ray_cluster import cluster
-    from runtime.batch.cluster.ray_engine import label_on_cluster
-    from runtime.batch.columns import Labels
+    from runtime.batch.cluster_chunks import list_chunks
+    from runtime.batch.cluster_output import open_parts
+    from runtime.batch.cluster_sources import list_stored_images
+    from runtime.batch.label_columns import Labels
+    from runtime.batch.ray_engine import connect, label_on_cluster
+    from runtime.batch.tally import Tally
 
     labels = Labels(model)
     with temporary_folder() as folder:
@@ -76,18 +77,18 @@ def measure_memory(model: Path, paths: int) -> None:
                 numbers = range(start, min(start + 10_000, paths))
                 names = [f"/nowhere/camera-{i % 97:03}/2026/11/25/image-{i:012}.jpg" for i in numbers]
                 file.write_table(pa.table({"path": names}))
-        parts, known = begin(f"{folder}/out", labels.sha256, form=None, resume=False, overwrite=False)
-        began, first, most, total = time.monotonic(), 0.0, 0.0, Summary()
-        with cluster(None, workers=2, model_bytes=Path(labels.model).stat().st_size) as cores:
-            for summary in label_on_cluster(
-                Job([str(source)], folder, parts, 1000, cores), known, labels, workers=2
-            ):
-                total.add(summary)
+        parts = open_parts(f"{folder}/out", labels.sha256, form=None, resume=False, overwrite=False)
+        began, first, most, total = time.monotonic(), 0.0, 0.0, Tally()
+        with connect("local") as cores:
+            chunks = list_chunks(list_stored_images([str(source)]), largest=1000, cores=cores)
+            for tally in label_on_cluster(chunks, parts, labels, processes=2):
+                total.merge(tally)
                 most = max(most, _resident())
                 first = first or most
         print(
-            f"{total.images:,} paths in {len(parts.names()):,} parts, {time.monotonic() - began:.0f} s; the "
-            f"driver had {first:.1f} MiB at the first part, at most {most:.1f} MiB: {most - first:.1f} more"
+            f"{total.images:,} paths in {len(parts.list_all()):,} parts, {time.monotonic() - began:.0f} s; "
+            f"the driver had {first:.1f} MiB at the first part, at most {most:.1f} MiB: "
+            f"{most - first:.1f} more"
         )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-SMALLEST, CHUNKS_PER_CORE = 16, 16  # as in runtime.batch.cluster.chunks
+SMALLEST, CHUNKS_PER_CORE = 16, 16  # as in runtime.batch.cluster_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def measure(model: Path, photos: Path) -> list[float]:
     They are seconds of CPU, which other work on the machine does not stretch. Waiting for a store is not
     among them: a run reads ahead.
     """
-    from runtime.batch.columns import Labels
+    from runtime.batch.label_columns import Labels
     from runtime.images.find_images import find_images
 
     labels = Labels(model)

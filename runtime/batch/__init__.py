@@ -2,15 +2,16 @@
 
 In reading order:
 
-    options     options of the command line, and the combinations that are refused
-    inputs      images named on the command line
-    labels      the command: one result line per image
-    output      result lines
-    whole_lines what an interrupted run has left of them
-    resume      a file of them that survives a crash
-    report      progress and summary
-    sorting     one folder for each label
-    embeddings  the command with --embeddings: an array with one row per image
-    columns     columns in, columns out: what an engine for clusters calls
-    cluster     the command with --engine ray
+    options          options of the command line, and the combinations that are refused
+    inputs           images named on the command line
+    tally            counts, progress and summary
+    output           result lines in a file that survives a crash
+    sorting          one folder per label (--sort-into)
+    label_images     the command: one result line per image
+    embed_images     the command with --embeddings: an array with one row per image
+    label_columns    columns in, columns out: what an engine for clusters calls
+    cluster_sources  images in folders, stores and lists, and their contents
+    cluster_output   an output in parts that many processes write at once
+    cluster_chunks   the work of a cluster in pieces; knows no engine
+    ray_engine       the command with --engine ray
 """

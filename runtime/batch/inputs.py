@@ -1,4 +1,4 @@
-"""Images named on the command line: files, folders, and lists of paths on standard input."""
+"""Images named on the command line (files, folders, paths on standard input), and options refused there."""
 
 from __future__ import annotations
 
@@ -11,44 +11,74 @@ from pathlib import Path
 
 from ..images.find_images import LeftOut, find_images, left_out_line
 from .options import UsageError
+from .tally import ALL_FILES
 
-ALL_FILES = "--all-files tries each as an image"
+
+def list_images(
+    sources: Iterable[str],
+    *,
+    null: bool = False,
+    skip: Path | None = None,
+    all_files: bool = False,
+    left_out: LeftOut | None = None,
+) -> Iterator[Path]:
+    """Yield the images of all sources, in their order.
+
+    Args:
+        sources: files and folders; "-" stands for the paths on standard input.
+        null: paths on standard input end in zero bytes, not in newlines.
+        skip: a folder to leave out.
+        all_files: yield every file in a folder, whatever its suffix.
+        left_out: counts the files in folders that are left out.
+
+    Raises:
+        UsageError: if standard input is closed, or has zero bytes without `null`.
+    """
+    for source in sources:
+        paths = _read_standard_input(null) if source == "-" else [Path(source)]
+        yield from find_images(paths, skip=skip, all_files=all_files, left_out=left_out)
 
 
-def named_images(options: argparse.Namespace, left_out: LeftOut | None = None) -> Iterator[Path]:
-    """Yield the images that the options of `python -m runtime` name, in their order.
+def no_images(sources: Iterable[str], counts: Mapping[str, int]) -> UsageError:
+    """Return the error of a run that has found no image.
+
+    Args:
+        sources: as the user typed them.
+        counts: of a `LeftOut`.
+    """
+    line = left_out_line(counts)
+    return UsageError(f"no images in {', '.join(sources)}" + (f"; {line}; {ALL_FILES}" if line else ""))
+
+
+def refuse_options(options: argparse.Namespace, names: Iterable[str], where: str) -> None:
+    """Refuse options that have no meaning beside another one.
 
     Args:
         options: of `python -m runtime`.
-        left_out: counts the files in folders that are not among them.
+        names: of the options, with underscores.
+        where: the other option, and why, for the message.
+
+    Raises:
+        UsageError: if one of them was given.
     """
-    for given in options.images:
-        named: Iterable[Path] = _standard_input(options.null) if given == "-" else [Path(given)]
-        yield from find_images(named, skip=options.sort_into, all_files=options.all_files, left_out=left_out)
+    # 0 is a value that was given, though it equals False.
+    given = [name for name in names if not any(getattr(options, name) is unset for unset in (None, False))]
+    if given:
+        shown = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{shown}: not possible with {where}")
 
 
-def no_images(named: Iterable[str], counts: Mapping[str, int]) -> str:
-    """Return the message for a run that has found no image.
-
-    Args:
-        named: what the user gave.
-        counts: of what the walk left out.
-    """
-    line = left_out_line(counts)
-    return f"no images in {', '.join(named)}" + (f"; {line}; {ALL_FILES}" if line else "")
-
-
-def _standard_input(null: bool) -> Iterator[Path]:
+def _read_standard_input(null: bool) -> Iterator[Path]:
     """Yield the paths on standard input, one per line, or each ended by a zero byte."""
-    for number, name in enumerate(_pieces(b"\0" if null else b"\n")):
+    for number, name in enumerate(_split_standard_input(b"\0" if null else b"\n")):
         if not null:  # Windows ends lines with CR LF, and its editors begin a file with a byte order mark
             name = (name.removeprefix(codecs.BOM_UTF8) if number == 0 else name).removesuffix(b"\r")
         if name:
             yield Path(os.fsdecode(name))
 
 
-def _pieces(end: bytes) -> Iterator[bytes]:
-    """Yield the bytes of standard input between `end`s, as they come."""
+def _split_standard_input(end: bytes) -> Iterator[bytes]:
+    """Yield the bytes of standard input between `end`s, as they arrive."""
     if sys.stdin is None:
         raise UsageError("standard input is closed; expected paths on it, as - says")
     rest = b""

@@ -123,7 +123,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     add(
         "--address",
         metavar="HOST:PORT",
-        help="cluster to connect to (default: RAY_ADDRESS, else a cluster on this machine)",
+        help="cluster to connect to (default: the variable RAY_ADDRESS)",
     )
     add(
         "--part-images",

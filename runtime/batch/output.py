@@ -1,91 +1,113 @@
-"""One line per image, as JSON Lines or CSV, in a file or on standard output."""
+"""Result lines in a file: written, synced, and resumed after a crash; one run at a time writes a file."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
 import sys
 import time
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
+import numpy as np
+
+from ..command.locking import being_written, say_no_locks
 from ..results import Result
-from ..text import without_controls
+from ..text import printable, without_controls
+from ..writing import OutputError, explained_output, lock, write_atomically
+from .tally import Report
 
 Format = Literal["jsonl", "csv"]
+T = TypeVar("T")
 FIELDS = ("path", "label", "index", "score", "top", "error")
 _SYNC_EVERY = 2.0  # seconds: what a power cut can cost
+_LOSABLE = 2**22  # bytes: more than is written between two syncs
+_LONGEST = 2**26  # bytes of a line: more than the longest labels of a model file need
+_SHOWN = 80  # bytes of a line that a message shows
+
+# --- One line per image ---
 
 
-def format_of(path: Path | None) -> Format:
-    """CSV for a file of that name, JSON Lines otherwise."""
+def choose_format(path: Path | None) -> Format:
+    """Return CSV for a file of that name, JSON Lines for any other and for standard output."""
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 
 
-def record(result: Result[Any]) -> dict[str, Any]:
-    """The fields of one line. Without a prediction all but `path` and `error` are null."""
+def to_record(result: Result[Any]) -> dict[str, Any]:
+    """Return the fields of one line. Without a prediction all but `path` and `error` are None."""
     values: dict[str, Any] = dict.fromkeys(FIELDS) | {"path": str(result.image), "error": result.error}
     return values if result.prediction is None else values | asdict(result.prediction)
 
 
-def to_line(values: dict[str, Any], form: Format, *, kept: bool = True) -> bytes:
-    """Return one record as a line; what a terminal would obey, and not just show, is escaped.
+def to_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) -> bytes:
+    """Return one record as a line in which characters that a terminal would obey are escaped.
 
-    JSON says the same with its escapes. CSV has none: a label is exact in `top`, which is JSON, and by its
-    `index`. Only a path is needed as it is, in a file, where a run is resumed and images are found by it.
+    JSON has its own escapes. CSV has none: a label is exact in `top`, which is JSON, and by its `index`. In a
+    file the path stays as it is, since a run is resumed and images are found by it.
 
     Args:
         values: by the names of `FIELDS`.
         form: of the line.
-        kept: whether it goes to a file.
+        to_file: whether the line goes to a file.
     """
-    if form == "csv":
-        shown = {name: without_controls(x) if isinstance(x, str) else x for name, x in values.items()}
-        shown["top"] = values["top"] and _json(values["top"])
-        shown["path"] = values["path"] if kept else shown["path"]
-        return _csv_line([shown[name] for name in FIELDS])
-    return (_json(values) + "\n").encode()
+    if form == "jsonl":
+        return (_to_json(values) + "\n").encode()
+    shown = {name: without_controls(x) if isinstance(x, str) else x for name, x in values.items()}
+    shown["top"] = values["top"] and _to_json(values["top"])
+    shown["path"] = values["path"] if to_file else shown["path"]
+    return _to_csv_line([shown[name] for name in FIELDS])
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(value)
 
 
+def _to_csv_line(values: list[Any]) -> bytes:
+    line = io.StringIO()
+    # The csv module quotes a value in which either character of this end occurs.
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return line.getvalue().encode("utf-8", "surrogateescape")
+
+
 class Lines:
-    """Where the lines go: each flushed, and in a file synced to the disk every two seconds.
+    """Result lines on their way out: each is flushed, and a file is synced to the disk every two seconds.
 
     Args:
         file: open for writing, at its end.
         form: how a line is written; CSV begins with the names of the fields.
-        kept: whether it is a plain file; a device, a pipe or standard output keeps nothing to sync.
+        to_file: whether it is a plain file; a device, a pipe or standard output has nothing to sync.
     """
 
-    def __init__(self, file: IO[bytes], form: Format, *, kept: bool) -> None:
-        self._file, self._form, self._kept = file, form, kept
+    def __init__(self, file: IO[bytes], form: Format, *, to_file: bool) -> None:
+        self._file, self._form, self._to_file = file, form, to_file
         self._synced = time.monotonic()
-        if form == "csv" and not (kept and os.fstat(file.fileno()).st_size):
-            self._write(_csv_line(list(FIELDS)))
+        if form == "csv" and not (to_file and os.fstat(file.fileno()).st_size):
+            self._write(_to_csv_line(list(FIELDS)))
 
     def write(self, result: Result[Path]) -> None:
         """Append the line of one result."""
-        self._write(to_line(record(result), self._form, kept=self._kept))
-        if self._kept and time.monotonic() - self._synced > _SYNC_EVERY:
+        self._write(to_line(to_record(result), self._form, to_file=self._to_file))
+        if self._to_file and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def close(self) -> None:
         """Sync and close the file; standard output stays open."""
-        if self._kept:
+        if self._to_file:
             os.fsync(self._file.fileno())
         self.abandon()
 
     def abandon(self) -> None:
-        """Close after an error, which syncing would only repeat."""
+        """Close the file after an error, which syncing would only repeat."""
         if sys.stdout is None or self._file is not sys.stdout.buffer:
             with suppress(OSError):
                 self._file.close()
@@ -95,7 +117,282 @@ class Lines:
         self._file.flush()
 
 
-def _csv_line(values: list[Any]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(values)  # what is in it gets quoted: both of them
-    return line.getvalue().encode("utf-8", "surrogateescape")
+# --- An output that is begun or resumed ---
+
+
+class DoneImages:
+    """The images that earlier runs have written, in 16 bytes each.
+
+    Args:
+        paths: of their lines; a path may occur several times.
+    """
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        hashes = np.frombuffer(array("Q", map(_hash_path, paths)), np.uint64)
+        self._hashes, self._left = np.unique(hashes, return_counts=True)
+
+    def take(self, path: Path | str) -> bool:
+        """Return whether the image is done; an image that is listed twice is done after two calls."""
+        key = _hash_path(str(path))
+        at = int(np.searchsorted(self._hashes, np.uint64(key)))
+        if at == len(self._hashes) or self._hashes[at] != key or self._left[at] == 0:
+            return False
+        self._left[at] -= 1
+        return True
+
+    def skip(self, images: Iterable[T], report: Report, path_of: Callable[[T], str] = str) -> Iterator[T]:
+        """Yield the images that are not done, and count the others.
+
+        Args:
+            images: as they were listed.
+            report: counts those that are done.
+            path_of: returns what the output calls an image.
+        """
+        for image in images:
+            if self.take(path_of(image)):
+                report.skipped += 1
+            else:
+                yield image
+
+
+def open_output(
+    path: Path | None, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> tuple[Lines, DoneImages]:
+    """Open an output, and return with it the images that it holds already.
+
+    `<path>.run` beside the file holds the settings, so that no file mixes the answers of two models, or lines
+    of two kinds. Only one run at a time writes a file, where the disk has locks.
+
+    Args:
+        path: the output file; None for standard output.
+        form: how lines are written.
+        settings: what a line depends on, as JSON values: `model` (the SHA-256 of the model file), and options
+            by their names.
+        resume: continue an existing output.
+        overwrite: replace an existing output.
+
+    Raises:
+        OutputError: if it exists and neither `resume` nor `overwrite` is set, was written with other settings
+            or by another program, is being written by another run, or cannot be written.
+    """
+    if path is None:
+        return Lines(sys.stdout.buffer, form, to_file=False), DoneImages()
+    with explained_output(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
+        if path.exists() and not is_resumable(path):
+            if resume:
+                raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
+            return Lines(path.open("ab"), form, to_file=False), DoneImages()
+        file = path.open("ab")
+        try:
+            _lock(file, path)
+            done = _begin(file, path, {**settings, "format": form}, resume=resume, overwrite=overwrite)
+            return Lines(file, form, to_file=True), done
+        except BaseException:
+            file.close()
+            raise
+
+
+def is_resumable(path: Path) -> bool:
+    """Return whether a path is a plain file, which can be resumed and has room for `<path>.run` beside it.
+
+    /dev/null and a pipe are not; /dev/stdout is not either, wherever it leads.
+    """
+    return path.is_file() and path.absolute().parent not in (Path("/dev"), Path("/dev/fd"))
+
+
+def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
+    """Return the error of an output whose lines were written with another value of an option.
+
+    Args:
+        output: its name.
+        name: of the option, with underscores.
+        before: the value that wrote the lines; None where it was not given.
+        now: the value that was found.
+    """
+    was, found = ("not given" if value is None else str(value) for value in (before, now))
+    option = "--" + name.replace("_", "-")
+    return OutputError(
+        f"{output} was written with {option} {was}, found {found}; type the same, or use a new --output"
+    )
+
+
+def _begin(
+    file: IO[bytes], path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> DoneImages:
+    note = path.with_name(path.name + ".run")
+    if resume and path.stat().st_size:
+        _expect_same(note, path, settings)
+        return DoneImages(_keep_whole_lines(path, settings["format"]))
+    if path.stat().st_size and not overwrite:
+        raise OutputError(f"{path} is there already: --resume continues it, --overwrite begins anew")
+    file.truncate(0)
+    os.fsync(file.fileno())  # before the note: after a power cut it must not vouch for the old lines
+    write_atomically(note, (json.dumps(settings) + "\n").encode())
+    return DoneImages()
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Keep every other run from writing the file for as long as it is open."""
+    try:
+        locked = lock(file.fileno())
+    except BlockingIOError:
+        raise being_written(path) from None
+    if not locked:
+        say_no_locks(path)
+
+
+def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(note.read_text(encoding="utf-8"))
+        found = {name: before[name] for name in settings}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{note} is gone or damaged, so {path} cannot be resumed; --overwrite begins anew"
+        ) from None
+    if found["model"] != settings["model"]:
+        raise OutputError(
+            f"another model wrote {path} (SHA-256 {found['model']}, this one {settings['model']}); "
+            "use a new --output"
+        )
+    for name, value in settings.items():
+        if found[name] != value:
+            raise option_mismatch(path, name, found[name], value)
+
+
+def _hash_path(path: str) -> int:
+    return int.from_bytes(blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+# --- What an interrupted run has left: whole lines, and an unfinished last one that is cut off ---
+
+_Paths = Generator[str, None, int]  # returns the byte behind the last whole line
+
+
+class _DamageError(Exception):
+    """Something that no run of this command has written."""
+
+    def __init__(self, at: int, found: str = "") -> None:
+        super().__init__(found)
+        self.at, self.found = at, found
+
+
+def _keep_whole_lines(path: Path, form: Format) -> Iterator[str]:
+    """Yield the paths in the whole lines of an output file, then cut off a last line that is not finished.
+
+    A crash leaves the start of a line at the end of the file, or the zero bytes that some file systems put
+    there. An editor leaves a byte order mark and other ends of lines, which are read. Nothing else is
+    understood, so nothing else is cut.
+
+    Raises:
+        OutputError: for what a crash does not leave, with the byte; the file is then as it was.
+    """
+    with path.open("r+b") as file:
+        start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(start)
+        try:
+            end = yield from (_read_csv if form == "csv" else _read_json_lines)(file, start)
+            if file.seek(0, os.SEEK_END) - end > _LOSABLE:
+                raise _DamageError(end)
+        except _DamageError as error:
+            found = error.found or _quote_line(file, error.at)
+            raise OutputError(
+                f"{path} is damaged at byte {error.at:,}: expected a {form} line with {','.join(FIELDS)}, "
+                f"found {found}; undo what changed the file and resume, or use a new --output"
+            ) from None
+        file.truncate(end if end > start else 0)  # a mark alone would keep CSV from getting its first line
+        os.fsync(file.fileno())
+
+
+def _read_json_lines(file: IO[bytes], end: int) -> _Paths:
+    while line := file.readline(_LONGEST):
+        if not line.endswith(b"\n"):
+            begun = line.rstrip(b"\0")
+            # A line has no control characters; a \r in it is the end of a line in an old Mac's file.
+            if begun and not (begun.startswith(b"{") and min(begun) >= 0x20):
+                raise _DamageError(end)
+            break
+        try:
+            values = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            raise _DamageError(end) from None
+        if not isinstance(values, dict) or set(values) != set(FIELDS) or not _is_path(values["path"]):
+            raise _DamageError(end)
+        yield values["path"]
+        end += len(line)
+    return end
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
+def _read_csv(file: IO[bytes], end: int) -> _Paths:
+    csv.field_size_limit(_LONGEST)  # of this process; 131,072 otherwise
+    taken, line, at_end = end, b"", False
+
+    def lines() -> Iterator[str]:
+        nonlocal taken, line, at_end
+        while line := file.readline(_LONGEST):
+            taken += len(line)
+            # "\r" before zeros is the start of an end, which the csv module would call an error.
+            text = line if line.endswith(b"\n") else line.rstrip(b"\0")
+            yield text.decode("utf-8", "surrogateescape")
+        at_end = True
+
+    first, quoted = True, False
+    rows = csv.reader(lines(), strict=True)
+    try:
+        for row in rows:
+            if not line.endswith(b"\n"):
+                break
+            if (row != list(FIELDS)) if first else not _is_row(row):
+                raise _DamageError(end)
+            if not first:
+                yield row[0]
+            first, end = False, taken
+    except csv.Error:
+        if not at_end:
+            raise _DamageError(end) from None
+        quoted = True
+    _check_unfinished(file, end, first=first, quoted=quoted)
+    return end
+
+
+def _is_row(row: list[str]) -> bool:
+    return len(row) == len(FIELDS) and _is_path(row[0]) and not any("\0" in field for field in row)
+
+
+def _check_unfinished(file: IO[bytes], end: int, *, first: bool, quoted: bool) -> None:
+    """Refuse an end of a CSV file that is not the start of one line.
+
+    Args:
+        file: the file.
+        end: where its last whole line ends.
+        first: whether it has no whole line.
+        quoted: whether it ends within quotes.
+    """
+    file.seek(end)
+    begun = file.read(_LOSABLE).rstrip(b"\0")
+    if first and not ",".join(FIELDS).encode().startswith(begun.rstrip(b"\r")):
+        raise _DamageError(end)
+    # A name may hold an end of a line, but no whole line: that is of an image, behind a quote too many.
+    if quoted and any(map(_is_line, begun.splitlines()[1:])):
+        raise _DamageError(end, "a quote that nothing closes")
+
+
+def _is_line(text: bytes) -> bool:
+    try:
+        row = next(csv.reader([text.decode("utf-8", "surrogateescape")], strict=True))
+    except (csv.Error, StopIteration):
+        return False
+    return _is_row(row) and (not row[2] or row[2].isdecimal())
+
+
+def _quote_line(file: IO[bytes], at: int) -> str:
+    """Return the start of the line at a byte, for a message."""
+    file.seek(at)
+    line = file.read(_SHOWN).partition(b"\n")[0].rstrip(b"\r")
+    text = printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)
+    return text if line.strip() else "an empty line"

@@ -1,4 +1,4 @@
-"""Images sorted into one folder for each label, as links or copies."""
+"""Images sorted into one folder per label, as links or copies (--sort-into)."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from ..writing import Aside, OutputError, explained_output, temporary_folder
 
 _LONGEST = 180  # bytes of a name
 # Errors of a disk for a name that another disk allows.
-_FOREIGN = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+_NAME_REFUSED = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 _NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 
 
-def folder_names(labels: Sequence[str]) -> list[str]:
-    """Return a folder name for each class, all different, harmless and as like the label as that allows.
+def name_folders(labels: Sequence[str]) -> list[str]:
+    """Return one folder name per label: all different, safe on any disk, and close to the label.
 
-    Labels come from a model file that may be hostile: none of them leads out of the folder they are put in.
-    Names that a disk may take for one (by case, or by how an accent is written) count as equal.
+    Labels come from a model file that may be hostile: no name leads out of the folder it is put in. Names
+    that a disk may take for the same one (by case, or by how an accent is written) count as equal.
     """
-    names = [_harmless(label) for label in labels]
-    count = Counter(map(_folded, names))
-    alone = {name for name in names if name and count[_folded(name)] == 1}
-    taken = set(map(_folded, alone))
-    found = []
+    names = [_make_safe(label) for label in labels]
+    count = Counter(map(_fold, names))
+    unique = {name for name in names if name and count[_fold(name)] == 1}
+    taken = set(map(_fold, unique))
+    folders = []
     for index, name in enumerate(names):
-        if name not in alone:
+        if name not in unique:
             name = f"{name} [{index}]".strip()
-            while _folded(name) in taken:
+            while _fold(name) in taken:
                 name += "_"
-            taken.add(_folded(name))
-        found.append(name)
-    return found
+            taken.add(_fold(name))
+        folders.append(name)
+    return folders
 
 
 class Sorter:
-    """Puts images into `root/<label>/`. Doing it again changes nothing: a run can be resumed.
+    """Put images into `root/<label>/`. To repeat it changes nothing, so a run can be resumed.
 
     Args:
         root: the folder, made if it is missing.
@@ -57,7 +57,7 @@ class Sorter:
     """
 
     def __init__(self, root: Path, labels: Sequence[str], *, copy: bool) -> None:
-        self._folders = [root / name for name in folder_names(labels)]
+        self._folders = [root / name for name in name_folders(labels)]
         self._copy = copy
         self._tidied = set[Path]()
         with explained_output(root, begun=True):
@@ -67,13 +67,13 @@ class Sorter:
                     _try_link(folder / "link", root)
 
     def put(self, image: Path, index: int) -> Path:
-        """Link or copy an image into the folder of class `index`, and say where it is.
+        """Link or copy an image into the folder of class `index`, and return its path there.
 
-        A name that another image took first gets a few digits of its path's hash.
+        If another image of this name is there, the name gets a few digits of the hash of the path.
 
         Raises:
-            ImageError: when the image itself cannot be read any more.
-            OSError: when the disk does not take it.
+            ImageError: if the image itself cannot be read any more.
+            OSError: if the disk does not take it.
         """
         try:
             return self._put(image, self._folders[index])
@@ -94,9 +94,10 @@ class Sorter:
         try:
             self._make(image, place)
         except OSError as error:
-            if error.errno not in _FOREIGN:
+            if error.errno not in _NAME_REFUSED:
                 raise
-            place = folder / f"{_harmless(image.stem)}~{digest}{_harmless_suffix(image)}"
+            suffix = "." + _make_safe(image.suffix[1:]) if image.suffix else ""
+            place = folder / f"{_make_safe(image.stem)}~{digest}{suffix}"
             self._make(image, place)
         return place
 
@@ -128,15 +129,11 @@ def _try_link(place: Path, target: Path) -> None:
         ) from error
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _harmless_suffix(image: Path) -> str:
-    return "." + _harmless(image.suffix[1:]) if image.suffix else ""
-
-
-def _harmless(label: str) -> str:
+def _make_safe(label: str) -> str:
     """Return a label as a name of a file or folder: printable, so without marks of a writing direction."""
     shown = "".join(c if c.isprintable() else " " if c.isspace() and c > "\x1f" else "_" for c in label[:80])
     name = _cut(re.sub(r'[<>:"/\\|?*]', "_", shown).strip(" .")).rstrip(" .")

@@ -15,9 +15,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports():
-    from runtime.batch.output import format_of
-    from runtime.batch.resume import begin
-    from runtime.batch.sorting import Sorter, folder_names
+    from runtime.batch.output import choose_format, open_output
+    from runtime.batch.sorting import Sorter, name_folders
     from runtime.classifier import Result
     from runtime.images.find_images import find_images
     from runtime.text import printable
@@ -56,14 +55,14 @@ def make_images(folder: Path, names: list[bytes]) -> set[Path]:
 
 
 def check_output(file: Path, paths: list[Path]) -> None:
-    form = format_of(file)
-    lines, _ = begin(file, form, {"model": "none"}, resume=False, overwrite=False)
+    form = choose_format(file)
+    lines, _ = open_output(file, form, {"model": "none"}, resume=False, overwrite=False)
     for path in paths:
         lines.write(Result(path, None, "none"))
         assert printable(str(path)).isprintable()
     lines.close()
     size = file.stat().st_size
-    again, done = begin(file, form, {"model": "none"}, resume=True, overwrite=False)
+    again, done = open_output(file, form, {"model": "none"}, resume=True, overwrite=False)
     again.close()
     assert file.stat().st_size == size
     assert all(done.take(path) for path in paths)
@@ -71,7 +70,7 @@ def check_output(file: Path, paths: list[Path]) -> None:
 
 
 def check_labels(root: Path, labels: list[str]) -> None:
-    names = folder_names(labels)
+    names = name_folders(labels)
     assert len({name.casefold() for name in names}) == len(labels)
     source = root / "source.png"
     source.touch()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runtime.batch.sorting import Sorter, folder_names
+from runtime.batch.sorting import Sorter, name_folders
 
 MakeModel = Callable[..., Path]
 FIELDS = ["path", "label", "index", "score", "top", "error"]
@@ -267,7 +267,7 @@ def test_ctrl_c_ends_cleanly(model: Path, images: Path, tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in stderr
-    assert b"--resume goes on" in stderr
+    assert b"--resume continues" in stderr
     assert out.read_bytes().endswith(b"\n")
     assert 0 < len(parse(out.read_bytes())) < 405
 
@@ -320,7 +320,7 @@ def test_sorting(model: Path, images: Path, way: list[str]) -> None:
 
 def test_labels_make_harmless_folders(tmp_path: Path) -> None:
     labels = ["crane", "Crane", "../../etc", "", ".", "..", "a/b", "nul", "tab\there", "x" * 300, "häuschen"]
-    names = folder_names(labels)
+    names = name_folders(labels)
     assert len({name.casefold() for name in names}) == len(labels)
     root = tmp_path / "sorted"
     image = tmp_path / "p.png"

@@ -148,14 +148,14 @@ def test_a_fork_takes_down_no_session_of_its_parent(threads: int, model: Path) -
 @pytest.mark.skipif(FORK, reason="no fork on this system")
 def test_a_fork_waits_for_no_thread_that_is_not_there(model: Path) -> None:
     from runtime import open_model
-    from runtime.batch import columns
+    from runtime.batch import label_columns
 
     classify = Classifier(model, threads=1)
-    labels = columns.Labels(model)
+    labels = label_columns.Labels(model)
     held = threading.Event()
 
     def hold() -> None:
-        with open_model._changing, columns._opening:
+        with open_model._changing, label_columns._opening:
             held.set()
             time.sleep(0.5)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, Preprocess
 from runtime.__main__ import main
-from runtime.batch import embeddings
+from runtime.batch import embed_images
 from runtime.results import Prediction, unsure
 from runtime.writing import Aside, lock
 
@@ -169,7 +169,7 @@ def test_parquet_leaves_a_jsonl_beside_it_alone(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(embeddings, "_Parquet", Sink)
+    monkeypatch.setattr(embed_images, "_Parquet", Sink)
     (tmp_path / "out.jsonl").write_text("labels", encoding="utf-8")
     command = [str(make()), str(images / "a.png"), "--embeddings", str(tmp_path / "out.parquet")]
     assert main(command) == 0
@@ -329,7 +329,7 @@ def test_memory_does_not_grow_with_the_rows(make: Make, images: Path, tmp_path: 
     """A row is gone when it is written: 300 rows of a megabyte fit in 30."""
     script = (
         "import resource, sys, numpy as np\nfrom pathlib import Path\n"
-        "from runtime.batch.embeddings import _Files\n"
+        "from runtime.batch.embed_images import _Files\n"
         "files = _Files(Path(sys.argv[1]), 2**18)\nrow = np.ones(2**18, np.float32)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for i in range(300): files.put(str(i), row)\n"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 
-from runtime.batch.report import Report, and_more
+from runtime.batch.tally import Report, count_others
 from runtime.command import progress
 from runtime.command.progress import VARIABLE, Cadence, Step, clock_time, tell
 from runtime.errors import InputError
-from runtime.results import Result
 from runtime.text import counted
 
 
@@ -116,10 +114,10 @@ def test_the_batch_command_in_a_log(clock: Clock, capsys: pytest.CaptureFixture[
     report = Report(None, clock=clock, cadence=Cadence(clock, live=False))
     for index in range(4):
         clock.now += 20
-        report.add(Result(image=Path(f"{index}.png"), prediction=None, error="it is empty"))
+        report.add(f"{index}.png", error="it is empty")
     assert capsys.readouterr().err.splitlines() == [
-        "2 images, 0.1 a second, 2 failed",
-        "4 images, 0.1 a second, 4 failed",
+        "2 images, 0.1 per second, 2 failed",
+        "4 images, 0.1 per second, 4 failed",
     ]
 
 
@@ -170,11 +168,9 @@ def test_one_and_many() -> None:
         "2,000 images",
     ]
     assert [counted(n, "class", "classes") for n in (1, 3)] == ["1 class", "3 classes"]
-    assert and_more(0, "class", "classes") == []
-    assert and_more(1, "class", "classes") == ["      and  1 more class"]
-    assert and_more(2, "failure", told=", told in the output") == [
-        "      and  2 more failures, told in the output"
-    ]
+    assert count_others(0, "label") == []
+    assert count_others(1, "label") == ["      and  1 more label"]
+    assert count_others(2, "failure", ", listed in x") == ["      and  2 more failures, listed in x"]
 
 
 def test_durations() -> None:

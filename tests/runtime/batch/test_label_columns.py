@@ -6,7 +6,6 @@ import importlib.util
 import json
 import pickle
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 from PIL import Image
 
 from runtime import ArtifactError, Classifier
-from runtime.batch import columns as module
-from runtime.batch.columns import Labels
-from runtime.batch.output import FIELDS, record
+from runtime.batch import label_columns as module
+from runtime.batch.label_columns import Labels
+from runtime.batch.output import FIELDS, to_record
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "cluster.md"
 
@@ -31,7 +30,7 @@ def test_the_rows_are_those_of_one_machine(model: Path, images: Path) -> None:
     found = Labels(model, top=2)(given)
     assert list(found) == list(FIELDS)
     rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
-    expected = list(map(record, Classifier(model, top=2).stream(map(Path, given["path"]))))
+    expected = list(map(to_record, Classifier(model, top=2).stream(map(Path, given["path"]))))
     assert json.dumps(rows) == json.dumps(expected)
     assert {row["label"] for row in rows} == {"red", "green", "blue", None}
 
@@ -82,13 +81,18 @@ def test_a_process_opens_the_model_once(model: Path, monkeypatch: pytest.MonkeyP
     assert opened == [1]  # one opening, one thread
 
 
-def test_a_copy_in_another_place_must_have_the_digest(model: Path, make_model: Any, tmp_path: Path) -> None:
-    labels = Labels(model)
-    moved = shutil.copy(model, tmp_path / "copy.onnx")
-    assert labels.at(moved).classifier().info.path == str(moved)
+def test_a_model_that_arrives_as_bytes_must_have_the_digest(
+    model: Path, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the node of a cluster, where no file of that path need exist."""
+    monkeypatch.setattr(module, "_opened", {})
+    labels, content = Labels(model), model.read_bytes()
+    model.unlink()
     other = make_model("other.onnx", labels=("one", "two", "three"))
     with pytest.raises(ArtifactError, match="its SHA-256 is"):
-        labels.at(other).classifier()
+        labels.classifier(other.read_bytes)
+    assert labels.classifier(lambda: content).info.sha256 == labels.sha256
+    assert labels({"path": ["a"], "bytes": [b""]})["label"] == [None]
 
 
 def snippet(engine: str) -> str:

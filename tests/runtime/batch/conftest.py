@@ -1,4 +1,4 @@
-"""The command on a cluster of this machine: started, watched, killed, and compared with one machine."""
+"""The command on a cluster of two nodes on this machine: watched, killed, and compared with one machine."""
 
 from __future__ import annotations
 
@@ -92,6 +92,36 @@ class Command:
             stream.close()
 
 
+class Nodes:
+    """A cluster of two nodes on this machine."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self.address = self._answer()
+
+    def order(self, word: str) -> None:
+        self._command.process.stdin.write(f"{word}\n")
+        self._command.process.stdin.flush()
+        assert self._answer() == "done"
+
+    def workers(self) -> list[Any]:
+        """The processes that label, as Ray names them."""
+        return self._command.children("ray::_")
+
+    def _answer(self) -> str:
+        answer = self._command.process.stdout.readline().strip()
+        assert answer, self._command.wait()[1]
+        return answer
+
+
+@pytest.fixture(scope="session")
+def nodes(environment: dict[str, str]) -> Iterator[Nodes]:
+    """One cluster for all tests: to start it takes half a minute. Whoever kills a node adds one."""
+    command = Command(["-m", "tools.local_cluster"], environment, None)
+    yield Nodes(command)
+    command.close()
+
+
 @pytest.fixture(scope="session")
 def environment() -> Iterator[dict[str, str]]:
     """Variables of a process. Ray's files go to a folder of their own; its name is short for the sockets."""
@@ -100,6 +130,9 @@ def environment() -> Iterator[dict[str, str]]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     yield os.environ | {
         "PYTHONPATH": str(ROOT),
+        "AWS_ACCESS_KEY_ID": "x",  # of the local S3; the nodes of the cluster read these
+        "AWS_SECRET_ACCESS_KEY": "secret-y",
+        "AWS_DEFAULT_REGION": "us-east-1",
         "RAY_ADDRESS": "",
         "RAY_AUTH_MODE": "token",  # as a local cluster has it, with a token that is not left at home
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -125,14 +158,16 @@ def launch(environment: dict[str, str]) -> Iterator[Callable[..., Command]]:
 
 
 @pytest.fixture
-def start(launch: Callable[..., Command], model: Path, tmp_path: Path) -> Callable[..., Command]:
-    """Start the command with an output in JSON Lines, or another one that is given."""
+def start(
+    launch: Callable[..., Command], nodes: Nodes, model: Path, tmp_path: Path
+) -> Callable[..., Command]:
+    """Start the command on the cluster, with an output in JSON Lines, or another one that is given."""
 
     def begin(*arguments: Any, out: Path = tmp_path / "out", **changes: str) -> Command:
-        given = list(map(str, arguments))
+        given = [*map(str, arguments), "--engine", "ray", "--address", nodes.address]
         if "--output" not in given:
             given += ["--output", str(out), "--format", "jsonl"]
-        return launch("-m", "runtime", model, *given, "--engine", "ray", out=out, **changes)
+        return launch("-m", "runtime", model, *given, out=out, **changes)
 
     return begin
 

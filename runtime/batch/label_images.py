@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from ..classifier import Classifier
@@ -17,16 +17,14 @@ from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import careful
 from ..results import Result
 from ..text import counted
-from .inputs import named_images, no_images
-from .options import UsageError
-from .output import Lines, format_of
-from .report import Report
-from .resume import Done, begin, keeps
+from .inputs import list_images, no_images
+from .output import Lines, choose_format, is_resumable, open_output
 from .sorting import Sorter
+from .tally import Report
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classify the images, write a line for each, and return the exit code.
+    """Classify the images, write one line for each, and return the exit code.
 
     Args:
         options: of `python -m runtime`.
@@ -54,24 +52,26 @@ def run(options: argparse.Namespace) -> int:
 def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     output = options.output and Path(options.output)
     sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
-    sorted_into = options.sort_into and str(options.sort_into)
-    lines, done = begin(
+    settings = {
+        "model": classify.info.sha256,
+        "top": options.top,
+        "min_score": options.min_score,
+        "sort_into": options.sort_into and str(options.sort_into),
+    }
+    lines, done = open_output(
         output,
-        options.format or format_of(output),
-        {
-            "model": classify.info.sha256,
-            "top": options.top,
-            "min_score": options.min_score,
-            "sort_into": sorted_into,
-        },
+        options.format or choose_format(output),
+        settings,
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    images = partial(
+        list_images, options.images, null=options.null, skip=options.sort_into, all_files=options.all_files
+    )
     countable = is_on_terminal() and "-" not in options.images
-    total = sum(1 for _ in named_images(options)) if countable else None
-    report = Report(total)
+    report = Report(sum(1 for _ in images()) if countable else None)
     results = classify.stream(
-        _not_done(named_images(options, report.left_out), done, report),
+        done.skip(images(left_out=report.left_out), report),
         workers=options.workers,
         ordered=not options.unordered,
     )
@@ -82,16 +82,16 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         lines.close()
         report.clear()
-        done_now = f"interrupted after {counted(report.seen, 'image')}"
-        return complain(PACKAGE, done_now + _how_to_go_on(output), INTERRUPTED)
+        message = f"interrupted after {counted(report.found, 'image')}"
+        return complain(PACKAGE, message + _explain_resume(output), INTERRUPTED)
     except BrokenPipeError:
         raise
     except OSError as error:
         lines.abandon()
-        return _end(report, FAILED, _explain(error) + _how_to_go_on(output))
-    if report.seen == 0:
-        raise UsageError(no_images(options.images, report.left_out.counts))
-    return _end(report, FAILED if report.failed else DONE, "")
+        return report.end(FAILED, _explain(error) + _explain_resume(output))
+    if report.found == 0:
+        raise no_images(options.images, report.left_out.counts)
+    return report.end(FAILED if report.tally.failed else DONE)
 
 
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
@@ -99,18 +99,13 @@ def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, so
         if sorter is not None and result.prediction is not None and result.prediction.index is not None:
             try:
                 sorter.put(result.image, result.prediction.index)
-            except ImageError as error:  # it has gone since it was read
+            except ImageError as error:  # it was removed after it was read
                 result = Result(result.image, None, error.reason)
         lines.write(result)
-        report.add(result)
-
-
-def _not_done(images: Iterator[Path], done: Done, report: Report) -> Iterator[Path]:
-    for image in images:
-        if done.take(image):
-            report.skip()
-        else:
-            yield image
+        if result.prediction is None:
+            report.add(result.image, error=result.error or "")
+        else:  # below --min-score it has no label, and `error` says so: that is no failure
+            report.add(result.image, label=result.prediction.label)
 
 
 def _explain(error: OSError) -> str:
@@ -119,13 +114,7 @@ def _explain(error: OSError) -> str:
     return f"{error.filename or 'the output'}: {error.strerror or error}"
 
 
-def _how_to_go_on(output: Path | None) -> str:
-    if output is None or not keeps(output):
+def _explain_resume(output: Path | None) -> str:
+    if output is None or not is_resumable(output):
         return ""
-    return f"; what is done is in {output}, the same command with --resume goes on"
-
-
-def _end(report: Report, code: int, why: str) -> int:
-    report.clear()
-    print(report.summary(), file=sys.stderr)
-    return complain(PACKAGE, why, code) if why else code
+    return f"; what is done is in {output}, the same command with --resume continues"

@@ -9,38 +9,27 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from ..command.line import PACKAGE
 from ..command.locking import only_writer_of, refuse_being_written
 from ..command.progress import Step
-from ..errors import DONE, FAILED, InputError, MissingPackageError
+from ..errors import DONE, FAILED, MissingPackageError
 from ..images.find_images import LeftOut, is_folder
 from ..interrupts import careful
-from ..text import counted, printable
+from ..text import counted
 from ..writing import Aside, explained_output
-from .inputs import named_images, no_images
-from .report import left_out_lines
+from .inputs import list_images, no_images, refuse_options
+from .options import UsageError
+from .tally import Tally, describe_left_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_SHOWN = 10  # failures that the summary names
-_LONGEST = 200  # characters of a path there
-_HEADER = 128  # bytes of a .npy header: room for any number of rows
 _ROWS = 1024  # of a group in Parquet
-
-
-class EmbeddingsError(InputError):
-    """A command line that writes no embeddings; the message says what to type instead."""
-
-
-class _Sink(Protocol):
-    def put(self, path: str, row: npt.NDArray[np.float32]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,10 +42,10 @@ def run(options: argparse.Namespace) -> int:
         options: of `python -m runtime`.
 
     Raises:
-        EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
+        UsageError: for options that have no meaning here, an output that exists, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    _check(options, out := Path(options.embeddings))
+    _check_options(options, out := Path(options.embeddings))
     from ..embedder import Embedder
 
     embed = Embedder(
@@ -66,8 +55,7 @@ def run(options: argparse.Namespace) -> int:
         max_pixels=options.max_pixels,
         sha256=options.sha256,
     )
-    began, done, failed = time.monotonic(), 0, 0
-    failures, left_out = list[str](), LeftOut()
+    began, tally, left_out = time.monotonic(), Tally(), LeftOut()
     features = embed.info.outputs["embedding"]
     with careful(), ExitStack() as stack:
         # One lock for FILE.npy and FILE.parquet, which share the list of what failed.
@@ -77,63 +65,46 @@ def run(options: argparse.Namespace) -> int:
         stack.enter_context(explained_output(out, begun=True))
         stack.callback(files.discard)
         step = stack.enter_context(Step(PACKAGE, "embedding"))
-        for result in embed.stream(
-            named_images(options, left_out), workers=options.workers, ordered=not options.unordered
-        ):
+        images = list_images(
+            options.images, null=options.null, all_files=options.all_files, left_out=left_out
+        )
+        for result in embed.stream(images, workers=options.workers, ordered=not options.unordered):
+            tally.add(result.image, error=result.error)
             if result.embedding is None:
-                failed += 1
                 files.fail(str(result.image), str(result.error))
-                path = printable(str(result.image), longest=_LONGEST)
-                failures += [f"{path}: {result.error}"][: _SHOWN - len(failures)]
             else:
-                done += 1
                 files.put(str(result.image), result.embedding)
             step.update()
-        if done + failed == 0:
-            raise EmbeddingsError(no_images(options.images, left_out.counts))
+        if tally.images == 0:
+            raise no_images(options.images, left_out.counts)
         files.finish()
-    what = f"{counted(done, 'embedding')} of {counted(features, 'feature')}"
-    lines = [f"{what} in {time.monotonic() - began:.1f} s, {failed:,} failed"]
-    lines += [f"   failed  {failure}" for failure in failures]
-    if failed > len(failures):
-        lines.append(f"      and  {failed - len(failures):,} more, listed in {files.failed_name}")
-    lines += left_out_lines(left_out.counts)
+    embeddings = counted(tally.images - tally.failed, "embedding")
+    seconds = time.monotonic() - began
+    lines = [f"{embeddings} of {counted(features, 'feature')} in {seconds:.1f} s, {tally.failed:,} failed"]
+    lines += tally.list_failures(files.failed_name) + describe_left_out(left_out.counts)
     print("\n".join(lines), file=sys.stderr)
-    return FAILED if failed else DONE
+    return FAILED if tally.failed else DONE
 
 
-def _check(options: argparse.Namespace, out: Path) -> None:
+def _check_options(options: argparse.Namespace, out: Path) -> None:
     if out.suffix.lower() not in (".npy", ".parquet"):
-        raise EmbeddingsError(
-            f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}"
-        )
-    wrong = [
-        name
-        for name in ("output", "resume", "sort_into", "copy", "format", "min_score")
-        if _said(options, name)
-    ]
-    if wrong:
-        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
-        raise EmbeddingsError(f"{names}: not possible with --embeddings, which labels nothing")
+        raise UsageError(f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}")
+    of_labels = ("output", "resume", "sort_into", "copy", "format", "min_score")
+    refuse_options(options, of_labels, "--embeddings, which labels nothing")
     if not is_folder(out.absolute().parent):
-        raise EmbeddingsError(f"{out.absolute().parent}: no such folder, make it first")
-    for path in _names(out).values():
+        raise UsageError(f"{out.absolute().parent}: no such folder, make it first")
+    for path in _name_files(out).values():
         if is_folder(path):
-            raise EmbeddingsError(f"{path}: expected a file to write to, found a folder; give another name")
-        if os.path.lexists(path) and not options.overwrite:
-            raise _there_already(path)
+            raise UsageError(f"{path}: expected a file to write to, found a folder; give another name")
+        _check_overwrite(path, options.overwrite)
 
 
-def _there_already(path: Path) -> EmbeddingsError:
-    return EmbeddingsError(f"{path} is there already; --overwrite replaces it")
+def _check_overwrite(path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(f"{path} is there already; --overwrite replaces it")
 
 
-def _said(options: argparse.Namespace, name: str) -> bool:
-    value = getattr(options, name)
-    return value is not None and value is not False
-
-
-def _names(out: Path) -> dict[str, Path]:
+def _name_files(out: Path) -> dict[str, Path]:
     """Return the array, the paths of its rows (in Parquet a column), and the list of what failed."""
     paths = {} if out.suffix.lower() == ".parquet" else {"paths": out.with_suffix(".jsonl")}
     return {"array": out, **paths, "failed": out.with_suffix(".failed.jsonl")}
@@ -143,14 +114,14 @@ class _Files:
     """The array and the lists beside it, written aside and renamed at the end."""
 
     def __init__(self, out: Path, features: int, *, overwrite: bool = False) -> None:
-        self._final, self._overwrite = _names(out), overwrite
+        self._final, self._overwrite = _name_files(out), overwrite
         self._check()
         self._aside: dict[str, Aside] = {}
         self.failed_name = self._final["failed"].name
         self._open("array")
         try:
             parquet = out.suffix.lower() == ".parquet"
-            self._sink: _Sink = (_Parquet if parquet else _Npy)(self._aside["array"].path, features)
+            self._sink = (_Parquet if parquet else _Npy)(self._aside["array"].path, features)
             if "paths" in self._final:
                 self._open("paths")
         except BaseException:
@@ -160,19 +131,19 @@ class _Files:
     def put(self, path: str, row: npt.NDArray[np.float32]) -> None:
         self._sink.put(path, row)
         if "paths" in self._aside:
-            self._aside["paths"].file.write(_line(path=path))
+            self._write_line("paths", path=path)
 
     def fail(self, path: str, error: str) -> None:
         if "failed" not in self._aside:
             self._open("failed")
-        self._aside["failed"].file.write(_line(path=path, error=error))
+        self._write_line("failed", path=path, error=error)
 
     def finish(self) -> None:
         self._sink.close()
         for aside in self._aside.values():
             aside.settle()
         self._check()
-        # Nothing that tells of other images may ever stand beside the new array, whenever a crash comes.
+        # No list of other images may stand beside the new array, whenever a crash comes.
         for name in ("paths", "failed"):
             if name in self._final:
                 self._final[name].unlink(missing_ok=True)
@@ -181,7 +152,7 @@ class _Files:
                 self._aside[name].commit()
 
     def discard(self) -> None:
-        """Take away what is not finished; nothing after `finish`."""
+        """Remove what is not finished; nothing after `finish`."""
         with suppress(OSError):  # a full disk: what is left in memory is not wanted any more
             self._sink.close()
         for aside in self._aside.values():
@@ -190,12 +161,14 @@ class _Files:
     def _check(self) -> None:
         """Refuse to replace what the user has not given up, or what a run that labels is writing."""
         for path in self._final.values():
-            if os.path.lexists(path) and not self._overwrite:
-                raise _there_already(path)
+            _check_overwrite(path, self._overwrite)
             refuse_being_written(path)
 
     def _open(self, name: str) -> None:
         self._aside[name] = Aside(self._final[name])
+
+    def _write_line(self, name: str, **values: str) -> None:
+        self._aside[name].file.write((json.dumps(values) + "\n").encode())
 
 
 class _Npy:
@@ -203,22 +176,23 @@ class _Npy:
 
     def __init__(self, path: Path, features: int) -> None:
         self._file = path.open("wb")
-        self._features, self._rows = features, 0
-        self._file.write(b" " * _HEADER)
+        self._shape = [0, features]
+        self._write_header()
 
     def put(self, _path: str, row: npt.NDArray[np.float32]) -> None:
         self._file.write(row.astype("<f4", copy=False).tobytes())
-        self._rows += 1
+        self._shape[0] += 1
 
     def close(self) -> None:
-        if self._file.closed:
-            return
-        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._rows}, {self._features}), }}"
-        size = _HEADER - 10  # behind the magic, the version and the length itself
-        with self._file:
-            self._file.seek(0)
-            self._file.write(b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little"))
-            self._file.write(text.ljust(size - 1).encode() + b"\n")
+        if not self._file.closed:
+            with self._file:
+                self._write_header()
+
+    def _write_header(self) -> None:
+        # NumPy leaves room in it for the digits of any number of rows, so that its size stays the same.
+        self._file.seek(0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": tuple(self._shape)}
+        npy.write_array_header_1_0(self._file, header)
 
 
 class _Parquet:
@@ -255,7 +229,3 @@ class _Parquet:
         flat = self._pa.array(np.concatenate(rows), self._pa.float32())
         lists = self._pa.FixedSizeListArray.from_arrays(flat, type=self._type)
         self._writer.write_table(self._pa.table([paths, lists], schema=self._writer.schema))
-
-
-def _line(**values: str) -> bytes:
-    return (json.dumps(values) + "\n").encode()

@@ -63,8 +63,8 @@ def test_lines_of_two_kinds_never_share_a_file(
 def another_run(out: Path) -> Iterator[None]:
     """Hold the output as another process of this command does."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom runtime.batch.resume import begin\n"
-        "lines, _ = begin(Path(sys.argv[1]), 'jsonl', {}, resume=False, overwrite=True)\n"
+        "import sys\nfrom pathlib import Path\nfrom runtime.batch.output import open_output\n"
+        "lines, _ = open_output(Path(sys.argv[1]), 'jsonl', {}, resume=False, overwrite=True)\n"
         "print(flush=True)\nsys.stdin.read()"
     )
     command = [sys.executable, "-c", script, out]

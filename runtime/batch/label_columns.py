@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..images.preprocess import MAX_PIXELS, ImageError
 from ..model_file.artifact import choose_file, read_artifact
 from ..results import Result
-from .output import FIELDS, record
+from .output import FIELDS, to_record
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -63,12 +62,12 @@ class Labels:
         self.max_pixels = max_pixels
 
     def __call__(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Label the images of one batch; an image that cannot be read is a row that says why.
+        """Label the images of one batch; an image that cannot be read is a row with the reason.
 
         Args:
             columns: `path`, text that names each image, and `bytes`, the content of its file (or anything
-                else that a `Classifier` takes). A third column `error`, where it is not null, says why there
-                is no content. Other columns are ignored. Lists, arrays and pandas columns will do.
+                else that a `Classifier` takes). A third column `error`, where it is not null, is the reason
+                why there is no content. Other columns are ignored. Lists, arrays and pandas columns will do.
 
         Returns:
             The columns `path`, `label`, `index`, `score`, `top` (a list of label, index, score) and `error`,
@@ -78,17 +77,27 @@ class Labels:
             ArtifactError: if the model file is gone, or another by now.
             ValueError: if a column is missing or shorter than another.
         """
-        rows = [self._row(*row) for row in _rows(columns)]
+        rows = [self.label(*row) for row in _zip_columns(columns)]
         return {name: [row[name] for row in rows] for name in FIELDS}
 
-    def at(self, model: Path | str) -> Self:
-        """Return the same for a copy of the model in another place, opened when it is called."""
-        other = copy(self)
-        other.model = str(model)
-        return other
+    def label(self, path: str, content: Any, error: Any = None) -> dict[str, Any]:
+        """Label one image and return its row. Arguments are values of the columns that a call takes."""
+        if isinstance(error, str):
+            return to_record(Result(path, None, error))
+        if content is None or isinstance(content, float):  # pandas' null
+            return to_record(Result(path, None, "it has no content (null)"))
+        try:
+            return to_record(Result(path, self.classifier()(content), None))
+        except ImageError as failure:
+            return to_record(Result(path, None, failure.reason))
+        except MemoryError:
+            return to_record(Result(path, None, "not enough memory to label it"))
 
-    def classifier(self) -> Classifier:
-        """Return the model as it is open in this process.
+    def classifier(self, read_model: Callable[[], bytes] | None = None) -> Classifier:
+        """Return the model as it is open in this process, and open it if it is not.
+
+        Args:
+            read_model: returns the bytes of the model file; None reads it from its path.
 
         Raises:
             ArtifactError: if the model file is gone, or another by now.
@@ -99,7 +108,7 @@ class Labels:
         with _opening:
             if key not in _opened:
                 _opened[key] = Classifier(
-                    self.model,
+                    self.model if read_model is None else read_model(),
                     device="cpu",
                     threads=1,
                     top=self.top,
@@ -108,20 +117,8 @@ class Labels:
                 )
             return _opened[key]
 
-    def _row(self, path: str, content: Any, error: Any) -> dict[str, Any]:
-        if isinstance(error, str):
-            return record(Result(path, None, error))
-        if content is None or isinstance(content, float):  # pandas' null
-            return record(Result(path, None, "it has no content (null)"))
-        try:
-            return record(Result(path, self.classifier()(content), None))
-        except ImageError as failure:
-            return record(Result(path, None, failure.reason))
-        except MemoryError:
-            return record(Result(path, None, "not enough memory to label it"))
 
-
-def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, Any, Any]]:
+def _zip_columns(columns: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, Any, Any]]:
     if missing := sorted({"path", "bytes"} - set(columns)):
         raise ValueError(f"expected columns path and bytes, found no {' and no '.join(missing)}")
     paths, contents = columns["path"], columns["bytes"]

@@ -1,0 +1,248 @@
+"""An output in parts that many processes write at once: each part whole or absent, each image in one part."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from ..errors import FailureError
+from ..writing import OutputError
+from .cluster_sources import hide_secrets, is_uri, open_location
+from .output import option_mismatch, to_line
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+PartFormat = Literal["parquet", "jsonl"]
+_NOTE = "_run.json"
+# Object stores, in which a file appears with all of its bytes or not at all.
+_WHOLE_WHEN_CLOSED = {"s3", "gcs", "abfs"}
+
+
+class StaleRunError(FailureError):
+    """A later run has taken the output over: this one must not write to it any more."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folder that a run writes its parts into. It can be sent to other machines.
+
+    Args:
+        uri: an absolute path that every machine sees, or a URI.
+        form: how the parts are written.
+        run: 1 for the run that began the output, one more for each that resumed it.
+    """
+
+    uri: str
+    form: PartFormat
+    run: int
+
+    def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Write the part `number` of this run and return its name; an earlier attempt's is replaced.
+
+        Args:
+            number: of the chunk that the part holds, from 1.
+            rows: the records of its result lines.
+
+        Raises:
+            StaleRunError: if another run has resumed this output meanwhile.
+            OSError: if it cannot be written.
+        """
+        if self.form == "parquet":
+            data = _to_parquet(rows)
+        else:
+            data = b"".join(to_line(row, "jsonl") for row in rows)
+        system, folder = self._open()
+        name = f"part-{self.run:04}-{number:09}.{self.form}"
+        _put(system, folder, name, data)
+        return name
+
+    def list_all(self) -> list[str]:
+        """List the names of the parts that exist, of all runs, sorted."""
+        return [name for name in _list_names(*open_location(self.uri)) if _is_part(name)]
+
+    def list_earlier(self) -> list[str]:
+        """List the names of the parts that existed when this run began."""
+        return list(_read_json(*open_location(self.uri), _name_list(self.run)))
+
+    def read_paths(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the `path` of every row of the named parts, one part at a time."""
+        import pyarrow.parquet as pq
+
+        system, folder = open_location(self.uri)
+        for name in names:
+            with system.open_input_file(f"{folder}/{name}") as file:
+                if name.endswith(".parquet"):
+                    yield from pq.read_table(file, columns=["path"]).column("path").to_pylist()
+                else:
+                    yield from (json.loads(line)["path"] for line in file.readall().splitlines())
+
+    def remove_late(self) -> list[str]:
+        """Remove the parts that earlier runs wrote after this one began: it has labeled their images again.
+
+        Returns:
+            The names of these parts.
+
+        Raises:
+            StaleRunError: if another run has resumed this output meanwhile.
+        """
+        system, folder = self._open()
+        new = set(self.list_all()) - set(self.list_earlier())
+        late = [name for name in new if name < f"part-{self.run:04}-"]
+        _remove(system, folder, late)
+        return late
+
+    def _open(self) -> tuple[FileSystem, str]:
+        """Open the folder to change it, which only the last run may."""
+        system, folder = open_location(self.uri)
+        if (found := _read_json(system, folder, _NOTE)["run"]) != self.run:
+            raise StaleRunError(f"run {found} has taken over {hide_secrets(self.uri)} from run {self.run}")
+        return system, folder
+
+
+def open_parts(
+    location: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool, top: int = 5
+) -> Parts:
+    """Begin or resume an output.
+
+    `_run.json` in it names the model, so that no output mixes the answers of two, and counts the runs.
+    `_known-<run>.json` lists the parts that a run found.
+
+    Args:
+        location: a folder, made if it is missing, or a URI.
+        model: the SHA-256 of the model file.
+        form: None keeps the form of an output that is resumed, and is Parquet for a new one.
+        resume: continue an existing output.
+        overwrite: replace an existing output.
+        top: candidates in a line.
+
+    Raises:
+        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model,
+            format or `top` wrote it, or it cannot be written to.
+    """
+    location = location if is_uri(location) else os.path.abspath(location)  # noqa: PTH100 (links stay as typed)
+    shown = hide_secrets(location)
+    try:
+        system, folder = open_location(location)
+        system.create_dir(folder, recursive=True)
+        names = _list_names(system, folder)
+        before = _read_note(system, folder) if _NOTE in names else None
+        earlier = [name for name in names if _is_part(name)]
+        last = Parts(location, form or "parquet", before["run"] if before else 0)
+        if resume and earlier:
+            form = _check_resumed(before, shown, model, form, top)
+            try:
+                late = last.remove_late()  # if the last run was interrupted before it could
+            except FileNotFoundError:
+                gone = f"{shown}/{_name_list(last.run)} is gone"
+                raise OutputError(f"{gone}, so it cannot be resumed; --overwrite begins anew") from None
+            # Not listed anew: what appears from now on is removed at the end of this run.
+            earlier = [name for name in earlier if name not in late]
+        elif earlier and not overwrite:
+            raise OutputError(
+                f"{shown} holds results already: --resume continues with them, --overwrite begins anew"
+            )
+        else:
+            _remove(system, folder, earlier)
+            earlier = []
+        # Processes of an earlier run that was interrupted stop writing when the number grows.
+        parts = Parts(location, form or "parquet", last.run + 1)
+        _put(system, folder, _name_list(parts.run), json.dumps(earlier).encode())
+        note = {"model": model, "format": parts.form, "top": top, "run": parts.run}
+        _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
+        _remove(system, folder, [name for name in names if _is_left_over(name)])
+    except OSError as error:
+        raise OutputError(f"{shown}: it cannot be written to: {error.strerror or error}") from error
+    return parts
+
+
+def _check_resumed(
+    note: dict[str, Any] | None, shown: str, model: str, form: PartFormat | None, top: int
+) -> PartFormat:
+    if note is None:
+        raise OutputError(
+            f"{shown}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
+        )
+    if note["model"] != model:
+        raise OutputError(
+            f"another model wrote {shown} (SHA-256 {note['model']}, this one {model}); use a new --output"
+        )
+    if form not in (None, note["format"]):
+        raise OutputError(f"{shown} is {note['format']}, found --format {form}; leave --format out to resume")
+    if note["top"] != top:
+        raise option_mismatch(shown, "top", note["top"], top)
+    return cast(PartFormat, note["format"])
+
+
+def _read_note(system: FileSystem, folder: str) -> dict[str, Any] | None:
+    """Return the note of the last run; None if it is damaged."""
+    try:
+        note = _read_json(system, folder, _NOTE)
+    except (OSError, ValueError):
+        return None
+    types = {"model": str, "format": str, "run": int, "top": int}
+    if not isinstance(note, dict) or any(not isinstance(note.get(name), types[name]) for name in types):
+        return None
+    return note if note["format"] in get_args(PartFormat) else None
+
+
+def _read_json(system: FileSystem, folder: str, name: str) -> Any:
+    with system.open_input_file(f"{folder}/{name}") as file:
+        return json.loads(file.readall())
+
+
+def _name_list(run: int) -> str:
+    return f"_known-{run:04}.json"
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith("part-") and name.endswith((".parquet", ".jsonl"))
+
+
+def _is_left_over(name: str) -> bool:
+    return name.startswith("_known-") or (name.startswith((".part-", "._")) and name.endswith(".tmp"))
+
+
+def _list_names(system: FileSystem, folder: str) -> list[str]:
+    from pyarrow.fs import FileSelector
+
+    return sorted(info.base_name for info in system.get_file_info(FileSelector(folder)) if info.is_file)
+
+
+def _remove(system: FileSystem, folder: str, names: Iterable[str]) -> None:
+    for name in names:
+        system.delete_file(f"{folder}/{name}")
+
+
+def _put(system: FileSystem, folder: str, name: str, data: bytes) -> None:
+    """Write a file of which no reader finds a half, and no crash leaves one, under its name."""
+    aside = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+    if system.type_name == "local":
+        with Path(aside).open("xb") as local:  # follows no link
+            local.write(data)
+            local.flush()
+            os.fsync(local.fileno())
+        Path(aside).replace(f"{folder}/{name}")
+        return
+    direct = system.type_name in _WHOLE_WHEN_CLOSED
+    with system.open_output_stream(f"{folder}/{name}" if direct else aside) as file:
+        file.write(data)
+    if not direct:
+        system.move(aside, f"{folder}/{name}")
+
+
+def _to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    candidate = [("label", pa.string()), ("index", pa.int64()), ("score", pa.float64())]
+    top = ("top", pa.list_(pa.struct(candidate)))
+    schema = pa.schema([("path", pa.string()), *candidate, top, ("error", pa.string())])
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink)
+    return sink.getvalue()

@@ -1,0 +1,192 @@
+"""Counts of a run for labels, embeddings and clusters, the progress of the run and its summary."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..command.line import PACKAGE, complain
+from ..command.progress import Cadence, Clock, clock_time
+from ..images.find_images import LeftOut, left_out_line
+from ..text import counted, printable
+
+ALL_FILES = "--all-files tries each as an image"
+_SHOWN = 10  # labels and failures that a summary names
+_LONGEST = 200  # characters of each
+_REASONS = 50  # that are counted one by one
+
+
+@dataclass
+class Tally:
+    """Counts of a run, or of one chunk of it.
+
+    Its size is bounded by the labels of the model: a run may have a billion images.
+    """
+
+    images: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)  # of failures, without the numbers of one image
+    failures: list[str] = field(default_factory=list)  # the first ten: path and reason, safe to print
+
+    @property
+    def failed(self) -> int:
+        """Images that could not be read."""
+        return self.reasons.total()
+
+    @property
+    def unsure(self) -> int:
+        """Images that were read and have no label."""
+        return self.images - self.failed - self.labels.total()
+
+    def add(self, path: object, *, error: str | None = None, label: str | None = None) -> None:
+        """Count one image.
+
+        Args:
+            path: of the image.
+            error: why it failed; None if it did not.
+            label: of its prediction, where there is one.
+        """
+        self.images += 1
+        if error is not None:
+            self._count_reason(re.sub(r"\d[\d,]*", "N", error), 1)
+            if len(self.failures) < _SHOWN:
+                self.failures.append(f"{_shorten(str(path))}: {_shorten(error)}")
+        elif label is not None:
+            self.labels[label] += 1
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of another chunk."""
+        self.images += other.images
+        self.labels += other.labels
+        self.failures += other.failures[: _SHOWN - len(self.failures)]
+        for reason, count in other.reasons.items():
+            self._count_reason(reason, count)
+
+    def list_failures(self, where: str) -> list[str]:
+        """Return one line per failure for a summary, and one for those that it does not name.
+
+        Args:
+            where: what lists them all.
+        """
+        lines = [f"   failed  {failure}" for failure in self.failures]
+        more = self.failed - len(self.failures)
+        return lines + count_others(more, "failure", f", listed in {where}")
+
+    def _count_reason(self, reason: str, count: int) -> None:
+        is_new = reason not in self.reasons and len(self.reasons) >= _REASONS
+        self.reasons["other reasons" if is_new else reason] += count
+
+
+class Report:
+    """Count a run, show its progress (in a log one line every 30 seconds), and sum up.
+
+    Args:
+        total: images of the run and of those that it continues; None where they were not counted.
+        clock: seconds that only grow.
+        cadence: when to print progress; None for the clock and standard error.
+    """
+
+    def __init__(
+        self, total: int | None = None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
+    ) -> None:
+        self.tally = Tally()
+        self.left_out = LeftOut()
+        self.skipped = 0  # images that an earlier run has done
+        self._total = total
+        self._clock, self._began = clock, clock()
+        self._first_part: float | None = None  # seconds until the first part of a cluster run was written
+        self._cadence = cadence or Cadence(clock)
+
+    @property
+    def found(self) -> int:
+        """Images of this run and of those that it continues."""
+        return self.tally.images + self.skipped
+
+    def add(self, path: object, *, error: str | None = None, label: str | None = None) -> None:
+        """Count one image as `Tally.add` does, and show progress."""
+        self.tally.add(path, error=error, label=label)
+        self._show()
+
+    def merge(self, tally: Tally) -> None:
+        """Count one part of a cluster run, and show progress."""
+        self.tally.merge(tally)
+        self._first_part = self._first_part or self._clock() - self._began
+        self._show()
+
+    def clear(self) -> None:
+        """Remove the progress line before something else is printed."""
+        self._cadence.clear()
+
+    def end(self, code: int, message: str = "") -> int:
+        """Print the summary, and a message if there is one; return the exit code."""
+        self.clear()
+        print(self.summary(), file=sys.stderr)
+        return complain(PACKAGE, message, code) if message else code
+
+    def summary(self) -> str:
+        """Return all counts in lines: of one machine each failure by its path, of a cluster by its reason."""
+        tally = self.tally
+        done = f"{counted(tally.images, 'image')} in {self._clock() - self._began:.1f} s"
+        if self._first_part is not None:
+            done += f" (the first part after {self._first_part:.1f} s)"
+        done += f", {self._rate():.1f} per second, {tally.failed:,} failed"
+        if tally.unsure:
+            done += f", {tally.unsure:,} unsure"
+        if self.skipped:
+            done += f"; {self.skipped:,} were done before"
+        if self._first_part is None:
+            failures = tally.list_failures("the output")
+        else:
+            failures = _list_counts(tally.reasons, "reason", "failed: ")
+        labels = _list_counts(tally.labels, "label")
+        return "\n".join([done, *labels, *failures, *describe_left_out(self.left_out.counts)])
+
+    def _show(self) -> None:
+        if not self._cadence.due():
+            return
+        failed = f", {self.tally.failed:,} failed" if self.tally.failed else ""
+        if self._total is None:
+            line = f"{counted(self.tally.images, 'image')}, {self._rate():.1f} per second"
+        else:
+            left = clock_time(max(0, self._total - self.found) / max(self._rate(), 1e-9))
+            done = f"{self.found:,} of {counted(self._total, 'image')}"
+            line = f"{done}, {self._rate():.1f} per second, {left} left"
+        self._cadence.print(line + failed)
+
+    def _rate(self) -> float:
+        return self.tally.images / max(self._clock() - self._began, 1e-9)
+
+
+def describe_left_out(counts: Mapping[str, int]) -> list[str]:
+    """Return the line of a summary about files that were left out, if there are any.
+
+    Args:
+        counts: of a `LeftOut`.
+    """
+    line = left_out_line(counts)
+    return [f"{line} ({ALL_FILES})"] if line else []
+
+
+def _list_counts(counts: Counter[str], noun: str, prefix: str = "") -> list[str]:
+    """Return one line per name for a summary, most frequent first, and one for those that it leaves out."""
+    lines = [f"{count:9,}  {prefix}{_shorten(name)}" for name, count in counts.most_common(_SHOWN)]
+    return lines + count_others(len(counts) - _SHOWN, noun)
+
+
+def count_others(count: int, noun: str, where: str = "") -> list[str]:
+    """Return the line of a summary about what it does not name, if there is anything.
+
+    Args:
+        count: how many there are.
+        noun: for one of them.
+        where: what names them.
+    """
+    return [f"      and  {counted(count, f'more {noun}')}{where}"] if count > 0 else []
+
+
+def _shorten(text: str) -> str:
+    return printable(text, longest=_LONGEST)
