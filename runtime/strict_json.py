@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, overload
 
-from .text import one_line
+from .text import clean_line
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -61,7 +61,7 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"an object has two fields {one_line(name)!r}, expected one")
+            raise ValueError(f"an object has two fields {clean_line(name)!r}, expected one")
         found[name] = value
     return found
 
@@ -115,7 +115,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _float(text: str) -> float:
     number = float(text)
     if not isfinite(number):
-        raise ValueError(f"{one_line(text):.24} is larger than a float64 can be")
+        raise ValueError(f"{clean_line(text):.24} is larger than a float64 can be")
     return number
 
 

@@ -17,10 +17,10 @@ from ..command.line import PACKAGE
 from ..command.locking import only_writer_of, refuse_being_written
 from ..command.progress import Step
 from ..errors import DONE, FAILED, InputError, MissingPackageError
-from ..images.find_images import LeftOut, is_folder
-from ..interrupts import careful
-from ..text import counted, printable
-from ..writing import Aside, explained_output
+from ..images.find_images import SkippedFiles, is_folder
+from ..interrupts import raise_on_signal
+from ..text import format_count, make_printable
+from ..writing import AtomicFile, explain_output_errors
 from .inputs import named_images, no_images
 from .report import left_out_lines
 
@@ -67,14 +67,14 @@ def run(options: argparse.Namespace) -> int:
         sha256=options.sha256,
     )
     began, done, failed = time.monotonic(), 0, 0
-    failures, left_out = list[str](), LeftOut()
+    failures, left_out = list[str](), SkippedFiles()
     features = embed.info.outputs["embedding"]
-    with careful(), ExitStack() as stack:
+    with raise_on_signal(), ExitStack() as stack:
         # One lock for FILE.npy and FILE.parquet, which share the list of what failed.
         stack.enter_context(only_writer_of(out.with_suffix("")))
-        with explained_output(out):
+        with explain_output_errors(out):
             files = _Files(out, features, overwrite=options.overwrite)
-        stack.enter_context(explained_output(out, begun=True))
+        stack.enter_context(explain_output_errors(out, begun=True))
         stack.callback(files.discard)
         step = stack.enter_context(Step(PACKAGE, "embedding"))
         for result in embed.stream(
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
             if result.embedding is None:
                 failed += 1
                 files.fail(str(result.image), str(result.error))
-                path = printable(str(result.image), longest=_LONGEST)
+                path = make_printable(str(result.image), longest=_LONGEST)
                 failures += [f"{path}: {result.error}"][: _SHOWN - len(failures)]
             else:
                 done += 1
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         if done + failed == 0:
             raise EmbeddingsError(no_images(options.images, left_out.counts))
         files.finish()
-    what = f"{counted(done, 'embedding')} of {counted(features, 'feature')}"
+    what = f"{format_count(done, 'embedding')} of {format_count(features, 'feature')}"
     lines = [f"{what} in {time.monotonic() - began:.1f} s, {failed:,} failed"]
     lines += [f"   failed  {failure}" for failure in failures]
     if failed > len(failures):
@@ -145,7 +145,7 @@ class _Files:
     def __init__(self, out: Path, features: int, *, overwrite: bool = False) -> None:
         self._final, self._overwrite = _names(out), overwrite
         self._check()
-        self._aside: dict[str, Aside] = {}
+        self._aside: dict[str, AtomicFile] = {}
         self.failed_name = self._final["failed"].name
         self._open("array")
         try:
@@ -170,7 +170,7 @@ class _Files:
     def finish(self) -> None:
         self._sink.close()
         for aside in self._aside.values():
-            aside.settle()
+            aside.flush_to_disk()
         self._check()
         # Nothing that tells of other images may ever stand beside the new array, whenever a crash comes.
         for name in ("paths", "failed"):
@@ -195,7 +195,7 @@ class _Files:
             refuse_being_written(path)
 
     def _open(self, name: str) -> None:
-        self._aside[name] = Aside(self._final[name])
+        self._aside[name] = AtomicFile(self._final[name])
 
 
 class _Npy:

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..images.find_images import LeftOut, find_images, left_out_line
+from ..images.find_images import SkippedFiles, describe_skipped, find_images
 from .options import UsageError
 
 ALL_FILES = "--all-files tries each as an image"
 
 
-def named_images(options: argparse.Namespace, left_out: LeftOut | None = None) -> Iterator[Path]:
+def named_images(options: argparse.Namespace, left_out: SkippedFiles | None = None) -> Iterator[Path]:
     """Yield the images that the options of `python -m runtime` name, in their order.
 
     Args:
@@ -24,7 +24,7 @@ def named_images(options: argparse.Namespace, left_out: LeftOut | None = None) -
     """
     for given in options.images:
         named: Iterable[Path] = _standard_input(options.null) if given == "-" else [Path(given)]
-        yield from find_images(named, skip=options.sort_into, all_files=options.all_files, left_out=left_out)
+        yield from find_images(named, skip=options.sort_into, all_files=options.all_files, skipped=left_out)
 
 
 def no_images(named: Iterable[str], counts: Mapping[str, int]) -> str:
@@ -34,7 +34,7 @@ def no_images(named: Iterable[str], counts: Mapping[str, int]) -> str:
         named: what the user gave.
         counts: of what the walk left out.
     """
-    line = left_out_line(counts)
+    line = describe_skipped(counts)
     return f"no images in {', '.join(named)}" + (f"; {line}; {ALL_FILES}" if line else "")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..results import Result
-from ..text import without_controls
+from ..text import escape_controls
 
 Format = Literal["jsonl", "csv"]
 FIELDS = ("path", "label", "index", "score", "top", "error")
@@ -44,7 +44,7 @@ def to_line(values: dict[str, Any], form: Format, *, kept: bool = True) -> bytes
         kept: whether it goes to a file.
     """
     if form == "csv":
-        shown = {name: without_controls(x) if isinstance(x, str) else x for name, x in values.items()}
+        shown = {name: escape_controls(x) if isinstance(x, str) else x for name, x in values.items()}
         shown["top"] = values["top"] and _json(values["top"])
         shown["path"] = values["path"] if kept else shown["path"]
         return _csv_line([shown[name] for name in FIELDS])

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..command.progress import Cadence, Clock, clock_time
-from ..images.find_images import LeftOut, left_out_line
+from ..images.find_images import SkippedFiles, describe_skipped
 from ..results import Result
-from ..text import counted, printable
+from ..text import format_count, make_printable
 from .inputs import ALL_FILES
 
 _SHOWN = 10  # classes and failures that the summary names
@@ -23,7 +23,7 @@ class Report:
     def __init__(
         self, total: int | None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
     ) -> None:
-        self.left_out = LeftOut()
+        self.left_out = SkippedFiles()
         self.failed = 0
         self.unsure = 0
         self._total = total
@@ -53,8 +53,8 @@ class Report:
         else:
             self.failed += 1
             if len(self._failures) < _SHOWN:
-                path = printable(str(result.image), longest=_LONGEST)
-                self._failures.append(f"{path}: {printable(str(result.error), longest=_LONGEST)}")
+                path = make_printable(str(result.image), longest=_LONGEST)
+                self._failures.append(f"{path}: {make_printable(str(result.error), longest=_LONGEST)}")
         if self._cadence.due():
             self._cadence.print(self._line())
 
@@ -65,13 +65,13 @@ class Report:
     def summary(self) -> str:
         seconds = self._clock() - self._began
         pace = f"{self._rate():.1f} a second, {self.failed:,} failed"
-        lines = [f"{counted(self._done, 'image')} in {seconds:.1f} s, {pace}"]
+        lines = [f"{format_count(self._done, 'image')} in {seconds:.1f} s, {pace}"]
         if self.unsure:
             lines[0] += f", {self.unsure:,} unsure"
         if self._skipped:
             lines[0] += f"; {self._skipped:,} were done before"
         lines += [
-            f"{count:9,}  {printable(label, longest=_LONGEST)}"
+            f"{count:9,}  {make_printable(label, longest=_LONGEST)}"
             for label, count in self._classes.most_common(_SHOWN)
         ]
         lines += and_more(len(self._classes) - _SHOWN, "class", "classes")
@@ -83,10 +83,10 @@ class Report:
     def _line(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
         if self._total is None:
-            return f"{counted(self._done, 'image')}, {self._rate():.1f} a second{failed}"
+            return f"{format_count(self._done, 'image')}, {self._rate():.1f} a second{failed}"
         left = max(0, self._total - self._skipped - self._done)
         return (
-            f"{self.seen:,} of {counted(self._total, 'image')}, {self._rate():.1f} a second, "
+            f"{self.seen:,} of {format_count(self._total, 'image')}, {self._rate():.1f} a second, "
             f"{clock_time(left / max(self._rate(), 1e-9))} left{failed}"
         )
 
@@ -98,9 +98,9 @@ def left_out_lines(counts: Mapping[str, int]) -> list[str]:
     """Return the line of a summary about files that were left out, if there are any.
 
     Args:
-        counts: of a `LeftOut`.
+        counts: of a `SkippedFiles`.
     """
-    line = left_out_line(counts)
+    line = describe_skipped(counts)
     return [f"{line} ({ALL_FILES})"] if line else []
 
 
@@ -114,7 +114,7 @@ def and_more(count: int, one: str, several: str | None = None, *, told: str = ""
         told: where they are named.
     """
     return (
-        [f"      and  {counted(count, f'more {one}', several and f'more {several}')}{told}"]
+        [f"      and  {format_count(count, f'more {one}', several and f'more {several}')}{told}"]
         if count > 0
         else []
     )

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..command.locking import being_written, say_no_locks
-from ..writing import OutputError, explained_output, lock, write_atomically
+from ..writing import OutputError, explain_output_errors, lock_file, write_atomically
 from .output import Format, Lines
 from .whole_lines import keep_whole_lines
 
@@ -58,7 +58,7 @@ def begin(
     """
     if path is None:
         return Lines(sys.stdout.buffer, form, kept=False), Done(iter(()))
-    with explained_output(path):
+    with explain_output_errors(path):
         if path.is_dir():
             raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
         if path.exists() and not keeps(path):
@@ -102,7 +102,7 @@ def _begin(
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keep every other run off the file for as long as it is open."""
     try:
-        locked = lock(file.fileno())
+        locked = lock_file(file.fileno())
     except BlockingIOError:
         raise being_written(path) from None
     if not locked:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
-from ..text import printable
+from ..text import make_printable
 from ..writing import OutputError
 from .output import FIELDS, Format
 
@@ -158,7 +158,7 @@ def _found(file: IO[bytes], at: int) -> str:
     file.seek(at)
     line = file.read(_SHOWN).partition(b"\n")[0].rstrip(b"\r")
     return (
-        printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)
+        make_printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)
         if line.strip()
         else "an empty line"
     )

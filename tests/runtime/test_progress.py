@@ -12,7 +12,7 @@ from runtime.command import progress
 from runtime.command.progress import VARIABLE, Cadence, Step, clock_time, tell
 from runtime.errors import InputError
 from runtime.results import Result
-from runtime.text import counted
+from runtime.text import format_count
 
 
 class Clock:
@@ -163,13 +163,13 @@ def test_messages_take_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_one_and_many() -> None:
-    assert [counted(n, "image") for n in (0, 1, 2, 2000)] == [
+    assert [format_count(n, "image") for n in (0, 1, 2, 2000)] == [
         "0 images",
         "1 image",
         "2 images",
         "2,000 images",
     ]
-    assert [counted(n, "class", "classes") for n in (1, 3)] == ["1 class", "3 classes"]
+    assert [format_count(n, "class", "classes") for n in (1, 3)] == ["1 class", "3 classes"]
     assert and_more(0, "class", "classes") == []
     assert and_more(1, "class", "classes") == ["      and  1 more class"]
     assert and_more(2, "failure", told=", told in the output") == [

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ...images.find_images import LeftOut
-from ...text import counted
+from ...images.find_images import SkippedFiles
+from ...text import format_count
 from ..columns import Labels
 from ..resume import Done
 from .parts import Parts
@@ -135,7 +135,7 @@ def chunks(job: Job, known: Sequence[str]) -> Iterator[Chunk]:
     number = skipped = seen = 0
     keys: list[str] = []
     place: Place | None = None
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     for at, key in find(job.sources, job.base, all_files=job.all_files, left_out=left_out):
         if done.take(portable(at.prefix + key)):
             skipped += 1
@@ -176,7 +176,8 @@ def label_chunk(chunk: Chunk, job: Job, labels: Labels, attempts: Attempts) -> S
             columns.setdefault(name, []).extend(values)
     if unread == len(chunk.keys) >= _STORE_GONE:
         raise StoreError(
-            f"{chunk.place.prefix}: none of {counted(unread, 'image')} could be read: {columns['error'][0]}"
+            f"{chunk.place.prefix}: none of {format_count(unread, 'image')} could be read: "
+            f"{columns['error'][0]}"
         )
     job.parts.write(chunk.number, columns)
     attempts.end(chunk.number)

@@ -10,8 +10,8 @@ from pathlib import Path
 from ...command.line import PACKAGE, complain
 from ...command.progress import Cadence
 from ...errors import DONE, FAILED, INTERRUPTED
-from ...text import counted, printable
-from ...writing import refuse_name_of_a_file
+from ...text import format_count, make_printable
+from ...writing import refuse_file_name
 from ..columns import Labels
 from ..inputs import no_images
 from ..options import UsageError
@@ -63,7 +63,7 @@ class ClusterReport:
 
     def _line(self, during: str = "") -> str:
         rate = self.total.images / max(time.monotonic() - self._began, 1e-9)
-        done = f"{counted(self.total.images, 'image')}{during}"
+        done = f"{format_count(self.total.images, 'image')}{during}"
         return f"{done}, {rate:.1f} per second, {self.total.failed:,} failed"
 
 
@@ -112,20 +112,21 @@ def _label(job: Job, known: list[str], labels: Labels, workers: int | None, repo
     code = _end(report, FAILED if report.total.failed else DONE, "")
     if late:
         print(
-            f"removed {counted(late, 'part')} that the interrupted run had written too late", file=sys.stderr
+            f"removed {format_count(late, 'part')} that the interrupted run had written too late",
+            file=sys.stderr,
         )
     return code
 
 
 def _shown(text: str) -> str:
-    return printable(text, longest=_LONGEST)
+    return make_printable(text, longest=_LONGEST)
 
 
 def _check(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
     if not is_uri(options.output):
-        refuse_name_of_a_file(Path(options.output))
+        refuse_file_name(Path(options.output))
     if options.format == "csv":
         raise UsageError("--engine ray writes --format parquet or jsonl, found csv")
     if options.device not in ("auto", "cpu"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FailureError, MissingPackageError, install_line
-from ...images.openers import register_openers
+from ...images.other_formats import register_openers
 from ...writing import write_atomically
 from ..columns import Labels
 from .chunks import Chunk, Job, Ledger, Summary, chunks, label_chunk

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...concurrency import in_parallel
 from ...errors import FailureError
-from ...text import one_line
+from ...text import clean_line
 from .sources import LOCAL, Place, open_uri
 
 _THREADS = 8  # what hides 100 ms of a store's latency behind images of 30 ms, and leaves some room
@@ -100,4 +100,4 @@ def _read_remote(place: Place, key: str, largest: int, limit: int) -> Content | 
 
 
 def _why(error: Any) -> str:
-    return one_line(os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__
+    return clean_line(os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__

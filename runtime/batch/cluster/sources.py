@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ...errors import InputError
-from ...images.find_images import LeftOut, find_images, left_by_a_system, walk
+from ...images.find_images import SkippedFiles, find_images, is_system_file, walk
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -41,7 +41,7 @@ LOCAL = Place("", "")
 
 
 def find(
-    sources: list[str], base: str, *, all_files: bool = False, left_out: LeftOut | None = None
+    sources: list[str], base: str, *, all_files: bool = False, left_out: SkippedFiles | None = None
 ) -> Iterator[tuple[Place, str]]:
     """Find the images of all sources, in an order that depends on nothing but their names.
 
@@ -58,7 +58,7 @@ def find(
     Yields:
         The place and the key of each image: what to open there.
     """
-    left_out = LeftOut() if left_out is None else left_out
+    left_out = SkippedFiles() if left_out is None else left_out
     for source in sources:
         if source.endswith(LIST_SUFFIX) or urlsplit(source).path.endswith(LIST_SUFFIX):
             yield from _listed(source, base)
@@ -67,7 +67,7 @@ def find(
             yield from ((place, key) for key in _walk(place, path, all_files, left_out))
         else:
             absolute = Path(base, source)
-            found = find_images(absolute, all_files=all_files, left_out=left_out)
+            found = find_images(absolute, all_files=all_files, skipped=left_out)
             if Path(source).is_absolute():
                 yield from ((LOCAL, str(path)) for path in found)
             else:
@@ -198,14 +198,14 @@ def _root(uri: str) -> Place:
     return Place(uri, "" if scheme == "file" else _prefix(plain, path))
 
 
-def _walk(place: Place, path: str, all_files: bool, left_out: LeftOut) -> Iterator[str]:
+def _walk(place: Place, path: str, all_files: bool, left_out: SkippedFiles) -> Iterator[str]:
     """The image files below a path of a file system, depth first, sorted by name in each folder."""
     system, _ = open_uri(place.uri)
     if system.get_file_info([path])[0].type.name != "Directory":
         yield path
         return
     entries = partial(_entries, system)
-    yield from walk(path, entries, posixpath.basename, all_files=all_files, left_out=left_out)
+    yield from walk(path, entries, posixpath.basename, all_files=all_files, skipped=left_out)
 
 
 def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
@@ -219,11 +219,11 @@ def _entries(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
     return sorted(
         (info.path, info.type.name == "Directory")
         for info in found
-        if info.path != folder and not left_by_a_system(posixpath.basename(info.path))
+        if info.path != folder and not is_system_file(posixpath.basename(info.path))
     )
 
 
 def _reason(error: Any) -> str:
-    from ...text import one_line
+    from ...text import clean_line
 
-    return one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
+    return clean_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
