@@ -47,25 +47,9 @@ if TYPE_CHECKING:
     from .results import Candidate, Prediction, Result
     from .session import Device, DeviceError, available_devices
 
-__all__ = [
-    "ArtifactError",
-    "Candidate",
-    "Classifier",
-    "Device",
-    "DeviceError",
-    "Embedded",
-    "Embedder",
-    "ImageError",
-    "ImageSource",
-    "Metadata",
-    "ModelInfo",
-    "Prediction",
-    "Preprocess",
-    "Result",
-    "available_devices",
-    "find_images",
-    "read_metadata",
-]
+__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "Embedded", "Embedder"]
+__all__ += ["ImageError", "ImageSource", "Metadata", "ModelInfo", "Prediction", "Preprocess", "Result"]
+__all__ += ["available_devices", "find_images", "read_metadata"]
 
 _HOMES = {  # below this package, whatever its folder is called
     ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),

@@ -246,7 +246,7 @@ class LoadedModel(ABC, Generic[A]):
                 self._stream_session = session if self.info.threads == 1 else None
                 self._session = session
             if self._session is None:
-                raise self._closed_error()
+                raise self._make_closed_error()
             return self._session
 
     def _open_stream_session(self) -> InferenceSession:
@@ -259,11 +259,11 @@ class LoadedModel(ABC, Generic[A]):
             stream_session = self._reload(1)
             with _changing:
                 if self._session is None:  # closed while the file was opened: keep nothing alive
-                    raise self._closed_error()
+                    raise self._make_closed_error()
                 self._stream_session = stream_session
         return stream_session
 
-    def _closed_error(self) -> RuntimeError:
+    def _make_closed_error(self) -> RuntimeError:
         return RuntimeError(f"this {type(self).__name__} is closed; make a new one")
 
     def _reload(self, threads: int | None) -> InferenceSession:

@@ -23,6 +23,15 @@ _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 
 # --- Options: how threads wait, and exact INT8 kernels ---
 
+_SLOW_KERNELS = (
+    "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
+    "python -m export --target any-cpu makes a model for this CPU"
+)
+_UNTESTED_CPU = (
+    "model files were tested on x86-64 and ARM64, and never on {}; compare a few answers with those of a "
+    "tested machine"
+)
+
 
 def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptions:
     """Return the options of a session of a model file.
@@ -41,10 +50,10 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
     for entry, value in waiting_options(onnxruntime.__version__).items():
         options.add_session_config_entry(entry, value)
     if needs_exact_kernels(target):
-        _warn_of_slow_kernels()
+        _warn_once(_SLOW_KERNELS)
         options.add_session_config_entry("session.x64quantprecision", "1")
     elif cpu_kind() not in EXACT_ON[target]:
-        _warn_of_untested_cpu()
+        _warn_once(_UNTESTED_CPU.format(platform.machine()))
     return options
 
 
@@ -82,21 +91,9 @@ def needs_exact_kernels(target: Target) -> bool:
     return cpu_kind() == "x86" and "x86" not in EXACT_ON[target]
 
 
-@cache  # once per process
-def _warn_of_slow_kernels() -> None:
-    _log.warning(
-        "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
-        "python -m export --target any-cpu makes a model for this CPU"
-    )
-
-
-@cache  # once per process
-def _warn_of_untested_cpu() -> None:
-    _log.warning(
-        "model files were tested on x86-64 and ARM64, and never on %s; compare a few answers with those of "
-        "a tested machine",
-        platform.machine(),
-    )
+@cache  # so that each message is logged once per process
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 # --- Sessions and devices ---

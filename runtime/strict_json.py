@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, overload
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin
 
 from .text import clean_line
 
 T = TypeVar("T")
-D = TypeVar("D")
 _NAMES: Mapping[Any, str] = {
     str: "text",
     int: "a whole number",
@@ -66,11 +65,7 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-@overload
-def read_field(document: object, name: str, kind: type[T], *, where: str) -> T: ...
-@overload
-def read_field(document: object, name: str, kind: type[T], *, where: str, default: D) -> T | D: ...
-def read_field(document: object, name: str, kind: Any, *, where: str, default: Any = _REQUIRED) -> Any:
+def read_field(document: object, name: str, kind: type[T], *, where: str, default: T = _REQUIRED) -> T:
     """Return one field of a JSON object after checking its type.
 
     Args:
@@ -86,7 +81,7 @@ def read_field(document: object, name: str, kind: Any, *, where: str, default: A
     """
     if not isinstance(document, Mapping):
         raise ValueError(f"{where}: expected an object, found {document!r:.60}")
-    value = document.get(name)
+    value: Any = document.get(name)
     if value is None and default is not _REQUIRED:
         return default
     if name not in document:
@@ -95,7 +90,7 @@ def read_field(document: object, name: str, kind: Any, *, where: str, default: A
         inner = f" of {_NAMES[get_args(kind)[0]]}" if get_args(kind) else ""
         expected = _NAMES[get_origin(kind) or kind] + inner
         raise ValueError(f"{where}: expected {name} to be {expected}, found {value!r:.60}")
-    return value
+    return cast(T, value)
 
 
 def _has_type(value: object, kind: Any) -> bool:

@@ -26,9 +26,7 @@ _SCALED = ("JPEG2000", "PPM")  # formats of gray with a white of its own, which 
 class PixelFormat:
     """Statements of a file about its pixels, beyond those that Pillow passes on."""
 
-    white: int | None = (
-        None  # gray value that is white, where the file states it; None: 65,535 or the caller's
-    )
+    white: int | None = None  # gray value that is white; None: not stated, so 65,535 or the caller's
     opaque: bool = False  # the alpha that Pillow gives has no meaning
     may_be_blank: bool = True  # False: an alpha of 0 everywhere is an error, since other programs ignore it
     check_pixels: Callable[[Image.Image], None] | None = None  # to be called once they are decoded
@@ -159,24 +157,22 @@ def _check_edges(size: tuple[int, int]) -> None:
 
 def _read_size(start: bytes) -> tuple[int, int]:
     """Return (width, height) by the first 64 bytes of a PNG, JPEG 2000 or bitmap of an icon; else 1 x 1."""
-
-    def big(at: int) -> int:
-        return int.from_bytes(start[at : at + 4], "big")
-
-    def little(at: int, length: int = 4) -> int:
-        return int.from_bytes(start[at : at + length], "little")
-
+    width, height = 1, 1
+    padded = start.ljust(80, b"\0")
     if start.startswith(_PNG):
-        return max(1, big(16)), max(1, big(20))
-    if start.startswith(_CODESTREAM):
-        return max(1, big(8) - big(16)), max(1, big(12) - big(20))
-    if start.startswith(_JP2) and (at := start.find(b"ihdr")) > 0:
-        return max(1, big(at + 8)), max(1, big(at + 4))
-    if start.startswith(b"\x0c\0\0\0"):
-        return max(1, little(4, 2)), max(1, little(6, 2) // 2)
-    if start[:4] in _BITMAPS:  # twice as high as it is: a mask follows; negative from top to bottom
-        return max(1, little(4)), max(1, min(little(8), 2**32 - little(8)) // 2)
-    return 1, 1
+        width, height = struct.unpack_from(">II", padded, 16)
+    elif start.startswith(_CODESTREAM):
+        right, bottom, left, top = struct.unpack_from(">IIII", padded, 8)
+        width, height = right - left, bottom - top
+    elif start.startswith(_JP2) and (at := start.find(b"ihdr")) > 0:
+        height, width = struct.unpack_from(">II", padded, at + 4)
+    elif start.startswith(b"\x0c\0\0\0"):  # twice as high as it is, as all bitmaps in icons: a mask follows
+        width, height = struct.unpack_from("<HH", padded, 4)
+        height //= 2
+    elif start[:4] in _BITMAPS:  # negative from top to bottom
+        width, height = struct.unpack_from("<II", padded, 4)
+        height = min(height, 2**32 - height) // 2
+    return max(1, width), max(1, height)
 
 
 # --- One check per format; None stands for a PixelFormat without statements ---

@@ -37,7 +37,7 @@ def resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling, 
     columns = size[0]
     left, top, right, bottom = (float(np.float32(edge)) for edge in box)
     if (left, right, columns) != (0, image.width, image.width):
-        first, last = _needed_rows(image.size, size, method, box)
+        first, last = _rows_between(image.size, size, method, box)
         # The height stays, so that the pass over the rows copies, whichever comes first.
         image = image.resize((columns, last - first), method, (left, first, right, last))
         top, bottom = top - first, bottom - first  # exact: a whole number less
@@ -57,11 +57,11 @@ def size_between(
     """
     if method == Image.Resampling.NEAREST:
         return after
-    first, last = _needed_rows(before, after, method, box)
+    first, last = _rows_between(before, after, method, box)
     return after[0], last - first
 
 
-def _needed_rows(
+def _rows_between(
     before: tuple[int, int], after: tuple[int, int], method: Image.Resampling, box: Box
 ) -> tuple[int, int]:
     """Return the rows between the two passes: the first row of the image, and the one after the last.

@@ -37,8 +37,8 @@ class OnnxSummary:
     functions: bool = False  # the model defines operators of its own
 
 
-# Fields that an exported model can have in each message: numbers of onnx.proto and contents, with * where they
-# are repeated. Packed arrays and contents that are never read are bytes.
+# Fields that an exported model can have, by message: number in onnx.proto and content, with * where it is
+# repeated. Packed arrays and contents that are never read are bytes.
 _MESSAGES = {
     "model": "1 int, 2 text, 3 text, 4 text, 5 int, 6 text, 7 graph, 8 opset*, 14 property*, "
     "20 subgraph*, 25 function*",

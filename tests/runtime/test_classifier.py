@@ -340,7 +340,8 @@ def test_closing_at_any_moment_is_an_answer_and_no_accident(
     classify = Classifier(model, threads=2)
     ask(classify)
     sessions = classify._session, classify._stream_session
-    monkeypatch.setattr(Classifier, "_reload", lambda self, threads: sessions[0])  # opening takes milliseconds
+    # Opening takes milliseconds.
+    monkeypatch.setattr(Classifier, "_reload", lambda self, threads: sessions[0])
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

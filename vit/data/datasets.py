@@ -51,9 +51,8 @@ class Images:
     targets: np.ndarray | None  # int64 [N], indices into labels
     labels: tuple[str, ...] | None
     name: str
-    left_out: SkippedFiles = field(
-        default_factory=SkippedFiles, compare=False, repr=False
-    )  # of the folders walked
+    # of the folders walked
+    left_out: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
     # int64 [classes]: the first class of each one's name, where several have one name and a folder of that
     # name means any of them; None where a target means itself alone
     same_name: np.ndarray | None = field(default=None, compare=False, repr=False)
