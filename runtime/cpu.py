@@ -36,7 +36,11 @@ def has_vnni() -> bool:
         return False
     if sys.platform == "linux":
         return bool({"avx512_vnni", "avx_vnni"} & set(_linux_flags(_read("/proc/cpuinfo"))))
-    return _ask_numpy("AVX512VNNI")
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as found  # type: ignore[import-not-found]
+    except ImportError:
+        return False
+    return bool(found.get("AVX512VNNI", False))
 
 
 def available_cores() -> int:
@@ -45,21 +49,17 @@ def available_cores() -> int:
     One thread more than this makes inference slower by a factor of three.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, *_quotas()))
+    # Of each group of this process (cgroup v2): a container, or a systemd service.
+    top = Path("/sys/fs/cgroup")
+    own = top / _read("/proc/self/cgroup").partition("0::/")[2].partition("\n")[0]
+    groups = [group for group in (own, *own.parents) if group.is_relative_to(top)]
+    quotas = [quota for group in groups if (quota := _quota(_read(f"{group}/cpu.max"))) is not None]
+    return max(1, min([allowed, *quotas]))
 
 
 def _linux_flags(cpuinfo: str) -> list[str]:
     line = cpuinfo.partition("\nflags")[2].partition("\n")[0]
     return line.partition(":")[2].split()
-
-
-def _quotas() -> list[int]:
-    """Return the cores granted by each cgroup (v2) of this process: a container, or a systemd service."""
-    top = Path("/sys/fs/cgroup")
-    own = top / _read("/proc/self/cgroup").partition("0::/")[2].partition("\n")[0]
-    groups = [own, *own.parents]
-    found = [_quota(_read(f"{group}/cpu.max")) for group in groups if group.is_relative_to(top)]
-    return [cores for cores in found if cores is not None] or [sys.maxsize]
 
 
 def _quota(cpu_max: str) -> int | None:
@@ -68,14 +68,6 @@ def _quota(cpu_max: str) -> int | None:
     if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
         return None
     return max(1, round(int(parts[0]) / int(parts[1])))
-
-
-def _ask_numpy(feature: str) -> bool:
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as found  # type: ignore[import-not-found]
-    except ImportError:
-        return False
-    return bool(found.get(feature, False))
 
 
 def _read(path: str) -> str:

@@ -90,15 +90,10 @@ def install_line(extra: str) -> str:
         extra: one extra, or several with commas between them.
     """
     line = f"in a checkout of vit-edge: python tools/install.py {extra}"
-    return (
-        f"activate the environment of the checkout ({_ACTIVATE}), or {line}" if _has_environment() else line
-    )
-
-
-def _has_environment() -> bool:
-    """Return whether this checkout has a virtual environment that is not the active one."""
-    environment = Path(__file__).parents[1] / ".venv"
-    return environment.is_dir() and not environment.samefile(sys.prefix)
+    environment = Path(__file__).parents[1] / ".venv"  # of a checkout; `make demo` makes one
+    if environment.is_dir() and not environment.samefile(sys.prefix):
+        return f"activate the environment of the checkout ({_ACTIVATE}), or {line}"
+    return line
 
 
 class Interrupted(VitEdgeError):

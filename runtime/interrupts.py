@@ -45,8 +45,7 @@ def run_interruptible(name: str, work: Callable[[], int]) -> int:
     Returns:
         The exit code of `work`, or that of the signal that stopped it.
     """
-    _fill_closed_streams()
-    _escape_unencodable()
+    _prepare_streams()
     handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     _state.name, _state.owner = name, os.getpid()
     sys.unraisablehook = _handle_unraisable
@@ -67,7 +66,7 @@ def run_interruptible(name: str, work: Callable[[], int]) -> int:
     return code
 
 
-def _fill_closed_streams() -> None:
+def _prepare_streams() -> None:
     """Open the null device for each standard stream that is closed, so that no other file gets its number.
 
     Standard error then discards what is written: `print(file=None)` would write messages among the results.
@@ -80,10 +79,6 @@ def _fill_closed_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (until the process ends)
-
-
-def _escape_unencodable() -> None:
-    """Print characters as escapes that the encoding of the terminal or log lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a process without a console has none
             stream.reconfigure(errors="backslashreplace")

@@ -55,7 +55,9 @@ def load_model(
     """Check a model file and open it; arguments and errors are those of `Classifier`."""
 
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
-        source = model if isinstance(model, bytes) else choose_file(model, _preference(choice))
+        on_cpu = choice in CPU_DEVICES
+        preferred: tuple[Variant, ...] = ("int8", "float32") if on_cpu else ("float16", "float32", "int8")
+        source = model if isinstance(model, bytes) else choose_file(model, preferred)
         artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # CUDA has no integer kernels
@@ -78,10 +80,6 @@ def load_model(
         return info, session
 
     return open_first(devices_for(device), open_on)
-
-
-def _preference(device: Device) -> tuple[Variant, ...]:
-    return ("int8", "float32") if device in CPU_DEVICES else ("float16", "float32", "int8")
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact) -> None:

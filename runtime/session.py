@@ -231,7 +231,10 @@ def _open_on(
 ) -> onnxruntime.InferenceSession:
     source = model if isinstance(model, bytes) else str(model)
     if device in ("cuda", "tensorrt"):
-        _load_cuda_libraries()
+        preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+        if preload is not None:  # its messages go to standard error
+            with contextlib.redirect_stdout(sys.stderr):
+                preload()
     try:  # enable_fallback: no second attempt on the CPU, which prints to standard output (1.22 ignores it)
         session = onnxruntime.InferenceSession(
             source, options, providers=_providers_of(device), enable_fallback=0
@@ -248,14 +251,6 @@ def _open_on(
             f"is there such a device, and its driver? ({_install_line(device)})"
         )
     return session
-
-
-def _load_cuda_libraries() -> None:
-    """Let ONNX Runtime load CUDA's libraries from pip packages, its messages on standard error."""
-    preload = getattr(onnxruntime, "preload_dlls", None)
-    if preload is not None:  # since 1.21
-        with contextlib.redirect_stdout(sys.stderr):
-            preload()
 
 
 def trim_memory() -> None:

@@ -81,12 +81,11 @@ def decode_image(
                 opened.load()
                 if found.check_pixels is not None:
                     found.check_pixels(opened)
-                orientation = _read_orientation(opened) if exif else 1
-                with (
-                    _close_after(_to_rgb(opened, found, white_level), image) as color,
-                    _close_after(_rotate(color, orientation), image) as upright,
-                ):
-                    yield upright
+                rotation = _TRANSPOSITIONS.get(_read_orientation(opened)) if exif else None
+                with _close_after(_to_rgb(opened, found, white_level), image) as color:
+                    upright = color if rotation is None else color.transpose(rotation)
+                    with _close_after(upright, image):
+                        yield upright
     except ImageError as error:
         raise _with_file(error, image) from error.__cause__
     except MemoryError:
@@ -250,11 +249,6 @@ def _read_orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _rotate(image: Image.Image, orientation: int) -> Image.Image:
-    method = _TRANSPOSITIONS.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
 def convert_to_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
     """Convert an image of any of Pillow's modes to RGB: transparency over white, 16 bits scaled to 8.
 
@@ -272,7 +266,12 @@ def convert_to_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Ima
     if image.mode == "F":
         raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
     if image.mode == "LAB":
-        return _convert_lab(image)
+        from PIL import ImageCms  # rare, and it loads the color management library
+
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # only in place gives None
+        return converted
     if image.has_transparency_data:
         color = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -291,12 +290,3 @@ def _convert_16_bits(values: npt.NDArray[Any], white: int, clear: object) -> Ima
     if isinstance(clear, int):
         scaled[values == clear] = 255
     return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _convert_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms  # rare, and it loads the color management library
-
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    assert converted is not None  # only in place gives None
-    return converted

@@ -285,22 +285,17 @@ def _check_ppm(opened: _Opened) -> PixelFormat:
     if opened.read(1, 1) in b"0y":
         raise ImageError(f"it is a variant of PPM for tests of Pillow{_AS_PNG}")
     codec, _, _, args = opened.image.tile[0]
-    if codec == "ppm_plain":
-        _check_comments(opened.file)
+    if codec == "ppm_plain":  # for each comment Pillow copies a megabyte
+        opened.file.seek(0)
+        comments = 0
+        while block := opened.file.read(_BLOCK):
+            comments += block.count(b"#")
+            if comments > _MOST_COMMENTS:
+                raise ImageError(f"it has more than {_MOST_COMMENTS:,} comments (usual: 1){_AS_PNG}")
     most = args[-1] if codec.startswith("ppm") and isinstance(args, tuple) else 0
     if most == WHITE_16 and opened.white_stated and opened.image.mode == "RGB":
         raise ImageError(DEEP_COLOR)
     return PixelFormat(white=WHITE_16 if 255 < most < WHITE_16 else None)  # Pillow scales what is below
-
-
-def _check_comments(file: IO[bytes]) -> None:
-    """Count the comments of a plain PPM, for each of which Pillow copies a megabyte."""
-    file.seek(0)
-    count = 0
-    while block := file.read(_BLOCK):
-        count += block.count(b"#")
-        if count > _MOST_COMMENTS:
-            raise ImageError(f"it has more than {_MOST_COMMENTS:,} comments (usual: 1){_AS_PNG}")
 
 
 def _check_psd(opened: _Opened) -> PixelFormat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -27,18 +28,13 @@ def register_openers() -> tuple[str, ...]:
     """
     from .find_images import image_suffixes
 
-    found = tuple(name for name, register in _OPENERS.items() if _register(name, register))
+    found = []
+    for name, register in _OPENERS.items():
+        with suppress(ImportError):
+            register(import_module(name))
+            found.append(name)
     image_suffixes.cache_clear()
-    return found
-
-
-def _register(name: str, register: Callable[[Any], object]) -> bool:
-    """Register a package; False where it is not installed."""
-    try:
-        register(import_module(name))
-    except ImportError:
-        return False
-    return True
+    return tuple(found)
 
 
 def _register_raw(_rawpy: Any) -> None:
@@ -149,17 +145,12 @@ def explain_failure(error: Exception, step: str, max_pixels: int, file: IO[bytes
         file: the file, where Pillow has not opened it; None where it failed later.
     """
     if isinstance(error, Image.DecompressionBombError):
-        return _explain_pixel_limit(max_pixels)
+        if Image.MAX_IMAGE_PIXELS is None or max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+            return "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
+        return f"it has more pixels than {describe_limit(max_pixels)}"
     if isinstance(error, UnidentifiedImageError) and file is not None:
         return _identify(file)
     return f"it cannot be {step}: {translate_reason(error)}"
-
-
-def _explain_pixel_limit(max_pixels: int) -> str:
-    """Return the reason after Pillow's error about too many pixels: whichever limit is the lower one."""
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels <= 2 * Image.MAX_IMAGE_PIXELS:
-        return f"it has more pixels than {describe_limit(max_pixels)}"
-    return "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
 
 
 def translate_reason(error: Exception) -> str:

@@ -55,16 +55,24 @@ class Metadata:
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
             raise ArtifactError(unknown_target(self.target))
-        variants, labels = get_args(Variant), self.labels
-        named = isinstance(labels, tuple) and all(map(_is_text, labels)) and bool(labels or self.embedding)
+        variants, labels, embedding = get_args(Variant), self.labels, self.embedding
+        named = isinstance(labels, tuple) and all(map(_is_text, labels)) and bool(labels or embedding)
         for name, expected, holds in (
             ("variant", f"one of {', '.join(variants)}", self.variant in variants),
             ("preprocess", "a Preprocess", isinstance(self.preprocess, Preprocess)),
-            ("embedding", "null or 1 and more", self.embedding is None or _is_count(self.embedding)),
+            (
+                "embedding",
+                "null or 1 and more",
+                embedding is None or (type(embedding) is int and embedding > 0),
+            ),
             ("labels", "a list of at least one name, all of them text; only an embedding has none", named),
             ("producer", "text", _is_text(self.producer)),
             ("digest", "sha256 or null", self.digest in ("sha256", None)),
-            ("temperature", "0.01 to 100", _is_temperature(self.temperature)),
+            (
+                "temperature",
+                "0.01 to 100",
+                type(self.temperature) in (int, float) and 0.01 <= self.temperature <= 100,
+            ),
             ("source", "a JSON object", isinstance(self.source, Mapping)),
             ("measured", "a JSON object", isinstance(self.measured, Mapping)),
         ):
@@ -150,14 +158,6 @@ def _describe_version(found: object) -> str:
 
 
 _FIELDS = tuple(each.name for each in fields(Metadata))
-
-
-def _is_temperature(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 100
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_text(value: object) -> bool:
