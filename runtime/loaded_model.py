@@ -44,7 +44,7 @@ class ModelInfo(Metadata):
     """Metadata of a model file, and where it runs."""
 
     path: str | None  # absolute; None for a model given as bytes
-    sha256: str  # of the .onnx file; `digest` says whether the file ends with one, which shows damage
+    sha256: str  # of the .onnx file
     device: str  # the one that "auto" chose
     threads: int
 
@@ -275,8 +275,8 @@ class LoadedModel(ABC, Generic[A]):
         """Run the model: uint8 [N, H, W, 3] to float32 [N, features of the output].
 
         Raises:
-            ArtifactError: when the model is at fault.
-            DeviceError: when the device is.
+            ArtifactError: when the model is the cause.
+            DeviceError: when the device is the cause.
         """
         try:
             rows: npt.NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]

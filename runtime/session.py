@@ -58,7 +58,7 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
 
 
 def waiting_options(version: str) -> dict[str, str]:
-    """Return the options that say how the threads of a session wait for each other.
+    """Return the options for how the threads of a session wait for each other.
 
     They spin for 20 µs, then sleep, and never spin between predictions. Median time of a ViT-S prediction
     with two threads on Zen 4, idle and with ten times the work it can do: 19.8 and 38.9 ms with this limit,

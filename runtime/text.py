@@ -34,7 +34,7 @@ def clean_line(text: str) -> str:
     """Return a message as one printable line of at most 400 characters, cut out of its middle.
 
     Args:
-        text: the message, whose start says what is wrong and whose end says what to do.
+        text: the message; its start and its end are kept.
     """
     return make_printable(" ".join(text.split()), longest=_LONGEST)
 
@@ -60,17 +60,17 @@ def list_first(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean WORD?" with the most similar known word; empty where none is similar.
+def suggest(word: str, words: Iterable[str]) -> str:
+    """Return "; did you mean WORD?" with the most similar word; empty where none is similar.
 
     Args:
         word: what was typed.
-        known: what could be meant.
+        words: all that exist.
     """
     from difflib import get_close_matches
 
     # Without the dashes, in which all options are alike.
-    bare = {name.lstrip("-"): name for name in known}
+    bare = {name.lstrip("-"): name for name in words}
     close = get_close_matches(word.lstrip("-").casefold(), list(bare), n=1, cutoff=0.6)
     return f"; did you mean {bare[close[0]]}?" if close else ""
 

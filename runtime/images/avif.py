@@ -8,7 +8,7 @@ from typing import IO
 
 from ..errors import ImageError, describe_limit
 
-_MOST = 10_000  # boxes, items or parts; honest files have 50, and a grid of tiles some hundreds
+_MOST = 10_000  # boxes, items or parts; real files have 50, and a grid of tiles some hundreds
 _START = 512  # bytes of an image, within which its sequence header stands
 _SEQUENCE_HEADER = 1
 # Boxes of boxes, and the bytes before the first of them.

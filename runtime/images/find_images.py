@@ -131,8 +131,8 @@ def walk(
     Args:
         root: a folder.
         entries: lists a folder in the order of the walk. Each entry is True for a folder, False for a file
-            that its suffix decides on, None for one that is yielded in any case. Instead of a list, None
-            says that the folder cannot be listed; then it is yielded itself.
+            that its suffix decides on, None for one that is yielded in any case. It returns None
+            for a folder that cannot be listed, which is yielded itself.
         name_of: returns the name of a file.
         all_files: yield every file, whatever its suffix.
         skipped: counts the files that are not yielded.
@@ -260,10 +260,10 @@ def _kind_of(entry: os.DirEntry[str]) -> Literal["file", "folder", "link"]:
     """Return what an entry of a folder is; one that cannot be examined counts as a file.
 
     Such are links to themselves, in a circle or into a folder that may not be searched, and everything in a
-    folder that may be listed and not searched, on disks that do not say in the listing what each entry is.
+    folder that may be listed and not searched, on disks whose listings do not hold the kind of each entry.
     """
     try:
-        # A junction of Windows is a link, too; Python 3.11 cannot tell, and bool() is False.
+        # A junction of Windows is a link, too; Python 3.11 has no test for it, and bool() is False.
         if (entry.is_symlink() or getattr(entry, "is_junction", bool)()) and entry.is_dir():
             return "link"
         return "folder" if entry.is_dir(follow_symlinks=False) else "file"

@@ -36,9 +36,9 @@ class PixelFormat:
 class _Opened:
     """An opened file: its header is read, its pixels are not."""
 
-    image: Any  # each check knows the plugin of Pillow
+    image: Any  # of the plugin of Pillow for its format
     file: IO[bytes]
-    white_stated: bool  # the caller says which value of a 16-bit gray pixel is white
+    white_stated: bool  # by the caller, who passed another `white_level` than 65,535
     max_pixels: int
 
     def read(self, at: int, length: int) -> bytes:
@@ -58,16 +58,16 @@ def is_supported(name: str) -> bool:
 
 
 def check_format(image: Image.Image, *, white_stated: bool, max_pixels: int) -> PixelFormat:
-    """Check an image whose header is read. Nothing is known of one that was decoded before.
+    """Check an image whose header is read; one that was decoded before has no statements.
 
     Args:
         image: of Pillow; the position of its file is kept.
-        white_stated: the caller says which value of a 16-bit gray pixel is white.
+        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
         max_pixels: limit of the caller.
 
     Raises:
         ImageError: for a format or form of which Pillow makes other pixels than the file holds, and for one
-            that takes far more memory or time than its size tells.
+            that takes far more memory or time than its size suggests.
     """
     name, file, tiles = image.format or "", getattr(image, "fp", None), getattr(image, "tile", ())
     by_pillow = type(image).__module__.startswith("PIL.")
@@ -94,11 +94,11 @@ def check_format(image: Image.Image, *, white_stated: bool, max_pixels: int) -> 
 
 _ICO, _PNG, _JPEG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _CODESTREAM, _JP2 = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
-# Honest files have 20 chunks or segments, and pixels in chunks of 8 KiB or more.
+# Real files have 20 chunks or segments, and pixels in chunks of 8 KiB or more.
 _MOST_PARTS, _BYTES_PER_PART = 10_000, 4096
 # Bitmaps in icons, by the length of their headers.
 _BITMAPS = frozenset(length.to_bytes(4, "little") for length in (40, 52, 56, 64, 108, 124))
-_MOST_ICONS = 1000  # in a file of macOS: honest ones have 20
+_MOST_ICONS = 1000  # in a file of macOS: real ones have 20
 _LONGEST_EDGE = 1024  # of an icon: Windows has up to 256, macOS up to this
 
 

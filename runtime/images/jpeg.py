@@ -15,7 +15,7 @@ from ..errors import ImageError, describe_limit
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile  # slow to import, and the runtime has to start fast
 
-MAX_SCANS = 100  # each passes over all blocks of the image; honest files have 10 to 20, libtiff takes as many
+MAX_SCANS = 100  # each passes over all blocks of the image; real files have 10 to 20; libtiff has this limit
 _MAX_PADDING = _BLOCK = 2**16  # bytes between segments
 _SOS, _EOI = 0xDA, 0xD9
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
@@ -24,7 +24,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def check_jpeg(image: JpegImageFile, file: IO[bytes]) -> None:
-    """Check a JPEG whose header is read: its scans are few, and its colors are known.
+    """Check a JPEG whose header is read: the number of its scans, and its colors.
 
     Args:
         image: an opened JPEG or MPO.

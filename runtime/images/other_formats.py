@@ -89,7 +89,7 @@ _OPENERS: dict[str, Callable[[Any], object]] = {
 
 # --- Messages for a file that Pillow does not open or decode: what it is, and why not ---
 
-_START = 32  # bytes at the start of a file that say what it is
+_START = 32  # bytes at the start of a file that identify it
 
 _HEIC = "it is HEIC, which Pillow reads only with pillow-heif; convert it to JPEG"
 _JPEG_XL = "it is JPEG XL, which Pillow reads only with pillow-jxl-plugin; convert it to JPEG"
@@ -171,17 +171,17 @@ def _identify(file: IO[bytes]) -> str:
         if start.startswith(magic, at):
             return message
     for name, (factory, accept) in Image.OPEN.items():
-        known = _ask_plugin(accept, start[:16])
-        if isinstance(known, str):  # a plugin whose library was left out of this Pillow
-            return f"it is {name}, which this Pillow cannot read ({known})"
+        accepted = _ask_plugin(accept, start[:16])
+        if isinstance(accepted, str):  # a plugin whose library was left out of this Pillow
+            return f"it is {name}, which this Pillow cannot read ({accepted})"
         file.seek(0)
-        if known and (why := _find_reason(factory, file)):
+        if accepted and (why := _find_reason(factory, file)):
             return f"it is {name} by its first bytes, and cannot be read: {why}"
     return "it is no image in a format that Pillow reads"
 
 
 def _ask_plugin(accept: Any, start: bytes) -> bool | str:
-    """Return what a plugin says of the first bytes of a file, which may be too few to look at."""
+    """Return the answer of a plugin to the first bytes of a file, which may be too few for it."""
     try:
         found: bool | str = accept(start) if accept is not None else False
     except Exception:

@@ -42,7 +42,7 @@ def check_png(image: Image.Image, file: IO[bytes], *, white_stated: bool) -> Non
     Args:
         image: an opened PNG.
         file: the file; its position changes.
-        white_stated: the caller says which value of a 16-bit gray pixel is white.
+        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
 
     Raises:
         ImageError: for forms of which Pillow makes other pixels than the file holds.

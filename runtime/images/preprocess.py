@@ -27,7 +27,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Decode = Literal["full", "draft"]
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
-_MAX_EDGE = 4096  # of the model's input; a model file that states more is damaged or hostile
+_MAX_EDGE = 4096  # of the model's input; larger ones are an error or an attack
 _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
 
 
@@ -45,7 +45,7 @@ class Preprocess:
     # covers; for "stretch": the (height, width) that it is stretched to. None: `size`
     resize_to: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
-    exif: bool = True  # turn the image the way its EXIF orientation says
+    exif: bool = True  # rotate the image by its EXIF orientation
     white_level: int = WHITE_16  # of 16-bit gray images: the value that is white; 4095 for 12-bit data
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
@@ -135,7 +135,7 @@ class Preprocess:
         return cls(**{**document, **pairs})
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of a (width, height) image that the model sees: left, top, right, bottom.
+        """Return the part of a (width, height) image that is scaled to `size`: left, top, right, bottom.
 
         "crop" is torchvision's Resize and CenterCrop in one step, with the same rounding. It crops before
         it scales, so that an image one pixel wide does not grow to gigabytes.

@@ -47,7 +47,7 @@ def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
 
     Args:
         image: its tags are read, and its pixels are not.
-        white_stated: the caller says which value is white.
+        white_stated: the caller stated the value that is white.
 
     Returns:
         The value of a gray pixel that is white, where the file states less than 16 bits; else None.

@@ -98,8 +98,8 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
         sha256: the SHA-256 that the file must have; None accepts any.
 
     Raises:
-        ArtifactError: when it is missing, damaged, another than `sha256` says, not made by vit-edge, or has a
-            second file that is missing or damaged.
+        ArtifactError: when it or its second file is missing or damaged, when it was not made by vit-edge, and
+            when its SHA-256 is not `sha256`.
     """
     source = source if isinstance(source, bytes) else Path(source)
     path = display_name(source)
@@ -110,14 +110,14 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
             "be checked before it is opened; use the .onnx file that it was made from"
         )
-    known = None if sha256 is None else hash_bytes(data)
-    if known is not None and known.sha256 != str(sha256).strip().lower():
+    computed = None if sha256 is None else hash_bytes(data)
+    if computed is not None and computed.sha256 != str(sha256).strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is not the expected one, {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
-        digests = start_hashing(source).result if known is None else lambda: known
+        digests = start_hashing(source).result if computed is None else lambda: computed
         return Artifact(source, metadata, digests, (*stamps, *beside))
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
@@ -207,9 +207,9 @@ def _metadata(model: OnnxSummary) -> Metadata:
         raise ArtifactError(
             "an ONNX model, but not made by vit-edge (no metadata); make it with python -m export"
         )
-    if foreign := sorted(model.domains - {""}):
+    if domains := sorted(model.domains - {""}):
         raise ArtifactError(
-            f"it uses operators that are not standard, of {', '.join(foreign)}; export it again"
+            f"it uses operators that are not standard, of {', '.join(domains)}; export it again"
         )
     if model.functions or model.subgraphs:
         raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")

@@ -120,7 +120,7 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
         source: the .onnx file; bytes have no file beside them.
 
     Returns:
-        The file, and its stamp by which `stamp_of` tells later whether it was replaced.
+        The file, and its stamp which changes when it is replaced.
 
     Raises:
         ArtifactError: when it is missing, has another size or SHA-256, or must not be opened. The message
@@ -155,7 +155,7 @@ def _read_data_entry(model: OnnxSummary) -> tuple[str, int, str]:
     """Return name, bytes and SHA-256 of the second file, as the .onnx file states them."""
     text = model.metadata.get(DATA_KEY)
     if text is None:
-        raise ArtifactError("its weights are in another file that it does not vouch for; export it again")
+        raise ArtifactError("its weights are in another file of unknown SHA-256; export it again")
     try:
         entry = parse_json(text)
         name = read_field(entry, "file", str, where=DATA_KEY)

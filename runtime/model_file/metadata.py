@@ -42,7 +42,7 @@ class Metadata:
     variant: Variant
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
-    temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
+    temperature: float = 1.0  # logits are divided by it before softmax, so that scores are calibrated
     embedding: int | None = None  # features of the second output, float32 [N, D]; None without one
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)

@@ -144,7 +144,7 @@ def _add_tensor(message: memoryview, found: OnnxSummary) -> None:
 
 def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
     """Yield the fields of one message, in order: number, content, and its integer or its bytes."""
-    fields, seen = _FIELDS[kind], set[int]()
+    fields, found = _FIELDS[kind], set[int]()
     position, end = 0, len(message)
     while position < end:
         # Most numbers have one byte; without a call for these it takes nearly half of the time.
@@ -158,9 +158,9 @@ def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
             )
         inner, repeated = fields[tag]
         if not repeated:
-            if tag in seen:
+            if tag in found:
                 raise OnnxError(f"field {tag >> 3} twice in message {kind}, which holds it once")
-            seen.add(tag)
+            found.add(tag)
         value = 4  # or the number itself, or how many bytes follow
         if inner != "float":
             if position < end and (value := message[position]) < 0x80:

@@ -14,7 +14,7 @@ Target = Literal["any-cpu", "full-range"]
 CpuKind = Literal["x86-vnni", "x86", "arm64", "wasm", "other"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
-# On these a session with default options computes exactly what the file says, at full speed.
+# On these a session with default options is exact, at full speed.
 EXACT_ON: Mapping[Target, tuple[CpuKind, ...]] = MappingProxyType(
     {"any-cpu": ("x86-vnni", "x86", "arm64", "wasm"), "full-range": ("x86-vnni", "arm64", "wasm")}
 )
