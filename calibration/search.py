@@ -19,7 +19,7 @@ from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.token_merging.search import MergeSearch, search_merging
 from calibration.write import write_plan
 from runtime.errors import FailureError
-from runtime.text import counted
+from runtime.text import format_count
 
 FEW_IMAGES = 8  # enough to tell which layers hurt
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
@@ -158,8 +158,8 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
     if missed := budget.misses(after, surely=True):
         worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
         raise BudgetError(
-            f"{'; '.join(missed)} on {counted(after.images, 'image')} of the search, even with {most} of "
-            f"{len(layers)} linear layers (half of their cost) in float32; furthest from float32: {worst}"
+            f"{'; '.join(missed)} on {format_count(after.images, 'image')} of the search, even with {most} "
+            f"of {len(layers)} linear layers (half of their cost) in float32; furthest from float32: {worst}"
         )
     if not budget.misses(before, surely=surely):
         return Search(start=plan, plan=plan, returned=(), before=before, after=before)

@@ -11,6 +11,7 @@ from runtime import ArtifactError, Classifier, DeviceError, ImageError
 
 
 def main(model: str, *images: str) -> int:
+    """Print one line per image and return the exit code."""
     try:
         classify = Classifier(model)
     except (ArtifactError, DeviceError) as error:

@@ -7,8 +7,8 @@
 
 The image is the body itself, or the one file in a form, as browsers and many clients send it.
 
-What a stranger sends is limited in bytes, in pixels and in the time it may take, and is never on the disk.
-A connection serves one request.
+Requests are limited in bytes, pixels and time, and are never written to the disk. A connection serves one
+request.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ class Deadline(H11Protocol):
     _reading = False  # whether the client had begun to get the answer a deadline ago
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(self.seconds, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the deadline."""
         self._timer.cancel()
         super().connection_lost(exc)
 
@@ -87,7 +89,7 @@ class Deadline(H11Protocol):
 
 
 class Refused(Exception):
-    """A request that gets no answer, with the HTTP status that says why."""
+    """A request that is refused, with the reason and its HTTP status."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -95,7 +97,7 @@ class Refused(Exception):
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body, or `Refused` as soon as it is too large: no byte more is read."""
+    """Return the whole body; raise `Refused` as soon as it is too large, and read no further."""
     too_large = Refused(413, f"send at most {MAX_BYTES:,} bytes")
     if int(request.headers.get("content-length", 0)) > MAX_BYTES:
         raise too_large
@@ -107,10 +109,10 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def image_in(body: bytes, content_type: str) -> bytes:
-    """The image that was sent: the body, or the one file of a form (multipart/form-data).
+def extract_image(body: bytes, content_type: str) -> bytes:
+    """Return the image in a request: the body, or the one file of a form (multipart/form-data).
 
-    Strict, and with no copy but the file's own: Python has had no parser of forms since 3.13.
+    This parser is strict and copies only the file. Python has no parser of forms since 3.13.
     """
     header = Message()
     header["Content-Type"] = content_type
@@ -137,12 +139,13 @@ def image_in(body: bytes, content_type: str) -> bytes:
 
 
 def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
+    """Return the service; it predicts `at_once` images at the same time."""
     slots = asyncio.Semaphore(at_once)  # predictions under way; the others wait without a thread
 
     async def answer(request: Request) -> Response:
         try:
             body = await read_body(request)
-            image = image_in(body, request.headers.get("content-type", ""))
+            image = extract_image(body, request.headers.get("content-type", ""))
             async with slots:
                 prediction = await asyncio.to_thread(classify, image)
         except Refused as error:
@@ -155,8 +158,8 @@ def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
         return JSONResponse({"label": prediction.label, "score": prediction.score, "top": top})
 
     async def info(_request: Request) -> Response:
-        known = classify.info
-        return JSONResponse({"variant": known.variant, "device": known.device, "labels": list(known.labels)})
+        model = classify.info
+        return JSONResponse({"variant": model.variant, "device": model.device, "labels": list(model.labels)})
 
     async def page(_request: Request) -> Response:
         return HTMLResponse(PAGE)
@@ -166,7 +169,7 @@ def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
 
 
 def failure(status: int, why: str) -> Response:
-    """An error as JSON. The rest of an upload is not waited for."""
+    """Return an error as JSON; the rest of an upload is not read."""
     return JSONResponse({"error": why}, status)
 
 
@@ -187,6 +190,7 @@ def serve(app: Starlette, listener: socket.socket, *, upload_seconds: float) -> 
 
 
 def main() -> None:
+    """Serve until a signal ends the process."""
     parser = Parser(
         prog="python -m examples.http_service",
         description=__doc__,

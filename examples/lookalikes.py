@@ -22,7 +22,7 @@ ROWS = 256  # images compared with all others at a time: 256 x 100,000 cosines t
 Rows = NDArray[np.float32]
 
 
-def near_duplicates(rows: Rows, least: float) -> Iterator[tuple[float, int, int]]:
+def find_near_duplicates(rows: Rows, least: float) -> Iterator[tuple[float, int, int]]:
     """Yield the pairs of images whose cosine is `least` or more: cosine, one index, the other.
 
     Args:
@@ -36,8 +36,8 @@ def near_duplicates(rows: Rows, least: float) -> Iterator[tuple[float, int, int]
                 yield float(alike[first, second]), start + int(first), start + int(second)
 
 
-def most_like(rows: Rows, index: int, count: int) -> list[tuple[float, int]]:
-    """Return the images most like one of them, best first: cosine and index.
+def rank_by_similarity(rows: Rows, index: int, count: int) -> list[tuple[float, int]]:
+    """Return the images most similar to one of them, best first: cosine and index.
 
     Args:
         rows: float32 [images, D], each of length 1.
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"expected {len(rows)} paths beside {options.embeddings}, found {len(paths)}; make both again"
         )
     if options.like is None:
-        pairs = sorted(near_duplicates(rows, options.least), reverse=True)
+        pairs = sorted(find_near_duplicates(rows, options.least), reverse=True)
         for cosine, first, second in pairs:
             print(f"{cosine:.4f}  {paths[first]}  {paths[second]}")
         if not pairs:
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"{options.like} is not among the {len(paths)} embedded images; give a path as in the .jsonl"
         )
-    for cosine, other in most_like(rows, paths.index(options.like), options.count):
+    for cosine, other in rank_by_similarity(rows, paths.index(options.like), options.count):
         print(f"{cosine:.4f}  {paths[other]}")
     if len(paths) == 1:
         print(f"{options.like} is the only image; embed more of them", file=sys.stderr)

@@ -2,12 +2,12 @@
 
     python -m examples.webcam MODEL [--frames 100] [--camera 0]
 
-Without --camera the frames are drawn, 30 a second. With it OpenCV reads them:
+Without --camera the frames are drawn, 30 per second. With it OpenCV reads them:
 
     pip install opencv-python-headless
 
-A camera does not wait: one thread keeps only the newest frame, and the loop labels that one, so that what is
-shown is never more than one prediction old. The label is that of the mean score of the last few frames.
+One thread keeps only the newest frame of the camera, and the loop labels that frame, so that no label is
+older than one prediction. It is the label with the highest mean score over the last few frames.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Frame = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 SMOOTHED = 5  # frames
 
 
-def camera(number: int) -> Iterator[Frame]:
-    """The frames of a camera; a line on standard error, and the end, where there is none."""
+def open_camera(number: int) -> Iterator[Frame]:
+    """Return the frames of a camera; without one, print a line to standard error and end the process."""
     try:
         import cv2
     except ImportError:
@@ -38,19 +38,20 @@ def camera(number: int) -> Iterator[Frame]:
     device = cv2.VideoCapture(number)
     if not device.isOpened():
         sys.exit(f"expected a camera with number {number}, found none that opens; the first is --camera 0")
-    return frames_of(device)
+    return read_frames(device)
 
 
-def frames_of(device: Any) -> Iterator[Frame]:
+def read_frames(device: Any) -> Iterator[Frame]:
+    """Yield the frames of an opened camera until it ends."""
     while True:
-        there, frame = device.read()
-        if not there:
+        found, frame = device.read()
+        if not found:
             return
         yield frame[:, :, ::-1]  # OpenCV gives BGR
 
 
-def drawn() -> Iterator[Frame]:
-    """A bright square that wanders over a dark ground."""
+def draw_frames() -> Iterator[Frame]:
+    """Yield frames of a bright square that moves over a dark background."""
     step = 0
     while True:
         frame = np.full((240, 320, 3), 40, np.uint8)
@@ -61,8 +62,8 @@ def drawn() -> Iterator[Frame]:
         time.sleep(1 / 30)
 
 
-class Newest:
-    """The last frame of a camera, and no queue."""
+class NewestFrame:
+    """Iterator of the newest frame of a camera, without a queue."""
 
     def __init__(self, frames: Iterator[Frame]) -> None:
         self._frames = frames
@@ -92,6 +93,7 @@ class Newest:
 
 
 def main() -> None:
+    """Print one line per frame."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,10 +106,10 @@ def main() -> None:
     except (ArtifactError, DeviceError) as error:
         parser.error(str(error))
     recent: deque[dict[str, float]] = deque(maxlen=SMOOTHED)
-    frames = drawn() if options.camera is None else camera(options.camera)
+    frames = draw_frames() if options.camera is None else open_camera(options.camera)
     with classify:
         classify.warm_up()
-        for number, frame in enumerate(Newest(frames), start=1):
+        for number, frame in enumerate(NewestFrame(frames), start=1):
             began = time.perf_counter()
             recent.append({candidate.label: candidate.score for candidate in classify(frame).top})
             total = sum((Counter(scores) for scores in recent), Counter[str]())

@@ -17,11 +17,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from calibration.graph.memory import SMALL, let_go, weight_bytes
-from runtime.interrupts import careful
+from runtime.interrupts import raise_on_signal
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
-from runtime.model_file.data_file import DATA_KEY, DATA_SUFFIX
-from runtime.model_file.digest import digest_entry
-from runtime.writing import OutputError, explained_output, sync_folder, temporary_folder
+from runtime.model_file.integrity import DATA_KEY, DATA_SUFFIX, digest_entry
+from runtime.writing import OutputError, explain_output_errors, sync_folder, temporary_folder
 
 PRODUCER = "vit-edge"
 IR_VERSION = 10
@@ -163,7 +162,7 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
-    with careful(), explained_output(folder):
+    with raise_on_signal(), explain_output_errors(folder):
         yield from _staged(folder)
 
 

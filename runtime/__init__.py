@@ -5,29 +5,29 @@
     classify = Classifier("model.int8.onnx")
     print(classify("photo.jpg").label)
 
-Everything is imported when it is first asked for, so that `runtime.images.preprocess` serves training and
-calibration where there is no ONNX Runtime. In reading order:
+Each name is imported when it is first used, so that training and calibration can use
+`runtime.images.preprocess` where there is no ONNX Runtime. The files, in reading order:
 
-    errors, command/ the tree of errors; what the command lines share
-    interrupts       Ctrl-C and SIGTERM at any moment of a command line
-    text, writing    text of strangers made safe; files written aside and renamed, temporary folders
-    strict_json      JSON documents of strangers
-    images/          from a file on a disk to pixels
-    model_file/      a model file, read with care
-    telemetry        ONNX Runtime's, turned off
-    onnx_runtime     the one import of ONNX Runtime
-    cpu              kind of CPU and number of cores
-    session_options  how threads wait, and which INT8 kernels are exact
-    session          a device's name to a running ONNX Runtime session
-    opening          a path to a checked model on a device
-    results          logits to a prediction
-    concurrency      a long stream over several threads
-    open_model       what a classifier and an embedder share
-    embedder         an image to its features
-    classifier       the class that apps embed
-    batch/           what only python -m runtime needs
-    command_line     options and examples of python -m runtime
-    __main__         python -m runtime
+    classifier     classify images: the class that apps embed
+    embedder       embed images
+    loaded_model   base of both: a model file that is loaded and runs
+    session        a session of ONNX Runtime on a device
+    results        from logits to a prediction
+    concurrency    streams of images, with several threads
+    images/        from image files to pixels
+    model_file/    read a model file and check it
+    strict_json    untrusted JSON documents
+    text           untrusted text, made safe to print; counts and lists in messages
+    writing        files that are written whole or not at all, and temporary folders
+    errors         the tree of errors
+    interrupts     Ctrl-C and SIGTERM at any moment of a command line
+    cpu            kind of CPU and number of cores
+    telemetry      turns that of ONNX Runtime off
+    onnx_runtime   the one import of ONNX Runtime
+    command/       what all command lines share
+    batch/         what only python -m runtime needs
+    command_line   options and examples of python -m runtime
+    __main__       python -m runtime
 """
 
 from __future__ import annotations
@@ -42,37 +42,21 @@ if TYPE_CHECKING:
     from .embedder import Embedded, Embedder
     from .images.find_images import find_images
     from .images.preprocess import ImageError, ImageSource, Preprocess
+    from .loaded_model import ModelInfo
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
-    from .open_model import ModelInfo
     from .results import Candidate, Prediction, Result
     from .session import Device, DeviceError, available_devices
 
-__all__ = [
-    "ArtifactError",
-    "Candidate",
-    "Classifier",
-    "Device",
-    "DeviceError",
-    "Embedded",
-    "Embedder",
-    "ImageError",
-    "ImageSource",
-    "Metadata",
-    "ModelInfo",
-    "Prediction",
-    "Preprocess",
-    "Result",
-    "available_devices",
-    "find_images",
-    "read_metadata",
-]
+__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "Embedded", "Embedder"]
+__all__ += ["ImageError", "ImageSource", "Metadata", "ModelInfo", "Prediction", "Preprocess", "Result"]
+__all__ += ["available_devices", "find_images", "read_metadata"]
 
 _HOMES = {  # below this package, whatever its folder is called
     ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     ".classifier": ("Classifier",),
     ".embedder": ("Embedded", "Embedder"),
     ".images.find_images": ("find_images",),
-    ".open_model": ("ModelInfo",),
+    ".loaded_model": ("ModelInfo",),
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".results": ("Candidate", "Prediction", "Result"),
     ".session": ("Device", "DeviceError", "available_devices"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .interrupts import guarded
+from .interrupts import run_interruptible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,4 +22,4 @@ def _process() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(str(__package__), _process))
+    sys.exit(run_interruptible(str(__package__), _process))

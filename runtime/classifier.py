@@ -1,4 +1,4 @@
-"""An image in, a label out: the part of the project that an app embeds."""
+"""Classify images with a model file: the class that an app embeds."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .embedder import embedding_of
+from .embedder import make_embedding
 from .images.preprocess import MAX_PIXELS, ImageSource
-from .model_file.artifact import ArtifactError, named
-from .open_model import OpenModel
-from .results import P, Prediction, Result, prediction_of, unsure
+from .loaded_model import LoadedModel
+from .model_file.artifact import ArtifactError, display_name
+from .results import P, Prediction, Result, explain_unsure, make_prediction
 from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class Classifier(OpenModel[Prediction]):
-    """A model file, opened and ready.
+class Classifier(LoadedModel[Prediction]):
+    """A loaded model that predicts the class of an image.
 
-    It may be called from many threads at once. Sent to another process, or used in a forked one, it opens the
-    file again there. It may be closed, or used in a `with` block.
+    Many threads may call it at once. It can be pickled, and used in a forked process; both load the file
+    again. It can be closed, or used in a `with` block.
 
     Args:
-        model: an .onnx file made by `python -m export`; or a folder of such files, of which the one that
-            suits the device is taken: INT8 for a CPU, float16 for a GPU; or the bytes of such a file, for a
-            model out of an app bundle or a database, or that the app decrypts. Bytes are kept in memory.
-        device: "auto" takes CUDA where it works (INT8 files: the CPU). A device named and absent is an error.
+        model: an .onnx file made by `python -m export`; or a folder of such files, of which the preferred
+            one is loaded (INT8 for a CPU, float16 for a GPU); or the bytes of such a file, for a model in an
+            app bundle or a database, or an encrypted one. Bytes are kept in memory.
+        device: "auto" takes CUDA where it works (INT8 files: the CPU). Any other that is missing is an error.
         threads: CPU threads for one prediction; None takes all cores that this process may use.
-        top: how many candidates a prediction lists.
-        min_score: below this score, 0 to 1, a prediction has no label and no index; None gives every label.
-        max_pixels: an image with more pixels than this is refused.
-        sha256: the digest that the file must have.
+        top: number of candidates in a prediction.
+        min_score: below this score, 0 to 1, a prediction has no label and no index; None: it always has.
+        max_pixels: an image with more pixels is refused.
+        sha256: the SHA-256 that the file must have; None accepts any.
 
     Raises:
-        ArtifactError: when the file is not a model that can be trusted to work, or has no classes.
-        DeviceError: when the device is not there.
+        ArtifactError: when the file is not a valid model file, or has no classes.
+        DeviceError: when the device is not available.
+        ValueError: for a number out of range.
     """
 
     _output = "logits"
@@ -69,28 +70,28 @@ class Classifier(OpenModel[Prediction]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._one(image, "logits"))
+        return self._answer(self._run_one(image, "logits"))
 
     def embed(self, image: ImageSource, *, normalize: bool = True) -> npt.NDArray[np.float32]:
-        """Return the embedding of one image, of a model exported with `--embedding`.
+        """Return the embedding of one image; the model must be exported with `--embedding`.
 
         Args:
-            image: anything that a call takes.
-            normalize: divide it by its length, so that a product of two embeddings is their cosine.
+            image: as for a call.
+            normalize: divide it by its length, so that the dot product of two embeddings is their cosine.
 
         Returns:
             float32 [D].
 
         Raises:
-            ArtifactError: when the model gives no embedding.
+            ArtifactError: when the model has no embedding.
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
         if "embedding" not in self.info.outputs:
             raise ArtifactError(
-                f"{named(self._source)}: it gives no embedding; export it again with --embedding"
+                f"{display_name(self._source)}: it gives no embedding; export it again with --embedding"
             )
-        return embedding_of(self._one(image, "embedding"), normalize=normalize)
+        return make_embedding(self._run_one(image, "embedding"), normalize=normalize)
 
     def stream(
         self,
@@ -100,33 +101,35 @@ class Classifier(OpenModel[Prediction]):
         batch: int | None = None,
         ordered: bool = True,
     ) -> Generator[Result[P], None, None]:
-        """Classify many images, one result each; an image that cannot be read is a result that says why.
+        """Classify many images; an image that cannot be read gives a result with the reason.
 
-        Images are taken a few ahead for each worker, and never held all at once. A result is given once an
-        image after it was taken, or there is none: of images that come slowly, the stream lags by one. Close
-        it, or let go of it, to end it early.
+        A few images per worker are read ahead. A result is yielded after the next image was taken from
+        `images`, so a slow source delays it by one image. Close the generator to end the stream early.
 
         Args:
-            images: anything that a single call takes.
-            workers: images in work at a time; None is one for each core. On a CPU each worker predicts with
-                one thread, which is faster in all than several threads for one image.
-            batch: images in one run of the model; None is 1 on a CPU and 32 on a GPU.
-            ordered: give the results in the order of the images, and not as they are ready.
+            images: each as for a call.
+            workers: images in work at a time; None: one per core. On a CPU each worker predicts with one
+                thread, which takes less time in total than several threads per image.
+            batch: images in one run of the model; None: 1 on a CPU, 32 on a GPU.
+            ordered: yield the results in the order of the images; False: as soon as they are ready.
+
+        Returns:
+            A generator of one result per image.
 
         Raises:
-            ArtifactError: when the model file, which may have to be opened again for this, is another by now,
-                or fails when it runs.
+            ArtifactError: when the model file was replaced and has to be loaded again, or the model fails.
             DeviceError: when the device fails.
             RuntimeError: after `close`.
+            ValueError: for fewer than one worker or image in a run.
         """
-        found = self._many(images, workers=workers, batch=batch, ordered=ordered)
+        found = self._run_many(images, workers=workers, batch=batch, ordered=ordered)
         return (
-            Result(image, answer, error if answer is None else unsure(answer, self._min_score))
+            Result(image, answer, error if answer is None else explain_unsure(answer, self._min_score))
             for image, answer, error in found
         )
 
     def _answer(self, row: npt.NDArray[np.float32]) -> Prediction:
-        return prediction_of(row, self.info.labels, self._top, self.info.temperature, self._min_score)
+        return make_prediction(row, self.info.labels, self._top, self.info.temperature, self._min_score)
 
     def _missing(self) -> str:
         return "it has no classes; use Embedder"

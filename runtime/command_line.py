@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from .batch.options import add_options, check_options
 from .command.kinds import kind_of
 from .command.line import PACKAGE, Parser, run_command
-from .interrupts import careful
+from .interrupts import raise_on_signal
 
 _EXAMPLES = """
 Each image gives one line with path, label, index (of the class), score (0 to 1), top (the best candidates:
@@ -64,14 +64,14 @@ def _parser(prog: str) -> Parser:
 
 
 def _run_on_ray(options: argparse.Namespace) -> int:
-    with careful():  # Ray starts processes, which have to be ended
+    with raise_on_signal():  # Ray starts processes, which have to be ended
         from .batch.ray_engine import run
 
         return run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .images.openers import register_openers
+    from .images.other_formats import register_openers
 
     check_options(options)
     register_openers()

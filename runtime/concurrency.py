@@ -1,4 +1,4 @@
-"""Work on a long stream with several threads, and a bounded part of it in hand."""
+"""Process a stream of any length with several threads and bounded memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ def in_parallel(
     ordered: bool = True,
     ahead: int | None = None,
 ) -> Generator[R, None, None]:
-    """Yield the results of `function` for the items, computed by `workers` threads.
+    """Yield the results of `function` for the items, computed by several threads.
 
-    A result is given once an item after it was taken: of items that come slowly, it lags behind by one.
+    A result is yielded after the next item was taken, so slow items delay it by one item. Closing the
+    generator drops the items that no thread has begun.
 
     Args:
-        function: called with one item, on any of the threads.
-        items: taken as they are needed; a stream without end is possible.
+        function: called with one item, in any of the threads. Its first exception ends the stream.
+        items: taken as they are needed; they may be endless.
         workers: number of threads.
-        ordered: give the results in the order of the items, and not as they are ready.
-        ahead: how many items are in work, or ready, and kept so; None is up to four for each worker, which
-            lets the others go on while one has a hard item.
-
-    The first exception ends the stream and is raised. Closing the generator drops the items not yet begun.
+        ordered: yield the results in the order of the items; False: as soon as they are ready.
+        ahead: number of items that are in work or ready; None: up to four per worker, so that the other
+            workers continue while one has a slow item.
     """
     window = max(ahead or 4 * workers, workers)
     with ThreadPoolExecutor(workers, thread_name_prefix="runtime") as pool:
@@ -41,7 +40,7 @@ def in_parallel(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                for _ in range(1 if ahead else 2):  # two: what has piled up behind a hard item melts
+                for _ in range(1 if ahead else 2):  # two: works off results that wait for a slow item
                     if future := _next(pending, ordered, wait_for_it=len(pending) >= window):
                         yield future.result()
             while future := _next(pending, ordered, wait_for_it=True):
@@ -52,7 +51,7 @@ def in_parallel(
 
 
 def _next(pending: list[Future[R]], ordered: bool, *, wait_for_it: bool) -> Future[R] | None:
-    """Take the future whose result comes next out of the list; None where there is none yet."""
+    """Remove the future whose result comes next from the list and return it; None where none is ready."""
     choice = pending[:1] if ordered else pending
     if wait_for_it and choice:
         wait(choice, return_when=FIRST_COMPLETED)
@@ -70,7 +69,15 @@ def in_batches(
     workers: int,
     size: int,
 ) -> Iterator[S]:
-    """`run` on groups of `size` items, which `workers` threads prepare while the group before is running."""
+    """Yield the results of `run` for groups of items; threads prepare a group while the last one runs.
+
+    Args:
+        prepare: called with one item, in any of the threads.
+        run: called with a list of prepared items.
+        items: taken as they are needed.
+        workers: number of threads.
+        size: items in a group; the last one may have fewer.
+    """
     with closing(in_parallel(prepare, items, workers=workers, ahead=2 * size)) as prepared:
         while group := list(islice(prepared, size)):
             yield from run(group)

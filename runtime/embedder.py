@@ -1,4 +1,4 @@
-"""An image in, its features out: what a search for alike images compares."""
+"""Embed images with a model file, to compare them or search for similar ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource
-from .open_model import OpenModel
+from .loaded_model import LoadedModel
 from .results import P
 from .session import Device
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded(Generic[P]):
-    """One image of a stream: either its embedding, or why there is none."""
+    """One image of a stream: its embedding, or the reason why there is none."""
 
     image: P  # as it was given
     embedding: npt.NDArray[np.float32] | None  # [D]
     error: str | None
 
 
-class Embedder(OpenModel["npt.NDArray[np.float32]"]):
-    """A model file that gives embeddings, opened and ready: one exported with `--embedding`.
+class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
+    """A loaded model that embeds images; it must be exported with `--embedding`.
 
-    Threads, processes, forks and closing are as of `Classifier`.
+    Threads, pickling, forks and closing are those of `Classifier`.
 
     Args:
-        model: an .onnx file, a folder of them, or the bytes of one; as of `Classifier`.
-        normalize: divide each embedding by its length, so that a product of two is their cosine.
-        device: "auto" takes CUDA where it works (INT8 files: the CPU). A device named and absent is an error.
+        model: an .onnx file, a folder of them, or the bytes of one, as for `Classifier`.
+        normalize: divide each embedding by its length, so that the dot product of two is their cosine.
+        device: as for `Classifier`.
         threads: CPU threads for one image; None takes all cores that this process may use.
-        max_pixels: an image with more pixels than this is refused.
-        sha256: the digest that the file must have.
+        max_pixels: an image with more pixels is refused.
+        sha256: the SHA-256 that the file must have; None accepts any.
 
     Raises:
-        ArtifactError: when the file is not a model that can be trusted to work, or gives no embedding.
-        DeviceError: when the device is not there.
+        ArtifactError: when the file is not a valid model file, or has no embedding.
+        DeviceError: when the device is not available.
     """
 
     _output = "embedding"
@@ -71,7 +71,7 @@ class Embedder(OpenModel["npt.NDArray[np.float32]"]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._one(image, "embedding"))
+        return self._answer(self._run_one(image, "embedding"))
 
     def stream(
         self,
@@ -81,25 +81,28 @@ class Embedder(OpenModel["npt.NDArray[np.float32]"]):
         batch: int | None = None,
         ordered: bool = True,
     ) -> Generator[Embedded[P], None, None]:
-        """Embed many images, one result each; an image that cannot be read is a result that says why.
+        """Embed many images; an image that cannot be read gives a result with the reason.
 
         Arguments and errors are those of `Classifier.stream`.
+
+        Returns:
+            A generator of one result per image.
         """
-        found = self._many(images, workers=workers, batch=batch, ordered=ordered)
+        found = self._run_many(images, workers=workers, batch=batch, ordered=ordered)
         return (Embedded(image, answer, error) for image, answer, error in found)
 
     def _answer(self, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return embedding_of(row, normalize=self._normalize)
+        return make_embedding(row, normalize=self._normalize)
 
     def _missing(self) -> str:
         return "it gives no embedding; export it again with --embedding"
 
 
-def embedding_of(row: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
-    """Return an embedding as it is handed out.
+def make_embedding(row: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
+    """Return an embedding that shares no memory with the output of the model.
 
     Args:
-        row: float32 [D], as the model gives it.
+        row: float32 [D], a row of the output.
         normalize: divide it by its length.
 
     Raises:
@@ -108,7 +111,7 @@ def embedding_of(row: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArra
     if not np.isfinite(row).all():
         raise ImageError("the model's answer to it is not finite")
     if not normalize:
-        return row.copy()  # not a part of its batch, which it would keep
+        return row.copy()  # a view would keep its whole batch in memory
     length = float(np.linalg.norm(row.astype(np.float64)))
     if length == 0:
         raise ImageError("its embedding has no length, so no direction")

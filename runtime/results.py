@@ -1,4 +1,4 @@
-"""Predictions: the best classes of the logits of an image, with their scores."""
+"""Predictions: the classes with the highest logits of an image, and their scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ P = TypeVar("P", bound=ImageSource)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One class that an image may belong to."""
+    """A class and its score."""
 
     label: str
     index: int  # into `info.labels`; labels need not be unique, indices are
@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Answer of a model for one image."""
+    """The answer of a classifier for one image."""
 
     label: str | None  # None, as the index, where the score is below `min_score`
     index: int | None
@@ -38,28 +38,28 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[P]):
-    """One image of a stream: a prediction, or why there is none; or one without a label, and why."""
+    """One image of a stream: a prediction, or the reason why there is none, or why it has no label."""
 
     image: P  # as it was given
     prediction: Prediction | None
     error: str | None
 
 
-def prediction_of(
+def make_prediction(
     logits: npt.NDArray[np.float32],
     labels: Sequence[str],
     top: int,
     temperature: float = 1.0,
     min_score: float | None = None,
 ) -> Prediction:
-    """Return the answer that is in the logits of one image.
+    """Return the prediction for the logits of one image.
 
     Args:
         logits: float32 [classes].
         labels: the name of each class.
         top: number of candidates to list.
-        temperature: what the logits are divided by before softmax; it changes scores and never their order.
-        min_score: below it the prediction has no label and no index.
+        temperature: divides the logits before softmax; it changes scores and never their order.
+        min_score: below this score the prediction has no label and no index; None: it always has.
 
     Raises:
         ImageError: when a logit is not finite.
@@ -75,11 +75,16 @@ def prediction_of(
     return Prediction(best[0].label, best[0].index, best[0].score, best)
 
 
-def unsure(prediction: Prediction, min_score: float | None) -> str | None:
-    """Return why a prediction has no label; None where it has one."""
+def explain_unsure(prediction: Prediction, min_score: float | None) -> str | None:
+    """Return why a prediction has no label; None where it has one.
+
+    Args:
+        prediction: of a classifier.
+        min_score: that of the classifier.
+    """
     if prediction.label is not None:
         return None
-    digits = 2  # enough of them that the score does not read as the minimum itself
+    digits = 2  # and more where the rounded score would reach the minimum
     while digits < 6 and float(f"{prediction.score:.{digits}f}") >= (min_score or 0):
         digits += 1
     return f"unsure (score {prediction.score:.{digits}f}, minimum {min_score:g})"

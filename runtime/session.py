@@ -1,4 +1,4 @@
-"""From the name of a device to a running ONNX Runtime session that really is on it."""
+"""Open a session of ONNX Runtime on a device: its options, exact INT8 kernels, and errors in clear words."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ from typing import Literal, TypeVar, get_args
 
 from .cpu import available_cores, cpu_kind
 from .errors import InputError
-from .model_file.artifact import ArtifactError, named
+from .model_file.artifact import ArtifactError, display_name
 from .model_file.targets import EXACT_ON, Target, unknown_target
 from .onnx_runtime import onnxruntime
-from .text import one_line
-
-# --- Options of every session of a model file: how threads wait, and which INT8 kernels are exact ---
-
+from .text import clean_line
 
 _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 
+# --- Options: how threads wait, and exact INT8 kernels ---
+
+_SLOW_KERNELS = (
+    "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
+    "python -m export --target any-cpu makes a model for this CPU"
+)
+_UNTESTED_CPU = (
+    "model files were tested on x86-64 and ARM64, and never on {}; compare a few answers with those of a "
+    "tested machine"
+)
+
 
 def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptions:
-    """Return the options of every session of a model file, whoever opens it.
+    """Return the options of a session of a model file.
 
     Args:
         threads: CPU threads of one prediction.
-        target: the form of the INT8 weights; it decides about exact kernels.
+        target: the form of the INT8 weights, which decides whether exact kernels are needed.
 
     Raises:
         ValueError: for an unknown target.
@@ -42,20 +50,22 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
     for entry, value in waiting_options(onnxruntime.__version__).items():
         options.add_session_config_entry(entry, value)
     if needs_exact_kernels(target):
-        _warn_of_slow_kernels()
+        _warn_once(_SLOW_KERNELS)
         options.add_session_config_entry("session.x64quantprecision", "1")
     elif cpu_kind() not in EXACT_ON[target]:
-        _warn_of_untested_cpu()
+        _warn_once(_UNTESTED_CPU.format(platform.machine()))
     return options
 
 
 def waiting_options(version: str) -> dict[str, str]:
-    """Return how the threads of a session wait for each other, for a version of ONNX Runtime.
+    """Return the options for how the threads of a session wait for each other.
 
-    They spin for 20 µs, then sleep, and never spin between predictions. With two threads on an idle Zen 4
-    a ViT-S prediction takes 19.8 ms so, 21.8 ms with threads that sleep at once; on a machine with ten times
-    the work it can do 38.9 and 33.2 ms, 68.0 ms where spinning has no limit (medians). Versions before
-    1.26 know no limit: there threads sleep at once.
+    They spin for 20 µs, then sleep, and never spin between predictions. Median time of a ViT-S prediction
+    with two threads on Zen 4, idle and with ten times the work it can do: 19.8 and 38.9 ms with this limit,
+    21.8 and 33.2 ms for threads that sleep at once, 68.0 ms with work for unlimited spinning.
+
+    Args:
+        version: of ONNX Runtime. Before 1.26 it has no such limit; there threads sleep at once.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < (1, 26):
@@ -68,7 +78,10 @@ def waiting_options(version: str) -> dict[str, str]:
 
 
 def needs_exact_kernels(target: Target) -> bool:
-    """Return whether the fast INT8 kernels of this CPU would overflow 16-bit sums of a file for `target`.
+    """Return whether the fast INT8 kernels of this CPU would overflow 16-bit sums.
+
+    Args:
+        target: the form of the INT8 weights.
 
     Raises:
         ValueError: for an unknown target.
@@ -78,25 +91,12 @@ def needs_exact_kernels(target: Target) -> bool:
     return cpu_kind() == "x86" and "x86" not in EXACT_ON[target]
 
 
-@cache  # said once
-def _warn_of_slow_kernels() -> None:
-    _log.warning(
-        "the INT8 weights use the full range and this CPU has no VNNI: exact but slower kernels are used; "
-        "python -m export --target any-cpu makes a model for this CPU"
-    )
+@cache  # so that each message is logged once per process
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
-@cache  # said once
-def _warn_of_untested_cpu() -> None:
-    _log.warning(
-        "model files were tested on x86-64 and ARM64, and never on %s; compare a few answers with those of "
-        "a tested machine",
-        platform.machine(),
-    )
-
-
-# --- From the name of a device to a running ONNX Runtime session that really is on it ---
-
+# --- Sessions and devices ---
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
 
@@ -113,11 +113,11 @@ _DEVICES = {  # ONNX Runtime's provider, and the package that brings it
 
 
 class DeviceError(InputError):
-    """The device that was asked for is not there, or cannot run the model."""
+    """A device that is not available, or cannot run the model."""
 
 
 def available_devices() -> tuple[str, ...]:
-    """The devices that the installed ONNX Runtime was built for, "cpu" among them."""
+    """Return the devices that the installed ONNX Runtime was built for, "cpu" included."""
     built = set(onnxruntime.get_available_providers())
     return tuple(device for device, (provider, _) in _DEVICES.items() if provider in built)
 
@@ -134,15 +134,18 @@ def open_session(
 
     Args:
         model: an .onnx file, or its bytes.
-        device: where it runs. "auto" is CUDA where it works and else the CPU; any other is that or an error.
+        device: where it runs. "auto" is CUDA where it works, else the CPU.
         threads: CPU threads of one prediction; None takes every core that this process may use.
         target: the form of the INT8 weights, from the metadata of the file. Full-range weights run in slower,
             exact kernels on an x86 CPU without VNNI, where the fast kernels overflow; the logger "runtime"
-            says so, once.
-        weights: the checked file beside the model that holds its weights, where there is one.
+            warns of it once.
+        weights: the second file of the model, which was checked; None where the weights are in the model.
+
+    Returns:
+        The session, on the device.
 
     Raises:
-        DeviceError: when the device is not there, or would compute wrong numbers for this target here.
+        DeviceError: when the device is not available, or would compute wrong numbers for this target.
         ArtifactError: when ONNX Runtime does not accept the model.
         ValueError: for an unknown device or target, or fewer than one thread.
     """
@@ -151,7 +154,7 @@ def open_session(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, found {threads}")
     options = session_options(threads=threads or available_cores(), target=target)
-    _kept = _hand_over(weights, model, options)  # until the session is open
+    _content = _pass_weights(weights, model, options)  # needed until the session is open
     if device == "openvino" and needs_exact_kernels(target):
         raise DeviceError(
             "OpenVINO overflows with full-range INT8 weights on an x86 CPU without VNNI and has no exact "
@@ -167,13 +170,13 @@ def open_session(
     return _open_on(device, model, options)
 
 
-def _hand_over(
+def _pass_weights(
     weights: Path | None, model: Path | str | bytes, options: onnxruntime.SessionOptions
 ) -> bytes | None:
-    """Give ONNX Runtime the bytes of a link to weights that it does not follow by itself.
+    """Pass ONNX Runtime the bytes of weights behind a link that it does not follow.
 
-    DVC and git-annex keep each file in a folder of its own, and ONNX Runtime 1.32 follows a link into the
-    model's own folder alone. A version that takes no bytes gets the link.
+    DVC and git-annex keep each file in a folder of its own, and ONNX Runtime 1.32 follows a link only into
+    the model's own folder. A version that accepts no bytes gets the link.
     """
     if weights is None or isinstance(model, bytes) or not weights.is_symlink():
         return None
@@ -186,20 +189,20 @@ def _hand_over(
 
 
 def _install_line(device: str) -> str:
-    """Return what to type: the packages of ONNX Runtime overwrite each other's files."""
+    """Return the commands that install a device: packages of ONNX Runtime overwrite each other's files."""
     package = _DEVICES[device][1]
     first = "" if package.split()[0] == "onnxruntime" else "pip uninstall onnxruntime && "
     return f"{first}pip install {package}"
 
 
 def device_of(session: onnxruntime.InferenceSession) -> str:
-    """The name of the device that a session runs on, "cpu" for example."""
+    """Return the name of the device that a session runs on, such as "cpu"."""
     first = session.get_providers()[0]
     return next((device for device, (provider, _) in _DEVICES.items() if provider == first), first)
 
 
 def devices_for(device: Device) -> tuple[Device, ...]:
-    """The devices to try, best first: "auto" is CUDA where this ONNX Runtime has it, then the CPU."""
+    """Return the devices to try, best first: "auto" is CUDA where this ONNX Runtime has it, then the CPU."""
     if device != "auto":
         return (device,)
     return ("cuda", "cpu") if "cuda" in available_devices() else ("cpu",)
@@ -207,6 +210,10 @@ def devices_for(device: Device) -> tuple[Device, ...]:
 
 def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
     """Return the result of `open_on` for the first device that works; log those that do not.
+
+    Args:
+        devices: best first.
+        open_on: opens a model on a device; raises DeviceError where that does not work.
 
     Raises:
         DeviceError: when the last one does not work either.
@@ -224,12 +231,17 @@ def _open_on(
 ) -> onnxruntime.InferenceSession:
     source = model if isinstance(model, bytes) else str(model)
     if device in ("cuda", "tensorrt"):
-        _load_cuda_libraries()
-    try:  # no second attempt on the CPU, which is told on standard output (1.22 does not know the argument)
-        session = onnxruntime.InferenceSession(source, options, providers=_chain(device), enable_fallback=0)
+        preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+        if preload is not None:  # its messages go to standard error
+            with contextlib.redirect_stdout(sys.stderr):
+                preload()
+    try:  # enable_fallback: no second attempt on the CPU, which prints to standard output (1.22 ignores it)
+        session = onnxruntime.InferenceSession(
+            source, options, providers=_providers_of(device), enable_fallback=0
+        )
     except Exception as error:  # pybind's own exception classes, of which there is no list
-        raise explained(error, device, source, "does not accept") from error
-    give_memory_back()
+        raise translate_error(error, device, source, "does not accept") from error
+    trim_memory()
     session.disable_fallback()  # a failing GPU must not become a CPU in the middle of a run
     if isinstance(source, bytes):
         session._model_bytes = None  # kept only for that fallback
@@ -241,16 +253,8 @@ def _open_on(
     return session
 
 
-def _load_cuda_libraries() -> None:
-    """Load CUDA's libraries of pip, which ONNX Runtime does when told; it complains on standard error."""
-    preload = getattr(onnxruntime, "preload_dlls", None)
-    if preload is not None:  # it came with 1.21
-        with contextlib.redirect_stdout(sys.stderr):
-            preload()
-
-
-def give_memory_back() -> None:
-    """Hand what loading a model left behind back to the system: a third of what is resident, on Linux.
+def trim_memory() -> None:
+    """Return the memory that loading a model has freed to the system: on Linux, a third of what is resident.
 
     The C library keeps such memory for later, and what a ViT needs later does not fit into the pieces.
     """
@@ -259,16 +263,16 @@ def give_memory_back() -> None:
         trim(ctypes.c_size_t(0))
 
 
-def explained(error: Exception, device: str, source: bytes | str, what: str) -> InputError:
-    """Return the error of this project for one of ONNX Runtime: the device is at fault, or the model.
+def translate_error(error: Exception, device: str, source: bytes | str, what: str) -> InputError:
+    """Return a DeviceError or an ArtifactError for an error of ONNX Runtime.
 
     Args:
-        error: what opening or running the model has raised.
-        device: where it was to run.
+        error: raised by opening or running the model.
+        device: where the model was to run.
         source: the model.
-        what: what ONNX Runtime does not do with it, for the message.
+        what: what ONNX Runtime does not do with the model, for the message ("does not accept").
     """
-    name, text = named(source), one_line(str(error))
+    name, text = display_name(source), clean_line(str(error))
     if "allocate" in text or "bad alloc" in text:
         return DeviceError(f"{device} has too little memory for {name}: {text}")
     failed = isinstance(error, RuntimeError) or type(error).__name__ in ("EPFail", "RuntimeException")
@@ -277,7 +281,7 @@ def explained(error: Exception, device: str, source: bytes | str, what: str) -> 
     return ArtifactError(f"{name}: ONNX Runtime {what} it ({text}); export it again")
 
 
-def _chain(device: str) -> list[str]:
-    """The providers of a device, best first; what none of them can run is left to the CPU."""
-    chain = [device] if device != "tensorrt" else ["tensorrt", "cuda"]
-    return [_DEVICES[name][0] for name in [*chain, *(["cpu"] if device != "cpu" else [])]]
+def _providers_of(device: str) -> list[str]:
+    """Return the providers of a device, best first; the CPU runs operators that the others cannot."""
+    chain = {"cpu": ["cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}.get(device, [device, "cpu"])
+    return [_DEVICES[name][0] for name in chain]

@@ -1,8 +1,8 @@
 """Turn the telemetry of ONNX Runtime off, unless the user has set ORT_DISABLE_TELEMETRY.
 
 The official builds write a device identifier and a database into the home folder and send events to
-Microsoft, from the import on (Privacy.md in the package). They read the variable when they are imported, and
-`import runtime` does not import them: whoever imports this package first is quiet.
+Microsoft, from the import on (Privacy.md in the package). They read the variable when they are imported, so
+this package has to be imported before; `import runtime` does not import ONNX Runtime.
 """
 
 from __future__ import annotations

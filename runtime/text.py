@@ -1,4 +1,4 @@
-"""Text from files that strangers made, on its way to a terminal or a log."""
+"""Make untrusted text safe to print; counts, lists and suggestions for messages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LONGEST = 400  # characters of a message
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def printable(text: str, *, longest: int | None = None) -> str:
-    """Text that does nothing to a terminal but appear on it.
+def make_printable(text: str, *, longest: int | None = None) -> str:
+    """Return text with every character escaped that does more to a terminal than appear on it.
 
     Args:
         text: any text.
-        longest: characters to keep, of its start and its end; None for all.
+        longest: characters to keep, half of its start and half of its end; None for all.
     """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if longest is None or len(shown) <= longest:
@@ -25,18 +25,22 @@ def printable(text: str, *, longest: int | None = None) -> str:
     return f"{shown[:half]}…{shown[1 - half :]}"
 
 
-def without_controls(text: str) -> str:
-    """Return text with the characters escaped that a terminal obeys; all others are data and stay."""
+def escape_controls(text: str) -> str:
+    """Return text with the characters escaped that a terminal obeys; line ends and tabs stay, as data."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def one_line(text: str) -> str:
-    """A message as one printable line of bounded length: start and end, which say what and what to do."""
-    return printable(" ".join(text.split()), longest=_LONGEST)
+def clean_line(text: str) -> str:
+    """Return a message as one printable line of at most 400 characters, cut out of its middle.
+
+    Args:
+        text: the message; its start and its end are kept.
+    """
+    return make_printable(" ".join(text.split()), longest=_LONGEST)
 
 
-def counted(count: int, one: str, several: str | None = None) -> str:
-    """Return a number with its noun: 1 image, 2,000 images.
+def format_count(count: int, one: str, several: str | None = None) -> str:
+    """Return a number and its noun: 1 image, 2,000 images.
 
     Args:
         count: how many.
@@ -46,21 +50,35 @@ def counted(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
-def first_few(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list, and that there are more where there are."""
+def list_first(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list with commas between them, and "…" where there are more.
+
+    Args:
+        names: all names.
+        most: how many to list.
+    """
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the word that is most like one that was typed, or nothing where none is."""
+def suggest(word: str, words: Iterable[str]) -> str:
+    """Return "; did you mean WORD?" with the most similar word; empty where none is similar.
+
+    Args:
+        word: what was typed.
+        words: all that exist.
+    """
     from difflib import get_close_matches
 
     # Without the dashes, in which all options are alike.
-    bare = {name.lstrip("-"): name for name in known}
+    bare = {name.lstrip("-"): name for name in words}
     close = get_close_matches(word.lstrip("-").casefold(), list(bare), n=1, cutoff=0.6)
     return f"; did you mean {bare[close[0]]}?" if close else ""
 
 
-def flaw(error: Exception) -> str:
-    """Describe an error in a document for a message; a `KeyError` alone states only a name."""
+def describe_error(error: Exception) -> str:
+    """Return the message of an error that reading a document raised; that of a `KeyError` is only a name.
+
+    Args:
+        error: the error.
+    """
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

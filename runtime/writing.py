@@ -1,4 +1,4 @@
-"""Files written aside and then renamed, temporary folders, and what goes wrong with an output in words."""
+"""Write files whole or not at all, make temporary folders, lock files, and explain errors of outputs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 
 from .errors import FAILED, InputError
-from .interrupts import careful
+from .interrupts import raise_on_signal
 
-# A temporary file: the start of the name it will get, what nobody can guess, and whose file it is.
+# Name of a temporary file: the start of its final name, digits that nobody can guess, and this project.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.vit-edge\.tmp", re.DOTALL)
 _KEPT = 100  # bytes of that start; encrypted folders allow names of 143
-_AT = 2**31 - 2  # byte that is locked on Windows, which keeps others from reading what is locked
-_SETTLING = 60.0  # seconds; Windows renames no open file, so it has a moment without its lock
+_AT = 2**31 - 2  # byte that is locked on Windows, where nobody else can read a locked byte
+_UNLOCKED = 60.0  # seconds; Windows renames no open file, so a file is without its lock for a moment
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -43,21 +42,21 @@ class OutputError(InputError):
 
 
 class DiskError(OutputError):
-    """An output that was begun and that the disk does not take to its end: it is full, or it fails."""
+    """An output that was begun and cannot be finished, because the disk is full or fails."""
 
     exit_code = FAILED
 
 
-class Aside:
-    """A new file that gets its name when it is whole, and is removed at the end of a `with` if it is not.
+class AtomicFile:
+    """A new file that gets its name once it is complete, and is removed at the end of a `with` if it is not.
 
-    Nobody can guess its name, and no link is followed. It is locked for as long as its process lives, so that
-    the next `Aside` in the folder can tell and remove what a killed process has left. Where the disk has no
-    locks nothing is removed.
+    Until then nobody can guess its name, and no link is followed. It is locked for as long as its process
+    lives, so that the next `AtomicFile` in the folder finds and removes files that killed processes left.
+    Where the disk has no locks nothing is removed.
 
     Args:
-        place: the name it will get. A file there is replaced in one step.
-        tidy: first remove from the folder what killed processes have left.
+        place: its final path. A file there is replaced in one step.
+        tidy: first remove from the folder the files that killed processes left.
 
     Raises:
         OSError: if it cannot be made.
@@ -65,24 +64,24 @@ class Aside:
 
     def __init__(self, place: Path, *, tidy: bool = True) -> None:
         if tidy:
-            remove_left_behind(place.parent)
+            remove_leftovers(place.parent)
         self._place = place
         self.path, descriptor = _create(place)
         self.file = os.fdopen(descriptor, "wb")
 
-    def settle(self) -> None:
-        """Flush the file to the disk."""
+    def flush_to_disk(self) -> None:
+        """Write all content to the disk, past the buffers of Python and of the system."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def commit(self, *, sync: bool = True) -> None:
-        """Rename the file to its place.
+        """Rename the file to its final path.
 
         Args:
-            sync: first flush it to the disk, so that not even a power cut leaves a half of it.
+            sync: first flush it to the disk, so that it is complete even after a power failure.
         """
         if sync:
-            self.settle()
+            self.flush_to_disk()
         if os.name == "nt":
             self.file.close()
         else:
@@ -93,46 +92,66 @@ class Aside:
             sync_folder(self._place.parent)
 
     def discard(self) -> None:
-        """Remove the file; nothing after `commit`."""
-        with suppress(OSError):  # a full disk: what is left in memory is not wanted any more
+        """Remove the file; after `commit` this does nothing."""
+        with suppress(OSError):  # a full disk: the content is not wanted any more
             self.file.close()
         self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Aside:
+    def __enter__(self) -> AtomicFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file aside, flush it to the disk, and rename it into place, so that it is whole or as it was.
+    """Write a file so that it is complete or unchanged at any moment; make its folder where there is none.
+
+    Args:
+        path: the file.
+        data: its whole content.
 
     Raises:
         OutputError: when it cannot be written, with the reason.
     """
-    with careful(), explained_output(path):
+    with raise_on_signal(), explain_output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with Aside(path) as aside:
-            aside.file.write(data)
-            aside.commit()
+        with AtomicFile(path) as new:
+            new.file.write(data)
+            new.commit()
 
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a private folder that is removed after the block, or by the next one if the process is killed.
+    """Make a private folder that is removed after the block, or by the next call if the process is killed.
 
     Args:
-        parent: the folder to make it in; None for the place that the system has for such folders.
+        parent: the folder to make it in; None for the system's folder for temporary files.
+
+    Yields:
+        The folder.
 
     Raises:
-        OutputError: if the system has no such place, or its disk is full; TMPDIR names another one.
+        OutputError: if the system has no such folder, or its disk is full; the message names TMPDIR.
     """
-    where = _temporary_place() if parent is None else parent
     try:
-        yield from _temporary_folder(where)
+        where = Path(tempfile.gettempdir()) if parent is None else parent
+    except FileNotFoundError as error:
+        raise OutputError(
+            "no folder for temporary files can be written to; set TMPDIR to one that can"
+        ) from error
+    try:
+        lock = AtomicFile(where / "folder")
+        folder = _folder_of(lock.path)
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # Windows removes no file that is mapped: the next run does
+                lock.file.close()
+            else:
+                lock.discard()
     except OSError as error:
         if parent is None and error.errno in _FULL:
             raise DiskError(
@@ -141,58 +160,38 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         raise
 
 
-def _temporary_folder(where: Path) -> Iterator[Path]:
-    lock_of = Aside(where / "folder")
-    folder = _folder_of(lock_of.path)
-    try:
-        folder.mkdir(mode=0o700)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():  # Windows removes no file that is mapped: the next run does
-            lock_of.file.close()
-        else:
-            lock_of.discard()
-
-
-def _temporary_place() -> Path:
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError as error:
-        raise OutputError(
-            "no folder for temporary files can be written to; set TMPDIR to one that can"
-        ) from error
-
-
 def _folder_of(path: Path) -> Path:
-    """Return the temporary folder that lives as long as the lock of a temporary file."""
+    """Return the temporary folder that belongs to a temporary file, its lock."""
     return path.with_suffix("")
 
 
-def remove_left_behind(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove from a folder the temporary files and folders of this user's processes that have ended.
 
-    A file that is locked, or whose lock cannot be asked for, stays.
+    A file stays that is locked, or cannot be locked.
+
+    Args:
+        folder: the folder; nothing is done where it does not exist or cannot be listed.
     """
     try:
         with os.scandir(folder) as listing:
             found = [entry.name for entry in listing if _TEMPORARY.fullmatch(entry.name)]
     except OSError:
-        return  # the folder is not there yet, or may not be listed
+        return
     for name in found:
         with suppress(OSError):  # another process was quicker, or it may not be removed
-            _remove_if_left(folder / name)
+            _remove_if_unlocked(folder / name)
 
 
-def _remove_if_left(path: Path) -> None:
+def _remove_if_unlocked(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
         return
-    if os.name == "nt" and time.time() - status.st_mtime < _SETTLING:
+    if os.name == "nt" and time.time() - status.st_mtime < _UNLOCKED:
         return
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
-        if not lock(descriptor) or not os.path.samestat(os.fstat(descriptor), path.lstat()):
+        if not lock_file(descriptor) or not os.path.samestat(os.fstat(descriptor), path.lstat()):
             return
         shutil.rmtree(_folder_of(path), ignore_errors=True)
         if os.name != "nt" and not _folder_of(path).exists():
@@ -211,13 +210,13 @@ def _create(place: Path) -> tuple[Path, int]:
         descriptor = os.open(path, flags, 0o666)
         try:
             with suppress(BlockingIOError, FileNotFoundError):
-                lock(descriptor)
+                lock_file(descriptor)
                 if os.path.samestat(os.fstat(descriptor), path.lstat()):
                     return path, descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # in the moment before it was locked, another process took it for a dead one's
+        os.close(descriptor)  # before it was locked, another process took it for a leftover
 
 
 def _temporary_name(place: Path, digits: str) -> Path:
@@ -225,13 +224,23 @@ def _temporary_name(place: Path, digits: str) -> Path:
     return place.with_name(f".{start}.{digits}.vit-edge.tmp")
 
 
-def lock_place(place: Path) -> Path:
-    """Return the file beside a place that is locked while it is written; if it is left, it is removed."""
+def lock_path(place: Path) -> Path:
+    """Return the path of the lock file of an output, which `remove_leftovers` removes if it is left.
+
+    Args:
+        place: the output.
+    """
     return _temporary_name(place, blake2b(os.fsencode(place.name), digest_size=8).hexdigest())
 
 
-def lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed or its process ends; return False where there are no locks.
+def lock_file(descriptor: int) -> bool:
+    """Lock an open file until it is closed or its process ends.
+
+    Args:
+        descriptor: of the file.
+
+    Returns:
+        False where the disk has no locks.
 
     Raises:
         BlockingIOError: if it is locked already.
@@ -258,7 +267,7 @@ def _lock_on_windows(descriptor: int) -> bool:
     os.lseek(descriptor, _AT, os.SEEK_SET)
     try:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except PermissionError as error:  # what Windows says of a byte that is locked
+    except PermissionError as error:  # the byte is locked
         raise BlockingIOError(str(error)) from error
     except OSError:
         return False
@@ -268,7 +277,11 @@ def _lock_on_windows(descriptor: int) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can."""
+    """Write the names in a folder to the disk, past the buffers of the system; some systems cannot.
+
+    Args:
+        folder: the folder in which files were made, renamed or removed.
+    """
     if not hasattr(os, "O_DIRECTORY"):
         return
     with suppress(OSError):  # some network disks cannot
@@ -280,39 +293,45 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Find out, before long work, whether files can be written to a folder that may not be there yet.
+    """Check, before long work, that files can be written to a folder.
 
-    A folder is made and removed there, since permissions alone do not tell (a read-only disk, root).
+    A folder is made in it and removed, since permissions are not enough (a read-only disk, root).
+
+    Args:
+        folder: the output folder; where it does not exist, the nearest folder above it that does is checked.
 
     Raises:
-        OutputError: for a file in its place, for a name that promises a file, and for a place that cannot be
+        OutputError: for a file of this path, a name with the suffix of a file, and a folder that cannot be
             written to.
     """
-    refuse_name_of_a_file(folder)
+    refuse_file_name(folder)
     place = folder.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises where it may not look)
         raise OutputError(f"{place}: expected a folder to write to, found a file; choose another --out")
-    with careful(), explained_output(folder), temporary_folder(place):
+    with raise_on_signal(), explain_output_errors(folder), temporary_folder(place):
         pass
 
 
 def check_temporary_folder() -> None:
-    """Find out, before long work, whether there is a place for temporary files.
+    """Check, before long work, that temporary files can be written.
 
     Raises:
-        OutputError: if there is none.
+        OutputError: if they cannot.
     """
-    with careful(), temporary_folder():
+    with raise_on_signal(), temporary_folder():
         pass
 
 
-def refuse_name_of_a_file(folder: Path) -> None:
-    """Refuse to make a folder whose name promises a file.
+def refuse_file_name(folder: Path) -> None:
+    """Refuse an output folder whose name has the suffix of a file, such as `model.onnx`.
+
+    Args:
+        folder: the output folder; one that exists is accepted whatever its name.
 
     Raises:
-        OutputError: for `model.onnx`, which would be a folder of this name.
+        OutputError: for such a name.
     """
     if folder.suffix.lower() in _OF_FILES and not os.path.lexists(folder):
         raise OutputError(
@@ -322,16 +341,16 @@ def refuse_name_of_a_file(folder: Path) -> None:
 
 
 @contextmanager
-def explained_output(path: Path, *, begun: bool = False) -> Iterator[None]:
-    """Turn what the system says about an output into an OutputError that names it.
+def explain_output_errors(path: Path, *, begun: bool = False) -> Iterator[None]:
+    """Raise an OutputError that names the output instead of each OSError in this block.
 
     Args:
         path: the output.
-        begun: whether it was opened already, so that whatever goes wrong is no wrong use.
+        begun: whether it was opened already, so that an error is never the user's mistake.
 
     Raises:
-        DiskError: in the place of an OSError about a disk that is full or fails, and of any with `begun`.
-        OutputError: in the place of any other OSError.
+        DiskError: for a disk that is full or fails, and for any OSError if `begun`.
+        OutputError: for any other OSError.
     """
     try:
         yield

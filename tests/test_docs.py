@@ -53,7 +53,7 @@ def module_names() -> list[str]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            if '__name__ == "__main__"' in text and ("Parser(" in text or "guarded(" in text):
+            if '__name__ == "__main__"' in text and ("Parser(" in text or "run_interruptible(" in text):
                 parts = path.relative_to(ROOT).with_suffix("").parts
                 names.append(".".join(part for part in parts if part != "__main__"))
     return names

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.command.line import Parser, run_command
-from runtime.interrupts import guarded
+from runtime.interrupts import run_interruptible
 from runtime.writing import check_folder
 
 
@@ -57,4 +57,4 @@ def write_digits(folder: Path, count: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded("digit_images", main))
+    sys.exit(run_interruptible("digit_images", main))

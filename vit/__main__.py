@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from runtime.interrupts import guarded
+from runtime.interrupts import run_interruptible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,4 +16,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded("vit", main))
+    sys.exit(run_interruptible("vit", main))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.images.preprocess import Preprocess
-from runtime.text import counted
+from runtime.text import format_count
 from vit.config import ConfigError
 from vit.document import (
     FILE_NAME,
@@ -64,7 +64,7 @@ def result_of_test(recipe: Mapping[str, Any]) -> str:
         recipe: as in the checkpoint.
     """
     if "test_accuracy" in recipe:
-        of = f" of {counted(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
+        of = f" of {format_count(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
         return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
     why = (
         "the weights were imported"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.text import did_you_mean
+from runtime.text import suggest
 
 
 class ConfigError(InputError):
@@ -191,7 +191,7 @@ SIZES: Mapping[str, ViTConfig] = {
 def named_config(size: str, **changes: Any) -> ViTConfig:
     """A named size with some fields changed, e.g. `named_config("tiny", classes=10)`."""
     if size not in SIZES:
-        raise ConfigError(f"unknown size {size!r}; known: {', '.join(SIZES)}{did_you_mean(size, SIZES)}")
+        raise ConfigError(f"unknown size {size!r}; known: {', '.join(SIZES)}{suggest(size, SIZES)}")
     return replace(SIZES[size], **changes)
 
 

@@ -14,7 +14,7 @@ from runtime.command.kinds import kind_of
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
-from runtime.text import counted, flaw
+from runtime.text import describe_error, format_count
 from vit.config import ViTConfig
 
 FILE_NAME = "model.safetensors"
@@ -135,7 +135,9 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         raise
     except (KeyError, TypeError, ValueError) as error:
         hint = "weights of another project are read by `python -m vit import`"
-        raise CheckpointError(f"{file}: not a checkpoint of vit-edge ({flaw(error):.300}); {hint}") from error
+        raise CheckpointError(
+            f"{file}: not a checkpoint of vit-edge ({describe_error(error):.300}); {hint}"
+        ) from error
     try:
         check_fit(found.config, found.preprocess, found.labels)
     except CheckpointError as error:
@@ -181,7 +183,8 @@ def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]
     """
     if len(labels) != config.classes:
         raise CheckpointError(
-            f"expected {counted(config.classes, 'label')}, one per class of the model, found {len(labels)}"
+            f"expected {format_count(config.classes, 'label')}, one per class of the model, found "
+            f"{len(labels)}"
         )
     if tuple(preprocess.size) != tuple(config.image_size):
         raise CheckpointError(

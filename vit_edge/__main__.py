@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from runtime.interrupts import guarded
+from runtime.interrupts import run_interruptible
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> int:
@@ -17,8 +17,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> i
 
 def console() -> int:
     """Run the command of a process: what the installed script calls."""
-    return guarded("vit-edge", main)
+    return run_interruptible("vit-edge", main)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded("vit-edge", lambda: main(prog="python -m vit_edge")))
+    sys.exit(run_interruptible("vit-edge", lambda: main(prog="python -m vit_edge")))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from runtime.interrupts import careful
-from runtime.session import give_memory_back, open_session
+from runtime.interrupts import raise_on_signal
+from runtime.session import open_session, trim_memory
 from runtime.writing import temporary_folder
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def aside(model: ir.Model) -> Iterator[bool]:
     if weight_bytes(model) < LARGE:
         yield False
         return
-    with careful(), temporary_folder() as folder:
+    with raise_on_signal(), temporary_folder() as folder:
         ir.external_data.unload_from_model(model, folder, WEIGHTS, size_threshold_bytes=SMALL)
         yield True
 
@@ -63,7 +63,7 @@ def let_go(model: ir.Model) -> None:
             each.madvise(mmap.MADV_DONTNEED)
     if any(isinstance(each, ir.ExternalTensor) for each in tensors):
         gc.collect()  # nodes that were taken out of a graph refer to each other in circles, and to weights
-        give_memory_back()
+        trim_memory()
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def serialized(model: ir.Model) -> Iterator[bytes | Path]:
     if weight_bytes(model) < LARGE:
         yield ir.to_proto(model).SerializeToString()
         return
-    with careful(), temporary_folder() as folder:
+    with raise_on_signal(), temporary_folder() as folder:
         path = folder / "model.onnx"
         ir.save(model, path, external_data=WEIGHTS)
         let_go(model)

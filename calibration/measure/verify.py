@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from calibration.plan import QuantizationPlan
 from runtime.errors import FailureError
-from runtime.interrupts import careful
+from runtime.interrupts import raise_on_signal
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.session import session_options
-from runtime.text import counted
+from runtime.text import format_count
 from runtime.writing import temporary_folder
 
 INTEGER_KERNELS = frozenset(
@@ -53,7 +53,7 @@ def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model
         target: the form of its INT8 weights; the session is the one that the runtime opens.
     """
     options = session_options(threads=1, target=target)
-    with careful(), temporary_folder() as folder:
+    with raise_on_signal(), temporary_folder() as folder:
         path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         source = model if isinstance(model, bytes) else str(model)
@@ -80,7 +80,7 @@ def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     both = {**kernels.linears, **kernels.products}
     if fallen := [f"{name} ({kernel})" for name, kernel in both.items() if kernel not in INTEGER_KERNELS]:
         raise FallbackError(
-            f"ONNX Runtime would not run {counted(len(fallen), 'layer')} of the plan in integers: "
+            f"ONNX Runtime would not run {format_count(len(fallen), 'layer')} of the plan in integers: "
             + ", ".join(fallen)
         )
     return kernels

@@ -18,7 +18,7 @@ from export.sources.source import Source
 from runtime.command.line import Parser, run_command
 from runtime.command.locking import only_writer
 from runtime.errors import DONE
-from runtime.images.openers import register_openers
+from runtime.images.other_formats import register_openers
 from vit.data.folders import passed_over
 from vit.data.public import public_command
 

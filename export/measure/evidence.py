@@ -11,7 +11,7 @@ import numpy as np
 from calibration.graph.edit import Array
 from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import wilson
-from runtime.text import counted
+from runtime.text import format_count
 from vit.data.datasets import Images
 from vit.data.digests import digests
 from vit.data.labels import say_same_names
@@ -91,7 +91,7 @@ def _exceeded(evidence: Evidence) -> str:
     name, worst = max(beyond.items(), key=lambda item: item[1].share)
     where = ", ".join(evidence.evaluation.public_name(index) for index in worst.images)
     return (
-        f"the evaluation images exceed what calibration saw in {counted(len(beyond), 'layer')} "
+        f"the evaluation images exceed what calibration saw in {format_count(len(beyond), 'layer')} "
         f"(limit: {100 * CLIPPED:g} % of the activations), most in {name} ({100 * worst.share:.2f} %; "
         f"images: {where}); calibrate with images like these"
     )
@@ -123,7 +123,7 @@ def _known_by_heart(evidence: Evidence) -> str:
     for what, images in _judging(evidence):
         known = sum(digest in evidence.trained_on for digest in digests(images))
         if known:
-            found.append(f"{known:,} of the {counted(len(images), 'image')} {what}")
+            found.append(f"{known:,} of the {format_count(len(images), 'image')} {what}")
             # Those that a search uses come from the images of calibration.
             options.append("--evaluate" if what == "measured on" else "another --calibration")
     if not found:

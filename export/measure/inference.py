@@ -11,7 +11,7 @@ from calibration.graph.edit import Array
 from runtime.errors import FailureError
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime as ort
-from runtime.text import counted
+from runtime.text import format_count
 from vit.data.datasets import DataError, Images
 
 BATCH = 8  # images a run; a CPU gains nothing from more
@@ -81,7 +81,8 @@ def check_finite(name: str, outputs: Mapping[str, Array], images: Images, advice
         if len(wrong):
             raise NotFiniteError(
                 f"{name}: expected numbers as {output}, found NaN or infinity on {len(wrong)} of "
-                f"{counted(len(rows), 'image')}, the first one is {images.describe(int(wrong[0]))}; {advice}"
+                f"{format_count(len(rows), 'image')}, the first one is "
+                f"{images.describe(int(wrong[0]))}; {advice}"
             )
 
 

@@ -11,7 +11,7 @@ from calibration.measure.drift import Drift
 from calibration.measure.statistics import Interval, score_interval, wilson
 from calibration.search import Budget
 from export.measure.embeddings import EmbeddingDrift
-from runtime.text import counted
+from runtime.text import format_count
 
 MOST_IMAGES = 1_000_000  # where the number of images that a limit takes is not counted any further
 NEVER = f"it takes more than {MOST_IMAGES:,} images"
@@ -138,7 +138,7 @@ class Figure:
         return high
 
     def _too_few(self, needed: int | None) -> str:
-        images = counted(self.images, "image")
+        images = format_count(self.images, "image")
         start = f"{images} cannot show a limit of {self.shown}"
         if self.interval is None:
             return f"{start}: one image gives no interval"

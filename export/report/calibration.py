@@ -7,7 +7,7 @@ from typing import Any
 from export.measure.evidence import CLIPPED
 from export.measure.results import Results
 from export.report.figures import MINUS
-from runtime.text import counted
+from runtime.text import format_count
 
 WORST = 5
 
@@ -32,7 +32,7 @@ def calibration_section(results: Results) -> dict[str, Any] | None:
         beyond = sum(share > CLIPPED for share in shares.values())
         section["health"] = (
             f"On {clipping.images} evaluation images, {_percent(sum(shares.values()) / len(shares))} of the "
-            f"activations of a layer are clipped on average over {counted(len(shares), 'layer')}, "
+            f"activations of a layer are clipped on average over {format_count(len(shares), 'layer')}, "
             f"{_percent(max(shares.values()))} in the worst one. "
             + (
                 f"{beyond} of the layers are beyond the limit of {_percent(CLIPPED)}."
@@ -51,8 +51,8 @@ def _lead(results: Results) -> str:
     if "plan" in found:
         return f"Nothing was calibrated: the ranges are those of {found['plan']}."
     return (
-        f"The ranges of INT8 come from {counted(found['images'], 'image')} of {found['source']}, none of "
-        "which was measured on."
+        f"The ranges of INT8 come from {format_count(found['images'], 'image')} of {found['source']}, none "
+        "of which was measured on."
     )
 
 

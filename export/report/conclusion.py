@@ -8,7 +8,7 @@ from export.measure.limits import NEVER
 from export.measure.results import Results
 from export.report.figures import name_of
 from export.report.usage import chosen_file
-from runtime.text import counted
+from runtime.text import format_count
 
 
 def next_step(results: Results, place: str = "") -> str:
@@ -43,15 +43,14 @@ def _until_it_can_be_judged(results: Results) -> str:
         open_limits = {each.limit for each in verdict.limits if each.status == "not judged"}
         known = " with known classes" if "--max-drift" in open_limits else ""
         more = about(max(verdict.images_needed - measured, 1))
-        step = (
-            f"bring about {counted(more, 'more image')}{known} to measure on (--evaluate), and export again"
-        )
+        images = format_count(more, "more image")
+        step = f"bring about {images}{known} to measure on (--evaluate), and export again"
     elif any(each.doubt.endswith(NEVER) for each in verdict.limits):
         step = "set a wider limit, which some number of images can show"
     else:
         step = "measure on images that can show it (--evaluate IMAGES), and export again"
     changed = [
-        f"{counted(found, 'image')} that {name_of(each)} labels otherwise"
+        f"{format_count(found, 'image')} that {name_of(each)} labels otherwise"
         for each in results.variants[1:]
         if (found := len(results.changed(each)))
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from calibration.measure.statistics import Interval, Paired, sqnr_interval, wilson
 from export.measure.results import Results, VariantResult
 from export.measure.verdict import NAMES
-from runtime.text import counted
+from runtime.text import format_count
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
@@ -102,7 +102,7 @@ def _alike(results: Results, variant: VariantResult) -> str:
         cosine = (results.embeddings or {})[variant.variant].cosine
         return f"gives embeddings with a mean cosine of {cosine:.4f} to float32's"
     total, same = len(variant.logits), same_label(results, variant)
-    images = counted(total, "image")
+    images = format_count(total, "image")
     label = f"all {images}" if same == total else f"{same:,} of {images}"
     return f"gives the same label as float32 on {label}"
 

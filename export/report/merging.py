@@ -12,7 +12,7 @@ from calibration.graph.edit import Array
 from export.measure.merging import MergedImage, Merging
 from export.measure.results import Results
 from export.report.figures import pace_in_words
-from runtime.text import counted
+from runtime.text import format_count
 from vit.page.image_uri import enlarged, png_uri
 
 TINT = 0.55  # share of a group's color over its pixels
@@ -39,7 +39,7 @@ def merging_section(results: Results) -> dict[str, Any] | None:
                 "name": results.images.public_name(each.row),
                 "note": "its label changed"
                 if each.changed
-                else counted(len(np.unique(each.groups)), "token"),
+                else format_count(len(np.unique(each.groups)), "token"),
                 "image": png_uri(painted(each), colors=128),
             }
             for each in merging.images
@@ -54,7 +54,7 @@ def merging_line(results: Results) -> str:
     dense, drift = merging.dense_drift, merging.drift
     last = list(merging.left.values())[-1]
     top1 = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {drift.top1:.2f} %"
-    changed = f"{len(merging.changed)} of {counted(drift.images, 'label')} changed"
+    changed = f"{len(merging.changed)} of {format_count(drift.images, 'label')} changed"
     pace = f"{merging.speed:.2f} times as fast" if merging.speed >= 1 else f"slower ({merging.speed:.2f}x)"
     return (
         f"token merging, an approximation: {_schedule(merging.schedule)}, {merging.tokens} → {last} tokens; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from export.measure.results import Layers
-from runtime.text import counted
+from runtime.text import format_count
 
 
 def layers_in_words(layers: Layers) -> str:
@@ -24,7 +24,7 @@ def shortened(names: Sequence[str], count: int = 3) -> str:
 
 
 def _kind(int8: int, in_float: Sequence[str], noun: str) -> str:
-    total = counted(int8 + len(in_float), noun)
+    total = format_count(int8 + len(in_float), noun)
     if not int8 and not in_float:
         return ""
     if not in_float:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from export.measure.results import Results
-from runtime.images.decode import decoded
+from runtime.images.decode import decode_image
 from runtime.images.preprocess import MAX_PIXELS, Preprocess
 from vit.page.image_uri import TINY, enlarged, jpeg_uri, png_uri
 
@@ -77,7 +77,7 @@ def example(results: Results) -> Example | None:
     for row in range(min(TRIED, len(results.images))):
         item = results.images[row]
         try:
-            with decoded(item, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as opened:
+            with decode_image(item, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as opened:
                 before, size = _small(opened), (opened.height, opened.width)
             after = results.preprocess(item)
         except (ValueError, OSError):

@@ -15,7 +15,7 @@ from export.report.conclusion import next_step
 from export.report.embeddings import embedding_lines
 from export.report.merging import merging_line
 from export.report.precision import layers_in_words, shortened
-from runtime.text import counted
+from runtime.text import format_count
 
 
 def table(results: Results, out: Path) -> str:
@@ -27,7 +27,7 @@ def table(results: Results, out: Path) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     evaluation = results.evaluation
-    images = counted(evaluation["images"], "image")
+    images = format_count(evaluation["images"], "image")
     lines.append(f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})")
     lines.append(f"latency: median of one image, one thread, {results.environment['cpu']}")
     lines.append(f"float32 equals {results.reference} to {results.parity:.0e} of the largest logit")
@@ -61,7 +61,9 @@ def _changed(results: Results) -> list[str]:
             for image in found
         ]
         if names:
-            lines.append(f"changed by {each.variant}: {counted(len(found), 'image')}: {shortened(names)}")
+            lines.append(
+                f"changed by {each.variant}: {format_count(len(found), 'image')}: {shortened(names)}"
+            )
     return lines
 
 
@@ -69,7 +71,7 @@ def _given_up(results: Results) -> str:
     """Describe the layers that a search returned to float32, and their cost."""
     search = results.search
     names = [layer["name"] for layer in search["returned_to_float"]]
-    others = f"{counted(search['images'], 'image')} of its own"
+    others = f"{format_count(search['images'], 'image')} of its own"
     if results.verdict.status == "not judged":
         return f"search: on {others}; its result cannot be judged, see limits"
     if not names:
@@ -97,7 +99,7 @@ def _scores(found: Reliability) -> str:
     )
     return (
         f"scores: temperature {found.temperature:g}; expected calibration error {errors} "
-        f"(on {counted(found.images, 'image')}, each half with the temperature of the other)"
+        f"(on {format_count(found.images, 'image')}, each half with the temperature of the other)"
     )
 
 

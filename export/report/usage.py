@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from export.measure.results import Results, VariantResult
 from runtime.model_file.artifact import MAX_BYTES
-from runtime.model_file.data_file import DATA_SUFFIX
+from runtime.model_file.integrity import DATA_SUFFIX
 
 IMAGE = "photo.jpg"
 FIRST = ("int8", "float32", "float16")  # the variant that is shown, as `choose_file` takes it

@@ -31,9 +31,9 @@ from export.graph.model import OPSET, OUTPUT, FloatModel
 from export.sources.scores import take_logits
 from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
-from runtime.model_file.data_file import is_beside, open_regular
+from runtime.model_file.integrity import is_beside, open_regular
 from runtime.onnx_runtime import onnxruntime as ort
-from runtime.text import counted, one_line
+from runtime.text import clean_line, format_count
 from vit.pretrained.documents import ONE_CLASS
 
 # --- Reading a foreign ONNX file: in one piece, at the opset of the exporter, with standard operators ---
@@ -95,7 +95,7 @@ def _read_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _quoted(text: str) -> str:
-    return repr(one_line(text))
+    return repr(clean_line(text))
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
@@ -356,7 +356,7 @@ def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:
         return tuple(map(str, range(shape[1])))
     if len(spec.labels) != shape[1]:
         raise ForeignError(
-            f"{path}: the model has {counted(shape[1], 'class', 'classes')}, the description "
-            f"{counted(len(spec.labels), 'label')}"
+            f"{path}: the model has {format_count(shape[1], 'class', 'classes')}, the description "
+            f"{format_count(len(spec.labels), 'label')}"
         )
     return spec.labels

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ..text import counted
+from ..text import format_count
 from .cluster_output import Parts
 from .cluster_sources import Store, StoreError, read_ahead
 from .label_columns import Labels
@@ -85,7 +85,7 @@ def label_chunk(chunk: Chunk, parts: Parts, label: Callable[[Chunk], Rows]) -> T
     """
     records, store_failed = zip(*label(chunk), strict=True)
     if all(store_failed) and len(records) >= _STORE_GONE:
-        images = counted(len(records), "image")
+        images = format_count(len(records), "image")
         raise StoreError(f"{chunk.store.prefix}: none of {images} could be read: {records[0]['error']}")
     parts.write(chunk.number, records)
     tally = Tally()

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from ..concurrency import in_parallel
 from ..errors import FailureError, InputError
-from ..images.find_images import LeftOut, find_images, left_by_a_system, walk
-from ..text import one_line
+from ..images.find_images import SkippedFiles, find_images, is_system_file, walk
+from ..text import clean_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -155,7 +155,7 @@ def check_sources(sources: Sequence[str]) -> None:
 
 
 def list_stored_images(
-    sources: Sequence[str], *, all_files: bool = False, left_out: LeftOut | None = None
+    sources: Sequence[str], *, all_files: bool = False, left_out: SkippedFiles | None = None
 ) -> Iterator[tuple[Store, str]]:
     """Yield the store and the key of each image, in an order that depends on nothing but their names.
 
@@ -181,7 +181,7 @@ def list_stored_images(
         if store.uri:
             yield from ((store, key) for key in _walk_store(store, path, all_files, left_out))
         else:
-            found = find_images(path, all_files=all_files, left_out=left_out)
+            found = find_images(path, all_files=all_files, skipped=left_out)
             yield from ((local, str(image)) for image in found)
 
 
@@ -209,14 +209,14 @@ def _find_entry(entry: str, scheme: str, options: str) -> tuple[Store, str]:
     return store, entry.removeprefix(store.prefix or "file://")
 
 
-def _walk_store(store: Store, path: str, all_files: bool, left_out: LeftOut | None) -> Iterator[str]:
+def _walk_store(store: Store, path: str, all_files: bool, left_out: SkippedFiles | None) -> Iterator[str]:
     """Yield the image files below a path of a store, depth first, sorted by name in each folder."""
     system, _ = _open_uri(store.uri)
     if system.get_file_info([path])[0].type.name != "Directory":
         yield path
         return
     entries = partial(_list_folder, system)
-    yield from walk(path, entries, posixpath.basename, all_files=all_files, left_out=left_out)
+    yield from walk(path, entries, posixpath.basename, all_files=all_files, skipped=left_out)
 
 
 def _list_folder(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:
@@ -230,7 +230,7 @@ def _list_folder(system: FileSystem, folder: str) -> list[tuple[str, bool]] | No
     return sorted(
         (info.path, info.type.name == "Directory")
         for info in found
-        if info.path != folder and not left_by_a_system(posixpath.basename(info.path))
+        if info.path != folder and not is_system_file(posixpath.basename(info.path))
     )
 
 
@@ -302,4 +302,4 @@ def _reason_of_errno(error: OSError) -> str:
 
 
 def _reason(error: Any) -> str:
-    return one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
+    return clean_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__

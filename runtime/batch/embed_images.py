@@ -18,10 +18,10 @@ from ..command.line import PACKAGE
 from ..command.locking import only_writer_of, refuse_being_written
 from ..command.progress import Step
 from ..errors import DONE, FAILED, MissingPackageError
-from ..images.find_images import LeftOut, is_folder
-from ..interrupts import careful
-from ..text import counted
-from ..writing import Aside, explained_output
+from ..images.find_images import SkippedFiles, is_folder
+from ..interrupts import raise_on_signal
+from ..text import format_count
+from ..writing import AtomicFile, explain_output_errors
 from .inputs import list_images, no_images, refuse_options
 from .options import UsageError
 from .tally import Tally, describe_left_out
@@ -55,14 +55,14 @@ def run(options: argparse.Namespace) -> int:
         max_pixels=options.max_pixels,
         sha256=options.sha256,
     )
-    began, tally, left_out = time.monotonic(), Tally(), LeftOut()
+    began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
     features = embed.info.outputs["embedding"]
-    with careful(), ExitStack() as stack:
+    with raise_on_signal(), ExitStack() as stack:
         # One lock for FILE.npy and FILE.parquet, which share the list of what failed.
         stack.enter_context(only_writer_of(out.with_suffix("")))
-        with explained_output(out):
+        with explain_output_errors(out):
             files = _Files(out, features, overwrite=options.overwrite)
-        stack.enter_context(explained_output(out, begun=True))
+        stack.enter_context(explain_output_errors(out, begun=True))
         stack.callback(files.discard)
         step = stack.enter_context(Step(PACKAGE, "embedding"))
         images = list_images(
@@ -78,9 +78,11 @@ def run(options: argparse.Namespace) -> int:
         if tally.images == 0:
             raise no_images(options.images, left_out.counts)
         files.finish()
-    embeddings = counted(tally.images - tally.failed, "embedding")
+    embeddings = format_count(tally.images - tally.failed, "embedding")
     seconds = time.monotonic() - began
-    lines = [f"{embeddings} of {counted(features, 'feature')} in {seconds:.1f} s, {tally.failed:,} failed"]
+    lines = [
+        f"{embeddings} of {format_count(features, 'feature')} in {seconds:.1f} s, {tally.failed:,} failed"
+    ]
     lines += tally.list_failures(files.failed_name) + describe_left_out(left_out.counts)
     print("\n".join(lines), file=sys.stderr)
     return FAILED if tally.failed else DONE
@@ -116,7 +118,7 @@ class _Files:
     def __init__(self, out: Path, features: int, *, overwrite: bool = False) -> None:
         self._final, self._overwrite = _name_files(out), overwrite
         self._check()
-        self._aside: dict[str, Aside] = {}
+        self._aside: dict[str, AtomicFile] = {}
         self.failed_name = self._final["failed"].name
         self._open("array")
         try:
@@ -141,7 +143,7 @@ class _Files:
     def finish(self) -> None:
         self._sink.close()
         for aside in self._aside.values():
-            aside.settle()
+            aside.flush_to_disk()
         self._check()
         # No list of other images may stand beside the new array, whenever a crash comes.
         for name in ("paths", "failed"):
@@ -165,7 +167,7 @@ class _Files:
             refuse_being_written(path)
 
     def _open(self, name: str) -> None:
-        self._aside[name] = Aside(self._final[name])
+        self._aside[name] = AtomicFile(self._final[name])
 
     def _write_line(self, name: str, **values: str) -> None:
         self._aside[name].file.write((json.dumps(values) + "\n").encode())

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..images.find_images import LeftOut, find_images, left_out_line
+from ..images.find_images import SkippedFiles, describe_skipped, find_images
 from .options import UsageError
 from .tally import ALL_FILES
 
@@ -20,7 +20,7 @@ def list_images(
     null: bool = False,
     skip: Path | None = None,
     all_files: bool = False,
-    left_out: LeftOut | None = None,
+    left_out: SkippedFiles | None = None,
 ) -> Iterator[Path]:
     """Yield the images of all sources, in their order.
 
@@ -36,7 +36,7 @@ def list_images(
     """
     for source in sources:
         paths = _read_standard_input(null) if source == "-" else [Path(source)]
-        yield from find_images(paths, skip=skip, all_files=all_files, left_out=left_out)
+        yield from find_images(paths, skip=skip, all_files=all_files, skipped=left_out)
 
 
 def no_images(sources: Iterable[str], counts: Mapping[str, int]) -> UsageError:
@@ -46,7 +46,7 @@ def no_images(sources: Iterable[str], counts: Mapping[str, int]) -> UsageError:
         sources: as the user typed them.
         counts: of a `LeftOut`.
     """
-    line = left_out_line(counts)
+    line = describe_skipped(counts)
     return UsageError(f"no images in {', '.join(sources)}" + (f"; {line}; {ALL_FILES}" if line else ""))
 
 

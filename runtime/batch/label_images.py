@@ -14,9 +14,9 @@ from ..command.line import PACKAGE, complain
 from ..command.locking import only_writer
 from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
-from ..interrupts import careful
+from ..interrupts import raise_on_signal
 from ..results import Result
-from ..text import counted
+from ..text import format_count
 from .inputs import list_images, no_images
 from .output import Lines, choose_format, is_resumable, open_output
 from .sorting import Sorter
@@ -76,13 +76,13 @@ def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
         ordered=not options.unordered,
     )
     try:
-        with careful():
+        with raise_on_signal():
             _write_all(results, lines, report, sorter)
             lines.close()
     except KeyboardInterrupt:
         lines.close()
         report.clear()
-        message = f"interrupted after {counted(report.found, 'image')}"
+        message = f"interrupted after {format_count(report.found, 'image')}"
         return complain(PACKAGE, message + _explain_resume(output), INTERRUPTED)
     except BrokenPipeError:
         raise

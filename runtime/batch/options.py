@@ -12,7 +12,7 @@ from ..command.line import positive
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.find_images import is_folder
-from ..writing import OTHER_FORMATS, refuse_name_of_a_file
+from ..writing import OTHER_FORMATS, refuse_file_name
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
@@ -156,13 +156,13 @@ def check_options(options: argparse.Namespace) -> None:
 def _must_exist(options: argparse.Namespace) -> None:
     # these need Pillow and NumPy: --help needs neither
     from ..images.find_images import image_suffixes, suffix_of
-    from ..model_file.artifact import absent, choose_file
+    from ..model_file.artifact import choose_file, missing_file
 
     if is_folder(options.model) and (options.model / _CHECKPOINT).is_file():
         raise UsageError(_not_exported(options.model, "the checkpoint of a run"))
     model = choose_file(options.model)
     if not os.path.lexists(model):
-        raise absent(model)
+        raise missing_file(model)
     kind, words = kind_of(model)
     if kind == "image" or suffix_of(model.name) in image_suffixes():
         raise UsageError(f"{model}: expected a model, found an image; first the model, then the images")
@@ -202,7 +202,7 @@ def _must_be_sortable(into: Path, images: list[str]) -> None:
     """Refuse a folder to sort into that cannot be one, or whose images are to be read."""
     if os.path.lexists(into) and not is_folder(into):
         raise UsageError(f"{into}: expected a folder to sort into, found a file")
-    refuse_name_of_a_file(into)
+    refuse_file_name(into)
     for given in images:
         if given != "-" and _is_same(into, given):
             raise UsageError(

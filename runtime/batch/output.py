@@ -21,8 +21,8 @@ import numpy as np
 
 from ..command.locking import being_written, say_no_locks
 from ..results import Result
-from ..text import printable, without_controls
-from ..writing import OutputError, explained_output, lock, write_atomically
+from ..text import escape_controls, make_printable
+from ..writing import OutputError, explain_output_errors, lock_file, write_atomically
 from .tally import Report
 
 Format = Literal["jsonl", "csv"]
@@ -60,7 +60,7 @@ def to_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) ->
     """
     if form == "jsonl":
         return (_to_json(values) + "\n").encode()
-    shown = {name: without_controls(x) if isinstance(x, str) else x for name, x in values.items()}
+    shown = {name: escape_controls(x) if isinstance(x, str) else x for name, x in values.items()}
     shown["top"] = values["top"] and _to_json(values["top"])
     shown["path"] = values["path"] if to_file else shown["path"]
     return _to_csv_line([shown[name] for name in FIELDS])
@@ -177,7 +177,7 @@ def open_output(
     """
     if path is None:
         return Lines(sys.stdout.buffer, form, to_file=False), DoneImages()
-    with explained_output(path):
+    with explain_output_errors(path):
         if path.is_dir():
             raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
         if path.exists() and not is_resumable(path):
@@ -236,7 +236,7 @@ def _begin(
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keep every other run from writing the file for as long as it is open."""
     try:
-        locked = lock(file.fileno())
+        locked = lock_file(file.fileno())
     except BlockingIOError:
         raise being_written(path) from None
     if not locked:
@@ -394,5 +394,5 @@ def _quote_line(file: IO[bytes], at: int) -> str:
     """Return the start of the line at a byte, for a message."""
     file.seek(at)
     line = file.read(_SHOWN).partition(b"\n")[0].rstrip(b"\r")
-    text = printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)
+    text = make_printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)
     return text if line.strip() else "an empty line"

@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DONE, FAILED, INTERRUPTED, FailureError, InputError, MissingPackageError, install_line
-from ..images.openers import register_openers
-from ..text import counted
-from ..writing import refuse_name_of_a_file
+from ..images.other_formats import register_openers
+from ..text import format_count
+from ..writing import refuse_file_name
 from .cluster_chunks import Chunk, Rows, label_chunk, list_chunks, name_image, read_and_label
 from .cluster_output import Parts, open_parts
 from .cluster_sources import StoreError, check_sources, hide_secrets, is_uri, list_stored_images
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         raise no_images(map(hide_secrets, options.images), report.left_out.counts)
     code = report.end(FAILED if report.tally.failed else DONE)
     if late:
-        parts_removed = counted(len(late), "part")
+        parts_removed = format_count(len(late), "part")
         print(f"removed {parts_removed} that the interrupted run wrote too late", file=sys.stderr)
     return code
 
@@ -111,7 +111,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
     if not is_uri(options.output):
-        refuse_name_of_a_file(Path(options.output))
+        refuse_file_name(Path(options.output))
     if options.format == "csv":
         raise UsageError("--engine ray writes --format parquet or jsonl, found csv")
     if options.device not in ("auto", "cpu"):

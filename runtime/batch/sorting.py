@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import ImageError
-from ..writing import Aside, OutputError, explained_output, temporary_folder
+from ..writing import AtomicFile, OutputError, explain_output_errors, temporary_folder
 
 _LONGEST = 180  # bytes of a name
 # Errors of a disk for a name that another disk allows.
@@ -60,7 +60,7 @@ class Sorter:
         self._folders = [root / name for name in name_folders(labels)]
         self._copy = copy
         self._tidied = set[Path]()
-        with explained_output(root, begun=True):
+        with explain_output_errors(root, begun=True):
             root.mkdir(parents=True, exist_ok=True)
             with temporary_folder(root) as folder:
                 if not copy:
@@ -108,7 +108,7 @@ class Sorter:
             place.unlink(missing_ok=True)  # a link of this name leads to where the image was before
             place.symlink_to(image.absolute())
             return
-        with image.open("rb") as source, Aside(place, tidy=place.parent not in self._tidied) as aside:
+        with image.open("rb") as source, AtomicFile(place, tidy=place.parent not in self._tidied) as aside:
             self._tidied.add(place.parent)  # once: there may be a million images
             shutil.copyfileobj(source, aside.file)
             aside.commit(sync=False)

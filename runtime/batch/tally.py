@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from ..command.line import PACKAGE, complain
 from ..command.progress import Cadence, Clock, clock_time
-from ..images.find_images import LeftOut, left_out_line
-from ..text import counted, printable
+from ..images.find_images import SkippedFiles, describe_skipped
+from ..text import format_count, make_printable
 
 ALL_FILES = "--all-files tries each as an image"
 _SHOWN = 10  # labels and failures that a summary names
@@ -94,7 +94,7 @@ class Report:
         self, total: int | None = None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
     ) -> None:
         self.tally = Tally()
-        self.left_out = LeftOut()
+        self.left_out = SkippedFiles()
         self.skipped = 0  # images that an earlier run has done
         self._total = total
         self._clock, self._began = clock, clock()
@@ -130,7 +130,7 @@ class Report:
     def summary(self) -> str:
         """Return all counts in lines: of one machine each failure by its path, of a cluster by its reason."""
         tally = self.tally
-        done = f"{counted(tally.images, 'image')} in {self._clock() - self._began:.1f} s"
+        done = f"{format_count(tally.images, 'image')} in {self._clock() - self._began:.1f} s"
         if self._first_part is not None:
             done += f" (the first part after {self._first_part:.1f} s)"
         done += f", {self._rate():.1f} per second, {tally.failed:,} failed"
@@ -150,10 +150,10 @@ class Report:
             return
         failed = f", {self.tally.failed:,} failed" if self.tally.failed else ""
         if self._total is None:
-            line = f"{counted(self.tally.images, 'image')}, {self._rate():.1f} per second"
+            line = f"{format_count(self.tally.images, 'image')}, {self._rate():.1f} per second"
         else:
             left = clock_time(max(0, self._total - self.found) / max(self._rate(), 1e-9))
-            done = f"{self.found:,} of {counted(self._total, 'image')}"
+            done = f"{self.found:,} of {format_count(self._total, 'image')}"
             line = f"{done}, {self._rate():.1f} per second, {left} left"
         self._cadence.print(line + failed)
 
@@ -167,7 +167,7 @@ def describe_left_out(counts: Mapping[str, int]) -> list[str]:
     Args:
         counts: of a `LeftOut`.
     """
-    line = left_out_line(counts)
+    line = describe_skipped(counts)
     return [f"{line} ({ALL_FILES})"] if line else []
 
 
@@ -185,8 +185,8 @@ def count_others(count: int, noun: str, where: str = "") -> list[str]:
         noun: for one of them.
         where: what names them.
     """
-    return [f"      and  {counted(count, f'more {noun}')}{where}"] if count > 0 else []
+    return [f"      and  {format_count(count, f'more {noun}')}{where}"] if count > 0 else []
 
 
 def _shorten(text: str) -> str:
-    return printable(text, longest=_LONGEST)
+    return make_printable(text, longest=_LONGEST)

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from ..errors import FAILED, INTERRUPTED, WRONG_USE, Interrupted, VitEdgeError, install_line
-from ..interrupts import received, say_when_stopped
-from ..text import did_you_mean, printable
+from ..interrupts import get_signal, set_stop_message
+from ..text import make_printable, suggest
 
 _OURS = frozenset(("vit", "export", "calibration", "runtime", "vit_edge"))  # whose absence is a bug
 _CALLED = {"PIL": "PIL (pillow)", "sklearn": "sklearn (scikit-learn)"}  # packages of another name
@@ -38,11 +38,11 @@ def run_command(
         stopped: the message after Ctrl-C.
         extra: the extra of pyproject.toml that brings every package that the work imports.
     """
-    say_when_stopped(name, stopped)
+    set_stop_message(name, stopped)
     try:
         return work()
     except VitEdgeError as error:
-        if received() is not None and not isinstance(error, Interrupted):
+        if get_signal() is not None and not isinstance(error, Interrupted):
             return complain(name, stopped, INTERRUPTED)  # what the work made of a Ctrl-C
         return complain(name, error, error.exit_code)
     except ModuleNotFoundError as error:
@@ -60,7 +60,7 @@ def run_command(
 
 def complain(name: str, message: object, code: int) -> int:
     """Print one line of bounded length on standard error and return `code`."""
-    print(f"{name}: {printable(str(message), longest=_LONGEST)}", file=sys.stderr)
+    print(f"{name}: {make_printable(str(message), longest=_LONGEST)}", file=sys.stderr)
     return code
 
 
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line and exit with the code of wrong use."""
-        shown = printable(message, longest=_LONGEST)
+        shown = make_printable(message, longest=_LONGEST)
         text = f"{shown}{self._nearest(message)}; see {self.prog} --help"
         self.exit(WRONG_USE, f"{self.name or _name_of(self.prog)}: error: {text}\n")
 
@@ -116,14 +116,10 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, message: str) -> str:
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             word = choice[1]
-            return (
-                f"; {self.hints[word]}"
-                if word in self.hints
-                else did_you_mean(word, _WORD.findall(choice[2]))
-            )
+            return f"; {self.hints[word]}" if word in self.hints else suggest(word, _WORD.findall(choice[2]))
         if message.startswith("unrecognized arguments: -"):
             word = message.split()[2].partition("=")[0]
-            return did_you_mean(word, [each for each in self._option_string_actions if each[:2] == "--"])
+            return suggest(word, [each for each in self._option_string_actions if each[:2] == "--"])
         return ""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..writing import OutputError, explained_output, lock, lock_place
+from ..writing import OutputError, explain_output_errors, lock_file, lock_path
 
 LOCK_FILE = ".vit-edge.lock"  # where a folder itself cannot be locked: Windows, NFS
 
@@ -63,8 +63,8 @@ def only_writer_of(place: Path) -> Iterator[None]:
     Raises:
         OutputError: if another one is writing it.
     """
-    file = lock_place(place)
-    with explained_output(place):
+    file = lock_path(place)
+    with explain_output_errors(place):
         descriptor = _take_soon(place, file)
     if descriptor is None:
         say_no_locks(place)
@@ -96,7 +96,7 @@ def refuse_being_written(place: Path) -> None:
     except OSError:  # it is not there, or may be replaced and not opened
         return
     try:
-        lock(descriptor)
+        lock_file(descriptor)
     except BlockingIOError:
         raise being_written(place) from None
     finally:
@@ -111,7 +111,7 @@ def being_written(place: Path) -> OutputError:
 def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
     """Return the descriptor that holds the lock and the file made for it, each where there is one."""
     file = folder / LOCK_FILE
-    with explained_output(folder):
+    with explain_output_errors(folder):
         try:
             if os.name != "nt" and (descriptor := _take(folder, folder, os.O_RDONLY)) is not None:
                 return descriptor, None
@@ -137,7 +137,7 @@ def _take(folder: Path, path: Path, flags: int) -> int | None:
                 continue
             raise  # as in /proc, where nothing can be made
         try:
-            if not lock(descriptor):
+            if not lock_file(descriptor):
                 os.close(descriptor)
                 return None
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116 (as os.fstat)

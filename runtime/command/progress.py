@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ..errors import InputError
-from ..text import counted, printable
+from ..text import format_count, make_printable
 
 VARIABLE = "VIT_EDGE_PROGRESS"  # seconds between two lines in a log; 0 for none
 _LOG, _TERMINAL = 30.0, 0.2  # seconds between two lines
@@ -131,9 +131,9 @@ class Step:
         """Return what is done so far, in words."""
         seconds = self._clock() - self._began
         if self.total:
-            parts = [f"{self.what}: {self.done:,} of {counted(self.total, self.unit)}"]
+            parts = [f"{self.what}: {self.done:,} of {format_count(self.total, self.unit)}"]
         else:
-            parts = [f"{self.what}: {counted(self.done, self.unit)}" if self.done else self.what]
+            parts = [f"{self.what}: {format_count(self.done, self.unit)}" if self.done else self.what]
         parts += [self.detail] if self.detail else []
         here, left = self.done - self._before, self.total - self.done
         if here > 0 and left > 0:
@@ -160,7 +160,7 @@ class Step:
 
 def tell(line: str) -> None:
     """Print a line for people; on a terminal in the place of a line of progress, which then comes again."""
-    line = printable(line)
+    line = make_printable(line)
     print(f"\r\x1b[K{line}" if is_on_terminal() else line, file=sys.stderr, flush=True)
 
 

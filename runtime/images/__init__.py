@@ -1,13 +1,11 @@
-"""From a file on a disk to the pixels that a model takes.
+"""From image files to the pixels that a model takes.
 
 In reading order:
 
-    files       find images in folders
-    openers     more formats, for the command lines
-    left_out    files that a walk passed by, counted
-    modes       every mode of Pillow as RGB
-    refusals    words for what Pillow does not open
-    decode      an image of any kind as upright RGB
-    resize      two passes, columns first, with every version of Pillow
-    preprocess  the one road from an image to the input of a model
+    preprocess     from an image to the input of a model: the steps that training and runtime share
+    find_images    images in folders, and the files that are skipped
+    decode         an image from any source as upright RGB
+    formats        the formats that are read, with a check for each; larger ones in png, jpeg, tiff, avif
+    other_formats  packages that add formats, and messages for files that Pillow does not read
+    resize         two passes, columns first, with every version of Pillow
 """

@@ -1,4 +1,4 @@
-"""AVIF: sizes of the AV1 images inside it, which may be far larger than the size that the file states."""
+"""AVIF: sizes of the AV1 images in the file, which may be far larger than the size that it states."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import IO
 
-from ..errors import ImageError, limit_of
+from ..errors import ImageError, describe_limit
 
-_MOST = 10_000  # boxes, items or parts; honest files have 50, and a grid of tiles some hundreds
+_MOST = 10_000  # boxes, items or parts; real files have 50, and a grid of tiles some hundreds
 _START = 512  # bytes of an image, within which its sequence header stands
 _SEQUENCE_HEADER = 1
 # Boxes of boxes, and the bytes before the first of them.
-_NESTED = {b"meta": 4, b"iinf": 6, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
+_NESTED = {b"jp2h": 0, b"meta": 4, b"iinf": 6, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
 _DAMAGED = "it is AVIF of a rare kind, or its header is damaged; convert it to PNG"
 
 
 class _Bits:
-    """Bytes read as numbers, the first bit first."""
+    """Numbers of any number of bits, read from bytes; the most significant bit comes first."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
@@ -33,13 +33,13 @@ def check_avif(file: IO[bytes], max_pixels: int) -> None:
     """Check the AV1 images inside an AVIF, which are decoded at their own size.
 
     Args:
-        file: an AVIF; is left anywhere.
+        file: an AVIF; its position changes.
         max_pixels: limit of the caller.
 
     Raises:
         ImageError: for an image of more pixels.
     """
-    boxes = list(islice(_boxes(file, 0, file.seek(0, 2)), _MOST))
+    boxes = list(islice(read_boxes(file, 0, file.seek(0, 2)), _MOST))
     starts = list(_images(file, boxes))
     if not starts or len(boxes) == _MOST:
         raise ImageError(_DAMAGED)
@@ -47,11 +47,19 @@ def check_avif(file: IO[bytes], max_pixels: int) -> None:
         columns, rows = _size_of(start)
         if columns * rows > max_pixels:
             found = f"it holds an image of {columns} x {rows} pixels"
-            raise ImageError(f"{found}, more than {limit_of(max_pixels)}")
+            raise ImageError(f"{found}, more than {describe_limit(max_pixels)}")
 
 
-def _boxes(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Give the kind of each box, where its content begins and ends; boxes inside others follow them."""
+def read_boxes(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each box and where its content begins and ends; boxes inside others follow them.
+
+    This is the container of AVIF and JPEG 2000 (ISO/IEC 14496-12, 4.2): length, kind, content.
+
+    Args:
+        file: its position changes.
+        at: where the first box begins.
+        end: where the last box ends at the latest.
+    """
     while True:
         header = _read(file, at, at + 16)
         length, kind, skip = int.from_bytes(header[:4], "big"), header[4:8], 8
@@ -63,12 +71,12 @@ def _boxes(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int
         yield kind, at + skip, stop
         if kind in _NESTED:
             more = 2 if kind == b"iinf" and _read(file, at + skip, at + skip + 1) != b"\0" else 0
-            yield from _boxes(file, at + skip + _NESTED[kind] + more, stop)
+            yield from read_boxes(file, at + skip + _NESTED[kind] + more, stop)
         at = stop
 
 
 def _images(file: IO[bytes], boxes: list[tuple[bytes, int, int]]) -> Iterator[bytes]:
-    """Give the first bytes of each AV1 image, and of each track of frames."""
+    """Yield the first bytes of each AV1 image, and of each track of frames."""
     inside = next((at for kind, at, _ in boxes if kind == b"idat"), 0)
     entries = [_read(file, at, end) for kind, at, end in boxes if kind == b"infe"]
     # The number of an item has two bytes up to version 2, and four from version 3 on.
@@ -89,7 +97,7 @@ def _images(file: IO[bytes], boxes: list[tuple[bytes, int, int]]) -> Iterator[by
 
 
 def _items(bits: _Bits, inside: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Give the number of each item, and where its parts begin and end, at most `_START` bytes of each."""
+    """Yield the number of each item, and where its parts begin and end, at most `_START` bytes of each."""
     version, _ = bits.read(8), bits.read(24)
     offset, length, base, index = (8 * bits.read(4) for _ in range(4))
     wide = 32 if version == 2 else 16

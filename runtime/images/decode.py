@@ -1,4 +1,4 @@
-"""An image from anywhere as upright RGB: opened with care, decoded within bounds, refused with a reason."""
+"""Decode an image from any source as upright RGB, within limits of memory; refuse others with the reason."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, limit_of
-from ..text import one_line
-from .forms import Form, check_form
-from .inner import check_ico
-from .modes import WHITE_16, as_rgb
+from ..errors import ImageError, describe_limit
+from ..text import clean_line
+from .formats import WHITE_16, PixelFormat, check_format, check_ico, check_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -50,22 +48,25 @@ _TRANSPOSITIONS = {
 
 
 @contextmanager
-def decoded(
+def decode_image(
     image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None, white_level: int = WHITE_16
 ) -> Iterator[Image.Image]:
-    """Give the image as a Pillow image of mode RGB, for as long as the block lasts.
+    """Open an image, decode it, and yield it as a Pillow image of mode RGB that the end of the block closes.
 
     Args:
         image: a path, the bytes of a file, a Pillow image, or a uint8 array as in `Preprocess`.
         max_pixels: an image with more is refused before it is decoded.
-        exif: turn it the way its EXIF orientation says.
+        exif: rotate it by its EXIF orientation.
         draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;
             None decodes all of it.
         white_level: the value of a 16-bit gray pixel that is white.
 
+    Yields:
+        The image; one of the caller's own that is RGB and upright is yielded as it is, and not closed.
+
     Raises:
-        ImageError: when there is no image to be had from it, or the block cannot use it.
-        TypeError: when `image` is no image in any of the forms that there are.
+        ImageError: when it cannot be read or decoded, or the block raises an error.
+        TypeError: when `image` is none of these.
     """
     if not isinstance(image, _IMAGES):
         kinds = "a path, bytes, a Pillow image or a uint8 array"
@@ -75,43 +76,43 @@ def decoded(
             _check_size(opened.size, max_pixels)
             if draft_edge and opened is not image:  # an image of the caller's stays as it is
                 opened.draft(None, (draft_edge, draft_edge))
-            form = check_form(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
-            with room_for(opened.size, max_pixels), _held(opened, image):
+            found = check_format(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
+            with reserve_memory(opened.size, max_pixels), _close_after(opened, image):
                 opened.load()
-                if form.check_pixels is not None:
-                    form.check_pixels(opened)
-                turned = _orientation(opened) if exif else 1
-                with (
-                    _held(_in_color(opened, form, white_level), image) as color,
-                    _held(_upright(color, turned), image) as seen,
-                ):
-                    yield seen
+                if found.check_pixels is not None:
+                    found.check_pixels(opened)
+                rotation = _TRANSPOSITIONS.get(_read_orientation(opened)) if exif else None
+                with _close_after(_to_rgb(opened, found, white_level), image) as color:
+                    upright = color if rotation is None else color.transpose(rotation)
+                    with _close_after(upright, image):
+                        yield upright
     except ImageError as error:
         raise _with_file(error, image) from error.__cause__
     except MemoryError:
         raise _with_file(ImageError("not enough memory to decode it"), image) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them trip over
-        from .refusals import explained  # its words are loaded with the first failure
+        from .other_formats import explain_failure  # loaded with the first failure
 
-        raise _with_file(ImageError(explained(error, "decoded", max_pixels)), image) from error
+        raise _with_file(ImageError(explain_failure(error, "decoded", max_pixels)), image) from error
 
 
 def _with_file(error: ImageError, image: ImageSource) -> ImageError:
+    """Add the path of the image to an error, where it has one."""
     if isinstance(image, os.PathLike | str):
-        error.file = one_line(os.fspath(image))
+        error.file = clean_line(os.fspath(image))
     return error
 
 
-def _in_color(image: Image.Image, form: Form, white_level: int) -> Image.Image:
+def _to_rgb(image: Image.Image, found: PixelFormat, white_level: int) -> Image.Image:
     """Convert a decoded image to RGB by what its file states."""
-    if form.opaque and image.has_transparency_data:
+    if found.opaque and image.has_transparency_data:
         return image.convert("RGB")
-    if not form.may_be_blank and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+    if not found.may_be_blank and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         raise ImageError("its alpha is 0 everywhere, which most programs ignore; convert it to RGB")
-    return as_rgb(image, form.white or white_level)
+    return convert_to_rgb(image, found.white or white_level)
 
 
-_one_large_image = threading.RLock()  # what is resized while it is held may need it again
+_one_large_image = threading.RLock()  # resizing asks for it again while decoding holds it
 
 
 def _after_fork() -> None:
@@ -123,7 +124,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def room_for(size: tuple[int, int], max_pixels: int) -> AbstractContextManager[object]:
+def reserve_memory(size: tuple[int, int], max_pixels: int) -> AbstractContextManager[object]:
     """Return a lock to hold while Pillow has an image of this (width, height) in memory.
 
     Large images are decoded and resized one at a time, however many threads: each may take half a gibibyte.
@@ -133,7 +134,7 @@ def room_for(size: tuple[int, int], max_pixels: int) -> AbstractContextManager[o
     """
     if _memory(size) > 1.25 * max(max_pixels, _LARGE):
         found = f"{size[0]} x {size[1]} pixels between its two passes"
-        raise ImageError(f"resizing it takes {found}, too many rows for {limit_of(max_pixels)}")
+        raise ImageError(f"resizing it takes {found}, too many rows for {describe_limit(max_pixels)}")
     return _one_large_image if _memory(size) > _LARGE else nullcontext()
 
 
@@ -143,10 +144,10 @@ def _memory(size: tuple[int, int]) -> int:
 
 
 @contextmanager
-def _held(opened: Image.Image, image: ImageSource) -> Iterator[Image.Image]:
-    """Lets go of an image's pixels at the end, whoever refers to it still (a failure's frames do).
+def _close_after(opened: Image.Image, image: ImageSource) -> Iterator[Image.Image]:
+    """Free an image's pixels at the end of the block, also where the frames of an error still refer to it.
 
-    An image of the caller's own stays as it is.
+    An image of the caller's own stays open.
     """
     try:
         yield opened
@@ -160,14 +161,16 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if min(size) < 1:
         raise ImageError(f"it has no pixels ({found})")
     if size[0] * size[1] > max_pixels:
-        raise ImageError(f"it has {found} pixels, more than {limit_of(max_pixels)}")
+        raise ImageError(f"it has {found} pixels, more than {describe_limit(max_pixels)}")
     if _memory(size) > 1.25 * max_pixels:
-        raise ImageError(f"it has {found} pixels, too narrow for so many rows and {limit_of(max_pixels)}")
+        raise ImageError(
+            f"it has {found} pixels, too narrow for so many rows and {describe_limit(max_pixels)}"
+        )
 
 
 @contextmanager
 def _open(image: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
-    """A Pillow image whose header is read, and whose pixels mostly are not yet."""
+    """Yield a Pillow image whose header is read, and whose pixels mostly are not yet."""
     if isinstance(image, Image.Image):
         yield image
     elif isinstance(image, np.ndarray):
@@ -186,10 +189,10 @@ def _open_path(path: Path) -> IO[bytes]:
             return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise ImageError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    raise ImageError(_kind(path, mode))
+    raise ImageError(_describe_irregular(path, mode))
 
 
-def _kind(path: Path, mode: int) -> str:
+def _describe_irregular(path: Path, mode: int) -> str:
     if not stat.S_ISDIR(mode):
         return "it is a device, pipe or socket, not an image"
     if not os.access(path, os.R_OK | os.X_OK):
@@ -205,18 +208,16 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     if length == 0:
         raise ImageError("it is empty (zero bytes)")
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
-        raise ImageError(f"it has {length:,} bytes, more than an image of {limit_of(max_pixels)} needs")
+        raise ImageError(f"it has {length:,} bytes, more than an image of {describe_limit(max_pixels)} needs")
     check_ico(file, lambda size: _check_size(size, max_pixels))
     if length > _MANY_BYTES:
-        from .parts import check_parts
-
         check_parts(file, length)
     try:
         image = Image.open(file)
     except Exception as error:
-        from .refusals import explained
+        from .other_formats import explain_failure
 
-        raise ImageError(explained(error, "read", max_pixels, file)) from error
+        raise ImageError(explain_failure(error, "read", max_pixels, file)) from error
     if image.format == "EPS":  # Pillow would start Ghostscript and let the file run as a program in it
         raise ImageError("it is PostScript, a program and not an image; convert it to PNG")
     return image
@@ -233,10 +234,13 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(plane))
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8.
+# --- Pixels: orientation, and RGB from every mode of Pillow ---
 
-    It is read after the pixels: PNG may store it behind them, and Pillow turns a TIFF itself.
+
+def _read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8.
+
+    It is read after the pixels: PNG may store it behind them, and Pillow rotates a TIFF itself.
     """
     try:
         found = image.getexif().get(_ORIENTATION, 1)
@@ -245,6 +249,44 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _TRANSPOSITIONS.get(orientation)
-    return image if method is None else image.transpose(method)
+def convert_to_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
+    """Convert an image of any of Pillow's modes to RGB: transparency over white, 16 bits scaled to 8.
+
+    Args:
+        image: a Pillow image with its pixels loaded. An opaque RGB image is returned as it is.
+        white_level: the value of a 16-bit gray pixel that is white; higher ones are white, too.
+
+    Raises:
+        ImageError: for pixels whose range no standard fixes.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _convert_16_bits(np.asarray(image), white_level, image.info.get("transparency")).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("its pixels are floats, whose range no standard fixes; convert it to 8 or 16 bits")
+    if image.mode == "LAB":
+        from PIL import ImageCms  # rare, and it loads the color management library
+
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # only in place gives None
+        return converted
+    if image.has_transparency_data:
+        color = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(color, mask=color.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _convert_16_bits(values: npt.NDArray[Any], white: int, clear: object) -> Image.Image:
+    """Convert gray values; pixels that have the value `clear`, an int in PNG, are transparent."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > WHITE_16:
+        raise ImageError(f"its values run from {low} to {high}, which is neither 8 nor 16 bits")
+    # Rounded to the nearest.
+    scaled = (255 * np.minimum(values, white).astype(np.uint32) + white // 2) // white
+    if isinstance(clear, int):
+        scaled[values == clear] = 255
+    return Image.fromarray(scaled.astype(np.uint8))

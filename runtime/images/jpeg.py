@@ -1,23 +1,22 @@
-"""JPEG: the number of scans, and colors that the file leaves open."""
+"""JPEG and JPEG 2000: limits on scans, segments and tiles, and forms whose colors are not certain."""
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import ImageError, limit_of
+from ..errors import ImageError, describe_limit
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile  # slow to import, and the runtime has to start fast
 
-# --- JPEG: the number of scans, and colors that the file leaves open ---
-
-
-MAX_SCANS = 100  # each passes over all blocks of the image; honest files have 10 to 20, libtiff takes as many
-_BLOCK = 2**16
+MAX_SCANS = 100  # each passes over all blocks of the image; real files have 10 to 20; libtiff has this limit
+_MAX_PADDING = _BLOCK = 2**16  # bytes between segments
 _SOS, _EOI = 0xDA, 0xD9
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 # Neither a stuffed byte, nor a restart within a scan, nor the first of several FF.
@@ -25,11 +24,11 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def check_jpeg(image: JpegImageFile, file: IO[bytes]) -> None:
-    """Check a JPEG whose header is read: its scans are few, and its colors are known.
+    """Check a JPEG whose header is read: the number of its scans, and its colors.
 
     Args:
         image: an opened JPEG or MPO.
-        file: the file; is left anywhere.
+        file: the file; its position changes.
 
     Raises:
         ImageError: for thousands of scans, which keep a processor busy for hours; for CMYK without Adobe's
@@ -55,7 +54,7 @@ def count_scans(file: IO[bytes]) -> int:
     """
     file.seek(2)
     scans = 0
-    while scans <= MAX_SCANS and (marker := next_marker(file)) not in (None, _EOI):
+    while scans <= MAX_SCANS and (marker := _read_marker(file)) not in (None, _EOI):
         if marker in _ALONE:
             continue
         length = int.from_bytes(file.read(2), "big")
@@ -66,8 +65,27 @@ def count_scans(file: IO[bytes]) -> int:
     return scans
 
 
-def next_marker(file: IO[bytes]) -> int | None:
-    """Read up to the next marker and through it; None at the end of the file."""
+def read_segments(file: IO[bytes]) -> Iterator[int]:
+    """Yield the markers of a JPEG up to its first scan.
+
+    Raises:
+        ImageError: for many bytes between two segments, which Pillow reads one by one.
+    """
+    file.seek(2)
+    padding, at = 0, 2
+    while (marker := _read_marker(file)) is not None:
+        yield marker
+        padding += file.tell() - 2 - at
+        if padding > _MAX_PADDING:
+            raise ImageError(f"it has more than {_MAX_PADDING:,} bytes between its segments; save it again")
+        if marker == _SOS:
+            return
+        file.seek(max(int.from_bytes(file.read(2), "big") - 2, 0), 1)
+        at = file.tell()
+
+
+def _read_marker(file: IO[bytes]) -> int | None:
+    """Read through the next marker and return it; None at the end of the file."""
     at = file.tell()
     while len(block := file.read(_BLOCK)) > 1:
         if found := _MARKER.search(block):
@@ -78,8 +96,7 @@ def next_marker(file: IO[bytes]) -> int | None:
     return None
 
 
-# --- JPEG 2000: the forms that Pillow decodes to the pixels they hold, and the memory that a tile takes---
-
+# --- JPEG 2000 ---
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _SMALL = 2**24  # samples of a tile that are taken whatever the limit
@@ -94,7 +111,7 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
 
     Args:
         image: its header is read, and its pixels are not.
-        file: the file; is left anywhere.
+        file: the file; its position changes.
         max_pixels: limit of the caller. OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel.
 
     Returns:
@@ -104,7 +121,7 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
         ImageError: for a tile of too many samples, and for forms of which Pillow makes other pixels.
     """
     boxes = _read_boxes(file)
-    file.seek(boxes["jp2c"][0] if boxes else 0)
+    file.seek(boxes[b"jp2c"][0] if boxes else 0)
     siz = file.read(42)
     if not siz.startswith(_CODESTREAM) or len(siz) < 42:
         raise ImageError("its header is damaged")
@@ -115,7 +132,7 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
     if tiles > _MOST_TILES:
         raise ImageError(f"it has {tiles:,} tiles (limit: {_MOST_TILES:,}); save it with larger ones")
     if samples > max(max_pixels, _SMALL):
-        raise ImageError(f"its tiles have {samples:,} samples, more than {limit_of(max_pixels)}")
+        raise ImageError(f"its tiles have {samples:,} samples, more than {describe_limit(max_pixels)}")
     parts = file.read(3 * count)
     depth = parts[0] + 1 if parts else 0  # above 128: signed
     if (
@@ -127,17 +144,17 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
     return depth
 
 
-def _are_known(image: Image.Image, boxes: dict[str, tuple[int, bytes]], count: int) -> bool:
+def _are_known(image: Image.Image, boxes: dict[bytes, tuple[int, bytes]], count: int) -> bool:
     """Return whether the channels are gray or RGB, with or without alpha, in this order."""
     if not boxes:
         return count in (1, 3)
-    if "pclr" in boxes:
-        return image.mode == "P" and boxes["pclr"][1][2:3] == b"\3"
+    if b"pclr" in boxes:
+        return image.mode == "P" and boxes[b"pclr"][1][2:3] == b"\3"
     alpha = count in (2, 4)
     order = b"".join(struct.pack(">HHH", i, 0, i + 1) for i in range(count - alpha))
     order += struct.pack(">HHH", count - 1, 1, 0) if alpha else b""
-    defined = boxes["cdef"][1][2:] if "cdef" in boxes else b"" if alpha else order
-    color = boxes.get("colr", (0, b""))[1]
+    defined = boxes[b"cdef"][1][2:] if b"cdef" in boxes else b"" if alpha else order
+    color = boxes.get(b"colr", (0, b""))[1]
     if color[:1] == b"\1":
         colors = _COLORS.get(int.from_bytes(color[3:7], "big"))
     else:  # an ICC profile, which follows three bytes and states its colors at its byte 16
@@ -145,27 +162,20 @@ def _are_known(image: Image.Image, boxes: dict[str, tuple[int, bytes]], count: i
     return defined == order and colors == count - alpha
 
 
-def _read_boxes(file: IO[bytes]) -> dict[str, tuple[int, bytes]]:
+def _read_boxes(file: IO[bytes]) -> dict[bytes, tuple[int, bytes]]:
     """Return where the data of each kind of box begin, and their first bytes; nothing for a bare codestream.
 
     Of several boxes of a kind the first one counts.
     """
+    from .avif import read_boxes  # the container is that of AVIF
+
     file.seek(0)
     if file.read(4) == _CODESTREAM:
         return {}
-    found: dict[str, tuple[int, bytes]] = {}
-    at = 0
-    for _ in range(_MOST_BOXES):
+    found: dict[bytes, tuple[int, bytes]] = {}
+    for kind, at, end in islice(read_boxes(file, 0, file.seek(0, 2)), _MOST_BOXES):
         file.seek(at)
-        start = file.read(16)
-        length, kind, skip = int.from_bytes(start[:4], "big"), start[4:8], 8
-        if length == 1:
-            length, skip = int.from_bytes(start[8:], "big"), 16
-        file.seek(at + skip)
-        found.setdefault(kind.decode("latin-1"), (at + skip, file.read(min(64, max(length - skip, 0)))))
+        found.setdefault(kind, (at, file.read(min(64, end - at))))
         if kind == b"jp2c":
             return found
-        if length < skip:
-            break
-        at += skip if kind == b"jp2h" else length
     raise ImageError("its header is damaged")

@@ -1,4 +1,4 @@
-"""PNG: pixels that end before the image does, which Pillow shows as black."""
+"""PNG: forms of which Pillow makes other pixels, and pixels that end early, which it shows as black."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 
 
 def read_chunks(file: IO[bytes], start: int) -> Iterator[tuple[bytes, int, int]]:
-    """Give the name of each chunk of a PNG that begins at `start`, where its data begin, and their length."""
+    """Yield the name of each chunk of a PNG that begins at `start`, and position and length of its data."""
     at = start + 8
     file.seek(at)
     while len(header := file.read(8)) == 8:
@@ -28,32 +28,77 @@ def read_chunks(file: IO[bytes], start: int) -> Iterator[tuple[bytes, int, int]]
         file.seek(at)
 
 
-def check_end(image: Image.Image, file: IO[bytes]) -> None:
-    """Refuse a PNG whose pixels end early. They are inflated again, which takes half as long as decoding.
+def read_chunks_before_pixels(file: IO[bytes], start: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the names of a PNG's chunks before its pixels, and where their data begin."""
+    for name, at, _ in read_chunks(file, start):
+        if name in (b"IDAT", b"IEND"):
+            return
+        yield name, at
+
+
+def check_png(image: Image.Image, file: IO[bytes], *, white_stated: bool) -> None:
+    """Check a PNG whose header is read; correct the transparent color that Pillow states for few grays.
+
+    Args:
+        image: an opened PNG.
+        file: the file; its position changes.
+        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
+
+    Raises:
+        ImageError: for forms of which Pillow makes other pixels than the file holds.
+    """
+    file.seek(12)
+    header = file.read(14)
+    if header[:4] != b"IHDR":
+        raise ImageError("it is a PNG of an iPhone app, which Pillow does not read; convert it to PNG")
+    bits, color = header[12:]
+    clear = image.info.get("transparency")
+    if color == 0 and bits in (2, 4) and isinstance(clear, int) and clear < 2**bits:
+        image.info["transparency"] = clear * (255 // (2**bits - 1))  # as Pillow scales the pixels
+    if bits == 16 and color == 2 and clear is not None:
+        raise ImageError("it has 16 bits per color and a transparent color; convert it to 8 bits")
+    if bits == 16 and white_stated:
+        at = next((at for name, at in read_chunks_before_pixels(file, 0) if name == b"sBIT"), None)
+        if at is not None:
+            file.seek(at)
+            if (significant := file.read(1)[0]) < 16:
+                found = f"{significant} significant bits, which PNG scales to 16"
+                raise ImageError(f"it states {found}, against white_level; remove its sBIT chunk")
+
+
+def check_last_row(image: Image.Image, file: IO[bytes]) -> None:
+    """Refuse a decoded PNG whose pixels end early: the missing rows are blank, or those of a pass.
 
     Args:
         image: a decoded PNG.
-        file: is left where it was; one that Pillow has closed by now is opened again.
+        file: its position is kept; one that Pillow has closed by now is opened again.
 
     Raises:
         ImageError: for fewer bytes of pixels than its header states.
     """
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    if image.info.get("interlace") or not any(last_row.tobytes()):
+        _check_end(image, file)
+
+
+def _check_end(image: Image.Image, file: IO[bytes]) -> None:
+    """Inflate the pixels again and count their bytes, which takes half as long as decoding."""
     if file.closed:
         with Path(image.filename).open("rb") as again:  # type: ignore[attr-defined]
-            check_end(image, again)
+            _check_end(image, again)
         return
     before = file.tell()
     file.seek(24)
     bits, color, _, _, interlaced = file.read(5)
     bits *= _SAMPLES.get(color, 1)
-    expected = _bytes_of(image.size, bits, _PASSES if interlaced else ((0, 0, 1, 1),))
+    expected = _count_expected(image.size, bits, _PASSES if interlaced else ((0, 0, 1, 1),))
     if _count_pixels(file, expected) < expected:
         raise ImageError("its pixels end early: rows are missing")
     file.seek(before)
 
 
-def _bytes_of(size: tuple[int, int], bits: int, passes: tuple[tuple[int, int, int, int], ...]) -> int:
-    """Return the bytes of all rows, with one more for each; `bits` per pixel."""
+def _count_expected(size: tuple[int, int], bits: int, passes: tuple[tuple[int, int, int, int], ...]) -> int:
+    """Count the bytes of all rows with `bits` per pixel, and the filter byte of each row."""
     total = 0
     for top, left, down, right in passes:
         columns, rows = -(-max(size[0] - left, 0) // right), -(-max(size[1] - top, 0) // down)

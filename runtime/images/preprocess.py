@@ -1,7 +1,6 @@
-"""The one road from an image to a model's input, used by training, calibration, drift check and runtime.
+"""Preprocess images for a model: the same steps for training, calibration, measurement and the runtime.
 
-What a model expects is data (`Preprocess`) that travels with it. The steps from an image to pixels are
-in this room alone, so that all parts of the project agree on them.
+The steps are data (`Preprocess`) that is stored in checkpoints and model files.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .decode import MAX_PIXELS, ImageSource, decoded, room_for
-from .modes import WHITE_16
-from .resize import resized, size_between
+from .decode import MAX_PIXELS, ImageSource, decode_image, reserve_memory
+from .formats import WHITE_16
+from .resize import resize, size_between
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import, and the runtime has to start fast
@@ -28,13 +27,13 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Decode = Literal["full", "draft"]
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
-_MAX_EDGE = 4096  # of the model's input: an artifact that asks for more is wrong or hostile
+_MAX_EDGE = 4096  # of the model's input; larger ones are an error or an attack
 _DRAFT_FACTOR = 2  # a JPEG is never decoded below this many times the size that the resize needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Preprocessing of a model. Calling it turns an image into the input of the model.
+    """Preprocessing of a model; a call turns an image into the input of the model.
 
     Raises:
         ValueError: for values that describe no possible preprocessing.
@@ -46,7 +45,7 @@ class Preprocess:
     # covers; for "stretch": the (height, width) that it is stretched to. None: `size`
     resize_to: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"  # Pillow's filters, which average when an image shrinks
-    exif: bool = True  # turn the image the way its EXIF orientation says
+    exif: bool = True  # rotate the image by its EXIF orientation
     white_level: int = WHITE_16  # of 16-bit gray images: the value that is white; 4095 for 12-bit data
     decode: Decode = "draft"  # large JPEGs at 1/2, 1/4 or 1/8, never below twice `size`; "full": as they are
 
@@ -79,31 +78,34 @@ class Preprocess:
             raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {found!r}")
 
     def __call__(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """Read an image: uint8 [height, width, 3], RGB, 0 to 255, C-contiguous, the caller's own.
+        """Read and preprocess an image.
 
         Args:
             image: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (gray),
                 [height, width, 3] (RGB, not BGR) or [height, width, 4] (RGB and alpha).
-            max_pixels: an image with more pixels than this is refused before it is decoded.
+            max_pixels: an image with more pixels is refused before it is decoded.
+
+        Returns:
+            uint8 [height, width, 3], RGB, 0 to 255, C-contiguous; it shares no memory with `image`.
 
         Raises:
-            ImageError: when there is no image to be had from it.
+            ImageError: when it cannot be read or decoded.
             TypeError: when `image` is none of the above.
         """
         before = self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to or 0,)
         edge = _DRAFT_FACTOR * max(*self.size, *before) if self.decode == "draft" else None
-        with decoded(
+        with decode_image(
             image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge, white_level=self.white_level
         ) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
             method, box = Image.Resampling[self.interpolation.upper()], self._box(opened.size)
-            with room_for(size_between(opened.size, out, method, box), max_pixels):
-                return np.array(resized(opened, out, method, box))  # (height, width, 3)
+            with reserve_memory(size_between(opened.size, out, method, box), max_pixels):
+                return np.array(resize(opened, out, method, box))  # (height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as JSON can hold it; `white_level` only where it is not the usual one.
+        """Return every field as a JSON value; `white_level` only where it is not the default.
 
-        A reader that does not know the field so refuses those files alone that need it.
+        So readers that do not know this field refuse only files that need it.
         """
         resize_to = list(self.resize_to) if isinstance(self.resize_to, tuple) else self.resize_to
         document = asdict(self) | {"size": list(self.size), "resize_to": resize_to}
@@ -113,7 +115,10 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`, also after a trip through JSON.
+        """Return the preprocessing of a document that `to_dict` has made, also after it was stored as JSON.
+
+        Args:
+            document: a value for every field; only `white_level` may be missing.
 
         Raises:
             ValueError: for an unknown or missing field, or a value that makes no sense.
@@ -130,17 +135,17 @@ class Preprocess:
         return cls(**{**document, **pairs})
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part of a (width, height) image that the model sees: left, top, right, bottom.
+        """Return the part of a (width, height) image that is scaled to `size`: left, top, right, bottom.
 
-        "crop" is torchvision's Resize and CenterCrop in one step, rounded as they round. Cutting before
-        scaling sees the same neighbors, and an image one pixel wide does not grow to gigabytes.
+        "crop" is torchvision's Resize and CenterCrop in one step, with the same rounding. It crops before
+        it scales, so that an image one pixel wide does not grow to gigabytes.
         """
         width, height = size
         rows, columns = self.size
         if self.resize == "stretch":
             if self.resize_to is None:
                 return 0, 0, width, height
-            assert isinstance(self.resize_to, tuple)  # __post_init__ saw to it
+            assert isinstance(self.resize_to, tuple)  # __post_init__ has checked it
             scaled = self.resize_to[1], self.resize_to[0]
         elif isinstance(self.resize_to, int):
             short = min(size)
@@ -158,8 +163,13 @@ def _is_whole(value: object, most: int = _MAX_EDGE) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def scaled_edge(resize_to: int | tuple[int, int] | None, scale: float) -> int | tuple[int, int] | None:
-    """Return the `resize_to` of the same view for a size that is `scale` times as large."""
+def scale_resize_to(resize_to: int | tuple[int, int] | None, scale: float) -> int | tuple[int, int] | None:
+    """Return the `resize_to` that keeps the view of a preprocessing whose `size` is scaled.
+
+    Args:
+        resize_to: a field of `Preprocess`; None stays None.
+        scale: new size divided by old size.
+    """
     if isinstance(resize_to, tuple):
         return round(resize_to[0] * scale), round(resize_to[1] * scale)
     return None if resize_to is None else round(resize_to * scale)

@@ -23,7 +23,7 @@ _SUPPORT = {  # half the width of each filter, in samples of the coarser grid
 }
 
 
-def resized(image: Image.Image, size: tuple[int, int], method: Image.Resampling, box: Box) -> Image.Image:
+def resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling, box: Box) -> Image.Image:
     """Return the part `box` of an image, scaled to `size`; a new image, also where nothing changes.
 
     Args:
@@ -37,7 +37,7 @@ def resized(image: Image.Image, size: tuple[int, int], method: Image.Resampling,
     columns = size[0]
     left, top, right, bottom = (float(np.float32(edge)) for edge in box)
     if (left, right, columns) != (0, image.width, image.width):
-        first, last = _rows_seen(image.size, size, method, box)
+        first, last = _rows_between(image.size, size, method, box)
         # The height stays, so that the pass over the rows copies, whichever comes first.
         image = image.resize((columns, last - first), method, (left, first, right, last))
         top, bottom = top - first, bottom - first  # exact: a whole number less
@@ -47,7 +47,7 @@ def resized(image: Image.Image, size: tuple[int, int], method: Image.Resampling,
 def size_between(
     before: tuple[int, int], after: tuple[int, int], method: Image.Resampling, box: Box
 ) -> tuple[int, int]:
-    """Return (width, height) of the image between the two passes, the largest that `resized` makes.
+    """Return (width, height) of the image between the two passes, the largest one that `resize` makes.
 
     Args:
         before: (width, height) of the image, in pixels.
@@ -57,17 +57,17 @@ def size_between(
     """
     if method == Image.Resampling.NEAREST:
         return after
-    first, last = _rows_seen(before, after, method, box)
+    first, last = _rows_between(before, after, method, box)
     return after[0], last - first
 
 
-def _rows_seen(
+def _rows_between(
     before: tuple[int, int], after: tuple[int, int], method: Image.Resampling, box: Box
 ) -> tuple[int, int]:
     """Return the rows between the two passes: the first row of the image, and the one after the last.
 
-    They are those that the second pass can see, or all, where those are a quarter or more: Pillow then
-    takes 0.8 ms instead of 1.2 for a photo of 500 x 375 pixels.
+    They are those that the second pass reads, or all rows where these are a quarter or more: Pillow then
+    takes 0.8 ms instead of 1.2 ms for a photo of 500 x 375 pixels.
     """
     top, bottom = float(np.float32(box[1])), float(np.float32(box[3]))
     reach = ceil(_SUPPORT[method] * max((bottom - top) / after[1], 1)) + 1

@@ -1,4 +1,4 @@
-"""TIFF: the forms that Pillow decodes to the pixels they hold; it opens more."""
+"""TIFF: refuse the forms that Pillow opens and decodes to other pixels than they hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile  # slow to import, and the runtime has to start fast
 
-LARGE = 2**24  # pixels: a tile may have as many, however small the image
+_LARGE = 2**24  # pixels: a tile may have as many, however small the image
 _BILEVEL_WHITE, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 2, 3, 5, 6
 _UNCOMPRESSED, _OLD_JPEG, _SIGNED, _SEPARATE, _REVERSED = 1, 6, 2, 2, 2
 _PREVIEW, _MASK = 1, 4
@@ -47,7 +47,7 @@ def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
 
     Args:
         image: its tags are read, and its pixels are not.
-        white_stated: the caller says which value is white.
+        white_stated: the caller stated the value that is white.
 
     Returns:
         The value of a gray pixel that is white, where the file states less than 16 bits; else None.
@@ -58,7 +58,12 @@ def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
     """
     tags = _Tags(image)
     _check_tiles(image.size, tags)
-    if flaw := _flaw(tags) or _layout_flaw(tags) or _color_flaw(tags) or _number_flaw(tags, white_stated):
+    if (
+        flaw := _find_flaw(tags)
+        or _find_layout_flaw(tags)
+        or _find_color_flaw(tags)
+        or _find_number_flaw(tags, white_stated)
+    ):
         raise ImageError(f"its pixels are {flaw}; convert it to 8 bits, gray or RGB")
     return 4095 if tags.bits == 12 else None
 
@@ -67,12 +72,12 @@ def _check_tiles(size: tuple[int, int], tags: _Tags) -> None:
     """Refuse tiles that take far more memory than the image: libtiff decodes whole tiles."""
     columns, rows = tags.number(322), tags.number(323)
     # Edges of tiles are multiples of 16.
-    if columns * rows > max(LARGE, (size[0] + 15) * (size[1] + 15)):
+    if columns * rows > max(_LARGE, (size[0] + 15) * (size[1] + 15)):
         found = f"it has tiles of {columns} x {rows} pixels for an image of {size[0]} x {size[1]}"
         raise ImageError(f"{found}; save it with tiles that are not larger than the image")
 
 
-def _flaw(tags: _Tags) -> str | None:
+def _find_flaw(tags: _Tags) -> str | None:
     """Return what is wrong with the first image as a whole."""
     kind = tags.number(254)
     if kind & _PREVIEW:
@@ -86,7 +91,7 @@ def _flaw(tags: _Tags) -> str | None:
     return None
 
 
-def _layout_flaw(tags: _Tags) -> str | None:
+def _find_layout_flaw(tags: _Tags) -> str | None:
     """Return what is wrong with where the samples lie: of separate planes Pillow mistakes many."""
     if tags.number(284, 1) != _SEPARATE or tags.samples == 1:
         return None
@@ -97,7 +102,7 @@ def _layout_flaw(tags: _Tags) -> str | None:
     return None
 
 
-def _color_flaw(tags: _Tags) -> str | None:
+def _find_color_flaw(tags: _Tags) -> str | None:
     """Return what is wrong with the colors."""
     if tags.color == _BILEVEL_WHITE and tags.bits > 8:
         return f"gray of {tags.bits} bits where 0 is white"
@@ -111,7 +116,7 @@ def _color_flaw(tags: _Tags) -> str | None:
     return None
 
 
-def _number_flaw(tags: _Tags, white_stated: bool) -> str | None:
+def _find_number_flaw(tags: _Tags, white_stated: bool) -> str | None:
     """Return what is wrong with the numbers that the samples are."""
     signed = "signed " if tags.form == _SIGNED else ""
     if tags.form not in (1, _SIGNED) or not (signed or tags.bits > 16):

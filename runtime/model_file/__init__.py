@@ -1,10 +1,10 @@
-"""A model file: read with care before ONNX Runtime sees it.
+"""Read a model file and check it before ONNX Runtime loads it.
 
 In reading order:
 
-    targets    form of INT8 weights, and CPUs on which they are exact
-    onnx_file  what an .onnx file says about itself, without the onnx package
-    metadata   the JSON document inside
-    digest     the SHA-256 at its end, by which damage is found
     artifact   the file, checked
+    metadata   the JSON document in it
+    onnx_file  outline of an .onnx file, without the onnx package
+    integrity  the SHA-256 at its end, and the second file of a model with large weights
+    targets    forms of INT8 weights, and the CPUs on which they are exact
 """

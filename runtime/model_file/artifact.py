@@ -1,7 +1,7 @@
-"""A deployable model file: an .onnx that carries, as one JSON document, all that is needed to use it.
+"""Read a model file: an .onnx file that holds, as one JSON document, all that is needed to use it.
 
-An artifact is untrusted input: it is checked before ONNX Runtime sees it, and a file that is replaced between
-the check and the load is noticed. (Loading the checked bytes would cost their size again at the peak.)
+It is untrusted: it is checked before ONNX Runtime loads it, and a file that is replaced between the check and
+the load is refused. (Loading the bytes that were checked would take their size once more at the peak.)
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from mmap import mmap
 from pathlib import Path
 
 from ..images.find_images import is_folder
-from .data_file import check_data, open_regular, stamp_of
-from .digest import Digests, digests_of, start_digests
+from .integrity import Digests, check_data, hash_bytes, open_regular, stamp_of, start_hashing
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize
 
@@ -32,7 +31,7 @@ FILE_NAMES: dict[Variant, str] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file that was read and found fit to run."""
+    """A model file that has passed every check that needs no run."""
 
     source: Path | bytes = field(repr=False)
     metadata: Metadata = field(repr=False)
@@ -41,17 +40,17 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The file's path, or words for bytes; for messages."""
-        return named(self.source)
+        """The name of the model in messages."""
+        return display_name(self.source)
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the .onnx file, 64 hexadecimal digits, once it is known and has shown no damage.
+        """SHA-256 of the .onnx file, 64 hexadecimal digits; waits until it is computed.
 
-        It covers a file with weights, too, whose SHA-256 the .onnx file holds.
+        It covers a second file with weights, too, whose SHA-256 the .onnx file holds.
 
         Raises:
-            ArtifactError: when the file is not the one that was written.
+            ArtifactError: when the digest at the end of the file shows damage.
         """
         try:
             found = self._digests()
@@ -66,14 +65,14 @@ class Artifact:
 
     @property
     def weights(self) -> Path | None:
-        """The file beside it that holds its weights, None where they are in it."""
+        """The second file, which holds the weights; None where they are in the .onnx file."""
         return self._stamps[1][0] if len(self._stamps) > 1 else None
 
     def expect_unchanged(self) -> None:
-        """To be called after the file was loaded.
+        """Check, after the file was loaded, that it is still the file that was checked.
 
         Raises:
-            ArtifactError: when it is not the file that was checked.
+            ArtifactError: when it was replaced.
         """
         for path, stamp in self._stamps:
             try:
@@ -84,25 +83,26 @@ class Artifact:
                 raise ArtifactError(f"{path}: it was replaced while it was opened; open it again")
 
 
-def named(source: Path | str | bytes) -> str:
-    """Return what messages call a model: its path, or "the model" for bytes."""
+def display_name(source: Path | str | bytes) -> str:
+    """Return the name of a model in messages: its path, or "the model" for bytes."""
     return "the model" if isinstance(source, bytes) else str(source)
 
 
 def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
-    Damage that only its digest shows is found by `Artifact.sha256`, which waits for a thread to hash it.
+    Damage that only its digest shows is reported by `Artifact.sha256`; a thread computes it meanwhile.
 
     Args:
         source: the .onnx file, or its bytes.
-        sha256: the digest that the file must have, when the caller knows it.
+        sha256: the SHA-256 that the file must have; None accepts any.
 
     Raises:
-        ArtifactError: when it is missing, damaged, not ours, not the one asked for, or needs other files.
+        ArtifactError: when it or its second file is missing or damaged, when it was not made by vit-edge, and
+            when its SHA-256 is not `sha256`.
     """
     source = source if isinstance(source, bytes) else Path(source)
-    path = named(source)
+    path = display_name(source)
     data, stamp = _read(source) if isinstance(source, Path) else (source, ())
     stamps = ((source, stamp),) if isinstance(source, Path) else ()
     if data[4:8] == ORT_FORMAT:
@@ -110,26 +110,39 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
             f"{path}: expected an .onnx file, found ORT format, which is made for one kind of CPU and cannot "
             "be checked before it is opened; use the .onnx file that it was made from"
         )
-    known = None if sha256 is None else digests_of(data)
-    if known is not None and known.sha256 != str(sha256).strip().lower():
+    computed = None if sha256 is None else hash_bytes(data)
+    if computed is not None and computed.sha256 != str(sha256).strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is not the expected one, {sha256}; do not use this file")
     try:
         model = summarize(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
-        digests = start_digests(source).result if known is None else lambda: known
+        digests = start_hashing(source).result if computed is None else lambda: computed
         return Artifact(source, metadata, digests, (*stamps, *beside))
     except OnnxError as error:
-        raise ArtifactError(
-            f"{path}: not an ONNX model, or a damaged one ({error}); give a file that python -m export "
-            "wrote, or copy it again"
-        ) from error
+        raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
+def _describe_other(source: Path | bytes, error: OnnxError) -> str:
+    """Return the message for a file that is not an ONNX model."""
+    from ..command.kinds import kind_of  # loaded for this message only
+
+    kind, found = ("unknown", "") if isinstance(source, bytes) else kind_of(source)
+    if kind == "image":
+        return f"expected a model file or folder, found {found}; give a file that python -m export wrote"
+    return (
+        f"not an ONNX model, or a damaged one ({error}); give a file that python -m export wrote, or copy it "
+        "again"
+    )
+
+
 def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
-    """Return what a model file, or its bytes, says about itself.
+    """Return the metadata of a model file without opening the model.
+
+    Args:
+        model: the .onnx file, or its bytes.
 
     Raises:
         ArtifactError: as `read_artifact`, and when the file is damaged.
@@ -140,23 +153,27 @@ def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
 
 
 def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
-    """The model file that `path` means: itself, or, in a folder, the first variant of `preference` there is.
+    """Return the model file at a path: the path itself, or the preferred file in a folder.
+
+    Args:
+        path: of a file, which need not exist, or of a folder.
+        preference: variants, the preferred one first; the first one in the folder is returned.
 
     Raises:
-        ArtifactError: when there is none.
+        ArtifactError: when the folder has none of these.
     """
     path = Path(path)
     if not is_folder(path):
         return path
     for variant in preference:
-        if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # a link that leads nowhere is told, too
+        if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # also for a link that leads nowhere
             return candidate
     names = " or ".join(FILE_NAMES[variant] for variant in preference)
     raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
 
 
-def absent(path: Path) -> ArtifactError:
-    """Return the error of a model file that is not there."""
+def missing_file(path: Path) -> ArtifactError:
+    """Return the error for a model file that does not exist."""
     if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises for a name too long)
         return ArtifactError(f"{path}: a link to a file that is not there; copy the model file again")
     return ArtifactError(f"{path}: there is no such model file; python -m export makes one")
@@ -165,15 +182,14 @@ def absent(path: Path) -> ArtifactError:
 def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
     try:
         if not path.exists():
-            raise absent(path)
+            raise missing_file(path)
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size > MAX_BYTES:
                 size = f"{status.st_size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})"
                 raise ArtifactError(f"{path}: {size}")
-            # Memory of its own, all of it given back before ONNX Runtime asks for its share: freed bytes of
-            # this size make the C library keep more from then on. (Mapping the file itself would kill the
-            # process if somebody cut it short meanwhile.)
+            # Anonymous memory, not from the C library, which keeps more memory after it has freed so much.
+            # (Mapping the file would kill the process if another one truncated it meanwhile.)
             data = mmap(-1, max(status.st_size, 1))
             file.readinto(data)
             return data, stamp_of(status)
@@ -191,9 +207,9 @@ def _metadata(model: OnnxSummary) -> Metadata:
         raise ArtifactError(
             "an ONNX model, but not made by vit-edge (no metadata); make it with python -m export"
         )
-    if foreign := sorted(model.domains - {""}):
+    if domains := sorted(model.domains - {""}):
         raise ArtifactError(
-            f"it uses operators that are not standard, of {', '.join(foreign)}; export it again"
+            f"it uses operators that are not standard, of {', '.join(domains)}; export it again"
         )
     if model.functions or model.subgraphs:
         raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")

@@ -1,4 +1,4 @@
-"""Metadata of a model file: one JSON document, checked like untrusted input.
+"""Metadata of a model file: one untrusted JSON document.
 
 docs/reference/model-file.md describes every field for other languages.
 """
@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from ..errors import InputError
 from ..images.preprocess import Preprocess
-from ..strict_json import parse_json
-from ..text import one_line
+from ..strict_json import parse_json, read_field
+from ..text import clean_line
 from .targets import EXACT_ON, CpuKind, Target, unknown_target
 
 METADATA_KEY = "vit_edge"
@@ -28,7 +28,7 @@ class ArtifactError(InputError):
     """A model file that cannot or must not be used: what was expected, what was found, what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))  # parts of it may come from the file
+        super().__init__(clean_line(message))  # parts of it may come from the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Metadata:
     variant: Variant
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
-    temperature: float = 1.0  # logits are divided by it before softmax, so that scores mean what they say
+    temperature: float = 1.0  # logits are divided by it before softmax, so that scores are calibrated
     embedding: int | None = None  # features of the second output, float32 [N, D]; None without one
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
@@ -53,52 +53,52 @@ class Metadata:
     digest: Digest | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.variant not in get_args(Variant):
-            choices = ", ".join(get_args(Variant))
-            raise ArtifactError(f"variant must be one of {choices}, found {self.variant!r}")
         if self.target not in get_args(Target):
             raise ArtifactError(unknown_target(self.target))
-        if not isinstance(self.preprocess, Preprocess):
-            raise ArtifactError(f"preprocess must be a Preprocess, found {type(self.preprocess).__name__}")
-        if self.embedding is not None and not _is_count(self.embedding):
-            raise ArtifactError(f"embedding must be null or 1 and more, found {self.embedding!r}")
-        if not isinstance(self.labels, tuple) or not (self.labels or self.embedding):
-            raise ArtifactError("labels must be a list of at least one name; only an embedding has none")
-        if not all(map(_is_text, self.labels)):
-            raise ArtifactError("labels must be text, every one of them")
-        self._check_rest()
-
-    def _check_rest(self) -> None:
-        if not _is_text(self.producer):
-            raise ArtifactError(f"producer must be text, found {self.producer!r}")
-        if self.digest not in ("sha256", None):
-            raise ArtifactError(f"digest must be sha256 or null, found {self.digest!r}")
-        if not _is_temperature(self.temperature):
-            raise ArtifactError(f"temperature must be 0.01 to 100, found {self.temperature!r}")
-        for name in ("source", "measured"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ArtifactError(f"{name} must be a JSON object")
+        variants, labels, embedding = get_args(Variant), self.labels, self.embedding
+        named = isinstance(labels, tuple) and all(map(_is_text, labels)) and bool(labels or embedding)
+        for name, expected, holds in (
+            ("variant", f"one of {', '.join(variants)}", self.variant in variants),
+            ("preprocess", "a Preprocess", isinstance(self.preprocess, Preprocess)),
+            (
+                "embedding",
+                "null or 1 and more",
+                embedding is None or (type(embedding) is int and embedding > 0),
+            ),
+            ("labels", "a list of at least one name, all of them text; only an embedding has none", named),
+            ("producer", "text", _is_text(self.producer)),
+            ("digest", "sha256 or null", self.digest in ("sha256", None)),
+            (
+                "temperature",
+                "0.01 to 100",
+                type(self.temperature) in (int, float) and 0.01 <= self.temperature <= 100,
+            ),
+            ("source", "a JSON object", isinstance(self.source, Mapping)),
+            ("measured", "a JSON object", isinstance(self.measured, Mapping)),
+        ):
+            if not holds:
+                raise ArtifactError(f"{name} must be {expected}, found {getattr(self, name)!r:.60}")
 
     @property
     def outputs(self) -> dict[str, int]:
-        """The outputs of the graph and their features: `logits`, `embedding`, or both in this order."""
+        """Features of each output of the graph: `logits`, `embedding`, or both in this order."""
         sizes = {"logits": len(self.labels), "embedding": self.embedding or 0}
         return {name: size for name, size in sizes.items() if size}
 
     @property
     def exact_on(self) -> tuple[CpuKind, ...]:
-        """The kinds of CPU on which a session with default options is exact and fast.
+        """Kinds of CPU on which a session with default options is exact and fast.
 
-        On kind "x86" any other file needs `session.x64quantprecision=1`, which is exact and slower.
+        A file without "x86" needs `session.x64quantprecision=1` there, which is exact and slower.
         """
         return EXACT_ON[self.target]
 
     def to_json(self, *, digest: Digest | None = None) -> str:
-        """The document that goes into the file, under `METADATA_KEY`.
+        """Return the JSON document that is stored in the file under `METADATA_KEY`.
 
         Args:
-            digest: promise that the file ends with its digest, as `export.write_artifact` writes it; `self.digest` is
-                that of the file that was read.
+            digest: states that the file ends with its digest, as `export.write_artifact` writes it. (The
+                field `digest` is about the file that was read.)
 
         Raises:
             ArtifactError: when `source` or `measured` hold what JSON cannot (NaN included).
@@ -117,7 +117,10 @@ class Metadata:
 
     @staticmethod
     def from_json(text: str) -> Metadata:
-        """The inverse of `to_json`; what it promises of a digest is `digest`.
+        """Return the metadata in a document that `to_json` has written.
+
+        Args:
+            text: the document.
 
         Raises:
             ArtifactError: when the document is not exactly one that `to_json` of this version writes.
@@ -125,17 +128,15 @@ class Metadata:
         document = _parse(text)
         version = document.pop("version", None)
         if type(version) is not int or version != METADATA_VERSION:
-            raise ArtifactError(_wrong_version(version))
+            raise ArtifactError(_describe_version(version))
         expected = {*_FIELDS, "exact_on"}
         if unknown := sorted(set(document) - expected):
             raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}; export it again")
         if missing := sorted(expected - {"digest"} - set(document)):
             raise ArtifactError(f"its metadata lacks {', '.join(missing)}; export it again")
         exact_on = document.pop("exact_on")
-        if not isinstance(document["preprocess"], dict):
-            raise ArtifactError("preprocess must be a JSON object")
         try:
-            preprocess = Preprocess.from_dict(document["preprocess"])
+            preprocess = Preprocess.from_dict(read_field(document, "preprocess", dict, where="metadata"))
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"its preprocessing is not usable: {error}") from error
         labels = document["labels"]
@@ -147,7 +148,7 @@ class Metadata:
         return metadata
 
 
-def _wrong_version(found: object) -> str:
+def _describe_version(found: object) -> str:
     if type(found) is not int or found < 1:
         return f"metadata version must be {METADATA_VERSION}, found {found!r}"
     which, todo = (
@@ -159,16 +160,8 @@ def _wrong_version(found: object) -> str:
 _FIELDS = tuple(each.name for each in fields(Metadata))
 
 
-def _is_temperature(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 100
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _is_text(value: object) -> bool:
-    """Text that can be written as UTF-8: JSON can say half a surrogate pair."""
+    """Return whether a value is text that UTF-8 can encode: JSON can hold half a surrogate pair."""
     return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 

@@ -1,10 +1,9 @@
-"""Outline of an .onnx file, read from its bytes without the onnx package.
+"""Read the outline of an .onnx file from its bytes, without the onnx package.
 
-The runtime looks here before it hands a file to ONNX Runtime, whose protobuf parser is lenient: it drops the
-upper bits of long tags, merges a message that is given twice, takes the last of two values, and steps over
-what it does not know. What it sees must be what is seen here, so only the one form in which protobuf writes
-a message is accepted, with the fields that an exported model can have. Every length is checked against what
-is there; the weights are stepped over.
+The runtime reads it before ONNX Runtime loads the file. The protobuf parser of ONNX Runtime drops the upper
+bits of long tags, merges a message that occurs twice, takes the last of two values, and skips unknown fields.
+To read the same as it does, this parser accepts only the one form in which protobuf writes a message, and
+only the fields that an exported model can have. It checks every length, and skips the weights.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ _VARINT, _BYTES, _FIXED32 = 0, 2, 5  # the wire types of protobuf that these fie
 
 
 class OnnxError(InputError):
-    """Bytes that are no ONNX model."""
+    """Bytes that are not an ONNX model."""
 
 
 @dataclass
 class OnnxSummary:
-    """The facts that decide whether a file is a model file of vit-edge and safe to open."""
+    """Outline of an ONNX model: what decides whether it is a model file of vit-edge and safe to open."""
 
     ir_version: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
@@ -38,8 +37,8 @@ class OnnxSummary:
     functions: bool = False  # the model defines operators of its own
 
 
-# By message, the fields that an exported model can have: the numbers of onnx.proto, and what each holds,
-# with * where it is repeated. Packed arrays and what is never looked into are bytes.
+# Fields that an exported model can have, by message: number in onnx.proto and content, with * where it is
+# repeated. Packed arrays and contents that are never read are bytes.
 _MESSAGES = {
     "model": "1 int, 2 text, 3 text, 4 text, 5 int, 6 text, 7 graph, 8 opset*, 14 property*, "
     "20 subgraph*, 25 function*",
@@ -64,7 +63,7 @@ _MESSAGES = {
 
 
 def _by_tag(fields: str) -> dict[int, tuple[str, bool]]:
-    """By tag, as it stands in front of a field: what the field holds, and if it is repeated."""
+    """Return content and repetition of each field by its tag, the number in front of it."""
     found = {}
     for each in fields.split(", "):
         number, _, kind = each.partition(" ")
@@ -79,8 +78,11 @@ _FIELDS = {message: _by_tag(fields) for message, fields in _MESSAGES.items()}
 def summarize(data: bytes | mmap) -> OnnxSummary:
     """Read the outline of a serialized ModelProto.
 
+    Args:
+        data: all bytes of the model.
+
     Raises:
-        OnnxError: when the bytes are not one, or one in another form than protobuf writes.
+        OnnxError: when they are not a ModelProto, or one in another form than protobuf writes.
     """
     found = OnnxSummary()
     graphs = 0
@@ -94,14 +96,14 @@ def summarize(data: bytes | mmap) -> OnnxSummary:
             _add(found.metadata, *_pair(kind, value), "metadata entries")
         else:
             graphs += kind == "graph"
-            _look_into(kind, value, found)
+            _add_facts(kind, value, found)
     if not found.ir_version or not graphs or not found.opsets:
         raise OnnxError("it has no ONNX version, graph or operator set")
     return found
 
 
-def _look_into(kind: str, value: Any, found: OnnxSummary) -> None:
-    """Note the facts in a field of this kind, and in all that it holds."""
+def _add_facts(kind: str, value: Any, found: OnnxSummary) -> None:
+    """Add the facts in a field of this kind, and in the messages inside it, to the outline."""
     if kind == "subgraph":
         found.subgraphs = True
     elif kind == "function":
@@ -113,17 +115,17 @@ def _look_into(kind: str, value: Any, found: OnnxSummary) -> None:
             if inner == "domain":
                 domain = each
             else:
-                _look_into(inner, each, found)
+                _add_facts(inner, each, found)
         found.domains.add(_domain(domain))
     elif kind == "tensor":
-        _look_into_tensor(value, found)
+        _add_tensor(value, found)
     elif kind in _FIELDS:
         for _, inner, each in _read(kind, value):
             if inner in _FIELDS or inner == "subgraph":
-                _look_into(inner, each, found)
+                _add_facts(inner, each, found)
 
 
-def _look_into_tensor(message: memoryview, found: OnnxSummary) -> None:
+def _add_tensor(message: memoryview, found: OnnxSummary) -> None:
     places: dict[str, str] = {}
     outside = 0
     for number, kind, value in _read("tensor", message):
@@ -132,7 +134,7 @@ def _look_into_tensor(message: memoryview, found: OnnxSummary) -> None:
         elif number == 14:
             outside = value
         else:
-            _look_into(kind, value, found)
+            _add_facts(kind, value, found)
     if outside not in (0, 1) or bool(outside) != bool(places.get("location")):
         raise OnnxError("it is no ONNX model (a tensor whose values are in another file, and are not)")
     if outside:
@@ -141,11 +143,11 @@ def _look_into_tensor(message: memoryview, found: OnnxSummary) -> None:
 
 
 def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
-    """The fields of one message, in order: number, what it holds, and an integer or the bytes of it."""
-    fields, seen = _FIELDS[kind], set[int]()
+    """Yield the fields of one message, in order: number, content, and its integer or its bytes."""
+    fields, found = _FIELDS[kind], set[int]()
     position, end = 0, len(message)
     while position < end:
-        # Most numbers have one byte; no call for these saves nearly half of the time.
+        # Most numbers have one byte; without a call for these it takes nearly half of the time.
         if (tag := message[position]) < 0x80:
             position += 1
         else:
@@ -156,9 +158,9 @@ def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
             )
         inner, repeated = fields[tag]
         if not repeated:
-            if tag in seen:
+            if tag in found:
                 raise OnnxError(f"field {tag >> 3} twice in message {kind}, which holds it once")
-            seen.add(tag)
+            found.add(tag)
         value = 4  # or the number itself, or how many bytes follow
         if inner != "float":
             if position < end and (value := message[position]) < 0x80:
@@ -175,7 +177,7 @@ def _read(kind: str, message: memoryview) -> Iterator[tuple[int, str, Any]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """The number at a position, of 64 bits at most and in as few bytes as it needs, and where it ends."""
+    """Return the number at a position, of 64 bits at most and as few bytes as possible, and its end."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
@@ -199,7 +201,7 @@ def _add(entries: dict[str, Any], key: str, value: object, what: str) -> None:
 
 
 def _pair(kind: str, message: memoryview) -> tuple[str, str]:
-    """The key and the value of a StringStringEntryProto."""
+    """Return key and value of a StringStringEntryProto."""
     entry = {number: value for number, _, value in _read(kind, message)}
     return _text(entry.get(1)), _text(entry.get(2))
 

@@ -1,7 +1,7 @@
 """INT8 targets: the form of the weights, and the CPUs on which a file of that form is exact.
 
 The fast INT8 kernel of an x86 CPU without VNNI adds two products of 8-bit numbers in 16 bits. Full-range
-weights overflow there, in silence. All other kernels (VNNI, ARM64, wasm) add in 32 bits.
+weights overflow there without an error. All other kernels (VNNI, ARM64, wasm) add in 32 bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Target = Literal["any-cpu", "full-range"]
 CpuKind = Literal["x86-vnni", "x86", "arm64", "wasm", "other"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
-# On these a session with default options computes exactly what the file says, at full speed.
+# On these a session with default options is exact, at full speed.
 EXACT_ON: Mapping[Target, tuple[CpuKind, ...]] = MappingProxyType(
     {"any-cpu": ("x86-vnni", "x86", "arm64", "wasm"), "full-range": ("x86-vnni", "arm64", "wasm")}
 )
@@ -24,12 +24,20 @@ _RENAMED: Mapping[object, Target] = MappingProxyType(
 
 
 def target_for(cpu: CpuKind) -> Target:
-    """Return the target with the most precise weights that is exact at full speed on `cpu`."""
+    """Return the target with the most precise weights that is exact at full speed on a kind of CPU.
+
+    Args:
+        cpu: the kind of CPU, as `cpu_kind` returns it.
+    """
     return "full-range" if cpu in EXACT_ON["full-range"] else "any-cpu"
 
 
 def unknown_target(found: object) -> str:
-    """Return the error message for a target that does not exist; a former name gets its new name."""
+    """Return the error message for a target that does not exist; for a former name, with the new one.
+
+    Args:
+        found: what was given as the target.
+    """
     expected = " or ".join(TARGETS)
     new = _RENAMED.get(found) if isinstance(found, str) else None
     hint = f"; {found} is called {new} now" if new is not None else ""

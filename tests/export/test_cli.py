@@ -321,7 +321,7 @@ SIGNALLED = """
 import os, signal, sys
 import export.write_artifact, export.report.html
 from export.__main__ import main
-from runtime.interrupts import guarded
+from runtime.interrupts import run_interruptible
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 module, name, signal_name, calls = sys.argv[1:5]
@@ -336,7 +336,7 @@ def signalled(*arguments):
     return original(*arguments)
 
 setattr(target, name, signalled)
-sys.exit(guarded("export", lambda: main(sys.argv[5:])))
+sys.exit(run_interruptible("export", lambda: main(sys.argv[5:])))
 """
 
 

@@ -19,7 +19,7 @@ with atheris.instrument_imports():
     from runtime.batch.sorting import Sorter, name_folders
     from runtime.classifier import Result
     from runtime.images.find_images import find_images
-    from runtime.text import printable
+    from runtime.text import make_printable
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-names-"))
 
@@ -59,7 +59,7 @@ def check_output(file: Path, paths: list[Path]) -> None:
     lines, _ = open_output(file, form, {"model": "none"}, resume=False, overwrite=False)
     for path in paths:
         lines.write(Result(path, None, "none"))
-        assert printable(str(path)).isprintable()
+        assert make_printable(str(path)).isprintable()
     lines.close()
     size = file.stat().st_size
     again, done = open_output(file, form, {"model": "none"}, resume=True, overwrite=False)

@@ -30,7 +30,7 @@ from runtime import (
     ImageError,
     Preprocess,
     Result,
-    open_model,
+    loaded_model,
 )
 from runtime.onnx_runtime import onnxruntime
 
@@ -311,7 +311,7 @@ class ClosedOnRead(Classifier):
         if (
             name in ("_session", "_stream_session")
             and self.countdown >= 0
-            and not open_model._changing.locked()
+            and not loaded_model._changing.locked()
         ):
             self.countdown -= 1
             if self.countdown < 0:
@@ -340,7 +340,8 @@ def test_closing_at_any_moment_is_an_answer_and_no_accident(
     classify = Classifier(model, threads=2)
     ask(classify)
     sessions = classify._session, classify._stream_session
-    monkeypatch.setattr(Classifier, "_again", lambda self, threads: sessions[0])  # opening takes milliseconds
+    # Opening takes milliseconds.
+    monkeypatch.setattr(Classifier, "_reload", lambda self, threads: sessions[0])
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

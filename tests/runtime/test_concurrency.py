@@ -147,7 +147,7 @@ def test_a_fork_takes_down_no_session_of_its_parent(threads: int, model: Path) -
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(FORK, reason="no fork on this system")
 def test_a_fork_waits_for_no_thread_that_is_not_there(model: Path) -> None:
-    from runtime import open_model
+    from runtime import loaded_model
     from runtime.batch import label_columns
 
     classify = Classifier(model, threads=1)
@@ -155,7 +155,7 @@ def test_a_fork_waits_for_no_thread_that_is_not_there(model: Path) -> None:
     held = threading.Event()
 
     def hold() -> None:
-        with open_model._changing, label_columns._opening:
+        with loaded_model._changing, label_columns._opening:
             held.set()
             time.sleep(0.5)
 
@@ -177,14 +177,14 @@ def test_a_fork_waits_for_no_thread_that_is_not_there(model: Path) -> None:
 def test_many_threads_of_a_fork_open_the_model_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classify = Classifier(model, threads=2)
     opened = count()
-    real = Classifier._again
+    real = Classifier._reload
 
     def again(self: Classifier, threads: int | None) -> object:
         next(opened)
         return real(self, threads)
 
     def work() -> None:
-        monkeypatch.setattr(Classifier, "_again", again)
+        monkeypatch.setattr(Classifier, "_reload", again)
         threads = [threading.Thread(target=classify, args=(IMAGE,)) for _ in range(8)]
         for thread in threads:
             thread.start()

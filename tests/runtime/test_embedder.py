@@ -19,8 +19,8 @@ from PIL import Image
 from runtime import ArtifactError, Classifier, Embedder, ImageError, Metadata, Preprocess
 from runtime.__main__ import main
 from runtime.batch import embed_images
-from runtime.results import Prediction, unsure
-from runtime.writing import Aside, lock
+from runtime.results import Prediction, explain_unsure
+from runtime.writing import AtomicFile, lock_file
 
 Make = Callable[..., Path]
 
@@ -206,7 +206,7 @@ def test_what_makes_no_embeddings(
     assert words in capsys.readouterr().err
 
 
-CRASHES = ("settle", "commit", "replace 1", "replace 2", "replace 3")
+CRASHES = ("flush_to_disk", "commit", "replace 1", "replace 2", "replace 3")
 
 
 @pytest.mark.parametrize("crash", CRASHES)
@@ -221,7 +221,7 @@ def test_a_crash_leaves_no_list_beside_an_array_of_other_images(
     old = out.read_bytes()
     left = [int(crash.split()[1]) if crash.startswith("replace") else 1]
     name = crash.split()[0]
-    owner = Path if name == "replace" else Aside
+    owner = Path if name == "replace" else AtomicFile
     real = getattr(owner, name)
 
     def fail(self: object, *given: object, **options: object) -> object:
@@ -234,7 +234,7 @@ def test_a_crash_leaves_no_list_beside_an_array_of_other_images(
     main([str(make()), str(images), "--embeddings", str(out), "--overwrite"])
     monkeypatch.undo()
     paths = out.with_suffix(".jsonl")
-    if crash == "settle":
+    if crash == "flush_to_disk":
         assert len(paths.read_text().splitlines()) == 1
     if paths.exists():  # with a list the array is whole, and of the same run
         assert (
@@ -261,7 +261,9 @@ def test_a_disk_that_fills_up_during_the_work_is_a_failure_and_a_place_that_is_n
     command = [str(make()), str(images), "--embeddings"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Aside, "settle", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            AtomicFile,
+            "flush_to_disk",
+            lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")),
         )
         assert main([*command, str(out)]) == 1
     assert "the disk is full" in capsys.readouterr().err
@@ -306,15 +308,15 @@ def test_lines_of_a_run_that_labels_are_not_replaced(
 
     def label() -> None:
         file = lines.open("wb")
-        lock(file.fileno())
+        lock_file(file.fileno())
         file.write(b"a line\n")
         file.flush()
         opened.append(file)
 
     opened: list[IO[bytes]] = []
-    settle = Aside.settle
+    settle = AtomicFile.flush_to_disk
     if late:
-        monkeypatch.setattr(Aside, "settle", lambda self: (settle(self), opened or label()))
+        monkeypatch.setattr(AtomicFile, "flush_to_disk", lambda self: (settle(self), opened or label()))
     else:
         label()
     extra = ["--overwrite"] if overwrite else []
@@ -358,8 +360,8 @@ def test_below_the_minimum_there_is_no_label(make: Make) -> None:
 
 
 def test_a_score_just_below_the_minimum_reads_below_it() -> None:
-    assert unsure(Prediction(None, None, 0.4996, ()), 0.5) == "unsure (score 0.4996, minimum 0.5)"
-    assert unsure(Prediction("a", 0, 0.4996, ()), 0.5) is None
+    assert explain_unsure(Prediction(None, None, 0.4996, ()), 0.5) == "unsure (score 0.4996, minimum 0.5)"
+    assert explain_unsure(Prediction("a", 0, 0.4996, ()), 0.5) is None
 
 
 def test_unsure_is_no_failure(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import open_model
+from runtime import loaded_model
 
 SCRIPT = """
 import os, sys, time, warnings
@@ -49,7 +49,7 @@ for threads in (1, 2):
 """
 
 
-@pytest.mark.skipif(open_model._on_exit is None, reason="needs glibc's on_exit")
+@pytest.mark.skipif(loaded_model._on_exit is None, reason="needs glibc's on_exit")
 def test_forked_processes_end_in_an_ordinary_exit(model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(model)], capture_output=True, text=True, timeout=300, check=False

@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime.errors import ImageError
 from runtime.images.preprocess import Preprocess
-from runtime.images.resize import resized, size_between
+from runtime.images.resize import resize, size_between
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -86,7 +86,7 @@ def test_one_call_of_pillow_13_would_not_give_them() -> None:
         if case["resize"] == "stretch" and case["interpolation"] != "nearest":
             image = Image.fromarray(MAKER.rgb_of(case)).transpose(Image.Transpose.TRANSPOSE)
             method = Image.Resampling[case["interpolation"].upper()]
-            rows_first = resized(image, (rows, columns), method, (0, 0, *image.size))
+            rows_first = resize(image, (rows, columns), method, (0, 0, *image.size))
             upright = np.asarray(rows_first.transpose(Image.Transpose.TRANSPOSE))
             turned += not np.array_equal(upright, golden_bytes(case))
     assert turned >= 10
@@ -109,7 +109,7 @@ def test_a_box_far_down_reads_few_rows() -> None:
     assert (width, height) == (224, 9)
     rows = np.arange(400_000, dtype=np.uint32)[:, None] * np.array([3, 7]) % 251
     image = Image.fromarray(np.stack([rows.astype(np.uint8)] * 3, axis=2))
-    found = np.asarray(resized(image, after, Image.Resampling.BICUBIC, box))
+    found = np.asarray(resize(image, after, Image.Resampling.BICUBIC, box))
     across = MAKER.one_pass(
         MAKER.weights(2, 224, "bicubic"), np.asarray(image)[199_900:200_100].transpose(1, 0, 2)
     )

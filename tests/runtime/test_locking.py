@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from runtime.command import locking
-from runtime.command.locking import LOCK_FILE, lock, only_writer, only_writer_of
-from runtime.writing import OutputError
+from runtime.command.locking import LOCK_FILE, only_writer, only_writer_of
+from runtime.writing import OutputError, lock_file
 
 HOLD = """
 import sys
@@ -141,11 +141,11 @@ def test_windows_locks_a_byte_far_from_the_text(tmp_path: Path, monkeypatch: pyt
     with (tmp_path / "file").open("wb") as file:
         file.write(b"text")
         file.flush()
-        assert lock(file.fileno())
+        assert lock_file(file.fileno())
         assert at[0] > 2**30
         assert file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR) == 4
         with pytest.raises(BlockingIOError):
-            lock(file.fileno())
+            lock_file(file.fileno())
 
 
 def test_a_place_where_nothing_can_be_made_is_no_endless_wait(

@@ -10,7 +10,7 @@ from runtime.batch.tally import Report, count_others
 from runtime.command import progress
 from runtime.command.progress import VARIABLE, Cadence, Step, clock_time, tell
 from runtime.errors import InputError
-from runtime.text import counted
+from runtime.text import format_count
 
 
 class Clock:
@@ -161,13 +161,13 @@ def test_messages_take_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_one_and_many() -> None:
-    assert [counted(n, "image") for n in (0, 1, 2, 2000)] == [
+    assert [format_count(n, "image") for n in (0, 1, 2, 2000)] == [
         "0 images",
         "1 image",
         "2 images",
         "2,000 images",
     ]
-    assert [counted(n, "class", "classes") for n in (1, 3)] == ["1 class", "3 classes"]
+    assert [format_count(n, "class", "classes") for n in (1, 3)] == ["1 class", "3 classes"]
     assert count_others(0, "label") == []
     assert count_others(1, "label") == ["      and  1 more label"]
     assert count_others(2, "failure", ", listed in x") == ["      and  2 more failures, listed in x"]

@@ -150,7 +150,7 @@ def test_what_loading_leaves_behind_is_given_back(tmp_path: Path) -> None:
     path.write_bytes(wide_graph(width=1024, layers=10))
     script = (
         "import sys, runtime.session as session\n"
-        "if sys.argv[2] == 'kept': session.give_memory_back = lambda: None\n"
+        "if sys.argv[2] == 'kept': session.trim_memory = lambda: None\n"
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4 // 1024\n"
         "before = resident()\n"
         "opened = session.open_session(sys.argv[1], threads=1)\n"
@@ -260,7 +260,7 @@ def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
             f"cpu has too little memory for {name}: Failed to allocate",
         ),
     ):
-        found = session_module.explained(error, device, source, "does not accept")
+        found = session_module.translate_error(error, device, source, "does not accept")
         assert type(found) is expected
         assert str(found) == words
 
@@ -277,7 +277,7 @@ def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
     ],
 )
 def test_what_a_device_leaves_goes_to_the_next_best(device: str, providers: list[str]) -> None:
-    assert session_module._chain(device) == [f"{name}ExecutionProvider" for name in providers]
+    assert session_module._providers_of(device) == [f"{name}ExecutionProvider" for name in providers]
 
 
 def test_words_of_wrong_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,11 +369,11 @@ def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.Monkey
     found = Library()
     monkeypatch.setattr(session_module.ctypes, "CDLL", library)
     monkeypatch.setattr(session_module.sys, "platform", "linux")
-    session_module.give_memory_back()
+    session_module.trim_memory()
     assert calls == [None]  # the library that this process runs with
     found.malloc_trim = lambda most: calls.append((type(most), most.value))  # type: ignore[attr-defined]
-    session_module.give_memory_back()
+    session_module.trim_memory()
     assert calls == [None, None, (session_module.ctypes.c_size_t, 0)]
     monkeypatch.setattr(session_module.sys, "platform", "darwin")
-    session_module.give_memory_back()
+    session_module.trim_memory()
     assert len(calls) == 3

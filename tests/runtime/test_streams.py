@@ -11,14 +11,14 @@ import pytest
 
 SAYS = """
 import sys
-from runtime.interrupts import guarded
+from runtime.interrupts import run_interruptible
 
 def work():
     print("float32 10.7 \u2192 2.0 %")
     print("3.9\u00d7 smaller", file=sys.stderr)
     return 0
 
-sys.exit(guarded("command", work))
+sys.exit(run_interruptible("command", work))
 """
 
 

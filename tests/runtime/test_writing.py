@@ -17,12 +17,12 @@ import pytest
 
 from runtime.errors import FAILED, WRONG_USE
 from runtime.writing import (
-    Aside,
+    AtomicFile,
     DiskError,
     OutputError,
     check_folder,
     check_temporary_folder,
-    explained_output,
+    explain_output_errors,
     temporary_folder,
     write_atomically,
 )
@@ -49,7 +49,7 @@ def another_process(work: str, place: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 FILE = (
-    "aside = Aside(place); aside.file.write(b'half'); aside.file.flush(); print(flush=True); sys.stdin.read()"
+    "new = AtomicFile(place); new.file.write(b'half'); new.file.flush(); print(flush=True); sys.stdin.read()"
 )
 FOLDER = """
 with temporary_folder(place.parent) as folder:
@@ -165,7 +165,7 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("old")
 
     def write() -> None:
-        with Aside(tmp_path / "new") as aside:
+        with AtomicFile(tmp_path / "new") as aside:
             aside.file.write(b"half")
             raise RuntimeError("stopped here")
 
@@ -208,7 +208,7 @@ def test_a_full_disk_of_temporary_files_names_the_way(number: int) -> None:
 def test_the_exit_code_tells_a_disk_that_gave_out_from_wrong_use(
     number: int, begun: bool, code: int, tmp_path: Path
 ) -> None:
-    with pytest.raises(OutputError) as caught, explained_output(tmp_path, begun=begun):
+    with pytest.raises(OutputError) as caught, explain_output_errors(tmp_path, begun=begun):
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_code == code
 

@@ -31,9 +31,9 @@ TESTS = tuple(
     for name in (
         "test_classifier",
         "test_cli",
-        "test_preprocess",
+        "images/test_preprocess",
         "test_session",
-        "images/test_files",
+        "images/test_find_images",
         "model_file/test_artifact",
         "model_file/test_targets",
     )
@@ -41,7 +41,7 @@ TESTS = tuple(
 # A thousand threads in turn and forks of threads crash QEMU; /dev/full is another device under proot.
 NOT_EMULATED = "not at_any_moment and not forked and not full_disk"
 # 70 seconds of 5 minutes.
-SHORT = tuple(path for path in TESTS if "test_cli" not in path and "test_files" not in path)
+SHORT = tuple(path for path in TESTS if "test_cli" not in path and "test_find_images" not in path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from runtime.command.line import installed, positive
 from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
-from runtime.text import counted
+from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
 
 NO_LIST: tuple[Kind, ...] = (
@@ -74,7 +74,7 @@ def run_import(options: argparse.Namespace) -> None:
 
 def classes(count: int) -> str:
     """Return a number of classes in words."""
-    return counted(count, "class", "classes")
+    return format_count(count, "class", "classes")
 
 
 def _check(options: argparse.Namespace) -> tuple[str, ...] | None:

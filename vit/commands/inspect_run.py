@@ -10,7 +10,7 @@ from runtime.command.line import installed
 from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
-from runtime.text import did_you_mean
+from runtime.text import suggest
 from runtime.writing import OutputError, check_folder
 from vit.config import ViTConfig
 
@@ -107,7 +107,7 @@ def run_summary(options: argparse.Namespace) -> None:
     if named is None and not Path(options.model).exists():
         raise CheckpointError(
             f"{options.model}: expected a checkpoint, or one of {', '.join(SIZES)}, found neither"
-            f"{did_you_mean(options.model, SIZES)}"
+            f"{suggest(options.model, SIZES)}"
         )
     print(summary_text(named or read_document(options.model).config))
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
     options = parser(prog).parse_args(arguments)
 
     def work() -> int:
-        from runtime.images.openers import register_openers
+        from runtime.images.other_formats import register_openers
 
         register_openers()
         # Each command imports what it needs once the arguments are understood, so that --help is quick.

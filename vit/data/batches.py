@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from runtime.images.preprocess import ImageError, Preprocess
-from runtime.text import counted
+from runtime.text import format_count
 from vit.data.datasets import DataError, Images
 
 # --- Memory that this process may still take ---
@@ -146,7 +146,7 @@ class Store:
         self.bad[index] = reason
         if len(self.bad) > self.bad_share * len(self.images):
             first = min(self.bad)
-            count = f"{len(self.bad)} of {counted(len(self.images), 'image')} cannot be decoded"
+            count = f"{len(self.bad)} of {format_count(len(self.images), 'image')} cannot be decoded"
             raise DataError(
                 f"{self.images.describe(first)}: {self.bad[first]} ({count}); remove or replace it"
             )

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from runtime.command.kinds import Kind, refuse_kinds
-from runtime.images.find_images import LeftOut, find_images, image_suffixes, suffix_of
-from runtime.text import did_you_mean
+from runtime.images.find_images import SkippedFiles, find_images, image_suffixes, suffix_of
+from runtime.text import suggest
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
 from vit.data.idx import find_idx, labels_of, read_idx
 from vit.data.public import public_name
@@ -51,7 +51,8 @@ class Images:
     targets: np.ndarray | None  # int64 [N], indices into labels
     labels: tuple[str, ...] | None
     name: str
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)  # of the folders walked
+    # of the folders walked
+    left_out: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
     # int64 [classes]: the first class of each one's name, where several have one name and a folder of that
     # name means any of them; None where a target means itself alone
     same_name: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -121,7 +122,7 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if not folder.exists():
         hint = "install Debian's dataset-fashion-mnist" if folder == FASHION_FOLDER else GIVE_A_FOLDER
-        raise DataError(f"{folder}: no such file or folder; {hint}{did_you_mean(str(source), WORDS)}")
+        raise DataError(f"{folder}: no such file or folder; {hint}{suggest(str(source), WORDS)}")
     if find_idx(folder):
         return open_idx(folder, split)
     if suffix_of(folder.name) not in image_suffixes():
@@ -269,11 +270,13 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
         )
     items: list[Item] = []
     targets: list[int] = []
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     for name, path in folders.items():
-        paths = list(find_images([path], left_out=left_out))
+        paths = list(find_images([path], skipped=left_out))
         if not paths:
-            raise DataError(f"{path}: a class folder without images{left_out.aside()}; fill it or remove it")
+            raise DataError(
+                f"{path}: a class folder without images{left_out.in_brackets()}; fill it or remove it"
+            )
         items.extend(paths)
         targets.extend([labels.index(name)] * len(paths))
     if not items:
@@ -282,12 +285,12 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
 
 
 def loose_images(folder: Path, split: Split) -> Images:
-    left_out = LeftOut()
-    paths: list[Item] = list(find_images([folder], left_out=left_out))
+    left_out = SkippedFiles()
+    paths: list[Item] = list(find_images([folder], skipped=left_out))
     if not paths:
         raise DataError(
-            f"{folder}: no images here{left_out.aside()}; expected images, class folders, or train and test "
-            "folders"
+            f"{folder}: no images here{left_out.in_brackets()}; expected images, class folders, or train "
+            "and test folders"
         )
     if split != "all":
         raise DataError(
@@ -300,4 +303,6 @@ def join(parts: Sequence[Images], folder: Path) -> Images:
     items = [item for part in parts for item in part.items]
     known = [part.targets for part in parts if part.targets is not None]
     targets = np.concatenate(known) if known else None
-    return Images(items, targets, parts[0].labels, str(folder), LeftOut.of(part.left_out for part in parts))
+    return Images(
+        items, targets, parts[0].labels, str(folder), SkippedFiles.merge(part.left_out for part in parts)
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.text import counted
+from runtime.text import format_count
 from vit.data.datasets import Images
 
 MOST = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
@@ -44,12 +44,13 @@ def same_images(train: Images, found: Sequence[str], **others: Images | None) ->
     if twice:
         one, two = (train.describe(index) for index in twice[0])
         said.append(
-            f"in two classes: {counted(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+            f"in two classes: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
         )
     for name, images in others.items():
         shared = 0 if images is None else sum(bool(digest) and digest in first for digest in digests(images))
         if shared and images is not None:
             said.append(
-                f"trained on too: {shared:,} of {counted(len(images), f'{name} image')}; take them out of one"
+                f"trained on too: {shared:,} of {format_count(len(images), f'{name} image')}; take them "
+                "out of one"
             )
     return said

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.images.find_images import image_suffixes, is_folder, left_by_a_system
-from runtime.text import counted
+from runtime.images.find_images import image_suffixes, is_folder, is_system_file
+from runtime.text import format_count
 from vit.data.idx import find_idx
 
 # Usual spellings of each split; case, and "-", "_" or a space between words, do not matter.
@@ -163,7 +163,7 @@ def subfolders(folder: Path) -> list[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = [each.name for each in entries if _is_folder(each) and not left_by_a_system(each.name)]
+            names = [each.name for each in entries if _is_folder(each) and not is_system_file(each.name)]
     except OSError as error:
         raise DataError(
             f"{folder}: it cannot be listed ({error.strerror}); allow it, or move it away"
@@ -246,16 +246,16 @@ def loose_beside(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
     """A sentence about images that stand beside the folders and belong to none, and one about tables."""
     if not inside:
         return ()
-    files = [path for path in folder.iterdir() if path.is_file() and not left_by_a_system(path.name)]
+    files = [path for path in folder.iterdir() if path.is_file() and not is_system_file(path.name)]
     loose = sum(path.suffix.lower() in image_suffixes() for path in files)
-    notes = (f"{counted(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
+    notes = (f"{format_count(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
     tables = (f"{folder / name}: not read, folders say the classes and splits" for name in tables_in(folder))
     return (*notes, *tables)
 
 
 def tables_in(folder: Path) -> list[str]:
     """The names of files in a folder that may list classes or splits, which nothing here reads."""
-    names = sorted(path.name for path in folder.iterdir() if not left_by_a_system(path.name))
+    names = sorted(path.name for path in folder.iterdir() if not is_system_file(path.name))
     return [name for name in names if _is_table(Path(name.casefold()))]
 
 

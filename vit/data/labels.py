@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from runtime.text import counted
+from runtime.text import format_count
 from vit.data.datasets import DataError, Images
 
 SHOWN = 3  # names that one sentence holds
@@ -27,10 +27,10 @@ def labeled_as(images: Images, labels: tuple[str, ...]) -> Images:
         return images
     known = set(labels)
     if unknown := [label for label in images.labels if label not in known]:
+        count = format_count(len(images.labels), "class", "classes")
         raise DataError(
-            f"{images.name}: the class {unknown[0]!r} ({counted(len(images.labels), 'class', 'classes')}) is "
-            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or "
-            "loose images"
+            f"{images.name}: the class {unknown[0]!r} ({count}) is not one of the model's {len(labels)} "
+            "labels; give folders named as the model's classes, or loose images"
         )
     place: dict[str, int] = {}
     for each, label in enumerate(labels):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.command.kinds import kind_of
-from runtime.images.find_images import LeftOut, left_out_line
-from runtime.text import counted
+from runtime.images.find_images import SkippedFiles, describe_skipped
+from runtime.text import format_count
 from vit.data.datasets import DataError, Images, open_images, passed_over, split_images, splits_of
 from vit.data.folders import layout_of, tables_in
 from vit.data.idx import find_idx
@@ -33,7 +33,7 @@ class TrainingData:
 
     def describe(self) -> str:
         """Return which images are read for what, with the folder of each split."""
-        parts = [f"{counted(len(self.train), 'image')} to train on from {self.train.name}"]
+        parts = [f"{format_count(len(self.train), 'image')} to train on from {self.train.name}"]
         if self.val is not None:
             held_out = self.val.name == self.train.name
             where = "held out of the same" if held_out else f"from {self.val.name}"
@@ -60,8 +60,8 @@ def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
     Args:
         parts: images of one or more folders; None stands for a part that there is not.
     """
-    together = LeftOut.of(part.left_out for part in parts if part is not None)
-    line = left_out_line(together.counts)
+    together = SkippedFiles.merge(part.left_out for part in parts if part is not None)
+    line = describe_skipped(together.counts)
     return (f"{line}; to use them, convert them to JPEG or PNG",) if line else ()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from runtime.text import counted
+from runtime.text import format_count
 from runtime.writing import write_atomically
 from vit.checkpoint import Checkpoint, result_of_test
 from vit.data.datasets import Images
@@ -120,10 +120,10 @@ def _facts(checkpoint: Checkpoint, images: Images | None, verdicts: Verdicts | N
     }
     if images is not None and verdicts is not None:
         total = len(verdicts.targets)
-        of = f"{counted(total, 'image')} of {public_name(images.name)}"
+        of = f"{format_count(total, 'image')} of {public_name(images.name)}"
         facts["on these images"] = f"{100 * verdicts.right / total:.2f} % of {of} right"
         if unread := len(images) - total:
-            facts["on these images"] += f"; {counted(unread, 'image')} could not be read"
+            facts["on these images"] += f"; {format_count(unread, 'image')} could not be read"
     else:
         facts["on other images"] = "not measured, no images were given (--data)"
     return facts

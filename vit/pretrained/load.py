@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.images.preprocess import Preprocess
-from runtime.text import counted
+from runtime.text import format_count
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT, compare_shapes
@@ -188,7 +188,7 @@ def with_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> Im
     """
     classes = found.model.config.classes
     if len(labels) != classes:
-        there, expected = counted(len(labels), "label"), counted(classes, "class", "classes")
+        there, expected = format_count(len(labels), "label"), format_count(classes, "class", "classes")
         raise SourceError(f"{file}: has {there}, the model has {expected}")
     assumed = tuple(sentence for sentence in found.assumed if "--labels" not in sentence)
     return replace(found, labels=labels, assumed=assumed)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model_file.data_file import is_beside
+from runtime.model_file.integrity import is_beside
 from vit.document import CheckpointError
 from vit.pretrained.documents import SourceError, read_json
 from vit.tensors import read_tensors

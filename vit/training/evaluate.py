@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.text import counted
+from runtime.text import format_count
 from vit.training.recipe import Recipe
 
 
@@ -46,7 +46,7 @@ def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) 
     accuracy = history[kept - 1].get("val_accuracy")
     if accuracy is None:
         return f"kept {of}, the last: there were no validation images to choose one by"
-    images = "validation images" if validation is None else counted(validation, "validation image")
+    images = "validation images" if validation is None else format_count(validation, "validation image")
     chose = "the same images chose it, so expect less of others"
     return f"kept {of}: {100 * accuracy:.2f} % of {images} right; {chose}"
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from runtime.strict_json import parse_json
-from runtime.text import flaw
+from runtime.text import describe_error
 from vit.config import MOST
 from vit.document import CheckpointError, is_history, read_metadata
 from vit.run_folder import STATE, state_file
@@ -133,7 +133,7 @@ def _progress(path: Path, document: Mapping[str, Any]) -> Progress:
             raise TypeError(f"{found.epoch} epochs are done, and {len(found.history)} are recorded")
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: the state of another version ({flaw(error)}); begin anew with --overwrite"
+            f"{path}: the state of another version ({describe_error(error)}); begin anew with --overwrite"
         ) from error
     return found
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.images.preprocess import Preprocess, scaled_edge
-from runtime.text import counted, did_you_mean, first_few
+from runtime.images.preprocess import Preprocess, scale_resize_to
+from runtime.text import format_count, list_first, suggest
 from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
 from vit.data.datasets import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
@@ -102,8 +102,8 @@ def check(options: TrainOptions) -> Checked:
     middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
-            f"{options.teacher}: the teacher's classes ({first_few(teacher.labels)}) are not those of "
-            f"the images ({first_few(data.labels)}); fine-tune it on the same classes first"
+            f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
+            f"the images ({list_first(data.labels)}); fine-tune it on the same classes first"
         )
     return Checked(recipe, data, config)
 
@@ -140,7 +140,7 @@ def chosen_recipe(options: TrainOptions) -> Recipe:
         name = "finetune" if options.source else fallback
     known = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in known:
-        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}{suggest(name, known)}")
     return replace(known[name], **given_fields(options))
 
 
@@ -168,14 +168,13 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     steps = max(images // recipe.batch, 1)
     if steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
         return recipe, ()
-    few = f"{counted(images, 'image')} to train on"
+    few = f"{format_count(images, 'image')} to train on"
     if "batch" in given_fields(options):
-        said = (
-            f"{few}: a batch of {recipe.batch} gives {counted(steps, 'step')} per epoch, which learns slowly"
-        )
+        per_epoch = f"{format_count(steps, 'step')} per epoch"
+        said = f"{few}: a batch of {recipe.batch} gives {per_epoch}, which learns slowly"
         return recipe, (f"{said}; --batch {fitting} gives {max(images // fitting, 1)}",)
     steps = max(images // fitting, 1)
-    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {counted(steps, 'step')} per epoch"
+    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {format_count(steps, 'step')} per epoch"
     if options.source is None and images < FEW:
         said += "; so few images learn more from a pretrained model (--from)"
     return replace(recipe, batch=fitting), (said,)
@@ -187,7 +186,7 @@ def parsed_change(text: str) -> tuple[str, Any]:
     # Not the name: an example's brings its model along.
     types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
     if name not in types:
-        nearest = did_you_mean(name, types)
+        nearest = suggest(name, types)
         raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}{nearest}")
     if not equals:
         raise RecipeError(f"--set {text}: expected NAME=VALUE, found a name alone; write {text}=VALUE")
@@ -273,7 +272,7 @@ def with_white_level(preprocess: Preprocess, white_level: int) -> Preprocess:
 def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
     """The same preprocessing for another size; the shorter edge before a crop grows in proportion."""
     scale = max(size) / max(preprocess.size)
-    return replace(preprocess, size=size, resize_to=scaled_edge(preprocess.resize_to, scale))
+    return replace(preprocess, size=size, resize_to=scale_resize_to(preprocess.resize_to, scale))
 
 
 def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
@@ -289,6 +288,6 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
     if images.targets is None:
         raise DataError(
             f"{source}: expected images in folders named as the model's {len(labels)} classes "
-            f"({first_few(labels)}), found images without classes"
+            f"({list_first(labels)}), found images without classes"
         )
     return images

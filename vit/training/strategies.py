@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from runtime.images.preprocess import Preprocess, scaled_edge
+from runtime.images.preprocess import Preprocess, scale_resize_to
 from vit.checkpoint import load_checkpoint
 from vit.data.batches import Store
 from vit.document import FILE_NAME
@@ -177,4 +177,4 @@ def strategy_for(recipe: Recipe, model: ViT, preprocess: Preprocess, out: Path) 
 def larger(preprocess: Preprocess) -> Preprocess:
     """Return the same view with 8/7 of the pixels along each edge, for random crops to be cut from."""
     height, width = (round(edge * 8 / 7) for edge in preprocess.size)
-    return replace(preprocess, size=(height, width), resize_to=scaled_edge(preprocess.resize_to, 8 / 7))
+    return replace(preprocess, size=(height, width), resize_to=scale_resize_to(preprocess.resize_to, 8 / 7))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from runtime.images.preprocess import Preprocess
-from runtime.interrupts import asked_to_stop
+from runtime.interrupts import defer_signals
 from vit.data.training_images import TrainingData
 from vit.model import ViT
 from vit.run_folder import write_alone
@@ -82,7 +82,7 @@ def train(
             session.close_epoch(loop, row, best)
             write(row)
 
-        with session.training(loop) as step, asked_to_stop() as stop:
+        with session.training(loop) as step, defer_signals() as stop:
             loop.run(
                 on_step=lambda progress, loss: session.step(step, progress, loss),
                 on_epoch=close_epoch,

@@ -14,7 +14,7 @@ from PIL import Image
 from runtime.batch.label_columns import Labels
 from runtime.batch.output import DoneImages, to_record
 from runtime.batch.tally import Report, Tally
-from runtime.images.find_images import LeftOut
+from runtime.images.find_images import SkippedFiles
 from runtime.writing import OutputError
 
 pa = pytest.importorskip("pyarrow", reason='needs pyarrow: pip install ".[ray]"')
@@ -97,7 +97,7 @@ def test_what_a_listing_leaves_out_is_counted(memory: str, images: Path) -> None
         (images / f"{number}.dng").touch()
         Image.new("RGB", (4, 4)).save(images / f"{number}.png")
     (images / ".hidden.txt").touch()
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     listed(images, f"{memory}/photos", left_out=left_out)
     assert left_out.counts == {".dng": 40, ".txt": 2}  # one of them in the store
     every = [key for _, key in listed(images, all_files=True)]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import ImageError, limit_of
+from runtime.errors import ImageError, describe_limit
 from runtime.images import decode
-from runtime.images.decode import decoded, room_for
+from runtime.images.decode import decode_image, reserve_memory
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 def pixels(
     image: Any, *, max_pixels: int = 10**6, exif: bool = True, draft_edge: int | None = None
 ) -> np.ndarray:
-    with decoded(image, max_pixels=max_pixels, exif=exif, draft_edge=draft_edge) as found:
+    with decode_image(image, max_pixels=max_pixels, exif=exif, draft_edge=draft_edge) as found:
         assert found.mode == "RGB"
         return np.array(found)
 
@@ -137,10 +137,10 @@ def test_each_shape_of_an_array_is_an_image(shape: tuple[int, ...]) -> None:
 def test_as_many_pixels_as_the_limit_are_an_image() -> None:
     data = encoded(Image.new("RGB", (20, 10), "red"))
     assert pixels(data, max_pixels=200).shape == (10, 20, 3)
-    assert refusal(data, max_pixels=199) == f"it has 20 x 10 pixels, more than {limit_of(199)}"
+    assert refusal(data, max_pixels=199) == f"it has 20 x 10 pixels, more than {describe_limit(199)}"
     big = encoded(Image.new("L", (1, 4000)))
     assert pixels(big, max_pixels=9600).shape == (4000, 1, 3)  # (1 + 2) · 4000 is 1.25 times as much
-    narrow = f"it has 1 x 4000 pixels, too narrow for so many rows and {limit_of(9599)}"
+    narrow = f"it has 1 x 4000 pixels, too narrow for so many rows and {describe_limit(9599)}"
     assert refusal(big, max_pixels=9599) == narrow
 
 
@@ -148,7 +148,7 @@ def test_a_file_may_have_eight_bytes_a_pixel_and_a_mebibyte() -> None:
     data = encoded(Image.new("RGB", (64, 64), "red"), "BMP")
     most = 2**20 + 8 * 4096
     assert pixels(data + b"\0" * (most - len(data)), max_pixels=4096).shape == (64, 64, 3)
-    words = f"it has {most + 1:,} bytes, more than an image of {limit_of(4096)} needs"
+    words = f"it has {most + 1:,} bytes, more than an image of {describe_limit(4096)} needs"
     assert refusal(data + b"\0" * (most + 1 - len(data)), max_pixels=4096) == words
 
 
@@ -190,13 +190,13 @@ def test_pillows_own_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
     side = 2**12
-    small, large = room_for((side - 2, side), 10**9), room_for((side - 1, side), 10**9)
-    assert large is room_for((side, side), 10**9)
+    small, large = reserve_memory((side - 2, side), 10**9), reserve_memory((side - 1, side), 10**9)
+    assert large is reserve_memory((side, side), 10**9)
     assert small is not large
     entered = threading.Event()
 
     def other() -> None:
-        with room_for((side, side), 10**9):
+        with reserve_memory((side, side), 10**9):
             entered.set()
 
     thread = threading.Thread(target=other)
@@ -209,9 +209,9 @@ def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
 
 def test_a_lock_held_by_a_thread_that_is_not_here_is_replaced() -> None:
     """After a fork the child has the lock, and not the thread that would let go of it."""
-    before = room_for((2**13, 2**13), 10**9)
+    before = reserve_memory((2**13, 2**13), 10**9)
     decode._after_fork()
-    after = room_for((2**13, 2**13), 10**9)
+    after = reserve_memory((2**13, 2**13), 10**9)
     assert after is not before
     with after:
         pass
@@ -221,13 +221,13 @@ def test_too_many_rows_between_two_passes_are_refused_from_a_quarter_more_on() -
     rows = 2**20
     for width, fits in ((18, True), (19, False)):  # (18 + 2) · 2^20 is 1.25 times 2^24
         if fits:
-            assert room_for((width, rows), 100) is not None
+            assert reserve_memory((width, rows), 100) is not None
         else:
             with pytest.raises(ImageError) as caught:
-                room_for((width, rows), 1000)
+                reserve_memory((width, rows), 1000)
             found = f"resizing it takes {width} x {rows} pixels between its two passes"
-            assert str(caught.value) == f"{found}, too many rows for {limit_of(1000)}"
-    assert room_for((19, rows), 2**25) is not None
+            assert str(caught.value) == f"{found}, too many rows for {describe_limit(1000)}"
+    assert reserve_memory((19, rows), 2**25) is not None
 
 
 def test_an_image_of_the_callers_is_neither_closed_nor_drafted() -> None:
@@ -262,11 +262,11 @@ def test_any_path_will_do_and_bytes_of_any_kind(tmp_path: Path) -> None:
         (entry,) = listing
     padded = data + bytes(-len(data) % 4)
     for image in (entry, data, bytearray(data), memoryview(data), memoryview(padded).cast("I")):
-        with decoded(image, max_pixels=100, exif=True, draft_edge=None) as opened:
+        with decode_image(image, max_pixels=100, exif=True, draft_edge=None) as opened:
             assert (opened.size, opened.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
     large = memoryview(bytes(2**20 + 801)).cast("B")
     wide = memoryview(bytes(2**20 + 804)).cast("I")  # a quarter as many items
     for image in (large, wide):
-        refused = decoded(image, max_pixels=100, exif=True, draft_edge=None)
+        refused = decode_image(image, max_pixels=100, exif=True, draft_edge=None)
         with pytest.raises(ImageError, match="bytes, more than an image of"), refused:
             pass

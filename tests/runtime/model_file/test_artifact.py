@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
 from runtime.model_file.artifact import choose_file, read_artifact
@@ -81,7 +82,7 @@ def test_refused_files(model: Path, tmp_path: Path) -> None:
     assert "no such model file" in refusal(tmp_path / "nothing.onnx")
     assert "found a folder" in refusal(tmp_path)
     assert "SHA-256" in refusal(model, sha256="0" * 64)
-    for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, whole[: len(whole) // 2], whole[:-1]):
+    for content in (b"", b"text", b"\x93NUMPY" + b"\0" * 50, whole[: len(whole) // 2], whole[:-1]):
         model.write_bytes(content)
         assert "not an ONNX model, or a damaged one" in refusal(model)
 
@@ -277,3 +278,11 @@ def test_ort_format_is_refused_with_the_reason(model: Path, tmp_path: Path) -> N
 def test_a_temperature_that_makes_no_sense(temperature: object) -> None:
     with pytest.raises(ArtifactError, match=r"temperature must be 0\.01 to 100"):
         Metadata(variant="int8", preprocess=Preprocess(), labels=("a",), temperature=temperature)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("suffix", "found"), [(".jpg", "a JPEG image"), (".png", "a PNG image")])
+def test_an_image_in_the_place_of_a_model_is_called_one(suffix: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(ArtifactError, match=f"photo{suffix}: expected a model file or folder, found {found}"):
+        Classifier(path)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from export.command.main import main as export_main
-from runtime.command.locking import lock
+from runtime.writing import lock_file
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.commands.main import main as vit_main
 from vit.data.datasets import Images
@@ -177,7 +177,7 @@ def test_a_folder_has_one_writer(
     out.mkdir(parents=True)
     held = os.open(out, os.O_RDONLY)
     try:
-        assert lock(held)
+        assert lock_file(held)
         main = export_main if command in ("export", "digits") else vit_main
         assert main(words.split()) == 2
     finally:

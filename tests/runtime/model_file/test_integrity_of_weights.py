@@ -19,7 +19,7 @@ from onnx.external_data_helper import set_external_data
 
 from runtime import ArtifactError, Classifier
 from runtime.model_file.artifact import choose_file, read_artifact
-from runtime.model_file.data_file import DATA_KEY, is_beside
+from runtime.model_file.integrity import DATA_KEY, is_beside
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 

@@ -23,7 +23,7 @@ from export.write_artifact import write_model
 from runtime import ArtifactError, Classifier, Embedder, read_metadata
 from runtime.__main__ import main
 from runtime.model_file.artifact import read_artifact
-from runtime.model_file.digest import DIGEST_BYTES, DIGEST_KEY
+from runtime.model_file.integrity import DIGEST_BYTES, DIGEST_KEY
 from runtime.model_file.onnx_file import summarize
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)

@@ -14,9 +14,9 @@ from calibration.plan import PLAN_VERSION, PlanError, QuantizationPlan
 from export.sources.spec import ForeignError, read_spec
 from runtime import ArtifactError, Metadata, Preprocess
 from runtime.errors import InputError
-from runtime.model_file.data_file import DATA_KEY, _described
+from runtime.model_file.integrity import DATA_KEY, _read_data_entry
 from runtime.model_file.onnx_file import OnnxSummary
-from runtime.strict_json import parse_json
+from runtime.strict_json import parse_json, read_field
 from vit.document import KEY, CheckpointError, parse_document
 from vit.pretrained.documents import SourceError, read_json
 from vit.training import resume
@@ -55,7 +55,7 @@ def in_file(read: Callable[[Path], Any]) -> Callable[[str, Path], Any]:
 
 
 def data_entry(text: str, _: Path) -> Any:
-    return _described(OnnxSummary(metadata={DATA_KEY: text}, data_files={"model.onnx.data"}))
+    return _read_data_entry(OnnxSummary(metadata={DATA_KEY: text}, data_files={"model.onnx.data"}))
 
 
 DOORS: dict[str, tuple[Callable[[str, Path], Any], str, type[InputError]]] = {
@@ -114,6 +114,53 @@ def test_metadata_have_no_infinity_in_any_field(field: str, value: str) -> None:
 )
 def test_what_json_allows_is_what_python_reads(text: str) -> None:
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("a", str),
+        (1, int),
+        (1, float),
+        (1.5, float),
+        (True, bool),
+        ({}, dict),
+        ([1, "a"], list),
+        ([], list[str]),
+        (["a"], list[str]),
+        ([1, 0.5], list[float]),
+    ],
+)
+def test_a_field_of_its_type_is_returned(value: Any, kind: Any) -> None:
+    assert read_field({"x": value}, "x", kind, where="config.json") is value
+    assert read_field({"x": value}, "x", kind, where="config.json", default=None) is value
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "message"),
+    [
+        ([], str, r"config.json: expected an object, found \[\]"),
+        ({}, str, "config.json: expected a field 'x', found none"),
+        ({"x": None}, str, "config.json: expected x to be text, found None"),
+        ({"x": 1}, str, "config.json: expected x to be text, found 1"),
+        ({"x": True}, int, "config.json: expected x to be a whole number, found True"),
+        ({"x": 1.0}, int, "config.json: expected x to be a whole number, found 1.0"),
+        ({"x": False}, float, "config.json: expected x to be a number, found False"),
+        ({"x": 1}, bool, "config.json: expected x to be true or false, found 1"),
+        ({"x": ["a", 1]}, list[str], "config.json: expected x to be a list of text, found"),
+        ({"x": "ab"}, list[str], "config.json: expected x to be a list of text, found 'ab'"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(document: Any, kind: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_field(document, "x", kind, where="config.json")
+
+
+def test_a_field_with_a_default_may_be_absent_or_null() -> None:
+    assert read_field({}, "x", str, where="config.json", default="") == ""
+    assert read_field({"x": None}, "x", int, where="config.json", default=None) is None
+    with pytest.raises(ValueError, match="expected x to be text"):
+        read_field({"x": 1}, "x", str, where="config.json", default=None)
 
 
 def test_many_fields_take_no_longer_than_their_number() -> None:

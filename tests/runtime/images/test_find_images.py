@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtime import find_images
-from runtime.images.find_images import LeftOut, image_suffixes, is_folder
+from runtime.images.find_images import SkippedFiles, image_suffixes, is_folder
 
 
 def names(root: Path, **options: Path) -> list[str]:
@@ -67,8 +67,8 @@ def test_a_link_that_cannot_be_followed_hides_no_image_beside_it(target: str, tm
     for name in ("self", "self.png"):
         (tmp_path / name).symlink_to(f"{name}" if target == "self" else target)
     (tmp_path / "circle").symlink_to("self")
-    left_out = LeftOut()
-    found = [path.name for path in find_images(tmp_path, left_out=left_out)]
+    skipped = SkippedFiles()
+    found = [path.name for path in find_images(tmp_path, skipped=skipped)]
     assert [name for name in found if name != "self.png"] == [
         "0.png",
         "1.png",
@@ -78,7 +78,7 @@ def test_a_link_that_cannot_be_followed_hides_no_image_beside_it(target: str, tm
         "real.png",
     ]
     # Both are counted: as what is given, as a file without a suffix, or as a link to a folder.
-    assert len(found) - 6 + sum(left_out.counts.values()) == 3
+    assert len(found) - 6 + sum(skipped.counts.values()) == 3
 
 
 @pytest.mark.parametrize("asked", ["is_symlink", "is_dir"])
@@ -108,10 +108,10 @@ def test_an_entry_that_may_not_be_looked_at_hides_no_image_beside_it(
     monkeypatch.setattr(
         os, "scandir", lambda path: contextlib.nullcontext([Entry(entry) for entry in scandir(path)])
     )
-    left_out = LeftOut()
-    found = [path.name for path in find_images(tmp_path, left_out=left_out)]
+    skipped = SkippedFiles()
+    found = [path.name for path in find_images(tmp_path, skipped=skipped)]
     assert found == ["a.png", "b.png", "locked.png"]
-    assert left_out.counts == {"no suffix": 1}
+    assert skipped.counts == {"no suffix": 1}
 
 
 def test_a_listing_that_breaks_off_gives_what_it_had_and_the_folder(
@@ -140,10 +140,10 @@ def test_a_folder_that_holds_itself_without_a_link_is_counted_as_one(
     monkeypatch.setattr(
         Path, "stat", lambda path, **options: stat(tmp_path if path.name == "again" else path, **options)
     )
-    left_out = LeftOut()
-    found = list(find_images(tmp_path, left_out=left_out))
+    skipped = SkippedFiles()
+    found = list(find_images(tmp_path, skipped=skipped))
     assert found == [tmp_path / "deep" / "p.png", tmp_path / "p.png"]
-    assert left_out.counts == {"links to folders": 1}
+    assert skipped.counts == {"links to folders": 1}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
@@ -174,9 +174,9 @@ def test_no_junction_of_windows_catches_the_walk(tmp_path: Path, monkeypatch: py
         return contextlib.nullcontext([Entry(entry) for entry in scandir(path)])
 
     monkeypatch.setattr(os, "scandir", listing)
-    left_out = LeftOut()
-    assert list(itertools.islice(find_images(tmp_path, left_out=left_out), 3)) == [tmp_path / "a.png"]
-    assert left_out.counts == {"links to folders": 1}
+    skipped = SkippedFiles()
+    assert list(itertools.islice(find_images(tmp_path, skipped=skipped), 3)) == [tmp_path / "a.png"]
+    assert skipped.counts == {"links to folders": 1}
 
 
 def test_depth_does_not_stop_the_walk(tmp_path: Path) -> None:

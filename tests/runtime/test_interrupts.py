@@ -80,7 +80,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def handles_signals(group: int) -> bool:
-    """Return whether each Python process of a group has a handler for SIGTERM, which only `guarded` sets."""
+    """Return whether each Python process of a group has the handler for SIGTERM of `run_interruptible`."""
     caught = []
     for folder in Path("/proc").iterdir():
         try:

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import ImageError, Preprocess
-from runtime.images.decode import MAX_PIXELS, decoded
+from runtime.images.decode import MAX_PIXELS, decode_image
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def load_golden_maker() -> Any:
@@ -241,7 +241,7 @@ def test_the_pixels_of_a_large_image_go_before_the_next_one_is_decoded(kept: int
     seen, failures = [], []
     data = encoded(Image.new("RGB", (5000, 4000)), "BMP")[:kept]
     try:
-        with decoded(data, max_pixels=MAX_PIXELS, exif=True, draft_edge=None) as image:
+        with decode_image(data, max_pixels=MAX_PIXELS, exif=True, draft_edge=None) as image:
             seen.append(image)
     except ImageError as error:
         failures.append(error)

@@ -1,4 +1,4 @@
-"""Files that a walk leaves out: counted by every command, and named."""
+"""Files that a walk skips: counted by every command, and named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from export.image_sets import choose_images
 from runtime import find_images
 from runtime.__main__ import main
-from runtime.images.find_images import LeftOut, left_out_line
+from runtime.images.find_images import SkippedFiles, describe_skipped
 from vit.data.datasets import DataError, open_images
 from vit.data.training_images import open_data
 
@@ -30,21 +30,21 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-def counted(folder: Path, **options: bool) -> tuple[list[str], dict[str, int]]:
-    left_out = LeftOut()
-    found = [path.name for path in find_images(folder, left_out=left_out, **options)]
-    return found, dict(left_out.counts)
+def walk(folder: Path, **options: bool) -> tuple[list[str], dict[str, int]]:
+    skipped = SkippedFiles()
+    found = [path.name for path in find_images(folder, skipped=skipped, **options)]
+    return found, dict(skipped.counts)
 
 
 def test_files_of_other_suffixes_are_counted_and_links_to_folders(mixed: Path) -> None:
-    found, counts = counted(mixed)
+    found, counts = walk(mixed)
     assert found == ["red.png"]
-    assert left_out_line(counts) == LINE
+    assert describe_skipped(counts) == LINE
     (mixed / "again").symlink_to(mixed)
     (mixed / "gone").symlink_to(mixed / "nowhere")
-    _, counts = counted(mixed)
+    _, counts = walk(mixed)
     assert (
-        left_out_line(counts)
+        describe_skipped(counts)
         == LINE.replace("6 files", "7 files")
         .replace("suffix 1", "suffix 2")
         .replace(".dng 2, .gz 1, .jxl 1, .svg 1, no suffix 2", ".dng 2, no suffix 2, .gz 1, .jxl 1, .svg 1")
@@ -53,32 +53,32 @@ def test_files_of_other_suffixes_are_counted_and_links_to_folders(mixed: Path) -
 
 
 def test_all_files_leaves_out_what_systems_left_behind_alone(mixed: Path) -> None:
-    found, counts = counted(mixed, all_files=True)
+    found, counts = walk(mixed, all_files=True)
     assert sorted(found) == ["a.dng", "archive.tar.gz", "b.DNG", "c.jxl", "d.svg", "notes", "red.png"]
     assert counts == {}
 
 
 def test_the_line_is_short_whatever_the_files_are_called() -> None:
-    left_out = LeftOut()
+    skipped = SkippedFiles()
     for number in range(5000):
-        left_out.add_file(f"file.x{number}")
-    left_out.add_file("file." + "y" * 100)
-    left_out.add_file("file.\x1b[2J")
-    assert len(left_out.counts) <= 201
-    line = left_out_line(left_out.counts)
+        skipped.add_file(f"file.x{number}")
+    skipped.add_file("file." + "y" * 100)
+    skipped.add_file("file.\x1b[2J")
+    assert len(skipped.counts) <= 201
+    line = describe_skipped(skipped.counts)
     assert line.startswith("skipped 5,002 files: other 4,802, .x0 1, .x1 1,")
     assert line.endswith(", others 191")
-    left_out = LeftOut()
-    left_out.add_file("a.\x1b[2J")
-    assert left_out_line(left_out.counts) == "skipped 1 file: .\\x1b[2j 1"
-    assert left_out_line({}) == ""
+    skipped = SkippedFiles()
+    skipped.add_file("a.\x1b[2J")
+    assert describe_skipped(skipped.counts) == "skipped 1 file: .\\x1b[2j 1"
+    assert describe_skipped({}) == ""
 
 
 def test_a_million_names_take_no_memory() -> None:
-    left_out = LeftOut()
+    skipped = SkippedFiles()
     tracemalloc.start()
     for number in range(20_000):
-        left_out.add_file(f"{number}.s{number}")
+        skipped.add_file(f"{number}.s{number}")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200_000

@@ -1,5 +1,0 @@
-export { Classifier } from "./classifier.mjs";
-export { ImageError, ModelError } from "./errors.mjs";
-export { readMetadata } from "./metadata.mjs";
-export { readOrientation, upright } from "./orientation.mjs";
-export { MAX_PIXELS, preprocess, reduced } from "./preprocess.mjs";
