@@ -127,7 +127,7 @@ def test_without_the_packages_nothing_changes(photos: Path) -> None:
 def test_every_command_line_registers_them() -> None:
     for module in (
         "runtime/command_line.py",
-        "runtime/batch/cluster/ray_engine.py",
+        "runtime/batch/ray_engine.py",
         "vit/commands/main.py",
         "export/command/main.py",
     ):
