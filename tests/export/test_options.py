@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.quantize import quantize
+from calibration.quantize_model import quantize
 from export.sources.from_torch import export_float
 from tools.small_models import configs, lively
 

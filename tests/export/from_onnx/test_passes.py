@@ -143,7 +143,7 @@ def test_the_last_block_computes_the_class_token_alone(key, foreign) -> None:
     ids=str,
 )  # fmt: skip
 def test_every_linear_runs_in_an_integer_kernel(key, foreign) -> None:
-    from calibration.quantize import quantize
+    from calibration.quantize_model import quantize
 
     model = foreign(*key)
     quantized = quantize(model.exported.model, [pixels(8)], target="any-cpu", single_rows="int8")
