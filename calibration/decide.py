@@ -44,7 +44,7 @@ class Candidates:
     """The best choices for one linear: one scale per tensor, at no cost, and one scale per token."""
 
     linear: Linear
-    scales: Array | None  # balance
+    scales: Array  # of the balance
     per_tensor: Choice
     per_token: Choice | None = None
     one_row: bool = False  # an image has one row here
@@ -78,7 +78,7 @@ def decide(
     if unknown := sorted(set(keep_float) - set(present)):
         raise PlanError(f"no layer is called {', '.join(unknown)}; the graph has: {', '.join(present)}")
     decision = _Decision(layers, observed, target, frozenset(keep_float))
-    decision.keep_single_rows(single_rows)
+    decision.fix_precisions(single_rows)
     return QuantizationPlan(
         target=target,
         linears=decision.decide_linears(),
@@ -91,40 +91,34 @@ class _Decision:
     """The plan of one graph in the making."""
 
     def __init__(
-        self,
-        layers: GraphLayers,
-        observed: Mapping[str, Observation],
-        target: Target,
-        keep_float: frozenset[str],
+        self, layers: GraphLayers, observed: Mapping[str, Observation], target: Target, keep: frozenset[str]
     ) -> None:
-        self.layers, self.observed, self.target, self.keep_float = layers, observed, target, keep_float
+        self.layers, self.observed, self.target, self.keep_float = layers, observed, target, keep
         self.balance: dict[str, BalancePlan] = {}
-        self.kept = dict.fromkeys(keep_float & set(layers.linears), LinearPlan(precision="float32"))
+        self.fixed = dict.fromkeys(keep & set(layers.linears), LinearPlan(precision="float32"))
 
-    def keep_single_rows(self, precision: Precision) -> None:
-        """Leave the linears that see one row per image in `precision`, unless that is int8."""
+    def fix_precisions(self, single_rows: Precision) -> None:
+        """Fix the plan of linears without a range: those that read pixels, or one row per image in float."""
         for name, linear in self.layers.linears.items():
-            if precision == "int8" or name in self.kept or linear.reads_pixels:
+            if name in self.fixed:
                 continue
-            if self.observed[str(linear.input.name)].rows_per_image == 1:
-                fits = precision != "float16" or fits_float16(linear.weight)
-                self.kept[name] = LinearPlan(precision=precision if fits else "float32")
+            if linear.reads_pixels:
+                self.fixed[name] = LinearPlan(precision="int8")
+            elif single_rows != "int8" and self.observed[str(linear.input.name)].rows_per_image == 1:
+                fits = single_rows != "float16" or fits_float16(linear.weight)
+                self.fixed[name] = LinearPlan(precision=single_rows if fits else "float32")
 
     def decide_linears(self) -> dict[str, LinearPlan]:
         """Return the plan of every linear, and note the balance."""
         found: dict[str, Candidates] = {}
         for group in find_balance_groups(self.layers):
-            if kept := [each for each in group.linears if each.name not in self.kept]:
-                found |= self._balance(group, kept)
+            if linears := [each for each in group.linears if each.name not in self.fixed]:
+                found |= self._balance(group, linears)
         for name, linear in self.layers.linears.items():
-            if name not in found and name not in self.kept and not linear.reads_pixels:
+            if name not in found and name not in self.fixed:
                 found[name] = self._choose_unbalanced(linear)
         chosen = {name: self._finish(found[name], choice) for name, choice in _weigh_costs(found).items()}
-        for name, linear in self.layers.linears.items():
-            if name in self.kept:
-                chosen[name] = self.kept[name]
-            elif linear.reads_pixels:
-                chosen[name] = LinearPlan(precision="int8")
+        chosen |= self.fixed
         self._clear_corrections(chosen)
         return {name: chosen[name] for name in self.layers.linears}
 
@@ -174,7 +168,7 @@ class _Decision:
             for linear, candidates in zip(readers, self._choose(name, readers, scales), strict=True)
         }
         if not strength:
-            return {name: replace(each, scales=None) for name, each in found.items()}
+            return found
         final = reduce(Extremes.merge, (self.observed[name].all for name in tensors))
         scales = compute_scales(final.low, final.high, strength)
         self.balance[group.name] = BalancePlan(strength=strength, scales=_round_numbers(scales))
@@ -182,8 +176,7 @@ class _Decision:
 
     def _choose_unbalanced(self, linear: Linear) -> Candidates:
         ones = np.ones(linear.weight.shape[0], np.float32)
-        (found,) = self._choose(str(linear.input.name), [linear], ones)
-        return replace(found, scales=None)
+        return self._choose(str(linear.input.name), [linear], ones)[0]
 
     def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
         """Return the best choices for the readers of a tensor divided by `scales`."""
@@ -212,19 +205,17 @@ class _Decision:
 
     def _finish(self, found: Candidates, choice: Choice) -> LinearPlan:
         """Fit the range of a choice again to all images, and correct the bias where that helps."""
-        linear, ones = found.linear, np.ones(found.linear.weight.shape[0], np.float32)
-        scales = ones if found.scales is None else found.scales
-        trial = self._trial(str(linear.input.name), [linear], scales)
+        trial = self._trial(str(found.linear.input.name), [found.linear], found.scales)
         final = trial.refit(choice)
-        plan = LinearPlan(
+        correction = trial.correct_bias(final)
+        return LinearPlan(
             precision="int8",
             input=final.input,
             rule=final.rule,
             per_token=final.per_token,
             float_columns=final.columns,
+            correction=() if correction is None else _round_numbers(correction),
         )
-        correction = trial.correct_bias(final)
-        return plan if correction is None else replace(plan, correction=_round_numbers(correction))
 
 
 def _weigh_costs(found: Mapping[str, Candidates]) -> dict[str, Choice]:

@@ -157,8 +157,9 @@ def search_plan(
 
 def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> PlanSearch:
     before = trials.measure(())
+    unchanged = PlanSearch(start=plan, plan=plan, returned=(), before=before, after=before)
     if not budget.misses(before):
-        return PlanSearch(start=plan, plan=plan, returned=(), before=before, after=before)
+        return unchanged
     layers = trials.rank_layers()
     costs = np.cumsum([layer.cost for layer in layers])
     most = int(np.searchsorted(costs, MOST_FLOAT, side="right"))
@@ -171,7 +172,7 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
             f"{len(layers)} linear layers (half of their cost) in float32; furthest from float32: {worst}"
         )
     if not budget.misses(before, surely=surely):
-        return PlanSearch(start=plan, plan=plan, returned=(), before=before, after=before)
+        return unchanged
     enough, too_few = most, 0
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
@@ -181,8 +182,7 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
         else:
             enough, after = middle, drift
     found = return_to_float(plan, [layer.name for layer in layers[:enough]])
-    returned = tuple(layers[:enough])
-    return PlanSearch(start=plan, plan=found, returned=returned, before=before, after=after)
+    return replace(unchanged, plan=found, returned=tuple(layers[:enough]), after=after)
 
 
 def return_to_float(plan: QuantizationPlan, names: Iterable[str]) -> QuantizationPlan:
@@ -219,18 +219,15 @@ class _Trials:
         costs = self._estimate_costs(names)
         exact = self.exact[: len(self.few)]
         signal = float(np.square(exact, dtype=np.float64).sum())
-        found = []
+        noises = {}
         for name in names:
             alone = return_to_float(self.plan, [other for other in names if other != name])
             logits = self._run(write_plan(self.model, alone), [self.few])
-            noise = float(np.square(exact - logits, dtype=np.float64).sum())
-            found.append(
-                (
-                    noise / costs[name],
-                    LayerSensitivity(name=name, sqnr=decibels(signal, noise), cost=costs[name]),
-                )
-            )
-        return [layer for _, layer in sorted(found, key=lambda each: (-each[0], each[1].name))]
+            noises[name] = float(np.square(exact - logits, dtype=np.float64).sum())
+        return [
+            LayerSensitivity(name=name, sqnr=decibels(signal, noises[name]), cost=costs[name])
+            for name in sorted(names, key=lambda name: (-(noises[name] / costs[name]), name))
+        ]
 
     def _estimate_costs(self, names: Sequence[str]) -> dict[str, float]:
         """Return each layer's share of what returning all of them to float would cost."""

@@ -17,11 +17,11 @@ import onnx_ir as ir
 from calibration.graph.edit import Array, GraphError, add_constant, graph_of, insert
 from calibration.observe import open_observing_session
 from calibration.token_merging.schedule import MergeCounts, count_merges
-from calibration.token_merging.token_stream import MergeBlock, TokenStream, find_token_stream
+from calibration.token_merging.token_stream import MergeBlock, find_token_stream
 
 TO_THE_END = 2**31 - 1
 SMALLEST_NORM = 1e-12  # of a key; a zero key is similar to nothing
-INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+INT64 = ir.DataType.INT64
 
 
 class MergeWriter:
@@ -39,7 +39,7 @@ class MergeWriter:
         inputs: Sequence[ir.Value | None],
         name: str,
         shape: Sequence[int | str | None] | None = None,
-        dtype: ir.DataType = FLOAT,
+        dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> ir.Value:
         """Insert a node and return its output; arguments are those of `insert`."""
@@ -77,11 +77,10 @@ class MergeWriter:
         *,
         axis: int,
         step: int = 1,
-        dtype: ir.DataType,
     ) -> ir.Value:
         """Return the slice `start:end:step` along an axis."""
         bounds = [self.integers(number) for number in (start, end, axis, step)]
-        return self.add("Slice", [value, *bounds], name, dtype=dtype)
+        return self.add("Slice", [value, *bounds], name)
 
     def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
@@ -117,12 +116,12 @@ def match_tokens(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> 
     best = write.add("ReduceMax", [similarity, last], "best", [None, counts.of_a], keepdims=0)
     closest = write.add("ArgMax", [similarity], "closest", [None, counts.of_a], INT64, axis=-1, keepdims=0)
     order = _sort(write, best, counts.of_a, "order", largest=True)[1]
-    source = write.slice(order, 0, counts.merged, "source", axis=1, dtype=INT64)
+    source = write.slice(order, 0, counts.merged, "source", axis=1)
     left = None
     if counts.left_of_a:
-        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1, dtype=INT64)
+        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1)
         left = _sort(write, rest, counts.left_of_a, "left", largest=False)[0]
-    destination = write.add("GatherElements", [closest, source], "destination", dtype=INT64, axis=1)
+    destination = write.add("GatherElements", [closest, source], "destination", axis=1)
     return TokenMatch(source, destination, left)
 
 
@@ -135,7 +134,7 @@ def _normalize_keys(write: MergeWriter, block: MergeBlock, counts: MergeCounts) 
     norm = write.add("Max", [norm, write.real("smallest_norm", SMALLEST_NORM)], "key.norm.positive")
     unit = write.add("Div", [key, norm], "key.unit")
     a, b = (
-        write.slice(unit, counts.kept + place, TO_THE_END, name, axis=0, step=2, dtype=FLOAT)
+        write.slice(unit, counts.kept + place, TO_THE_END, name, axis=0, step=2)
         for place, name in ((0, "a"), (1, "b"))
     )
     return (
@@ -151,22 +150,13 @@ def _sort(
 
     `insert` makes nodes with one output, and TopK has two.
     """
-    names = [f"{write.block}.merging.{name}.{part}" for part in ("values", "indices")]
-    dtype = value.dtype or FLOAT
-    outputs = [
-        ir.Value(name=names[0], type=ir.TensorType(dtype)),
-        ir.Value(name=names[1], type=ir.TensorType(INT64)),
-    ]
-    attributes = {"axis": -1, "largest": int(largest), "sorted": 1}
-    node = ir.node(
-        "TopK",
-        [value, write.integers(count)],
-        attributes,
-        outputs=outputs,
-        name=f"{write.block}.merging.{name}",
-    )
+    full = f"{write.block}.merging.{name}"
+    values = ir.Value(name=f"{full}.values", type=ir.TensorType(value.dtype or ir.DataType.FLOAT))
+    indices = ir.Value(name=f"{full}.indices", type=ir.TensorType(INT64))
+    inputs, attributes = [value, write.integers(count)], {"axis": -1, "largest": int(largest), "sorted": 1}
+    node = ir.node("TopK", inputs, attributes, outputs=[values, indices], name=full)
     write.graph.insert_before(write.anchor, node)
-    return outputs[0], outputs[1]
+    return values, indices
 
 
 # --- The pairs of one image, for a picture of its merged patches ---
@@ -185,8 +175,9 @@ class MergedPatches:
     def __init__(
         self, model: ir.Model, written: ir.Model, merging: Mapping[str, int], **session: str
     ) -> None:
-        self.stream: TokenStream = find_token_stream(model)
-        self.merges = count_merges(self.stream, merging)
+        stream = find_token_stream(model)
+        self.tokens, self.kept = stream.tokens, stream.kept
+        self.merges = count_merges(merging, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
         self.names = [
             f"{block}.merging.{part}"
             for block, counts in self.merges.items()
@@ -204,11 +195,11 @@ class MergedPatches:
             raise GraphError(f"expected one image, found {len(pixels)}")
         indices = self.session.run(self.names, {self.session.get_inputs()[0].name: pixels})
         found = dict(zip(self.names, indices, strict=True))
-        place = np.arange(self.stream.tokens)  # the present position of each token before the first merge
+        place = np.arange(self.tokens)  # the present position of each token before the first merge
         for block, counts in self.merges.items():
             parts = {part: found[f"{block}.merging.{part}"][0] for part in _index_names(counts)}
             place = _find_positions(counts, parts)[place]
-        _, groups = np.unique(place[self.stream.kept :], return_inverse=True)
+        _, groups = np.unique(place[self.kept :], return_inverse=True)
         return np.asarray(groups, np.int64)
 
 

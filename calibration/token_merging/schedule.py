@@ -6,7 +6,7 @@ half of the blocks merges r tokens each, and r is given or the largest one withi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ def schedule_middle_blocks(model: ir.Model, merged: int) -> dict[str, int]:
     """
     stream = find_token_stream(model)
     schedule = even_schedule(_find_middle(stream), merged)
-    count_merges(stream, schedule)  # raises where it does not fit
+    count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
     return schedule
 
 
@@ -87,22 +87,6 @@ class MergeCounts:
         return self.tokens - self.merged
 
 
-def count_merges(stream: TokenStream, schedule: Mapping[str, int]) -> dict[str, MergeCounts]:
-    """Return the counts of each merge of a schedule, in graph order.
-
-    Raises:
-        PlanError: as of `count_tokens_left`.
-    """
-    left = count_tokens_left(
-        schedule, tuple(stream.merge_blocks), tokens=stream.tokens, patches=stream.patches
-    )
-    before = (stream.tokens, *left.values())
-    return {
-        block: MergeCounts(tokens, stream.kept, schedule[block])
-        for block, tokens in zip(left, before, strict=False)
-    }
-
-
 def max_merged_per_block(patches: int, blocks: int) -> int:
     """Return the largest number of tokens that each of `blocks` blocks can merge, one after another.
 
@@ -111,10 +95,10 @@ def max_merged_per_block(patches: int, blocks: int) -> int:
     return patches // (blocks + 1) if blocks else 0
 
 
-def count_tokens_left(
-    schedule: Mapping[str, int], blocks: Sequence[str], *, tokens: int, patches: int
-) -> dict[str, int]:
-    """Return the number of tokens after each block of the schedule, in graph order.
+def count_merges(
+    schedule: Mapping[str, int], blocks: Collection[str], *, tokens: int, patches: int
+) -> dict[str, MergeCounts]:
+    """Return the numbers of tokens of each merge of a schedule, in graph order.
 
     Args:
         schedule: tokens to merge, by block.
@@ -130,8 +114,8 @@ def count_tokens_left(
             f"merging: expected blocks that can merge ({', '.join(blocks)}), found {unknown[0]!r}; "
             "the last block cannot, only its class token is read"
         )
-    left: dict[str, int] = {}
-    whole = patches
+    merges: dict[str, MergeCounts] = {}
+    whole, kept = patches, tokens - patches
     for block in (name for name in blocks if name in schedule):
         most, merged = patches // 2, schedule[block]
         if not 1 <= merged <= most:
@@ -139,9 +123,9 @@ def count_tokens_left(
                 f"merging: {block} has {patches} patches left and can merge 1 to {most} of them, "
                 f"found {merged}{_advice(schedule, whole)}"
             )
-        patches, tokens = patches - merged, tokens - merged
-        left[block] = tokens
-    return left
+        merges[block] = MergeCounts(kept + patches, kept, merged)
+        patches -= merged
+    return merges
 
 
 def _advice(schedule: Mapping[str, int], patches: int) -> str:

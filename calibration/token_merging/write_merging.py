@@ -52,7 +52,8 @@ def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     batch: _Batch | None = None
     size: ir.Value | None = None
     biased: dict[ir.Node, tuple[str, ir.Value, int]] = {}
-    for block, counts in count_merges(stream, merging).items():
+    merges = count_merges(merging, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
+    for block, counts in merges.items():
         merge_block = stream.merge_blocks[block]
         uses = [(use.node, use.idx) for use in merge_block.tokens.uses()]
         write = MergeWriter(_find_first(model, [node for node, _ in uses]), block)
@@ -88,7 +89,7 @@ def _write_batch(model: ir.Model, write: MergeWriter) -> _Batch:
     if count is None:
         count = write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
     scalar = write.add("Squeeze", [count, write.integers(0)], "batch.scalar", [], INT64)
-    images = write.add("Range", [write.number(0), scalar, write.number(1)], "images", dtype=INT64)
+    images = write.add("Range", [write.number(0), scalar, write.number(1)], "images")
     return _Batch(count, write.add("Mul", [count, write.integers(2)], "batch.twice", [1], INT64), images)
 
 
@@ -119,7 +120,7 @@ class _MergeRows:
             tokens = write.add("Gather", [self.block.tokens, rows], f"{name}.tokens", [None, width], axis=0)
             parts.append(write.add("Mul", [tokens, weight], f"{name}.part", [None, width]))
         spread = write.add(
-            "Expand", [destination, write.integers(1, width or 0)], "destination.spread", [None, width], INT64
+            "Expand", [destination, write.integers(1, width or 0)], "destination.spread", [None, width]
         )
         return self._write_sum(parts[0], spread, parts[1], "tokens"), size
 
@@ -131,16 +132,16 @@ class _MergeRows:
         """Return the sizes before the first merge: every token is one patch."""
         write = self.writer
         rows = write.add("Mul", [self.batch.count, write.integers(self.counts.tokens)], "rows", [1], INT64)
-        shape = write.add("Concat", [rows, write.integers(1)], "ones.shape", [2], INT64, axis=0)
+        shape = write.add("Concat", [rows, write.integers(1)], "ones.shape", [2], axis=0)
         one = ir.Tensor(np.ones(1, np.float32))
-        return write.add("ConstantOfShape", [shape], "ones", [None, 1], value=one)
+        return write.add("ConstantOfShape", [shape], "ones", [None, 1], ir.DataType.FLOAT, value=one)
 
     def _number_kept(self, found: TokenMatch) -> ir.Value:
         """Return the rows that stay, in their new order: `int64 [after · batch]`."""
         kept, batch = self.counts.kept, self.batch
         left = [] if found.left is None else [self._number_rows(found.left, batch.twice, kept, "left")]
         parts = [self._number_unmergeable(), *left, self._number_all_of_b()]
-        return self.writer.add("Concat", parts, "kept.rows", dtype=INT64, axis=0)
+        return self.writer.add("Concat", parts, "kept.rows", axis=0)
 
     def _number_unmergeable(self) -> ir.Value:
         """Return the rows of the tokens that never merge: 0, 1, …, kept · batch - 1."""
@@ -148,23 +149,23 @@ class _MergeRows:
         count = write.add(
             "Mul", [self.batch.count, write.integers(self.counts.kept)], "fixed.count", [1], INT64
         )
-        end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [], INT64)
-        return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows", dtype=INT64)
+        end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [])
+        return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows")
 
     def _number_all_of_b(self) -> ir.Value:
         """Return the rows of every second patch, from the second one on."""
         write, batch = self.writer, self.batch
         tokens = write.column(self.counts.kept + 1, self.counts.of_b)
-        first = write.add("Mul", [tokens, batch.count], "b.first", dtype=INT64)
-        rows = write.add("Add", [first, batch.images], "b.image", dtype=INT64)
-        return write.add("Reshape", [rows, write.integers(-1)], "b.rows", dtype=INT64)
+        first = write.add("Mul", [tokens, batch.count], "b.first")
+        rows = write.add("Add", [first, batch.images], "b.image")
+        return write.add("Reshape", [rows, write.integers(-1)], "b.rows")
 
     def _number_destinations(self, found: TokenMatch) -> ir.Value:
         """Return the rows that the sources are added to, in the new order: `int64 [merged · batch, 1]`."""
         first = self.counts.kept + self.counts.left_of_a
         rows = self._number_rows(found.destination, self.batch.count, first, "destination")
         one = self.writer.integers(1)
-        return self.writer.add("Unsqueeze", [rows, one], "destination.column", [None, 1], INT64)
+        return self.writer.add("Unsqueeze", [rows, one], "destination.column", [None, 1])
 
     def _number_rows(self, index: ir.Value, stride: ir.Value, first: int, name: str) -> ir.Value:
         """Return the rows `(first + stride · index) · batch + image` of `index [batch, n]`, token by token.
@@ -172,12 +173,12 @@ class _MergeRows:
         `stride` is in rows: the batch where every token counts, twice the batch where every second one does.
         """
         write = self.writer
-        by_token = write.add("Transpose", [index], f"{name}.by_token", dtype=INT64, perm=[1, 0])
-        steps = write.add("Mul", [by_token, stride], f"{name}.steps", dtype=INT64)
+        by_token = write.add("Transpose", [index], f"{name}.by_token", perm=[1, 0])
+        steps = write.add("Mul", [by_token, stride], f"{name}.steps")
         start = write.add("Mul", [self.batch.count, write.integers(first)], f"{name}.start", [1], INT64)
-        offset = write.add("Add", [self.batch.images, start], f"{name}.offset", dtype=INT64)
-        rows = write.add("Add", [steps, offset], f"{name}.rows.by_token", dtype=INT64)
-        return write.add("Reshape", [rows, write.integers(-1)], f"{name}.rows", dtype=INT64)
+        offset = write.add("Add", [self.batch.images, start], f"{name}.offset")
+        rows = write.add("Add", [steps, offset], f"{name}.rows.by_token")
+        return write.add("Reshape", [rows, write.integers(-1)], f"{name}.rows")
 
 
 def _add_log_sizes(
@@ -201,7 +202,7 @@ def _write_log_size(write: MergeWriter, size: ir.Value, tokens: int, heads: int,
     It is read from a table of all sizes. ONNX Runtime's Log gives another last bit to log(7) and log(37) in
     the last rows, which do not fill a vector, than in the others; logits would depend on the batch.
     """
-    whole = write.add("Cast", [size], "size.whole", [None, 1], INT64, to=int(INT64))
+    whole = write.add("Cast", [size], "size.whole", [None, 1], to=int(INT64))
     log = write.add("Gather", [write.logarithms(patches), whole], "log_size", [None, 1], axis=0)
     by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
     by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])

@@ -84,10 +84,11 @@ def compare(
     exact, before, after = logits
     model, schedule = source.exported.model, merged.plan.merging
     stream = find_token_stream(model)
+    merges = count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
     changed = tuple(np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1)).tolist())
     return Merging(
         schedule=schedule,
-        left={block: counts.after for block, counts in count_merges(stream, schedule).items()},
+        left={block: counts.after for block, counts in merges.items()},
         tokens=stream.tokens,
         dense_drift=measure_drift(exact, before, *evaluation.truth),
         dense_latency=times[0],

@@ -19,7 +19,7 @@ from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize_model import apply_plan, quantize
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.schedule import (
-    count_tokens_left,
+    count_merges,
     even_schedule,
     max_merged_per_block,
     middle_blocks,
@@ -313,8 +313,8 @@ def test_schedules() -> None:
     assert middle_blocks(names[:2]) == ("blocks.0",)
     assert middle_blocks(names[:1]) == ()
     assert max_merged_per_block(196, 6) == 28
-    left = count_tokens_left(even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
-    assert list(left.values()) == [169, 141, 113, 85, 57, 29]
+    merges = count_merges(even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
+    assert [each.after for each in merges.values()] == [169, 141, 113, 85, 57, 29]
     with pytest.raises(PlanError, match=r"blocks.8 has 51 patches left and can merge 1 to 25"):
-        count_tokens_left(even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
+        count_merges(even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
     assert even_schedule(names, 0) == {}
