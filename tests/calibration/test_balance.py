@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from calibration.balance import STRENGTHS, BalanceGroup, apply_scales, compute_scales, find_balance_groups
 from calibration.graph.edit import constant
 from calibration.graph.layers import find_layers
-from tools.small_graphs import ATTENTION, MLP, block, build, node, run
+from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
 
 X = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
 ranges = hnp.arrays(np.float32, st.integers(1, 12), elements=st.floats(0.0078125, 100, width=32))

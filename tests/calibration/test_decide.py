@@ -31,7 +31,7 @@ from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, Quan
 from calibration.trial import Choice, Trial
 from calibration.write import write_plan
 from runtime.model_file.targets import TARGETS, Target
-from tools.small_graphs import ATTENTION, MLP, block, build, node, run
+from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 128
 LINEARS = ["query", "key", "value", "proj", "fc1", "fc2"]

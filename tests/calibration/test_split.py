@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calibration.graph.edit import constant, sizes, tidy
 from calibration.graph.layers import find_layers
 from calibration.split import MlpLayers, find_mlp, split_columns
-from tools.small_graphs import ATTENTION, MLP, block, node, op_types, run
+from tests.support.small_graphs import ATTENTION, MLP, block, node, op_types, run
 
 HIDDEN = 16
 X = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)

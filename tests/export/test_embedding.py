@@ -24,7 +24,7 @@ from export.sources.source import from_checkpoint, from_onnx, with_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.config import ViTConfig
 from vit.model import new_model

@@ -19,7 +19,7 @@ from export.sources.from_torch import export_float
 from export.write_artifact import cleaned, left_over, model_bytes, staged, write_model
 from runtime import Classifier, Metadata, Preprocess
 from runtime.writing import OutputError
-from tools.small_models import configs, lively
+from tests.support.small_models import configs, lively
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from export.sources.from_torch import add_embedding
 from export.sources.onnx_file import ForeignModel, load
 from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
-from tools.small_perceptron import SIDE, WIDTH, perceptron
+from tests.support.small_perceptron import SIDE, WIDTH, perceptron
 
 Change = Callable[[onnx.ModelProto], object]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

@@ -22,7 +22,7 @@ from export.sources.spec import Spec
 from export.write_artifact import model_bytes
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
-from tools.small_graphs import run as as_it_stands
+from tests.support.small_graphs import run as as_it_stands
 
 SIDE, DEPTH = 16, 2
 SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)

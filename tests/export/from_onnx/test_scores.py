@@ -20,7 +20,7 @@ from export.sources.source import from_onnx
 from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime
-from tools.small_perceptron import CLASSES, SIDE, perceptron
+from tests.support.small_perceptron import CLASSES, SIDE, perceptron
 
 SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, None)
 CONSTANTS = {

@@ -29,7 +29,7 @@ from export.report.thumbnails import MISTAKES, mistaken_images
 from export.report.usage import usage
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import MAX_BYTES
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.page.template import TERMS, used_terms
 
 

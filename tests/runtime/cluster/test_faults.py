@@ -40,7 +40,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes(launch: Start) -> Nodes:
-    return Nodes(launch("-m", "tools.local_cluster"))
+    return Nodes(launch("-m", "tests.support.local_cluster"))
 
 
 def test_a_lost_process_and_a_lost_node_cost_no_row(
