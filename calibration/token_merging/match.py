@@ -159,7 +159,7 @@ def _sort(
     return values, indices
 
 
-# --- The pairs of one image, for a picture of its merged patches ---
+# --- The pairs of one image, to show its merged patches ---
 
 
 class MergedPatches:
