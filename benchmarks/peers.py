@@ -29,7 +29,7 @@ from benchmarks.engines import Peer, normalizing, onnx_runtime, openvino_runtime
 from benchmarks.nncf_files import accuracy_aware_file, nncf_file, quantizers
 from calibration.graph.edit import Array
 from calibration.quantize_model import apply_plan, quantize
-from calibration.token_merging.schedule import schedule_middle_blocks
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.sources.from_torch import export_float
 from export.write_artifact import model_bytes
 from runtime.model_file.targets import Target

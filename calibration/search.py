@@ -20,7 +20,7 @@ from calibration.graph.memory import open_graph_session
 from calibration.measure.drift import Drift, decibels, measure_drift
 from calibration.observe import open_observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
-from calibration.token_merging.schedule import MergeSearch, search_merging
+from calibration.token_merging.merge_schedule import MergeSearch, search_merging
 from calibration.write import write_plan
 from runtime.errors import FailureError
 from runtime.text import counted

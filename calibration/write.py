@@ -45,11 +45,11 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
         plan: precision and ranges of each layer.
 
     Raises:
-        PlanError: when the plan does not fit the graph, see `check_plan`.
+        PlanError: when the plan does not fit the graph, see `check_plan_fits_graph`.
     """
     quantized = write_merging(model, plan.merging) if plan.merging else model.clone()
     layers = find_layers(quantized)
-    check_plan(layers, plan)
+    check_plan_fits_graph(layers, plan)
     for group in find_balance_groups(layers):
         if (balance := plan.balance.get(group.name)) is not None:
             apply_scales(group, np.array(balance.scales, np.float32))
@@ -76,7 +76,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
 # --- Check a plan against a graph ---
 
 
-def check_plan(layers: GraphLayers, plan: QuantizationPlan) -> None:
+def check_plan_fits_graph(layers: GraphLayers, plan: QuantizationPlan) -> None:
     """Refuse a plan that does not fit a graph.
 
     Args:
@@ -193,7 +193,7 @@ class _PairWriter:
             _center_pixels(linear)
             bias = bias + PIXEL_CENTER * linear.weight.astype(np.float64).sum(axis=0)
         else:
-            assert plan.input is not None  # check_plan
+            assert plan.input is not None  # check_plan_fits_graph
             input_scale = plan.input.scale
             if plan.per_token is not None:
                 node.replace_input_with(0, self._quantize_rows(linear, plan.input, plan.per_token, bias))
@@ -203,22 +203,16 @@ class _PairWriter:
         weight, scale = self._quantize_weight(linear, bias, input_scale)
         bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
         integers = np.rint(bias / bias_scale)
-        for index, (part, array, scales) in enumerate(
-            (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale)), start=1
-        ):
-            stored = add_constant(graph, f"{name}.{part}.{array.dtype}", array)
-            factors = add_constant(graph, f"{name}.{part}.scale", scales)
+        parts = (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale))
+        for index, (part, array, scales) in enumerate(parts, start=1):
+            full, shape = f"{name}.{part}", array.shape
+            stored = add_constant(graph, f"{full}.{array.dtype}", array)
+            factors = add_constant(graph, f"{full}.scale", scales)
             # Zero points of 0 are the default, but without them ONNX Runtime does not fuse the Gemm.
-            zeros = add_constant(graph, f"{name}.{part}.zero_point", np.zeros(len(scales), array.dtype))
-            float_again = insert(
-                node,
-                "DequantizeLinear",
-                [stored, factors, zeros],
-                name=f"{name}.{part}.float",
-                shape=array.shape,
-                axis=array.ndim - 1,
-            )
-            node.replace_input_with(index, float_again)
+            zeros = add_constant(graph, f"{full}.zero_point", np.zeros(len(scales), array.dtype))
+            inputs, axis = [stored, factors, zeros], array.ndim - 1
+            read = insert(node, "DequantizeLinear", inputs, name=f"{full}.float", shape=shape, axis=axis)
+            node.replace_input_with(index, read)
 
     def _quantize_weight(self, linear: Linear, bias: Array, input_scale: float) -> tuple[Array, Array]:
         """Return int8 weights and their scales, at which the bias fits into int32 beside the sums.
@@ -238,7 +232,7 @@ class _PairWriter:
     def write_product(self, product: Product, plan: ProductPlan) -> None:
         """Quantize both inputs of an attention product."""
         for index, (value, chosen) in enumerate(((product.left, plan.left), (product.right, plan.right))):
-            assert chosen is not None  # check_plan
+            assert chosen is not None  # check_plan_fits_graph
             product.node.replace_input_with(index, self._quantize_value(value, chosen, product.node))
 
     def _quantize_value(self, value: ir.Value, chosen: Range, reader: ir.Node) -> ir.Value:
@@ -278,20 +272,13 @@ class _PairWriter:
 
     def _insert_pair(self, value: ir.Value, chosen: Range, before: ir.Node) -> ir.Value:
         if (value, chosen) not in self.pairs:
-            graph = graph_of(before)
-            shape, name = sizes(value), str(value.name)
-            scale, zero = _add_parameters(graph, name, chosen.scale, chosen.zero_point)
-            stored = insert(
-                before,
-                "QuantizeLinear",
-                [value, scale, zero],
-                name=f"{name}.uint8",
-                shape=shape,
-                dtype=ir.DataType.UINT8,
-            )
-            self.pairs[value, chosen] = insert(
-                before, "DequantizeLinear", [stored, scale, zero], name=f"{name}.float", shape=shape
-            )
+            shape, name, uint8 = sizes(value), str(value.name), ir.DataType.UINT8
+            parameters = _add_parameters(graph_of(before), name, chosen.scale, chosen.zero_point)
+            inputs = [value, *parameters]
+            stored = insert(before, "QuantizeLinear", inputs, name=f"{name}.uint8", shape=shape, dtype=uint8)
+            inputs = [stored, *parameters]
+            read = insert(before, "DequantizeLinear", inputs, name=f"{name}.float", shape=shape)
+            self.pairs[value, chosen] = read
         return self.pairs[value, chosen]
 
 
@@ -316,14 +303,9 @@ def _center_pixels(linear: Linear) -> None:
     """Turn Cast(uint8) into DequantizeLinear with scale 1 and zero point 128: no rounding at all."""
     cast = linear.input.producer()
     assert cast is not None  # reads_pixels has found it
-    scale, zero = _add_parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTER)
-    centered = insert(
-        linear.node,
-        "DequantizeLinear",
-        [cast.inputs[0], scale, zero],
-        name="pixels.centered",
-        shape=sizes(linear.input),
-    )
+    inputs = [cast.inputs[0], *_add_parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTER)]
+    shape = sizes(linear.input)
+    centered = insert(linear.node, "DequantizeLinear", inputs, name="pixels.centered", shape=shape)
     replace(linear.input, centered)
 
 

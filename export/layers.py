@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.token_merging.schedule import count_merges, even_schedule, middle_blocks
+from calibration.token_merging.merge_schedule import count_merges, even_schedule, middle_blocks
 from export.options import Options
 from vit.config import ViTConfig
 

@@ -12,7 +12,7 @@ from calibration.graph.layers import find_layers
 from calibration.plan import PlanError, QuantizationPlan, read_plan
 from calibration.quantize_model import QuantizedModel, apply_plan, quantize
 from calibration.search import BudgetError, PlanSearch, search_plan
-from calibration.token_merging.schedule import schedule_middle_blocks
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.checks import too_far
 from export.image_sets import ExportImages
 from export.layers import check_layers

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array, GraphError, add_constant, graph_of, insert
 from calibration.observe import open_observing_session
-from calibration.token_merging.schedule import MergeCounts, count_merges
+from calibration.token_merging.merge_schedule import MergeCounts, count_merges
 from calibration.token_merging.token_stream import MergeBlock, find_token_stream
 
 TO_THE_END = 2**31 - 1

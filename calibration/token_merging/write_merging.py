@@ -18,7 +18,7 @@ import onnx_ir as ir
 from calibration.graph.edit import attribute, constant, graph_of, insert, shape_constant, sizes, tidy
 from calibration.plan import PlanError
 from calibration.token_merging.match import INT64, MergeWriter, TokenMatch, match_tokens
-from calibration.token_merging.schedule import MergeCounts, count_merges
+from calibration.token_merging.merge_schedule import MergeCounts, count_merges
 from calibration.token_merging.token_stream import HEADS_LAST, MergeBlock, TokenStream, find_token_stream
 
 # Operators that treat each row alike, whatever its place.

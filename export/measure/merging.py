@@ -13,7 +13,7 @@ from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
 from calibration.quantize_model import QuantizedModel
 from calibration.token_merging.match import MergedPatches
-from calibration.token_merging.schedule import count_merges
+from calibration.token_merging.merge_schedule import count_merges
 from calibration.token_merging.token_stream import find_token_stream
 from export.measure.inference import batches
 from export.sources.source import Source

@@ -18,7 +18,7 @@ from calibration.graph.edit import GraphError, by_type, graph_of, insert
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize_model import apply_plan, quantize
 from calibration.token_merging.match import MergedPatches
-from calibration.token_merging.schedule import (
+from calibration.token_merging.merge_schedule import (
     count_merges,
     even_schedule,
     max_merged_per_block,

@@ -13,7 +13,7 @@ from calibration.measure.drift import Drift
 from calibration.plan import PlanError, QuantizationPlan
 from calibration.quantize_model import quantize
 from calibration.search import Budget, search_plan
-from calibration.token_merging.schedule import schedule_middle_blocks, search_merging
+from calibration.token_merging.merge_schedule import schedule_middle_blocks, search_merging
 
 DENSE = Drift(images=10, agreement=100, sqnr=30, max_error=0.1)
 
