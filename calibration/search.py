@@ -1,7 +1,7 @@
 """The fastest plan within a budget.
 
 The search starts with every linear layer in int8 and returns layers to float32, most noise per unit of cost
-first. Bisection finds how many: noise of the logits falls with every layer that returns.
+first. Bisection finds how many: the drift is taken to fall with every layer that returns.
 """
 
 from __future__ import annotations

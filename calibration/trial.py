@@ -1,8 +1,8 @@
 """Error that a way to quantize a tensor causes in the output of the weights that read it.
 
-One scale per tensor competes with one scale per token (ZeroQuant, arXiv 2206.01861), and with
-hidden features in float (`calibration.split`). The mean error of the output is taken from the bias (Nagel et
-al., arXiv 1906.04721, section 4.2).
+One scale per tensor competes with one scale per token (ZeroQuant, arXiv 2206.01861), and with hidden features
+in float (`calibration.split`). The mean error of the output is subtracted by the bias (Nagel et al., arXiv
+1906.04721, section 4.2).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from calibration.graph.edit import (
     stand_in,
     tidy,
 )
-from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, find_layers, required_input
+from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
 from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.split import find_mlp, split_columns
@@ -245,7 +245,7 @@ class _PairWriter:
             and only_reader(source) is not None  # another reader would get rounded numbers
         ):
             moves.append(above)
-            source = required_input(above, 0)
+            source = expect_input(above, 0)
         if moves and len(source.uses()) == 1:
             moves[-1].replace_input_with(0, self._insert_pair(source, chosen, moves[-1]))
         return self._insert_pair(value, chosen, reader)

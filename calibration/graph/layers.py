@@ -24,7 +24,7 @@ class Linear:
     @property
     def input(self) -> ir.Value:
         """The activations, `float32 [rows, in]`."""
-        return required_input(self.node, 0)
+        return expect_input(self.node, 0)
 
     @property
     def reads_pixels(self) -> bool:
@@ -44,12 +44,12 @@ class Product:
     @property
     def left(self) -> ir.Value:
         """The queries, or the probabilities."""
-        return required_input(self.node, 0)
+        return expect_input(self.node, 0)
 
     @property
     def right(self) -> ir.Value:
         """The keys, or the values."""
-        return required_input(self.node, 1)
+        return expect_input(self.node, 1)
 
     @property
     def mixes_probabilities(self) -> bool:
@@ -122,7 +122,7 @@ def read_linear(node: ir.Node) -> Linear | None:
     return Linear(str(node.name), node, weight, bias)
 
 
-def required_input(node: ir.Node, index: int) -> ir.Value:
+def expect_input(node: ir.Node, index: int) -> ir.Value:
     """Return an input that the operator cannot do without.
 
     Raises:

@@ -28,7 +28,11 @@ WEIGHTS = "weights.bin"  # the file beside
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Return the size of all initializers of `model`, in bytes."""
+    """Return the size of all initializers, in bytes.
+
+    Args:
+        model: the graph, with its weights in memory or on disk.
+    """
     values = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 

@@ -34,7 +34,12 @@ def middle_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
 
 
 def even_schedule(blocks: Sequence[str], merged: int) -> dict[str, int]:
-    """Return a schedule of `merged` tokens for each of `blocks`; an empty one for 0."""
+    """Return a schedule that merges the same number of tokens in each block.
+
+    Args:
+        blocks: names of the blocks that merge.
+        merged: tokens per block; 0 gives an empty schedule.
+    """
     return dict.fromkeys(blocks, merged) if merged else {}
 
 
