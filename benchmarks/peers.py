@@ -28,8 +28,8 @@ from torch import nn
 from benchmarks.engines import Peer, normalizing, onnx_runtime, openvino_runtime, torch_eager, vit_edge
 from benchmarks.nncf_files import accuracy_aware_file, nncf_file, quantizers
 from calibration.graph.edit import Array
-from calibration.quantize import apply_plan, quantize
-from calibration.token_merging.search import middle_merging
+from calibration.quantize_model import apply_plan, quantize
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.sources.from_torch import export_float
 from export.write_artifact import model_bytes
 from runtime.model_file.targets import Target
@@ -100,7 +100,7 @@ def build(bench: Bench, *, variations: bool = False, tools: bool = True) -> Iter
     path = _written(quantized.model, bench.folder / "ours.int8.onnx")
     yield vit_edge(OURS, path, bench.target)
     for merged in bench.merged:
-        plan = replace(quantized.plan, merging=middle_merging(ours, merged))
+        plan = replace(quantized.plan, merging=schedule_middle_blocks(ours, merged))
         file = _written(apply_plan(ours, plan).model, bench.folder / f"ours.merged{merged}.onnx")
         yield vit_edge(f"{OURS}, {merged} tokens merged per block", file, bench.target)
     if openvino:

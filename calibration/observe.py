@@ -1,41 +1,47 @@
-"""Stream images through the float model and keep what a plan needs to know of its tensors."""
+"""Statistics of activations, streamed over the calibration images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from calibration.graph.edit import Array, GraphError
-from calibration.graph.memory import session_of
+from calibration.graph.memory import open_graph_session
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
-HOLD_EVERY = 4  # each fourth image judges the ranges that the others gave
+HOLD_EVERY = 4  # each fourth image judges the ranges that are fitted to the others
 
 
 class Extremes:
-    """The smallest and largest value each feature of a tensor took, `float32 [features]`."""
+    """The smallest and the largest value of each feature of a tensor, `float32 [features]`."""
 
     def __init__(self, features: int) -> None:
         self.low = np.full(features, np.inf, np.float32)
         self.high = np.full(features, -np.inf, np.float32)
 
     def update(self, rows: Array) -> None:
+        """Take in `float32 [rows, features]`."""
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))
 
-    def merged(self, other: Extremes) -> Extremes:
+    def merge(self, other: Extremes) -> Extremes:
+        """Return the extremes over both."""
         both = Extremes(len(self.low))
         both.low, both.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         return both
 
 
 class Reservoir:
-    """A uniform random sample of the rows that went by, at most `capacity`; the seed decides which."""
+    """A uniform random sample of a stream of rows, at most `capacity`; the seed decides which.
+
+    Every row draws a key, and the rows with the smallest keys stay (Efraimidis and Spirakis, Information
+    Processing Letters 97, 2006, with equal weights).
+    """
 
     def __init__(self, features: int, capacity: int, seed: int = 0) -> None:
         self._rows = np.empty((capacity, features), np.float32)
@@ -48,7 +54,7 @@ class Reservoir:
         return np.asarray(self._rows[np.isfinite(self._keys)])
 
     def update(self, rows: Array) -> None:
-        """Every row draws a key; those with the smallest keys stay, the others make room."""
+        """Take in `float32 [rows, features]`."""
         capacity = len(self._keys)
         keys = np.concatenate([self._keys, self._random.random(len(rows))])
         kept = np.argsort(keys, kind="stable")[:capacity]
@@ -59,7 +65,7 @@ class Reservoir:
 
 
 @dataclass
-class Part:
+class RowStatistics:
     """Statistics of a tensor over some of the images. Memory does not grow with their number."""
 
     extremes: Extremes
@@ -73,60 +79,50 @@ class Part:
 
 @dataclass
 class Observation:
-    """A tensor over all images: those that ranges are fitted to, and those that judge them."""
+    """Statistics of a tensor over the images that ranges are fitted to, and over those that judge them."""
 
-    fit: Part
-    held: Part
+    fit: RowStatistics
+    held: RowStatistics
     rows_per_image: int
 
     @classmethod
     def empty(cls, features: int, rows_per_image: int) -> Observation:
+        """Return statistics of no image."""
         return cls(
-            Part(Extremes(features), Reservoir(features, FIT_ROWS)),
-            Part(Extremes(features), Reservoir(features, HELD_ROWS)),
+            RowStatistics(Extremes(features), Reservoir(features, FIT_ROWS)),
+            RowStatistics(Extremes(features), Reservoir(features, HELD_ROWS)),
             rows_per_image,
         )
 
     @property
-    def judged(self) -> Part:
-        """The held images, or, when there is just one image, that one."""
+    def judged(self) -> RowStatistics:
+        """The held-out images, or, when there is just one image, that one."""
         return self.held if len(self.held.rows) else self.fit
 
     @property
     def all(self) -> Extremes:
-        return self.fit.extremes.merged(self.held.extremes)
+        """Extremes over all images, fitted and held out."""
+        return self.fit.extremes.merge(self.held.extremes)
 
 
-@dataclass
-class _Stream:
-    names: Sequence[str]
-    found: dict[str, Observation] = field(default_factory=dict)
-    images: int = 0
-
-    def update(self, tensors: Sequence[Array], count: int) -> None:
-        for name, tensor in zip(self.names, tensors, strict=True):
-            features = tensor.shape[-1]
-            by_image = tensor.reshape(count, -1, features)
-            if name not in self.found:
-                self.found[name] = Observation.empty(features, by_image.shape[1])
-            observation = self.found[name]
-            held = (np.arange(count) + self.images) % HOLD_EVERY == HOLD_EVERY - 1
-            for part, chosen in ((observation.fit, ~held), (observation.held, held)):
-                if chosen.any():
-                    rows = by_image[chosen].reshape(-1, features)
-                    part.extremes.update(rows)
-                    part.sample.update(rows)
-        self.images += count
-
-
-def observing_session(
+def open_observing_session(
     model: ir.Model,
     names: Sequence[str],
     *,
     threads: int | None = None,
     target: Target = "any-cpu",
 ) -> ort.InferenceSession:
-    """A CPU session of a model that gives the named tensors as well as the logits."""
+    """Open a CPU session of a model that gives the named tensors as well as the logits.
+
+    Args:
+        model: the graph; it stays as it is.
+        names: tensors anywhere in the graph.
+        threads: CPU threads; None takes every core that this process may use.
+        target: form of the INT8 weights, where there are any.
+
+    Raises:
+        GraphError: for a name that no tensor has.
+    """
     observed = model.clone()
     values = ir.convenience.create_value_mapping(observed.graph)
     for name in names:
@@ -134,27 +130,45 @@ def observing_session(
             raise GraphError(f"expected a tensor {name!r} in the graph, found none of that name")
         if not values[name].is_graph_output():
             observed.graph.outputs.append(values[name])
-    return session_of(observed, threads=threads, target=target)
+    return open_graph_session(observed, threads=threads, target=target)
 
 
 def observe(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
-    """Run batches `uint8 [N, H, W, 3]` through the float model, and keep what is needed of the tensors.
+    """Run images through the float model, one at a time, and keep statistics of the named tensors.
+
+    Args:
+        model: the canonical float graph.
+        names: the tensors, for example `GraphLayers.activations`.
+        images: batches of `uint8 [N, H, W, 3]`; they are streamed.
+        threads: CPU threads; None takes every core that this process may use.
+
+    Returns:
+        the statistics by the name of the tensor.
 
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    session = observing_session(model, names, threads=threads)
-    stream = _Stream(names)
+    session = open_observing_session(model, names, threads=threads)
     feed = session.get_inputs()[0].name
-    for batch in images:
-        for image in np.split(batch, len(batch)):  # one at a time: the tensors of a batch would be large
-            stream.update(session.run(list(names), {feed: image}), 1)
-    if not stream.images:
+    found: dict[str, Observation] = {}
+    # One image at a time: the tensors of a batch would be large.
+    single = (image for batch in images for image in np.split(batch, len(batch)))
+    count = 0
+    for count, image in enumerate(single, start=1):
+        held = count % HOLD_EVERY == 0
+        for name, tensor in zip(names, session.run(list(names), {feed: image}), strict=True):
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            if name not in found:
+                found[name] = Observation.empty(rows.shape[1], len(rows))
+            part = found[name].held if held else found[name].fit
+            part.extremes.update(rows)
+            part.sample.update(rows)
+    if not count:
         raise GraphError("expected at least one calibration image, found none")
-    for name, observation in stream.found.items():
+    for name, observation in found.items():
         extremes = observation.all
         if not (np.isfinite(extremes.low).all() and np.isfinite(extremes.high).all()):
             raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
-    return stream.found
+    return found

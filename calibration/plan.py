@@ -1,6 +1,6 @@
 """Quantization plan: the decisions of calibration as plain data.
 
-A plan can be saved, read, compared, edited and written into a graph.
+A plan can be saved as plan.json, read, compared, edited and written into a graph.
 """
 
 from __future__ import annotations
@@ -18,72 +18,28 @@ from runtime.errors import InputError
 from runtime.model_file.targets import TARGETS, Target, unknown_target
 from runtime.strict_json import unique_fields
 
-# --- Fields of the entries of a plan.json: what each one must hold. A plan is edited by people ---
-
-
-SMALLEST, LARGEST = 1.1754944e-38, 3.4028234e38  # of float32, without the numbers that lose digits
-
-
-def is_number(value: Any) -> bool:
-    """Return whether it is a number that float32 holds; in Python, True is an int."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-
-
-def is_positive(value: Any) -> bool:
-    """Return whether it is a number above 0 that float32 does not round to 0."""
-    return is_number(value) and value >= SMALLEST
-
-
-def is_whole(value: Any) -> bool:
-    """Return whether it is a whole number from 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _all(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(accepts, value))
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"scale", "zero_point"}
-
-
-RANGE = 'an object such as {"scale": 0.02, "zero_point": 128}', _is_range
-EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "input": RANGE,
-    "left": RANGE,
-    "right": RANGE,
-    "rule": ("a word", lambda value: isinstance(value, str)),
-    "per_token": ("a number above 0", is_positive),
-    "float_columns": ("a list of whole numbers from 0", _all(is_whole)),
-    "correction": ("a list of numbers", _all(is_number)),
-    "strength": ("a number", is_number),
-    "scales": ("a list of numbers above 0", _all(is_positive)),
-}
-
-
-def first_flaw(entry: Mapping[str, Any]) -> str:
-    """Return what the first field that makes no sense holds in the place of what, or nothing.
-
-    Args:
-        entry: of a layer or a balance, with fields of `EXPECTED` and others; null is as good as absent.
-    """
-    for name, value in entry.items():
-        if name in EXPECTED and value is not None:
-            expected, accepts = EXPECTED[name]
-            if not accepts(value):
-                return f"{name}: expected {expected}, found {value!r:.80}"
-    return ""
-
-
-# --- Quantization plan: the decisions of calibration as plain data ---
-
-
 PLAN_VERSION = 1
+SMALLEST, LARGEST = 1.1754944e-38, 3.4028234e38  # of float32, without the numbers that lose digits
 Precision = Literal["int8", "float16", "float32"]
 
 
 class PlanError(InputError):
     """A plan that cannot be read, or that does not fit the graph."""
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is a number that float32 holds; in Python, True is an int."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def _is_positive(value: Any) -> bool:
+    """Return whether it is a number above 0 that float32 does not round to 0."""
+    return _is_number(value) and value >= SMALLEST
+
+
+def _is_whole(value: Any) -> bool:
+    """Return whether it is a whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +50,7 @@ class Range:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not is_positive(self.scale) or not is_whole(self.zero_point) or self.zero_point > 255:
+        if not _is_positive(self.scale) or not _is_whole(self.zero_point) or self.zero_point > 255:
             raise PlanError(
                 "expected scale > 0 and zero_point in 0..255 (a float32 and a whole number), found "
                 f"{self.scale!r:.80}, {self.zero_point!r:.80}"
@@ -102,13 +58,14 @@ class Range:
 
     @classmethod
     def of(cls, low: float, high: float) -> Range:
-        """The finest range that holds low, high and an exact zero; 0 to 1 for zeros alone."""
+        """Return the finest range that holds low, high and an exact zero; 0 to 1 for zeros alone."""
         low, high = min(low, 0.0), max(high, 0.0)
         # Any range stores zeros; a bias in units of a tiny one would not fit int32.
         scale = max((high - low) / 255, 1e-12) if high > low else 1 / 255
-        return cls(scale=_float32(scale), zero_point=min(255, max(0, round(-low / scale))))
+        # The nearest float32, since that is what the graph holds.
+        return cls(scale=float(np.float32(scale)), zero_point=min(255, max(0, round(-low / scale))))
 
-    def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:
+    def fake_quantize(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Return the numbers after they are stored in this range and read again."""
         levels = np.clip(np.rint(numbers / self.scale) + self.zero_point, 0, 255)
         return np.asarray((levels - self.zero_point) * self.scale)
@@ -119,7 +76,7 @@ PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 wha
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPlan:
-    """One linear layer.
+    """Precision of one linear layer.
 
     With precision "int8" its weight is int8, symmetric, one scale per output channel; its sums are int32.
     With "float16" its weight is stored in float16 and multiplied in float32: half the bytes of "float32", at
@@ -140,7 +97,7 @@ class LinearPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ProductPlan:
-    """One product of attention: both of its inputs in uint8, or both in float."""
+    """Precision of one attention product: both of its inputs in uint8, or both in float32."""
 
     precision: Precision
     left: Range | None = None
@@ -151,8 +108,8 @@ class ProductPlan:
 class BalancePlan:
     """Scales that divide a producer's features and multiply the next weights; the result is the same."""
 
-    strength: float
-    scales: tuple[float, ...]
+    strength: float  # exponent of the features' ranges that gave the scales, for the reader
+    scales: tuple[float, ...]  # one per feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,28 +127,31 @@ class QuantizationPlan:
     # How many tokens each block merges after its attention: an approximation, so empty unless asked for.
     merging: Mapping[str, int] = field(default_factory=dict)
 
-    def quantized(self) -> list[str]:
-        """The names of the linears in int8."""
+    def int8_linears(self) -> list[str]:
+        """Return the names of the linears in int8."""
         return [name for name, linear in self.linears.items() if linear.precision == "int8"]
 
     def to_json(self) -> str:
-        """The same plan is the same text, byte for byte; one line a layer."""
+        """Return the text of a plan.json: one line per layer, and the same bytes for the same plan."""
         document: dict[str, Any] = {"format": "vit-edge plan", "version": PLAN_VERSION, "target": self.target}
         if self.merging:
             document["merging"] = dict(self.merging)
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-        for key, entries in _sections(self):
-            lines = [
-                f"  {json.dumps(name)}: {json.dumps(_told(asdict(entry)))}" for name, entry in entries.items()
-            ]
+        for key in ("balance", "linears", "products"):
+            entries: Mapping[str, Any] = getattr(self, key)
+            lines = [f"  {json.dumps(name)}: {_format_entry(entry)}" for name, entry in entries.items()]
             sections.append(f' "{key}": {{\n' + ",\n".join(lines) + "\n }")
         return "{\n" + ",\n".join(sections) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> QuantizationPlan:
-        """Raises PlanError, which names the entry, for anything that is not a plan of this version."""
+        """Read the text of a plan.json.
+
+        Raises:
+            PlanError: naming the entry, for anything that is not a plan of this version.
+        """
         try:
-            # Numbers that no plan can hold are refused where they stand, by the name of their entry.
+            # Not parse_json: a number that no plan can hold is refused below, with the name of its entry.
             document = json.loads(text, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError) as error:
             found = f"no JSON ({error})" if text.strip() else "an empty file"
@@ -208,15 +168,21 @@ class QuantizationPlan:
             )
         return cls(
             target=document["target"],
-            linears=_section(LinearPlan, document, "linears"),
-            products=_section(ProductPlan, document, "products"),
-            balance=_section(BalancePlan, document, "balance"),
-            merging=_merging(document.get("merging", {})),
+            linears=_read_section(LinearPlan, document, "linears"),
+            products=_read_section(ProductPlan, document, "products"),
+            balance=_read_section(BalancePlan, document, "balance"),
+            merging=_read_merging(document.get("merging", {})),
         )
 
 
 def read_plan(path: Path) -> QuantizationPlan:
     """Read a plan.json.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the plan; `calibration.write.write_plan` checks that it fits a graph.
 
     Raises:
         PlanError: naming the file, when it is not a plan.
@@ -236,56 +202,74 @@ def read_plan(path: Path) -> QuantizationPlan:
         raise PlanError(f"{path}: {error}") from error
 
 
-def _merging(document: Any) -> dict[str, int]:
+def _format_entry(entry: Any) -> str:
+    """Return the JSON of an entry without its empty fields."""
+    document = asdict(entry)
+    return json.dumps({key: value for key, value in document.items() if value is not None and value != ()})
+
+
+# --- Read the sections of a plan.json: people edit it, so every field is checked ---
+
+
+def _read_merging(document: Any) -> dict[str, int]:
     if not isinstance(document, dict):
         raise PlanError(f'merging: expected an object such as {{"blocks.3": 16}}, found {document!r:.80}')
     for block, merged in document.items():
-        if type(merged) is not int or merged < 1:  # in Python, True is an int
+        if not _is_whole(merged) or merged < 1:
             raise PlanError(f"merging: {block}: expected a number of tokens from 1, found {merged!r:.80}")
     return dict(document)
 
 
-def _section(kind: type[Any], document: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _read_section(kind: type[Any], document: Mapping[str, Any], key: str) -> dict[str, Any]:
     section = document.get(key, {})
     if not isinstance(section, dict):
         raise PlanError(f"{key}: expected an object with an entry per layer, found {section!r:.80}")
-    return {name: _entry(kind, name, entry) for name, entry in section.items()}
+    return {name: _read_entry(kind, name, entry) for name, entry in section.items()}
 
 
-def _entry(kind: type[Any], name: str, document: Any) -> Any:
+def _read_entry(kind: type[Any], name: str, document: Any) -> Any:
     known = {each.name for each in fields(kind)}
     if not isinstance(document, dict) or set(document) - known:
         raise PlanError(f"{name}: expected an object with {', '.join(sorted(known))}, found {document!r:.80}")
-    if "precision" in known and document.get("precision") not in _precisions(kind):
-        expected = " or ".join(_precisions(kind))
-        raise PlanError(f"{name}: expected precision {expected}, found {document.get('precision')!r:.80}")
-    if flaw := first_flaw(document):
-        raise PlanError(f"{name}: {flaw}")
+    precisions = ("int8", "float32") if kind is ProductPlan else get_args(Precision)
+    if "precision" in known and document.get("precision") not in precisions:
+        expected, found = " or ".join(precisions), document.get("precision")
+        raise PlanError(f"{name}: expected precision {expected}, found {found!r:.80}")
+    given = {key: value for key, value in document.items() if value is not None}  # null is as good as absent
+    for key, value in given.items():
+        expected, accepts = EXPECTED.get(key, ("", None))
+        if accepts is not None and not accepts(value):
+            raise PlanError(f"{name}: {key}: expected {expected}, found {value!r:.80}")
     try:
-        return kind(**{key: _value(value) for key, value in document.items() if value is not None})
+        return kind(**{key: _read_value(value) for key, value in given.items()})
     except (PlanError, TypeError) as error:
         raise PlanError(f"{name}: {error}") from error
 
 
-def _precisions(kind: type[Any]) -> tuple[str, ...]:
-    return ("int8", "float32") if kind is ProductPlan else get_args(Precision)
-
-
-def _value(value: Any) -> Any:
+def _read_value(value: Any) -> Any:
     if isinstance(value, dict):
         return Range(**value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _sections(plan: QuantizationPlan) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    return ("balance", plan.balance), ("linears", plan.linears), ("products", plan.products)
+def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(accepts, value))
 
 
-def _told(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields that say nothing."""
-    return {key: value for key, value in document.items() if value is not None and value != ()}
+def _is_range(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"scale", "zero_point"}
 
 
-def _float32(number: float) -> float:
-    """The nearest float32, since that is what the graph will hold."""
-    return float(np.float32(number))
+RANGE = 'an object such as {"scale": 0.02, "zero_point": 128}', _is_range
+# What each field of an entry must hold, and the test of it.
+EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "input": RANGE,
+    "left": RANGE,
+    "right": RANGE,
+    "rule": ("a word", lambda value: isinstance(value, str)),
+    "per_token": ("a number above 0", _is_positive),
+    "float_columns": ("a list of whole numbers from 0", _list_of(_is_whole)),
+    "correction": ("a list of numbers", _list_of(_is_number)),
+    "strength": ("a number", _is_number),
+    "scales": ("a list of numbers above 0", _list_of(_is_positive)),
+}

@@ -1,4 +1,8 @@
-"""Which range of a tensor becomes 0..255: rules that look at a histogram, or at the extremes alone."""
+"""Range of a tensor that becomes 0..255: rules that look at a histogram, or at the extremes alone.
+
+Nagel et al. (arXiv 2106.08295, section 3.1) compare such rules, Wu et al. (arXiv 2004.09602, section 5) those
+with a percentile and with the divergence. No rule wins everywhere, so that `calibration.trial` compares them.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ from calibration.graph.edit import Array
 from calibration.plan import Range
 
 BINS = 2048
-MARGIN = 1.1  # room for what calibration did not see
+MARGIN = 1.1  # room for values of images that calibration does not have
 PERCENTILE = 99.99
+SHRINKS = np.linspace(1.0, 0.3, 15)  # shares of the extremes that compete
 Bounds = tuple[float, float]
 
 
 class Histogram:
-    """Counts of a tensor's values in bins that double their width when a value falls outside; it streams."""
+    """Streaming counts of a tensor's values, in bins that double their width when a value falls outside."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)
@@ -49,12 +54,12 @@ def min_max(_histogram: Histogram, low: float, high: float) -> Bounds:
 
 
 def with_margin(_histogram: Histogram, low: float, high: float) -> Bounds:
-    """Return the extremes times 1.1: finer steps are worth less than room for an unseen image."""
+    """Return the extremes times 1.1: finer steps are worth less than room for a new image."""
     return low * MARGIN, high * MARGIN
 
 
 def percentile(histogram: Histogram, low: float, high: float) -> Bounds:
-    """All but the outermost hundredth of a per cent."""
+    """Return the bounds without the outermost 0.01 % of the values, half of it on each side."""
     if not histogram.counts.any():
         return low, high
     shares = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
@@ -65,12 +70,15 @@ def percentile(histogram: Histogram, low: float, high: float) -> Bounds:
 
 
 def mean_square_error(histogram: Histogram, low: float, high: float) -> Bounds:
-    """The part of the range with the least rounding and clipping error of the tensor itself."""
-    return _best_shrink(histogram, low, high, _squared_error)
+    """Return the share of the range with the least rounding and clipping error of the tensor itself."""
+    return _best_shrink(histogram, low, high, _error_energy)
 
 
 def entropy(histogram: Histogram, low: float, high: float) -> Bounds:
-    """The part of the range whose 256 levels keep the distribution closest (Kullback-Leibler divergence)."""
+    """Return the share of the range with the least Kullback-Leibler divergence of the 256 levels.
+
+    Migacz, 8-bit Inference with TensorRT, GTC 2017.
+    """
     return _best_shrink(histogram, low, high, _divergence)
 
 
@@ -89,18 +97,17 @@ def _best_shrink(
     if not histogram.counts.any():  # a tensor of zeros
         return low, high
     centers, counts = histogram.centers, histogram.counts.astype(np.float64)
-    shrinks = np.linspace(1.0, 0.3, 15)
-    costs = [cost(centers, counts, Range.of(low * shrink, high * shrink)) for shrink in shrinks]
-    best = float(shrinks[int(np.argmin(costs))])
+    costs = [cost(centers, counts, Range.of(low * shrink, high * shrink)) for shrink in SHRINKS]
+    best = float(SHRINKS[int(np.argmin(costs))])
     return low * best, high * best
 
 
-def _squared_error(centers: Array, counts: Array, chosen: Range) -> float:
-    return float((np.square(chosen.rounded(centers) - centers) * counts).sum())
+def _error_energy(centers: Array, counts: Array, chosen: Range) -> float:
+    return float((np.square(chosen.fake_quantize(centers) - centers) * counts).sum())
 
 
 def _divergence(centers: Array, counts: Array, chosen: Range) -> float:
-    levels = np.rint((chosen.rounded(centers)) / chosen.scale).astype(np.int64) + chosen.zero_point
+    levels = np.rint(chosen.fake_quantize(centers) / chosen.scale).astype(np.int64) + chosen.zero_point
     inside = (centers >= (-chosen.zero_point - 0.5) * chosen.scale) & (
         centers <= (255.5 - chosen.zero_point) * chosen.scale
     )

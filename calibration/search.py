@@ -1,4 +1,8 @@
-"""The fastest plan within a budget: all in int8 first, then back to float what hurts most for its cost."""
+"""The fastest plan within a budget.
+
+The search starts with every linear layer in int8 and returns layers to float32, most noise per unit of cost
+first. Bisection finds how many: the drift is taken to fall with every layer that returns.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,19 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.graph.edit import Array
-from calibration.graph.layers import find_sites
-from calibration.graph.memory import session_of
+from calibration.graph.layers import find_layers
+from calibration.graph.memory import open_graph_session
 from calibration.measure.drift import Drift, decibels, measure_drift
-from calibration.observe import observing_session
+from calibration.observe import open_observing_session
 from calibration.plan import LinearPlan, QuantizationPlan
-from calibration.token_merging.search import MergeSearch, search_merging
+from calibration.token_merging.merge_schedule import MergeSearch, search_merging
 from calibration.write import write_plan
 from runtime.errors import FailureError
 from runtime.text import format_count
 
-FEW_IMAGES = 8  # enough to tell which layers hurt
-MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float there is little left of INT8
-LOAD = 10.0  # reading a weight as float rather than int8 takes as long as so many multiply-adds gain
+FEW_IMAGES = 8  # enough to rank the layers by their noise
+MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float, little of the speed of INT8 is left
+LOAD = 10.0  # multiply-adds whose gain in int8 is as long as reading one weight as float instead of int8
 FLOAT = LinearPlan(precision="float32")
 NO_MERGING: Mapping[str, int] = MappingProxyType({})
 
@@ -34,14 +38,15 @@ class BudgetError(FailureError):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits on the drift of INT8: points of top-1 lost, per cent of images with the same label, dB."""
+    """Limits on the drift of INT8; None sets no limit."""
 
-    max_drift: float | None = None
-    min_agreement: float | None = None
+    max_drift: float | None = None  # percentage points of top-1 lost
+    min_agreement: float | None = None  # per cent of images with the same label
     min_sqnr: float | None = None  # dB, of the logits
 
     @property
     def limits(self) -> bool:
+        """True if there is any limit."""
         return any(limit is not None for limit in (self.max_drift, self.min_agreement, self.min_sqnr))
 
     def misses(self, drift: Drift, *, surely: bool = False) -> list[str]:
@@ -49,8 +54,8 @@ class Budget:
 
         Args:
             drift: what was measured.
-            surely: of top-1 and agreement, only what few images cannot explain: the whole 95 % interval is
-                beyond the limit.
+            surely: of top-1 and agreement, only what chance cannot explain: the whole 95 % interval is beyond
+                the limit.
 
         Raises:
             ValueError: for a limit on top-1 where the true classes are not known.
@@ -73,7 +78,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerSensitivity:
     """Cost of a linear layer in float, and the noise of the logits when it alone is int8."""
 
     name: str
@@ -82,17 +87,18 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """The plan that was found, and the way to it."""
+class PlanSearch:
+    """The plan that was found, and the drift before and after."""
 
     start: QuantizationPlan
     plan: QuantizationPlan
-    returned: tuple[Layer, ...]  # to float, in the order of noise for cost
+    returned: tuple[LayerSensitivity, ...]  # to float, most noise per unit of cost first
     before: Drift  # with every linear in int8
     after: Drift  # without merging
     merging: MergeSearch | None = None  # where merging was asked for
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields of report.json."""
         return {
             "images": self.after.images,
             "returned_to_float": [asdict(layer) for layer in self.returned],
@@ -113,12 +119,12 @@ def search_plan(
     merge_within: Budget | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda _: None,
-) -> Search:
+) -> PlanSearch:
     """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
 
-    Where half of the linears' work in float is not enough on these images, and the images are too few to call
-    that missed, as many return as it takes until they could no more: one label that changes by chance is no
-    reason to give up the speed.
+    Where half of the linears' work in float is not enough on these images, but the 95 % intervals reach the
+    limits, layers return until the intervals do: one label that changes by chance is no reason to give up the
+    speed.
 
     Args:
         model: the canonical float graph.
@@ -127,10 +133,13 @@ def search_plan(
         budget: limits on the drift.
         targets: their classes `int64 [images]`, for a limit on top-1.
         same_name: as `measure_drift` takes it.
-        merge_within: merge as many tokens as this budget allows, once the linears keep `budget`; None merges
-            none.
+        merge_within: merge as many tokens as this budget allows, once the linears are within `budget`; None
+            merges none.
         threads: CPU threads; None takes every core that this process may use.
         progress: called with 1 after each plan that was tried.
+
+    Returns:
+        the plan, and what the search measured.
 
     Raises:
         BudgetError: when not even half of the linears' work in float is enough.
@@ -141,19 +150,20 @@ def search_plan(
     if merge_within is None:
         return found
     merging = search_merging(
-        model, lambda schedule: trials.drift(found.returned, schedule), merge_within.misses, found.after
+        model, lambda schedule: trials.measure(found.returned, schedule), merge_within.misses, found.after
     )
     return replace(found, plan=replace(found.plan, merging=merging.merging), merging=merging)
 
 
-def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> Search:
-    before = trials.drift(())
+def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> PlanSearch:
+    before = trials.measure(())
+    unchanged = PlanSearch(start=plan, plan=plan, returned=(), before=before, after=before)
     if not budget.misses(before):
-        return Search(start=plan, plan=plan, returned=(), before=before, after=before)
-    layers = trials.layers()
+        return unchanged
+    layers = trials.rank_layers()
     costs = np.cumsum([layer.cost for layer in layers])
     most = int(np.searchsorted(costs, MOST_FLOAT, side="right"))
-    after = trials.drift(layers[:most])
+    after = trials.measure(layers[:most])
     surely = bool(budget.misses(after))
     if missed := budget.misses(after, surely=True):
         worst = ", ".join(f"{layer.name} ({layer.sqnr:.1f} dB)" for layer in layers[:5])
@@ -162,27 +172,26 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
             f"of {len(layers)} linear layers (half of their cost) in float32; furthest from float32: {worst}"
         )
     if not budget.misses(before, surely=surely):
-        return Search(start=plan, plan=plan, returned=(), before=before, after=before)
+        return unchanged
     enough, too_few = most, 0
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        drift = trials.drift(layers[:middle])
+        drift = trials.measure(layers[:middle])
         if budget.misses(drift, surely=surely):
             too_few = middle
         else:
             enough, after = middle, drift
-    found = with_float(plan, [layer.name for layer in layers[:enough]])
-    returned = tuple(layers[:enough])
-    return Search(start=plan, plan=found, returned=returned, before=before, after=after)
+    found = return_to_float(plan, [layer.name for layer in layers[:enough]])
+    return replace(unchanged, plan=found, returned=tuple(layers[:enough]), after=after)
 
 
-def with_float(plan: QuantizationPlan, names: Iterable[str]) -> QuantizationPlan:
-    """The plan with these linears in float32."""
+def return_to_float(plan: QuantizationPlan, names: Iterable[str]) -> QuantizationPlan:
+    """Return the plan with these linears in float32."""
     return replace(plan, linears={**plan.linears, **dict.fromkeys(names, FLOAT)})
 
 
 class _Trials:
-    """Runs variations of one plan over the same images."""
+    """Measures variations of one plan on the same images."""
 
     def __init__(
         self,
@@ -196,36 +205,36 @@ class _Trials:
         self.model, self.plan, self.images, self.truth = model, plan, images, truth
         self.threads, self.progress = threads, progress
         self.few = np.concatenate(list(images))[:FEW_IMAGES]
-        self.exact = self._logits(model, images)
+        self.exact = self._run(model, images)
 
-    def drift(self, layers: Sequence[Layer], merging: Mapping[str, int] = NO_MERGING) -> Drift:
+    def measure(self, layers: Sequence[LayerSensitivity], merging: Mapping[str, int] = NO_MERGING) -> Drift:
         """Measure the drift of the plan with these layers in float and this many tokens merged."""
-        plan = with_float(self.plan, [layer.name for layer in layers])
+        plan = return_to_float(self.plan, [layer.name for layer in layers])
         written = write_plan(self.model, replace(plan, merging=merging))
-        return measure_drift(self.exact, self._logits(written, self.images), *self.truth)
+        return measure_drift(self.exact, self._run(written, self.images), *self.truth)
 
-    def layers(self) -> list[Layer]:
+    def rank_layers(self) -> list[LayerSensitivity]:
         """Return all int8 linears, the most noise per unit of cost first."""
-        names = self.plan.quantized()
-        costs = self._costs(names)
+        names = self.plan.int8_linears()
+        costs = self._estimate_costs(names)
         exact = self.exact[: len(self.few)]
         signal = float(np.square(exact, dtype=np.float64).sum())
-        found = []
+        noises = {}
         for name in names:
-            alone = with_float(self.plan, [other for other in names if other != name])
-            logits = self._logits(write_plan(self.model, alone), [self.few])
-            noise = float(np.square(exact - logits, dtype=np.float64).sum())
-            found.append(
-                (noise / costs[name], Layer(name=name, sqnr=decibels(signal, noise), cost=costs[name]))
-            )
-        return [layer for _, layer in sorted(found, key=lambda each: (-each[0], each[1].name))]
+            alone = return_to_float(self.plan, [other for other in names if other != name])
+            logits = self._run(write_plan(self.model, alone), [self.few])
+            noises[name] = float(np.square(exact - logits, dtype=np.float64).sum())
+        return [
+            LayerSensitivity(name=name, sqnr=decibels(signal, noises[name]), cost=costs[name])
+            for name in sorted(names, key=lambda name: (-(noises[name] / costs[name]), name))
+        ]
 
-    def _costs(self, names: Sequence[str]) -> dict[str, float]:
-        """Each layer's share of what returning all of them to float would cost."""
-        sites = find_sites(self.model)
-        linears = {name: sites.linears[name] for name in names}
+    def _estimate_costs(self, names: Sequence[str]) -> dict[str, float]:
+        """Return each layer's share of what returning all of them to float would cost."""
+        present = find_layers(self.model).linears
+        linears = {name: present[name] for name in names}
         outputs = [str(linear.node.outputs[0].name) for linear in linears.values()]
-        session = observing_session(self.model, outputs, threads=self.threads)
+        session = open_observing_session(self.model, outputs, threads=self.threads)
         found = session.run(outputs, {session.get_inputs()[0].name: self.few[:1]})
         rows = [array.size // array.shape[-1] for array in found]
         costs = [
@@ -233,8 +242,8 @@ class _Trials:
         ]
         return {name: cost / sum(costs) for name, cost in zip(linears, costs, strict=True)}
 
-    def _logits(self, model: ir.Model, images: Sequence[Array]) -> Array:
-        session = session_of(model, threads=self.threads, target=self.plan.target)
+    def _run(self, model: ir.Model, images: Sequence[Array]) -> Array:
+        session = open_graph_session(model, threads=self.threads, target=self.plan.target)
         feed = session.get_inputs()[0].name
         # One at a time: batches win nothing on a CPU, and the memory of a large one stays in the arena.
         singles = [image for batch in images for image in np.split(batch, len(batch))]

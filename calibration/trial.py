@@ -1,4 +1,9 @@
-"""Error that a way to quantize a tensor causes in the output of the weights that read it."""
+"""Error that a way to quantize a tensor causes in the output of the weights that read it.
+
+One scale per tensor competes with one scale per token (ZeroQuant, arXiv 2206.01861), and with hidden features
+in float (`calibration.split`). The mean error of the output is subtracted by the bias (Nagel et al., arXiv
+1906.04721, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,26 @@ from calibration.graph.edit import Array
 from calibration.observe import Extremes, Observation
 from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
-from calibration.weights import rounded_weight
+from calibration.weights import fake_quantize_weight
 from runtime.model_file.targets import Target
 
-CORRECTION_ROWS = 256
-CORRECTION_GAIN = 0.1  # share of the error's energy
+CORRECTION_ROWS = 256  # their mean is known well enough, and a product of them takes a third of the time
+CORRECTION_GAIN = 0.1  # share of the error's energy that a correction must take away
 FLOORS = (0.0, 0.1, 0.25, 0.5, 0.75)  # quantiles of the rows' peaks
 GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to quantize a tensor for its readers, and the error energy on the held-out images."""
+    """A way to quantize a tensor for its readers: one scale for all rows, or one per row.
+
+    Attributes:
+        error: energy of the output's error on the held-out images.
+        input: range of the tensor, or of its rows in units of their peaks.
+        rule: how the range was chosen; "exact" with one scale per row.
+        per_token: the smallest peak that a row is divided by; None for one scale for all rows.
+        columns: features that are multiplied in float.
+    """
 
     error: float
     input: Range
@@ -39,57 +52,63 @@ class Trial:
     ) -> None:
         self.observation, self.scales, self.gelu = observation, scales, gelu
         self.weight = weight.astype(np.float32)
-        self.rounded = rounded_weight(self.weight, target)
+        self.rounded = fake_quantize_weight(self.weight, target)
         self.judged = observation.judged.rows / scales
         self.exact = self.judged @ self.weight
 
-    def per_tensor(self, columns: tuple[int, ...] = (), rules: Collection[str] = tuple(RULES)) -> Choice:
-        rest = self._rest(columns)
+    def choose_per_tensor(
+        self, columns: tuple[int, ...] = (), rules: Collection[str] = tuple(RULES)
+    ) -> Choice:
+        """Return the rule with the least error for one scale, where `columns` are multiplied in float."""
+        rest = self._other_columns(columns)
         histogram = Histogram()
         histogram.update((self.observation.fit.rows / self.scales)[:, rest])
         choices = []
         for rule in rules:
             chosen = Range.of(*RULES[rule](histogram, *self._bounds(self.observation.fit.extremes, rest)))
-            choices.append(self._cost(Choice(0.0, chosen, rule, columns=columns)))
+            choices.append(self._judge(Choice(0.0, chosen, rule, columns=columns)))
         return min(choices, key=lambda choice: choice.error)
 
-    def per_token(self) -> Choice:
-        """Rows with scales of their own.
+    def choose_per_token(self) -> Choice:
+        """Return the smallest peak with the least error for one scale per row.
 
         Behind a GELU the range reaches down to the function's minimum over the smallest peak that a row is
-        divided by: one faint row would spend a quarter of the levels on it. So a few smallest peaks compete,
-        and rows below the chosen one share its scale.
+        divided by: one row of small values would spend a quarter of the levels on it. So a few smallest peaks
+        compete, and rows below the chosen one share its scale.
         """
         peaks = self._peaks(self.observation.fit.rows / self.scales)
         if not self.gelu:
             floor = max(float(peaks.max()) * 1e-4, 1e-6)
-            return self._cost(Choice(0.0, Range.of(-1.0, 1.0), "exact", per_token=floor))
+            return self._judge(Choice(0.0, Range.of(-1.0, 1.0), "exact", per_token=floor))
         floors = [max(float(floor), 1e-6) for floor in np.quantile(peaks, FLOORS)]
         choices = [
             Choice(0.0, Range.of(GELU_LEAST / floor, 1.0), "exact", per_token=floor) for floor in floors
         ]
-        return min(map(self._cost, choices), key=lambda choice: choice.error)
+        return min(map(self._judge, choices), key=lambda choice: choice.error)
 
     def refit(self, choice: Choice) -> Choice:
         """Apply the same rule to all images, the held-out ones included."""
         if choice.per_token is not None:
             return choice
-        rest = self._rest(choice.columns)
+        rest = self._other_columns(choice.columns)
         histogram = Histogram()
         for part in (self.observation.fit, self.observation.held):
             histogram.update((part.rows / self.scales)[:, rest])
         bounds = RULES[choice.rule](histogram, *self._bounds(self.observation.all, rest))
         return replace(choice, input=Range.of(*bounds))
 
-    def correction(self, choice: Choice) -> Array | None:
-        """Minus the mean error of the output, `float32 [out]`, where that lowers the error enough."""
+    def correct_bias(self, choice: Choice) -> Array | None:
+        """Return minus the mean error of the output, `float32 [out]`; None where that lowers it too little.
+
+        Nagel et al., section 4.2, with the mean measured on the calibration images.
+        """
         fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
         shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
         error = self._output(self.judged, choice) - self.exact
         left, whole = (float(np.square(each).sum()) for each in (error + shift, error))
         return np.asarray(shift, np.float32) if left < (1 - CORRECTION_GAIN) * whole else None
 
-    def _cost(self, choice: Choice) -> Choice:
+    def _judge(self, choice: Choice) -> Choice:
         error = float(np.square(self._output(self.judged, choice) - self.exact, dtype=np.float64).sum())
         return replace(choice, error=error)
 
@@ -97,23 +116,24 @@ class Trial:
         """Return the output of the linears for rows stored as the choice says, with int8 weights."""
         if choice.per_token is not None:
             peaks = np.maximum(self._peaks(rows), choice.per_token)
-            return np.asarray((choice.input.rounded(rows / peaks).astype(np.float32) @ self.rounded) * peaks)
-        stored = choice.input.rounded(rows).astype(np.float32)
+            units = choice.input.fake_quantize(rows / peaks).astype(np.float32)
+            return np.asarray((units @ self.rounded) * peaks)
+        stored = choice.input.fake_quantize(rows).astype(np.float32)
         if not choice.columns:
             return np.asarray(stored @ self.rounded)
-        rest, columns = self._rest(choice.columns), list(choice.columns)
+        rest, columns = self._other_columns(choice.columns), list(choice.columns)
         return np.asarray(stored[:, rest] @ self.rounded[rest] + rows[:, columns] @ self.weight[columns])
 
-    def _rest(self, columns: tuple[int, ...]) -> Array:
+    def _other_columns(self, columns: tuple[int, ...]) -> Array:
+        """Return which features are quantized, `bool [features]`."""
         rest = np.ones(self.weight.shape[0], bool)
         rest[list(columns)] = False
         return rest
 
     def _bounds(self, extremes: Extremes, rest: Array) -> tuple[float, float]:
-        return float((extremes.low / self.scales)[rest].min()), float(
-            (extremes.high / self.scales)[rest].max()
-        )
+        low, high = extremes.low / self.scales, extremes.high / self.scales
+        return float(low[rest].min()), float(high[rest].max())
 
     def _peaks(self, rows: Array) -> Array:
-        """Each row's largest magnitude; after GELU that is its largest value."""
+        """Return each row's largest magnitude, `[rows, 1]`; after GELU that is its largest value."""
         return np.asarray((rows if self.gelu else np.abs(rows)).max(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""int8 weights: symmetric, one scale for each output feature."""
+"""int8 weights: symmetric, one scale per output channel."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 
 
 
 def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30) -> tuple[Array, Array]:
-    """`weight [in, out]` as `int8 [in, out]` and its scales `float32 [out]`, so that weight ≈ int8 · scale.
+    """Round a weight to int8, so that weight ≈ int8 · scale.
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
     neighboring pair within ±128, so the sums are exact on every CPU.
 
     Args:
-        weight: float32 [in, out].
+        weight: `float32 [in, out]`.
         target: the form of the weights.
-        least: the smallest scale, one number or `[out]`.
+        least: the smallest scale, one number or `[out]`; the default avoids a division by 0.
+
+    Returns:
+        `int8 [in, out]`, and the scales `float32 [out]`.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
@@ -31,8 +34,8 @@ def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
-def rounded_weight(weight: Array, target: Target) -> Array:
-    """The weight as it reads after quantization, `float32 [in, out]`."""
+def fake_quantize_weight(weight: Array, target: Target) -> Array:
+    """Return the weight as it reads after quantization, `float32 [in, out]`."""
     stored, scale = quantize_weight(weight, target)
     return np.asarray(stored * scale)
 
@@ -47,7 +50,7 @@ def fits_float16(weight: Array) -> bool:
 
 
 def _pair_sums(weight: Array) -> Array:
-    """For inputs 2 i and 2 i + 1: the larger of the sums of their positive and of their negative parts."""
+    """Return the larger of the sums of the positive and of the negative parts of inputs 2 i and 2 i + 1."""
     padded = np.concatenate([weight, np.zeros((len(weight) % 2, weight.shape[1]), np.float32)])
     pairs = padded.reshape(-1, 2, weight.shape[1])
     return np.asarray(np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)))

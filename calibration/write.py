@@ -1,20 +1,40 @@
-"""Write a plan into a float graph as QuantizeLinear and DequantizeLinear pairs; standard operators only."""
+"""Write a plan into a float graph as QuantizeLinear and DequantizeLinear pairs; standard operators only.
+
+The order matters: scales, corrections and split columns are exact changes of the float graph, and the pairs
+are written last, around the weights that result. The form with pairs is ONNX's own for a quantized model;
+ONNX Runtime fuses them into integer kernels, which `calibration.measure.verify` checks.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from calibration.balance import apply_scales, find_groups, leaves_graph
-from calibration.graph.edit import add_constant, graph_of, insert, tidy
-from calibration.graph.layers import Linear, Sites, find_sites
-from calibration.graph.memory import let_go
-from calibration.pairs import PairWriter
-from calibration.plan import PlanError, QuantizationPlan
-from calibration.split import hidden_of, split_columns
-from calibration.token_merging.write import merge_tokens
+from calibration.balance import BalanceGroup, apply_scales, find_balance_groups, leaves_graph
+from calibration.graph.edit import (
+    Array,
+    add_constant,
+    graph_of,
+    insert,
+    only_reader,
+    replace,
+    shared_constant,
+    sizes,
+    stand_in,
+    tidy,
+)
+from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
+from calibration.graph.memory import release_memory
+from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
+from calibration.split import find_mlp, split_columns
+from calibration.token_merging.write_merging import write_merging
+from calibration.weights import quantize_weight
+from runtime.model_file.targets import Target
 
 FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
+# Subtracted from pixels: as exact as 0, and the rounding errors of the weights are not multiplied by it.
+PIXEL_CENTER = 128
+MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 
 
 def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
@@ -25,81 +45,107 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
         plan: precision and ranges of each layer.
 
     Raises:
-        PlanError: when the plan names a layer that the graph does not have, or gives an int8 layer no range.
+        PlanError: when the plan does not fit the graph, see `check_plan_fits_graph`.
     """
-    quantized = merge_tokens(model, plan.merging) if plan.merging else model.clone()
-    sites = find_sites(quantized)
-    for kind, planned, present in (
-        ("linear layer", plan.linears, sites.linears),
-        ("attention product", plan.products, sites.products),
-    ):
-        if unknown := [name for name in planned if name not in present]:
-            raise PlanError(f"the plan names the {kind} {unknown[0]!r}, the graph has: {', '.join(present)}")
-    _balance(sites, plan)
-    _correct(find_sites(quantized), plan)
-    _split(find_sites(quantized), plan)
-    sites = find_sites(quantized)  # with the weights as they are now
-    writer = PairWriter(plan)
-    for name, product in sites.products.items():
-        if (each := plan.products.get(name)) is not None and each.precision == "int8":
-            writer.product(product, each)
-    for index, (name, linear) in enumerate(sites.linears.items()):
+    quantized = write_merging(model, plan.merging) if plan.merging else model.clone()
+    layers = find_layers(quantized)
+    check_plan_fits_graph(layers, plan)
+    for group in find_balance_groups(layers):
+        if (balance := plan.balance.get(group.name)) is not None:
+            apply_scales(group, np.array(balance.scales, np.float32))
+    _write_corrections(find_layers(quantized), plan)
+    _write_columns(find_layers(quantized), plan)
+    layers = find_layers(quantized)  # with the weights as they are now
+    writer = _PairWriter(plan.target)
+    for name, product in layers.products.items():
+        if name in plan.products and plan.products[name].precision == "int8":
+            writer.write_product(product, plan.products[name])
+    for index, (name, linear) in enumerate(layers.linears.items()):
         if index % FEW == 0:
-            let_go(quantized)
+            release_memory(quantized)
         if (chosen := plan.linears.get(name)) is None:
             continue
         if chosen.precision == "int8":
-            writer.linear(linear, chosen)
+            writer.write_linear(linear, chosen)
         elif chosen.precision == "float16":
             _store_in_half(linear)
     tidy(quantized)
     return quantized
 
 
-def _balance(sites: Sites, plan: QuantizationPlan) -> None:
-    groups = {group.name: group for group in find_groups(sites)}
+# --- Check a plan against a graph ---
+
+
+def check_plan_fits_graph(layers: GraphLayers, plan: QuantizationPlan) -> None:
+    """Refuse a plan that does not fit a graph.
+
+    Args:
+        layers: of the float graph.
+        plan: its merging is checked where it is written.
+
+    Raises:
+        PlanError: for a layer or a balance that the graph does not have, an int8 layer without a range, and
+            scales, corrections or columns that do not fit their layer.
+    """
+    for kind, planned, present in (
+        ("linear layer", plan.linears, layers.linears),
+        ("attention product", plan.products, layers.products),
+    ):
+        if unknown := [name for name in planned if name not in present]:
+            raise PlanError(f"the plan names the {kind} {unknown[0]!r}, the graph has: {', '.join(present)}")
+    _check_balance(layers, plan)
+    for name, product in plan.products.items():
+        if product.precision == "int8" and (product.left is None or product.right is None):
+            raise PlanError(f"{name}: the plan says int8 and gives no range for both inputs")
+    for name, chosen in plan.linears.items():
+        _check_linear(layers, layers.linears[name], chosen)
+
+
+def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
+    groups: dict[str, BalanceGroup] = {group.name: group for group in find_balance_groups(layers)}
     for name, balance in plan.balance.items():
-        if name not in groups and _gives_output(sites, name):
-            raise PlanError(
-                f"the plan balances {name!r}, whose numbers are an output of the graph (the embedding): "
-                'take it out of "balance", or leave --embedding out'
-            )
         if name not in groups:
+            graph = graph_of(next(iter(layers.linears.values())).node)
+            if any(node.name == name and leaves_graph(node.outputs[0]) for node in graph):
+                raise PlanError(
+                    f"the plan balances {name!r}, whose numbers are an output of the graph (the embedding): "
+                    'take it out of "balance", or leave --embedding out'
+                )
             raise PlanError(f"the plan balances {name!r}, the graph has these places: {', '.join(groups)}")
         width = groups[name].linears[0].weight.shape[0]
         if len(balance.scales) != width or min(balance.scales) <= 0:
             raise PlanError(f"{name}: expected {width} positive scales, found {len(balance.scales)}")
-        apply_scales(groups[name], np.array(balance.scales, np.float32))
 
 
-def _gives_output(sites: Sites, name: str) -> bool:
-    graph = graph_of(next(iter(sites.linears.values())).node)
-    return any(node.name == name and leaves_graph(node.outputs[0]) for node in graph)
+def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None:
+    inputs, outputs = linear.weight.shape
+    if plan.correction and len(plan.correction) != outputs:
+        raise PlanError(f"{linear.name}: expected {outputs} corrections, found {len(plan.correction)}")
+    columns = plan.float_columns
+    if columns and (find_mlp(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs):
+        raise PlanError(
+            f"{linear.name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}"
+        )
+    if plan.precision == "int8" and plan.input is None and not linear.reads_pixels:
+        raise PlanError(f"{linear.name}: the plan says int8 and gives no input range")
 
 
-def _correct(sites: Sites, plan: QuantizationPlan) -> None:
-    for name, linear in sites.linears.items():
-        correction = plan.linears[name].correction if name in plan.linears else ()
-        if correction and len(correction) != len(linear.bias):
-            raise PlanError(f"{name}: expected {len(linear.bias)} corrections, found {len(correction)}")
-        if correction:
+# --- Exact changes of the float graph, and weights in float16 ---
+
+
+def _write_corrections(layers: GraphLayers, plan: QuantizationPlan) -> None:
+    for name, linear in layers.linears.items():
+        if correction := plan.linears[name].correction if name in plan.linears else ():
             bias = (linear.bias + np.array(correction)).astype(np.float32)
-            linear.node.replace_input_with(
-                2, add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
-            )
+            corrected = add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
+            linear.node.replace_input_with(2, corrected)
 
 
-def _split(sites: Sites, plan: QuantizationPlan) -> None:
-    for name, linear in sites.linears.items():
+def _write_columns(layers: GraphLayers, plan: QuantizationPlan) -> None:
+    for name, linear in layers.linears.items():
         columns = plan.linears[name].float_columns if name in plan.linears else ()
-        if not columns:
-            continue
-        hidden = hidden_of(sites, linear)
-        if hidden is None or not 0 <= min(columns) <= max(columns) < linear.weight.shape[0]:
-            raise PlanError(
-                f"{name}: float_columns must be hidden features behind a Gelu, 0 to {len(linear.weight) - 1}"
-            )
-        split_columns(hidden, columns)
+        if columns and (mlp := find_mlp(layers, linear)) is not None:
+            split_columns(mlp, columns)
 
 
 def _store_in_half(linear: Linear) -> None:
@@ -115,3 +161,155 @@ def _store_in_half(linear: Linear) -> None:
     name, shape = f"{linear.name}.weight.float32", list(half.shape)
     weight = insert(linear.node, "Cast", [stored], name=name, shape=shape, to=int(ir.DataType.FLOAT))
     linear.node.replace_input_with(1, weight)
+
+
+# --- Pairs of QuantizeLinear and DequantizeLinear ---
+
+
+def _approximate_gelu(above: ir.Node | None) -> None:
+    """Use the faster tanh form of a GELU that is quantized: its error is 5e-4, a step is 50 times that."""
+    if above is not None and above.op_type == "Gelu" and above.domain == "":
+        above.attributes["approximate"] = ir.AttrString("approximate", "tanh")
+
+
+class _PairWriter:
+    """Writes the pairs of a plan; a tensor that several layers read with one range is quantized once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.pairs: dict[tuple[ir.Value, Range], ir.Value] = {}
+
+    def write_linear(self, linear: Linear, plan: LinearPlan) -> None:
+        """Quantize the input, the weight and the bias of a linear layer.
+
+        Raises:
+            PlanError: when the bias does not fit int32.
+        """
+        node, graph, name = linear.node, graph_of(linear.node), linear.name
+        _approximate_gelu(linear.input.producer())
+        bias = linear.bias.astype(np.float64)
+        if linear.reads_pixels:
+            input_scale = 1.0
+            _center_pixels(linear)
+            bias = bias + PIXEL_CENTER * linear.weight.astype(np.float64).sum(axis=0)
+        else:
+            assert plan.input is not None  # check_plan_fits_graph
+            input_scale = plan.input.scale
+            if plan.per_token is not None:
+                node.replace_input_with(0, self._quantize_rows(linear, plan.input, plan.per_token, bias))
+                bias = np.zeros_like(bias)
+            else:
+                node.replace_input_with(0, self._quantize_value(linear.input, plan.input, node))
+        weight, scale = self._quantize_weight(linear, bias, input_scale)
+        bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
+        integers = np.rint(bias / bias_scale)
+        parts = (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale))
+        for index, (part, array, scales) in enumerate(parts, start=1):
+            full, shape = f"{name}.{part}", array.shape
+            stored = add_constant(graph, f"{full}.{array.dtype}", array)
+            factors = add_constant(graph, f"{full}.scale", scales)
+            # Zero points of 0 are the default, but without them ONNX Runtime does not fuse the Gemm.
+            zeros = add_constant(graph, f"{full}.zero_point", np.zeros(len(scales), array.dtype))
+            inputs, axis = [stored, factors, zeros], array.ndim - 1
+            read = insert(node, "DequantizeLinear", inputs, name=f"{full}.float", shape=shape, axis=axis)
+            node.replace_input_with(index, read)
+
+    def _quantize_weight(self, linear: Linear, bias: Array, input_scale: float) -> tuple[Array, Array]:
+        """Return int8 weights and their scales, at which the bias fits into int32 beside the sums.
+
+        Weights of an output channel that hardly differ from zero would have a scale too small for its bias.
+        """
+        weight, scale = quantize_weight(linear.weight, self.target)
+        least = np.abs(bias) / (input_scale * MOST_BIAS)
+        if (least <= scale).all():
+            return weight, scale
+        if linear.weight.any() and least.max() > scale.max():
+            raise PlanError(
+                f"{linear.name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32"
+            )
+        return quantize_weight(linear.weight, self.target, np.maximum(scale, least))
+
+    def write_product(self, product: Product, plan: ProductPlan) -> None:
+        """Quantize both inputs of an attention product."""
+        for index, (value, chosen) in enumerate(((product.left, plan.left), (product.right, plan.right))):
+            assert chosen is not None  # check_plan_fits_graph
+            product.node.replace_input_with(index, self._quantize_value(value, chosen, product.node))
+
+    def _quantize_value(self, value: ir.Value, chosen: Range, reader: ir.Node) -> ir.Value:
+        """Return the value behind a pair; one more above its layout changes lets them move single bytes."""
+        moves: list[ir.Node] = []
+        source = value
+        while (
+            (above := source.producer()) is not None
+            and above.op_type in LAYOUT
+            and only_reader(source) is not None  # another reader would get rounded numbers
+        ):
+            moves.append(above)
+            source = expect_input(above, 0)
+        if moves and len(source.uses()) == 1:
+            moves[-1].replace_input_with(0, self._insert_pair(source, chosen, moves[-1]))
+        return self._insert_pair(value, chosen, reader)
+
+    def _quantize_rows(self, linear: Linear, chosen: Range, floor: float, bias: Array) -> ir.Value:
+        """Quantize each row in units of its own peak; the product is multiplied by it, then biased.
+
+        A QuantizeLinear with one scale per row would save the multiplication, and ONNX Runtime runs it; but
+        other runtimes take a pair with two different scales for one fake quantization, and fail.
+        """
+        node, graph, name, value = linear.node, graph_of(linear.node), linear.name, linear.input
+        above, shape = value.producer(), sizes(value)
+        rows = value
+        if above is None or above.op_type != "Gelu":  # Gelu's largest magnitude is its largest value
+            rows = insert(node, "Abs", [value], name=f"{name}.magnitude", shape=shape)
+        last = shared_constant(graph, "axis.last", np.array([-1], np.int64))
+        least = add_constant(graph, f"{name}.least_peak", np.array(floor, np.float32))
+        peak = insert(node, "ReduceMax", [rows, last], name=f"{name}.row_max", shape=[None, 1], keepdims=1)
+        peak = insert(node, "Max", [peak, least], name=f"{name}.peak", shape=[None, 1])
+        factor = insert(node, "Reciprocal", [peak], name=f"{name}.factor", shape=[None, 1])
+        unit = insert(node, "Mul", [value, factor], name=f"{name}.unit", shape=shape)
+        _scale_output(linear, peak, bias)
+        return self._insert_pair(unit, chosen, node)
+
+    def _insert_pair(self, value: ir.Value, chosen: Range, before: ir.Node) -> ir.Value:
+        if (value, chosen) not in self.pairs:
+            shape, name, uint8 = sizes(value), str(value.name), ir.DataType.UINT8
+            parameters = _add_parameters(graph_of(before), name, chosen.scale, chosen.zero_point)
+            inputs = [value, *parameters]
+            stored = insert(before, "QuantizeLinear", inputs, name=f"{name}.uint8", shape=shape, dtype=uint8)
+            inputs = [stored, *parameters]
+            read = insert(before, "DequantizeLinear", inputs, name=f"{name}.float", shape=shape)
+            self.pairs[value, chosen] = read
+        return self.pairs[value, chosen]
+
+
+def _scale_output(linear: Linear, peak: ir.Value, bias: Array) -> None:
+    """Multiply the linear's rows by their peaks again, and add the bias in float."""
+    name, output, graph = linear.name, linear.node.outputs[0], graph_of(linear.node)
+    uses = list(output.uses())
+    last = output.is_graph_output()
+    at = ir.node("Identity", [output]) if last else uses[0].node
+    if last:
+        graph.append(at)
+    scaled = insert(at, "Mul", [output, peak], name=f"{name}.scaled", shape=sizes(output))
+    added = add_constant(graph, f"{name}.bias.float32", bias.astype(np.float32))
+    total = insert(at, "Add", [scaled, added], name=f"{name}.biased", shape=sizes(output))
+    stand_in(total, output, uses)
+    if last:
+        graph.outputs[list(graph.outputs).index(output)] = total
+        graph.remove(at, safe=True)
+
+
+def _center_pixels(linear: Linear) -> None:
+    """Turn Cast(uint8) into DequantizeLinear with scale 1 and zero point 128: no rounding at all."""
+    cast = linear.input.producer()
+    assert cast is not None  # reads_pixels has found it
+    inputs = [cast.inputs[0], *_add_parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTER)]
+    shape = sizes(linear.input)
+    centered = insert(linear.node, "DequantizeLinear", inputs, name="pixels.centered", shape=shape)
+    replace(linear.input, centered)
+
+
+def _add_parameters(graph: ir.Graph, name: str, scale: float, zero_point: int) -> tuple[ir.Value, ir.Value]:
+    """Return the scale and the zero point of a range of uint8 as initializers."""
+    factor = add_constant(graph, f"{name}.scale", np.array(scale, np.float32))
+    return factor, add_constant(graph, f"{name}.zero_point", np.array(zero_point, np.uint8))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.measure.clipping import clipped_activations
+from calibration.measure.per_layer import measure_clipping
 from calibration.measure.statistics import sqnr_interval
 from calibration.search import Budget
 from export.image_sets import ExportImages
@@ -138,7 +138,7 @@ def _clipping(
         return None
     some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
     feed = batches(some, source.preprocess)
-    layers = clipped_activations(source.exported.model, quantized.plan, feed, threads=options.threads)
+    layers = measure_clipping(source.exported.model, quantized.plan, feed, threads=options.threads)
     return Clipping(len(some), layers)
 
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.token_merging.schedule import even_schedule, middle_blocks, tokens_left
+from calibration.token_merging.merge_schedule import count_merges, even_schedule, middle_blocks
 from export.options import Options
 from vit.config import ViTConfig
 
@@ -74,7 +74,7 @@ def check_merging(config: ViTConfig, merged: int) -> None:
     blocks = [f"blocks.{index}" for index in range(config.depth)]
     patches = config.grid[0] * config.grid[1]
     schedule = even_schedule(middle_blocks(blocks), merged)
-    tokens_left(schedule, blocks[:-1], tokens=config.tokens, patches=patches)
+    count_merges(schedule, blocks[:-1], tokens=config.tokens, patches=patches)
 
 
 def layers_of(config: ViTConfig) -> tuple[str, ...] | None:

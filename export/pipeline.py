@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from calibration.graph.memory import aside, let_go
+from calibration.graph.memory import release_memory, weights_on_disk
 from export.checks import check_limits, check_parity, with_judgment
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, labeled
@@ -53,13 +53,13 @@ def export(
     images = labeled(images or images_of(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
-    with only_writer(out), aside(source.exported.model) as large:
+    with only_writer(out), weights_on_disk(source.exported.model) as large:
         float32 = ModelFile("float32", source.exported.model)
         with report(f"comparing with {source.reference_name}"):
             parity = check_parity(source, float32.opened(options.threads), images.evaluation)
         if large:
             source.reference.let_go()
-            let_go(source.exported.model)
+            release_memory(source.exported.model)
         results = _export(source, parity, float32, images, out, options, report)
     for path in left_over(out, [each.file for each in results.variants]):
         say(f"{path}: of an earlier export and not replaced; delete it, or choose another --out")

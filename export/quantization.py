@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibration.graph.edit import Array
-from calibration.graph.layers import find_sites
+from calibration.graph.layers import find_layers
 from calibration.plan import PlanError, QuantizationPlan, read_plan
-from calibration.quantize import Quantized, apply_plan, quantize
-from calibration.search import BudgetError, Search, search_plan
-from calibration.token_merging.search import middle_merging
+from calibration.quantize_model import QuantizedModel, apply_plan, quantize
+from calibration.search import BudgetError, PlanSearch, search_plan
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.checks import too_far
 from export.image_sets import ExportImages
 from export.layers import check_layers
@@ -25,7 +25,7 @@ from vit.data.datasets import Images
 
 def quantize_source(
     source: Source, images: ExportImages, options: Options, report: Reporter
-) -> tuple[Quantized, Search | None]:
+) -> tuple[QuantizedModel, PlanSearch | None]:
     """Quantize the model of a source as the options say.
 
     Returns:
@@ -45,7 +45,7 @@ def quantize_source(
             return _apply_given(source, options.plan), None
     chosen = _calibrate(source, images.calibration, options, report)
     if isinstance(options.merge_tokens, int):
-        merging = middle_merging(model, options.merge_tokens)
+        merging = schedule_middle_blocks(model, options.merge_tokens)
     if images.search is None:
         return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
     search = _search(source, images.search, chosen.plan, options, report)
@@ -61,22 +61,22 @@ def check_sites(source: Source, options: Options) -> None:
         PlanError: naming what is unknown.
     """
     if isinstance(options.merge_tokens, int):
-        middle_merging(source.exported.model, options.merge_tokens)
+        schedule_middle_blocks(source.exported.model, options.merge_tokens)
     if options.plan is None and not options.keep_float:
         return
-    sites = find_sites(source.exported.model)
+    sites = find_layers(source.exported.model)
     plan = None if options.plan is None else read_plan(options.plan)
     check_layers(options, plan, (*sites.linears, *sites.products))
 
 
-def _apply_given(source: Source, path: Path) -> Quantized:
+def _apply_given(source: Source, path: Path) -> QuantizedModel:
     given = read_plan(path)
     if given.merging and not source.labels:
         raise PlanError(f'{path}: it merges tokens, which needs classes; empty its "merging"')
     return apply_plan(source.exported.model, given)
 
 
-def _calibrate(source: Source, images: Images, options: Options, report: Reporter) -> Quantized:
+def _calibrate(source: Source, images: Images, options: Options, report: Reporter) -> QuantizedModel:
     with ExitStack() as step:
         progress = step.enter_context(report("calibrating", len(images)))
 
@@ -98,7 +98,7 @@ def _calibrate(source: Source, images: Images, options: Options, report: Reporte
 
 def _search(
     source: Source, images: Images, plan: QuantizationPlan, options: Options, report: Reporter
-) -> Search:
+) -> PlanSearch:
     with report("searching a plan within the limits", unit="plan") as progress:
         try:
             return search_plan(

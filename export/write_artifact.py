@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from calibration.graph.memory import SMALL, let_go, weight_bytes
+from calibration.graph.memory import SMALL, release_memory, weight_bytes
 from runtime.interrupts import raise_on_signal
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.integrity import DATA_KEY, DATA_SUFFIX, digest_entry
@@ -53,7 +53,7 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
         written = _write(path, [proto.SerializeToString()])
         return written[0] + size, written[1]
     written = _write(path, serialized_parts(model))
-    let_go(model)
+    release_memory(model)
     return written
 
 

@@ -184,7 +184,7 @@ def fashion_checkpoint(tmp_path_factory: pytest.TempPathFactory, fashion: Path) 
 
 @pytest.fixture(scope="session")
 def models() -> Mapping[str, ViT]:
-    from tools.small_models import configs, lively
+    from tests.support.small_models import configs, lively
 
     return {name: lively(config) for name, config in configs().items()}
 

@@ -20,7 +20,7 @@ from export.pipeline import Options, export
 from export.sources.source import from_checkpoint
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
-from tools.small_models import configs, lively
+from tests.support.small_models import configs, lively
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.training.examples import train_example
 

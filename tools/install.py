@@ -109,7 +109,7 @@ def install(python: Path, extras: list[str], *, dry_run: bool) -> None:
         pip(python, "install", *dry, "-e", f"{ROOT}[{','.join(extras)}]", "-c", ROOT / "constraints.txt")
     if "dev" in extras:
         # What imported weights are compared with, in a folder of its own: its torchvision asks for another
-        # build of torch (tools/beside_torch.py).
+        # build of torch (benchmarks/other_libraries.py).
         beside = python.absolute().parents[1] / "beside"
         lock = ROOT / "requirements" / "beside.txt"
         pip(

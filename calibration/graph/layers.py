@@ -1,4 +1,4 @@
-"""Where a canonical float graph can be quantized: its linear layers and its attention products."""
+"""Quantizable layers of a canonical float graph: its linear layers and its attention products."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class Linear:
 
     @property
     def input(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None  # a Gemm has its first input
-        return value
+        """The activations, `float32 [rows, in]`."""
+        return expect_input(self.node, 0)
 
     @property
     def reads_pixels(self) -> bool:
@@ -44,39 +43,44 @@ class Product:
 
     @property
     def left(self) -> ir.Value:
-        return self._input(0)
+        """The queries, or the probabilities."""
+        return expect_input(self.node, 0)
 
     @property
     def right(self) -> ir.Value:
-        return self._input(1)
+        """The keys, or the values."""
+        return expect_input(self.node, 1)
 
     @property
     def mixes_probabilities(self) -> bool:
+        """True for the mix, False for the scores."""
         above = self.left.producer()
         return above is not None and above.op_type == "Softmax"
 
-    def _input(self, index: int) -> ir.Value:
-        value = self.node.inputs[index]
-        assert value is not None  # a MatMul has two inputs
-        return value
-
 
 @dataclass(frozen=True)
-class Sites:
-    """All places of one graph, by name, in graph order."""
+class GraphLayers:
+    """Linear layers and attention products of one graph, by name, in graph order."""
 
     linears: Mapping[str, Linear]
     products: Mapping[str, Product]
 
-    def observed(self) -> list[str]:
+    @property
+    def activations(self) -> list[str]:
         """The names of the tensors whose range a plan needs: each once, in graph order."""
-        values = [site.input for site in self.linears.values() if not site.reads_pixels]
-        values += [v for site in self.products.values() for v in (site.left, site.right)]
+        values = [linear.input for linear in self.linears.values() if not linear.reads_pixels]
+        values += [value for product in self.products.values() for value in (product.left, product.right)]
         return list(dict.fromkeys(str(value.name) for value in values))
 
 
-def find_sites(model: ir.Model) -> Sites:
-    """The linears and products of a graph in the form of `export.graph.canonical.canonicalize`.
+def find_layers(model: ir.Model) -> GraphLayers:
+    """Find the linear layers and attention products of a graph.
+
+    Args:
+        model: a graph in the form of `export.graph.canonical.canonicalize`.
+
+    Returns:
+        the layers, with the weights that they have now: call it again after a change of weights.
 
     Raises:
         GraphError: when there is nothing to quantize.
@@ -84,7 +88,7 @@ def find_sites(model: ir.Model) -> Sites:
     linears, products = {}, {}
     for node in by_type(model, "Gemm", "MatMul"):
         name = str(node.name)
-        if (linear := linear_of(node)) is not None:
+        if (linear := read_linear(node)) is not None:
             linears[name] = linear
         elif node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs):
             products[name] = Product(name, node)
@@ -92,22 +96,39 @@ def find_sites(model: ir.Model) -> Sites:
         raise GraphError(
             "expected linear layers (Gemm with constant weights) in the graph, found none to quantize"
         )
-    return Sites(linears, products)
+    return GraphLayers(linears, products)
 
 
-def linear_of(node: ir.Node) -> Linear | None:
-    """The linear layer that a node is, or None: only a plain Gemm with constant parameters is one."""
+def read_linear(node: ir.Node) -> Linear | None:
+    """Return the linear layer that a node is: a plain Gemm with constant parameters.
+
+    Args:
+        node: any node.
+
+    Returns:
+        None where the node is something else, or scales or transposes an operand.
+    """
     if node.op_type != "Gemm":
         return None
     weight = constant(node.inputs[1])
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if weight is None or bias is None or not _plain(node, weight, bias):
+    # Any other shape of bias is one number for all features, or one per row.
+    if weight is None or bias is None or bias.shape != weight.shape[1:]:
+        return None
+    # A weight in another layout or scale than its array's would be quantized as it is not multiplied.
+    transposed = attribute(node, "transA", 0) or attribute(node, "transB", 0)
+    if transposed or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
         return None
     return Linear(str(node.name), node, weight, bias)
 
 
-def _plain(node: ir.Node, weight: Array, bias: Array) -> bool:
-    if bias.shape != weight.shape[1:]:  # one number for all, or one for each row
-        return False
-    transposed = attribute(node, "transA", 0) or attribute(node, "transB", 0)
-    return not transposed and attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+def expect_input(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that the operator cannot do without.
+
+    Raises:
+        GraphError: where it is left out.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise GraphError(f"expected input {index} of node {node.name!r} ({node.op_type}), found none")
+    return value

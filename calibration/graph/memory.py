@@ -1,4 +1,4 @@
-"""A model handed to ONNX Runtime: as bytes, or, when it is large, through files that it maps into memory."""
+"""Sessions from a graph in memory; weights of a large model in files that ONNX Runtime maps into memory."""
 
 from __future__ import annotations
 
@@ -28,17 +28,24 @@ WEIGHTS = "weights.bin"  # the file beside
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Return the size of all initializers, in bytes."""
+    """Return the size of all initializers, in bytes.
+
+    Args:
+        model: the graph, with its weights in memory or on disk.
+    """
     values = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 @contextmanager
-def aside(model: ir.Model) -> Iterator[bool]:
+def weights_on_disk(model: ir.Model) -> Iterator[bool]:
     """Keep the weights of a large model in a temporary file while a block runs, instead of in memory.
 
     Sessions map that file too, so none of them needs a copy to be opened from. After the block the weights
     are gone. A small model stays in memory.
+
+    Args:
+        model: the graph; its initializers become external tensors.
 
     Yields:
         True where the model is large.
@@ -51,51 +58,69 @@ def aside(model: ir.Model) -> Iterator[bool]:
         yield True
 
 
-def let_go(model: ir.Model) -> None:
+def release_memory(model: ir.Model) -> None:
     """Give back the memory of weights that were read from a file, and of sessions that are closed.
 
-    The weights are read again when they are needed. A model in memory is left as it is.
+    Args:
+        model: its weights are read again when they are needed; a model in memory is left as it is.
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    mapped = [each.raw for each in tensors if isinstance(each, ir.ExternalTensor) and each.raw is not None]
-    for each in mapped:
-        if hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
-            each.madvise(mmap.MADV_DONTNEED)
-    if any(isinstance(each, ir.ExternalTensor) for each in tensors):
+    external = [each for each in tensors if isinstance(each, ir.ExternalTensor)]
+    for each in external:
+        if each.raw is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+            each.raw.madvise(mmap.MADV_DONTNEED)
+    if external:
         gc.collect()  # nodes that were taken out of a graph refer to each other in circles, and to weights
         trim_memory()
 
 
 @contextmanager
-def serialized(model: ir.Model) -> Iterator[bytes | Path]:
+def serialize_for_session(model: ir.Model) -> Iterator[bytes | Path]:
     """Give the model as what ONNX Runtime opens: its bytes, or a temporary file with the weights beside it.
 
-    A session that was opened from the file keeps working after the file is gone.
+    Args:
+        model: the graph, with its weights in memory or on disk.
+
+    Yields:
+        bytes of a small model, the path of a large one. A session that was opened from the file keeps working
+        after the file is gone.
     """
-    values = model.graph.initializers.values()
-    kept = [each.const_value for each in values if isinstance(each.const_value, ir.ExternalTensor)]
-    in_memory = weight_bytes(model) - sum(each.nbytes for each in kept)
-    if in_memory < LARGE and len({str(each.base_dir) for each in kept}) == 1:
-        with tempfile.NamedTemporaryFile(dir=str(kept[0].base_dir), suffix=".onnx", delete=False) as file:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    external = [each for each in tensors if isinstance(each, ir.ExternalTensor)]
+    total = weight_bytes(model)
+    # Weights that lie in one folder are not written again: the graph goes beside them.
+    if (
+        total - sum(each.nbytes for each in external) < LARGE
+        and len({str(e.base_dir) for e in external}) == 1
+    ):
+        with tempfile.NamedTemporaryFile(dir=str(external[0].base_dir), suffix=".onnx", delete=False) as file:
             file.write(ir.to_proto(model).SerializeToString())
         try:
             yield Path(file.name)
         finally:
             Path(file.name).unlink(missing_ok=True)
-        return
-    if weight_bytes(model) < LARGE:
+    elif total < LARGE:
         yield ir.to_proto(model).SerializeToString()
-        return
-    with raise_on_signal(), temporary_folder() as folder:
-        path = folder / "model.onnx"
-        ir.save(model, path, external_data=WEIGHTS)
-        let_go(model)
-        yield path
+    else:
+        with raise_on_signal(), temporary_folder() as folder:
+            path = folder / "model.onnx"
+            ir.save(model, path, external_data=WEIGHTS)
+            release_memory(model)
+            yield path
 
 
-def session_of(
+def open_graph_session(
     model: ir.Model, *, threads: int | None = None, target: Target = "any-cpu"
 ) -> ort.InferenceSession:
-    """Open a model on the CPU; arguments and errors are those of `runtime.session.open_session`."""
-    with serialized(model) as data:
+    """Open a session of a graph on the CPU.
+
+    Args:
+        model: the graph.
+        threads: CPU threads; None takes every core that this process may use.
+        target: form of the INT8 weights, where there are any.
+
+    Returns:
+        the session; errors are those of `runtime.session.open_session`.
+    """
+    with serialize_for_session(model) as data:
         return open_session(data, device="cpu", threads=threads, target=target)

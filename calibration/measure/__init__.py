@@ -1,10 +1,7 @@
-"""Distance of INT8 from float, and what ONNX Runtime really runs.
+"""Distance of INT8 from float, and the kernels that ONNX Runtime runs.
 
-In reading order:
-
-    statistics  how sure a figure is
-    drift       distance of a variant from float on the same images
-    layers      the same layer by layer
-    clipping    activations outside the ranges
-    verify      kernels of the optimized graph
+- statistics.py: confidence intervals of a figure
+- drift.py: distance of a variant's logits from float on the same images
+- per_layer.py: the same for each layer's output, and activations outside the ranges
+- verify.py: kernels of the optimized graph
 """

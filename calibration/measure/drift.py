@@ -26,6 +26,7 @@ class Drift:
     gained: int | None = None  # images that only the variant gets right
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields of report.json."""
         return asdict(self)
 
     @property
@@ -37,7 +38,7 @@ class Drift:
 
     @property
     def drop_interval(self) -> Interval | None:
-        """Of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
+        """Interval of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
         if self.paired is None:
             return None
         found = self.paired.interval()
@@ -45,7 +46,7 @@ class Drift:
 
     @property
     def agreement_interval(self) -> Interval:
-        """Of `agreement`, in per cent (95 %)."""
+        """Interval of `agreement`, in per cent (95 %)."""
         found = wilson(round(self.agreement / 100 * self.images), self.images)
         return Interval(100 * found.low, 100 * found.high)
 
@@ -59,8 +60,11 @@ def measure_drift(
         reference: logits of the float model.
         variant: logits of the variant, for the same images.
         targets: the true classes, `int64 [images]`, where they are known.
-        same_name: the first class of each one's name, `int64 [classes]`, where any class of the true name is
-            right; None where only the true class itself is.
+        same_name: for each class the first class of the same name, `int64 [classes]`, where any class of the
+            true name is right; None where only the true class itself is.
+
+    Returns:
+        the drift; without figures of top-1 where `targets` is None.
 
     Raises:
         ValueError: for no images, or shapes that differ.
@@ -87,13 +91,13 @@ def measure_drift(
 
 
 def sqnr(reference: Array, variant: Array) -> float:
-    """Signal to quantization noise in dB."""
+    """Return the signal-to-quantization-noise ratio of logits `[images, classes]` in dB."""
     exact = reference.astype(np.float64)
     return decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 · log10(signal / noise) of two energies; 200 stands for no difference at all."""
+    """Return 10 · log10(signal / noise) of two energies; 200 stands for no difference at all."""
     if noise == 0:
         return MOST_DECIBELS
     return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -MOST_DECIBELS, MOST_DECIBELS))

@@ -1,4 +1,10 @@
-"""Uncertainty of a figure: confidence intervals, and a paired test."""
+"""Uncertainty of a figure: confidence intervals, and a paired test.
+
+share        Wilson, Journal of the American Statistical Association 22 (1927), 209
+difference   Tango, Statistics in Medicine 17 (1998), 891; test of McNemar, Psychometrika 12 (1947), 153
+mean         Student, Biometrika 6 (1908), 1
+SQNR         percentile bootstrap, Efron, Annals of Statistics 7 (1979), 1
+"""
 
 from __future__ import annotations
 
@@ -27,7 +33,15 @@ class Interval:
 
 
 def wilson(hits: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """The share behind `hits` of `total` images, in 0..1 (Wilson 1927; right also near 0 and 1).
+    """Return Wilson's score interval of a share; it is right also near 0 and 1.
+
+    Args:
+        hits: images that count.
+        total: all images.
+        confidence: of the interval, 0 to 1.
+
+    Returns:
+        bounds of the share, in 0..1.
 
     Raises:
         ValueError: unless 0 <= hits <= total and total > 0.
@@ -53,7 +67,11 @@ class Paired:
 
     @classmethod
     def of(cls, first: Array, second: Array) -> Paired:
-        """From two `bool [images]`: which images each model gets right."""
+        """Count two `bool [images]`: which images each model gets right.
+
+        Raises:
+            ValueError: for no images, or shapes that differ.
+        """
         first, second = np.asarray(first, bool), np.asarray(second, bool)
         if first.shape != second.shape or first.size == 0:
             raise ValueError(f"expected the same images twice, found {first.shape} and {second.shape}")
@@ -65,7 +83,7 @@ class Paired:
         return (self.gained - self.lost) / self.total
 
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided: how often chance alone would make the two differ by so much.
+        """Return how often chance alone makes the two differ by so much: McNemar's exact test, two-sided.
 
         Where the models are equally good, each image that only one of them gets right is a toss of a coin.
         """
@@ -73,12 +91,12 @@ class Paired:
         return float(binomtest(self.lost, tosses).pvalue) if tosses else 1.0
 
     def interval(self, *, confidence: float = CONFIDENCE) -> Interval:
-        """Of `difference`, see `score_interval`."""
+        """Return the interval of `difference`, see `score_interval`."""
         return score_interval(self.lost, self.gained, self.total, confidence=confidence)
 
 
 def score_interval(lost: float, gained: float, total: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Of a paired difference: Tango's asymptotic score interval (Statistics in Medicine 17, 1998, 891).
+    """Return Tango's asymptotic score interval of a paired difference.
 
     It holds all differences that the score test does not reject. With few images that only one model gets
     right it still covers the truth: where 0.5 % are lost and 600 images are measured, it ends above the truth
@@ -94,7 +112,7 @@ def score_interval(lost: float, gained: float, total: float, *, confidence: floa
     Returns:
         bounds of the second model's share minus the first one's, -1 to 1.
     """
-    found, z = (gained - lost) / total, _quantile(confidence)
+    found, z = (gained - lost) / total, NormalDist().inv_cdf((1 + confidence) / 2)
     ends = (-1.0, 1.0)
     low, high = (
         end
@@ -106,7 +124,7 @@ def score_interval(lost: float, gained: float, total: float, *, confidence: floa
 
 
 def _score(lost: float, gained: float, total: float, difference: float) -> float:
-    """Return the score statistic of a paired difference, 0 where it is the one that was found."""
+    """Return Tango's score statistic of a paired difference, 0 where it is the one that was measured."""
     excess = gained - lost - total * difference
     # The most likely share of lost images if the difference were this one solves 2n q² + half q = lost·rest.
     half = -(lost + gained) + (2 * total - gained + lost) * difference
@@ -119,7 +137,15 @@ def _score(lost: float, gained: float, total: float, difference: float) -> float
 
 
 def mean_interval(values: Array, *, confidence: float = CONFIDENCE) -> Interval | None:
-    """Of the mean of some numbers (Student's t); None for fewer than two of them."""
+    """Return the interval of the mean of some numbers by Student's t.
+
+    Args:
+        values: `float [numbers]`.
+        confidence: of the interval, 0 to 1.
+
+    Returns:
+        None for fewer than two numbers.
+    """
     if len(values) < 2:
         return None
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
@@ -130,7 +156,13 @@ def mean_interval(values: Array, *, confidence: float = CONFIDENCE) -> Interval 
 def sqnr_interval(
     reference: Array, variant: Array, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval | None:
-    """Of the SQNR in dB of logits `[images, classes]`: a bootstrap over images, repeatable by its seed.
+    """Return the interval of the SQNR in dB by a bootstrap over images.
+
+    Args:
+        reference: logits of the float model, `[images, classes]`.
+        variant: logits of the variant, for the same images.
+        confidence: of the interval, 0 to 1.
+        seed: decides the resamples.
 
     Returns:
         None for fewer than two images; 200 to 200 where there is no difference at all.
@@ -164,7 +196,3 @@ def _decibels(signal: Array, noise: Array, axis: int = -1) -> Array:
     """Return the SQNR in dB of each resample."""
     ratio = np.maximum(signal.sum(axis), 1e-300) / np.maximum(noise.sum(axis), 1e-300)
     return np.asarray(10 * np.log10(ratio))
-
-
-def _quantile(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)

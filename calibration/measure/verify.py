@@ -1,4 +1,4 @@
-"""Read back what ONNX Runtime will really run, and check that the plan's int8 layers run in integers."""
+"""Kernels that ONNX Runtime runs, read from its optimized graph; a check that int8 layers run in integers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Kernels:
         return " and ".join(parts) + " in integer kernels"
 
 
-def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
+def read_optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
     """Return the graph after all of ONNX Runtime's optimizations for the CPU at hand.
 
     Args:
@@ -64,17 +64,24 @@ def optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model
 def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     """Find the kernel of every layer that the plan calls int8.
 
+    Args:
+        model: the file or its bytes, with the plan written in.
+        plan: the plan.
+
+    Returns:
+        the kernels, all of them in integers.
+
     Raises:
         FallbackError: when one of them became a float product; it names all of those.
     """
-    graph = optimized_graph(model, plan.target).graph
+    graph = read_optimized_graph(model, plan.target).graph
     products = {
         str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
     }
     planned_products = [name for name, each in plan.products.items() if each.precision == "int8"]
     kernels = Kernels(
         counts=dict(Counter(node.op_type for node in graph)),
-        linears={name: _kernel(name, products) for name in plan.quantized()},
+        linears={name: _kernel(name, products) for name in plan.int8_linears()},
         products={name: _kernel(name, products) for name in planned_products},
     )
     both = {**kernels.linears, **kernels.products}
@@ -87,7 +94,7 @@ def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
 
 
 def _kernel(name: str, products: Mapping[str, str]) -> str:
-    """A fused node keeps its name, or gets it with a suffix."""
+    """Return the kernel of a layer: a fused node keeps its name, or gets it with a suffix."""
     if name in products:
         return products[name]
     longer = [kernel for other, kernel in products.items() if other.startswith((f"{name}_", f"{name}/"))]

@@ -1,12 +1,7 @@
-"""Token merging (ToMe, arXiv 2210.09461) as a planned approximation: fewer tokens, a little other logits.
+"""Token merging (ToMe, arXiv 2210.09461), an approximation that a plan can ask for: fewer tokens, less time.
 
-In reading order:
-
-    schedule  how many tokens each block merges, and how many are left; plain arithmetic
-    sites     the blocks of a canonical graph that can merge, and why a graph cannot
-    follow    what reads the tokens after a merge; refuses what needs all of them
-    match     the operators that pair similar tokens
-    write     the merging of a plan in the float graph
-    groups    which patches of an image ended in one token, to be shown
-    search    the most merging within a budget
+- token_stream.py: the tokens of a canonical graph and the blocks that can merge them
+- merge_schedule.py: how many tokens each block merges; the most merging within a budget
+- match.py: the operators that pair similar tokens, and the pairs of one image
+- write_merging.py: write the merging of a plan into the float graph
 """

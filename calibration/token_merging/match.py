@@ -1,7 +1,8 @@
-"""The operators that pair similar tokens (bipartite soft matching, arXiv 2210.09461, section 3).
+"""Pairs of similar tokens: the operators that find them in a graph, and the pairs of one image.
 
-Patches are dealt in turn into two sets, A and B. Each token of A is compared with every token of B, and the
-`merged` most similar ones of A join their partners in B.
+Bipartite soft matching (arXiv 2210.09461, section 3): patches are dealt in turn into two sets, A and B. Each
+token of A is compared with every token of B, and the `merged` most similar ones of A join their partners in
+B.
 """
 
 from __future__ import annotations
@@ -14,45 +15,20 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.graph.edit import Array, GraphError, add_constant, graph_of, insert
-from calibration.observe import observing_session
-from calibration.token_merging.schedule import tokens_left
-from calibration.token_merging.sites import MergeSite, TokenStream, find_stream
-
-# --- The operators that pair similar tokens (bipartite soft matching, arXiv 2210.09461, section 3) ---
-
+from calibration.observe import open_observing_session
+from calibration.token_merging.merge_schedule import MergeCounts, count_merges
+from calibration.token_merging.token_stream import MergeBlock, find_token_stream
 
 TO_THE_END = 2**31 - 1
 SMALLEST_NORM = 1e-12  # of a key; a zero key is similar to nothing
-INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+INT64 = ir.DataType.INT64
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The sizes of one merge."""
+class MergeWriter:
+    """Inserts the nodes of one merge before `anchor`, each under the block's name.
 
-    tokens: int  # before it
-    kept: int  # the first ones, which never merge
-    merged: int
-
-    @property
-    def of_a(self) -> int:
-        return (self.tokens - self.kept + 1) // 2
-
-    @property
-    def of_b(self) -> int:
-        return (self.tokens - self.kept) // 2
-
-    @property
-    def left_of_a(self) -> int:
-        return self.of_a - self.merged
-
-    @property
-    def after(self) -> int:
-        return self.tokens - self.merged
-
-
-class Writer:
-    """Inserts one merge's nodes before `anchor`, each under the block's name."""
+    Constants are shared by all merges of a graph.
+    """
 
     def __init__(self, anchor: ir.Node, block: str) -> None:
         self.anchor, self.block, self.graph = anchor, block, graph_of(anchor)
@@ -63,9 +39,10 @@ class Writer:
         inputs: Sequence[ir.Value | None],
         name: str,
         shape: Sequence[int | str | None] | None = None,
-        dtype: ir.DataType = FLOAT,
+        dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> ir.Value:
+        """Insert a node and return its output; arguments are those of `insert`."""
         full = f"{self.block}.merging.{name}"
         return insert(self.anchor, op_type, inputs, name=full, shape=shape, dtype=dtype, **attributes)
 
@@ -78,6 +55,7 @@ class Writer:
         return self._constant(f"integer.{value}", np.array(value, np.int64))
 
     def real(self, name: str, value: float) -> ir.Value:
+        """Return a float32 scalar."""
         return self._constant(f"merging.{name}", np.array(value, np.float32))
 
     def logarithms(self, most: int) -> ir.Value:
@@ -90,7 +68,7 @@ class Writer:
         name = f"integers.column.{start}.{count}"
         return self._constant(name, (start + 2 * np.arange(count, dtype=np.int64))[:, None])
 
-    def cut(
+    def slice(
         self,
         value: ir.Value,
         start: int,
@@ -99,17 +77,17 @@ class Writer:
         *,
         axis: int,
         step: int = 1,
-        dtype: ir.DataType,
     ) -> ir.Value:
+        """Return the slice `start:end:step` along an axis."""
         bounds = [self.integers(number) for number in (start, end, axis, step)]
-        return self.add("Slice", [value, *bounds], name, dtype=dtype)
+        return self.add("Slice", [value, *bounds], name)
 
     def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
 
 
 @dataclass(frozen=True)
-class Match:
+class TokenMatch:
     """Indices within the sets, `int64 [batch, …]`; destinations are those of the sources, in their order."""
 
     source: ir.Value  # [batch, merged], of A, most similar first
@@ -117,38 +95,46 @@ class Match:
     left: ir.Value | None  # [batch, left of A], ascending; None when all of A merges
 
 
-def match(write: Writer, site: MergeSite, counts: Counts) -> Match:
-    """Pair the tokens of each image by the cosine of their keys, averaged over the heads.
+def match_tokens(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> TokenMatch:
+    """Insert operators that pair the tokens of each image by the cosine of their keys, averaged over heads.
 
     Ties: ArgMax and TopK both take the lower index first, so equal similarities give one result everywhere.
     What is left of A is sorted into its old order again, so that neighbors fall into different sets at the
-    next merge (18.9 instead of 20.7 dB on a ViT-B/16 without it).
+    next merge (20.7 dB on a ViT-B/16; 18.9 dB without).
+
+    Args:
+        write: where the operators are inserted.
+        block: whose keys are compared.
+        counts: of this merge.
+
+    Returns:
+        indices within the sets.
     """
-    a, b = _unit_keys(write, site, counts)
+    a, b = _normalize_keys(write, block, counts)
     similarity = write.add("MatMul", [a, b], "similarity", [None, counts.of_a, counts.of_b])
     last = write.integers(-1)
     best = write.add("ReduceMax", [similarity, last], "best", [None, counts.of_a], keepdims=0)
     closest = write.add("ArgMax", [similarity], "closest", [None, counts.of_a], INT64, axis=-1, keepdims=0)
-    order = _sorted(write, best, counts.of_a, "order", largest=True)[1]
-    source = write.cut(order, 0, counts.merged, "source", axis=1, dtype=INT64)
+    order = _sort(write, best, counts.of_a, "order", largest=True)[1]
+    source = write.slice(order, 0, counts.merged, "source", axis=1)
     left = None
     if counts.left_of_a:
-        rest = write.cut(order, counts.merged, TO_THE_END, "rest", axis=1, dtype=INT64)
-        left = _sorted(write, rest, counts.left_of_a, "left", largest=False)[0]
-    destination = write.add("GatherElements", [closest, source], "destination", dtype=INT64, axis=1)
-    return Match(source, destination, left)
+        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1)
+        left = _sort(write, rest, counts.left_of_a, "left", largest=False)[0]
+    destination = write.add("GatherElements", [closest, source], "destination", axis=1)
+    return TokenMatch(source, destination, left)
 
 
-def _unit_keys(write: Writer, site: MergeSite, counts: Counts) -> tuple[ir.Value, ir.Value]:
-    """Return the unit keys of A, `[batch, A, d]`, and of B, `[batch, d, B]`."""
-    by_head = [counts.tokens, -1, site.heads, site.features]
-    heads = write.add("Reshape", [site.key, write.integers(*by_head)], "key.heads")
+def _normalize_keys(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> tuple[ir.Value, ir.Value]:
+    """Return the keys with norm 1: those of A, `[batch, A, d]`, and those of B, `[batch, d, B]`."""
+    by_head = [counts.tokens, -1, block.heads, block.features]
+    heads = write.add("Reshape", [block.key, write.integers(*by_head)], "key.heads")
     key = write.add("ReduceMean", [heads, write.integers(2)], "key.mean", keepdims=0)
     norm = write.add("ReduceL2", [key, write.integers(-1)], "key.norm", keepdims=1)
     norm = write.add("Max", [norm, write.real("smallest_norm", SMALLEST_NORM)], "key.norm.positive")
     unit = write.add("Div", [key, norm], "key.unit")
     a, b = (
-        write.cut(unit, counts.kept + place, TO_THE_END, name, axis=0, step=2, dtype=FLOAT)
+        write.slice(unit, counts.kept + place, TO_THE_END, name, axis=0, step=2)
         for place, name in ((0, "a"), (1, "b"))
     )
     return (
@@ -157,57 +143,47 @@ def _unit_keys(write: Writer, site: MergeSite, counts: Counts) -> tuple[ir.Value
     )
 
 
-def _sorted(
-    write: Writer, value: ir.Value, count: int, name: str, *, largest: bool
+def _sort(
+    write: MergeWriter, value: ir.Value, count: int, name: str, *, largest: bool
 ) -> tuple[ir.Value, ir.Value]:
     """Sort along the last axis and return values and indices.
 
     `insert` makes nodes with one output, and TopK has two.
     """
-    names = [f"{write.block}.merging.{name}.{part}" for part in ("values", "indices")]
-    dtype = value.dtype or FLOAT
-    outputs = [
-        ir.Value(name=names[0], type=ir.TensorType(dtype)),
-        ir.Value(name=names[1], type=ir.TensorType(INT64)),
-    ]
-    attributes = {"axis": -1, "largest": int(largest), "sorted": 1}
-    node = ir.node(
-        "TopK",
-        [value, write.integers(count)],
-        attributes,
-        outputs=outputs,
-        name=f"{write.block}.merging.{name}",
-    )
+    full = f"{write.block}.merging.{name}"
+    values = ir.Value(name=f"{full}.values", type=ir.TensorType(value.dtype or ir.DataType.FLOAT))
+    indices = ir.Value(name=f"{full}.indices", type=ir.TensorType(INT64))
+    inputs, attributes = [value, write.integers(count)], {"axis": -1, "largest": int(largest), "sorted": 1}
+    node = ir.node("TopK", inputs, attributes, outputs=[values, indices], name=full)
     write.graph.insert_before(write.anchor, node)
-    return outputs[0], outputs[1]
+    return values, indices
 
 
-# --- Which patches of an image ended in one token, to be shown to a person ---
+# --- The pairs of one image, to show its merged patches ---
 
 
 class MergedPatches:
-    """Follows the patches of one image through the merges of a graph.
+    """The patches of one image that ended in one token, read from the indices of a graph that merges.
 
     Args:
         model: the canonical float graph.
         written: the same graph as it runs, float or int8, with `merging` written into it.
         merging: tokens to merge, by block; not empty.
+        session: `target`, the form of the INT8 weights.
     """
 
     def __init__(
         self, model: ir.Model, written: ir.Model, merging: Mapping[str, int], **session: str
     ) -> None:
-        self.stream: TokenStream = find_stream(model)
-        left = tokens_left(
-            merging, tuple(self.stream.sites), tokens=self.stream.tokens, patches=self.stream.patches
-        )
-        self.steps: list[tuple[str, Counts]] = []
-        tokens = self.stream.tokens
-        for block, after in left.items():
-            self.steps.append((block, Counts(tokens, self.stream.kept, tokens - after)))
-            tokens = after
-        self.names = [f"{block}.merging.{part}" for block, counts in self.steps for part in _parts(counts)]
-        self.session = observing_session(written, self.names, threads=1, **session)  # type: ignore[arg-type]
+        stream = find_token_stream(model)
+        self.tokens, self.kept = stream.tokens, stream.kept
+        self.merges = count_merges(merging, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
+        self.names = [
+            f"{block}.merging.{part}"
+            for block, counts in self.merges.items()
+            for part in _index_names(counts)
+        ]
+        self.session = open_observing_session(written, self.names, threads=1, **session)  # type: ignore[arg-type]
 
     def __call__(self, pixels: Array) -> Array:
         """Return the token in which each patch of one image ended, `int64 [patches]`: 0, 1, 2, … in order.
@@ -217,31 +193,30 @@ class MergedPatches:
         """
         if len(pixels) != 1:
             raise GraphError(f"expected one image, found {len(pixels)}")
-        found = dict(
-            zip(
-                self.names,
-                self.session.run(self.names, {self.session.get_inputs()[0].name: pixels}),
-                strict=True,
-            )
-        )
-        place = np.arange(self.stream.tokens)  # where each token of the start stands by now
-        for block, counts in self.steps:
-            parts = {part: found[f"{block}.merging.{part}"][0] for part in _parts(counts)}
-            place = _moved(counts, parts)[place]
-        _, groups = np.unique(place[self.stream.kept :], return_inverse=True)
+        indices = self.session.run(self.names, {self.session.get_inputs()[0].name: pixels})
+        found = dict(zip(self.names, indices, strict=True))
+        place = np.arange(self.tokens)  # the present position of each token before the first merge
+        for block, counts in self.merges.items():
+            parts = {part: found[f"{block}.merging.{part}"][0] for part in _index_names(counts)}
+            place = _find_positions(counts, parts)[place]
+        _, groups = np.unique(place[self.kept :], return_inverse=True)
         return np.asarray(groups, np.int64)
 
 
-def _parts(counts: Counts) -> tuple[str, ...]:
+def _index_names(counts: MergeCounts) -> tuple[str, ...]:
+    """Return the last words of the names that `match_tokens` gives to its indices."""
     return ("source", "destination", "left.values") if counts.left_of_a else ("source", "destination")
 
 
-def _moved(counts: Counts, parts: Mapping[str, Array]) -> Array:
-    """Return where each token stands after a merge, `int64 [tokens]`."""
-    moved = np.arange(counts.tokens)
+def _find_positions(counts: MergeCounts, parts: Mapping[str, Array]) -> Array:
+    """Return the position of each token after a merge, `int64 [tokens]`.
+
+    The order is that of `write_merging`: tokens that never merge, what is left of A, all of B.
+    """
+    positions = np.arange(counts.tokens)
     first_of_b = counts.kept + counts.left_of_a
-    moved[counts.kept + 1 :: 2] = first_of_b + np.arange(counts.of_b)
+    positions[counts.kept + 1 :: 2] = first_of_b + np.arange(counts.of_b)
     if counts.left_of_a:
-        moved[counts.kept + 2 * parts["left.values"]] = counts.kept + np.arange(counts.left_of_a)
-    moved[counts.kept + 2 * parts["source"]] = first_of_b + parts["destination"]
-    return np.asarray(moved)
+        positions[counts.kept + 2 * parts["left.values"]] = counts.kept + np.arange(counts.left_of_a)
+    positions[counts.kept + 2 * parts["source"]] = first_of_b + parts["destination"]
+    return np.asarray(positions)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.measure.clipping import Clipped
+from calibration.measure.per_layer import LayerClipping
 from calibration.measure.statistics import wilson
 from runtime.text import format_count
 from vit.data.datasets import Images
@@ -33,7 +33,7 @@ class Evidence:
     labels: tuple[str, ...]
     logits: Array  # of float32 on the evaluation images, float32 [images, classes]
     trained_on: Collection[str] = ()  # digests of the images that the model was trained on
-    clipped: Mapping[str, Clipped] | None = None
+    clipped: Mapping[str, LayerClipping] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
-from calibration.quantize import Quantized
+from calibration.quantize_model import QuantizedModel
 from calibration.token_merging.match import MergedPatches
-from calibration.token_merging.schedule import tokens_left
-from calibration.token_merging.sites import find_stream
+from calibration.token_merging.merge_schedule import count_merges
+from calibration.token_merging.token_stream import find_token_stream
 from export.measure.inference import batches
 from export.sources.source import Source
 from vit.data.datasets import Images
@@ -68,7 +68,7 @@ class Merging:
 def compare(
     source: Source,
     evaluation: Images,
-    merged: Quantized,
+    merged: QuantizedModel,
     logits: tuple[Array, Array, Array],
     times: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> Merging:
@@ -83,11 +83,12 @@ def compare(
     """
     exact, before, after = logits
     model, schedule = source.exported.model, merged.plan.merging
-    stream = find_stream(model)
+    stream = find_token_stream(model)
+    merges = count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
     changed = tuple(np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1)).tolist())
     return Merging(
         schedule=schedule,
-        left=tokens_left(schedule, tuple(stream.sites), tokens=stream.tokens, patches=stream.patches),
+        left={block: counts.after for block, counts in merges.items()},
         tokens=stream.tokens,
         dense_drift=measure_drift(exact, before, *evaluation.truth),
         dense_latency=times[0],
@@ -100,7 +101,7 @@ def compare(
 
 
 def _shown(
-    source: Source, evaluation: Images, merged: Quantized, changed: tuple[int, ...]
+    source: Source, evaluation: Images, merged: QuantizedModel, changed: tuple[int, ...]
 ) -> tuple[MergedImage, ...]:
     """Return the merged patches of the images that changed their label, then of others, `SHOWN` in all."""
     target = merged.plan.target

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calibration.graph.memory import session_of
-from calibration.quantize import Quantized
-from calibration.search import Search
+from calibration.graph.memory import open_graph_session
+from calibration.quantize_model import QuantizedModel
+from calibration.search import PlanSearch
 from export.write_artifact import cleaned
 from runtime.model_file.artifact import Variant
 from runtime.model_file.targets import Target
@@ -21,8 +21,8 @@ class ModelFile:
 
     variant: Variant
     model: ir.Model
-    quantized: Quantized | None = None
-    search: Search | None = None
+    quantized: QuantizedModel | None = None
+    search: PlanSearch | None = None
 
     def opened(self, threads: int | None) -> ort.InferenceSession:
         """Open it on the CPU."""
@@ -41,4 +41,4 @@ class ModelFile:
 
 def open_model(model: ir.Model, target: Target | None, threads: int | None) -> ort.InferenceSession:
     """Open a model of the export on the CPU."""
-    return session_of(cleaned(model), threads=threads, target=target or "any-cpu")
+    return open_graph_session(cleaned(model), threads=threads, target=target or "any-cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
-from calibration.measure.layers import layer_drift
+from calibration.measure.per_layer import measure_layer_drift
 from calibration.write import write_plan
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.environment import producer
@@ -129,4 +129,4 @@ def _layers(source: Source, each: ModelFile, evaluation: Images, threads: int | 
         model = write_plan(source.exported.model, plan)
     some = evaluation.subset(range(min(LAYER_IMAGES, len(evaluation))))
     feed = batches(some, source.preprocess)
-    return layer_drift(source.exported.model, model, plan, feed, threads=threads)
+    return measure_layer_drift(source.exported.model, model, plan, feed, threads=threads)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.measure.clipping import Clipped
 from calibration.measure.drift import Drift
+from calibration.measure.per_layer import LayerClipping
 from export.measure.classes import ClassResult, by_class
 from export.measure.embeddings import EmbeddingDrift
 from export.measure.merging import Merging
@@ -65,7 +65,7 @@ class Clipping:
     """Share of the activations of evaluation images outside the calibrated ranges."""
 
     images: int  # the first so many of the evaluation images
-    layers: Mapping[str, Clipped]  # with one range; a layer with a range per row cannot be exceeded
+    layers: Mapping[str, LayerClipping]  # with one range; a layer with a range per row cannot be exceeded
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""

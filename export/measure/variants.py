@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.graph.memory import let_go
+from calibration.graph.memory import release_memory
 from calibration.write import write_plan
 from export.image_sets import ExportImages
 from export.measure.embeddings import measure_embeddings
@@ -110,14 +110,14 @@ def _measure_all(
         sessions = [each.opened(threads) for each in (*variants, *_dense(source, variants))]
         outputs = all_outputs(sessions, evaluation, source.preprocess, progress)
         del sessions  # before those of the latencies are opened
-        let_go(source.exported.model)
+        release_memory(source.exported.model)
     for each, found in zip(variants, outputs, strict=False):
         check_finite(each.variant, found, evaluation, ADVICE[each.variant])
     # A model without classes has no logits: nothing is said of labels.
     logits = [each.get("logits", np.zeros((len(evaluation), 0), np.float32)) for each in outputs]
     with report("measuring latency"):
         latency = _latencies(source, variants, evaluation)
-    let_go(source.exported.model)
+    release_memory(source.exported.model)
     embedded: dict[str, Array] = {
         each.variant: found["embedding"]
         for each, found in zip(variants, outputs, strict=False)

@@ -24,8 +24,8 @@ from onnx_ir.passes.common import (
 )
 
 from calibration.graph.edit import Array, GraphError, constant, rename, sizes
-from calibration.graph.layers import linear_of
-from calibration.graph.memory import session_of
+from calibration.graph.layers import read_linear
+from calibration.graph.memory import open_graph_session
 from export.graph.exporters.canonicalize import canonicalize_foreign
 from export.graph.model import OPSET, OUTPUT, FloatModel
 from export.sources.scores import take_logits
@@ -242,7 +242,7 @@ class ForeignModel:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        return session_of(self.original)
+        return open_graph_session(self.original)
 
     def reference(self, pixels: Array) -> Array:
         """Return the logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
@@ -289,7 +289,7 @@ def load(path: Path, spec: Spec) -> ForeignModel:
     _expect_classifier(original, path)
     if spec.labels != ():  # an embedding may be of any form
         pixels = np.random.default_rng(0).integers(0, 256, (PROBES, *spec.preprocess.size, 3), np.uint8)
-        take_logits(original, path, lambda model: answers(session_of(model), pixels, spec, path))
+        take_logits(original, path, lambda model: answers(open_graph_session(model), pixels, spec, path))
     canonical = original.clone()
     try:
         passes = canonicalize_foreign(canonical, size=spec.preprocess.size, mean=spec.mean, std=spec.std)
@@ -316,7 +316,7 @@ def float_layers(model: ir.Model) -> tuple[str, ...]:
         heavy = node.op_type in ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention")
         parts = node.inputs[:2] if node.op_type in ("MatMul", "Gemm") else ()
         weighs = any(constant(value) is not None for value in parts)
-        if heavy or (weighs and linear_of(node) is None):
+        if heavy or (weighs and read_linear(node) is None):
             names.append(f"{node.name} ({node.op_type})")
     return tuple(names)
 

@@ -41,7 +41,7 @@ def write_vit(path: Path) -> Path:
     from export.graph.canonical import canonicalize
     from export.sources.from_torch import export_raw
     from runtime import Metadata, Preprocess
-    from tools.small_models import lively
+    from tests.support.small_models import lively
     from vit.config import ViTConfig
 
     config = ViTConfig(

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calibration.balance import STRENGTHS, Group, apply_scales, find_groups, scales_for
+from calibration.balance import STRENGTHS, BalanceGroup, apply_scales, compute_scales, find_balance_groups
 from calibration.graph.edit import constant
-from calibration.graph.layers import find_sites
-from tools.small_graphs import ATTENTION, MLP, block, build, node, run
+from calibration.graph.layers import find_layers
+from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
 
 X = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
 ranges = hnp.arrays(np.float32, st.integers(1, 12), elements=st.floats(0.0078125, 100, width=32))
 strengths = st.sampled_from(STRENGTHS)
 
 
-def groups(model: ir.Model) -> dict[str, Group]:
-    return {group.name: group for group in find_groups(find_sites(model))}
+def groups(model: ir.Model) -> dict[str, BalanceGroup]:
+    return {group.name: group for group in find_balance_groups(find_layers(model))}
 
 
 def test_a_strength_of_zero_is_among_the_choices_and_comes_first() -> None:
@@ -38,7 +38,7 @@ def test_scales_are_the_ranges_to_the_power_of_the_strength(
     one_sided = np.random.default_rng(seed).random(len(reach)) < 0.5
     other = reach * np.float32(0.25)
     low, high = -np.where(one_sided, reach, other), np.where(one_sided, other, reach)
-    scales = scales_for(low, high, strength)
+    scales = compute_scales(low, high, strength)
     assert scales.dtype == np.float32
     expected = (reach / reach[0]).astype(np.float64) ** strength
     np.testing.assert_allclose(scales / scales[0], expected, rtol=1e-5)
@@ -48,20 +48,20 @@ def test_scales_are_the_ranges_to_the_power_of_the_strength(
 @given(ranges)
 def test_a_strength_of_one_makes_all_features_equal_and_of_zero_leaves_them(reach: np.ndarray) -> None:
     reach = np.maximum(reach, reach.max() / 900)
-    np.testing.assert_array_equal(scales_for(-reach, reach, 0.0), np.ones(len(reach), np.float32))
-    np.testing.assert_allclose(np.ptp(reach / scales_for(-reach, reach, 1.0)), 0, atol=1e-3 * reach.max())
+    np.testing.assert_array_equal(compute_scales(-reach, reach, 0.0), np.ones(len(reach), np.float32))
+    np.testing.assert_allclose(np.ptp(reach / compute_scales(-reach, reach, 1.0)), 0, atol=1e-3 * reach.max())
 
 
 def test_a_feature_that_never_moves_is_scaled_as_if_it_had_a_thousandth_of_the_range() -> None:
     low, high = np.array([-2.0, 0.0, -1e-9], np.float32), np.array([1.0, 0.0, 0.0], np.float32)
-    found = scales_for(low, high, 0.5)
+    found = compute_scales(low, high, 0.5)
     np.testing.assert_allclose(found[0] / found[1:], 1000**0.5, rtol=1e-5)
-    assert np.isfinite(scales_for(np.zeros(3), np.zeros(3), 0.75)).all()
+    assert np.isfinite(compute_scales(np.zeros(3), np.zeros(3), 0.75)).all()
 
 
 def test_a_range_beside_zero_counts_by_its_larger_end() -> None:
     low, high = np.array([3.0, -5.0], np.float32), np.array([4.0, -1.0], np.float32)
-    np.testing.assert_allclose(np.divide(*scales_for(low, high, 0.5)), (4 / 5) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(np.divide(*compute_scales(low, high, 0.5)), (4 / 5) ** 0.5, rtol=1e-5)
 
 
 def test_the_places_are_the_norms_and_the_value_linear() -> None:
@@ -131,7 +131,7 @@ def test_a_norm_without_a_bias_is_a_place_too() -> None:
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-def without(name: str, was: str, now: str) -> dict[str, Group]:
+def without(name: str, was: str, now: str) -> dict[str, BalanceGroup]:
     """The places of a block in which one node reads something else."""
     lines = ATTENTION + MLP
     assert lines.count(was) == 1, name

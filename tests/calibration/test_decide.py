@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.balance import STRENGTHS, find_groups, scales_for
+from calibration.balance import STRENGTHS, compute_scales, find_balance_groups
 from calibration.decide import (
     FLOAT_COLUMNS,
     GAIN_OF_COLUMNS,
@@ -20,18 +20,18 @@ from calibration.decide import (
     SHARE_OF_TOKENS,
     Candidates,
     _Decision,
-    _economical,
+    _weigh_costs,
     decide,
 )
 from calibration.graph.edit import add_constant, constant
-from calibration.graph.layers import Linear, find_sites
-from calibration.measure.verify import optimized_graph
-from calibration.observe import Observation, observing_session
+from calibration.graph.layers import Linear, find_layers
+from calibration.measure.verify import read_optimized_graph
+from calibration.observe import Observation, open_observing_session
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, QuantizationPlan, Range
 from calibration.trial import Choice, Trial
 from calibration.write import write_plan
 from runtime.model_file.targets import TARGETS, Target
-from tools.small_graphs import ATTENTION, MLP, block, build, node, run
+from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 128
 LINEARS = ["query", "key", "value", "proj", "fc1", "fc2"]
@@ -44,8 +44,8 @@ def images(count: int = 12, seed: int = 3) -> list[np.ndarray]:
 
 def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation]:
     """Statistics of the tensors of a block; each fourth image is held out."""
-    names = find_sites(model).observed()
-    session = observing_session(model, names, threads=1)
+    names = find_layers(model).activations
+    session = open_observing_session(model, names, threads=1)
     found: dict[str, Observation] = {}
     for number, x in enumerate(inputs):
         for name, tensor in zip(names, session.run(names, {"x": x}), strict=True):
@@ -59,7 +59,7 @@ def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation
 
 def plan_of(model: ir.Model, inputs: list[np.ndarray] | None = None, **options: object) -> QuantizationPlan:
     given_ = observed(model, images() if inputs is None else inputs)
-    return decide(find_sites(model), given_, target="full-range", **options)  # type: ignore[arg-type]
+    return decide(find_layers(model), given_, target="full-range", **options)  # type: ignore[arg-type]
 
 
 def change(model: ir.Model, name: str, index: int, factors: np.ndarray) -> None:
@@ -97,7 +97,7 @@ def model() -> ir.Model:
 
 def test_every_linear_is_int8_and_the_products_stay_in_float(model: ir.Model) -> None:
     plan = plan_of(model)
-    assert list(plan.linears) == plan.quantized() == LINEARS
+    assert list(plan.linears) == plan.int8_linears() == LINEARS
     assert {name: each.precision for name, each in plan.products.items()} == {
         "scores": "float32",
         "mix": "float32",
@@ -134,7 +134,7 @@ def test_what_is_to_stay_in_float_must_be_there(model: ir.Model) -> None:
 
 def test_products_get_the_range_that_was_seen_and_probabilities_theirs(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="full-range", quantize_products=True)
+    plan = decide(find_layers(model), given_, target="full-range", quantize_products=True)
     seen = {name: (float(each.all.low.min()), float(each.all.high.max())) for name, each in given_.items()}
     scores, mix = plan.products["scores"], plan.products["mix"]
     assert scores.left == Range.of(*seen["query_first"])
@@ -164,8 +164,8 @@ def test_pixels_are_int8_already() -> None:
     given_ = Observation.empty(4, 1)
     given_.fit.extremes.update(np.ones((3, 4), np.float32))
     given_.fit.sample.update(np.ones((3, 4), np.float32))
-    sites = find_sites(graph)
-    assert sites.observed() == ["n"]
+    sites = find_layers(graph)
+    assert sites.activations == ["n"]
     plan = decide(sites, {"n": given_}, target="full-range", single_rows="int8")
     assert (plan.linears["t"].precision, plan.linears["t"].input, plan.linears["t"].rule) == (
         "int8",
@@ -196,13 +196,13 @@ def trial(
 
 def strength_by_brute_force(sites_of: ir.Model, given_: Mapping[str, Observation], place: str) -> float:
     """The strength with the least error of the place's readers, of those that a plan may have."""
-    (group,) = [each for each in find_groups(find_sites(sites_of)) if each.name == place]
+    (group,) = [each for each in find_balance_groups(find_layers(sites_of)) if each.name == place]
     extremes = given_[str(group.linears[0].input.name)].fit.extremes
     errors = []
     for strength in STRENGTHS:
-        scales = scales_for(extremes.low, extremes.high, strength)
+        scales = compute_scales(extremes.low, extremes.high, strength)
         each = trial(given_[str(group.linears[0].input.name)], list(group.linears), scales)
-        errors.append(each.per_tensor(rules=("min-max", "margin")).error)
+        errors.append(each.choose_per_tensor(rules=("min-max", "margin")).error)
     return STRENGTHS[int(np.argmin(errors))]
 
 
@@ -215,7 +215,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
     for index in (1, 2):
         change(model, "norm1", index, outlier)
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="full-range")
+    plan = decide(find_layers(model), given_, target="full-range")
     for place, tensor in {"norm1": "norm1", "norm2": "norm2", "value": "joined"}.items():
         strength = strength_by_brute_force(model, given_, place)
         if strength == 0:
@@ -223,7 +223,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
         else:
             assert plan.balance[place].strength == strength
             # The scales themselves come from all images.
-            scales = scales_for(given_[tensor].all.low, given_[tensor].all.high, strength)
+            scales = compute_scales(given_[tensor].all.low, given_[tensor].all.high, strength)
             assert list(plan.balance[place].scales) == six_digits(scales)
     if factor == 40.0:
         assert plan.balance["norm1"].strength > 0
@@ -231,9 +231,9 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
 
 def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="full-range")
+    plan = decide(find_layers(model), given_, target="full-range")
     checked = 0
-    for name, linear in find_sites(model).linears.items():
+    for name, linear in find_layers(model).linears.items():
         each, tensor = plan.linears[name], given_[str(linear.input.name)].all
         place = {"query": "norm1", "key": "norm1", "value": "norm1", "fc1": "norm2", "proj": "value"}.get(
             name
@@ -254,7 +254,7 @@ def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) 
 
 def test_the_largest_hidden_features_go_to_float_where_they_gain_enough(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target="full-range")
+    plan = decide(find_layers(model), given_, target="full-range")
     columns = plan.linears["fc2"].float_columns
     assert set(columns) == set(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist())
     assert list(columns) == sorted(columns)
@@ -271,11 +271,15 @@ def test_how_much_they_must_gain() -> None:
         hidden[[7, 31, 64, 100]] *= factor
         change(model, "fc1", 1, hidden)
         given_ = observed(model, images())
-        ones, linear = np.ones(HIDDEN, np.float32), find_sites(model).linears["fc2"]
+        ones, linear = np.ones(HIDDEN, np.float32), find_layers(model).linears["fc2"]
         each = trial(given_["gelu"], [linear], ones, gelu=True)
         largest = tuple(sorted(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist()))
-        gain = 10 * np.log10(each.per_tensor().error / each.per_tensor(largest).error)
-        cheap = _Decision(find_sites(model), given_, "full-range", frozenset())._unbalanced(linear).cheap
+        gain = 10 * np.log10(each.choose_per_tensor().error / each.choose_per_tensor(largest).error)
+        cheap = (
+            _Decision(find_layers(model), given_, "full-range", frozenset())
+            ._choose_unbalanced(linear)
+            .per_tensor
+        )
         assert cheap.columns == (largest if gain >= GAIN_OF_COLUMNS else ())
         split.append(bool(cheap.columns))
     assert 2 < sum(split) < 11
@@ -289,7 +293,7 @@ def test_an_mlp_of_few_features_and_one_of_a_single_row_are_not_split(model: ir.
     assert not plan_of(few).linears["fc2"].float_columns
     given_ = observed(model, images())
     given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
-    plan = decide(find_sites(model), given_, target="full-range", single_rows="int8")
+    plan = decide(find_layers(model), given_, target="full-range", single_rows="int8")
     assert not plan.linears["fc2"].float_columns
     assert plan.linears["fc2"].per_token is not None  # the row has a scale of its own instead
 
@@ -302,7 +306,7 @@ def test_linears_that_see_one_row_per_image_have_a_precision_of_their_own(
     given_ = observed(model, images())
     for name in ("gelu", "norm2"):
         given_[name] = replace(given_[name], rows_per_image=1)
-    sites = find_sites(model)
+    sites = find_layers(model)
     plan = decide(sites, given_, target="any-cpu", keep_float=["fc1"], single_rows=precision)
     found = {name: each.precision for name, each in plan.linears.items()}
     assert found == dict.fromkeys(LINEARS, "int8") | {"fc1": "float32", "fc2": precision}
@@ -330,14 +334,16 @@ def test_hidden_features_in_float_get_no_correction(model: ir.Model) -> None:
 def test_a_correction_is_the_trials_own_to_six_digits(target: Target, model: ir.Model) -> None:
     """With weights of the same form: limited in pairs for any CPU they round more coarsely."""
     given_ = observed(model, images())
-    plan = decide(find_sites(model), given_, target=target, keep_float=["fc2"])
-    linear, each = find_sites(model).linears["fc1"], plan.linears["fc1"]
+    plan = decide(find_layers(model), given_, target=target, keep_float=["fc2"])
+    linear, each = find_layers(model).linears["fc1"], plan.linears["fc1"]
     scales = np.ones(WIDTH, np.float32)
     if "norm2" in plan.balance:
-        scales = scales_for(given_["norm2"].all.low, given_["norm2"].all.high, plan.balance["norm2"].strength)
+        scales = compute_scales(
+            given_["norm2"].all.low, given_["norm2"].all.high, plan.balance["norm2"].strength
+        )
     assert each.input is not None
     found = {
-        form: trial(given_["norm2"], [linear], scales, target=form).correction(
+        form: trial(given_["norm2"], [linear], scales, target=form).correct_bias(
             Choice(0.0, each.input, str(each.rule))
         )
         for form in TARGETS
@@ -379,13 +385,13 @@ def test_rows_with_their_own_scale_are_stored_as_the_trial_says() -> None:
     lines = (ATTENTION + MLP).replace("Gemm(norm2, fc1_weight", "Gemm(residual, fc1_weight")
     model = block(hidden=HIDDEN, lines=lines)
     given_ = observed(model, loud())
-    each = decide(find_sites(model), given_, target="full-range").linears["fc1"]
+    each = decide(find_layers(model), given_, target="full-range").linears["fc1"]
     assert (each.input, each.rule, each.float_columns) == (Range.of(-1.0, 1.0), "exact", ())
     assert each.per_token == pytest.approx(np.abs(given_["residual"].fit.rows).max() * 1e-4, rel=1e-5)
 
 
 def candidate(cheap: float, per_token: float | None, one_row: bool) -> Candidates:
-    (linear,) = [each for each in find_sites(BLOCK).linears.values() if each.name == "proj"]
+    (linear,) = [each for each in find_layers(BLOCK).linears.values() if each.name == "proj"]
     rows = None if per_token is None else Choice(per_token, PROBABILITY, "exact", per_token=0.5)
     return Candidates(linear, None, Choice(cheap, PROBABILITY, "min-max"), rows, one_row)
 
@@ -399,19 +405,19 @@ candidates = st.lists(st.tuples(errors, errors | st.none(), st.booleans()), max_
 @settings(max_examples=300)
 def test_the_economy_rule(drawn: list[tuple[float, float | None, bool]]) -> None:
     found = {f"layer {i}": candidate(*each) for i, each in enumerate(drawn)}
-    chosen = _economical(found)
+    chosen = _weigh_costs(found)
     assert list(chosen) == list(found)
     pairs = [(cheap, rows) for cheap, rows, one_row in drawn if rows is not None and not one_row]
     total = sum(min(pair) for pair in pairs)
     for name, each in found.items():
-        cheap, rows = each.cheap.error, each.per_token
+        cheap, rows = each.per_tensor.error, each.per_token
         if rows is None:
             expected = False
         elif each.one_row:
             expected = 10 * np.log10(max(cheap, 1e-300) / max(rows.error, 1e-300)) >= GAIN_OF_ONE_ROW
         else:
             expected = cheap - rows.error >= SHARE_OF_TOKENS * total
-        assert chosen[name] is (rows if expected else each.cheap)
+        assert chosen[name] is (rows if expected else each.per_tensor)
 
 
 def test_the_economy_rule_by_hand() -> None:
@@ -425,7 +431,7 @@ def test_the_economy_rule_by_hand() -> None:
         "worse": candidate(1.0, 5.0, True),
         "no choice": candidate(500.0, None, False),
     }
-    chosen = {name for name, choice in _economical(found).items() if choice.per_token is not None}
+    chosen = {name for name, choice in _weigh_costs(found).items() if choice.per_token is not None}
     assert chosen == {"worth it", "one row, worth it"}
 
 
@@ -435,8 +441,8 @@ def test_the_error_that_was_foretold_is_what_the_written_graph_makes(name: str) 
     model, inputs = uneven(HIDDEN // 2), images(1)
     given_ = observed(model, inputs)
     keep = [other for other in LINEARS if other != name]
-    plan = decide(find_sites(model), given_, target="any-cpu", keep_float=keep)
-    chosen, linear = plan.linears[name], find_sites(model).linears[name]
+    plan = decide(find_layers(model), given_, target="any-cpu", keep_float=keep)
+    chosen, linear = plan.linears[name], find_layers(model).linears[name]
     scales = np.ones(len(linear.weight), np.float32)
     if plan.balance:
         (balance,) = plan.balance.values()
@@ -447,9 +453,9 @@ def test_the_error_that_was_foretold_is_what_the_written_graph_makes(name: str) 
     )
     assert chosen.input is not None
     choice = Choice(0.0, chosen.input, str(chosen.rule), chosen.per_token, chosen.float_columns)
-    foretold = each._cost(choice).error
+    foretold = each._judge(choice).error
     plan = replace(plan, linears={**plan.linears, name: replace(chosen, correction=())})
-    written = optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString())
+    written = read_optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString())
     exact, found = (tensor(graph, name, inputs[0]) for graph in (model, written))
     # Before eight bits the written graph has the tanh form of GELU, which moves a few values by a step.
     assert np.square(found - exact).sum() == pytest.approx(foretold, rel=0.1 if gelu else 0.02)
@@ -479,5 +485,5 @@ def test_a_tensor_of_zeros_can_be_quantized() -> None:
     plan = plan_of(model)
     assert plan.linears["fc2"].precision == "int8"
     expected = run(model, images()[0])
-    found = run(optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString()), images()[0])
+    found = run(read_optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString()), images()[0])
     assert np.square(found - expected).sum() < 0.01 * np.square(expected).sum()

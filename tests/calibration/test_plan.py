@@ -84,7 +84,7 @@ def test_round_trip(plan: QuantizationPlan) -> None:
     again = QuantizationPlan.from_json(text)
     assert again == plan
     assert again.to_json() == text  # byte for byte
-    assert again.quantized() == ["patch_embedding", "fc1"]
+    assert again.int8_linears() == ["patch_embedding", "fc1"]
 
 
 def test_a_line_a_layer(plan: QuantizationPlan) -> None:

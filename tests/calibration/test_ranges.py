@@ -128,7 +128,7 @@ def test_percentile_is_never_wider_than_what_was_seen(values: list[float]) -> No
 def test_a_tensor_of_zeros_has_an_empty_range(rule: str) -> None:
     low, high = bounds(rule, np.zeros(5, np.float32))
     assert low == high == 0
-    assert Range.of(low, high).rounded(np.zeros(5)).tolist() == [0.0] * 5
+    assert Range.of(low, high).fake_quantize(np.zeros(5)).tolist() == [0.0] * 5
 
 
 def cost_of(histogram: Histogram, low: float, high: float) -> float:

@@ -10,8 +10,15 @@ import pytest
 
 from calibration.measure.drift import Drift, measure_drift
 from calibration.plan import QuantizationPlan, Range
-from calibration.quantize import apply_plan, quantize
-from calibration.search import Budget, BudgetError, Layer, _search_linears, search_plan, with_float
+from calibration.quantize_model import apply_plan, quantize
+from calibration.search import (
+    Budget,
+    BudgetError,
+    LayerSensitivity,
+    _search_linears,
+    return_to_float,
+    search_plan,
+)
 from runtime.session import open_session
 
 SPOILED = "blocks.1.mlp.fc2"
@@ -61,10 +68,12 @@ def test_what_hurts_goes_back_to_float(canonical, plan, spoiled, images) -> None
     assert found.before.agreement == pytest.approx(bad)
     assert not budget.misses(found.after)
     assert SPOILED in [layer.name for layer in found.returned]
-    assert len(found.returned) < len(spoiled.quantized()) / 2
+    assert len(found.returned) < len(spoiled.int8_linears()) / 2
     worst = min(found.returned, key=lambda layer: layer.sqnr)
     assert worst.name == SPOILED
-    assert set(spoiled.quantized()) - set(found.plan.quantized()) == {each.name for each in found.returned}
+    assert set(spoiled.int8_linears()) - set(found.plan.int8_linears()) == {
+        each.name for each in found.returned
+    }
     measured = measure_drift(exact, logits(apply_plan(canonical["plain"], found.plan).model, images))
     assert measured.agreement == pytest.approx(found.after.agreement)
 
@@ -104,12 +113,12 @@ def test_it_repeats_and_reports_each_trial(canonical, spoiled, images) -> None:
         for _ in range(2)
     )
     assert first.plan.to_json() == second.plan.to_json()
-    assert len(steps) > 2 * len(spoiled.quantized())
+    assert len(steps) > 2 * len(spoiled.int8_linears())
 
 
 def test_a_plan_with_float_layers(plan) -> None:
-    assert SPOILED not in with_float(plan, [SPOILED]).quantized()
-    assert SPOILED in plan.quantized()
+    assert SPOILED not in return_to_float(plan, [SPOILED]).int8_linears()
+    assert SPOILED in plan.int8_linears()
 
 
 class Scripted:
@@ -118,11 +127,13 @@ class Scripted:
     def __init__(self, *lost: int, images: int = 40) -> None:
         self.lost, self.images = lost, images
 
-    def layers(self) -> list[Layer]:
+    def rank_layers(self) -> list[LayerSensitivity]:
         names = enumerate(self.lost)
-        return [Layer(name=f"l{i}", sqnr=20.0, cost=1 / (2 * len(self.lost))) for i, _ in names][1:]
+        return [LayerSensitivity(name=f"l{i}", sqnr=20.0, cost=1 / (2 * len(self.lost))) for i, _ in names][
+            1:
+        ]
 
-    def drift(self, layers) -> Drift:
+    def measure(self, layers) -> Drift:
         lost = self.lost[len(layers)]
         share = 100 * lost / self.images
         return Drift(

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.graph.edit import constant, sizes, tidy
-from calibration.graph.layers import find_sites
-from calibration.split import Hidden, hidden_of, split_columns
-from tools.small_graphs import ATTENTION, MLP, block, node, op_types, run
+from calibration.graph.layers import find_layers
+from calibration.split import MlpLayers, find_mlp, split_columns
+from tests.support.small_graphs import ATTENTION, MLP, block, node, op_types, run
 
 HIDDEN = 16
 X = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
 columns = st.sets(st.integers(0, HIDDEN - 1), min_size=1, max_size=HIDDEN - 1).map(sorted)
 
 
-def mlp_of(model: ir.Model) -> Hidden:
-    sites = find_sites(model)
-    hidden = hidden_of(sites, sites.linears["fc2"])
+def mlp_of(model: ir.Model) -> MlpLayers:
+    sites = find_layers(model)
+    hidden = find_mlp(sites, sites.linears["fc2"])
     assert hidden is not None
     return hidden
 
@@ -30,9 +30,9 @@ def test_the_mlp_is_its_two_linears_and_the_activation() -> None:
     hidden = mlp_of(model)
     assert (hidden.first.name, hidden.second.name) == ("fc1", "fc2")
     assert hidden.activation is node(model, "gelu")
-    sites = find_sites(model)
+    sites = find_layers(model)
     others = set(sites.linears) - {"fc2"}
-    assert {hidden_of(sites, sites.linears[name]) for name in others} == {None}
+    assert {find_mlp(sites, sites.linears[name]) for name in others} == {None}
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def test_the_mlp_is_its_two_linears_and_the_activation() -> None:
 def test_an_mlp_that_cannot_be_split(was: str, now: str) -> None:
     lines = ATTENTION + MLP
     assert lines.count(was) == 1
-    sites = find_sites(block(lines=lines.replace(was, now)))
-    assert hidden_of(sites, sites.linears["fc2"]) is None
+    sites = find_layers(block(lines=lines.replace(was, now)))
+    assert find_mlp(sites, sites.linears["fc2"]) is None
 
 
 @pytest.mark.parametrize("name", ["gelu", "fc1"])
 def test_hidden_features_that_leave_the_graph_stay_whole(name: str) -> None:
     model = block()
     model.graph.outputs.append(node(model, name).outputs[0])
-    sites = find_sites(model)
-    assert hidden_of(sites, sites.linears["fc2"]) is None
+    sites = find_layers(model)
+    assert find_mlp(sites, sites.linears["fc2"]) is None
 
 
 @given(st.integers(0, 5), columns, st.sampled_from(["none", "tanh"]))
@@ -142,8 +142,8 @@ def test_a_second_mlp_keeps_its_own_features() -> None:
     model = block(lines=lines)
     expected = run(model, X)
     for name, chosen in {"fc2": [0, 1], "other_fc2": [15]}.items():
-        sites = find_sites(model)
-        hidden = hidden_of(sites, sites.linears[name])
+        sites = find_layers(model)
+        hidden = find_mlp(sites, sites.linears[name])
         assert hidden is not None
         split_columns(hidden, chosen)
     tidy(model)

@@ -78,7 +78,7 @@ def error_of(choice: Choice, seed: int, target: Any, gelu: bool) -> float:
 def test_the_error_of_one_range_is_that_of_the_integers(
     seed: int, target: Any, gelu: bool, rule: str
 ) -> None:
-    choice = trial_of(seed, gelu=gelu, target=target).per_tensor(rules=(rule,))
+    choice = trial_of(seed, gelu=gelu, target=target).choose_per_tensor(rules=(rule,))
     assert (choice.rule, choice.per_token, choice.columns) == (rule, None, ())
     assert choice.error == pytest.approx(error_of(choice, seed, target, gelu), rel=1e-3)
 
@@ -88,7 +88,7 @@ def test_the_error_of_one_range_is_that_of_the_integers(
 def test_the_error_of_rows_with_their_own_scale_is_that_of_the_integers(
     seed: int, target: Any, gelu: bool
 ) -> None:
-    choice = trial_of(seed, gelu=gelu, target=target).per_token()
+    choice = trial_of(seed, gelu=gelu, target=target).choose_per_token()
     assert choice.columns == ()
     assert choice.per_token is not None
     assert choice.error == pytest.approx(error_of(choice, seed, target, gelu), rel=1e-3)
@@ -99,12 +99,12 @@ def test_the_error_of_rows_with_their_own_scale_is_that_of_the_integers(
 def test_the_error_with_features_in_float_is_that_of_the_other_integers(
     seed: int, columns: tuple[int, ...]
 ) -> None:
-    choice = trial_of(seed).per_tensor(columns)
+    choice = trial_of(seed).choose_per_tensor(columns)
     assert choice.columns == columns
     assert choice.error == pytest.approx(error_of(choice, seed, "full-range", gelu=False), rel=1e-3)
     rest = [feature for feature in range(FEATURES) if feature not in columns]
     fit, _, _ = drawn(seed)
-    (seen,) = [trial_of(seed).per_tensor(columns, rules=("min-max",)).input]
+    (seen,) = [trial_of(seed).choose_per_tensor(columns, rules=("min-max",)).input]
     assert seen == Range.of(float(fit[:, rest].min()), float(fit[:, rest].max()))
 
 
@@ -112,17 +112,19 @@ def test_the_error_with_features_in_float_is_that_of_the_other_integers(
 @settings(max_examples=25)
 def test_the_rule_with_the_least_error_is_taken(seed: int, gelu: bool) -> None:
     trial = trial_of(seed, gelu=gelu)
-    each = {rule: trial.per_tensor(rules=(rule,)) for rule in RULES}
-    best = trial.per_tensor()
+    each = {rule: trial.choose_per_tensor(rules=(rule,)) for rule in RULES}
+    best = trial.choose_per_tensor()
     assert best.error == min(choice.error for choice in each.values())
     assert best == each[best.rule]
-    two = trial.per_tensor(rules=("percentile", "mse"))
+    two = trial.choose_per_tensor(rules=("percentile", "mse"))
     assert two.error == min(each["percentile"].error, each["mse"].error)
 
 
 def test_no_rule_always_wins() -> None:
     """Else the trial would not have to compare."""
-    winners = {trial_of(seed, gelu=gelu).per_tensor().rule for seed in range(60) for gelu in (False, True)}
+    winners = {
+        trial_of(seed, gelu=gelu).choose_per_tensor().rule for seed in range(60) for gelu in (False, True)
+    }
     assert len(winners) >= 3
 
 
@@ -135,10 +137,10 @@ def test_ranges_come_from_the_rows_to_fit_and_errors_from_those_that_judge() -> 
         Trial(observation(fit, rows), weight, ones, "full-range", gelu=False) for rows in (seen, with_outlier)
     )
     for rule in RULES:
-        before, after = calm.per_tensor(rules=(rule,)), surprised.per_tensor(rules=(rule,))
+        before, after = calm.choose_per_tensor(rules=(rule,)), surprised.choose_per_tensor(rules=(rule,))
         assert before.input == after.input
         assert after.error > before.error + 1000
-    assert calm.per_token().per_token == surprised.per_token().per_token
+    assert calm.choose_per_token().per_token == surprised.choose_per_token().per_token
 
 
 def test_a_single_image_judges_itself() -> None:
@@ -146,8 +148,8 @@ def test_a_single_image_judges_itself() -> None:
     ones = np.ones(FEATURES, np.float32)
     alone = Trial(observation(fit), weight, ones, "full-range", gelu=False)
     twice = Trial(observation(fit, fit), weight, ones, "full-range", gelu=False)
-    assert alone.per_tensor() == twice.per_tensor()
-    assert alone.per_tensor().error > 0
+    assert alone.choose_per_tensor() == twice.choose_per_tensor()
+    assert alone.choose_per_tensor().error > 0
 
 
 @given(seeds, st.lists(st.floats(0.25, 4, width=32), min_size=FEATURES, max_size=FEATURES))
@@ -159,13 +161,15 @@ def test_scales_divide_the_rows(seed: int, scales: list[float]) -> None:
     divided = Trial(observation(fit, held), weight, factors, "full-range", gelu=False)
     smaller = Trial(observation(fit / factors, held / factors), weight, ones, "full-range", gelu=False)
     for rule in ("min-max", "mse"):
-        found, expected = divided.per_tensor(rules=(rule,)), smaller.per_tensor(rules=(rule,))
+        found, expected = divided.choose_per_tensor(rules=(rule,)), smaller.choose_per_tensor(rules=(rule,))
         assert found.input.scale == pytest.approx(expected.input.scale, rel=1e-5)
         assert found.error == pytest.approx(expected.error, rel=1e-3)
         again, expected = divided.refit(found), smaller.refit(expected)
         assert again.input.scale == pytest.approx(expected.input.scale, rel=1e-5)
-    assert divided.per_token().per_token == pytest.approx(smaller.per_token().per_token, rel=1e-5)
-    assert divided.per_token().error == pytest.approx(smaller.per_token().error, rel=1e-3)
+    assert divided.choose_per_token().per_token == pytest.approx(
+        smaller.choose_per_token().per_token, rel=1e-5
+    )
+    assert divided.choose_per_token().error == pytest.approx(smaller.choose_per_token().error, rel=1e-3)
 
 
 @given(seeds)
@@ -176,7 +180,7 @@ def test_refitting_looks_at_the_rows_that_judged_too(seed: int) -> None:
     everything = np.concatenate([fit, held])
     low, high = float(everything.min()), float(everything.max())
     for rule, expected in {"min-max": Range.of(low, high), "margin": Range.of(1.1 * low, 1.1 * high)}.items():
-        choice = trial.per_tensor(rules=(rule,))
+        choice = trial.choose_per_tensor(rules=(rule,))
         found = trial.refit(choice)
         assert found.input == expected
         assert (found.rule, found.error, found.columns) == (rule, choice.error, ())
@@ -188,15 +192,15 @@ def test_refitting_keeps_the_rule_and_looks_at_its_histogram_again() -> None:
     ones = np.ones(FEATURES, np.float32)
     everything = Trial(observation(np.concatenate([fit, held]), held), weight, ones, "full-range", gelu=False)
     for rule in ("percentile", "mse", "entropy"):
-        choice = trial_of(4).per_tensor((0, 2), rules=(rule,))
-        found, expected = trial_of(4).refit(choice), everything.per_tensor((0, 2), rules=(rule,))
+        choice = trial_of(4).choose_per_tensor((0, 2), rules=(rule,))
+        found, expected = trial_of(4).refit(choice), everything.choose_per_tensor((0, 2), rules=(rule,))
         assert found.input.scale == pytest.approx(expected.input.scale, rel=0.01)
         assert (found.rule, found.columns) == (rule, (0, 2))
         assert found.input != choice.input
 
 
 def test_rows_with_their_own_scale_need_no_refitting() -> None:
-    choice = trial_of(0).per_token()
+    choice = trial_of(0).choose_per_token()
     assert trial_of(0).refit(choice) is choice
 
 
@@ -205,7 +209,7 @@ def test_no_row_exceeds_the_range_of_rows_with_their_own_scale(gelu: bool) -> No
     fit, held, weight = drawn(1, gelu=gelu)
     held[0] *= 50
     ones = np.ones(FEATURES, np.float32)
-    choice = Trial(observation(fit, held), weight, ones, "full-range", gelu=gelu).per_token()
+    choice = Trial(observation(fit, held), weight, ones, "full-range", gelu=gelu).choose_per_token()
     assert choice.per_token is not None
     low = -choice.input.zero_point * choice.input.scale
     high = (255 - choice.input.zero_point) * choice.input.scale
@@ -218,7 +222,7 @@ def test_no_row_exceeds_the_range_of_rows_with_their_own_scale(gelu: bool) -> No
 def least_peak(rows: np.ndarray, *, gelu: bool) -> Choice:
     features = rows.shape[1]
     weight, ones = np.ones((features, 1), np.float32), np.ones(features, np.float32)
-    return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).per_token()
+    return Trial(observation(rows), weight, ones, "full-range", gelu=gelu).choose_per_token()
 
 
 def test_the_smallest_peak_that_a_row_is_divided_by() -> None:
@@ -245,7 +249,7 @@ def test_behind_a_gelu_the_smallest_peak_with_the_least_error_is_taken(seed: int
         floor = max(float(floor), 1e-6)
         choice = Choice(0.0, Range.of(-0.1701 / floor, 1.0), "exact", per_token=floor)
         errors.append(error_of(choice, seed, "full-range", gelu=True))
-    assert trial.per_token().error == pytest.approx(min(errors), rel=1e-3)
+    assert trial.choose_per_token().error == pytest.approx(min(errors), rel=1e-3)
 
 
 def test_one_faint_row_does_not_make_the_range_of_all_wider() -> None:
@@ -262,7 +266,7 @@ def test_a_gelu_is_never_below_the_constant() -> None:
     x = np.linspace(-3, 1, 100_001)
     exact = [0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x]
     tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    least = trial_of(0, gelu=True).per_token()
+    least = trial_of(0, gelu=True).choose_per_token()
     assert least.per_token is not None
     low = -least.input.zero_point * least.input.scale * least.per_token
     assert low <= min(min(exact), tanh.min()) + least.input.scale * least.per_token / 2
@@ -287,7 +291,7 @@ def biased(seed: int) -> tuple[Trial, Choice]:
 def test_a_correction_is_minus_the_mean_error_and_takes_its_share_away(seed: int) -> None:
     trial, choice = biased(seed)
     fit, held = trial.observation.fit.rows, trial.observation.held.rows
-    found = trial.correction(choice)
+    found = trial.correct_bias(choice)
     assert found is not None
     assert found.dtype == np.float32
     exact, integers = (
@@ -322,7 +326,7 @@ def test_a_correction_is_given_where_it_gains_enough_and_nowhere_else() -> None:
         choice = Choice(0.0, Range(scale=0.5, zero_point=128), "min-max")
         gains.append(gain(trial, choice))
         assert abs(gains[-1] - CORRECTION_GAIN) > 1e-5
-        assert (trial.correction(choice) is not None) == (gains[-1] > CORRECTION_GAIN)
+        assert (trial.correct_bias(choice) is not None) == (gains[-1] > CORRECTION_GAIN)
     assert min(gains) < 0.08 < 0.12 < max(gains)
     assert sum(abs(each - CORRECTION_GAIN) < 0.05 for each in gains) > 5
 
@@ -332,9 +336,9 @@ def test_what_is_exact_needs_no_correction() -> None:
     zeros = np.zeros((8, FEATURES), np.float32)
     weight, ones = np.ones((FEATURES, OUTPUTS), np.float32), np.ones(FEATURES, np.float32)
     trial = Trial(observation(zeros, zeros), weight, ones, "full-range", gelu=False)
-    choice = trial.per_tensor()
+    choice = trial.choose_per_tensor()
     assert choice.error == 0
-    assert trial.correction(choice) is None
+    assert trial.correct_bias(choice) is None
 
 
 def test_a_correction_looks_at_the_first_256_rows() -> None:
@@ -345,7 +349,7 @@ def test_a_correction_looks_at_the_first_256_rows() -> None:
     longer = Trial(
         observation(rows, trial.observation.held.rows), trial.weight, ones, "full-range", gelu=False
     )
-    found = longer.correction(choice)
+    found = longer.correct_bias(choice)
     expected = trial.weight[0] * 0.24
     assert found is not None
     stored, scale = quantize_weight(trial.weight, "full-range")

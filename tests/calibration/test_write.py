@@ -12,8 +12,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from calibration.graph.edit import by_type, constant
-from calibration.graph.layers import find_sites
-from calibration.measure.verify import optimized_graph
+from calibration.graph.layers import find_layers
+from calibration.measure.verify import read_optimized_graph
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.write import write_plan
 
@@ -23,7 +23,7 @@ NAMES = ["plain", "odd", "rich"]
 
 def full_plan(model: ir.Model, products: bool = True) -> QuantizationPlan:
     """Everything in int8 over one wide range."""
-    sites = find_sites(model)
+    sites = find_layers(model)
     linears = {
         name: LinearPlan(precision="int8", input=None if linear.reads_pixels else WIDE)
         for name, linear in sites.linears.items()
@@ -39,7 +39,7 @@ def full_plan(model: ir.Model, products: bool = True) -> QuantizationPlan:
     return QuantizationPlan(target="any-cpu", linears=linears, products=both)
 
 
-def serialized(model: ir.Model) -> bytes:
+def to_bytes(model: ir.Model) -> bytes:
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
 
@@ -52,25 +52,25 @@ def test_standard_operators_only(name, canonical) -> None:
     assert set(after.opset_imports) == {""}
     added = Counter(node.op_type for node in after.graph) - Counter(node.op_type for node in before.graph)
     assert set(added) <= {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose"}
-    assert added["DequantizeLinear"] >= 2 * len(find_sites(before).linears)
-    onnx.checker.check_model(onnx.load_from_string(serialized(after)), full_check=True)
+    assert added["DequantizeLinear"] >= 2 * len(find_layers(before).linears)
+    onnx.checker.check_model(onnx.load_from_string(to_bytes(after)), full_check=True)
 
 
 def test_the_float_graph_stays(canonical) -> None:
     model = canonical["plain"].clone()
-    before = serialized(model)
+    before = to_bytes(model)
     write_plan(model, full_plan(model))
-    assert serialized(model) == before
+    assert to_bytes(model) == before
 
 
 def test_the_same_plan_is_the_same_file(canonical) -> None:
     model = canonical["plain"]
-    assert serialized(write_plan(model, full_plan(model))) == serialized(write_plan(model, full_plan(model)))
+    assert to_bytes(write_plan(model, full_plan(model))) == to_bytes(write_plan(model, full_plan(model)))
 
 
 def test_a_plan_of_float_changes_nothing(canonical, models, logits_of, pixels_for) -> None:
     model, pixels = canonical["plain"], pixels_for(models["plain"].config)
-    linears = {name: LinearPlan(precision="float32") for name in find_sites(model).linears}
+    linears = {name: LinearPlan(precision="float32") for name in find_layers(model).linears}
     for plan in (QuantizationPlan(target="any-cpu", linears=linears), QuantizationPlan(target="any-cpu")):
         written = write_plan(model, plan)
         assert not by_type(written, "QuantizeLinear", "DequantizeLinear")
@@ -114,11 +114,11 @@ def test_int8_says_the_same_as_its_definition(name, canonical, models, pixels_fo
     """
     model = write_plan(canonical[name], full_plan(canonical[name], products=False))
     pixels = pixels_for(models[name].config, count=2)
-    (expected,) = ReferenceEvaluator(onnx.load_from_string(serialized(model))).run(None, {"pixels": pixels})
+    (expected,) = ReferenceEvaluator(onnx.load_from_string(to_bytes(model))).run(None, {"pixels": pixels})
     exact = logits_of(canonical[name], pixels)
     scale = np.abs(expected).max()
     step = np.abs(expected - exact).max() / scale  # what quantization costs in all
-    found = logits_of(optimized_graph(serialized(model)), pixels)
+    found = logits_of(read_optimized_graph(to_bytes(model)), pixels)
     assert step > 1e-3
     assert np.abs(found - expected).max() / scale < step / 4
 

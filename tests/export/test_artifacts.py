@@ -19,7 +19,7 @@ from PIL import Image
 from export.measure.results import VariantResult
 from export.measure.verdict import Judged
 from runtime import Preprocess
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.checkpoint import save_checkpoint
 from vit.config import ViTConfig
 from vit.model import new_model

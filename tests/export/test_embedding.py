@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.balance import find_groups
+from calibration.balance import find_balance_groups
 from calibration.graph.edit import GraphError
-from calibration.graph.layers import find_sites
+from calibration.graph.layers import find_layers
 from calibration.plan import BalancePlan, PlanError
-from calibration.quantize import quantize
+from calibration.quantize_model import quantize
 from calibration.write import write_plan
 from export.__main__ import main
 from export.sources.source import from_checkpoint, from_onnx, with_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.config import ViTConfig
 from vit.model import new_model
@@ -170,7 +170,8 @@ def test_limits_on_labels_do_not_apply_without_classes(
 def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> None:
     checkpoint = load_checkpoint(made(tmp_path / "model.safetensors", classes=5))
     plain = from_checkpoint(checkpoint)
-    norms = [group for group in find_groups(find_sites(plain.exported.model)) if group.kind == "norm"]
+    groups = find_balance_groups(find_layers(plain.exported.model))
+    norms = [group for group in groups if group.kind == "norm"]
     head = next(group for group in norms if any(linear.name == "head" for linear in group.linears))
     source = with_embedding(from_checkpoint(checkpoint))
     model = source.exported.model

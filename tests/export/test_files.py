@@ -14,12 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import add_constant
-from calibration.graph.memory import aside, let_go, session_of
+from calibration.graph.memory import open_graph_session, release_memory, weights_on_disk
 from export.sources.from_torch import export_float
 from export.write_artifact import cleaned, left_over, model_bytes, staged, write_model
 from runtime import Classifier, Metadata, Preprocess
 from runtime.writing import OutputError
-from tools.small_models import configs, lively
+from tests.support.small_models import configs, lively
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -121,7 +121,7 @@ def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Mode
     assert model_bytes(model) == whole
     monkeypatch.setattr("calibration.graph.memory.LARGE", 0)
     monkeypatch.setattr("calibration.graph.memory.SMALL", 100)
-    with aside(model) as large:
+    with weights_on_disk(model) as large:
         assert large
         kept = [each.const_value for each in model.graph.initializers.values()]
         assert sum(isinstance(each, ir.ExternalTensor) for each in kept) > 5
@@ -130,14 +130,14 @@ def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Mode
 
 def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypatch) -> None:
     model, pixels = float_model.clone(), np.full((2, 16, 24, 3), 90, np.uint8)
-    (expected,) = session_of(model).run(None, {"pixels": pixels})
+    (expected,) = open_graph_session(model).run(None, {"pixels": pixels})
     monkeypatch.setattr("calibration.graph.memory.LARGE", 2**12)
-    with aside(model):
+    with weights_on_disk(model):
         (weights,) = {Path(str(each.const_value.path)) for each in model.graph.initializers.values()
                       if isinstance(each.const_value, ir.ExternalTensor)}  # fmt: skip
         for _ in range(2):
-            session = session_of(cleaned(model))
-            let_go(model)
+            session = open_graph_session(cleaned(model))
+            release_memory(model)
             assert [each.name for each in weights.parent.iterdir()] == [weights.name]  # and no second copy
             np.testing.assert_array_equal(session.run(None, {"pixels": pixels})[0], expected)
     assert not weights.exists()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from calibration.graph.memory import session_of
+from calibration.graph.memory import open_graph_session
 from export.__main__ import main
 from export.sources.source import from_weights, is_of_others
 from runtime.model_file.artifact import read_metadata
@@ -63,7 +63,7 @@ def test_weights_without_a_head_are_exported_as_an_embedding(tmp_path: Path) -> 
     assert (source.labels, source.embedding) == ((), 16)
     assert [value.name for value in source.exported.model.graph.outputs] == ["embedding"]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    found = session_of(source.exported.model).run(["embedding"], {"pixels": pixels})[0]
+    found = open_graph_session(source.exported.model).run(["embedding"], {"pixels": pixels})[0]
     np.testing.assert_allclose(found, source.reference(pixels), atol=1e-5)
 
 

@@ -24,8 +24,8 @@ from export.sources.source import from_onnx
 from export.write_artifact import model_bytes
 from runtime import Classifier
 from runtime.session import open_session
+from tests.support.small_perceptron import SIDE, perceptron
 from tools.expected_drift import random_checkpoint
-from tools.small_perceptron import SIDE, perceptron
 
 # An environment in which the packages of training cannot be imported.
 BLOCKED = """

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.quantize import quantize
+from calibration.quantize_model import quantize
 from export.sources.from_torch import export_float
-from tools.small_models import configs, lively
+from tests.support.small_models import configs, lively
 
-# Together they use each option once; the families that have them are in tools/families.py.
+# Together they use each option once; the families that have them are in benchmarks/families.py.
 OPTIONS = {
     "two tokens, rotary, gated": dict(
         registers=2, pooling="class_and_last", rotary=True, gated=True, activation="silu"

@@ -13,9 +13,8 @@ from export.graph.canonical import PASSES, canonicalize
 from export.graph.exporters.batch import free_batch
 from export.graph.exporters.canonicalize import FIXED_PASSES
 from export.graph.exporters.simplify import drop_unit_axes, plain_layout
-from tools.random_graph import BATCH
-from tools.random_graphs import random_graph
-from tools.small_graphs import op_types, run
+from tests.support.random_graphs import BATCH, random_graph
+from tests.support.small_graphs import op_types, run
 
 GRAPHS, AT_A_TIME = 200, 20
 WITH_FIXED_BATCH = tuple(each for each in FIXED_PASSES if each is not free_batch)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime.model_file.onnx_file import OnnxError, summarize
-from tools.onnx_mutants import mutants
+from tests.support.onnx_mutants import mutants
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "javascript"

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from runtime.onnx_runtime import onnxruntime
+from tests.support.small_perceptron import SIDE, perceptron
 from tools.expected_drift import random_checkpoint
-from tools.small_perceptron import SIDE, perceptron
 
 Run = Callable[..., list[str]]
 PREDICT = """
@@ -85,7 +85,7 @@ def test_nothing_is_looked_up_later(in_fresh_home: Run, tmp_path: Path, image: P
     assert in_fresh_home(*predict) == []
 
 
-@pytest.mark.parametrize("package", ["runtime", "calibration.observe", "tools.small_graphs"])
+@pytest.mark.parametrize("package", ["runtime", "calibration.observe", "tests.support.small_graphs"])
 def test_importing_this_project_first_is_enough(in_fresh_home: Run, package: str) -> None:
     assert in_fresh_home(sys.executable, "-c", f"import {package}, onnxruntime") == []
 

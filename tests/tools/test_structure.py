@@ -25,7 +25,7 @@ FILES = {
                 raise ValueError("expected a size")
             return helper.resized(size) + paths.add() + compute(size)
         ''',
-    "one/helper.py": '''
+    "one/helper.py": """
         def resized(size: int) -> int:
             def embed() -> None: ...
 
@@ -34,7 +34,7 @@ FILES = {
 
         class _Hidden:
             def method(self) -> None: ...
-        ''',
+        """,
     "one/paths.py": '''
         def add() -> int:
             """Return one."""

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.token_merging.schedule import middle_blocks
-from calibration.token_merging.write import merge_tokens as merged_graph
+from calibration.token_merging.merge_schedule import middle_blocks
+from calibration.token_merging.write_merging import write_merging as merged_graph
 from export.sources.from_torch import export_float
 from runtime.session import open_session
 from vit.config import ConfigError, ViTConfig

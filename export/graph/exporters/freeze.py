@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from calibration.graph.edit import Array, GraphError, constant, graph_of, insert, replace, tidy
-from calibration.graph.memory import serialized
+from calibration.graph.memory import serialize_for_session
 from runtime.onnx_runtime import onnxruntime as ort
 
 BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
@@ -128,7 +128,7 @@ def _observe(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     try:
-        with serialized(observed) as data:
+        with serialize_for_session(observed) as data:
             source = data if isinstance(data, bytes) else str(data)
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found = session.run(None, {pixels.name: zeros})

@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph.memory import session_of
-from calibration.quantize import quantize
+from calibration.graph.memory import open_graph_session
+from calibration.quantize_model import quantize
 from export.sources.from_torch import add_embedding
 from export.sources.onnx_file import ForeignModel, load
 from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
-from tools.small_perceptron import SIDE, WIDTH, perceptron
+from tests.support.small_perceptron import SIDE, WIDTH, perceptron
 
 Change = Callable[[onnx.ModelProto], object]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -42,7 +42,7 @@ def images(side: int = SIDE) -> np.ndarray:
 def check(model: ForeignModel, side: int = SIDE) -> None:
     """The exported graph gives the logits of the file."""
     expected = model.reference(images(side))
-    found = session_of(model.exported.model).run(["logits"], {"pixels": images(side)})[0]
+    found = open_graph_session(model.exported.model).run(["logits"], {"pixels": images(side)})[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -165,7 +165,7 @@ def test_an_output_channel_of_zeros_keeps_its_bias(loaded) -> None:
     model = loaded(edited("patch.weight", dead), edited("patch.bias", lambda array: array + 3))
     found = quantize(model.exported.model, [images()], target="any-cpu")
     expected = model.reference(images())
-    logits = session_of(found.model).run(["logits"], {"pixels": images()})[0]
+    logits = open_graph_session(found.model).run(["logits"], {"pixels": images()})[0]
     assert found.kernels.linears["patch"] == "QGemm"
     np.testing.assert_allclose(logits, expected, rtol=0, atol=0.05 * np.abs(expected).max())
 

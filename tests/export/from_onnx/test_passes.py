@@ -22,7 +22,7 @@ from export.sources.spec import Spec
 from export.write_artifact import model_bytes
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
-from tools.small_graphs import run as as_it_stands
+from tests.support.small_graphs import run as as_it_stands
 
 SIDE, DEPTH = 16, 2
 SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
@@ -143,7 +143,7 @@ def test_the_last_block_computes_the_class_token_alone(key, foreign) -> None:
     ids=str,
 )  # fmt: skip
 def test_every_linear_runs_in_an_integer_kernel(key, foreign) -> None:
-    from calibration.quantize import quantize
+    from calibration.quantize_model import quantize
 
     model = foreign(*key)
     quantized = quantize(model.exported.model, [pixels(8)], target="any-cpu", single_rows="int8")

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph.memory import session_of
+from calibration.graph.memory import open_graph_session
 from export.__main__ import main
 from export.sources.onnx_file import load
 from export.sources.onnx_folder import describe
@@ -20,7 +20,7 @@ from export.sources.source import from_onnx
 from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime
-from tools.small_perceptron import CLASSES, SIDE, perceptron
+from tests.support.small_perceptron import CLASSES, SIDE, perceptron
 
 SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, None)
 CONSTANTS = {
@@ -116,7 +116,7 @@ def test_a_softmax_is_taken_off_and_the_probabilities_stay(name: str, tmp_path: 
     own = onnxruntime.InferenceSession(path).run(None, {"images": feed})[0]
     own = np.exp(own) if name.startswith("log ") and "sum" not in name else own
     found = load(path, SPEC)
-    logits = session_of(found.exported.model).run(["logits"], {"pixels": images()})[0]
+    logits = open_graph_session(found.exported.model).run(["logits"], {"pixels": images()})[0]
     np.testing.assert_allclose(softmax(logits), own, atol=1e-5)
     np.testing.assert_allclose(logits, found.reference(images()), atol=1e-4)
     types = {node.op_type for node in found.exported.model.graph}
@@ -205,7 +205,7 @@ def test_honest_logits_behind_other_operators_are_taken(tmp_path: Path) -> None:
     nodes: Sequence[Node] = [("Mul", ["z", "three"], "y"), ("Add", ["y", "z"], "x"), ("Identity", ["x"], "w")]
     nodes = [*nodes, ("Sigmoid", ["w"], "s"), ("Mul", ["w", "s"], "g"), ("Mean", ["g", "z"], "v")]
     found = load(ending(tmp_path / "m.onnx", nodes), SPEC)
-    logits = session_of(found.exported.model).run(["logits"], {"pixels": images()})[0]
+    logits = open_graph_session(found.exported.model).run(["logits"], {"pixels": images()})[0]
     np.testing.assert_allclose(logits, found.reference(images()), atol=1e-4)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.measure.clipping import Clipped, beyond, clipped_activations
+from calibration.measure.per_layer import LayerClipping, find_clipped, measure_clipping
 from calibration.plan import Range
-from calibration.quantize import quantize
+from calibration.quantize_model import quantize
 from export.measure import evidence as judged
 from export.measure.evidence import Evidence
 from vit.data.datasets import Images
@@ -38,7 +38,7 @@ def sound() -> Evidence:
         targets=evaluation.targets,
         labels=tuple("abcd"),
         logits=logits,
-        clipped={"head": Clipped(0.0001, (3,))},
+        clipped={"head": LayerClipping(0.0001, (3,))},
     )
 
 
@@ -66,7 +66,8 @@ def test_calibration_images_that_are_all_alike(sound: Evidence, difference: int)
 
 
 def test_activations_beyond_what_calibration_saw(sound: Evidence) -> None:
-    clipped = {"a": Clipped(0.002, (1,)), "blocks.1.fc2": Clipped(0.03, (7, 5)), "head": Clipped(0.0, ())}
+    shares = {"a": (0.002, (1,)), "blocks.1.fc2": (0.03, (7, 5)), "head": (0.0, ())}
+    clipped = {name: LayerClipping(*each) for name, each in shares.items()}
     (sentence,) = doubts(replace(sound, clipped=clipped), pixels(sound))
     assert "in 2 layers (limit: 0.1 % of the activations), most in blocks.1.fc2 (3.00 %; images: " in sentence
     assert "image 7" in sentence
@@ -142,7 +143,7 @@ def test_activations_are_counted_against_the_ranges_of_the_plan(canonical, model
     bright = random.integers(0, 256, (4, *config.image_size, 3), dtype=np.uint8)
     graph: ir.Model = canonical["plain"]
     plan = quantize(graph, [dim], target="any-cpu").plan
-    same, other = (clipped_activations(graph, plan, [batch]) for batch in (dim, bright))
+    same, other = (measure_clipping(graph, plan, [batch]) for batch in (dim, bright))
     assert set(same) == set(other)
     assert same
     assert all(0 <= each.share <= 1 for each in other.values())
@@ -155,8 +156,8 @@ def test_activations_are_counted_against_the_ranges_of_the_plan(canonical, model
 def test_values_at_the_minimum_of_gelu_are_not_beyond_a_range_that_ends_half_a_step_above_it() -> None:
     chosen = Range(scale=0.02263, zero_point=7)  # from -0.158 to 5.61, as found in a DINOv2
     values = np.array([-0.17004, -0.15, 0.0, 5.6, 5.62], np.float32)
-    assert not beyond(values, chosen).any()
-    assert beyond(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
+    assert not find_clipped(values, chosen).any()
+    assert find_clipped(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
 
 
 def test_classes_of_one_name_are_told_and_are_no_chance(sound: Evidence) -> None:

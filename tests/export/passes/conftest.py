@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import tidy
-from tools.small_graphs import op_types, run
+from tests.support.small_graphs import op_types, run
 
 Rewrite = Callable[..., int]
 

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.graph.edit import constant
 from export.graph.canonical.linears import fold_attention_scale
-from tools.small_graphs import ATTENTION, MLP, block, node, op_types
+from tests.support.small_graphs import ATTENTION, MLP, block, node, op_types
 
 CONSTANTS = {
     "scale": np.float32(0.5),

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.graph.edit import sizes
 from export.graph.canonical.class_token import select_class_token
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "float[N, 3, 4] x", "outputs": "float[] y"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from calibration.graph.edit import constant
 from export.graph.canonical.linears import fold_layer_scale
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 FACTORS = np.array([0.5, -2.0, 0.0, 3.0], np.float32)
 

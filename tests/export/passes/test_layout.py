@@ -7,7 +7,7 @@ import pytest
 
 from calibration.graph.edit import constant, sizes
 from export.graph.canonical.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "float[N, 3, 4] x", "outputs": "float[] y"}
 

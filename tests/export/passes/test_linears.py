@@ -16,7 +16,7 @@ from export.graph.canonical.linears import (
     name_parameters,
     name_products,
 )
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "float[N, 3, 4] x", "outputs": "float[] y"}
 

@@ -20,7 +20,7 @@ from calibration.graph.edit import (
     sizes,
     tidy,
 )
-from calibration.measure.verify import optimized_graph
+from calibration.measure.verify import read_optimized_graph
 from export.graph.canonical import PASSES, canonicalize
 from export.graph.canonical.class_token import select_class_token
 from export.graph.canonical.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
@@ -260,9 +260,9 @@ def test_the_canonical_form(name, raw_graphs) -> None:
 
 def test_heads_are_read_where_they_lie(before) -> None:
     graph = before("plain", tokens_before_batch)
-    was = Counter(node.op_type for node in optimized_graph(model_bytes(graph)).graph)
+    was = Counter(node.op_type for node in read_optimized_graph(model_bytes(graph)).graph)
     assert tokens_before_batch(graph) > 0
-    now = Counter(node.op_type for node in optimized_graph(model_bytes(graph)).graph)
+    now = Counter(node.op_type for node in read_optimized_graph(model_bytes(graph)).graph)
     # Query, key and value of two blocks; the last block's query is one row, which a Reshape moved before.
     assert now["Transpose"] == was["Transpose"] - 6
     assert now["FusedMatMul"] == was["FusedMatMul"] + 4

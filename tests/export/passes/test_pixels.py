@@ -10,7 +10,7 @@ import pytest
 
 from calibration.graph.edit import GraphError, constant, sizes
 from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "uint8[N, 4, 6, 3] pixels", "outputs": "float[] y"}
 CONV = "y = Conv <strides = [2, 2]> ({}, w, b)"

@@ -10,7 +10,7 @@ import pytest
 
 from calibration.graph.edit import sizes
 from export.graph.canonical.token_major import tokens_before_batch
-from tools.small_graphs import build, node, op_types
+from tests.support.small_graphs import build, node, op_types
 
 # Four patches of 2 × 2 and a class token of width 4, two heads of two; one block of attention.
 LINES = """

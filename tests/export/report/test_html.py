@@ -16,7 +16,7 @@ from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, read_laye
 from export.report.figures import headline, more_than_chance, side_by_side, tiles
 from export.report.html import render
 from export.report.thumbnails import SHOWN, changed_images
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.page.confusion import are_short, confused_pairs, confusion_matrix, distinct
 from vit.page.image_uri import EDGE, thumbnail
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.measure.clipping import Clipped
+from calibration.measure.per_layer import LayerClipping
 from calibration.measure.statistics import Interval
 from export.checks import DriftError, check_limits
 from export.measure.limits import NEVER
@@ -29,7 +29,7 @@ from export.report.thumbnails import MISTAKES, mistaken_images
 from export.report.usage import usage
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import MAX_BYTES
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.page.template import TERMS, used_terms
 
 
@@ -121,13 +121,13 @@ def test_one_image_is_shown_before_and_after_preprocessing(results, tmp_path: Pa
 
 
 def test_health_of_the_calibration(results):
-    layers = {"blocks.0.mlp.fc1": Clipped(0.03, (1,)), "head": Clipped(0.0, ())}
+    layers = {"blocks.0.mlp.fc1": LayerClipping(0.03, (1,)), "head": LayerClipping(0.0, ())}
     text = Page(render(replace(results(), clipping=Clipping(16, layers)))).text
     assert "The ranges of INT8 come from 128 images of photos" in text
     assert "On 16 evaluation images, 1.50 % of the activations of a layer are clipped on average" in text
     assert "1 of the layers are beyond the limit of 0.10 %" in text
     assert "blocks.0.mlp.fc1 3.00 %" in text
-    fine = replace(results(), clipping=Clipping(16, {"head": Clipped(0.0005, (1,))}))
+    fine = replace(results(), clipping=Clipping(16, {"head": LayerClipping(0.0005, (1,))}))
     assert "No layer is beyond the limit of 0.10 %" in Page(render(fine)).text
     assert "was not measured, since tokens are merged" in Page(render(results())).text
     assert "Calibration The ranges" not in Page(render(results(variants=()))).text

@@ -117,7 +117,7 @@ class Nodes:
 @pytest.fixture(scope="session")
 def nodes(environment: dict[str, str]) -> Iterator[Nodes]:
     """One cluster for all tests: to start it takes half a minute. Whoever kills a node adds one."""
-    command = Command(["-m", "tools.local_cluster"], environment, None)
+    command = Command(["-m", "tests.support.local_cluster"], environment, None)
     yield Nodes(command)
     command.close()
 

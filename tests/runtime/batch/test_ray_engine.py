@@ -34,7 +34,7 @@ def test_the_rows_are_those_of_one_machine_and_resume_adds_none(
 
 
 def test_the_tool_compares_both_engines_on_two_nodes(launch: Start, model: Path, photos: Path) -> None:
-    run = launch("-m", "tools.compare_engines", "rate", model, photos)
+    run = launch("-m", "benchmarks.compare_engines", "rate", model, photos)
     said, errors = run.process.communicate()
     assert run.process.returncode == 0, errors
     assert re.match(r"63 images, the same rows; one machine [\d.]+ s, [\d.]+ per second; two nodes ", said), (

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from runtime.model_file.onnx_file import OnnxError, OnnxSummary, summarize
-from tools.onnx_mutants import (
+from tests.support.onnx_mutants import (
     FIXED32,
     FIXED64,
     MODELS,

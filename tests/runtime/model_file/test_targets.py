@@ -154,7 +154,6 @@ SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
     "runtime/session.py": "makes them",
     "calibration/measure/verify.py": "with session_options",
     "export/graph/exporters/freeze.py": "of a float model, without optimizations",
-    "tools/small_graphs.py": "of small float graphs, for tests",
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.html_page import Page
+from tests.support.html_page import Page
 from vit.checkpoint import load_checkpoint, result_of_test, save_checkpoint
 from vit.data.datasets import Images, open_images
 from vit.data.labels import labeled_as

@@ -6,11 +6,10 @@ from argparse import Namespace
 import pytest
 import torch
 
+from benchmarks.families import Family, parity, timm_model, transformers_model
+from benchmarks.other_libraries import import_timm
 from tests.vit.pretrained.test_views import source
 from tests.vit.pretrained.test_wrappings import GOOD
-from tools.beside_torch import import_timm
-from tools.families import Family, parity
-from tools.family_models import timm_model, transformers_model
 from vit.pretrained import SourceError, read_source
 
 EXACT = 1e-5  # of the logits' scale

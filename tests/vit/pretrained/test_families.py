@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.families import FAMILIES, parity
+from benchmarks.families import FAMILIES, parity
 
 EXACT = 1e-5  # of the logits' scale
 

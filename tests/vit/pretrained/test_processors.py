@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.beside_torch import import_torchvision
+from benchmarks.other_libraries import import_torchvision
 from vit.pretrained import SourceError
 from vit.pretrained.preprocessing import from_preprocessor, from_timm
 from vit.pretrained.processors import DEFAULTS, MODEL_TYPES

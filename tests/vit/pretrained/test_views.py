@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.other_libraries import import_timm
 from runtime.images.preprocess import Preprocess
 from tests.vit.pretrained.test_wrappings import GOOD
-from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source
 from vit.pretrained.config import Described, activation_of
 from vit.pretrained.formats import CLIP

@@ -1,4 +1,4 @@
-"""The blocks of a canonical graph that can merge tokens, and why a graph cannot."""
+"""Token stream of a canonical graph: its number of tokens, and the blocks that can merge them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from calibration.graph.edit import attribute, constant
-from calibration.graph.layers import Linear, Product, Sites, find_sites
+from calibration.graph.layers import GraphLayers, Linear, Product, find_layers
 from calibration.plan import PlanError
 
 HEADS_FIRST, HEADS_LAST = (1, 0, 2), (1, 2, 0)  # [tokens, batch · heads, d] → queries and values; keys
 
 
 @dataclass(frozen=True)
-class MergeSite:
+class MergeBlock:
     """A block whose tokens can be merged between its attention and its MLP."""
 
     name: str
@@ -29,37 +29,43 @@ class MergeSite:
 class TokenStream:
     """The tokens of a graph, in rows ordered token by token, and the blocks that can merge them."""
 
-    tokens: int  # of an image
+    tokens: int  # per image
     patches: int  # how many of them are patches; the others stand before them and never merge
     blocks: tuple[str, ...]  # every block, also the last, in graph order
-    sites: Mapping[str, MergeSite]
+    merge_blocks: Mapping[str, MergeBlock]
 
     @property
     def kept(self) -> int:
-        """Return the number of tokens that never merge: the class token, and registers."""
+        """Number of tokens that never merge: the class token, and registers."""
         return self.tokens - self.patches
 
 
-def find_stream(model: ir.Model) -> TokenStream:
-    """Find the blocks that can merge.
+def find_token_stream(model: ir.Model) -> TokenStream:
+    """Find the tokens and the blocks that can merge them.
+
+    Args:
+        model: a canonical float graph.
+
+    Returns:
+        the stream, with at least one block that can merge.
 
     Raises:
         PlanError: for a graph without a class token or without blocks of the canonical form.
     """
-    sites = find_sites(model)
-    patches = _patches(sites)
-    linears = {linear.node: linear for linear in sites.linears.values()}
-    found: dict[str, MergeSite] = {}
+    layers = find_layers(model)
+    patches = _count_patches(layers)
+    linears = {linear.node: linear for linear in layers.linears.values()}
+    found: dict[str, MergeBlock] = {}
     names: list[str] = []
     counts: set[int] = set()
-    for product in sites.products.values():
+    for product in layers.products.values():
         if not product.mixes_probabilities:
             continue
-        tokens, site = _site(product, linears)
-        names.append(site.name if site else product.name.removesuffix(".mix").removesuffix(".attention"))
+        tokens, block = _read_attention(product, linears)
+        names.append(block.name if block else product.name.removesuffix(".mix").removesuffix(".attention"))
         counts.add(tokens)
-        if site is not None:
-            found[site.name] = site
+        if block is not None:
+            found[block.name] = block
     if not found or len(counts) != 1:
         raise PlanError(
             "merging: expected blocks of attention over rows ordered token by token, found "
@@ -74,9 +80,9 @@ def find_stream(model: ir.Model) -> TokenStream:
     return TokenStream(tokens, patches, tuple(names), found)
 
 
-def _patches(sites: Sites) -> int:
+def _count_patches(layers: GraphLayers) -> int:
     """Return the number of patches of an image, which must be the last tokens of the sequence."""
-    embeddings = [linear for linear in sites.linears.values() if linear.reads_pixels]
+    embeddings = [linear for linear in layers.linears.values() if linear.reads_pixels]
     if len(embeddings) != 1:
         raise PlanError(
             f"merging: expected one linear layer that reads the pixels, found {len(embeddings)}; "
@@ -102,33 +108,34 @@ def _patches(sites: Sites) -> int:
     return patches
 
 
-def _site(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[int, MergeSite | None]:
-    """Return how many tokens an attention sees, and its block if every token goes on from there."""
+def _read_attention(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[int, MergeBlock | None]:
+    """Return the number of an attention's tokens, and its block if all of them have a query, too."""
     softmax = _producer(mix.left)
     scores = _producer(softmax.inputs[0]) if softmax is not None else None
     if scores is None or scores.op_type != "MatMul":
         return 0, None
-    key, keys = _heads(scores.inputs[1], HEADS_LAST)
-    _, queries = _heads(scores.inputs[0], HEADS_FIRST)
-    _, values = _heads(mix.right, HEADS_FIRST)
-    residual = _residual(mix, linears)
+    key, keys = _read_heads(scores.inputs[1], HEADS_LAST)
+    _, queries = _read_heads(scores.inputs[0], HEADS_FIRST)
+    _, values = _read_heads(mix.right, HEADS_FIRST)
+    residual = _find_residual(mix, linears)
     if key is None or keys is None or queries is None or values is None or keys[0] != values[0]:
         return 0, None
+    # Fewer queries than keys: the last block computes the class token alone.
     if queries[0] != keys[0] or residual is None:
         return keys[0], None
     width = linears[key].weight.shape[1] if key in linears else 0
     if not width or width % keys[1]:
         return keys[0], None
     name = _block_name(mix.name, residual)
-    return keys[0], MergeSite(name, residual, key.outputs[0], width // keys[1], keys[1])
+    return keys[0], MergeBlock(name, residual, key.outputs[0], width // keys[1], keys[1])
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
     return value.producer() if value is not None else None
 
 
-def _heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
-    """Return what computes the rows that a product reads by head, and their (tokens, features of a head)."""
+def _read_heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
+    """Return the producer of the rows that a product reads by head, and (tokens, features of a head)."""
     transpose = _producer(value)
     if transpose is None or transpose.op_type != "Transpose":
         return None, None
@@ -141,7 +148,7 @@ def _heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None,
     return _producer(reshape.inputs[0]), (int(target[0]), int(target[2]))
 
 
-def _residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value | None:
+def _find_residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value | None:
     """Return the sum of attention's projection and the tokens before it."""
     value = mix.node.outputs[0]
     for expected in ("Transpose", "Reshape", "Gemm", "Add"):
@@ -156,11 +163,11 @@ def _residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value | Non
 
 
 def _block_name(product: str, residual: ir.Value) -> str:
-    """Return what the names of a block's attention and of its second norm have in common."""
+    """Return the words that the names of a block's attention and of its second norm begin with."""
     norms = [use.node for use in residual.uses() if use.node.op_type == "LayerNormalization"]
     common: list[str] = []
-    for ours, theirs in zip(product.split("."), str(norms[0].name).split(".") if norms else [], strict=False):
-        if ours != theirs:
+    for word, other in zip(product.split("."), str(norms[0].name).split(".") if norms else [], strict=False):
+        if word != other:
             break
-        common.append(ours)
+        common.append(word)
     return ".".join(common) or product.removesuffix(".mix")

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes with one core each on this machine.
 
-    python -m tools.local_cluster
+    python -m tests.support.local_cluster
 
 It prints its address and then obeys lines on standard input: kill (the second node), add (another one), quit.
 Each is answered by a line when it is done.

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import GraphError
-from calibration.graph.layers import find_sites
-from calibration.measure import layers
 from calibration.measure.drift import measure_drift
-from calibration.measure.layers import layer_drift
-from calibration.observe import observing_session
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.quantize import apply_plan, quantize
-from runtime.onnx_runtime import onnxruntime as ort
+from calibration.quantize_model import apply_plan, quantize
 from runtime.session import open_session
 
 
@@ -27,17 +20,6 @@ def logits(model: ir.Model, pixels: np.ndarray, target: str = "any-cpu") -> np.n
     session = open_session(data, device="cpu", threads=1, target=target)
     (found,) = session.run(None, {"pixels": pixels})
     return np.asarray(found)
-
-
-@pytest.fixture
-def images(models, pixels_for):
-    """Of a model: some to calibrate with and others to measure on."""
-
-    def make(name: str) -> tuple[np.ndarray, np.ndarray]:
-        config = models[name].config
-        return pixels_for(config, count=24, seed=1), pixels_for(config, count=16, seed=2)
-
-    return make
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "rich"])
@@ -83,7 +65,7 @@ def test_layers_can_stay_in_float(canonical, images) -> None:
     kept = [f"blocks.0.mlp.fc{i}" for i in (1, 2)]
     all_int8 = quantize(canonical["plain"], [calibration], target="any-cpu")
     some = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=kept)
-    assert set(all_int8.plan.quantized()) - set(some.plan.quantized()) == set(kept)
+    assert set(all_int8.plan.int8_linears()) - set(some.plan.int8_linears()) == set(kept)
     assert not set(kept) & set(some.kernels.linears)
     assert {each.precision for name, each in some.plan.linears.items() if name in kept} == {"float32"}
     before, after = (measure_drift(exact, logits(each.model, others)).sqnr for each in (all_int8, some))
@@ -121,42 +103,6 @@ def test_nothing_to_quantize(canonical, raw_graphs, images) -> None:
             node.attributes["alpha"] = ir.AttrFloat32("alpha", 2.0)
     with pytest.raises(GraphError, match="expected linear layers"):
         quantize(graph, [calibration], target="any-cpu")
-
-
-def test_drift_layer_by_layer(canonical, images) -> None:
-    calibration, others = images("plain")
-    made = quantize(canonical["plain"], [calibration], target="any-cpu", keep_float=["patch_embedding"])
-    found = layer_drift(canonical["plain"], made.model, made.plan, np.split(others, 4))
-    assert list(found) == list(made.plan.linears)
-    assert found["patch_embedding"] > 100  # nothing before it and nothing in it is quantized
-    assert all(5 < decibels < 60 for name, decibels in found.items() if name != "patch_embedding")
-
-
-def test_layer_drift_holds_one_session_and_the_images_in_rounds(canonical, images, monkeypatch) -> None:
-    calibration, others = images("plain")
-    made = quantize(canonical["plain"], [calibration], target="any-cpu")
-    at_once = layer_drift(canonical["plain"], made.model, made.plan, [others[:5]], threads=1)
-    opened: list[weakref.ref[ort.InferenceSession]] = []
-    alive: list[int] = []
-
-    def counting(*arguments: Any, **options: Any) -> ort.InferenceSession:
-        alive.append(sum(each() is not None for each in opened))
-        session = observing_session(*arguments, **options)
-        opened.append(weakref.ref(session))
-        return session
-
-    monkeypatch.setattr(layers, "observing_session", counting)
-    one = sum(tensor.nbytes for tensor in outputs_of(canonical["plain"], made.plan, others[:1]))
-    monkeypatch.setattr(layers, "ASIDE", one * 3 // 2)  # full after two images
-    assert layer_drift(canonical["plain"], made.model, made.plan, [others[:5]], threads=1) == at_once
-    assert len(opened) == 2 * 3
-    assert set(alive) == {0}
-
-
-def outputs_of(model: ir.Model, plan: QuantizationPlan, image: np.ndarray) -> list[np.ndarray]:
-    names = [str(find_sites(model).linears[name].node.outputs[0].name) for name in plan.linears]
-    session = observing_session(model, names, threads=1)
-    return list(session.run(names, {"pixels": image}))
 
 
 @pytest.mark.parametrize("target", ["any-cpu", "full-range"])

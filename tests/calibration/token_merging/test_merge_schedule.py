@@ -11,9 +11,9 @@ import pytest
 
 from calibration.measure.drift import Drift
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.quantize import quantize
+from calibration.quantize_model import quantize
 from calibration.search import Budget, search_plan
-from calibration.token_merging.search import middle_merging, search_merging
+from calibration.token_merging.merge_schedule import schedule_middle_blocks, search_merging
 
 DENSE = Drift(images=10, agreement=100, sqnr=30, max_error=0.1)
 
@@ -85,9 +85,9 @@ def test_nothing_merges_unasked(model, plan, images) -> None:
 
 
 def test_a_number_of_tokens(model) -> None:
-    assert middle_merging(model, 8) == {"blocks.0": 8}
+    assert schedule_middle_blocks(model, 8) == {"blocks.0": 8}
     with pytest.raises(PlanError, match="16 patches left and can merge 1 to 8 of them, found 9"):
-        middle_merging(model, 9)
+        schedule_middle_blocks(model, 9)
 
 
 def test_a_floor_is_a_limit_of_the_linears_too(model, plan, images) -> None:

@@ -1,7 +1,7 @@
 """Labels of a Ray cluster beside those of one machine: the same rows, the time, the memory of the driver.
 
-    python -m tools.compare_engines rate model.int8.onnx photos/
-    python -m tools.compare_engines memory model.int8.onnx --paths 1000000
+    python -m benchmarks.compare_engines rate model.int8.onnx photos/
+    python -m benchmarks.compare_engines memory model.int8.onnx --paths 1000000
 
 `rate` labels the photos with `python -m runtime` and on a cluster of two nodes with one core each, in turns,
 and compares the rows path by path. `memory` labels a list of paths that do not exist on a local cluster, and
@@ -26,7 +26,7 @@ def compare(model: Path, photos: Path, turns: int) -> None:
     """Print images per second of both, whole commands and from the first part on."""
     command = [sys.executable, "-m", "runtime", str(model), str(photos), "--output"]
     nodes = subprocess.Popen(
-        [sys.executable, "-m", "tools.local_cluster"],
+        [sys.executable, "-m", "tests.support.local_cluster"],
         env=os.environ | {"RAY_worker_niceness": "0"},  # 15 otherwise: other work would slow one side alone
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -16,11 +16,16 @@ import torch
 
 from calibration.graph.edit import GraphError, by_type, graph_of, insert
 from calibration.plan import PlanError, QuantizationPlan
-from calibration.quantize import apply_plan, quantize
+from calibration.quantize_model import apply_plan, quantize
 from calibration.token_merging.match import MergedPatches
-from calibration.token_merging.schedule import even_schedule, middle_blocks, most_merged, tokens_left
-from calibration.token_merging.sites import find_stream
-from calibration.token_merging.write import merge_tokens
+from calibration.token_merging.merge_schedule import (
+    count_merges,
+    even_schedule,
+    max_merged_per_block,
+    middle_blocks,
+)
+from calibration.token_merging.token_stream import find_token_stream
+from calibration.token_merging.write_merging import write_merging
 from calibration.write import write_plan
 from runtime.session import open_session
 from vit.config import ViTConfig
@@ -107,13 +112,13 @@ def plan(graph: ir.Model, images: np.ndarray) -> QuantizationPlan:
     return quantize(graph, [images], target="any-cpu").plan
 
 
-def serialized(model: ir.Model) -> bytes:
+def to_bytes(model: ir.Model) -> bytes:
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
 
 
 def logits(model: ir.Model, pixels: np.ndarray, threads: int = 1) -> np.ndarray:
-    session = open_session(serialized(model), device="cpu", threads=threads, target="any-cpu")
+    session = open_session(to_bytes(model), device="cpu", threads=threads, target="any-cpu")
     return np.asarray(session.run(None, {"pixels": pixels})[0])
 
 
@@ -128,7 +133,7 @@ def of_two_kinds(places: Mapping[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_merging_equal_tokens_changes_nothing(schedule, without_positions) -> None:
     """Their mean is each of them, and its size makes attention count all: a proof of every step at once."""
-    merged = merge_tokens(without_positions, schedule)
+    merged = write_merging(without_positions, schedule)
     # Other patches only where A's last ones are, so that each merge finds enough equal pairs.
     image = of_two_kinds({}) if sum(schedule.values()) > 8 else of_two_kinds({24: 1, 26: 2, 27: 3, 29: 1})
     expected, found = logits(without_positions, image), logits(merged, image)
@@ -140,21 +145,21 @@ def test_merging_equal_tokens_changes_nothing(schedule, without_positions) -> No
 
 def test_registers_never_merge() -> None:
     graph = lively_graph(WithRegisters, positions=False)
-    stream = find_stream(graph)
+    stream = find_token_stream(graph)
     assert (stream.tokens, stream.patches, stream.kept) == (33, 30, 3)
-    merged, image = merge_tokens(graph, {"blocks.0": 15, "blocks.1": 7}), of_two_kinds({})
+    merged, image = write_merging(graph, {"blocks.0": 15, "blocks.1": 7}), of_two_kinds({})
     expected = logits(graph, image)
     np.testing.assert_allclose(logits(merged, image), expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_alone_in_a_batch_and_with_any_threads_bit_for_bit(schedule, graph, plan, images) -> None:
-    for model in (merge_tokens(graph, schedule), write_plan(graph, replace(plan, merging=schedule))):
+    for model in (write_merging(graph, schedule), write_plan(graph, replace(plan, merging=schedule))):
         together = logits(model, images)
         alone = np.concatenate([logits(model, image[None]) for image in images])
         np.testing.assert_array_equal(together, alone)
         for threads in (2, 8):
-            session = open_session(serialized(model), device="cpu", threads=threads, target="any-cpu")
+            session = open_session(to_bytes(model), device="cpu", threads=threads, target="any-cpu")
             for _ in range(10):
                 np.testing.assert_array_equal(session.run(None, {"pixels": images})[0], together)
 
@@ -162,7 +167,7 @@ def test_alone_in_a_batch_and_with_any_threads_bit_for_bit(schedule, graph, plan
 def test_a_size_weighs_the_same_in_every_row(without_positions) -> None:
     """The last row of a single image fills no vector of the CPU; in a batch of 16 the same rows do."""
     schedule = {"blocks.0": 14}
-    merged = merge_tokens(without_positions, schedule)
+    merged = write_merging(without_positions, schedule)
     image = of_two_kinds(dict.fromkeys((0, 2, 4, 6, 8, 10, 29), 1))
     groups = MergedPatches(without_positions, merged, schedule)(image)
     assert np.count_nonzero(groups == groups[29]) == 7  # in the last of 17 tokens
@@ -173,7 +178,7 @@ def test_a_size_weighs_the_same_in_every_row(without_positions) -> None:
 def test_ties_go_to_the_first(without_positions) -> None:
     """All patches equal: the first of A merge, and all of them into the first of B."""
     schedule = {"blocks.0": 3, "blocks.1": 2}
-    follow = MergedPatches(without_positions, merge_tokens(without_positions, schedule), schedule)
+    follow = MergedPatches(without_positions, write_merging(without_positions, schedule), schedule)
     groups = follow(of_two_kinds({}))
     # A is 0, 2, 4, …, B is 1, 3, 5, …; then 6, 8, …, 28, 1, 3, …, 29 stand in turn in A and B again.
     first = [place for place in range(30) if groups[place] == groups[1]]
@@ -185,7 +190,7 @@ def test_ties_go_to_the_first(without_positions) -> None:
 
 def test_groups_are_of_the_number_that_is_left(graph, images) -> None:
     schedule = {"blocks.0": 15, "blocks.2": 4}
-    follow = MergedPatches(graph, merge_tokens(graph, schedule), schedule)
+    follow = MergedPatches(graph, write_merging(graph, schedule), schedule)
     for image in images:
         groups = follow(image[None])
         assert groups.shape == (30,)
@@ -201,7 +206,7 @@ def test_similar_patches_are_merged_first(without_positions) -> None:
     patches[4], patches[20] = patches[9], patches[7]  # A: even places; B: odd ones
     rows = [np.concatenate(list(patches[start : start + 6]), axis=1) for start in range(0, 30, 6)]
     schedule = {"blocks.0": 2}
-    follow = MergedPatches(without_positions, merge_tokens(without_positions, schedule), schedule)
+    follow = MergedPatches(without_positions, write_merging(without_positions, schedule), schedule)
     groups = follow(np.concatenate(rows, axis=0)[None])
     together = [
         sorted(np.flatnonzero(groups == group).tolist())
@@ -216,19 +221,19 @@ def test_standard_operators_and_no_racing_one(graph, plan) -> None:
     assert {node.domain for node in merged.graph} == {""}
     assert not by_type(merged, "ScatterND")
     assert {node.attributes["reduction"].value for node in by_type(merged, "ScatterElements")} == {"add"}
-    onnx.checker.check_model(onnx.load_from_string(serialized(merged)), full_check=True)
+    onnx.checker.check_model(onnx.load_from_string(to_bytes(merged)), full_check=True)
     assert merged.graph.inputs[0].shape is not None
     assert not isinstance(merged.graph.inputs[0].shape[0], int)
 
 
 def test_the_float_graph_and_a_dense_plan_stay_as_they_are(graph, plan) -> None:
-    before = serialized(graph)
+    before = to_bytes(graph)
     merged = write_plan(graph, replace(plan, merging=SCHEDULES[0]))
-    assert serialized(graph) == before
-    assert merge_tokens(graph, {}) is graph
+    assert to_bytes(graph) == before
+    assert write_merging(graph, {}) is graph
     dense = write_plan(graph, plan)
-    assert serialized(write_plan(graph, replace(plan, merging={}))) == serialized(dense)
-    assert serialized(merged) != serialized(dense)
+    assert to_bytes(write_plan(graph, replace(plan, merging={}))) == to_bytes(dense)
+    assert to_bytes(merged) != to_bytes(dense)
     assert "merging" not in plan.to_json()
 
 
@@ -238,7 +243,7 @@ def test_a_plan_with_merging_passed_back_is_the_same_file(graph, plan) -> None:
     again = QuantizationPlan.from_json(edited.to_json())
     assert again == edited
     assert again.to_json() == edited.to_json()
-    assert serialized(write_plan(graph, again)) == serialized(write_plan(graph, edited))
+    assert to_bytes(write_plan(graph, again)) == to_bytes(write_plan(graph, edited))
     assert apply_plan(graph, again).kernels.linears == apply_plan(graph, plan).kernels.linears
 
 
@@ -284,9 +289,9 @@ def test_a_misspelled_section_is_refused(plan) -> None:
 
 def test_models_that_need_every_patch_are_refused(graph) -> None:
     with pytest.raises(PlanError, match=r"class token beside the patches, found 30 tokens for 30 patches"):
-        merge_tokens(lively_graph(OfPatches), {"blocks.0": 2})
+        write_merging(lively_graph(OfPatches), {"blocks.0": 2})
     with pytest.raises(PlanError, match=r"needs every patch in its place"):
-        merge_tokens(lively_graph(Pooled), {"blocks.0": 2})
+        write_merging(lively_graph(Pooled), {"blocks.0": 2})
     # The same in rows token by token, as another exporter could write it.
     pooled = graph.clone()
     (selection, *_) = [
@@ -298,7 +303,7 @@ def test_models_that_need_every_patch_are_refused(graph) -> None:
     insert(selection, "Identity", [mean], name="kept")
     assert graph_of(selection) is pooled.graph
     with pytest.raises(PlanError, match=r"pooled \(ReduceMean\) needs every patch in its place"):
-        merge_tokens(pooled, {"blocks.0": 2})
+        write_merging(pooled, {"blocks.0": 2})
 
 
 def test_schedules() -> None:
@@ -307,9 +312,9 @@ def test_schedules() -> None:
     assert middle_blocks(names[:4]) == ("blocks.1", "blocks.2")
     assert middle_blocks(names[:2]) == ("blocks.0",)
     assert middle_blocks(names[:1]) == ()
-    assert most_merged(196, 6) == 28
-    left = tokens_left(even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
-    assert list(left.values()) == [169, 141, 113, 85, 57, 29]
+    assert max_merged_per_block(196, 6) == 28
+    merges = count_merges(even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
+    assert [each.after for each in merges.values()] == [169, 141, 113, 85, 57, 29]
     with pytest.raises(PlanError, match=r"blocks.8 has 51 patches left and can merge 1 to 25"):
-        tokens_left(even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
+        count_merges(even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
     assert even_schedule(names, 0) == {}

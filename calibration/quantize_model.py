@@ -1,0 +1,94 @@
+"""Static quantization in one call: observe, decide, write, check."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calibration.decide import decide
+from calibration.graph.edit import Array
+from calibration.graph.layers import find_layers
+from calibration.graph.memory import release_memory, serialize_for_session
+from calibration.measure.verify import Kernels, check_kernels
+from calibration.observe import observe
+from calibration.plan import Precision, QuantizationPlan
+from calibration.write import write_plan
+from runtime.model_file.targets import Target
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """An INT8 model whose int8 layers run in integer kernels, with its plan and those kernels."""
+
+    model: ir.Model
+    plan: QuantizationPlan
+    kernels: Kernels
+
+
+def quantize(
+    model: ir.Model,
+    images: Iterable[Array],
+    *,
+    target: Target,
+    keep_float: Collection[str] = (),
+    quantize_products: bool = False,
+    single_rows: Precision = "float16",
+    threads: int | None = None,
+) -> QuantizedModel:
+    """Quantize a canonical float model, calibrated on images.
+
+    Args:
+        model: the graph of a model.onnx that `python -m export` wrote; it stays as it is.
+        images: calibration set in batches of `uint8 [N, H, W, 3]`, preprocessed to the model's size; they are
+            streamed, and a few hundred are enough.
+        target: form of the int8 weights: "any-cpu" is exact on every CPU, "full-range" needs VNNI, ARM or a
+            GPU.
+        keep_float: names of linear layers and attention products that stay in float32.
+        quantize_products: quantize the attention products, too; they stay in float32 by default.
+        single_rows: precision of the linears that see one row per image, such as the head.
+        threads: CPU threads; None takes every core that this process may use.
+
+    Returns:
+        the INT8 model and its plan.
+
+    Raises:
+        PlanError: when `keep_float` names what is not in the graph.
+        FallbackError: when ONNX Runtime would run an int8 layer in float.
+        GraphError: when there is nothing to quantize, or no image.
+    """
+    layers = find_layers(model)
+    observed = observe(model, layers.activations, images, threads=threads)
+    release_memory(model)
+    plan = decide(
+        layers,
+        observed,
+        target=target,
+        keep_float=keep_float,
+        quantize_products=quantize_products,
+        single_rows=single_rows,
+    )
+    del observed, layers  # up to a gigabyte of samples and weights
+    release_memory(model)
+    return apply_plan(model, plan)
+
+
+def apply_plan(model: ir.Model, plan: QuantizationPlan) -> QuantizedModel:
+    """Write a plan into a canonical float model, and check the kernels.
+
+    Args:
+        model: the float graph; it stays as it is.
+        plan: of this graph, for example from `read_plan`.
+
+    Returns:
+        the INT8 model.
+
+    Raises:
+        PlanError: when the plan does not fit the graph.
+        FallbackError: when ONNX Runtime would run an int8 layer in float.
+    """
+    written = write_plan(model, plan)
+    with serialize_for_session(written) as data:
+        release_memory(model)
+        return QuantizedModel(written, plan, check_kernels(data, plan))
