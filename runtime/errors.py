@@ -18,7 +18,7 @@ Any other exception is a bug, and the command lines let its traceback through.
     │   ├── CheckpointError         vit: a file that is no whole checkpoint
     │   ├── SourceError             vit: weights of another project that do not fit
     │   ├── PlanError               calibration: a plan that does not fit the model
-    │   └── ForeignError            export: an ONNX model or a description that cannot be used
+    │   └── OnnxModelError          export: an ONNX model or a description that cannot be used
     ├── FailureError (RuntimeError) exit code 1: the work was begun and did not succeed
     │   ├── EngineError             runtime: work on a cluster that broke off
     │   ├── StaleRunError           runtime: a later run has taken over the output of this one

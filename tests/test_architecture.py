@@ -136,8 +136,8 @@ def test_public_names_are_frozen() -> None:
         _ = runtime.Classifyer  # type: ignore[attr-defined]
 
 
-def test_what_lies_beside_a_foreign_model_is_read_without_torch(root: Path) -> None:
-    loaded = modules_after("import vit.pretrained.documents, vit.pretrained.preprocessing", root)
+def test_documents_beside_an_onnx_model_are_read_without_torch(root: Path) -> None:
+    loaded = modules_after("import vit.pretrained.description, vit.pretrained.preprocessing", root)
     assert "torch" not in loaded
     assert "safetensors" not in loaded
 

@@ -18,7 +18,7 @@ from ..writing import Aside, OutputError, explained_output, temporary_folder
 
 _LONGEST = 180  # bytes of a name
 # Errors of a disk for a name that another disk allows.
-_FOREIGN = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+_NAME_ERRORS = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 _NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 
@@ -94,7 +94,7 @@ class Sorter:
         try:
             self._make(image, place)
         except OSError as error:
-            if error.errno not in _FOREIGN:
+            if error.errno not in _NAME_ERRORS:
                 raise
             place = folder / f"{_harmless(image.stem)}~{digest}{_harmless_suffix(image)}"
             self._make(image, place)

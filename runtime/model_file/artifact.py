@@ -191,9 +191,9 @@ def _metadata(model: OnnxSummary) -> Metadata:
         raise ArtifactError(
             "an ONNX model, but not made by vit-edge (no metadata); make it with python -m export"
         )
-    if foreign := sorted(model.domains - {""}):
+    if others := sorted(model.domains - {""}):
         raise ArtifactError(
-            f"it uses operators that are not standard, of {', '.join(foreign)}; export it again"
+            f"it uses operators that are not standard, of {', '.join(others)}; export it again"
         )
     if model.functions or model.subgraphs:
         raise ArtifactError("it holds functions or subgraphs, which no exported model has; export it again")

@@ -49,13 +49,13 @@ def run_import(options: argparse.Namespace) -> None:
     with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
         from vit.pretrained import read_source
-        from vit.pretrained.load import with_labels
+        from vit.pretrained.load import replace_labels
 
         found = read_source(
             options.source, heads=options.heads, activation=options.activation, weights=options.weights
         )
         if labels:
-            found = with_labels(found, options.labels, labels)
+            found = replace_labels(found, options.labels, labels)
         recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
         recipe["notes"] = list(found.notes)
         path = save_checkpoint(

@@ -1,4 +1,4 @@
-"""Which file holds the weights, and what is none. Known without torch."""
+"""The file that holds the weights, and its tensors, without executing anything in it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,18 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime.model_file.data_file import is_beside
-from vit.document import CheckpointError
-from vit.pretrained.documents import SourceError, read_json
+from vit.document import FILE_NAME, KEY, CheckpointError
+from vit.pretrained.description import SourceError, read_json
 from vit.tensors import read_tensors
-
-# --- Which file holds the weights, and what is none. Known without torch ---
-
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-WEIGHTS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin.index.json",
-    ".pth",
-    ".pt",
-    ".bin",
-    ".npz",
-    ".ckpt",
-    ".tar",
-)
+SHARDS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (*SHARDS, ".safetensors.index.json", ".bin.index.json", ".npz", ".ckpt", ".tar")
 ADAPTER = "adapter_model."
 AS_PYTORCH = "load them with their own library, and save the state_dict() of the PyTorch model"
 BEGINNINGS = {  # of files that only look like weights, or are those of other libraries
@@ -64,10 +53,21 @@ OTHERS = {  # by the end of the name, where the content does not tell
     ".onnx": "an ONNX model; export it with `python -m export --onnx`",
 }
 SCRIPT = "a TorchScript program; save the state_dict() of the model that it was made from"
+LORA = (
+    "LoRA weights, which change a model and are none; merge them into theirs with peft's "
+    "merge_and_unload(), save that model, and import it"
+)
+MOST_UNPACKED = 100  # bytes for each byte of an archive; weights, compressed, have hardly more than one
+
+
+# --- The file ---
 
 
 def find_weights(source: Path) -> Path:
     """Return the file of weights in a folder, or `source` itself when it is a file.
+
+    Args:
+        source: a file, or a folder with one.
 
     Raises:
         SourceError: when there is none, or more than one and none has the usual name.
@@ -82,44 +82,60 @@ def find_weights(source: Path) -> Path:
             return source / name
     others = sorted(p for p in source.iterdir() if p.name.endswith(WEIGHTS) and p.name != "training_args.bin")
     if len(others) != 1:
-        raise SourceError(f"{source}: expected one file of weights, found {_found(source, others)}")
+        raise SourceError(f"{source}: expected one file of weights, found {_describe_found(source, others)}")
     return others[0]
 
 
-def _found(source: Path, others: list[Path]) -> str:
+def _describe_found(source: Path, others: list[Path]) -> str:
+    """Say what a folder holds in the place of one file of weights, and what to do."""
     if others:
         return f"{', '.join(path.name for path in others)}; give the file itself"
     inside = sorted(p.parent.name for name in NAMES for p in source.glob(f"*/{name}"))
     if inside:
         return f"none, but {', '.join(inside)} inside have weights; give {source / inside[-1]}"
-    named = [(p.name, said) for p in sorted(source.iterdir()) if (said := of_another(p.name))]
-    if named and not named[0][0].endswith(".onnx"):
-        return f"none, but {named[0][0]}: {named[0][1]}"
+    name = next((path.name for path in sorted(source.iterdir()) if identify_other(path.name)), "")
+    if name and not name.endswith(".onnx"):
+        return f"none, but {name}: {identify_other(name)}"
     if list(source.glob("*.onnx")) or list(source.glob("onnx/*.onnx")):
         return f"none, but an ONNX model; export it with `python -m export --onnx {source}`"
     return "none; give the file itself"
 
 
-def of_another(name: str) -> str:
+def identify_other(name: str) -> str:
     """Say what a file of this name is, where it belongs to another library; else empty."""
-    return next((said for end, said in OTHERS.items() if name.lower().endswith(end)), "")
+    return next((meaning for end, meaning in OTHERS.items() if name.lower().endswith(end)), "")
 
 
-def description_folder(source: Path, file: Path) -> Path | None:
-    """The folder whose config.json belongs to the weights: the given one, or a usual file's own."""
+def holds_weights(path: Path) -> bool:
+    """Return whether a file or folder holds weights of another project, not a checkpoint of this one.
+
+    Args:
+        path: whatever it is; reading it as a checkpoint says what is wrong with it.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        return path.is_dir() and any(each.name.endswith(WEIGHTS) for each in path.iterdir())
+    if file.suffix != ".safetensors":
+        return file.name.endswith(WEIGHTS) or (bool(identify_other(file.name)) and file.suffix != ".onnx")
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return KEY not in (opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def find_description_folder(source: Path, file: Path) -> Path | None:
+    """Return the folder whose config.json belongs to the weights: the given one, or a usual file's own."""
     if source.is_dir():
         return source
     return file.parent if file.name in NAMES or file.name.endswith(INDEX) else None
 
 
-LORA = (
-    "LoRA weights, which change a model and are none; merge them into theirs with peft's "
-    "merge_and_unload(), save that model, and import it"
-)
-
-
 def refuse_other_files(file: Path) -> None:
     """Refuse a file that is known to hold no weights, by its name or its first bytes.
+
+    Args:
+        file: a regular file.
 
     Raises:
         SourceError: saying what it is, and what to do.
@@ -135,7 +151,7 @@ def refuse_other_files(file: Path) -> None:
     for beginning, meaning in BEGINNINGS.items():
         if start.lower().startswith(beginning.lower()):
             raise SourceError(f"{file}: {meaning}")
-    if meaning := of_another(file.name):
+    if meaning := identify_other(file.name):
         raise SourceError(f"{file}: {meaning}")
 
 
@@ -143,7 +159,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     """Read the names of the classes, one per line.
 
     Raises:
-        SourceError: for a file that cannot be read, has no names, or one name twice.
+        SourceError: for a file that cannot be read, or has no names.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -161,11 +177,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     return labels
 
 
-# --- Tensors out of files that others wrote, without executing anything in them ---
-
-
-SHARDS = (".safetensors", ".bin", ".pt", ".pth")
-MOST_UNPACKED = 100  # bytes for each byte of an archive; weights, compressed, have hardly more than one
+# --- Its tensors ---
 
 
 def read_weights(file: Path) -> Any:
@@ -176,42 +188,41 @@ def read_weights(file: Path) -> Any:
     """
     refuse_other_files(file)
     if file.name.endswith(INDEX):
-        return read_shards(file)
+        return _read_shards(file)
     if file.suffix == ".npz":
-        return read_npz(file)
-    return read_shard(file)
+        return _read_npz(file)
+    return _read_shard(file)
 
 
-def read_shard(file: Path) -> Any:
+def _read_shard(file: Path) -> Any:
     if file.suffix != ".safetensors":
-        return read_pickle(file)
+        return _read_pickle(file)
     try:
         return read_tensors(file)[0]
     except CheckpointError as error:
         raise SourceError(str(error)) from error
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read the tensors of all files that an index names, each of which lies beside it."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise SourceError(f"{index}: expected weight_map, an object of tensors and their files")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(files.values())):
+        file = index.parent / name
         if not (is_beside(name) and name.endswith(SHARDS)):
             raise SourceError(f"{index}: names {name!r:.60}, which is no file of weights beside it")
-        if not (index.parent / name).is_file():
-            raise SourceError(f"{index.parent / name}: missing, but {index.name} names it; copy it again")
-        tensors |= _named(read_shard(index.parent / name), index.parent / name)
+        if not file.is_file():
+            raise SourceError(f"{file}: missing, but {index.name} names it; copy it again")
+        found = _read_shard(file)
+        if not isinstance(found, dict):
+            raise SourceError(f"{file}: expected tensors by their names, found a {type(found).__name__}")
+        tensors |= found
     return tensors
 
 
-def _named(found: Any, file: Path) -> dict[str, Tensor]:
-    if not isinstance(found, dict):
-        raise SourceError(f"{file}: expected tensors by their names, found a {type(found).__name__}")
-    return found
-
-
-def read_npz(file: Path) -> dict[str, Tensor]:
+def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
         _check_archive(file)
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
@@ -247,7 +258,7 @@ def _check_archive(file: Path) -> None:
         for entry in archive.infolist():
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as opened:
-                    claimed = _claimed_bytes(opened)
+                    claimed = _count_claimed_bytes(opened)
                 if claimed > entry.file_size:
                     raise SourceError(
                         f"{file}: {entry.filename:.60} claims {claimed:,} bytes and holds "
@@ -255,7 +266,7 @@ def _check_archive(file: Path) -> None:
                     )
 
 
-def _claimed_bytes(opened: IO[bytes]) -> int:
+def _count_claimed_bytes(opened: IO[bytes]) -> int:
     """Return how many bytes the header of a .npy file says that its array has."""
     version = np.lib.format.read_magic(opened)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -263,7 +274,7 @@ def _claimed_bytes(opened: IO[bytes]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def read_pickle(file: Path) -> Any:
+def _read_pickle(file: Path) -> Any:
     try:
         # A Namespace is a bag of values: training scripts store their arguments in one.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -279,5 +290,5 @@ def read_pickle(file: Path) -> Any:
     except Exception as error:  # bytes that are no pickle are read as one: there is no list of what follows
         if "TorchScript" in str(error):
             raise SourceError(f"{file}: {SCRIPT}") from error
-        said = " ".join(str(error).split()).partition(". ")[0]
-        raise SourceError(f"{file}: not a complete PyTorch file ({said}); copy or save it again") from error
+        first = " ".join(str(error).split()).partition(". ")[0]
+        raise SourceError(f"{file}: not a complete PyTorch file ({first}); copy or save it again") from error

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vit.checkpoint import load_checkpoint
 from vit.pretrained import SourceError, load_model, read_source
-from vit.pretrained.processors import IMAGENET_MEAN, IMAGENET_STD
+from vit.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vit.pretrained.weight_files import read_weights
 
 D, HEADS, MLP, P, SIZE, CLASSES, DEPTH = 32, 2, 48, 4, 12, 7, 2

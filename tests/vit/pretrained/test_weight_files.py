@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.vit.pretrained.test_views import source
-from tests.vit.pretrained.test_wrappings import GOOD
+from tests.vit.pretrained.test_preprocessing import source
+from tests.vit.pretrained.test_state_dict import GOOD
 from vit.__main__ import main
 from vit.pretrained import SourceError, read_source
 

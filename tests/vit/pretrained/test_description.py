@@ -6,8 +6,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from tests.vit.pretrained.test_views import source
-from tests.vit.pretrained.test_wrappings import GOOD
+from tests.vit.pretrained.test_preprocessing import source
+from tests.vit.pretrained.test_state_dict import GOOD
 from tools.beside_torch import import_timm
 from tools.families import Family, parity
 from tools.family_models import timm_model, transformers_model

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.config import ConfigError
 from vit.pretrained import SourceError, read_source
-from vit.pretrained.config import Described, heads_of
+from vit.pretrained.config import choose_heads
+from vit.pretrained.description import Description, UnstatedError
 
 D, HEADS, CLASSES = 16, 2, 3
 
@@ -258,10 +258,10 @@ def test_heads_of_a_known_width_are_looked_up_for_known_patches_alone(tmp_path):
     for patch, heads in ((16, 3), (4, None)):
         weights = {"patch_embedding.weight": torch.zeros(192, 3, patch, patch)}
         if heads:
-            assert heads_of(weights, Described({}), 192, 12)[0] == heads
+            assert choose_heads(weights, Description({}), 192, 12)[0] == heads
         else:
-            with pytest.raises(ConfigError, match=r"patches of 4 pixels; say it with --heads N$"):
-                heads_of(weights, Described({}), 192, 12)
+            with pytest.raises(UnstatedError, match=r"patches of 4 pixels; say it with --heads N$"):
+                choose_heads(weights, Description({}), 192, 12)
 
 
 def test_positions_that_no_tensor_tells_are_refused(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.pretrained.config import CLEAR, shown_heads, variance_ratios
-from vit.pretrained.documents import SourceError
+from vit.pretrained.config import CLEAR, infer_heads, variance_ratios
+from vit.pretrained.description import SourceError
 from vit.pretrained.load import read_source
 
 WIDTH, DEPTH = 192, 12  # a ViT-Ti, of which all known models have 3 heads
@@ -68,13 +68,13 @@ def ours(heads: int | None) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("heads", [2, 3, 4, 6, 12])
 def test_weights_with_heads_of_their_own_norms_show_how_many(heads: int) -> None:
-    assert shown_heads(ours(heads)) == heads
+    assert infer_heads(ours(heads)) == heads
 
 
 def test_untrained_weights_show_nothing() -> None:
     assert max(variance_ratios(ours(None)).values()) < CLEAR / 2
-    assert shown_heads(ours(None)) is None
-    assert shown_heads({}) is None
+    assert infer_heads(ours(None)) is None
+    assert infer_heads({}) is None
 
 
 def test_a_known_size_whose_weights_show_other_heads_is_refused(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_known_size_whose_weights_show_other_heads_is_refused(tmp_path: Path) 
     assert found.model.config.heads == 6
     assert not any("WARNING" in note for note in found.notes)
     (warning,) = (note for note in read_source(tmp_path, heads=3).notes if "WARNING" in note)
-    assert "3 attention heads were said" in warning
+    assert "3 attention heads were stated" in warning
     assert "--heads 6" in warning
 
 

@@ -9,13 +9,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from runtime.images.preprocess import Preprocess
-from tests.vit.pretrained.test_wrappings import GOOD
+from tests.vit.pretrained.test_state_dict import GOOD
 from tools.beside_torch import import_timm
 from vit.pretrained import SourceError, read_source
-from vit.pretrained.config import Described, activation_of
+from vit.pretrained.config import choose_activation
+from vit.pretrained.description import Description
 from vit.pretrained.formats import CLIP
-from vit.pretrained.preprocessing import USUAL, from_preprocessor, usual_view
-from vit.pretrained.processors import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN
+from vit.pretrained.preprocessing import (
+    CLIP_MEAN,
+    DEFAULTS,
+    IMAGENET_MEAN,
+    USUAL,
+    read_pretrained_cfg,
+    read_processor,
+    usual_view,
+)
 
 FULL = {"size": {"height": 8, "width": 8}, "resample": 2, "image_processor_type": "ViTImageProcessor"}
 
@@ -43,10 +51,8 @@ def test_timms_own_transform_sees_the_same(tmp_path, size, percent, mode):
         pytest.skip(f"{error}")
     from timm.data import create_transform
 
-    from vit.pretrained.preprocessing import from_timm
-
     cfg = {"input_size": [3, *size], "crop_pct": percent, "crop_mode": mode, "interpolation": "bicubic"}
-    ours = from_timm(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}).sized(size)
+    ours = read_pretrained_cfg(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}).scale_to(size)
     theirs = create_transform(
         input_size=(3, *size),
         crop_pct=percent,
@@ -144,14 +150,14 @@ def test_what_cannot_be_followed_is_refused_by_its_name(tmp_path, said, word):
     ],
 )
 def test_normalization_in_the_units_of_the_source(said, mean, std):
-    view = from_preprocessor(FULL | said)
+    view = read_processor(FULL | said)
     assert view.mean[0] == pytest.approx(mean)
     assert view.std[2] == pytest.approx(std)
 
 
 def test_nulls_mean_what_transformers_takes():
-    assert from_preprocessor({"image_processor_type": "CLIPImageProcessorFast"}).mean == CLIP_MEAN
-    assert from_preprocessor({"image_processor_type": "DINOv3ViTImageProcessor"}).mean == IMAGENET_MEAN
+    assert read_processor({"image_processor_type": "CLIPImageProcessorFast"}).mean == CLIP_MEAN
+    assert read_processor({"image_processor_type": "DINOv3ViTImageProcessor"}).mean == IMAGENET_MEAN
     transformers = pytest.importorskip("transformers")
     for kind, ours in DEFAULTS.items():
         theirs = getattr(transformers, f"{kind}ImageProcessorPil", None)
@@ -218,7 +224,7 @@ def test_what_older_files_leave_out_of_vision_config_is_the_default(tmp_path, ki
 
 
 def test_the_activation_of_a_lone_clip_is_assumed_aloud():
-    found, said = activation_of(CLIP, Described({"num_attention_heads": 2}), gated=False)
+    found, said = choose_activation(CLIP, Description({"num_attention_heads": 2}), gated=False)
     assert found == "gelu"
     assert "--activation" in said[0]
 
@@ -234,9 +240,9 @@ def test_a_newer_processor_config_is_read(tmp_path):
 def test_published_models_of_a_type_want(model_type):
     view = usual_view(model_type)
     for size in ((224, 224), (56, 56)):
-        assert view.sized(size).size == size
+        assert view.scale_to(size).size == size
     if view.kept is not None:
-        assert view.sized((224, 224)).resize_to in (256, (256, 256))
+        assert view.scale_to((224, 224)).resize_to in (256, (256, 256))
     assert (view.mean == (0.5, 0.5, 0.5)) == (model_type in ("beit", "data2vec-vision", "siglip"))
     assert model_type in view.assumed[0]
 
