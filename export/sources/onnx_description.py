@@ -56,7 +56,7 @@ class DescribedModel:
         file: the .onnx file.
         name: the name of its exports.
         description: its preprocessing and its labels.
-        assumed: what no document says, one sentence each.
+        assumed: what no document states, one sentence each.
     """
 
     file: Path
@@ -74,7 +74,7 @@ def read_description(path: Path) -> OnnxDescription:
             0, 1, 2, …
 
     Returns:
-        what it says.
+        preprocessing and labels.
 
     Raises:
         OnnxModelError: naming the field.
@@ -183,7 +183,7 @@ def find_onnx(source: Path) -> Path:
     if not source.is_dir():
         return source
     for path in (source / MODEL, source / SUBFOLDER / MODEL):
-        if os.path.lexists(path):  # what it is, if no file, is said when it is read
+        if os.path.lexists(path):  # what it is, if no file, is found when it is read
             return path
     found = sorted([*source.glob("*.onnx"), *(source / SUBFOLDER).glob("*.onnx")])
     if len(found) == 1:
@@ -239,7 +239,7 @@ def _read_view(document: Mapping[str, Any], file: Path, model_type: str) -> View
 
 
 def _image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (height, width) of the model, where config.json says it."""
+    """Return (height, width) of the model, where config.json has it."""
     found = config.get("image_size")
     edges: list[Any] = found if isinstance(found, list) else [found] * 2
     return (edges[0], edges[1]) if len(edges) == 2 and all(map(is_whole, edges)) else None

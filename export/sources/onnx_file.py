@@ -339,7 +339,7 @@ def _choose_labels(model: ir.Model, labels: tuple[str, ...] | None, path: Path) 
     shape = sizes(model.graph.outputs[0])
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise OnnxModelError(f"{path}: expected logits [N, classes], found an output of shape {shape}")
-    if labels == ():  # the description says that these are no classes but an embedding
+    if labels == ():  # no classes but an embedding, by its description
         return ()
     if shape[1] == 1:
         raise OnnxModelError(f"{path}: {ONE_CLASS}")

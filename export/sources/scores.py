@@ -28,7 +28,7 @@ _OTHERS = (
 NO_LOGITS = dict.fromkeys(_OTHERS.split(), "its results are no row of logits")
 NO_LOGITS |= {"Sigmoid": SINGLE, "HardSigmoid": SINGLE}
 SAME = 1e-4  # of a probability: float32 rounding
-WAY = "export the model again so that it ends in the linear layer that gives the logits"
+ADVICE = "export the model again so that it ends in the linear layer that gives the logits"
 MANY_NUMBERS = 256  # numbers, from which it is no chance that all lie within 0 and 1
 
 
@@ -62,7 +62,7 @@ def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]
     if found.shape != scores.shape or not np.abs(found - scores).max() <= SAME:
         raise OnnxModelError(
             f"{path}: {node.op_type} ({node.name}) ends the model, and its scores are not a softmax over the "
-            f"classes; {WAY}"
+            f"classes; {ADVICE}"
         )
 
 
@@ -79,9 +79,9 @@ def expect_logits(outputs: Array) -> None:
         return
     what = f"its outputs for {len(outputs)} images all lie within 0 and 1"
     if np.abs(outputs.astype(np.float64).sum(axis=1) - 1).max() <= 10 * SAME:
-        raise OnnxModelError(f"{what} and sum to 1, so they are probabilities and no logits; {WAY}")
+        raise OnnxModelError(f"{what} and sum to 1, so they are probabilities and no logits; {ADVICE}")
     if outputs.size >= MANY_NUMBERS:
-        raise OnnxModelError(f"{what}, as a sigmoid's do, so they are scores and no logits; {WAY}")
+        raise OnnxModelError(f"{what}, as a sigmoid's do, so they are scores and no logits; {ADVICE}")
 
 
 def _end(model: ir.Model) -> tuple[ir.Node | None, list[ir.Node], ir.Value]:
@@ -100,13 +100,13 @@ def _end(model: ir.Model) -> tuple[ir.Node | None, list[ir.Node], ir.Value]:
 
 def _scores_behind(value: ir.Value) -> ir.Node | None:
     """Return an operator that makes scores, where nothing else reaches the output; None for logits."""
-    seen, waiting, found = set[ir.Value](), [value], None
+    visited, waiting, found = set[ir.Value](), [value], None
     while waiting:
         each = waiting.pop()
         node = each.producer()
-        if each in seen or node is None:
+        if each in visited or node is None:
             continue
-        seen.add(each)
+        visited.add(each)
         computed = _data_inputs(node)
         passes = node.op_type in (*MOVES, *CHANGES, *FOLDS, *MIXES) and not _divides(node, computed)
         if not passes and node.op_type not in (*NO_LOGITS, "Softmax", "LogSoftmax"):
@@ -129,12 +129,12 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 def _is_computed(value: ir.Value) -> bool:
     """Return whether a value depends on the input of the graph."""
-    seen, waiting = set[ir.Value](), [value]
+    visited, waiting = set[ir.Value](), [value]
     while waiting:
         each = waiting.pop()
-        if each in seen:
+        if each in visited:
             continue
-        seen.add(each)
+        visited.add(each)
         if each.is_graph_input():
             return True
         node = each.producer()
@@ -186,4 +186,4 @@ def _refuse(node: ir.Node, crossed: list[ir.Node], path: Path, *, softmax: bool)
     later = [*reversed(crossed)] if scores is node else [node, *reversed(crossed)]
     after = f", followed by {', '.join(each.op_type for each in later)}" if later else ""
     meaning = f": {NO_LOGITS[scores.op_type]}" if scores.op_type in NO_LOGITS and not softmax else ""
-    raise OnnxModelError(f"{path}: {scores.op_type} ({scores.name}) ends the model{after}{meaning}; {WAY}")
+    raise OnnxModelError(f"{path}: {scores.op_type} ({scores.name}) ends the model{after}{meaning}; {ADVICE}")

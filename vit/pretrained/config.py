@@ -131,16 +131,10 @@ def build_config(
 def choose_heads(tensors: Tensors, description: Description, width: int, depth: int) -> tuple[int, list[str]]:
     """Return the number of attention heads, and a sentence where it is assumed.
 
-    Args:
-        tensors: the weights, with the names of `vit.model`.
-        description: of the source.
-        width: of the model.
-        depth: of the model.
-
     Raises:
-        UnstatedError: when neither source nor tensors tell it, and known models do not or have another.
+        UnstatedError: when neither source nor weights show it, and known models do not or have another.
     """
-    if (stated := description.stated_heads()) is not None:
+    if (stated := description.read_heads()) is not None:
         return stated, []
     if (norm := tensors.get("blocks.0.attention.query_norm.weight")) is not None:
         return width // len(norm), []
@@ -203,7 +197,7 @@ def variance_ratios(tensors: Tensors) -> dict[int, float]:
 
 
 def check_heads(tensors: Tensors, heads: int) -> list[str]:
-    """Return a sentence where the weights show another number of heads than the source or the caller says."""
+    """Return a sentence where the weights show another number of heads than source or caller state."""
     inferred = infer_heads(tensors)
     if inferred in (None, heads):
         return []
@@ -213,16 +207,11 @@ def check_heads(tensors: Tensors, heads: int) -> list[str]:
     ]
 
 
-# --- What else no tensor tells ---
+# --- Other facts that no tensor has ---
 
 
 def choose_activation(form: Format, description: Description, *, gated: bool) -> tuple[str, list[str]]:
     """Return the activation of the MLPs, and a sentence where it is assumed.
-
-    Args:
-        form: format of the source.
-        description: of the source.
-        gated: whether the MLPs are gated.
 
     Raises:
         ConfigError: for an activation that this model does not know.

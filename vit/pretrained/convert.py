@@ -41,8 +41,8 @@ def convert_tensors(
         the tensors, and the fields of `ViTConfig` that they imply.
 
     Raises:
-        ConfigError: where tensors are missing or of other shapes than a ViT's, or the grid of patches cannot
-            be told.
+        ConfigError: where tensors are missing or of other shapes than a ViT's, or the grid of patches is in
+            doubt.
     """
     tensors = dict(tensors)
     if tensors["patch_embedding.weight"].ndim != 4:
@@ -74,9 +74,6 @@ def convert_tensors(
 def check_dimensions(tensors: Tensors) -> None:
     """Refuse tensors that the conversion cannot use; shapes are compared with the model's after it.
 
-    Args:
-        tensors: by their names here.
-
     Raises:
         ConfigError: naming the tensor.
     """
@@ -103,9 +100,6 @@ def _take(tensors: Tensors, name: str) -> Tensor:
 
 def convert_gray(tensors: Tensors) -> tuple[Tensors, list[str]]:
     """Let a model of gray images take color: the luminance that Pillow computes is part of the first layer.
-
-    Returns:
-        the tensors, and a sentence if they were changed.
 
     Raises:
         SourceError: for images of any other number of channels than one or three.
@@ -304,7 +298,7 @@ def rotary_angles(
     theta = description.first("rope_theta")
     if theta is None and isinstance(parameters := description.first("rope_parameters"), Mapping):
         theta = parameters.get("rope_theta")
-    heads = description.stated_heads() or 1
+    heads = description.read_heads() or 1
     head = width // heads
     if width % heads or head % 4:
         raise ConfigError(f"its width {width} is no multiple of 4 features in each of {heads} heads")
@@ -320,10 +314,10 @@ def rotary_angles(
 
 
 def _refuse_rotary(tensors: Tensors, description: Description, *, absolute: bool) -> None:
-    """Refuse what turns its queries and keys without a tensor that says so: EVA-02, timm's DINOv3.
+    """Refuse a model that turns its queries and keys without a tensor for it: EVA-02, timm's DINOv3.
 
     Raises:
-        ConfigError: when the name says it, there are no positions at all, or only EVA writes such biases.
+        ConfigError: by its name, without any positions, or with biases that only EVA has.
     """
     relative = any(name.endswith("bias_table") for name in tensors)
     named = re.search(r"rope|eva02|dinov3|vit_pe|naflex", description.architecture)

@@ -41,7 +41,7 @@ class UnstatedError(SourceError):
 
 
 class OtherModelError(ConfigError):
-    """Weights of a model that this project's model cannot be, whatever is said about it."""
+    """Weights of a model that this project's model cannot be, whatever describes it."""
 
 
 # --- The documents ---
@@ -174,14 +174,14 @@ def parse_channels(values: Any, name: str, *, above: float = -math.inf) -> Tripl
     return red, green, blue
 
 
-# --- What the documents, the training script and the caller say about the model ---
+# --- The documents, the training script and the choices of the caller in one ---
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says beside its tensors, in one flat dictionary, and the choices of the caller."""
+    """Facts of a source beside its tensors, in one flat dictionary, and the choices of the caller."""
 
-    facts: Mapping[str, Any]  # of the documents and, where these say nothing, of the training script
+    facts: Mapping[str, Any]  # of the documents and, where these are silent, of the training script
     activation: str | None = None
     heads: int | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)  # of the documents alone
@@ -193,20 +193,13 @@ class Description:
         heads: int | None = None,
         activation: str | None = None,
     ) -> Description:
-        """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) say the same things.
-
-        Args:
-            config: config.json.
-            arguments: of the training script, as a checkpoint of timm or DINO holds them.
-            heads: choice of the caller.
-            activation: choice of the caller.
-        """
+        """Flatten config.json: `vision_config` (CLIP, SigLIP) and `model_args` (timm) state the same."""
         stated = dict(config)
         pool = as_fields(config.get("pretrained_cfg")).get("global_pool")
-        # timm builds the model with it, unless model_args say another one.
+        # timm builds the model with it, unless model_args have another one.
         stated |= {} if pool is None else {"global_pool": pool}
         for part in ("vision_config", "model_args"):
-            # An outer model_type says "siglip" or "clip"; the inner one may be absent.
+            # An outer model_type is "siglip" or "clip"; the inner one may be absent.
             stated |= {k: v for k, v in as_fields(config.get(part)).items() if k != "model_type"}
         script = {"architecture": arguments.get("model"), "global_pool": arguments.get("gp")}  # timm's
         script = {name: value for name, value in script.items() if isinstance(value, str)}
@@ -217,7 +210,7 @@ class Description:
         """Return the first of these facts that is there and not null."""
         return next((self.facts[name] for name in names if self.facts.get(name) is not None), None)
 
-    def stated_heads(self) -> int | None:
+    def read_heads(self) -> int | None:
         """Return the number of attention heads that the caller or the source states.
 
         Raises:
@@ -240,7 +233,7 @@ class Description:
 # --- Facts that are refused by their name, or followed ---
 
 
-# Arguments of timm's VisionTransformer and Beit that the tensors tell, that are followed, or that only
+# Arguments of timm's VisionTransformer and Beit that the tensors show, that are followed, or that only
 # training reads. Any other may change the logits.
 _ARGUMENTS = (
     "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias "
@@ -260,21 +253,17 @@ _TYPES = (
 )
 MODEL_TYPES = frozenset(_TYPES.split())
 POOLINGS = {"token": ("class", "class_and_last"), "avg": ("mean",), "map": ("attention",)}
-# Names of tensors of other models → what they are.
-OTHER_MODELS = (
-    (
-        r"blocks\.\d+\.(?:attns|ffns)\..*",
-        "its blocks hold several attentions and MLPs side by side (parallel blocks), this model's one",
+OTHER_MODELS = {  # by the names of their tensors
+    r"blocks\.\d+\.(?:attns|ffns)\..*": (
+        "its blocks hold several attentions and MLPs side by side (parallel blocks), this model's one"
     ),
-    (
-        r"blocks\.\d+\.(?:in_proj|attn_out_proj|mlp_out_proj|in_norm)\b.*",
-        "attention and MLP of a block run side by side (parallel blocks), this model's one after the other",
+    r"blocks\.\d+\.(?:in_proj|attn_out_proj|mlp_out_proj|in_norm)\b.*": (
+        "attention and MLP of a block run side by side (parallel blocks), this model's one after the other"
     ),
-    (
-        r"(?:patch_embed|embeddings\.patch_embeddings)\.backbone\..*",
-        "a hybrid, whose patches a convolutional network (R26, R50) makes; this model's are one convolution",
+    r"(?:patch_embed|embeddings\.patch_embeddings)\.backbone\..*": (
+        "a hybrid, whose patches a convolutional network (R26, R50) makes; this model's are one convolution"
     ),
-)
+}
 
 
 def refuse_other_models(unknown: Iterable[str]) -> None:
@@ -284,13 +273,13 @@ def refuse_other_models(unknown: Iterable[str]) -> None:
         OtherModelError: naming the kind.
     """
     for name in unknown:
-        for pattern, meaning in OTHER_MODELS:
+        for pattern, meaning in OTHER_MODELS.items():
             if re.fullmatch(pattern, name):
                 raise OtherModelError(f"{meaning} ({name})")
 
 
 def refuse_other_scores(config: Mapping[str, Any]) -> None:
-    """Refuse a model whose config.json says that its outputs are not the logits of classes.
+    """Refuse a model whose config.json states that its outputs are not the logits of classes.
 
     Args:
         config: config.json.
@@ -314,11 +303,7 @@ def refuse_other_scores(config: Mapping[str, Any]) -> None:
 
 
 def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
-    """Refuse what a description says and this model cannot follow; return what is assumed.
-
-    Args:
-        description: of the source. Its sizes are checked only where documents state them.
-        tensors: the weights, with the names of `vit.model`.
+    """Refuse what a description states and this model cannot follow; return what is assumed.
 
     Raises:
         ConfigError: naming the fact.
@@ -350,7 +335,7 @@ def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
 
 
 def _refuse_other_sizes(stated: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuse a description of another model: its own library would build what it says."""
+    """Refuse a description of another model: its own library would build what it states."""
     patches = tensors["patch_embedding.weight"]
     depth = len(list_blocks(tensors))
     for names, found in (
@@ -367,12 +352,7 @@ def _refuse_other_sizes(stated: Mapping[str, Any], tensors: Tensors) -> None:
 
 
 def check_pooling(description: Description, tensors: Tensors, found: tuple[str, str]) -> tuple[str, str]:
-    """Return the pooling and the place of the last norm, if the tensors fit what the description says.
-
-    Args:
-        description: of the source.
-        tensors: the weights, with the names of `vit.model`.
-        found: what the tensors alone look like.
+    """Return the pooling and the place of the last norm, if the tensors fit the description.
 
     Raises:
         ConfigError: for a pooling that this model does not know, or that the tensors contradict.

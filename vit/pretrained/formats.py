@@ -1,6 +1,7 @@
 """Names of the tensors in each source, and their names here.
 
-A format is a telling key, a preparation (fused tensors are split, kernels transposed), and rules of renaming.
+A format has a signature, the name of a tensor that no other format has; a preparation, which splits fused
+tensors and transposes kernels; and rules of renaming.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Format:
     """One source's way of writing a ViT down."""
 
     name: str
-    tell: str  # a pattern that some key matches, and no other format's does
+    signature: str  # a pattern that some key matches, and no other format's does
     prepare: Callable[[Tensors], Tensors]
     rules: tuple[tuple[str, str], ...]  # patterns of whole names, and what becomes of them
     ignored: str = "(?!)"  # tensors without a part in classifying
@@ -50,7 +51,7 @@ class Format:
 
 def recognize_format(names: Iterable[str]) -> Format | None:
     """Return the format that some name gives away."""
-    return next((form for form in FORMATS if any(re.fullmatch(form.tell, name) for name in names)), None)
+    return next((form for form in FORMATS if any(re.fullmatch(form.signature, name) for name in names)), None)
 
 
 def list_blocks(tensors: Tensors) -> list[str]:
@@ -82,11 +83,6 @@ def rename_tensors(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
 
 def split_tensor(name: str, value: Tensor, *parts: str) -> Tensors:
     """Split a tensor along its first dimension into parts of one size.
-
-    Args:
-        name: of the tensor, for the message.
-        value: as many rows as a multiple of the parts.
-        parts: names of the results, in their order.
 
     Raises:
         ConfigError: when it does not split.
@@ -173,7 +169,7 @@ END = r"\.(weight|bias)"
 HF_BLOCK = r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\."
 HUGGING_FACE = Format(
     name="Hugging Face",
-    tell=rf"(?:(?:{BACKBONES})\.)?embeddings\.patch_embeddings(?:\.projection)?\.weight",
+    signature=rf"(?:(?:{BACKBONES})\.)?embeddings\.patch_embeddings(?:\.projection)?\.weight",
     prepare=strip_backbone,
     rules=(
         (r"embeddings\.cls_token", "class_token"),
@@ -206,7 +202,7 @@ HUGGING_FACE = Format(
 CLIP_BLOCK = r"encoder\.layers\.(\d+)\."
 CLIP = Format(
     name="Hugging Face",
-    tell=r"(?:vision_model\.)?embeddings\.patch_embedding\.weight",
+    signature=r"(?:vision_model\.)?embeddings\.patch_embedding\.weight",
     prepare=strip_backbone,
     rules=(
         (r"embeddings\.class_embedding", "class_token"),
@@ -233,7 +229,7 @@ CLIP = Format(
 TIMM_BLOCK = r"blocks\.(\d+)\."
 TIMM = Format(
     name="timm",
-    tell=r"patch_embed\.proj\.weight",
+    signature=r"patch_embed\.proj\.weight",
     prepare=split_timm,
     rules=(
         (r"cls_token", "class_token"),
@@ -268,7 +264,7 @@ TIMM = Format(
 TV_BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
 TORCHVISION = Format(
     name="torchvision",
-    tell=r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight",
+    signature=r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight",
     prepare=split_qkv,
     rules=(
         (r"class_token", "class_token"),
@@ -290,7 +286,7 @@ GOOGLE_ATTENTION = GOOGLE_BLOCK + r"MultiHeadDotProductAttention_1/"
 FLAX_END = r"/(weight|bias)"
 GOOGLE = Format(
     name="Google",
-    tell=r"(?:opt/target/|params/)?Transformer/encoderblock_0/LayerNorm_0/scale",
+    signature=r"(?:opt/target/|params/)?Transformer/encoderblock_0/LayerNorm_0/scale",
     prepare=transpose_flax,
     rules=(
         (r"cls", "class_token"),
@@ -309,4 +305,4 @@ GOOGLE = Format(
 )
 
 FORMATS = (HUGGING_FACE, CLIP, TIMM, TORCHVISION, GOOGLE)
-TELLS = tuple(form.tell for form in FORMATS)
+SIGNATURES = tuple(form.signature for form in FORMATS)

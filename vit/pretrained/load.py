@@ -36,7 +36,7 @@ HINTS = (
     (r"mlp\.norm|attn\.norm|inner_attn", "it has norms inside its blocks that this model has not"),
     (r"conv|stem|stages", "it has convolutions besides the patch embedding"),
 )
-ONNX_WAY = (
+ONNX_ADVICE = (
     "what this model cannot be, ONNX can: export it with its own library (torch.onnx.export, "
     "optimum-cli export onnx), then run `python -m export --onnx MODEL.onnx --preprocess SPEC.json "
     "--quantize --calibration PHOTOS`"
@@ -86,9 +86,9 @@ def read_source(
     if form is None:
         some = ", ".join(sorted(found.tensors)[:3]) or "no tensors"
         known = "Hugging Face, timm, torchvision or Google's .npz"
-        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_WAY}")
+        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_ADVICE}")
     document = read_json(folder / "config.json") if folder else {}
-    facts = _read_heads(found.tensors) | document
+    facts = _read_flax_heads(found.tensors) | document
     description = Description.from_documents(facts, found.arguments, heads, activation)
     view = choose_view(form, document, read_preprocessor(folder)[0] if folder else {}, file)
     unknown: Tensors = {}
@@ -103,9 +103,9 @@ def read_source(
     except SourceError as error:
         raise type(error)(f"{file}: {error}") from error
     except OtherModelError as error:
-        raise SourceError(f"{file}: {error}; {ONNX_WAY}") from error
+        raise SourceError(f"{file}: {error}; {ONNX_ADVICE}") from error
     except InputError as error:
-        unfit = "; ".join(filter(None, (_describe_misfit([], sorted(unknown), []), ONNX_WAY)))
+        unfit = "; ".join(filter(None, (_describe_misfit([], sorted(unknown), []), ONNX_ADVICE)))
         raise SourceError(
             f"{file}: the tensors describe no ViT that is known here ({error}); {unfit}"
         ) from error
@@ -138,11 +138,6 @@ def load_model(source: Path | str) -> ViT:
 def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:
     """Return the same model with the labels that were read from a file.
 
-    Args:
-        found: the model.
-        file: for the message.
-        labels: its lines.
-
     Raises:
         SourceError: when their number is not that of the classes.
     """
@@ -154,8 +149,8 @@ def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) ->
     return replace(found, labels=labels, assumed=assumed, labels_assumed=())
 
 
-def _read_heads(tensors: Tensors) -> dict[str, int]:
-    """Return the number of heads where a tensor tells it: Flax's kernels are `[in, heads, features]`."""
+def _read_flax_heads(tensors: Tensors) -> dict[str, int]:
+    """Return the number of heads where a shape shows it: Flax's kernels are `[in, heads, features]`."""
     shapes = [value.shape for name, value in tensors.items() if name.endswith("/query/kernel")]
     return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
 
@@ -163,7 +158,7 @@ def _read_heads(tensors: Tensors) -> dict[str, int]:
 def _build_model(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
     missing, left_over, misshapen = compare_shapes(config, {n: each.shape for n, each in tensors.items()})
     if unfit := _describe_misfit(missing, sorted([*unknown, *left_over]), misshapen):
-        raise SourceError(f"{file}: {unfit}; {ONNX_WAY}")
+        raise SourceError(f"{file}: {unfit}; {ONNX_ADVICE}")
     model = ViT(config)
     model.load_state_dict(tensors)
     return model.eval()
@@ -183,13 +178,6 @@ def _describe_misfit(missing: Sequence[str], left_over: Sequence[str], misshapen
 
 def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
     """Join the model's size and the view's: the source's own size is followed where the positions can be.
-
-    Args:
-        model: as the tensors have it.
-        view: preprocessing of the source.
-
-    Returns:
-        the model, with interpolated positions if its size changed, its preprocessing, and a note.
 
     Raises:
         ConfigError: for a size of too many patches.

@@ -1,6 +1,6 @@
 """Preprocessing of an imported model: what its source describes, or what such models usually take.
 
-A processor of transformers is a class: its code can do more than its fields say, as many do. Only those are
+A processor of transformers is a class: its code can do more than its fields state, as many do. Only those are
 followed whose pixels were compared with transformers' own (tests/vit/pretrained/test_processors.py); every
 other type, and every field that no type here has, is refused by its name.
 """
@@ -77,12 +77,6 @@ class View:
 def choose_view(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, Any], file: Path) -> View:
     """Read preprocessor_config.json or timm's pretrained_cfg; else assume what such models mostly take.
 
-    Args:
-        form: format of the weights.
-        config: config.json, empty for none.
-        preprocessor: preprocessor_config.json, empty for none.
-        file: the weights, whose name tells what is assumed.
-
     Raises:
         SourceError: when the description makes no sense or asks for what no `Preprocess` can do.
     """
@@ -113,8 +107,7 @@ def read_pretrained_cfg(document: Any) -> View:
     Raises:
         SourceError: for a field that cannot be followed, or a value that makes no sense.
     """
-    expected = "an object with input_size and mean"
-    check_field("pretrained_cfg", document, isinstance(document, Mapping), expected)
+    check_field("pretrained_cfg", document, isinstance(document, Mapping), "an object with input_size")
     size: Any = document.get("input_size")
     listed = isinstance(size, (list, tuple)) and len(size) == 3
     check_field("input_size", size, listed, "[channels, height, width]")
@@ -128,10 +121,9 @@ def read_pretrained_cfg(document: Any) -> View:
     if mode not in ("center", "squash"):
         raise SourceError(f"crop_mode {mode!r:.60} pads the image, which cannot be followed here")
     interpolation = document.get("interpolation") or "bicubic"
-    expected = f"one of {', '.join(PILLOW)}"
     return View(
         "stretch" if mode == "squash" else "crop",
-        check_field("interpolation", interpolation, interpolation in PILLOW, expected),
+        check_field("interpolation", interpolation, interpolation in PILLOW, f"one of {', '.join(PILLOW)}"),
         parse_channels(document.get("mean") or IMAGENET_MEAN, "mean"),
         parse_channels(document.get("std") or IMAGENET_STD, "std", above=0),
         size=(parse_whole(size[1], "input_size"), parse_whole(size[2], "input_size")),
@@ -155,7 +147,7 @@ _EDGE: Mapping[str, Any] = {"size": {"shortest_edge": 224}, "default_to_square":
 _CUT: Mapping[str, Any] = {"do_center_crop": True, "crop_size": SQUARE}
 _BY_CLIP: Mapping[str, Any] = {"resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
 _MOBILE = {**_EDGE, **_CUT, "resample": 2, "size": {"shortest_edge": 256}}
-# What each type takes where the file says null or nothing; `default_to_square` says what a lone number is.
+# What each type takes where the file has null or nothing; `default_to_square` is for a lone number.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ViT": {"resample": 2, "size": SQUARE},
     "DeiT": {"resample": 3, "size": {"height": 256, "width": 256}, **_CUT},
@@ -199,7 +191,7 @@ _HARMLESS = (
     "return_tensors device disable_grouping pad_size image_seq_length num_channels"
 )
 HARMLESS = frozenset(_HARMLESS.split())
-WAY = (
+ADVICE = (
     "describe the same pixels by the fields of a ViTImageProcessor, or export the model to ONNX and describe "
     "it with `python -m export --onnx MODEL.onnx --preprocess SPEC.json`"
 )
@@ -208,9 +200,8 @@ BGR = (
     "channels of the first convolution"
 )
 MEANINGS = {
-    "do_flip_channel_order": f"{BGR}, and set the field to false",
-    "do_flip_channels": f"{BGR}, and set the field to false",
-    "auto_map": f"its pixels are made by code of its own; {WAY}",
+    **dict.fromkeys(("do_flip_channel_order", "do_flip_channels"), f"{BGR}, and set the field to false"),
+    "auto_map": f"its pixels are made by code of its own; {ADVICE}",
 }
 
 
@@ -231,7 +222,7 @@ def read_processor(document: Mapping[str, Any], model_type: str = "") -> View:
     allowed = (*FIELDS, *HARMLESS, *OWN.get(kind, ()))
     for name, value in document.items():
         if name not in allowed and value is not None and value is not False:
-            meaning = MEANINGS.get(name, f"no {kind}ImageProcessor is known to have this field; {WAY}")
+            meaning = MEANINGS.get(name, f"no {kind}ImageProcessor is known to have this field; {ADVICE}")
             raise SourceError(f"{name} is {value!r:.60}, and cannot be followed here: {meaning}")
     given = {name: value for name, value in document.items() if value is not None}
     fields: dict[str, Any] = {"image_mean": HALF, "image_std": HALF, **DEFAULTS[kind], **given}
@@ -239,7 +230,7 @@ def read_processor(document: Mapping[str, Any], model_type: str = "") -> View:
         value = fields.get(name, False)
         check_field(name, value, isinstance(value, bool), "true or false")
     if kind in UNCUT and fields.get("do_center_crop"):
-        raise SourceError(f"do_center_crop is true, and a {kind}ImageProcessor cuts nothing; {WAY}")
+        raise SourceError(f"do_center_crop is true, and a {kind}ImageProcessor cuts nothing; {ADVICE}")
     view = _read_geometry(kind, fields)
     mean, std = _read_normalization(fields)
     return replace(view, mean=mean, std=std, by_input=True, assumed=(*assumed, *view.assumed))
@@ -255,17 +246,17 @@ def _choose_processor(document: Mapping[str, Any], model_type: str) -> tuple[str
     if name is None:
         raise SourceError(
             f"no image_processor_type says how images are prepared, and that of the model type "
-            f"{model_type!r:.60} is not known here; {WAY}"
+            f"{model_type!r:.60} is not known here; {ADVICE}"
         )
     kind = str(name)
     for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         kind = kind.removesuffix(ending)
     if kind == "MobileViT":
-        raise SourceError(f"the image processor {str(name)!r:.60}: {BGR}, and {WAY}")
+        raise SourceError(f"the image processor {str(name)!r:.60}: {BGR}, and {ADVICE}")
     if kind not in DEFAULTS:
         raise SourceError(
             f"the image processor {str(name)!r:.60} may have steps that its fields do not say; known are "
-            f"{', '.join(DEFAULTS)}; {WAY}"
+            f"{', '.join(DEFAULTS)}; {ADVICE}"
         )
     return kind, []
 
@@ -276,8 +267,7 @@ def _read_normalization(fields: Mapping[str, Any]) -> tuple[Triple, Triple]:
     factor = fields.get("rescale_factor", 1 / 255) if rescale else 1
     unit = 255 * parse_number(factor, "rescale_factor", above=0)
     unit = 1.0 if abs(unit - 1) < 1e-9 else unit
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
+    mean, std = parse_channels(0, "image_mean"), parse_channels(1, "image_std")
     given = parse_channels(fields["image_std"], "image_std", above=0)
     if fields.get("do_normalize", True):
         mean, std = parse_channels(fields["image_mean"], "image_mean"), given
@@ -305,7 +295,7 @@ def _read_geometry(kind: str, fields: Mapping[str, Any]) -> View:
         if crop is not None:
             raise SourceError(
                 "do_resize is false and do_center_crop true: the middle of the image is cut out at its own "
-                f"size, which cannot be followed here; {WAY}"
+                f"size, which cannot be followed here; {ADVICE}"
             )
         note = "images of other sizes are stretched to the input (the source takes none, do_resize is false)"
         return View("stretch", interpolation, assumed=(note,))
@@ -364,19 +354,11 @@ def _parse_edges(size: Any, name: str) -> Size:
 # --- Usual preprocessing, where the source describes none; it is reported as assumed ---
 
 
-_DINOV2 = {"image_processor_type": "Bit", "size": {"shortest_edge": 256}} | IMAGENET
-# Model type of transformers → the preprocessor_config.json that its published models come with.
+# Model type of transformers → fields in which its published models differ from the processor's defaults.
 USUAL: Mapping[str, Mapping[str, Any]] = {
-    "deit": {"image_processor_type": "DeiT"} | IMAGENET,
-    "beit": {"image_processor_type": "Beit"},
-    "data2vec-vision": {"image_processor_type": "Beit"},
-    "dinov2": _DINOV2,
-    "dinov2_with_registers": _DINOV2,
-    "dinov3_vit": {"image_processor_type": "DINOv3ViT"},
-    "vit_msn": {"image_processor_type": "ViT"} | IMAGENET,
-    "clip": {"image_processor_type": "CLIP"},
-    "metaclip_2": {"image_processor_type": "CLIP"},
-    "siglip": {"image_processor_type": "Siglip"},
+    **{name: {} for name in ("beit", "data2vec-vision", "dinov3_vit", "clip", "metaclip_2", "siglip")},
+    **{name: IMAGENET for name in ("deit", "vit_msn")},
+    **{name: {"size": {"shortest_edge": 256}} | IMAGENET for name in ("dinov2", "dinov2_with_registers")},
 }
 # Names of files whose models were trained with ImageNet's mean: of DeiT, DINO, DINOv2, MAE, MoCo and iBOT.
 BY_IMAGENET = re.compile(r"deit|dino|(?<![a-z])mae|moco|ibot")
@@ -384,7 +366,7 @@ BY_IMAGENET = re.compile(r"deit|dino|(?<![a-z])mae|moco|ibot")
 
 def usual_view(model_type: str) -> View:
     """Return the view of a model type's published models, whatever size they have."""
-    view = read_processor(USUAL[model_type])
+    view = read_processor(USUAL[model_type], model_type)
     size = view.size or (224, 224)
     kept = view.kept if view.edge is None else (size[0] / view.edge, size[1] / view.edge)
     kept = None if kept == (1, 1) else kept

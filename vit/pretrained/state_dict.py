@@ -17,22 +17,12 @@ from torch import Tensor
 
 from vit.config import ConfigError
 from vit.pretrained.description import SourceError, as_fields
-from vit.pretrained.formats import TELLS, Tensors, rename_tensors
+from vit.pretrained.formats import SIGNATURES, Tensors, rename_tensors
 from vit.pretrained.weight_files import LORA
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
-PLAIN = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "module",
-    "net",
-    "network",
-    "weights",
-    "params",
-)
-CONTAINERS = (*AVERAGED, *PLAIN, "student")
+_PLAIN = "state_dict model_state_dict model_state model module net network weights params"
+CONTAINERS = (*AVERAGED, *_PLAIN.split(), "student")
 # Wrappers that put their name in the middle of a tensor's.
 INNER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|_forward_module)\.")
 COMPANIONS = re.compile(r"n_averaged|(?:criterion|loss_fn|loss|metrics?|\w+_metrics?)\..*")
@@ -119,7 +109,9 @@ def _note_choice(chosen: str, others: list[str]) -> list[str]:
 
 def _find_prefixes(names: Iterable[Any]) -> list[str]:
     """Return what stands in front of the names of each model in the dictionary."""
-    matches = (re.fullmatch(rf"((?:.*\.)?)(?:{tell})", str(name)) for name in names for tell in TELLS)
+    matches = (
+        re.fullmatch(rf"((?:.*\.)?)(?:{signature})", str(name)) for name in names for signature in SIGNATURES
+    )
     return list(dict.fromkeys(match[1] for match in matches if match))
 
 
@@ -169,7 +161,7 @@ def _merge_adapters(tensors: Tensors, file: Path) -> None:
 
 
 def _refuse_forms(tensors: Mapping[Any, Tensor], file: Path) -> None:
-    """Refuse tensors that hold no values, or fewer than their shapes say: a copy would take any memory."""
+    """Refuse tensors that hold no values, or fewer than their shapes need: a copy would take any memory."""
     for name, value in tensors.items():
         what = ""
         if value.layout != torch.strided or value.is_nested:
@@ -192,11 +184,6 @@ def _refuse_values(tensors: Tensors, file: Path) -> None:
         if narrow or (name.endswith(("weight", "bias")) and value.dtype not in FLOATS):
             kind = "complex weights" if value.is_complex() else "quantized weights"
             raise SourceError(f"{file}: {kind} ({name} is {value.dtype}); {FLOAT}")
-    bad = [
-        name
-        for name, value in tensors.items()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    if bad:
+    if bad := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
         hint = "the training diverged (often in float16): take an earlier checkpoint"
         raise SourceError(f"{file}: {bad[0]} holds NaN or infinity ({len(bad)} tensors do); {hint}")

@@ -8,6 +8,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from runtime.command.kinds import Kind, kind_of
 from runtime.model_file.data_file import is_beside
 from vit.document import FILE_NAME, KEY, CheckpointError
 from vit.pretrained.description import SourceError, read_json
@@ -27,29 +29,26 @@ SHARDS = (".safetensors", ".bin", ".pt", ".pth")
 WEIGHTS = (*SHARDS, ".safetensors.index.json", ".bin.index.json", ".npz", ".ckpt", ".tar")
 ADAPTER = "adapter_model."
 AS_PYTORCH = "load them with their own library, and save the state_dict() of the PyTorch model"
-BEGINNINGS = {  # of files that only look like weights, or are those of other libraries
-    b"version https://git-lfs": "a Git LFS pointer, not the weights themselves; run `git lfs pull` there",
-    b"<!DOCTYPE": "a web page, not weights; download the file again",
-    b"<html": "a web page, not weights; download the file again",
-    b"\x89HDF": f"weights of Keras or TensorFlow (HDF5); {AS_PYTORCH}",
-    b"GGUF": f"weights of llama.cpp (GGUF); {AS_PYTORCH}",
-    b"\x93NUMPY": f"one array of NumPy; {AS_PYTORCH}",
-    b"\x1f\x8b": "a compressed archive; unpack it, and give what is inside",
+WRONG_KINDS: Mapping[Kind, str] = {
+    "pointer": "then give the file again",
+    "page": "download the file again",
+    "others": AS_PYTORCH,
+    "array": AS_PYTORCH,
+    "archive": "unpack it, and give what is inside",
+    "empty": "copy it again",
 }
-OTHERS = {  # by the end of the name, where the content does not tell
+OTHERS = {  # by the end of the name, where the content does not show it
     ".msgpack": f"weights of Flax; {AS_PYTORCH}",
     ".h5": f"weights of Keras or TensorFlow (HDF5); {AS_PYTORCH}",
     ".keras": f"weights of Keras; {AS_PYTORCH}",
     ".pdparams": f"weights of PaddlePaddle; {AS_PYTORCH}",
     ".gguf": f"weights of llama.cpp (GGUF); {AS_PYTORCH}",
     ".tflite": "a model of TensorFlow Lite; give the weights that it was made from",
-    ".mlmodel": "a model of Core ML; give the weights that it was made from",
-    ".mlpackage": "a model of Core ML; give the weights that it was made from",
+    **dict.fromkeys((".mlmodel", ".mlpackage"), "a model of Core ML; give the weights that it was made from"),
     ".engine": "a plan of TensorRT; give the weights that it was made from",
     ".xml": "a model of OpenVINO; give the weights that it was made from",
     ".pt2": "a program of torch.export; save the state_dict() of the model that it was made from",
-    ".zip": "an archive; unpack it, and give what is inside",
-    ".tar.gz": "an archive; unpack it, and give what is inside",
+    **dict.fromkeys((".zip", ".tar.gz"), "an archive; unpack it, and give what is inside"),
     ".onnx": "an ONNX model; export it with `python -m export --onnx`",
 }
 SCRIPT = "a TorchScript program; save the state_dict() of the model that it was made from"
@@ -57,6 +56,8 @@ LORA = (
     "LoRA weights, which change a model and are none; merge them into theirs with peft's "
     "merge_and_unload(), save that model, and import it"
 )
+# What zipfile and numpy raise for a damaged archive, one that is encrypted, or of an unknown compression.
+DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 MOST_UNPACKED = 100  # bytes for each byte of an archive; weights, compressed, have hardly more than one
 
 
@@ -110,7 +111,7 @@ def holds_weights(path: Path) -> bool:
     """Return whether a file or folder holds weights of another project, not a checkpoint of this one.
 
     Args:
-        path: whatever it is; reading it as a checkpoint says what is wrong with it.
+        path: whatever it is; reading it as a checkpoint finds what is wrong with it.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -144,13 +145,9 @@ def refuse_other_files(file: Path) -> None:
         raise SourceError(f"{file}: {LORA}")
     if file.name.endswith(INDEX):
         return
-    with file.open("rb") as opened:
-        start = opened.read(32)
-    if not start:
-        raise SourceError(f"{file}: an empty file; copy it again")
-    for beginning, meaning in BEGINNINGS.items():
-        if start.lower().startswith(beginning.lower()):
-            raise SourceError(f"{file}: {meaning}")
+    kind, words = kind_of(file)
+    if kind in WRONG_KINDS:
+        raise SourceError(f"{file}: {words}; {WRONG_KINDS[kind]}")
     if meaning := identify_other(file.name):
         raise SourceError(f"{file}: {meaning}")
 
@@ -161,16 +158,13 @@ def read_labels(file: Path) -> tuple[str, ...]:
     Raises:
         SourceError: for a file that cannot be read, or has no names.
     """
+    expected = "a text file with the name of a class on each line"
+    if not file.exists():
+        raise SourceError(f"{file}: no such file; give {expected}")
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"{file}: no such file; give a text file with the name of a class on each line"
-        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"{file}: expected a text file with the name of a class on each line; it cannot be read ({error})"
-        ) from error
+        raise SourceError(f"{file}: expected {expected}; it cannot be read ({error})") from error
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise SourceError(f"{file}: expected the name of a class on each line, found no line")
@@ -229,16 +223,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
     except SourceError:
         raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        EOFError,
-        NotImplementedError,  # another compression than zipfile knows
-        RuntimeError,  # an encrypted archive
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise SourceError(f"{file}: not a complete .npz file of arrays ({error}); copy it again") from error
 
 
@@ -267,7 +252,7 @@ def _check_archive(file: Path) -> None:
 
 
 def _count_claimed_bytes(opened: IO[bytes]) -> int:
-    """Return how many bytes the header of a .npy file says that its array has."""
+    """Return how many bytes the array of a .npy file has by its header."""
     version = np.lib.format.read_magic(opened)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(opened)

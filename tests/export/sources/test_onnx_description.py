@@ -38,9 +38,8 @@ def test_the_models_of_transformers_js_lie_deeper(transformers_js: Path) -> None
     found = describe_onnx(transformers_js)
     assert found.file == transformers_js / "onnx" / "model.onnx"
     assert (found.name, found.description.labels) == ("vit-tiny-animals", tuple(NAMES))
-    assert (
-        describe_onnx(found.file).description == found.description
-    )  # the file itself finds its documents as well
+    # The file itself finds its documents as well.
+    assert describe_onnx(found.file).description == found.description
 
 
 @pytest.fixture
@@ -120,6 +119,14 @@ def test_timm_describes_itself_in_its_config(optimum: Path) -> None:
     spec = describe_onnx(optimum).description
     assert (spec.preprocess.resize, spec.preprocess.resize_to) == ("crop", 2 * SIDE)
     assert (spec.mean, spec.labels) == ((0.5, 0.5, 0.5), tuple(NAMES))
+
+
+@pytest.mark.parametrize("config", [{"label2id": {"b": 1, "a": 0}}, {"id2label": ["a", "b"]}])
+def test_labels_are_read_in_every_form_in_which_weights_have_them(config: dict, optimum: Path) -> None:
+    write(optimum, "config.json", config)
+    found = describe_onnx(optimum)
+    assert found.description.labels == ("a", "b")
+    assert not any("labels" in sentence for sentence in found.assumed)
 
 
 def test_what_is_guessed_is_said(optimum: Path) -> None:
