@@ -142,6 +142,12 @@ def test_documents_beside_an_onnx_model_are_read_without_torch(root: Path) -> No
     assert "safetensors" not in loaded
 
 
+def test_sources_are_checked_without_torch(root: Path) -> None:
+    """A wrong command is refused in a second: reading an ONNX model, and finding weights, need no torch."""
+    statement = "import export.sources.read_source, export.sources.onnx_file, vit.pretrained.weight_files"
+    assert "torch" not in modules_after(statement, root)
+
+
 def test_text_files_have_an_encoding(root: Path) -> None:
     """The linter sees open() and paths that it knows; this sees every read_text and write_text."""
     found = []

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -17,12 +17,13 @@ from export.graph.canonical import canonicalize
 from export.graph.float_model import INPUT, OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.source import Reference, Source
 from export.write_artifact import digest_of
-from vit.checkpoint import Checkpoint
 from vit.data.public import public_name
-from vit.model import ViT
 from vit.pretrained.description import UnstatedError
-from vit.pretrained.load import ImportedModel, read_source
-from vit.pretrained.weight_files import find_weights
+
+if TYPE_CHECKING:
+    from vit.checkpoint import Checkpoint
+    from vit.model import ViT
+    from vit.pretrained.load import ImportedModel
 
 
 def export_checkpoint(checkpoint: Checkpoint) -> Source:
@@ -61,6 +62,9 @@ def export_weights(path: Path) -> Source:
     Raises:
         SourceError: for weights that cannot be read or do not fit.
     """
+    from vit.pretrained.load import read_source
+    from vit.pretrained.weight_files import find_weights
+
     try:
         found = read_source(path)
     except UnstatedError as error:

@@ -29,11 +29,12 @@ from vit.pretrained.description import (
     SourceError,
     UnstatedError,
     as_fields,
+    list_blocks,
     parse_number,
     parse_whole,
     refuse_other_facts,
 )
-from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format, Tensors, list_blocks
+from vit.pretrained.formats import CLIP, GOOGLE, HUGGING_FACE, TIMM, Format, Tensors
 from vit.pretrained.preprocessing import View
 
 CLEAR = 5.0  # the smallest F ratio that shows a number of heads
@@ -129,11 +130,7 @@ def build_config(
 
 
 def choose_heads(tensors: Tensors, description: Description, width: int, depth: int) -> tuple[int, list[str]]:
-    """Return the number of attention heads, and a sentence where it is assumed.
-
-    Raises:
-        UnstatedError: when neither source nor weights show it, and known models do not or have another.
-    """
+    """Return the number of attention heads, and a sentence where it is assumed."""
     if (stated := description.read_heads()) is not None:
         return stated, []
     if (norm := tensors.get("blocks.0.attention.query_norm.weight")) is not None:
@@ -211,11 +208,7 @@ def check_heads(tensors: Tensors, heads: int) -> list[str]:
 
 
 def choose_activation(form: Format, description: Description, *, gated: bool) -> tuple[str, list[str]]:
-    """Return the activation of the MLPs, and a sentence where it is assumed.
-
-    Raises:
-        ConfigError: for an activation that this model does not know.
-    """
+    """Return the activation of the MLPs, and a sentence where it is assumed."""
     stated = description.activation or description.first("hidden_act", "act_layer")
     assumed = ["GELU between the linear layers of the MLPs (--activation)"]
     if (
@@ -257,12 +250,6 @@ def choose_grid(
     """Return rows and columns of patches, and how many of `positions` stand before them.
 
     The source's own size decides where it fits the number; else the grid is a square.
-
-    Args:
-        positions: number of position embeddings; None where there are none.
-        prefix: number of tokens before the patches.
-        description: of the source.
-        patch_size: pixels along an edge.
 
     Raises:
         ConfigError: when the positions are of no grid.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vit.config import ConfigError
 from vit.pretrained.config import choose_grid
-from vit.pretrained.description import Description, SourceError, check_pooling, parse_number
-from vit.pretrained.formats import CLIP, Format, Tensors, list_blocks
+from vit.pretrained.description import Description, SourceError, check_pooling, list_blocks, parse_number
+from vit.pretrained.formats import CLIP, Format, Tensors
 
 # Layers of masked and of contrastive pre-training (MAE, SimMIM, DINO, iBOT, DINOv2, MoCo): no part of the
 # model that gives features.
@@ -72,11 +72,7 @@ def convert_tensors(
 
 
 def check_dimensions(tensors: Tensors) -> None:
-    """Refuse tensors that the conversion cannot use; shapes are compared with the model's after it.
-
-    Raises:
-        ConfigError: naming the tensor.
-    """
+    """Refuse tensors that the conversion cannot use; shapes are compared with the model's after it."""
     for name in ("patch_embedding.weight", "blocks.0.mlp.fc1.weight"):
         if name not in tensors:
             raise ConfigError(f"it lacks {name!r}")
@@ -99,11 +95,7 @@ def _take(tensors: Tensors, name: str) -> Tensor:
 
 
 def convert_gray(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Let a model of gray images take color: the luminance that Pillow computes is part of the first layer.
-
-    Raises:
-        SourceError: for images of any other number of channels than one or three.
-    """
+    """Let a model of gray images take color: the first layer computes the luminance, as Pillow does."""
     patches = tensors["patch_embedding.weight"]
     channels = 3 if patches.ndim != 4 else patches.shape[1]
     if channels == 3:
@@ -283,17 +275,8 @@ def rotary_angles(
 ) -> Tensor:
     """Return DINOv3's angles: the patches' centers in -1 to 1, times 2π over periods that grow to rope_theta.
 
-    Args:
-        width: of the model.
-        fields: its class token and registers, which do not turn.
-        description: of the source: heads and rope_theta.
-        grid: rows and columns of patches.
-
     Returns:
         cosines and sines, `[2, tokens, width / heads]`.
-
-    Raises:
-        ConfigError: when the heads do not divide the width into fours.
     """
     theta = description.first("rope_theta")
     if theta is None and isinstance(parameters := description.first("rope_parameters"), Mapping):
@@ -314,11 +297,7 @@ def rotary_angles(
 
 
 def _refuse_rotary(tensors: Tensors, description: Description, *, absolute: bool) -> None:
-    """Refuse a model that turns its queries and keys without a tensor for it: EVA-02, timm's DINOv3.
-
-    Raises:
-        ConfigError: by its name, without any positions, or with biases that only EVA has.
-    """
+    """Refuse a model that turns its queries and keys without a tensor for it: EVA-02, timm's DINOv3."""
     relative = any(name.endswith("bias_table") for name in tensors)
     named = re.search(r"rope|eva02|dinov3|vit_pe|naflex", description.architecture)
     like_eva = "blocks.0.attention.query.bias" in tensors and "blocks.0.attention.key.bias" not in tensors
@@ -329,17 +308,11 @@ def _refuse_rotary(tensors: Tensors, description: Description, *, absolute: bool
 
 
 def expand_bias_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Expand BEiT's table of one number per head and relative place to all pairs of tokens.
+    """Expand BEiT's table of one number per head and relative place to `[1, heads, tokens, tokens]`.
 
     Args:
         table: `[(2 rows - 1)(2 columns - 1) + 3, heads]`; the last three are the class token's.
         grid: rows and columns of patches.
-
-    Returns:
-        `[1, heads, tokens, tokens]`.
-
-    Raises:
-        ConfigError: when the table is of another grid, or there are too many patches.
     """
     rows, columns = grid
     if len(table) != (2 * rows - 1) * (2 * columns - 1) + 3:

@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
 from runtime.strict_json import parse_json
 from vit.config import ConfigError
-from vit.pretrained.formats import Tensors, list_blocks
+
+if TYPE_CHECKING:
+    from vit.pretrained.formats import Tensors
 
 Triple = tuple[float, float, float]
 PREPROCESSOR = "preprocessor_config.json"
@@ -211,11 +213,7 @@ class Description:
         return next((self.facts[name] for name in names if self.facts.get(name) is not None), None)
 
     def read_heads(self) -> int | None:
-        """Return the number of attention heads that the caller or the source states.
-
-        Raises:
-            SourceError: for what is no whole number from 1.
-        """
+        """Return the number of attention heads that the caller or the source states."""
         value = self.first("num_attention_heads", "num_heads", "heads") if self.heads is None else self.heads
         return None if value is None else parse_whole(value, "the number of attention heads")
 
@@ -267,11 +265,7 @@ OTHER_MODELS = {  # by the names of their tensors
 
 
 def refuse_other_models(unknown: Iterable[str]) -> None:
-    """Refuse the tensors of models that are known, and known to be others.
-
-    Raises:
-        OtherModelError: naming the kind.
-    """
+    """Refuse the tensors of models that are known, and known to be others."""
     for name in unknown:
         for pattern, meaning in OTHER_MODELS.items():
             if re.fullmatch(pattern, name):
@@ -303,11 +297,7 @@ def refuse_other_scores(config: Mapping[str, Any]) -> None:
 
 
 def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
-    """Refuse what a description states and this model cannot follow; return what is assumed.
-
-    Raises:
-        ConfigError: naming the fact.
-    """
+    """Refuse what a description states and this model cannot follow; return what is assumed."""
     facts = description.facts
     refuse_other_scores(facts)
     if code := description.stated.get("auto_map"):
@@ -351,12 +341,13 @@ def _refuse_other_sizes(stated: Mapping[str, Any], tensors: Tensors) -> None:
                 raise ConfigError(f"its description says {name} {value!r:.60}, its tensors {found}")
 
 
-def check_pooling(description: Description, tensors: Tensors, found: tuple[str, str]) -> tuple[str, str]:
-    """Return the pooling and the place of the last norm, if the tensors fit the description.
+def list_blocks(tensors: Tensors) -> list[str]:
+    """Return the numbers of the blocks, in their order, of tensors with the names of `vit.model`."""
+    return sorted({name.split(".")[1] for name in tensors if name.startswith("blocks.")}, key=int)
 
-    Raises:
-        ConfigError: for a pooling that this model does not know, or that the tensors contradict.
-    """
+
+def check_pooling(description: Description, tensors: Tensors, found: tuple[str, str]) -> tuple[str, str]:
+    """Return the pooling and the place of the last norm, if the tensors fit the description."""
     pool = description.facts.get("global_pool")
     pool = {True: "avg", False: "token"}[pool] if isinstance(pool, bool) else pool  # MAE's script
     prefix = [name for name in ("class_token", "registers", "distillation") if name in tensors]

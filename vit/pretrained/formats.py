@@ -54,11 +54,6 @@ def recognize_format(names: Iterable[str]) -> Format | None:
     return next((form for form in FORMATS if any(re.fullmatch(form.signature, name) for name in names)), None)
 
 
-def list_blocks(tensors: Tensors) -> list[str]:
-    """Return the numbers of the blocks, in their order, of tensors with the names of `vit.model`."""
-    return sorted({name.split(".")[1] for name in tensors if name.startswith("blocks.")}, key=int)
-
-
 def rename_tensors(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
     """Return tensors by their new names; each name is given once.
 
@@ -82,11 +77,7 @@ def rename_tensors(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
 
 
 def split_tensor(name: str, value: Tensor, *parts: str) -> Tensors:
-    """Split a tensor along its first dimension into parts of one size.
-
-    Raises:
-        ConfigError: when it does not split.
-    """
+    """Split a tensor along its first dimension into parts of one size."""
     if value.ndim == 0 or len(value) % len(parts):
         raise ConfigError(f"{name} has the shape {list(value.shape)}, which does not split into {len(parts)}")
     return {part: each.contiguous() for part, each in zip(parts, value.chunk(len(parts)), strict=True)}

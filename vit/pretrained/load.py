@@ -177,11 +177,7 @@ def _describe_misfit(missing: Sequence[str], left_over: Sequence[str], misshapen
 
 
 def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
-    """Join the model's size and the view's: the source's own size is followed where the positions can be.
-
-    Raises:
-        ConfigError: for a size of too many patches.
-    """
+    """Join the model's size and the view's: the source's own size is followed where the positions can be."""
     config, size = model.config, view.size
     if size is None or size == config.image_size:
         return model, view.scale_to(config.image_size), []

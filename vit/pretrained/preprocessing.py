@@ -75,11 +75,7 @@ class View:
 
 
 def choose_view(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, Any], file: Path) -> View:
-    """Read preprocessor_config.json or timm's pretrained_cfg; else assume what such models mostly take.
-
-    Raises:
-        SourceError: when the description makes no sense or asks for what no `Preprocess` can do.
-    """
+    """Read preprocessor_config.json or timm's pretrained_cfg; else assume what such models mostly take."""
     model_type = str(config.get("model_type") or "")
     try:
         if preprocessor:

@@ -1,4 +1,7 @@
-"""The file that holds the weights, and its tensors, without executing anything in it."""
+"""The file that holds the weights, and its tensors, without executing anything in it.
+
+Torch is imported when tensors are read: a command checks its files before it pays for that.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from runtime.command.kinds import Kind, kind_of
 from runtime.model_file.data_file import is_beside
 from vit.document import FILE_NAME, KEY, CheckpointError
 from vit.pretrained.description import SourceError, read_json
-from vit.tensors import read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
@@ -191,6 +194,8 @@ def read_weights(file: Path) -> Any:
 def _read_shard(file: Path) -> Any:
     if file.suffix != ".safetensors":
         return _read_pickle(file)
+    from vit.tensors import read_tensors
+
     try:
         return read_tensors(file)[0]
     except CheckpointError as error:
@@ -217,6 +222,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
+    import torch
+
     try:
         _check_archive(file)
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
@@ -228,11 +235,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(file: Path) -> None:
-    """Refuse what an archive claims and cannot hold, before memory is taken for it.
-
-    Raises:
-        SourceError: for an archive that unpacks to far more than it is, or an array larger than its entry.
-    """
+    """Refuse what an archive claims and cannot hold, before memory is taken for it."""
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > MOST_UNPACKED * max(file.stat().st_size, 2**20):
@@ -260,6 +263,8 @@ def _count_claimed_bytes(opened: IO[bytes]) -> int:
 
 
 def _read_pickle(file: Path) -> Any:
+    import torch
+
     try:
         # A Namespace is a bag of values: training scripts store their arguments in one.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):

@@ -34,5 +34,5 @@ def test_other_dimensions_are_read_or_refused(damage, tmp_path):
 @pytest.mark.parametrize("name", sorted(set(GOOD) - OPTIONAL))
 def test_missing_tensors_are_refused(name, tmp_path):
     save_file({key: value for key, value in GOOD.items() if key != name}, tmp_path / "w.safetensors")
-    with pytest.raises(SourceError, match=r"it lacks|\d missing|expected the tensors|positions"):
+    with pytest.raises(SourceError, match=r"it lacks|\d missing|expected the tensors|position"):
         read_source(tmp_path / "w.safetensors", heads=2)
