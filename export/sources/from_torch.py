@@ -62,11 +62,11 @@ def export_weights(path: Path) -> Source:
     Raises:
         SourceError: for weights that cannot be read or do not fit.
     """
-    from vit.pretrained.load import read_source
+    from vit.pretrained.load import import_model
     from vit.pretrained.weight_files import find_weights
 
     try:
-        found = read_source(path)
+        found = import_model(path)
     except UnstatedError as error:
         how = f"python -m vit import {path} … --out RUN, and export RUN"
         raise UnstatedError(f"{error} (an option of {how})") from error

@@ -48,10 +48,10 @@ def run_import(options: argparse.Namespace) -> None:
     labels = _check(options)
     with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
-        from vit.pretrained import read_source
+        from vit.pretrained import import_model
         from vit.pretrained.load import replace_labels
 
-        found = read_source(
+        found = import_model(
             options.source, heads=options.heads, activation=options.activation, weights=options.weights
         )
         if labels:

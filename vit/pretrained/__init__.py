@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit.pretrained.description import SourceError
-    from vit.pretrained.load import ImportedModel, load_model, read_source
+    from vit.pretrained.load import ImportedModel, import_model, load_model
 
-__all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
+__all__ = ["ImportedModel", "SourceError", "import_model", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,7 @@ class ImportedModel:
     labels_assumed: tuple[str, ...] = ()  # of `assumed`, on the labels
 
 
-def read_source(
+def import_model(
     source: Path | str,
     *,
     heads: int | None = None,
@@ -132,7 +132,7 @@ def load_model(source: Path | str) -> ViT:
     Raises:
         SourceError: for a file that cannot be read, and tensors that are missing, left over or misshapen.
     """
-    return read_source(source).model
+    return import_model(source).model
 
 
 def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:

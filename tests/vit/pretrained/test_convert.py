@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.vit.pretrained.test_state_dict import GOOD
-from vit.pretrained import SourceError, read_source
+from vit.pretrained import SourceError, import_model
 
 DAMAGES = {
     "a single number": lambda value: torch.zeros(()),
@@ -28,11 +28,11 @@ def test_other_dimensions_are_read_or_refused(damage, tmp_path):
     for name, value in GOOD.items():
         save_file(GOOD | {name: DAMAGES[damage](value).contiguous()}, tmp_path / "w.safetensors")
         with contextlib.suppress(SourceError):
-            read_source(tmp_path / "w.safetensors", heads=2)
+            import_model(tmp_path / "w.safetensors", heads=2)
 
 
 @pytest.mark.parametrize("name", sorted(set(GOOD) - OPTIONAL))
 def test_missing_tensors_are_refused(name, tmp_path):
     save_file({key: value for key, value in GOOD.items() if key != name}, tmp_path / "w.safetensors")
     with pytest.raises(SourceError, match=r"it lacks|\d missing|expected the tensors|position"):
-        read_source(tmp_path / "w.safetensors", heads=2)
+        import_model(tmp_path / "w.safetensors", heads=2)
