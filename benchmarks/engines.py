@@ -58,7 +58,7 @@ def vit_edge(name: str, path: Path, target: Target) -> Peer:
 
 
 def onnx_runtime(name: str, path: Path, model: ViT) -> Peer:
-    """Return another exporter's model in the same kind of session: a spinning one would disturb all others."""
+    """Return another exporter's model in the same kind of session: spinning would disturb the others."""
 
     def open_(threads: int) -> Opened:
         return _session(open_session(path, device="cpu", threads=threads), normalizing(model))

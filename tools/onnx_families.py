@@ -2,7 +2,7 @@
 
     python -m tools.onnx_families --models data/onnx-families --table docs/reference/onnx-families.md
 
-Each family is built small with random weights, exported by torch, read as the model of another exporter, and its
+Each family is built small with random weights, exported by torch, read as an ONNX model, and its
 canonical graph compared with the original file. Needs what `make .venv` installs.
 """
 
