@@ -58,7 +58,7 @@ def vit_edge(name: str, path: Path, target: Target) -> Peer:
 
 
 def onnx_runtime(name: str, path: Path, model: ViT) -> Peer:
-    """Return a foreign file in the same kind of session: a spinning one would disturb all the others."""
+    """Return another exporter's model in the same kind of session: spinning would disturb the others."""
 
     def open_(threads: int) -> Opened:
         return _session(open_session(path, device="cpu", threads=threads), normalizing(model))
@@ -109,7 +109,7 @@ def openvino_runtime(name: str, path: Path, prepare: Callable[[Array], Array]) -
 
 
 def normalizing(model: ViT) -> Callable[[Array], Array]:
-    """Return what a user's code does for a foreign file: uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
+    """Return what a user's code does for such a model: uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
 
     def prepare(pixels: Array) -> Array:
         with torch.inference_mode():

@@ -90,7 +90,7 @@ class Family:
     library: str
     build: Callable[[Path], Forward]  # saves the model into the folder; returns its forward pass
     options: str = "none"  # fields of ViTConfig besides the paper's
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of read_source
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of import_model
 
 
 FAMILIES = (
@@ -241,10 +241,10 @@ FAMILIES = (
 
 def parity(family: Family, folder: Path) -> float:
     """Return the largest difference of logits over their scale, between library and imported model."""
-    from vit.pretrained import read_source
+    from vit.pretrained import import_model
 
     theirs = family.build(folder)
-    ours = read_source(folder, **family.arguments).model
+    ours = import_model(folder, **family.arguments).model
     random = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (3, *ours.config.image_size, 3), dtype=torch.uint8, generator=random)
     with torch.inference_mode():

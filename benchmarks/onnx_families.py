@@ -2,7 +2,7 @@
 
     python -m benchmarks.onnx_families --models data/onnx-families --table docs/reference/onnx-families.md
 
-Each family is built small with random weights, exported by torch, loaded as a foreign ONNX model, and its
+Each family is built small with random weights, exported by torch, read as an ONNX model, and its
 canonical graph compared with the original file. Needs what `make .venv` installs.
 """
 
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.other_libraries import import_timm, randomize_weights
-from export.sources.onnx_file import load
-from export.sources.spec import Spec
+from export.sources.onnx_description import OnnxDescription
+from export.sources.onnx_file import read_onnx_file
 from export.write_artifact import model_bytes
 from runtime.errors import VitEdgeError
 from runtime.images.preprocess import Preprocess
@@ -87,9 +87,9 @@ def tried(name: str, make: Callable[[], nn.Module], exporter: str, batch: str, f
             file.write_bytes(exported(randomize_weights(make), side, exporter, batch))
         except Exception as error:  # whatever torch, transformers or timm raise
             return replace(outcome, stage="torch", error=first_line(error))
-    spec = Spec(Preprocess(size=(side, side)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
+    description = OnnxDescription(Preprocess(size=(side, side)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
     try:
-        found = load(file, spec)
+        found = read_onnx_file(file, description)
         data = model_bytes(found.exported.model)
         session = open_session(data, device="cpu", threads=1)
         pixels = np.random.default_rng(3).integers(0, 256, (3, side, side, 3), np.uint8)

@@ -2,14 +2,9 @@
 
 In reading order:
 
-    canonical     the canonical float graph and its names
-    from_torch    a checkpoint to the canonical graph
-    from_onnx/    an ONNX model of another exporter to the canonical graph
-    passes/       the exact rewrites that every model takes
-    embedding     the embedding as an output of the graph
-    source        either of them as one thing
+    sources/      a checkpoint, imported weights or an ONNX model, as one canonical float graph
+    graph/        the exact rewrites that lead to it
     images        which images calibrate, search and measure
-    float16       a float16 copy for GPUs
     files         model files with metadata, written aside and renamed
     measure/      drift, latency and size of each variant
     report/       report.html and the table in the terminal

@@ -50,7 +50,7 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
 
     Raises:
         ExportError: if the file does not run, or differs by more than `PARITY`.
-        ForeignError: if the source gives probabilities or other scores in the place of logits.
+        OnnxModelError: if the source gives probabilities or other scores in the place of logits.
     """
     some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))

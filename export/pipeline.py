@@ -1,4 +1,4 @@
-"""From a checkpoint or a foreign ONNX to measured model files: the work behind `python -m export`."""
+"""From a checkpoint or an ONNX model to measured model files: the work behind `python -m export`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
 from export.options import Options, check_outputs, images_of
 from export.quantization import check_sites, quantize_source
-from export.sources.source import Source, with_embedding
+from export.sources.source import Source, ensure_embedding
 from export.write_artifact import left_over, staged
 from runtime.command.locking import only_writer
 
@@ -48,7 +48,7 @@ def export(
     """
     check_outputs(source.labels, options)
     if options.embedding:
-        source = with_embedding(source)
+        source = ensure_embedding(source)
     check_sites(source, options)
     images = labeled(images or images_of(options, source.labels), source.labels)
     for sentence in images.notes:
@@ -58,7 +58,7 @@ def export(
         with report(f"comparing with {source.reference_name}"):
             parity = check_parity(source, float32.opened(options.threads), images.evaluation)
         if large:
-            source.reference.let_go()
+            source.reference.release_memory()
             release_memory(source.exported.model)
         results = _export(source, parity, float32, images, out, options, report)
     for path in left_over(out, [each.file for each in results.variants]):

@@ -66,9 +66,9 @@ export function readUnchecked(model) {
   const text = metadata.get("vit_edge");
   if (text === undefined)
     throw new ModelError("an ONNX model, but not made by vit-edge (no metadata); make it with python -m export");
-  const foreign = [...domains].filter((domain) => domain !== "").sort();
-  if (foreign.length)
-    throw new ModelError(`it uses operators that are not standard, of ${listed(foreign)}; export it again`);
+  const others = [...domains].filter((domain) => domain !== "").sort();
+  if (others.length)
+    throw new ModelError(`it uses operators that are not standard, of ${listed(others)}; export it again`);
   if (functions || subgraphs)
     throw new ModelError("it holds functions or subgraphs, which no exported model has; export it again");
   if (externalData)

@@ -16,7 +16,7 @@ VitEdgeError                    the root; `exit_code` is that of a command line
 │   ├── CheckpointError         vit: a file that is no whole checkpoint
 │   ├── SourceError             vit: weights of another project that do not fit
 │   ├── PlanError               calibration: a plan that does not fit the model
-│   └── ForeignError            export: an ONNX model or a description that cannot be used
+│   └── OnnxModelError          export: an ONNX model or a description that cannot be used
 ├── FailureError (RuntimeError) exit code 1: the work was begun and did not succeed
 │   ├── EngineError             runtime: work on a cluster that broke off
 │   ├── StaleRunError           runtime: a later run has taken over the output of this one

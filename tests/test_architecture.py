@@ -136,10 +136,16 @@ def test_public_names_are_frozen() -> None:
         _ = runtime.Classifyer  # type: ignore[attr-defined]
 
 
-def test_what_lies_beside_a_foreign_model_is_read_without_torch(root: Path) -> None:
-    loaded = modules_after("import vit.pretrained.documents, vit.pretrained.preprocessing", root)
+def test_documents_beside_an_onnx_model_are_read_without_torch(root: Path) -> None:
+    loaded = modules_after("import vit.pretrained.description, vit.pretrained.preprocessing", root)
     assert "torch" not in loaded
     assert "safetensors" not in loaded
+
+
+def test_sources_are_checked_without_torch(root: Path) -> None:
+    """A wrong command is refused in a second: reading an ONNX model, and finding weights, need no torch."""
+    statement = "import export.sources.read_source, export.sources.onnx_file, vit.pretrained.weight_files"
+    assert "torch" not in modules_after(statement, root)
 
 
 def test_text_files_have_an_encoding(root: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args
 import pytest
 
 from calibration.plan import BalancePlan, LinearPlan, Precision, ProductPlan, QuantizationPlan, Range
-from export.sources.spec import FIELDS as SPEC_FIELDS
+from export.sources.onnx_description import FIELDS as SPEC_FIELDS
 from runtime.batch.output import FIELDS
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Metadata

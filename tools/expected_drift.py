@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from export.pipeline import Options, export
-from export.sources.source import from_checkpoint
+from export.sources.from_torch import export_checkpoint
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
 from tests.support.small_models import configs, lively
@@ -75,7 +75,7 @@ def measure(name: str, checkpoint: Path, out: Path) -> dict[str, float]:
         target="any-cpu",
         threads=2,
     )
-    export(from_checkpoint(load_checkpoint(checkpoint)), out, options)
+    export(export_checkpoint(load_checkpoint(checkpoint)), out, options)
     return figures(json.loads((out / "report.json").read_text(encoding="utf-8")))
 
 

@@ -1,6 +1,6 @@
 """Graphs of ONNX models: exact rewrites, and what they need.
 
-- model.py: the result of reading a source, a model in canonical form
+- float_model.py: the canonical form of every source: its names, and the embedding as an output
 - canonical/: exact rewrites of any model
 - exporters/: what other exporters write, turned into the same form
 - float16.py: float16 in place of float32

@@ -61,14 +61,14 @@ def measure_reliability(
     order = np.random.default_rng(0).permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]  # every class goes to both halves
     halves = order[::2], order[1::2]
-    foreign = np.ones((len(targets), 1))
+    crossed = np.ones((len(targets), 1))
     for fit, judge in (halves, halves[::-1]):
-        foreign[judge] = fit_temperature(logits["float32"][fit], targets[fit], same_name)
+        crossed[judge] = fit_temperature(logits["float32"][fit], targets[fit], same_name)
     return Reliability(
         temperature=fit_temperature(logits["float32"], targets, same_name),
         images=len(targets),
         before={name: expected_error(rows, targets, same_name) for name, rows in logits.items()},
-        after={name: expected_error(rows / foreign, targets, same_name) for name, rows in logits.items()},
+        after={name: expected_error(rows / crossed, targets, same_name) for name, rows in logits.items()},
     )
 
 

@@ -1,12 +1,11 @@
-"""A float ONNX model of another exporter: read, described, brought into canonical form. No torch here.
+"""Sources of an export, each in one form: the canonical float graph, and the model that it must equal.
 
 In reading order:
 
-    spec          description of what the model takes
-    file          the file, read with care
-    passes/       rewrites for graphs of other exporters
-    canonicalize  the order of all rewrites
-    folder        the folder of optimum or transformers.js: model, preprocessing and labels
-    scores        outputs that are no logits
-    load          the whole door
+    source            the form
+    from_torch        a checkpoint, or weights of another project
+    onnx_description  preprocessing and labels of an ONNX model of another exporter
+    scores            outputs of such a model that are no logits
+    onnx_file         such a model, read with care and brought into canonical form; no torch
+    read_source       the source that a command line names
 """

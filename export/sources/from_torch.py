@@ -1,21 +1,107 @@
-"""From the torch model to its canonical float32 ONNX graph."""
+"""Sources in torch: a checkpoint or weights of another project to the canonical float32 graph."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
-from calibration.graph.edit import GraphError, by_type, constant, rename, sizes
+from calibration.graph.edit import Array
 from export.graph.canonical import canonicalize
-from export.graph.model import EMBEDDING, INPUT, OPSET, OUTPUT, FloatModel
-from vit.model import ViT
+from export.graph.float_model import INPUT, OPSET, OUTPUT, FloatModel, rename_to_embedding
+from export.sources.source import Reference, Source
+from export.write_artifact import digest_of
+from vit.data.public import public_name
+from vit.pretrained.description import UnstatedError
 
-# --- From the torch model to its canonical float32 ONNX graph ---
+if TYPE_CHECKING:
+    from vit.checkpoint import Checkpoint
+    from vit.model import ViT
+    from vit.pretrained.load import ImportedModel
+
+
+def export_checkpoint(checkpoint: Checkpoint) -> Source:
+    """Export a checkpoint's model, one without a head as an embedding; torch is its reference.
+
+    Args:
+        checkpoint: a finished or unfinished run.
+
+    Returns:
+        the graph with labels, preprocessing, and the origin of the weights without private folders.
+    """
+    recipe = checkpoint.recipe
+    origin = {"imported": "imported", "data": "trained_on", "from_name": "trained_from"}
+    return _export(
+        checkpoint,
+        trained_on=frozenset(recipe.get("trained_on", ())) - {""},
+        description={
+            "name": checkpoint.name,
+            "checkpoint": checkpoint.path.name,
+            "sha256": checkpoint.digest,
+            **{name: public_name(str(recipe[key])) for key, name in origin.items() if recipe.get(key)},
+            "config": checkpoint.model.config.to_dict(),
+        },
+    )
+
+
+def export_weights(path: Path) -> Source:
+    """Import weights of another project, a model without a head as an embedding; torch is the reference.
+
+    Args:
+        path: a file of weights, or a folder with one.
+
+    Returns:
+        the graph with labels, preprocessing, and what was assumed.
+
+    Raises:
+        SourceError: for weights that cannot be read or do not fit.
+    """
+    from vit.pretrained.load import import_model
+    from vit.pretrained.weight_files import find_weights
+
+    try:
+        found = import_model(path)
+    except UnstatedError as error:
+        how = f"python -m vit import {path} … --out RUN, and export RUN"
+        raise UnstatedError(f"{error} (an option of {how})") from error
+    file = find_weights(path)
+    return _export(
+        found,
+        notes=found.notes,
+        description={
+            "name": path.resolve().name if path.is_dir() else path.stem,
+            "weights": file.name,
+            "format": found.format,
+            "sha256": digest_of(file),
+            "config": found.model.config.to_dict(),
+            **({"assumed": list(found.assumed)} if found.assumed else {}),
+        },
+    )
+
+
+def _export(found: Checkpoint | ImportedModel, *, description: Mapping[str, Any], **more: Any) -> Source:
+    exported = export_float(found.model)
+
+    def run(pixels: Array) -> Array:
+        with torch.inference_mode():
+            return found.model(torch.from_numpy(pixels)).numpy()  # type: ignore[no-any-return]
+
+    return Source(
+        exported=exported,
+        embedding=None if found.labels else rename_to_embedding(exported.model),
+        reference=Reference(run),
+        reference_name="torch",
+        preprocess=found.preprocess,
+        labels=found.labels,
+        description=description,
+        **more,
+    )
 
 
 def export_float(model: ViT) -> FloatModel:
@@ -30,7 +116,7 @@ def export_float(model: ViT) -> FloatModel:
 def export_raw(model: ViT) -> ir.Model:
     """Return the model that torch.onnx.export writes, before any rewrite."""
     pixels = torch.zeros(2, *model.config.image_size, 3, dtype=torch.uint8)
-    with _quiet():
+    with _quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
             (pixels,),
@@ -47,8 +133,8 @@ def export_raw(model: ViT) -> ir.Model:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecations and of a torchvision that nobody asked for."""
+def _quiet_exporter() -> Iterator[None]:
+    """Silence torch.onnx, which warns of its own deprecations and of a torchvision that is not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -58,69 +144,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-# --- The output `embedding` of a float graph: what the last linear layer reads, at no cost ---
-
-
-_MOVES = ("Add", "Reshape", "Squeeze", "Identity", "Cast", "Softmax", "Sigmoid", "Mul", "Div")
-
-
-def add_embedding(model: ir.Model) -> int:
-    """Add the output `embedding`, float32 [N, D], in place, and return its features.
-
-    It is the tensor itself that the head multiplies: nothing is computed for it.
-
-    Raises:
-        GraphError: when the logits are not made by one linear layer of one vector per image.
-    """
-    value = _head_input(model)
-    shape = sizes(value)
-    if shape is None or len(shape) != 2 or shape[1] is None:
-        raise GraphError(
-            f"expected one vector per image in front of the head, found a tensor of shape {shape}"
-        )
-    if value.is_graph_input() or value.is_graph_output():
-        raise GraphError(f"the head reads {value.name!r}, which is an input or output already")
-    rename(model.graph, value, EMBEDDING)
-    value.shape = ir.Shape([_batch(model), shape[1]])
-    model.graph.outputs.append(value)
-    return shape[1]
-
-
-def only_embedding(model: ir.Model) -> int:
-    """Call the output of a model without classes `embedding`, in place, and return its features.
-
-    Raises:
-        GraphError: when it is not one vector per image.
-    """
-    (output,) = model.graph.outputs
-    shape = sizes(output)
-    if shape is None or len(shape) != 2 or shape[1] is None:
-        raise GraphError(f"expected one vector per image, found an output of shape {shape}")
-    rename(model.graph, output, EMBEDDING)
-    return shape[1]
-
-
-def _batch(model: ir.Model) -> int | str | None:
-    """Return the name of the first dimension of the input."""
-    shape = model.graph.inputs[0].shape
-    first = None if shape is None else shape[0]
-    return first.value if isinstance(first, ir.SymbolicDim) else first
-
-
-def _head_input(model: ir.Model) -> ir.Value:
-    """Walk up from the logits to the linear layer that made them, and return what it reads."""
-    (logits,) = [value for value in model.graph.outputs if value.name == OUTPUT]
-    node = logits.producer()
-    while node is not None and node not in by_type(model, "Gemm", "MatMul"):
-        above = [value for value in node.inputs if value is not None and constant(value) is None]
-        if len(above) != 1 or node.op_type not in _MOVES:
-            raise GraphError(
-                f"expected one linear layer that makes the logits, found {node.op_type} {node.name!r} of "
-                f"{len(above)} tensors; leave --embedding out"
-            )
-        node = above[0].producer()
-    if node is None or node.inputs[0] is None or constant(node.inputs[1]) is None:
-        raise GraphError("expected one linear layer that makes the logits, found none; leave --embedding out")
-    return node.inputs[0]

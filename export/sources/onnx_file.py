@@ -1,12 +1,16 @@
-"""Reading a foreign ONNX file: in one piece, at the opset of the exporter, with standard operators."""
+"""Source in ONNX: the model of another exporter, brought into canonical form. No torch here.
+
+The steps: bytes, external data, one opset and standard operators, one input of images and one output of
+logits, the rewrites. The original file stays beside it, running, as the reference.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import replace
+from functools import cache
 from io import BufferedReader
 from itertools import groupby
 from math import prod
@@ -26,44 +30,108 @@ from onnx_ir.passes.common import (
 from calibration.graph.edit import Array, GraphError, constant, rename, sizes
 from calibration.graph.layers import read_linear
 from calibration.graph.memory import open_graph_session
-from export.graph.exporters.canonicalize import canonicalize_foreign
-from export.graph.model import OPSET, OUTPUT, FloatModel
-from export.sources.scores import take_logits
-from export.sources.spec import ForeignError, Spec
-from runtime.images.preprocess import Preprocess
+from export.graph.exporters.canonicalize import canonicalize_onnx
+from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedding
+from export.sources.onnx_description import OnnxDescription, OnnxModelError, describe_onnx
+from export.sources.scores import remove_softmax
+from export.sources.source import Reference, Source
 from runtime.model_file.integrity import is_beside, open_regular
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import clean_line, format_count
-from vit.pretrained.documents import ONE_CLASS
-
-# --- Reading a foreign ONNX file: in one piece, at the opset of the exporter, with standard operators ---
-
+from vit.pretrained.description import ONE_CLASS
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
 BIG_TENSOR = 2**16  # bytes; shapes, axes and scales, which the converter reads, are smaller
 MAX_BYTES = 2**31 - 1
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+PROBES = 4  # images of noise, on which a softmax that is removed is compared with the runtime's
 
 
-def read_bytes(path: Path) -> bytes:
+def read_onnx(model: Path, preprocess: Path | None = None) -> Source:
+    """Read an ONNX model and its description; the original file in ONNX Runtime is its reference.
+
+    Args:
+        model: an .onnx file, or the folder of optimum or transformers.js.
+        preprocess: the description, or a preprocessor_config.json; None to look beside the model.
+
+    Returns:
+        the graph with labels and preprocessing.
+
+    Raises:
+        OnnxModelError: for files that cannot be used.
+    """
+    described = describe_onnx(model, preprocess)
+    source = read_onnx_file(described.file, described.description)
+    assumed = {"assumed": list(described.assumed)} if described.assumed else {}
+    return replace(source, description={"name": described.name, **source.description, **assumed})
+
+
+def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
+    """Read a float ONNX classifier and bring it into the form that quantizes well.
+
+    Args:
+        path: the .onnx file; its external data, if any, must lie in the same folder.
+        description: its preprocessing and labels.
+
+    Returns:
+        the graph, described by the name and the digest of the file alone.
+
+    Raises:
+        OnnxModelError: for a file that is no float image classifier with one input.
+    """
+    data = _read_bytes(path)
+    original = _standardize(_parse(data, path), path)
+    _check_classifier(original, path)
+    if description.labels != ():  # an embedding may be of any form
+        size = (PROBES, *description.preprocess.size, 3)
+        probes = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+        remove_softmax(
+            original, path, lambda model: _run(open_graph_session(model), probes, description, path)
+        )
+    canonical = original.clone()
+    try:
+        passes = canonicalize_onnx(
+            canonical, size=description.preprocess.size, mean=description.mean, std=description.std
+        )
+    except GraphError as error:
+        raise OnnxModelError(f"{path}: {error}") from error
+    labels = _choose_labels(canonical, description.labels, path)
+    open_original = cache(lambda: open_graph_session(original))  # when the reference is first asked
+    return Source(
+        exported=FloatModel(canonical, passes),
+        reference=Reference(lambda pixels: _run(open_original(), pixels, description, path)),
+        reference_name="the original ONNX",
+        preprocess=description.preprocess,
+        labels=labels,
+        embedding=None if labels else rename_to_embedding(canonical),
+        description={"onnx": path.name, "sha256": hashlib.sha256(data).hexdigest()},
+        float_layers=_list_float_layers(canonical),
+    )
+
+
+# --- From bytes to a model at one opset, with standard operators ---
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise ForeignError(f"{path}: more bytes than an ONNX file can have ({MAX_BYTES:,})")
+                raise OnnxModelError(f"{path}: more bytes than an ONNX file can have ({MAX_BYTES:,})")
             return file.read(size)
     except OSError as error:
-        raise ForeignError(f"{path}: it cannot be read: {error.strerror or error}") from error
+        raise OnnxModelError(f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
-def parse(data: bytes, path: Path) -> onnx.ModelProto:
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     """Parse the model, with all its weights in memory."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's own classes differ between its implementations
-        raise ForeignError(f"{path}: not an ONNX model, or a damaged one ({error})") from error
+        raise OnnxModelError(f"{path}: not an ONNX model, or a damaged one ({error})") from error
     if not model.graph.node or not model.opset_import:
-        raise ForeignError(f"{path}: not an ONNX model: it has no operators")
+        raise OnnxModelError(f"{path}: not an ONNX model: it has no operators")
     _read_external(model, path)
     return model
 
@@ -73,33 +141,29 @@ def _read_external(model: onnx.ModelProto, path: Path) -> None:
     outside = [each for each in _tensors(model) if each.data_location == onnx.TensorProto.EXTERNAL]
     for location, group in groupby(sorted(outside, key=_location), _location):
         tensors = list(group)
-        weight, beside = _quoted(tensors[0].name), _quoted(location)
+        weight, beside = repr(clean_line(tensors[0].name)), repr(clean_line(location))
         if not is_beside(location):
-            raise ForeignError(
+            raise OnnxModelError(
                 f"{path}: the weight {weight} is said to lie in {beside}, outside the model's folder or "
                 "below it; do not use this file, or export it again as one file"
             )
         try:
             with open_regular(path.parent / location) as file:
                 for tensor in tensors:
-                    tensor.raw_data = _content(tensor, file)
+                    tensor.raw_data = _read_values(tensor, file)
                     tensor.data_location = onnx.TensorProto.DEFAULT
                     del tensor.external_data[:]
         except FileNotFoundError as error:
-            raise ForeignError(
+            raise OnnxModelError(
                 f"{path}: the weight {weight} lies in {beside}, which is missing beside it"
             ) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ForeignError(f"{path}: its external data cannot be read ({beside}: {reason})") from error
-
-
-def _quoted(text: str) -> str:
-    return repr(clean_line(text))
+            raise OnnxModelError(f"{path}: its external data cannot be read ({beside}: {reason})") from error
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """The tensors of a message, wherever they are."""
+    """Yield the tensors of a message, at any depth."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
@@ -110,25 +174,25 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
 
 
 def _location(tensor: onnx.TensorProto) -> str:
-    return _place(tensor).get("location", "")
+    return _entry(tensor).get("location", "")
 
 
-def _place(tensor: onnx.TensorProto) -> dict[str, str]:
+def _entry(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _content(tensor: onnx.TensorProto, file: BufferedReader) -> bytes:
+def _read_values(tensor: onnx.TensorProto, file: BufferedReader) -> bytes:
     """Read the values of a tensor from the file that holds them.
 
     Raises:
         ValueError: when they are not there.
     """
-    place, size, name = _place(tensor), os.fstat(file.fileno()).st_size, _quoted(tensor.name)
+    entry, size, name = _entry(tensor), os.fstat(file.fileno()).st_size, repr(clean_line(tensor.name))
     try:
         length = (prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
     except (TypeError, ValueError):  # text has no size, and an unknown type neither
         raise ValueError(f"{name} is of type {tensor.data_type}, which cannot be in a file") from None
-    offset, stated = _count(place.get("offset", "0")), _count(place.get("length", str(length)))
+    offset, stated = _parse_count(entry.get("offset", "0")), _parse_count(entry.get("length", str(length)))
     if stated != length:
         raise ValueError(f"{name} has {length:,} bytes by its shape, and {stated:,} there")
     if min(tensor.dims, default=0) < 0 or offset + length > size:
@@ -140,46 +204,46 @@ def _content(tensor: onnx.TensorProto, file: BufferedReader) -> bytes:
     return content
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ValueError(f"expected a number of bytes, found {_quoted(text)}")
+        raise ValueError(f"expected a number of bytes, found {clean_line(text)!r}")
     return int(text)
 
 
-def standard(model: onnx.ModelProto, path: Path) -> ir.Model:
-    """The same model at our opset, functions inlined, constants as initializers, standard operators only."""
+def _standardize(model: onnx.ModelProto, path: Path) -> ir.Model:
+    """Return the model at `OPSET`, functions inlined, constants as initializers, standard operators only."""
     versions = {each.domain: each.version for each in model.opset_import}
     version = versions.get("", versions.get("ai.onnx", 0))
-    graph = _prepared(ir.from_proto(model))
+    graph = _prepare(ir.from_proto(model))
     nodes = list(graph.graph.all_nodes())  # those of subgraphs, too: a branch that is taken becomes the graph
-    if foreign := sorted({f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in ("", "ai.onnx")}):
-        raise ForeignError(
-            f"{path}: expected standard operators, found {', '.join(foreign)}; export the model again "
+    if others := sorted({f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in ("", "ai.onnx")}):
+        raise OnnxModelError(
+            f"{path}: expected standard operators, found {', '.join(others)}; export the model again "
             "without ONNX Runtime's optimizer"
         )
     types = {node.op_type for node in nodes}
     if quantized := sorted(types.intersection(QUANTIZED)):
-        raise ForeignError(
+        raise OnnxModelError(
             f"{path}: expected a float model, found {quantized[0]}; give the model before INT8"
         )
     if branching := sorted(types.intersection({"Loop", "Scan"})):
-        raise ForeignError(
+        raise OnnxModelError(
             f"{path}: {branching[0]} is in it, whose shapes are not fixed; trace, do not script"
         )
     if version >= OPSET:
         return graph
     try:
-        converted = _converted(graph)
+        converted = _convert_opset(graph)
     except Exception as error:  # the converter is C++ and raises plain RuntimeError among others
-        raise ForeignError(
-            f"{path}: opset {version} cannot be brought to {OPSET} ({_one_line(error)}); export it again "
+        raise OnnxModelError(
+            f"{path}: opset {version} cannot be brought to {OPSET} ({clean_line(str(error))}); export it again "
             f"with opset {OPSET}"
         ) from error
-    return _prepared(converted)
+    return _prepare(converted)
 
 
-def _converted(model: ir.Model) -> ir.Model:
-    """The model at our opset; large weights stay aside, since the converter serializes what it is given."""
+def _convert_opset(model: ir.Model) -> ir.Model:
+    """Return the model at `OPSET`; large weights stay aside, since the converter serializes its input."""
     graph, aside = model.graph, dict[str, ir.TensorProtocol]()
     for name, value in list(graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > BIG_TENSOR:
@@ -195,68 +259,33 @@ def _converted(model: ir.Model) -> ir.Model:
     return converted
 
 
-def _prepared(model: ir.Model) -> ir.Model:
+def _prepare(model: ir.Model) -> ir.Model:
+    """Inline functions, lift constants, and name nodes: passes name what they insert after them."""
     RemoveInitializersFromInputsPass()(model)
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _name_nodes(model)
+    taken = {node.name for node in model.graph}
+    for index, node in enumerate(model.graph):
+        if not node.name:  # as ONNX allows
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
     return model
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Name the nodes that have no name, which ONNX allows: passes name what they insert after them."""
-    taken = {node.name for node in model.graph}
-    for index, node in enumerate(model.graph):
-        if not node.name:
-            node.name = next(
-                name
-                for suffix in ("", *(f".{count}" for count in range(1, len(taken) + 2)))
-                if (name := f"{node.op_type}_{index}{suffix}") not in taken
-            )
-            taken.add(node.name)
+# --- One input of images, one output of logits ---
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-# --- Loading a foreign float ViT from ONNX, in the form that quantizes well ---
-
-
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-PROBES = 4  # images of noise, on which a softmax that is taken off is compared with the runtime's
-
-
-@dataclass(frozen=True)
-class ForeignModel:
-    """A foreign float model in canonical form, beside the original that it must equal."""
-
-    exported: FloatModel
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    path: Path
-    digest: str  # SHA-256 of the .onnx file
-    float_layers: tuple[str, ...]  # products of a constant weight that no pass made quantizable
-    original: ir.Model = field(repr=False)
-    spec: Spec = field(repr=False)
-
-    @cached_property
-    def _session(self) -> ort.InferenceSession:
-        return open_graph_session(self.original)
-
-    def reference(self, pixels: Array) -> Array:
-        """Return the logits of the original file, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
-        return answers(self._session, pixels, self.spec, self.path)
-
-
-def answers(session: ort.InferenceSession, pixels: Array, spec: Spec, path: Path) -> Array:
-    """Return the output `logits` of a foreign model for `uint8 [N, H, W, 3]`.
+def _run(session: ort.InferenceSession, pixels: Array, description: OnnxDescription, path: Path) -> Array:
+    """Return the output `logits`, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`.
 
     Raises:
-        ForeignError: when ONNX Runtime cannot run it.
+        OnnxModelError: when ONNX Runtime cannot run it.
     """
     (taken,) = session.get_inputs()
-    images = ((pixels.astype(np.float64) / 255 - spec.mean) / spec.std).astype(np.float32)
+    images = ((pixels.astype(np.float64) / 255 - description.mean) / description.std).astype(np.float32)
     if taken.shape[1] == 3 or taken.shape[3] != 3:
         images = images.transpose(0, 3, 1, 2)
     size = taken.shape[0] if isinstance(taken.shape[0], int) else len(images)
@@ -268,48 +297,11 @@ def answers(session: ort.InferenceSession, pixels: Array, spec: Spec, path: Path
         try:
             found.append(session.run([OUTPUT], feed)[0][: len(part)])
         except Exception as error:  # pybind's own exception classes, of which there is no list
-            raise ForeignError(
-                f"{path}: ONNX Runtime cannot run it ({' '.join(str(error).split())})"
-            ) from error
+            raise OnnxModelError(f"{path}: ONNX Runtime cannot run it ({clean_line(str(error))})") from error
     return np.concatenate(found)
 
 
-def load(path: Path, spec: Spec) -> ForeignModel:
-    """Read a float ONNX classifier and bring it into the form that quantizes well.
-
-    Args:
-        path: the .onnx file; its external data, if any, must lie in the same folder.
-        spec: what the model wants to see.
-
-    Raises:
-        ForeignError: for a file that is no float image classifier with one input.
-    """
-    data = read_bytes(path)
-    original = standard(parse(data, path), path)
-    _expect_classifier(original, path)
-    if spec.labels != ():  # an embedding may be of any form
-        pixels = np.random.default_rng(0).integers(0, 256, (PROBES, *spec.preprocess.size, 3), np.uint8)
-        take_logits(original, path, lambda model: answers(open_graph_session(model), pixels, spec, path))
-    canonical = original.clone()
-    try:
-        passes = canonicalize_foreign(canonical, size=spec.preprocess.size, mean=spec.mean, std=spec.std)
-    except GraphError as error:
-        raise ForeignError(f"{path}: {error}") from error
-    labels = _named(canonical, spec, path)
-    digest = hashlib.sha256(data).hexdigest()
-    return ForeignModel(
-        FloatModel(canonical, passes),
-        spec.preprocess,
-        labels,
-        path,
-        digest,
-        float_layers(canonical),
-        original,
-        spec,
-    )
-
-
-def float_layers(model: ir.Model) -> tuple[str, ...]:
+def _list_float_layers(model: ir.Model) -> tuple[str, ...]:
     """Return the layers with constant weights that are no plain Gemm and so stay float, as Conv does."""
     names = []
     for node in model.graph:
@@ -321,12 +313,12 @@ def float_layers(model: ir.Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _expect_classifier(model: ir.Model, path: Path) -> None:
+def _check_classifier(model: ir.Model, path: Path) -> None:
     """Check for one float32 input of images and one output of logits, and name that output "logits"."""
     inputs = model.graph.inputs
     if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
         listed = ", ".join(f"{value.name} ({value.dtype}, {value.shape})" for value in inputs)
-        raise ForeignError(f"{path}: expected one input of float32 images, found {listed or 'none'}")
+        raise OnnxModelError(f"{path}: expected one input of float32 images, found {listed or 'none'}")
     outputs = list(model.graph.outputs)
     named = [value for value in outputs if value.name == OUTPUT]
     flat = [
@@ -337,26 +329,27 @@ def _expect_classifier(model: ir.Model, path: Path) -> None:
     chosen = named or flat
     if len(chosen) != 1:
         listed = ", ".join(f"{value.name} {value.shape}" for value in outputs)
-        raise ForeignError(
+        raise OnnxModelError(
             f"{path}: expected one output of numbers [N, classes] or one called {OUTPUT!r}, found {listed}"
         )
     model.graph.outputs[:] = chosen
     rename(model.graph, chosen[0], OUTPUT)
 
 
-def _named(model: ir.Model, spec: Spec, path: Path) -> tuple[str, ...]:
+def _choose_labels(model: ir.Model, labels: tuple[str, ...] | None, path: Path) -> tuple[str, ...]:
+    """Return the labels of the description, or the numbers of the classes where it has none."""
     shape = sizes(model.graph.outputs[0])
     if shape is None or len(shape) != 2 or shape[1] is None:
-        raise ForeignError(f"{path}: expected logits [N, classes], found an output of shape {shape}")
-    if spec.labels == ():  # the description says that these are no classes but an embedding
+        raise OnnxModelError(f"{path}: expected logits [N, classes], found an output of shape {shape}")
+    if labels == ():  # no classes but an embedding, by its description
         return ()
     if shape[1] == 1:
-        raise ForeignError(f"{path}: {ONE_CLASS}")
-    if spec.labels is None:
+        raise OnnxModelError(f"{path}: {ONE_CLASS}")
+    if labels is None:
         return tuple(map(str, range(shape[1])))
-    if len(spec.labels) != shape[1]:
-        raise ForeignError(
+    if len(labels) != shape[1]:
+        raise OnnxModelError(
             f"{path}: the model has {format_count(shape[1], 'class', 'classes')}, the description "
-            f"{format_count(len(spec.labels), 'label')}"
+            f"{format_count(len(labels), 'label')}"
         )
-    return spec.labels
+    return labels

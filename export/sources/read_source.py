@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from export.command.checks import Known
-from export.sources.source import from_checkpoint, from_onnx, from_weights, is_of_others
 from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
 from runtime.command.line import installed
 from runtime.command.progress import Cadence, Step, tell
@@ -98,9 +97,10 @@ class CheckpointDoor:
     def open(self) -> Source:
         """Load the weights, and let torch write the graph."""
         with step(f"writing the float graph of {self.path}"):
+            from export.sources.from_torch import export_checkpoint
             from vit.checkpoint import load_checkpoint
 
-            return from_checkpoint(load_checkpoint(self.path))
+            return export_checkpoint(load_checkpoint(self.path))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ class WeightsDoor:
     def open(self) -> Source:
         """Import the weights, and let torch write the graph."""
         with step(f"importing {self.path} and writing its float graph"):
-            return from_weights(self.path)
+            from export.sources.from_torch import export_weights
+
+            return export_weights(self.path)
 
 
 @dataclass(frozen=True)
@@ -158,23 +160,25 @@ class OnnxDoor:
     @property
     def out(self) -> Path:
         """artifacts/NAME of the file or the folder."""
-        from export.sources.onnx_folder import find_model, name_of
+        from export.sources.onnx_description import find_onnx, name_onnx
 
-        return Path("artifacts") / name_of(find_model(self.model))
+        return Path("artifacts") / name_onnx(find_onnx(self.model))
 
     def known(self) -> Known:
         """Return the labels, where the description has them."""
-        from export.sources.onnx_folder import describe, find_model
+        from export.sources.onnx_description import describe_onnx, find_onnx
 
-        check_onnx(find_model(self.model))
+        check_onnx(find_onnx(self.model))
         if self.preprocess is not None:
             refuse_kinds(self.preprocess, (*NOT_ONNX, "onnx"), "a description in JSON", "give its file")
-        return Known(describe(self.model, self.preprocess).spec.labels)
+        return Known(describe_onnx(self.model, self.preprocess).description.labels)
 
     def open(self) -> Source:
         """Read the graph and bring it into its canonical form."""
         with step(f"reading {self.model}"):
-            return from_onnx(self.model, self.preprocess)
+            from export.sources.onnx_file import read_onnx
+
+            return read_onnx(self.model, self.preprocess)
 
 
 NOT_ONNX: tuple[Kind, ...] = (
@@ -230,7 +234,9 @@ def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None)
         )
     if checkpoint is None:
         return ExampleDoor()
-    if is_of_others(checkpoint):
+    from vit.pretrained.weight_files import holds_weights
+
+    if holds_weights(checkpoint):
         return WeightsDoor(checkpoint)
     inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
     files = [checkpoint] if checkpoint.suffix == ".onnx" else inside

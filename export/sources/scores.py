@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.graph.edit import Array, rename, tidy
-from export.graph.model import OUTPUT
-from export.sources.spec import ForeignError
+from export.graph.float_model import OUTPUT
+from export.sources.onnx_description import OnnxModelError
 
 MOVES = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Dropout")
 # Operators on one computed tensor, whose result is that of a softmax or a sigmoid no longer.
@@ -28,11 +28,11 @@ _OTHERS = (
 NO_LOGITS = dict.fromkeys(_OTHERS.split(), "its results are no row of logits")
 NO_LOGITS |= {"Sigmoid": SINGLE, "HardSigmoid": SINGLE}
 SAME = 1e-4  # of a probability: float32 rounding
-WAY = "export the model again so that it ends in the linear layer that gives the logits"
-SEEN = 256  # numbers, from which it is no chance that all lie within 0 and 1
+ADVICE = "export the model again so that it ends in the linear layer that gives the logits"
+MANY_NUMBERS = 256  # numbers, from which it is no chance that all lie within 0 and 1
 
 
-def take_logits(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
+def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
     """Take off the softmax at the end of a model, in place, where the runtime's own gives the same scores.
 
     Args:
@@ -41,7 +41,7 @@ def take_logits(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -
         run: runs the model on a few images, `[N, classes]`.
 
     Raises:
-        ForeignError: naming the operator at the end whose results are no logits.
+        OnnxModelError: naming the operator at the end whose results are no logits.
     """
     node, crossed, value = _end(model)
     if node is None:
@@ -53,16 +53,16 @@ def take_logits(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -
     last = crossed[-1].outputs[0] if crossed else value
     log = bool(crossed) or node.op_type == "LogSoftmax"
     before = run(model).astype(np.float64)
-    _cut(model, last, logits)
+    _replace_output(model, last, logits)
     with np.errstate(over="ignore"):
         scores = np.exp(before) if log else before
     found = run(model).astype(np.float64)
     found = np.exp(found - found.max(axis=-1, keepdims=True))
     found /= found.sum(axis=-1, keepdims=True)
     if found.shape != scores.shape or not np.abs(found - scores).max() <= SAME:
-        raise ForeignError(
+        raise OnnxModelError(
             f"{path}: {node.op_type} ({node.name}) ends the model, and its scores are not a softmax over the "
-            f"classes; {WAY}"
+            f"classes; {ADVICE}"
         )
 
 
@@ -73,22 +73,22 @@ def expect_logits(outputs: Array) -> None:
         outputs: of the original model for a few images, `[N, classes]`.
 
     Raises:
-        ForeignError: when every row lies within 0 and 1 and sums to 1, or very many numbers all lie there.
+        OnnxModelError: when every row lies within 0 and 1 and sums to 1, or very many numbers all lie there.
     """
     if outputs.size < 4 or not (outputs.min() >= -SAME and outputs.max() <= 1 + SAME):
         return
     what = f"its outputs for {len(outputs)} images all lie within 0 and 1"
     if np.abs(outputs.astype(np.float64).sum(axis=1) - 1).max() <= 10 * SAME:
-        raise ForeignError(f"{what} and sum to 1, so they are probabilities and no logits; {WAY}")
-    if outputs.size >= SEEN:
-        raise ForeignError(f"{what}, as a sigmoid's do, so they are scores and no logits; {WAY}")
+        raise OnnxModelError(f"{what} and sum to 1, so they are probabilities and no logits; {ADVICE}")
+    if outputs.size >= MANY_NUMBERS:
+        raise OnnxModelError(f"{what}, as a sigmoid's do, so they are scores and no logits; {ADVICE}")
 
 
 def _end(model: ir.Model) -> tuple[ir.Node | None, list[ir.Node], ir.Value]:
     """Walk up to the operator that makes the scores: return it, what changed its result, and its result."""
     value, crossed = model.graph.outputs[0], list[ir.Node]()
     while (node := value.producer()) is not None:
-        computed = _computed_inputs(node)
+        computed = _data_inputs(node)
         passes = node.op_type in (*MOVES, *CHANGES) and len({*computed}) == 1
         if not passes or _divides(node, computed):
             return node, crossed, value
@@ -100,14 +100,14 @@ def _end(model: ir.Model) -> tuple[ir.Node | None, list[ir.Node], ir.Value]:
 
 def _scores_behind(value: ir.Value) -> ir.Node | None:
     """Return an operator that makes scores, where nothing else reaches the output; None for logits."""
-    seen, waiting, found = set[ir.Value](), [value], None
+    visited, waiting, found = set[ir.Value](), [value], None
     while waiting:
         each = waiting.pop()
         node = each.producer()
-        if each in seen or node is None:
+        if each in visited or node is None:
             continue
-        seen.add(each)
-        computed = _computed_inputs(node)
+        visited.add(each)
+        computed = _data_inputs(node)
         passes = node.op_type in (*MOVES, *CHANGES, *FOLDS, *MIXES) and not _divides(node, computed)
         if not passes and node.op_type not in (*NO_LOGITS, "Softmax", "LogSoftmax"):
             return None
@@ -121,7 +121,7 @@ def _divides(node: ir.Node, computed: list[ir.Value]) -> bool:
     return node.op_type == "Div" and node.inputs[1] in computed
 
 
-def _computed_inputs(node: ir.Node) -> list[ir.Value]:
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
     """Return the data that an operator reads, without constants, sizes and places."""
     data = node.inputs[:1] if node.op_type in (*MOVES, *FOLDS) else node.inputs
     return [each for each in data if each is not None and _is_computed(each)]
@@ -129,12 +129,12 @@ def _computed_inputs(node: ir.Node) -> list[ir.Value]:
 
 def _is_computed(value: ir.Value) -> bool:
     """Return whether a value depends on the input of the graph."""
-    seen, waiting = set[ir.Value](), [value]
+    visited, waiting = set[ir.Value](), [value]
     while waiting:
         each = waiting.pop()
-        if each in seen:
+        if each in visited:
             continue
-        seen.add(each)
+        visited.add(each)
         if each.is_graph_input():
             return True
         node = each.producer()
@@ -170,7 +170,7 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return node
 
 
-def _cut(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+def _replace_output(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     if old is model.graph.outputs[0]:
         model.graph.outputs[0] = new
         new.type, new.shape = new.type or old.type, new.shape or old.shape
@@ -186,4 +186,4 @@ def _refuse(node: ir.Node, crossed: list[ir.Node], path: Path, *, softmax: bool)
     later = [*reversed(crossed)] if scores is node else [node, *reversed(crossed)]
     after = f", followed by {', '.join(each.op_type for each in later)}" if later else ""
     meaning = f": {NO_LOGITS[scores.op_type]}" if scores.op_type in NO_LOGITS and not softmax else ""
-    raise ForeignError(f"{path}: {scores.op_type} ({scores.name}) ends the model{after}{meaning}; {WAY}")
+    raise OnnxModelError(f"{path}: {scores.op_type} ({scores.name}) ends the model{after}{meaning}; {ADVICE}")

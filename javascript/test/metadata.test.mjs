@@ -95,7 +95,7 @@ const withGraph = (graph, ...more) => {
 const text = (value) => [...Buffer.from(value)];
 const node = (...fields) => field(1, fields.flat());
 const LOOP = node(field(5, field(6, [])));
-const FOREIGN = node(field(7, text("com.microsoft")));
+const OTHER_DOMAIN = node(field(7, text("com.microsoft")));
 const place = (key, value) => field(13, [...field(1, text(key)), ...field(2, text(value))]);
 const OUTSIDE = field(5, [...place("location", "other.bin"), 112, 1]);
 
@@ -106,7 +106,7 @@ test("operators of ai.onnx open", () => {
 for (const [what, graph, message] of [
   ["a subgraph", LOOP, /functions or subgraphs/],
   ["several subgraphs", node(field(5, field(11, []))), /functions or subgraphs/],
-  ["another domain", FOREIGN, /not standard, of com\.microsoft/],
+  ["another domain", OTHER_DOMAIN, /not standard, of com\.microsoft/],
   ["weights in another file", OUTSIDE, /weights are in another file/],
   ["a constant in another file", node(field(5, field(5, OUTSIDE.slice(2)))), /weights are in another file/],
 ]) {

@@ -18,7 +18,7 @@ from ..writing import AtomicFile, OutputError, explain_output_errors, temporary_
 
 _LONGEST = 180  # bytes of a name
 # Errors of a disk for a name that another disk allows.
-_NAME_REFUSED = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+_NAME_ERRORS = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 _NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 
@@ -94,7 +94,7 @@ class Sorter:
         try:
             self._make(image, place)
         except OSError as error:
-            if error.errno not in _NAME_REFUSED:
+            if error.errno not in _NAME_ERRORS:
                 raise
             suffix = "." + _make_safe(image.suffix[1:]) if image.suffix else ""
             place = folder / f"{_make_safe(image.stem)}~{digest}{suffix}"

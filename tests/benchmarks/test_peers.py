@@ -15,7 +15,7 @@ from benchmarks.engines import Peer, extra_graph, normalizing, openvino_runtime,
 from benchmarks.nncf_files import accuracy_aware_file, quantizers
 from benchmarks.peers import BASELINE, OURS, REFERENCE, Skipped, build
 from calibration.measure.drift import sqnr
-from export.sources.from_torch import FloatModel
+from export.graph.float_model import FloatModel
 
 
 def logits(peer, images, threads=1):

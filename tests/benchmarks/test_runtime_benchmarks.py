@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import decode_drift, throughput
 from export.pipeline import Options, export
-from export.sources.source import from_checkpoint
+from export.sources.from_torch import export_checkpoint
 from runtime import Preprocess, find_images, read_metadata
 from runtime.model_file.metadata import METADATA_KEY
 from vit.checkpoint import load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ def model(bench, photos, tmp_path):
     spec = Preprocess(size=(32, 32))
     save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
     options = Options(quantize=False, calibration=blurred(tmp_path / "others", 1), evaluation=photos)
-    export(from_checkpoint(load_checkpoint(tmp_path / "run")), tmp_path / "artifacts", options)
+    export(export_checkpoint(load_checkpoint(tmp_path / "run")), tmp_path / "artifacts", options)
     return tmp_path / "artifacts" / "model.onnx"
 
 

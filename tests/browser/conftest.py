@@ -108,7 +108,7 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     (folder / "text.onnx").write_text("not a model")
     vit = write_vit(folder / "vit.onnx")
     data = vit.read_bytes()
-    (folder / "foreign.onnx").write_bytes(data.replace(b"vit_edge", b"vit_else", 1))
+    (folder / "other.onnx").write_bytes(data.replace(b"vit_edge", b"vit_else", 1))
     (folder / "cut.onnx").write_bytes(data[: len(data) // 2])
     (folder / "broken.jpg").write_bytes(variants["exif-3.jpg"].read_bytes()[:300])
     (folder / "empty.png").write_bytes(b"")
@@ -120,7 +120,7 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "vit": str(vit),
         "digitImages": [str(path) for path in write_digits(folder / "digits", 10)],
         "photos": [str(path) for path in (*photos, *variants.values())],
-        "strangers": [str(folder / name) for name in ("text.onnx", "foreign.onnx", "cut.onnx")],
+        "strangers": [str(folder / name) for name in ("text.onnx", "other.onnx", "cut.onnx")],
         "broken": [str(folder / name) for name in ("broken.jpg", "empty.png", "text.png")],
         "screenshots": screenshots,
     }

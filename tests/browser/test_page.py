@@ -100,9 +100,9 @@ def test_isolation_brings_threads(seen: Seen) -> None:
 
 
 def test_what_is_no_model_says_so(plan: Seen, seen: Seen) -> None:
-    text, foreign, cut = (seen["plain"]["strangers"][path] for path in plan["strangers"])
+    text, other, cut = (seen["plain"]["strangers"][path] for path in plan["strangers"])
     assert text.startswith("text.onnx cannot be used: not an ONNX model")
-    assert foreign.startswith("foreign.onnx cannot be used: an ONNX model, but not made by vit-edge")
+    assert other.startswith("other.onnx cannot be used: an ONNX model, but not made by vit-edge")
     assert cut.startswith("cut.onnx cannot be used: not an ONNX model, or a damaged one: it is cut short")
 
 

@@ -94,8 +94,8 @@ def test_shapes_and_attributes(model: ir.Model) -> None:
 
 
 def test_by_type_is_of_the_standard_domain(model: ir.Model) -> None:
-    foreign = ir.node("Relu", [model.graph.inputs[0]], domain="com.microsoft")
-    model.graph.insert_before(model.graph[0], foreign)
+    custom = ir.node("Relu", [model.graph.inputs[0]], domain="com.microsoft")
+    model.graph.insert_before(model.graph[0], custom)
     assert [node.name for node in by_type(model, "Relu", "Mul")] == ["relu", "mul"]
 
 

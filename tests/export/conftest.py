@@ -97,7 +97,7 @@ class Block(nn.Module):
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
-class ForeignViT(nn.Module):
+class OtherViT(nn.Module):
     """The structure of timm's and torchvision's ViT, with what varies between them."""
 
     def __init__(
@@ -155,18 +155,18 @@ class HuggingFace(nn.Module):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformers eager": lambda: HuggingFace("eager"),
     "transformers sdpa": lambda: HuggingFace("sdpa"),
-    "timm unbind": lambda: ForeignViT(lambda: FusedAttention("unbind")),
-    "timm fused attention": lambda: ForeignViT(lambda: FusedAttention("unbind", fused=True)),
-    "qkv index": lambda: ForeignViT(lambda: FusedAttention("index")),
-    "qkv chunk": lambda: ForeignViT(lambda: FusedAttention("chunk")),
-    "qkv slice, layer scale": lambda: ForeignViT(lambda: FusedAttention("slice"), scale=True),
-    "qkv heads first": lambda: ForeignViT(lambda: FusedAttention("heads first")),
-    "torchvision": lambda: ForeignViT(TorchAttention),
-    "written out": lambda: ForeignViT(lambda: FusedAttention("chunk"), activation="erf", norm=WrittenOutNorm),
-    "gelu tanh": lambda: ForeignViT(lambda: FusedAttention("chunk"), activation="tanh"),
-    "quick gelu": lambda: ForeignViT(lambda: FusedAttention("chunk"), activation="quick"),
-    "distilled": lambda: ForeignViT(lambda: FusedAttention("unbind"), pool="distilled"),
-    "mean of tokens": lambda: ForeignViT(lambda: FusedAttention("unbind"), pool="mean"),
+    "timm unbind": lambda: OtherViT(lambda: FusedAttention("unbind")),
+    "timm fused attention": lambda: OtherViT(lambda: FusedAttention("unbind", fused=True)),
+    "qkv index": lambda: OtherViT(lambda: FusedAttention("index")),
+    "qkv chunk": lambda: OtherViT(lambda: FusedAttention("chunk")),
+    "qkv slice, layer scale": lambda: OtherViT(lambda: FusedAttention("slice"), scale=True),
+    "qkv heads first": lambda: OtherViT(lambda: FusedAttention("heads first")),
+    "torchvision": lambda: OtherViT(TorchAttention),
+    "written out": lambda: OtherViT(lambda: FusedAttention("chunk"), activation="erf", norm=WrittenOutNorm),
+    "gelu tanh": lambda: OtherViT(lambda: FusedAttention("chunk"), activation="tanh"),
+    "quick gelu": lambda: OtherViT(lambda: FusedAttention("chunk"), activation="quick"),
+    "distilled": lambda: OtherViT(lambda: FusedAttention("unbind"), pool="distilled"),
+    "mean of tokens": lambda: OtherViT(lambda: FusedAttention("unbind"), pool="mean"),
 }
 
 
@@ -182,9 +182,9 @@ def lively(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def other_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """An .onnx file of a model: exporter "dynamo", or an opset of the older one; batch "free" or a number."""
-    folder = tmp_path_factory.mktemp("foreign")
+    folder = tmp_path_factory.mktemp("other")
 
     def export(name: str, exporter: str | int = 17, batch: str | int = "free") -> Path:
         path = folder / f"{name}-{exporter}-{batch}.onnx".replace(" ", "_")

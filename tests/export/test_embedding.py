@@ -20,7 +20,9 @@ from calibration.plan import BalancePlan, PlanError
 from calibration.quantize_model import quantize
 from calibration.write import write_plan
 from export.__main__ import main
-from export.sources.source import from_checkpoint, from_onnx, with_embedding
+from export.sources.from_torch import export_checkpoint
+from export.sources.onnx_file import read_onnx
+from export.sources.source import ensure_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
@@ -169,11 +171,12 @@ def test_limits_on_labels_do_not_apply_without_classes(
 
 def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> None:
     checkpoint = load_checkpoint(made(tmp_path / "model.safetensors", classes=5))
-    plain = from_checkpoint(checkpoint)
-    groups = find_balance_groups(find_layers(plain.exported.model))
-    norms = [group for group in groups if group.kind == "norm"]
+    plain = export_checkpoint(checkpoint)
+    norms = [
+        group for group in find_balance_groups(find_layers(plain.exported.model)) if group.kind == "norm"
+    ]
     head = next(group for group in norms if any(linear.name == "head" for linear in group.linears))
-    source = with_embedding(from_checkpoint(checkpoint))
+    source = ensure_embedding(export_checkpoint(checkpoint))
     model = source.exported.model
     pixels = np.stack([source.preprocess(path) for path in sorted(photos.glob("*.png"))[:8]])
     chosen = quantize(model, [pixels], target="any-cpu", single_rows="int8", threads=1)
@@ -192,7 +195,7 @@ def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> No
 
 def test_the_embedding_of_a_tanh_head_is_what_the_last_linear_reads(tmp_path: Path, photos: Path) -> None:
     checkpoint = load_checkpoint(made(tmp_path / "model.safetensors", classes=5, representation=20))
-    source = with_embedding(from_checkpoint(checkpoint))
+    source = ensure_embedding(export_checkpoint(checkpoint))
     assert source.embedding == 20
     pixels = source.preprocess(photos / "00.png")[None]
     logits, embedding = open_session(_bytes(source.exported.model), device="cpu", threads=1).run(
@@ -204,27 +207,25 @@ def test_the_embedding_of_a_tanh_head_is_what_the_last_linear_reads(tmp_path: Pa
     np.testing.assert_allclose(logits, source.reference(pixels), atol=1e-4)
 
 
-def test_an_onnx_model_without_classes(
-    foreign_onnx: Callable[..., Path], tmp_path: Path, photos: Path
-) -> None:
-    path = foreign_onnx("mean of tokens")
+def test_an_onnx_model_without_classes(other_onnx: Callable[..., Path], tmp_path: Path, photos: Path) -> None:
+    path = other_onnx("mean of tokens")
     document = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5, "labels": []}
     (tmp_path / "spec.json").write_text(json.dumps(document), encoding="utf-8")
     given = ["--onnx", str(path), "--preprocess", str(tmp_path / "spec.json"), "--out", str(tmp_path / "out")]
     assert main([*given, "--calibration", str(photos)]) == 0
     embed = Embedder(tmp_path / "out", device="cpu", threads=1, normalize=False)
-    source = from_onnx(path, tmp_path / "spec.json")
+    source = read_onnx(path, tmp_path / "spec.json")
     expected = source.reference(embed.info.preprocess(photos / "04.png")[None])[0]
     np.testing.assert_allclose(embed(photos / "04.png"), expected, atol=1e-4)
     with pytest.raises(ArtifactError, match="has no classes"):
         Classifier(tmp_path / "out")
 
 
-def test_a_head_that_is_no_one_layer_is_refused(foreign_onnx: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_head_that_is_no_one_layer_is_refused(other_onnx: Callable[..., Path], tmp_path: Path) -> None:
     document = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5}
     (tmp_path / "spec.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(GraphError, match="expected one linear layer that makes the logits, found Add"):
-        with_embedding(from_onnx(foreign_onnx("distilled"), tmp_path / "spec.json"))
+        ensure_embedding(read_onnx(other_onnx("distilled"), tmp_path / "spec.json"))
 
 
 def _bytes(model: object) -> bytes:

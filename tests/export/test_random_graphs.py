@@ -42,7 +42,7 @@ def check(each: Pass, model: ir.Model, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("first", range(0, GRAPHS, AT_A_TIME))
 def test_the_outputs_stay(first: int) -> None:
-    """For any number of images the canonical passes, for two the passes of foreign graphs as well."""
+    """For any number of images the canonical passes, for two also those of other exporters' graphs."""
     changes = 0
     for seed in range(first, first + AT_A_TIME):
         graph = random_graph(seed)

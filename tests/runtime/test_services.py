@@ -371,7 +371,7 @@ def serve_page(*arguments: Any) -> subprocess.CompletedProcess[str]:
         ([EXAMPLES], f"{EXAMPLES}: expected model.int8.onnx or model.onnx in it, found neither"),
         ([os.devnull], f"{os.devnull}: expected a model file, found none"),
         ([ROOT / "README.md"], f"{ROOT / 'README.md'}: not an ONNX model"),
-        (["FOREIGN"], "an ONNX model, but not made by vit-edge"),
+        (["OTHER"], "an ONNX model, but not made by vit-edge"),
         (["MODEL", "--port", "eighty"], "expected --port from 0 to 65535, found eighty"),
         (["MODEL", "--port", "65536"], "expected --port from 0 to 65535, found 65536"),
         (["MODEL", "--prot", "1"], "Unknown option '--prot'"),
@@ -382,9 +382,9 @@ def serve_page(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_the_server_of_the_page_says_what_it_cannot_use(
     model: Path, tmp_path: Path, arguments: list[Any], message: str
 ) -> None:
-    foreign = tmp_path / "foreign.onnx"
-    foreign.write_bytes(model.read_bytes().replace(b"vit_edge", b"vit_else", 1))
-    named = {"MODEL": model, "FOREIGN": foreign}
+    other = tmp_path / "other.onnx"
+    other.write_bytes(model.read_bytes().replace(b"vit_edge", b"vit_else", 1))
+    named = {"MODEL": model, "OTHER": other}
     done = serve_page(*(named.get(each, each) for each in arguments))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from calibration.plan import PLAN_VERSION, PlanError, QuantizationPlan
-from export.sources.spec import ForeignError, read_spec
+from export.sources.onnx_description import OnnxModelError, read_description
 from runtime import ArtifactError, Metadata, Preprocess
 from runtime.errors import InputError
 from runtime.model_file.integrity import DATA_KEY, _read_data_entry
 from runtime.model_file.onnx_file import OnnxSummary
 from runtime.strict_json import parse_json, read_field
 from vit.document import KEY, CheckpointError, parse_document
-from vit.pretrained.documents import SourceError, read_json
+from vit.pretrained.description import SourceError, read_json
 from vit.training import resume
 
 # Each is put in the place of a value of a document that is right without it.
@@ -62,7 +62,7 @@ DOORS: dict[str, tuple[Callable[[str, Path], Any], str, type[InputError]]] = {
     "metadata": (lambda text, _: Metadata.from_json(text), METADATA, ArtifactError),
     "second file": (data_entry, '{"file": "model.onnx.data", "bytes": 1, "sha256": ""}', ArtifactError),
     "plan": (lambda text, _: QuantizationPlan.from_json(text), PLAN, PlanError),
-    "description": (in_file(read_spec), SPEC, ForeignError),
+    "description": (in_file(read_description), SPEC, OnnxModelError),
     "config.json": (in_file(read_json), "{}", SourceError),
     "checkpoint": (lambda text, path: parse_document(path, {KEY: text}), "{}", CheckpointError),
     "training state": (lambda text, path: resume._document(path, {resume.KEY: text}), "{}", CheckpointError),

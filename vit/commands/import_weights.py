@@ -48,14 +48,14 @@ def run_import(options: argparse.Namespace) -> None:
     labels = _check(options)
     with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
-        from vit.pretrained import read_source
-        from vit.pretrained.load import with_labels
+        from vit.pretrained import import_model
+        from vit.pretrained.load import replace_labels
 
-        found = read_source(
+        found = import_model(
             options.source, heads=options.heads, activation=options.activation, weights=options.weights
         )
         if labels:
-            found = with_labels(found, options.labels, labels)
+            found = replace_labels(found, options.labels, labels)
         recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
         recipe["notes"] = list(found.notes)
         path = save_checkpoint(

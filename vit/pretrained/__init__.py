@@ -4,22 +4,16 @@ Nothing in the files is executed: safetensors, `weights_only=True` and `allow_pi
 
 In reading order:
 
-    documents      the JSON beside the weights
-    places         which file holds the weights
-    files          tensors out of files of other projects
-    wrappings      which set of weights, without the names in front
-    formats        how each project names its tensors
-    processors     the image processors that are followed, and their fields
-    preprocessing  what the model expects of an image
-    usual          what models expect whose source does not say it
-    claims         what a description says beyond the tensors
-    head_width     the number of attention heads that trained weights show
-    shape          the configuration, from tensors and descriptions
-    heads          a head that another took the place of
-    arrange        what differs becomes an option of the model
+    weight_files   the file that holds the weights, and its tensors
+    state_dict     one set of weights, without the names that wrappers put in front
+    formats        names of the tensors in each source, and their names here
+    description    the documents beside the weights, and facts that no tensor has
+    preprocessing  resizing and normalization, stated or assumed
+    config         the configuration, from tensors and description
+    convert        from the source's tensors to those of the model here
     load           the whole import
 
-The names below are imported when first asked for: `documents` and `preprocessing` serve ONNX models too,
+The names below are imported when first asked for: `description` and `preprocessing` serve ONNX models too,
 where there may be no torch.
 """
 
@@ -28,15 +22,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit.pretrained.documents import SourceError
-    from vit.pretrained.load import ImportedModel, load_model, read_source
+    from vit.pretrained.description import SourceError
+    from vit.pretrained.load import ImportedModel, import_model, load_model
 
-__all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
+__all__ = ["ImportedModel", "SourceError", "import_model", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "SourceError":
-        from vit.pretrained.documents import SourceError
+        from vit.pretrained.description import SourceError
 
         return SourceError
     if name in __all__:

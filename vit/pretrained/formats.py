@@ -1,12 +1,13 @@
 """Names of the tensors in each source, and their names here.
 
-A format is a telling key, a preparation (fused tensors apart, kernels transposed), and rules of renaming.
+A format has a signature, the name of a tensor that no other format has; a preparation, which splits fused
+tensors and transposes kernels; and rules of renaming.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,13 +16,45 @@ from vit.config import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# --- Tensors that a source stores together, taken apart, and kernels turned the way that torch has them---
-
-
 Tensors: TypeAlias = "dict[str, Tensor]"
 
 
-def renamed(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
+@dataclass(frozen=True)
+class Format:
+    """One source's way of writing a ViT down."""
+
+    name: str
+    signature: str  # a pattern that some key matches, and no other format's does
+    prepare: Callable[[Tensors], Tensors]
+    rules: tuple[tuple[str, str], ...]  # patterns of whole names, and what becomes of them
+    ignored: str = "(?!)"  # tensors without a part in classifying
+
+    def rename(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the tensors by their names here, and those that no rule knows.
+
+        Raises:
+            ConfigError: for two tensors of one part of the model, and fused tensors that cannot be split.
+        """
+        known: list[tuple[str, str, Tensor]] = []
+        unknown: Tensors = {}
+        for name, value in self.prepare(tensors).items():
+            for pattern, replacement in self.rules:
+                if match := re.fullmatch(pattern, name):
+                    if value.numel():  # DINOv3 stores 0 registers
+                        known.append((name, match.expand(replacement), value))
+                    break
+            else:
+                if not re.fullmatch(self.ignored, name):
+                    unknown[name] = value
+        return rename_tensors(known), unknown
+
+
+def recognize_format(names: Iterable[str]) -> Format | None:
+    """Return the format that some name gives away."""
+    return next((form for form in FORMATS if any(re.fullmatch(form.signature, name) for name in names)), None)
+
+
+def rename_tensors(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
     """Return tensors by their new names; each name is given once.
 
     Args:
@@ -40,120 +73,95 @@ def renamed(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
     return found
 
 
+# --- Fused tensors are split, and kernels turned the way that torch has them ---
+
+
+def split_tensor(name: str, value: Tensor, *parts: str) -> Tensors:
+    """Split a tensor along its first dimension into parts of one size."""
+    if value.ndim == 0 or len(value) % len(parts):
+        raise ConfigError(f"{name} has the shape {list(value.shape)}, which does not split into {len(parts)}")
+    return {part: each.contiguous() for part, each in zip(parts, value.chunk(len(parts)), strict=True)}
+
+
 def split_qkv(tensors: Tensors) -> Tensors:
-    """Query, key and value apart, which timm and torchvision stack in this order.
+    """Split query, key and value, which timm and torchvision stack in this order.
 
     BEiT has biases of the query and the value alone, beside the stacked weight.
     """
-    apart: Tensors = {}
+    split: Tensors = {}
     for name, value in tensors.items():
         if match := re.fullmatch(r"(.*)(?:qkv\.|in_proj_)(weight|bias)", name):
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                apart[f"{match[1]}{part}.{match[2]}"] = piece.contiguous()
-        elif match := re.fullmatch(r"(.*attn\.)([qv])_bias", name):
-            apart[f"{match[1]}{'query' if match[2] == 'q' else 'value'}.bias"] = value
+            split |= split_tensor(
+                name, value, *(f"{match[1]}{p}.{match[2]}" for p in ("query", "key", "value"))
+            )
         elif match := re.fullmatch(r"(attn_pool\.)kv\.(weight|bias)", name):
-            for part, piece in zip(("key", "value"), value.chunk(2), strict=True):
-                apart[f"{match[1]}{part}.{match[2]}"] = piece.contiguous()
+            split |= split_tensor(name, value, *(f"{match[1]}{part}.{match[2]}" for part in ("key", "value")))
+        elif match := re.fullmatch(r"(.*attn\.)([qv])_bias", name):
+            split[f"{match[1]}{'query' if match[2] == 'q' else 'value'}.bias"] = value
         else:
-            apart[name] = value
-    return apart
+            split[name] = value
+    return split
 
 
 def split_gates(tensors: Tensors) -> Tensors:
-    """A gated MLP's two first layers apart: stacked, the gate first, they are twice as wide as the last."""
-    apart: Tensors = {}
+    """Split a gated MLP's two first layers, the gate first: stacked, they are twice as wide as the last."""
+    split: Tensors = {}
     for name, value in tensors.items():
         match = re.fullmatch(r"(.*mlp\.)(?:fc1|weights_in)\.(weight|bias)", name)
-        last = match and (tensors.get(f"{match[1]}fc2.weight"), tensors.get(f"{match[1]}weights_out.weight"))
-        width = next((each.shape[1] for each in last or () if each is not None), None)
-        if match and width and value.shape[0] == 2 * width:
-            gate, first = value.chunk(2)
-            apart[f"{match[1]}gate.{match[2]}"] = gate.contiguous()
-            apart[f"{match[1]}fc1.{match[2]}"] = first.contiguous()
+        names = [f"{match[1]}{last}.weight" for last in ("fc2", "weights_out")] if match else []
+        widths = [tensors[last].shape[1] for last in names if last in tensors and tensors[last].ndim == 2]
+        if match and widths and value.ndim and len(value) == 2 * widths[0]:
+            split |= split_tensor(name, value, f"{match[1]}gate.{match[2]}", f"{match[1]}fc1.{match[2]}")
         else:
-            apart[name.replace("mlp.weights_out.", "mlp.fc2.")] = value
-    return apart
+            split[name.replace("mlp.weights_out.", "mlp.fc2.")] = value
+    return split
 
 
-def from_timm(tensors: Tensors) -> Tensors:
+def split_timm(tensors: Tensors) -> Tensors:
+    """Split all that timm fuses."""
     return split_gates(split_qkv(tensors))
 
 
-def from_flax(tensors: Tensors) -> Tensors:
-    """Flax's kernels are `[in, out]`, in attention `[in, heads, features]` and `[heads, features, out]`."""
+BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vit_mae|vit_msn"
+
+
+def strip_backbone(tensors: Tensors) -> Tensors:
+    """Strip transformers' name of the backbone, and split gates and the attention pool's keys and values."""
+    front = re.compile(rf"^({BACKBONES}|vision_model)\.")
+    return split_timm(rename_tensors((name, front.sub("", name), value) for name, value in tensors.items()))
+
+
+def transpose_flax(tensors: Tensors) -> Tensors:
+    """Turn Flax's kernels: `[in, out]`, in attention `[in, heads, features]` and `[heads, features, out]`."""
+    front = re.compile(r"^(?:opt/target/)?(?:params/)?")
     turned: Tensors = {}
-    bare = renamed(
-        (name, name.removeprefix("opt/target/").removeprefix("params/"), value)
-        for name, value in tensors.items()
-    )
-    for name, value in bare.items():
-        if name == "embedding/kernel":
+    for name, value in rename_tensors((n, front.sub("", n), each) for n, each in tensors.items()).items():
+        if name == "embedding/kernel" and value.ndim == 4:
             value = value.permute(3, 2, 0, 1)  # (P, P, 3, D) to (D, 3, P, P)
-        elif re.search(r"/(query|key|value)/kernel$", name):
+        elif re.search(r"/(query|key|value)/kernel$", name) and value.ndim > 1:
             value = value.flatten(1).T
         elif re.search(r"/(query|key|value)/bias$", name):
             value = value.flatten()
-        elif name.endswith("/out/kernel"):
+        elif name.endswith("/out/kernel") and value.ndim == 3:
             value = value.flatten(0, 1).T
-        elif name.endswith("/kernel"):
+        elif name.endswith("/kernel") and value.ndim == 2:
             value = value.T
         name = name.replace("/scale", "/weight").replace("/kernel", "/weight")
         turned[name] = value.contiguous()
     return turned
 
 
-# --- Names of the tensors in each source, and their names here ---
-
-
-@dataclass(frozen=True)
-class Format:
-    """One source's way of writing a ViT down."""
-
-    name: str
-    tell: str  # a pattern that some key matches, and no other format's does
-    prepare: Callable[[Tensors], Tensors]
-    rules: tuple[tuple[str, str], ...]  # patterns of whole names, and what becomes of them
-    ignored: str = "(?!)"  # tensors without a part in classifying
-
-    def rename(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the tensors by their names here, and those that no rule knows.
-
-        Raises:
-            ConfigError: for two tensors of one part of the model.
-        """
-        known: list[tuple[str, str, Tensor]] = []
-        unknown: Tensors = {}
-        for name, value in self.prepare(tensors).items():
-            for pattern, replacement in self.rules:
-                if match := re.fullmatch(pattern, name):
-                    known.append((name, match.expand(replacement), value))
-                    break
-            else:
-                if not re.fullmatch(self.ignored, name):
-                    unknown[name] = value
-        return renamed(known), unknown
+# --- The formats ---
 
 
 END = r"\.(weight|bias)"
-
-
-BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vit_mae|vit_msn"
-
-
-def bare(tensors: Tensors) -> Tensors:
-    """Without the name of the backbone in front, gates and the attention pool's query, key, value apart."""
-    front = re.compile(rf"^({BACKBONES}|vision_model)\.")
-    named = renamed((name, front.sub("", name), value) for name, value in tensors.items())
-    return split_gates(split_qkv(named))
-
 
 # Files say encoder.layer.0.attention.attention.query, transformers 5 in memory layers.0.attention.q_proj.
 HF_BLOCK = r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\."
 HUGGING_FACE = Format(
     name="Hugging Face",
-    tell=rf"(?:(?:{BACKBONES})\.)?embeddings\.patch_embeddings(?:\.projection)?\.weight",
-    prepare=bare,
+    signature=rf"(?:(?:{BACKBONES})\.)?embeddings\.patch_embeddings(?:\.projection)?\.weight",
+    prepare=strip_backbone,
     rules=(
         (r"embeddings\.cls_token", "class_token"),
         (r"embeddings\.distillation_token", "distillation"),
@@ -166,10 +174,7 @@ HUGGING_FACE = Format(
         (HF_BLOCK + r"attention\.(?:attention\.key|k_proj)" + END, r"blocks.\1.attention.key.\2"),
         (HF_BLOCK + r"attention\.(?:attention\.value|v_proj)" + END, r"blocks.\1.attention.value.\2"),
         (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)" + END, r"blocks.\1.attention.proj.\2"),
-        (
-            HF_BLOCK + r"attention\..*relative_position_bias_table",
-            r"blocks.\1.attention.bias_table",
-        ),
+        (HF_BLOCK + r"attention\..*relative_position_bias_table", r"blocks.\1.attention.bias_table"),
         (r"encoder\.relative_position_bias\.relative_position_bias_table", "bias_table"),
         (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1|mlp\.up_proj)" + END, r"blocks.\1.mlp.fc1.\2"),
         (HF_BLOCK + r"mlp\.gate(?:_proj)?" + END, r"blocks.\1.mlp.gate.\2"),
@@ -188,8 +193,8 @@ HUGGING_FACE = Format(
 CLIP_BLOCK = r"encoder\.layers\.(\d+)\."
 CLIP = Format(
     name="Hugging Face",
-    tell=r"(?:vision_model\.)?embeddings\.patch_embedding\.weight",
-    prepare=bare,
+    signature=r"(?:vision_model\.)?embeddings\.patch_embedding\.weight",
+    prepare=strip_backbone,
     rules=(
         (r"embeddings\.class_embedding", "class_token"),
         (r"embeddings\.position_embedding\.weight", "position"),
@@ -215,8 +220,8 @@ CLIP = Format(
 TIMM_BLOCK = r"blocks\.(\d+)\."
 TIMM = Format(
     name="timm",
-    tell=r"patch_embed\.proj\.weight",
-    prepare=from_timm,
+    signature=r"patch_embed\.proj\.weight",
+    prepare=split_timm,
     rules=(
         (r"cls_token", "class_token"),
         (r"dist_token", "distillation"),
@@ -250,7 +255,7 @@ TIMM = Format(
 TV_BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
 TORCHVISION = Format(
     name="torchvision",
-    tell=r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight",
+    signature=r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight",
     prepare=split_qkv,
     rules=(
         (r"class_token", "class_token"),
@@ -268,22 +273,20 @@ TORCHVISION = Format(
 )
 
 GOOGLE_BLOCK = r"Transformer/encoderblock_(\d+)/"
+GOOGLE_ATTENTION = GOOGLE_BLOCK + r"MultiHeadDotProductAttention_1/"
 FLAX_END = r"/(weight|bias)"
 GOOGLE = Format(
     name="Google",
-    tell=r"(?:opt/target/|params/)?Transformer/encoderblock_0/LayerNorm_0/scale",
-    prepare=from_flax,
+    signature=r"(?:opt/target/|params/)?Transformer/encoderblock_0/LayerNorm_0/scale",
+    prepare=transpose_flax,
     rules=(
         (r"cls", "class_token"),
         (r"Transformer/posembed_input/pos_embedding", "position"),
         (r"embedding" + FLAX_END, r"patch_embedding.\1"),
         (GOOGLE_BLOCK + r"LayerNorm_0" + FLAX_END, r"blocks.\1.norm1.\2"),
         (GOOGLE_BLOCK + r"LayerNorm_2" + FLAX_END, r"blocks.\1.norm2.\2"),
-        (
-            GOOGLE_BLOCK + r"MultiHeadDotProductAttention_1/(query|key|value)" + FLAX_END,
-            r"blocks.\1.attention.\2.\3",
-        ),
-        (GOOGLE_BLOCK + r"MultiHeadDotProductAttention_1/out" + FLAX_END, r"blocks.\1.attention.proj.\2"),
+        (GOOGLE_ATTENTION + r"(query|key|value)" + FLAX_END, r"blocks.\1.attention.\2.\3"),
+        (GOOGLE_ATTENTION + r"out" + FLAX_END, r"blocks.\1.attention.proj.\2"),
         (GOOGLE_BLOCK + r"MlpBlock_3/Dense_0" + FLAX_END, r"blocks.\1.mlp.fc1.\2"),
         (GOOGLE_BLOCK + r"MlpBlock_3/Dense_1" + FLAX_END, r"blocks.\1.mlp.fc2.\2"),
         (r"Transformer/encoder_norm" + FLAX_END, r"norm.\1"),
@@ -293,9 +296,4 @@ GOOGLE = Format(
 )
 
 FORMATS = (HUGGING_FACE, CLIP, TIMM, TORCHVISION, GOOGLE)
-TELLS = tuple(form.tell for form in FORMATS)
-
-
-def recognize(names: Mapping[str, Tensor]) -> Format | None:
-    """The format that some name gives away."""
-    return next((form for form in FORMATS if any(re.fullmatch(form.tell, name) for name in names)), None)
+SIGNATURES = tuple(form.signature for form in FORMATS)

@@ -1,27 +1,33 @@
-"""Loading an imported model: the weights are recognized, renamed and checked tensor by tensor."""
+"""The whole import: the weights are recognized, renamed, converted and checked tensor by tensor."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.text import format_count
 from vit.adapt import resized_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT, compare_shapes
-from vit.pretrained.claims import OtherModelError, refuse_other_models
-from vit.pretrained.config import MOST_PATCHES, Described, config_of, doubted
-from vit.pretrained.convert import arranged, in_color, settled_head
-from vit.pretrained.documents import SourceError, labels_of, read_json, read_preprocessor
-from vit.pretrained.formats import Tensors, recognize
-from vit.pretrained.preprocessing import View, view_of
-from vit.pretrained.state_dict import unwrapped
-from vit.pretrained.weight_files import description_folder, find_weights, read_weights
-
-__all__ = ["ImportedModel", "SourceError", "load_model", "read_source"]
+from vit.pretrained.config import MOST_PATCHES, build_config, check_heads
+from vit.pretrained.convert import check_dimensions, choose_head, convert_gray, convert_tensors
+from vit.pretrained.description import (
+    Description,
+    OtherModelError,
+    SourceError,
+    choose_labels,
+    read_json,
+    read_preprocessor,
+    refuse_other_models,
+)
+from vit.pretrained.formats import Tensors, recognize_format
+from vit.pretrained.preprocessing import View, choose_view
+from vit.pretrained.state_dict import unwrap_state_dict
+from vit.pretrained.weight_files import find_description_folder, find_weights, read_weights
 
 LISTED = 8  # names shown of each kind of misfit
 HINTS = (
@@ -30,7 +36,7 @@ HINTS = (
     (r"mlp\.norm|attn\.norm|inner_attn", "it has norms inside its blocks that this model has not"),
     (r"conv|stem|stages", "it has convolutions besides the patch embedding"),
 )
-ONNX_WAY = (
+ONNX_ADVICE = (
     "what this model cannot be, ONNX can: export it with its own library (torch.onnx.export, "
     "optimum-cli export onnx), then run `python -m export --onnx MODEL.onnx --preprocess SPEC.json "
     "--quantize --calibration PHOTOS`"
@@ -45,11 +51,12 @@ class ImportedModel:
     preprocess: Preprocess
     labels: tuple[str, ...]
     format: str
-    assumed: tuple[str, ...]  # what the source did not say, a sentence each
-    notes: tuple[str, ...] = ()  # what was chosen among several things that it did say
+    assumed: tuple[str, ...]  # what the source does not state, one sentence each
+    notes: tuple[str, ...] = ()  # what was chosen among several things that it states
+    labels_assumed: tuple[str, ...] = ()  # of `assumed`, on the labels
 
 
-def read_source(
+def import_model(
     source: Path | str,
     *,
     heads: int | None = None,
@@ -60,44 +67,63 @@ def read_source(
 
     Args:
         source: a file of weights, or a folder with one.
-        heads: attention heads, where the source does not say it; None reads or looks it up.
+        heads: attention heads, where the source does not state them; None reads or looks them up.
         activation: of the MLPs, as in `ViTConfig`; None reads or assumes it.
         weights: which set of weights, where a file has several; None prefers a moving average.
+
+    Returns:
+        the model with its preprocessing and labels, and what was assumed or chosen.
 
     Raises:
         SourceError: for a file that cannot be read, a format that is not known, and for tensors that are
             missing, left over or misshapen, listing them.
+        UnstatedError: where the number of heads is in neither source nor tensors.
     """
     file = find_weights(Path(source))
-    folder = description_folder(Path(source), file)
-    found = unwrapped(read_weights(file), file, weights=weights)
-    form = recognize(found.tensors)
+    folder = find_description_folder(Path(source), file)
+    found = unwrap_state_dict(read_weights(file), file, weights=weights)
+    form = recognize_format(found.tensors)
     if form is None:
         some = ", ".join(sorted(found.tensors)[:3]) or "no tensors"
         known = "Hugging Face, timm, torchvision or Google's .npz"
-        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_WAY}")
+        raise SourceError(f"{file}: expected the tensors of a ViT of {known}, found {some}, …; {ONNX_ADVICE}")
     document = read_json(folder / "config.json") if folder else {}
-    described = Described.of(heads_in(found.tensors) | document, found.arguments, heads, activation)
-    view = view_of(form, document, read_preprocessor(folder)[0] if folder else {}, file)
+    facts = _read_flax_heads(found.tensors) | document
+    description = Description.from_documents(facts, found.arguments, heads, activation)
+    view = choose_view(form, document, read_preprocessor(folder)[0] if folder else {}, file)
     unknown: Tensors = {}
     try:
-        renamed, unknown = form.rename(found.tensors)
+        tensors, unknown = form.rename(found.tensors)
         refuse_other_models(unknown)
-        renamed, unknown, chosen = settled_head(renamed, unknown)
-        renamed, converted = in_color(renamed)
-        fitted, extra = arranged(form, renamed, described)
-        config, assumed = config_of(form, fitted, extra, described, view)
-    except (ConfigError, KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise SourceError(not_a_vit(file, error, unknown)) from error
-    model = loaded(file, config, fitted, unknown)
+        check_dimensions(tensors)
+        tensors, unknown, notes = choose_head(tensors, unknown)
+        tensors, more = convert_gray(tensors)
+        tensors, fields = convert_tensors(form, tensors, description)
+        config, assumed = build_config(form, tensors, fields, description, view)
+    except SourceError as error:
+        raise type(error)(f"{file}: {error}") from error
+    except OtherModelError as error:
+        raise SourceError(f"{file}: {error}; {ONNX_ADVICE}") from error
+    except InputError as error:
+        unfit = "; ".join(filter(None, (_describe_misfit([], sorted(unknown), []), ONNX_ADVICE)))
+        raise SourceError(
+            f"{file}: the tensors describe no ViT that is known here ({error}); {unfit}"
+        ) from error
+    model = _build_model(file, config, tensors, unknown)
     try:
-        model, preprocess, sized = seen(model, view)
+        model, preprocess, resized = resize_to_preprocessing(model, view)
     except ValueError as error:  # of ViTConfig and Preprocess: sizes that they do not have
         raise SourceError(f"{file}: the preprocessing does not fit the model ({error})") from error
-    labels, guessed = labels_of(document, config.classes)
-    assumed = [*view.assumed, *assumed, *guessed]
-    notes = (*found.notes, *chosen, *converted, *sized, *doubted(fitted, config.heads))
-    return ImportedModel(model, preprocess, labels, form.name, tuple(assumed), notes)
+    labels, guessed = choose_labels(document, config.classes)
+    return ImportedModel(
+        model,
+        preprocess,
+        labels,
+        form.name,
+        (*view.assumed, *assumed, *guessed),
+        (*found.notes, *notes, *more, *resized, *check_heads(tensors, config.heads)),
+        tuple(guessed),
+    )
 
 
 def load_model(source: Path | str) -> ViT:
@@ -106,69 +132,39 @@ def load_model(source: Path | str) -> ViT:
     Raises:
         SourceError: for a file that cannot be read, and tensors that are missing, left over or misshapen.
     """
-    return read_source(source).model
+    return import_model(source).model
 
 
-def not_a_vit(file: Path, error: Exception, unknown: Iterable[str]) -> str:
-    """A message for what tensors or description do not allow; a missing --heads is no reason for ONNX."""
-    said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    if isinstance(error, OtherModelError):
-        return f"{file}: {said}; {ONNX_WAY}"
-    if isinstance(error, SourceError) or any(w in said for w in ("--heads", "--activation", "channels")):
-        return f"{file}: {said}"
-    unfit = misfit([], sorted(unknown), [])
-    return (
-        f"{file}: the tensors describe no ViT that is known here ({said}){unfit and '; ' + unfit}; {ONNX_WAY}"
-    )
+def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:
+    """Return the same model with the labels that were read from a file.
+
+    Raises:
+        SourceError: when their number is not that of the classes.
+    """
+    classes = found.model.config.classes
+    if len(labels) != classes:
+        there, expected = format_count(len(labels), "label"), format_count(classes, "class", "classes")
+        raise SourceError(f"{file}: has {there}, the model has {expected}")
+    assumed = tuple(sentence for sentence in found.assumed if sentence not in found.labels_assumed)
+    return replace(found, labels=labels, assumed=assumed, labels_assumed=())
 
 
-def heads_in(tensors: Tensors) -> dict[str, int]:
-    """The number of heads where a tensor tells it: Flax's kernels are `[in, heads, features]`."""
+def _read_flax_heads(tensors: Tensors) -> dict[str, int]:
+    """Return the number of heads where a shape shows it: Flax's kernels are `[in, heads, features]`."""
     shapes = [value.shape for name, value in tensors.items() if name.endswith("/query/kernel")]
     return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
 
 
-def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
-    """Join the model's size and the view's: the source's own size is followed where the positions can be."""
-    config, wanted = model.config, view.size
-    if wanted is None or wanted == config.image_size:
-        return model, view.sized(config.image_size), []
-    height, width = config.image_size
-    fits = not (wanted[0] % config.patch_size or wanted[1] % config.patch_size)
-    movable = not (config.rotary or config.attention_bias)
-    if view.by_input and fits and movable:
-        patches = wanted[0] // config.patch_size * (wanted[1] // config.patch_size)
-        if patches > MOST_PATCHES:
-            raise ConfigError(
-                f"{wanted[0]}x{wanted[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})"
-            )
-        resized = ViT(replace(config, image_size=wanted))
-        position = resized_position(
-            model.position.detach(), config.grid, resized.config.grid, antialias=False
-        )
-        resized.load_state_dict(model.state_dict() | {"position": position})
-        note = f"the model is for {height}x{width} pixels, its preprocessing gives {wanted[0]}x{wanted[1]}: "
-        return (
-            resized.eval(),
-            view.sized(wanted),
-            [note + "positions interpolated to that, as the source does"],
-        )
-    note = f"the preprocessing says {wanted[0]}x{wanted[1]} pixels, the model is for {height}x{width}: "
-    note += "the same view is scaled to the model's size"
-    return model, view.sized(config.image_size), [note]
-
-
-def loaded(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
+def _build_model(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
     missing, left_over, misshapen = compare_shapes(config, {n: each.shape for n, each in tensors.items()})
-    left_over = sorted([*unknown, *left_over])
-    if unfit := misfit(missing, left_over, misshapen):
-        raise SourceError(f"{file}: {unfit}; {ONNX_WAY}")
+    if unfit := _describe_misfit(missing, sorted([*unknown, *left_over]), misshapen):
+        raise SourceError(f"{file}: {unfit}; {ONNX_ADVICE}")
     model = ViT(config)
     model.load_state_dict(tensors)
     return model.eval()
 
 
-def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> str:
+def _describe_misfit(missing: Sequence[str], left_over: Sequence[str], misshapen: Sequence[str]) -> str:
     """List the tensors that do not fit, with a hint if the reason is known; empty if all fit."""
     kinds = (("missing", missing), ("left over", left_over), ("misshapen", misshapen))
     parts = [
@@ -180,15 +176,24 @@ def misfit(missing: list[str], left_over: list[str], misshapen: list[str]) -> st
     return "; ".join([*parts, *hints]) and "tensors do not fit: " + "; ".join([*parts, *hints])
 
 
-def with_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:
-    """Return the same model with the labels that were read from a file.
-
-    Raises:
-        SourceError: when their number is not that of the classes.
-    """
-    classes = found.model.config.classes
-    if len(labels) != classes:
-        there, expected = format_count(len(labels), "label"), format_count(classes, "class", "classes")
-        raise SourceError(f"{file}: has {there}, the model has {expected}")
-    assumed = tuple(sentence for sentence in found.assumed if "--labels" not in sentence)
-    return replace(found, labels=labels, assumed=assumed)
+def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
+    """Join the model's size and the view's: the source's own size is followed where the positions can be."""
+    config, size = model.config, view.size
+    if size is None or size == config.image_size:
+        return model, view.scale_to(config.image_size), []
+    height, width = config.image_size
+    fits = not (size[0] % config.patch_size or size[1] % config.patch_size)
+    if not (view.by_input and fits) or config.rotary or config.attention_bias:
+        note = f"the preprocessing says {size[0]}x{size[1]} pixels, the model is for {height}x{width}: "
+        note += "the same view is scaled to the model's size"
+        return model, view.scale_to(config.image_size), [note]
+    patches = size[0] // config.patch_size * (size[1] // config.patch_size)
+    if patches > MOST_PATCHES:
+        raise ConfigError(f"{size[0]}x{size[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})")
+    resized = ViT(replace(config, image_size=size))
+    # transformers does not average where the grid shrinks.
+    position = resized_position(model.position.detach(), config.grid, resized.config.grid, antialias=False)
+    resized.load_state_dict(model.state_dict() | {"position": position})
+    note = f"the model is for {height}x{width} pixels, its preprocessing gives {size[0]}x{size[1]}: "
+    note += "positions interpolated to that, as the source does"
+    return resized.eval(), view.scale_to(size), [note]

@@ -104,10 +104,10 @@ FIXED_PASSES: tuple[Pass, ...] = (
 )
 
 
-def canonicalize_foreign(
+def canonicalize_onnx(
     model: ir.Model, *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Mapping[str, int]:
-    """Bring a foreign float graph into the form of our own exports, in place; the changes by pass.
+    """Bring another exporter's float graph into the form of our own exports, in place; the changes by pass.
 
     The input becomes `pixels` uint8 [N, H, W, 3] for any N; the logits stay the same to rounding.
 

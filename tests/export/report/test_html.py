@@ -172,10 +172,10 @@ def test_layers_are_read_from_names_that_number_the_blocks():
     assert [(layer.group, layer.kind) for layer in found] == [
         ("patch_embedding", ""), ("0", "query"), ("10", "fc2"), ("head", ""),
     ]  # fmt: skip
-    foreign = read_layers(
+    others = read_layers(
         {"/vit/encoder/layer.3/attention/dense/MatMul": 1.0, "/vit/encoder/layer.3/output/dense/MatMul": 2.0}
     )
-    assert [(layer.group, layer.kind) for layer in foreign] == [
+    assert [(layer.group, layer.kind) for layer in others] == [
         ("3", "attention/dense/MatMul"), ("3", "output/dense/MatMul"),
     ]  # fmt: skip
     assert [layer.group for layer in read_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]

@@ -92,7 +92,7 @@ def test_a_model_of_others_is_refused(model: Path) -> None:
     assert "not made by vit-edge" in refusal(model)
 
 
-def test_a_foreign_operator_is_refused(model: Path) -> None:
+def test_an_operator_of_another_domain_is_refused(model: Path) -> None:
     def change(proto: onnx.ModelProto) -> None:
         proto.graph.node[0].domain = "com.evil"
 

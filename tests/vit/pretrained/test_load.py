@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vit.checkpoint import load_checkpoint
-from vit.pretrained import SourceError, load_model, read_source
-from vit.pretrained.processors import IMAGENET_MEAN, IMAGENET_STD
+from vit.pretrained import SourceError, import_model, load_model
+from vit.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vit.pretrained.weight_files import read_weights
 
 D, HEADS, MLP, P, SIZE, CLASSES, DEPTH = 32, 2, 48, 4, 12, 7, 2
@@ -87,7 +87,7 @@ def hugging_face_vit(folder, **changes):
 @pytest.mark.parametrize("changes", [{}, {"hidden_act": "gelu_pytorch_tanh"}, {"qkv_bias": False}])
 def test_hugging_face_vit(tmp_path, changes):
     theirs = hugging_face_vit(tmp_path, **changes)
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert found.labels[3] == "label 3"
     assert found.assumed == ()
     assert (found.preprocess.resize, found.preprocess.interpolation) == ("stretch", "bicubic")
@@ -106,7 +106,7 @@ def test_hugging_face_dinov2_backbone(tmp_path):
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     theirs.save_pretrained(tmp_path)
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert found.model.config.layer_scale
     assert found.model.config.norm_epsilon == 1e-6
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_timm(tmp_path, more):
         shapes |= {f"blocks.{i}.ls{n}.gamma": (D,) for i in range(DEPTH) for n in (1, 2)}
     w = tensors(**shapes)
     torch.save({"model": w}, tmp_path / "vit_small.pth")
-    found = read_source(tmp_path / "vit_small.pth", heads=HEADS)
+    found = import_model(tmp_path / "vit_small.pth", heads=HEADS)
     expected = timm_forward(w, normalized((0.5,) * 3, (0.5,) * 3), HEADS, more == "pre_logits")
     assert_parity(found.model(pixels()), expected)
     assert any("GELU" in sentence for sentence in found.assumed)
@@ -191,7 +191,7 @@ def test_timm_folder_brings_its_preprocessing(tmp_path):
     view = {"input_size": [3, SIZE, SIZE], "crop_pct": 0.75, "interpolation": "bicubic"}
     view |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": HEADS, "pretrained_cfg": view}))
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert found.preprocess.resize_to == 16
     assert found.model.config.heads == HEADS
     assert_parity(found.model(pixels()), timm_forward(w, normalized((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), HEADS))
@@ -254,7 +254,7 @@ def test_torchvision(tmp_path, old_names):
         for name, value in w.items()
     }
     torch.save(stored, tmp_path / "vit_b_16.pth")
-    found = read_source(tmp_path / "vit_b_16.pth", heads=1)
+    found = import_model(tmp_path / "vit_b_16.pth", heads=1)
     x = normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert_parity(found.model(pixels()), torchvision_forward(w, x, 1))
     assert found.labels[:2] == ("0", "1")
@@ -336,14 +336,14 @@ def test_google_npz(tmp_path, pre_logits):
     arrays = google_arrays(pre_logits)
     np.savez(tmp_path / "ViT.npz", **arrays)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": HEADS}))
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert found.model.config.activation == "gelu_tanh"
     assert_parity(found.model(pixels()), google_forward(arrays, normalized((0.5,) * 3, (0.5,) * 3)))
 
 
 def test_google_npz_tells_its_heads(tmp_path):
     np.savez(tmp_path / "ViT.npz", **google_arrays(False))
-    found = read_source(tmp_path / "ViT.npz")
+    found = import_model(tmp_path / "ViT.npz")
     assert found.model.config.heads == HEADS
 
 
@@ -357,7 +357,7 @@ def test_misfits_are_listed(tmp_path):
     w["pos_embed"] = torch.zeros(1, TOKENS, D + 1)
     torch.save(w, tmp_path / "x.pth")
     with pytest.raises(SourceError) as caught:
-        read_source(tmp_path / "x.pth", heads=HEADS)
+        import_model(tmp_path / "x.pth", heads=HEADS)
     for part in ("1 missing: norm.bias", "1 left over: head.extra", "1 misshapen: position [1, 10, 33]"):
         assert part in str(caught.value)
 
@@ -374,7 +374,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     np.savez(tmp_path / "z.npz", a=np.array([Malicious()], dtype=object))
     for name in ("x.pth", "y.pth", "z.npz"):
         with pytest.raises(SourceError):
-            read_source(tmp_path / name)
+            import_model(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
 
@@ -390,15 +390,15 @@ def test_a_cut_off_file_is_refused(tmp_path, name):
         save_file(w, path)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(SourceError, match="not a complete"):
-        read_source(path)
+        import_model(path)
 
 
 def test_what_is_no_vit_is_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
     with pytest.raises(SourceError, match=r"found conv1\.weight"):
-        read_source(tmp_path / "resnet.safetensors")
+        import_model(tmp_path / "resnet.safetensors")
     with pytest.raises(SourceError, match="no such folder or file"):
-        read_source(tmp_path / "nowhere")
+        import_model(tmp_path / "nowhere")
 
 
 def test_command_line(tmp_path):

@@ -8,8 +8,7 @@ from PIL import Image
 
 from benchmarks.other_libraries import import_torchvision
 from vit.pretrained import SourceError
-from vit.pretrained.preprocessing import from_preprocessor, from_timm
-from vit.pretrained.processors import DEFAULTS, MODEL_TYPES
+from vit.pretrained.preprocessing import DEFAULTS, PROCESSORS, read_pretrained_cfg, read_processor
 
 EXACT = 0.05  # mean error over the spread of the pixels
 CHANGES = {
@@ -55,7 +54,7 @@ def distance(kind, changes):
     made = processor_class(kind)(**changes)
     document = json.loads(made.to_json_string())
     try:
-        view = from_preprocessor(document)
+        view = read_processor(document)
     except SourceError:
         return None
     theirs = np.asarray(made(photo(), return_tensors="pt")["pixel_values"][0])
@@ -86,7 +85,7 @@ def test_fields_that_one_type_has_are_followed(kind, changes):
 @pytest.mark.parametrize("ending", ["ImageProcessor", "ImageProcessorFast", "FeatureExtractor"])
 @pytest.mark.parametrize("kind", ["CLIP", "Levit", "ConvNext"])
 def test_a_lone_number_is_what_the_type_takes_it_for(kind, ending):
-    view = from_preprocessor({"image_processor_type": kind + ending, "size": 224, "crop_size": 224})
+    view = read_processor({"image_processor_type": kind + ending, "size": 224, "crop_size": 224})
     assert (view.resize, view.edge) == ("crop", 256 if kind in ("Levit", "ConvNext") else 224)
 
 
@@ -106,7 +105,7 @@ def test_a_lone_number_is_what_the_type_takes_it_for(kind, ending):
 )
 def test_types_with_steps_of_their_own_are_refused_by_name(kind):
     with pytest.raises(SourceError, match=f"{kind}.*--preprocess"):
-        from_preprocessor({"image_processor_type": kind, "size": {"height": 32, "width": 32}})
+        read_processor({"image_processor_type": kind, "size": {"height": 32, "width": 32}})
 
 
 @pytest.mark.parametrize(
@@ -143,19 +142,19 @@ def test_types_with_steps_of_their_own_are_refused_by_name(kind):
 )
 def test_fields_that_no_type_here_has_are_refused_by_name(said, words):
     with pytest.raises(SourceError, match=words):
-        from_preprocessor({"image_processor_type": "ViTImageProcessor"} | said)
+        read_processor({"image_processor_type": "ViTImageProcessor"} | said)
 
 
 @pytest.mark.parametrize("said", [{"do_pad": False}, {"crop_pct": None}, {"do_reduce_labels": True}])
 def test_fields_that_change_no_pixel_are_let_be(said):
-    assert from_preprocessor({"image_processor_type": "ViTImageProcessor"} | said).assumed == ()
+    assert read_processor({"image_processor_type": "ViTImageProcessor"} | said).assumed == ()
 
 
 def test_a_document_without_a_type_is_read_as_the_models_own():
-    assert from_preprocessor({}, "levit").edge == 256
-    assert "ViTImageProcessor" in from_preprocessor({}).assumed[0]
+    assert read_processor({}, "levit").edge == 256
+    assert "ViTImageProcessor" in read_processor({}).assumed[0]
     with pytest.raises(SourceError, match="efficientformer"):
-        from_preprocessor({"size": 8}, "efficientformer")
+        read_processor({"size": 8}, "efficientformer")
 
 
 def test_model_types_have_the_processors_of_transformers():
@@ -163,7 +162,7 @@ def test_model_types_have_the_processors_of_transformers():
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as theirs
 
     compared = 0
-    for model_type, kind in MODEL_TYPES.items():
+    for model_type, kind in PROCESSORS.items():
         if found := theirs.get(model_type):
             names = found.values() if isinstance(found, dict) else found
             assert any(str(name).startswith(f"{kind}ImageProcessor") for name in names), model_type
@@ -188,4 +187,4 @@ def test_model_types_have_the_processors_of_transformers():
 )
 def test_what_timm_says_is_followed_or_refused(said, words):
     with pytest.raises(SourceError, match=words):
-        from_timm({"input_size": [3, 8, 8]} | said)
+        read_pretrained_cfg({"input_size": [3, 8, 8]} | said)

@@ -13,16 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.graph.memory import open_graph_session
 from export.__main__ import main
-from export.sources.onnx_file import load
-from export.sources.onnx_folder import describe
+from export.sources.onnx_description import OnnxDescription, OnnxModelError, describe_onnx
+from export.sources.onnx_file import read_onnx, read_onnx_file
 from export.sources.scores import expect_logits
-from export.sources.source import from_onnx
-from export.sources.spec import ForeignError, Spec
 from runtime.images.preprocess import Preprocess
 from runtime.onnx_runtime import onnxruntime
 from tests.support.small_perceptron import CLASSES, SIDE, perceptron
 
-SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, None)
+SPEC = OnnxDescription(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, None)
 CONSTANTS = {
     "axis": np.array([1]),
     "row": np.array([0, CLASSES]),
@@ -115,7 +113,7 @@ def test_a_softmax_is_taken_off_and_the_probabilities_stay(name: str, tmp_path: 
     feed = ((images() / 255 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
     own = onnxruntime.InferenceSession(path).run(None, {"images": feed})[0]
     own = np.exp(own) if name.startswith("log ") and "sum" not in name else own
-    found = load(path, SPEC)
+    found = read_onnx_file(path, SPEC)
     logits = open_graph_session(found.exported.model).run(["logits"], {"pixels": images()})[0]
     np.testing.assert_allclose(softmax(logits), own, atol=1e-5)
     np.testing.assert_allclose(logits, found.reference(images()), atol=1e-4)
@@ -182,8 +180,8 @@ REFUSED: dict[str, tuple[Sequence[Node], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_scores_are_refused_by_name(name: str, tmp_path: Path) -> None:
     nodes, words = REFUSED[name]
-    with pytest.raises(ForeignError, match=words):
-        load(ending(tmp_path / "m.onnx", nodes), SPEC)
+    with pytest.raises(OnnxModelError, match=words):
+        read_onnx_file(ending(tmp_path / "m.onnx", nodes), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -197,21 +195,21 @@ def test_other_scores_are_refused_by_name(name: str, tmp_path: Path) -> None:
 )
 def test_what_is_no_row_of_numbers_is_refused(nodes, classes, rank, dtype, tmp_path: Path) -> None:
     path = ending(tmp_path / "m.onnx", nodes, classes=classes, rank=rank, dtype=dtype)
-    with pytest.raises(ForeignError, match=r"Sigmoid|one output"):
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match=r"Sigmoid|one output"):
+        read_onnx_file(path, SPEC)
 
 
 def test_honest_logits_behind_other_operators_are_taken(tmp_path: Path) -> None:
     nodes: Sequence[Node] = [("Mul", ["z", "three"], "y"), ("Add", ["y", "z"], "x"), ("Identity", ["x"], "w")]
     nodes = [*nodes, ("Sigmoid", ["w"], "s"), ("Mul", ["w", "s"], "g"), ("Mean", ["g", "z"], "v")]
-    found = load(ending(tmp_path / "m.onnx", nodes), SPEC)
+    found = read_onnx_file(ending(tmp_path / "m.onnx", nodes), SPEC)
     logits = open_graph_session(found.exported.model).run(["logits"], {"pixels": images()})[0]
     np.testing.assert_allclose(logits, found.reference(images()), atol=1e-4)
 
 
 def test_an_embedding_may_end_in_anything(tmp_path: Path) -> None:
-    spec = Spec(SPEC.preprocess, SPEC.mean, SPEC.std, ())
-    assert load(ending(tmp_path / "m.onnx", one("LpNormalization", axis=1)), spec).labels == ()
+    spec = OnnxDescription(SPEC.preprocess, SPEC.mean, SPEC.std, ())
+    assert read_onnx_file(ending(tmp_path / "m.onnx", one("LpNormalization", axis=1)), spec).labels == ()
 
 
 def test_probabilities_are_known_by_their_values(tmp_path: Path, photos: Path, capsys) -> None:
@@ -242,7 +240,7 @@ def test_probabilities_are_known_by_their_values(tmp_path: Path, photos: Path, c
 )
 def test_values_of_scores(outputs: np.ndarray, refused: bool) -> None:
     if refused:
-        with pytest.raises(ForeignError, match="within 0 and 1"):
+        with pytest.raises(OnnxModelError, match="within 0 and 1"):
             expect_logits(outputs)
     else:
         expect_logits(outputs)
@@ -252,13 +250,13 @@ def test_values_of_scores(outputs: np.ndarray, refused: bool) -> None:
 def test_the_problem_type_of_a_folder_is_read(kind: str, optimum: Path) -> None:
     config = json.loads((optimum / "config.json").read_text())
     (optimum / "config.json").write_text(json.dumps(config | {"problem_type": kind}))
-    with pytest.raises(ForeignError, match=kind):
-        describe(optimum)
+    with pytest.raises(OnnxModelError, match=kind):
+        describe_onnx(optimum)
 
 
 def test_one_label_is_no_classifier(tmp_path: Path) -> None:
     path = ending(tmp_path / "m.onnx", [("Gather", ["z", "zero"], "p", {"axis": 1})], classes=1)
     document = {"preprocess": {"size": [SIDE, SIDE]}, "mean": 0.5, "std": 0.5, "labels": ["cat"]}
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    with pytest.raises(ForeignError, match="one output"):
-        from_onnx(path, tmp_path / "spec.json")
+    with pytest.raises(OnnxModelError, match="one output"):
+        read_onnx(path, tmp_path / "spec.json")

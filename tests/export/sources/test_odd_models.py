@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.graph.memory import open_graph_session
 from calibration.quantize_model import quantize
-from export.sources.from_torch import add_embedding
-from export.sources.onnx_file import ForeignModel, load
-from export.sources.spec import ForeignError, Spec
+from export.graph.float_model import add_embedding
+from export.sources.onnx_description import OnnxDescription, OnnxModelError
+from export.sources.onnx_file import read_onnx_file
+from export.sources.source import Source
 from runtime.images.preprocess import Preprocess
 from tests.support.small_perceptron import SIDE, WIDTH, perceptron
 
@@ -23,14 +24,16 @@ FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Callable[..., ForeignModel]:
-    def make(*changes: Change, side: int = SIDE) -> ForeignModel:
+def loaded(tmp_path: Path) -> Callable[..., Source]:
+    def make(*changes: Change, side: int = SIDE) -> Source:
         model = perceptron()
         for change in changes:
             change(model)
         path = tmp_path / "model.onnx"
         onnx.save(model, path)
-        return load(path, Spec(Preprocess(size=(side, side)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None))
+        return read_onnx_file(
+            path, OnnxDescription(Preprocess(size=(side, side)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
+        )
 
     return make
 
@@ -39,7 +42,7 @@ def images(side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
 
 
-def check(model: ForeignModel, side: int = SIDE) -> None:
+def check(model: Source, side: int = SIDE) -> None:
     """The exported graph gives the logits of the file."""
     expected = model.reference(images(side))
     found = open_graph_session(model.exported.model).run(["logits"], {"pixels": images(side)})[0]
@@ -105,7 +108,7 @@ def in_half(model: onnx.ModelProto) -> None:
 
 def test_products_in_float16_are_refused(loaded) -> None:
     with pytest.raises(
-        ForeignError, match=r"expected products in float32, found FLOAT16 in Conv .*before its conv"
+        OnnxModelError, match=r"expected products in float32, found FLOAT16 in Conv .*before its conv"
     ):
         loaded(in_half)
 
@@ -124,7 +127,7 @@ def test_weights_may_be_stored_in_another_type(dtype: type, loaded) -> None:
 
 def test_grayscale_is_refused_for_what_it_is(loaded) -> None:
     with pytest.raises(
-        ForeignError, match=r"expected color images as input, found 'images' of shape \[None, 1, 16, 16\]"
+        OnnxModelError, match=r"expected color images as input, found 'images' of shape \[None, 1, 16, 16\]"
     ):
         loaded(edited("patch.weight", lambda array: array[:, :1]), with_input("N", 1, SIDE, SIDE))
 

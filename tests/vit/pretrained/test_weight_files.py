@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.vit.pretrained.test_views import source
-from tests.vit.pretrained.test_wrappings import GOOD
+from tests.vit.pretrained.test_preprocessing import source
+from tests.vit.pretrained.test_state_dict import GOOD
 from vit.__main__ import main
-from vit.pretrained import SourceError, read_source
+from vit.pretrained import SourceError, import_model
 
 HUGE = 10**6
 
@@ -109,7 +109,7 @@ def test_files_that_claim_are_refused(name, tmp_path, capsys):
     file = FILES[name](tmp_path)
     start = time.perf_counter()
     with pytest.raises(SourceError) as error:
-        read_source(file, heads=2)
+        import_model(file, heads=2)
     assert str(tmp_path) in str(error.value)
     assert time.perf_counter() - start < 5
     assert main(["import", str(file), "--heads", "2", "--out", str(tmp_path / "out")]) == 2
@@ -118,13 +118,13 @@ def test_files_that_claim_are_refused(name, tmp_path, capsys):
 
 def test_honest_archives_are_read(tmp_path):
     torch.save(GOOD, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    assert read_source(tmp_path / "w.pth", heads=2).model.config.heads == 2
+    assert import_model(tmp_path / "w.pth", heads=2).model.config.heads == 2
     zeros = {name: torch.zeros_like(value) for name, value in GOOD.items()}
     torch.save(zeros, tmp_path / "w.pth")
-    assert read_source(tmp_path / "w.pth", heads=2).model.config.heads == 2
+    assert import_model(tmp_path / "w.pth", heads=2).model.config.heads == 2
 
 
 def test_a_size_that_would_take_any_memory_is_refused(tmp_path):
     huge = {"size": {"height": 4096, "width": 4096}}
     with pytest.raises(SourceError, match="patches"):
-        read_source(source(tmp_path, huge))
+        import_model(source(tmp_path, huge))

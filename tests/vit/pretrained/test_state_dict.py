@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.config import ConfigError
-from vit.pretrained import SourceError, read_source
-from vit.pretrained.config import Described, heads_of
+from vit.pretrained import SourceError, import_model
+from vit.pretrained.config import choose_heads
+from vit.pretrained.description import Description, UnstatedError
 
 D, HEADS, CLASSES = 16, 2, 3
 
@@ -41,7 +41,7 @@ def prefixed(prefix, weights=GOOD):
 
 def read(tmp_path, content, **options):
     torch.save(content, tmp_path / "w.pth")
-    return read_source(tmp_path / "w.pth", heads=HEADS, **options)
+    return import_model(tmp_path / "w.pth", heads=HEADS, **options)
 
 
 def is_good(found):
@@ -57,7 +57,7 @@ def is_good(found):
 def test_prefixes_come_off_in_any_order_and_depth(tmp_path, prefix):
     assert is_good(read(tmp_path, prefixed(prefix)))
     save_file(prefixed(prefix), tmp_path / "w.safetensors")
-    assert is_good(read_source(tmp_path / "w.safetensors", heads=HEADS))
+    assert is_good(import_model(tmp_path / "w.safetensors", heads=HEADS))
 
 
 def test_a_head_beside_the_backbone_belongs_to_it(tmp_path):
@@ -96,7 +96,7 @@ def test_a_moving_average_is_preferred_and_said(tmp_path, content, other):
 
 def test_arguments_of_the_script_tell_the_heads(tmp_path):
     torch.save({"model": GOOD, "args": Namespace(num_heads=4)}, tmp_path / "w.pth")
-    assert read_source(tmp_path / "w.pth").model.config.heads == 4
+    assert import_model(tmp_path / "w.pth").model.config.heads == 4
 
 
 @pytest.mark.parametrize("name", ["head.1", "head.0", "classifier.2", "fc", "head.fc", "mlp_head.0", "last"])
@@ -198,7 +198,7 @@ def test_files_that_only_look_like_weights(tmp_path, beginning, words):
     for name in ("model.safetensors", "w.bin"):
         (tmp_path / name).write_bytes(beginning)
         with pytest.raises(SourceError, match=words):
-            read_source(tmp_path / name)
+            import_model(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_files_of_other_libraries_are_refused_by_their_name(tmp_path, name, cont
     (tmp_path / name).write_bytes(content)
     for source in (tmp_path / name, tmp_path):
         with pytest.raises(SourceError, match=words):
-            read_source(source)
+            import_model(source)
 
 
 def test_a_torchscript_program_is_refused(tmp_path):
@@ -222,7 +222,7 @@ def test_a_torchscript_program_is_refused(tmp_path):
         warnings.simplefilter("ignore")
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "w.pt")
     with pytest.raises(SourceError, match="TorchScript program; save the state_dict"):
-        read_source(tmp_path / "w.pt")
+        import_model(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
@@ -237,38 +237,38 @@ def test_folders_without_weights_say_what_is_there(tmp_path):
     (tmp_path / "best").mkdir()
     save_file(GOOD, tmp_path / "best" / "model.safetensors")
     with pytest.raises(SourceError, match="best inside have weights"):
-        read_source(tmp_path)
+        import_model(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.onnx").write_bytes(b"")
     with pytest.raises(SourceError, match="export --onnx"):
-        read_source(tmp_path / "other")
+        import_model(tmp_path / "other")
     (tmp_path / "lora").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "lora" / "adapter_model.safetensors")
     with pytest.raises(SourceError, match="merge_and_unload"):
-        read_source(tmp_path / "lora")
+        import_model(tmp_path / "lora")
 
 
 def test_heads_are_never_guessed_from_the_width(tmp_path):
     torch.save(GOOD, tmp_path / "w.pth")
     with pytest.raises(SourceError, match=r"width 16 and depth 1; say it with --heads N$"):
-        read_source(tmp_path / "w.pth")
+        import_model(tmp_path / "w.pth")
 
 
 def test_heads_of_a_known_width_are_looked_up_for_known_patches_alone(tmp_path):
     for patch, heads in ((16, 3), (4, None)):
         weights = {"patch_embedding.weight": torch.zeros(192, 3, patch, patch)}
         if heads:
-            assert heads_of(weights, Described({}), 192, 12)[0] == heads
+            assert choose_heads(weights, Description({}), 192, 12)[0] == heads
         else:
-            with pytest.raises(ConfigError, match=r"patches of 4 pixels; say it with --heads N$"):
-                heads_of(weights, Described({}), 192, 12)
+            with pytest.raises(UnstatedError, match=r"patches of 4 pixels; say it with --heads N$"):
+                choose_heads(weights, Description({}), 192, 12)
 
 
 def test_positions_that_no_tensor_tells_are_refused(tmp_path):
     rotary = {name: value for name, value in GOOD.items() if name != "pos_embed"}
     torch.save({"model": rotary, "args": {"img_size": 8, "num_heads": 2}}, tmp_path / "w.pth")
     with pytest.raises(SourceError, match="rotary"):
-        read_source(tmp_path / "w.pth")
+        import_model(tmp_path / "w.pth")
     eva = dict(GOOD)
     del eva["blocks.0.attn.qkv.bias"]
     eva |= {"blocks.0.attn.q_bias": torch.zeros(D), "blocks.0.attn.v_bias": torch.zeros(D)}

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from export.__main__ import main
-from export.sources.onnx_file import load
-from export.sources.onnx_folder import describe, find_model, name_of
-from export.sources.spec import ForeignError
+from export.sources.onnx_description import OnnxModelError, describe_onnx, find_onnx, name_onnx
+from export.sources.onnx_file import read_onnx_file
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import read_metadata
 
@@ -36,10 +35,11 @@ def test_a_folder_is_enough(optimum: Path, photos: Path, tmp_path: Path, monkeyp
 
 
 def test_the_models_of_transformers_js_lie_deeper(transformers_js: Path) -> None:
-    found = describe(transformers_js)
-    assert found.model == transformers_js / "onnx" / "model.onnx"
-    assert (found.name, found.spec.labels) == ("vit-tiny-animals", tuple(NAMES))
-    assert describe(found.model).spec == found.spec  # the file itself finds its documents as well
+    found = describe_onnx(transformers_js)
+    assert found.file == transformers_js / "onnx" / "model.onnx"
+    assert (found.name, found.description.labels) == ("vit-tiny-animals", tuple(NAMES))
+    # The file itself finds its documents as well.
+    assert describe_onnx(found.file).description == found.description
 
 
 @pytest.fixture
@@ -57,50 +57,53 @@ def snapshot(transformers_js: Path, tmp_path: Path) -> Path:
 
 
 def test_a_snapshot_of_the_hub_is_read(snapshot: Path, transformers_js: Path, monkeypatch) -> None:
-    found, plain = describe(snapshot), describe(transformers_js)
-    assert found.spec == plain.spec
+    found, plain = describe_onnx(snapshot), describe_onnx(transformers_js)
+    assert found.description == plain.description
     assert found.name == "vit-tiny"
     monkeypatch.chdir(snapshot / "onnx")
-    assert name_of(Path("model.onnx")) == "vit-tiny"
-    assert load(found.model, found.spec).digest == load(plain.model, plain.spec).digest
+    assert name_onnx(Path("model.onnx")) == "vit-tiny"
+    assert (
+        read_onnx_file(found.file, found.description).description
+        == read_onnx_file(plain.file, plain.description).description
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_a_link_that_leads_nowhere_is_no_missing_document(name: str, snapshot: Path) -> None:
     """git-annex and DVC leave such links for what was not loaded; without labels the classes have numbers."""
     (snapshot / name).resolve().unlink()
-    with pytest.raises(ForeignError, match=rf"{name}: a link to a file that is not there"):
-        describe(snapshot)
+    with pytest.raises(OnnxModelError, match=rf"{name}: a link to a file that is not there"):
+        describe_onnx(snapshot)
 
 
 def test_a_model_that_was_not_loaded_is_said_so(snapshot: Path) -> None:
-    described = describe(snapshot)
-    described.model.resolve().unlink()
+    described = describe_onnx(snapshot)
+    described.file.resolve().unlink()
     with pytest.raises(
-        ForeignError, match=r"model\.onnx: it cannot be read: a link to a file that is not there"
+        OnnxModelError, match=r"model\.onnx: it cannot be read: a link to a file that is not there"
     ):
-        load(find_model(snapshot), described.spec)
+        read_onnx_file(find_onnx(snapshot), described.description)
 
 
 def test_the_preprocessor_may_be_named(optimum: Path, tmp_path: Path) -> None:
-    beside = describe(optimum)
+    beside = describe_onnx(optimum)
     moved = tmp_path / "elsewhere.json"
     (optimum / "preprocessor_config.json").rename(moved)
     with pytest.raises(
-        ForeignError, match=r"expected preprocessor_config\.json beside the model.*--preprocess"
+        OnnxModelError, match=r"expected preprocessor_config\.json beside the model.*--preprocess"
     ):
-        describe(optimum)
-    assert describe(optimum, moved) == beside
+        describe_onnx(optimum)
+    assert describe_onnx(optimum, moved) == beside
 
 
 def test_documents_may_begin_with_a_byte_order_mark(optimum: Path) -> None:
-    plain = describe(optimum)
+    plain = describe_onnx(optimum)
     for name in ("config.json", "preprocessor_config.json"):
         write(optimum, name, json.loads((optimum / name).read_text(encoding="utf-8")), "utf-8-sig")
-    assert describe(optimum) == plain
+    assert describe_onnx(optimum) == plain
     own = {"preprocess": {"size": [SIDE, SIDE]}, "mean": 0.5, "std": 0.5, "labels": NAMES}
     write(optimum, "own.json", own, "utf-8-sig")
-    assert describe(optimum, optimum / "own.json").spec.labels == tuple(NAMES)
+    assert describe_onnx(optimum, optimum / "own.json").description.labels == tuple(NAMES)
 
 
 def test_timm_describes_itself_in_its_config(optimum: Path) -> None:
@@ -113,15 +116,23 @@ def test_timm_describes_itself_in_its_config(optimum: Path) -> None:
         "std": [0.5, 0.5, 0.5],
     }
     write(optimum, "config.json", {"architecture": "vit", "label_names": NAMES, "pretrained_cfg": cfg})
-    spec = describe(optimum).spec
+    spec = describe_onnx(optimum).description
     assert (spec.preprocess.resize, spec.preprocess.resize_to) == ("crop", 2 * SIDE)
     assert (spec.mean, spec.labels) == ((0.5, 0.5, 0.5), tuple(NAMES))
 
 
+@pytest.mark.parametrize("config", [{"label2id": {"b": 1, "a": 0}}, {"id2label": ["a", "b"]}])
+def test_labels_are_read_in_every_form_in_which_weights_have_them(config: dict, optimum: Path) -> None:
+    write(optimum, "config.json", config)
+    found = describe_onnx(optimum)
+    assert found.description.labels == ("a", "b")
+    assert not any("labels" in sentence for sentence in found.assumed)
+
+
 def test_what_is_guessed_is_said(optimum: Path) -> None:
     write(optimum, "config.json", {"image_size": 2 * SIDE})
-    found = describe(optimum)
-    assert found.spec.labels is None
+    found = describe_onnx(optimum)
+    assert found.description.labels is None
     assert any("numbers as their labels" in sentence for sentence in found.assumed)
     assert any(f"{SIDE}×{SIDE} pixels" in sentence for sentence in found.assumed)
 
@@ -160,16 +171,16 @@ def test_labels_that_do_not_fit_are_refused(optimum: Path, tmp_path: Path, capsy
 
 def test_among_several_models_one_must_be_named(optimum: Path) -> None:
     (optimum / "model.onnx").rename(optimum / "a.onnx")
-    assert find_model(optimum) == optimum / "a.onnx"
+    assert find_onnx(optimum) == optimum / "a.onnx"
     (optimum / "b.onnx").write_bytes(b"")
-    with pytest.raises(ForeignError, match=r"found a\.onnx, b\.onnx; name the \.onnx file itself"):
-        find_model(optimum)
+    with pytest.raises(OnnxModelError, match=r"found a\.onnx, b\.onnx; name the \.onnx file itself"):
+        find_onnx(optimum)
 
 
 def test_a_model_is_called_after_its_folder_only_where_its_own_name_says_nothing(tmp_path: Path) -> None:
-    assert name_of(tmp_path / "bee" / "model.onnx") == "bee"
-    assert name_of(tmp_path / "bee" / "onnx" / "model.onnx") == "bee"
-    assert name_of(tmp_path / "bee" / "wasp.onnx") == "wasp"
+    assert name_onnx(tmp_path / "bee" / "model.onnx") == "bee"
+    assert name_onnx(tmp_path / "bee" / "onnx" / "model.onnx") == "bee"
+    assert name_onnx(tmp_path / "bee" / "wasp.onnx") == "wasp"
 
 
 def test_an_onnx_model_in_the_place_of_a_checkpoint_is_told_apart(optimum: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Foreign ONNX models: the accepted and the refused ones with the reason, and the whole export."""
+"""Models of other exporters: the accepted and the refused ones with the reason, and the whole export."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.__main__ import main
-from export.sources.onnx_file import load
-from export.sources.onnx_folder import find_model
-from export.sources.source import from_onnx
-from export.sources.spec import ForeignError, Spec, read_spec
+from export.sources.onnx_description import OnnxDescription, OnnxModelError, find_onnx, read_description
+from export.sources.onnx_file import read_onnx, read_onnx_file
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import read_metadata
 
@@ -29,7 +27,7 @@ DOCUMENT = {
     "std": [0.229, 0.224, 0.225],
     "labels": LABELS,
 }
-SPEC = Spec(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, tuple(LABELS))
+SPEC = OnnxDescription(Preprocess(size=(SIDE, SIDE)), (0.5,) * 3, (0.5,) * 3, tuple(LABELS))
 
 
 @pytest.fixture
@@ -40,8 +38,8 @@ def spec(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(foreign_onnx: Callable[..., Path]) -> Path:
-    return foreign_onnx("timm unbind", 17, "free")
+def model(other_onnx: Callable[..., Path]) -> Path:
+    return other_onnx("timm unbind", 17, "free")
 
 
 def changed(model: Path, to: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
@@ -56,7 +54,7 @@ def changed(model: Path, to: Path, change: Callable[[onnx.ModelProto], object]) 
 
 
 def test_spec_is_read(spec: Path) -> None:
-    found = read_spec(spec)
+    found = read_description(spec)
     assert found.preprocess == Preprocess(
         size=(SIDE, SIDE), resize="crop", resize_to=18, interpolation="bicubic"
     )
@@ -67,7 +65,7 @@ def test_spec_is_read(spec: Path) -> None:
 
 def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: Path) -> None:
     spec.write_text(json.dumps({"preprocess": {}, "mean": 0.5, "std": 0.25}), encoding="utf-8")
-    assert read_spec(spec) == Spec(Preprocess(), (0.5,) * 3, (0.25,) * 3, None)
+    assert read_description(spec) == OnnxDescription(Preprocess(), (0.5,) * 3, (0.25,) * 3, None)
 
 
 @pytest.mark.parametrize(
@@ -88,27 +86,27 @@ def test_one_number_stands_for_three_channels_and_labels_may_be_left_out(spec: P
 )
 def test_spec_errors_name_the_field(change, message, spec: Path) -> None:
     spec.write_text(json.dumps({**DOCUMENT, **change}), encoding="utf-8")
-    with pytest.raises(ForeignError, match=message) as caught:
-        read_spec(spec)
+    with pytest.raises(OnnxModelError, match=message) as caught:
+        read_description(spec)
     assert str(spec) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_description_that_is_nested_too_deeply_is_refused(spec: Path) -> None:
     spec.write_text('{"labels":' + "[" * 100_000 + "]" * 100_000 + "}", encoding="utf-8")
-    with pytest.raises(ForeignError, match="nested too deeply"):
-        read_spec(spec)
+    with pytest.raises(OnnxModelError, match="nested too deeply"):
+        read_description(spec)
 
 
 def test_spec_must_say_the_normalization(spec: Path) -> None:
     spec.write_text(json.dumps({"preprocess": {}}), encoding="utf-8")
-    with pytest.raises(ForeignError, match="it lacks mean, std"):
-        read_spec(spec)
+    with pytest.raises(OnnxModelError, match="it lacks mean, std"):
+        read_description(spec)
     spec.write_text("not JSON", encoding="utf-8")
-    with pytest.raises(ForeignError, match="expected a JSON document"):
-        read_spec(spec)
-    with pytest.raises(ForeignError, match="cannot be read"):
-        read_spec(spec.parent / "absent.json")
+    with pytest.raises(OnnxModelError, match="not a JSON file"):
+        read_description(spec)
+    with pytest.raises(OnnxModelError, match="cannot be read"):
+        read_description(spec.parent / "absent.json")
 
 
 # The model -------------------------------------------------------------------------------------------------
@@ -121,22 +119,22 @@ def test_reference_is_the_original_file_on_normalized_images(model: Path) -> Non
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     by_hand = ((pixels / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)
     (expected,) = session.run(None, {"input": by_hand})
-    np.testing.assert_allclose(load(model, SPEC).reference(pixels), expected, atol=1e-6)
+    np.testing.assert_allclose(read_onnx_file(model, SPEC).reference(pixels), expected, atol=1e-6)
 
 
 def test_labels_are_the_specs_or_numbers(model: Path) -> None:
-    assert load(model, SPEC).labels == tuple(LABELS)
-    unnamed = Spec(SPEC.preprocess, SPEC.mean, SPEC.std, None)
-    assert load(model, unnamed).labels == ("0", "1", "2", "3", "4", "5", "6")
-    short = Spec(SPEC.preprocess, SPEC.mean, SPEC.std, ("a", "b"))
-    with pytest.raises(ForeignError, match="the model has 7 classes, the description 2 labels"):
-        load(model, short)
+    assert read_onnx_file(model, SPEC).labels == tuple(LABELS)
+    unnamed = OnnxDescription(SPEC.preprocess, SPEC.mean, SPEC.std, None)
+    assert read_onnx_file(model, unnamed).labels == ("0", "1", "2", "3", "4", "5", "6")
+    short = OnnxDescription(SPEC.preprocess, SPEC.mean, SPEC.std, ("a", "b"))
+    with pytest.raises(OnnxModelError, match="the model has 7 classes, the description 2 labels"):
+        read_onnx_file(model, short)
 
 
-def test_a_size_that_is_not_the_models_is_refused(foreign_onnx: Callable[..., Path]) -> None:
-    wrong = Spec(Preprocess(size=(32, 32)), SPEC.mean, SPEC.std, SPEC.labels)
-    with pytest.raises(ForeignError, match=r"height and width \[32, 32\]"):
-        load(foreign_onnx("timm unbind", 17, "free"), wrong)
+def test_a_size_that_is_not_the_models_is_refused(other_onnx: Callable[..., Path]) -> None:
+    wrong = OnnxDescription(Preprocess(size=(32, 32)), SPEC.mean, SPEC.std, SPEC.labels)
+    with pytest.raises(OnnxModelError, match=r"height and width \[32, 32\]"):
+        read_onnx_file(other_onnx("timm unbind", 17, "free"), wrong)
 
 
 def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
@@ -153,7 +151,7 @@ def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
             if attribute.name == "kernel_shape":
                 attribute.ints[:] = [10, 10]
 
-    found = load(changed(model, tmp_path, overlap), SPEC)
+    found = read_onnx_file(changed(model, tmp_path, overlap), SPEC)
     assert len(found.float_layers) == 1
     assert found.float_layers[0].endswith("(Conv)")
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
@@ -168,17 +166,19 @@ def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
 def test_other_files_are_refused(data, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
-    with pytest.raises(ForeignError, match="not an ONNX model"):
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match="not an ONNX model"):
+        read_onnx_file(path, SPEC)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ForeignError, match="cannot be read"):
-        load(tmp_path / "absent.onnx", SPEC)
-    with pytest.raises(ForeignError, match="found a folder"):
-        load(tmp_path, SPEC)
-    with pytest.raises(ForeignError, match=r"expected model\.onnx or onnx/model\.onnx, found no \.onnx file"):
-        find_model(tmp_path)
+    with pytest.raises(OnnxModelError, match="cannot be read"):
+        read_onnx_file(tmp_path / "absent.onnx", SPEC)
+    with pytest.raises(OnnxModelError, match="found a folder"):
+        read_onnx_file(tmp_path, SPEC)
+    with pytest.raises(
+        OnnxModelError, match=r"expected model\.onnx or onnx/model\.onnx, found no \.onnx file"
+    ):
+        find_onnx(tmp_path)
 
 
 def test_private_operators_are_refused(model: Path, tmp_path: Path) -> None:
@@ -186,24 +186,24 @@ def test_private_operators_are_refused(model: Path, tmp_path: Path) -> None:
         proto.graph.node[-1].domain, proto.graph.node[-1].op_type = "com.microsoft", "FusedGemm"
         proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
-    with pytest.raises(ForeignError, match=r"expected standard operators, found com\.microsoft\.FusedGemm"):
-        load(changed(model, tmp_path, private), SPEC)
+    with pytest.raises(OnnxModelError, match=r"expected standard operators, found com\.microsoft\.FusedGemm"):
+        read_onnx_file(changed(model, tmp_path, private), SPEC)
 
 
 def test_a_quantized_model_is_refused(model: Path, tmp_path: Path) -> None:
     def quantized(proto: onnx.ModelProto) -> None:
         proto.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["output"], ["a", "b", "c"]))
 
-    with pytest.raises(ForeignError, match="expected a float model, found DynamicQuantizeLinear"):
-        load(changed(model, tmp_path, quantized), SPEC)
+    with pytest.raises(OnnxModelError, match="expected a float model, found DynamicQuantizeLinear"):
+        read_onnx_file(changed(model, tmp_path, quantized), SPEC)
 
 
 def test_a_second_input_is_refused(model: Path, tmp_path: Path) -> None:
     def second(proto: onnx.ModelProto) -> None:
         proto.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
 
-    with pytest.raises(ForeignError, match=r"expected one input of float32 images, found input .*mask"):
-        load(changed(model, tmp_path, second), SPEC)
+    with pytest.raises(OnnxModelError, match=r"expected one input of float32 images, found input .*mask"):
+        read_onnx_file(changed(model, tmp_path, second), SPEC)
 
 
 def test_among_several_outputs_the_logits_are_taken(model: Path, tmp_path: Path) -> None:
@@ -211,15 +211,15 @@ def test_among_several_outputs_the_logits_are_taken(model: Path, tmp_path: Path)
         first = proto.graph.node[0].output[0]
         proto.graph.output.insert(0, helper.make_tensor_value_info(first, TensorProto.FLOAT, [None] * 4))
 
-    found = load(changed(model, tmp_path, hidden), SPEC)
+    found = read_onnx_file(changed(model, tmp_path, hidden), SPEC)
     assert [value.name for value in found.exported.model.graph.outputs] == ["logits"]
 
     def twice(proto: onnx.ModelProto) -> None:
         proto.graph.node.append(helper.make_node("Relu", ["output"], ["other"]))
         proto.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [None, CLASSES]))
 
-    with pytest.raises(ForeignError, match="expected one output"):
-        load(changed(model, tmp_path, twice), SPEC)
+    with pytest.raises(OnnxModelError, match="expected one output"):
+        read_onnx_file(changed(model, tmp_path, twice), SPEC)
 
 
 # Weights in files of their own -----------------------------------------------------------------------------
@@ -246,9 +246,9 @@ def relocated(path: Path, location: str) -> Path:
 
 
 def test_external_data_beside_the_model_is_read(model: Path, tmp_path: Path) -> None:
-    external = load(with_external_data(model, tmp_path / "m"), SPEC)
+    external = read_onnx_file(with_external_data(model, tmp_path / "m"), SPEC)
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
-    np.testing.assert_array_equal(external.reference(pixels), load(model, SPEC).reference(pixels))
+    np.testing.assert_array_equal(external.reference(pixels), read_onnx_file(model, SPEC).reference(pixels))
 
 
 @pytest.mark.parametrize("how", ["up", "absolute", "below", "through", "dot"])
@@ -266,8 +266,8 @@ def test_external_data_elsewhere_is_refused(how, model: Path, tmp_path: Path) ->
         "through": "below/../secret.bin",
         "dot": "./secret.bin",
     }[how]
-    with pytest.raises(ForeignError, match="outside the model's folder"):
-        load(relocated(path, location), SPEC)
+    with pytest.raises(OnnxModelError, match="outside the model's folder"):
+        read_onnx_file(relocated(path, location), SPEC)
 
 
 @pytest.mark.parametrize("how", ["data", "both", "chain", "folder"])
@@ -286,7 +286,9 @@ def test_links_by_which_caches_store_models_are_followed(how, model: Path, tmp_p
         (tmp_path / "linked").symlink_to(path.parent)
         path = tmp_path / "linked" / path.name
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
-    np.testing.assert_array_equal(load(path, SPEC).reference(pixels), load(model, SPEC).reference(pixels))
+    np.testing.assert_array_equal(
+        read_onnx_file(path, SPEC).reference(pixels), read_onnx_file(model, SPEC).reference(pixels)
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,8 +308,8 @@ def test_external_data_that_is_no_file_is_refused_at_once(kind, message, model: 
     os.mkfifo(path.parent / "pipe")
     (path.parent / "weights.bin").unlink()
     (path.parent / "weights.bin").symlink_to(kind)
-    with pytest.raises(ForeignError, match=message):
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match=message):
+        read_onnx_file(path, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -327,8 +329,8 @@ def test_external_data_where_the_file_does_not_hold_it(changes, message, model: 
     for entry in tensor.external_data:
         entry.value = changes.get(entry.key, entry.value)
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ForeignError, match=message) as caught:
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match=message) as caught:
+        read_onnx_file(path, SPEC)
     assert len(str(caught.value)) < 1000
 
 
@@ -351,8 +353,8 @@ def test_external_data_is_found_wherever_it_is(where, model: Path, tmp_path: Pat
         else:
             proto.training_info.add().algorithm.CopyFrom(graph)
 
-    with pytest.raises(ForeignError, match="outside the model's folder"):
-        load(changed(model, tmp_path, change), SPEC)
+    with pytest.raises(OnnxModelError, match="outside the model's folder"):
+        read_onnx_file(changed(model, tmp_path, change), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -382,19 +384,19 @@ def test_a_branch_is_looked_into(kind, message, model: Path, tmp_path: Path) -> 
         proto.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, CLASSES]))
         proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
-    with pytest.raises(ForeignError, match=message):
-        load(changed(model, tmp_path, change), SPEC)
+    with pytest.raises(OnnxModelError, match=message):
+        read_onnx_file(changed(model, tmp_path, change), SPEC)
 
 
 def test_external_data_that_is_missing_or_short_is_said_so(model: Path, tmp_path: Path) -> None:
     path = with_external_data(model, tmp_path / "m")
     weights = path.parent / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ForeignError, match="external data cannot be read"):
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match="external data cannot be read"):
+        read_onnx_file(path, SPEC)
     weights.unlink()
-    with pytest.raises(ForeignError, match="missing beside it"):
-        load(path, SPEC)
+    with pytest.raises(OnnxModelError, match="missing beside it"):
+        read_onnx_file(path, SPEC)
 
 
 # The command line ------------------------------------------------------------------------------------------
@@ -426,12 +428,12 @@ def test_the_whole_road(model: Path, spec: Path, photos: Path, tmp_path: Path, c
     ):
         metadata = read_metadata(out / name)
         assert (metadata.variant, metadata.labels) == (variant, tuple(LABELS))
-        assert metadata.preprocess == read_spec(spec).preprocess
+        assert metadata.preprocess == read_description(spec).preprocess
         assert metadata.source["onnx"] == model.name
 
 
 def test_a_source_says_what_stays_float_and_where_it_came_from(model: Path, spec: Path) -> None:
-    source = from_onnx(model, spec)
+    source = read_onnx(model, spec)
     assert source.float_layers == ()
     assert source.description["onnx"] == model.name
     assert len(str(source.description["sha256"])) == 64

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from calibration.graph.memory import open_graph_session
 from export.__main__ import main
-from export.sources.source import from_weights, is_of_others
+from export.sources.from_torch import export_weights
 from runtime.model_file.artifact import read_metadata
 from tools.expected_drift import random_checkpoint
+from vit.pretrained.weight_files import holds_weights
 
 
 def huggingface(folder: Path, *, labels: int = 3) -> Path:
@@ -59,7 +60,7 @@ def test_weights_without_a_head_are_exported_as_an_embedding(tmp_path: Path) -> 
         name: v for name, v in load_file(folder / "model.safetensors").items() if "classifier" not in name
     }
     save_file(weights, folder / "model.safetensors")
-    source = from_weights(folder)
+    source = export_weights(folder)
     assert (source.labels, source.embedding) == ((), 16)
     assert [value.name for value in source.exported.model.graph.outputs] == ["embedding"]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -80,9 +81,9 @@ def test_heads_that_nothing_tells_are_asked_for_where_they_can_be_said(tmp_path:
 def test_weights_of_others_are_told_from_checkpoints(name: str, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / name).write_bytes(b"")
-    assert is_of_others(tmp_path / "theirs")
-    assert is_of_others(tmp_path / "theirs" / name)
+    assert holds_weights(tmp_path / "theirs")
+    assert holds_weights(tmp_path / "theirs" / name)
     ours = random_checkpoint(tmp_path / "ours" / "model.safetensors")
-    assert not is_of_others(ours)
-    assert not is_of_others(ours.parent)
-    assert not is_of_others(tmp_path / "absent")
+    assert not holds_weights(ours)
+    assert not holds_weights(ours.parent)
+    assert not holds_weights(tmp_path / "absent")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.pretrained.config import CLEAR, shown_heads, variance_ratios
-from vit.pretrained.documents import SourceError
-from vit.pretrained.load import read_source
+from vit.pretrained.config import CLEAR, infer_heads, variance_ratios
+from vit.pretrained.description import SourceError
+from vit.pretrained.load import import_model
 
 WIDTH, DEPTH = 192, 12  # a ViT-Ti, of which all known models have 3 heads
 
@@ -68,36 +68,36 @@ def ours(heads: int | None) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("heads", [2, 3, 4, 6, 12])
 def test_weights_with_heads_of_their_own_norms_show_how_many(heads: int) -> None:
-    assert shown_heads(ours(heads)) == heads
+    assert infer_heads(ours(heads)) == heads
 
 
 def test_untrained_weights_show_nothing() -> None:
     assert max(variance_ratios(ours(None)).values()) < CLEAR / 2
-    assert shown_heads(ours(None)) is None
-    assert shown_heads({}) is None
+    assert infer_heads(ours(None)) is None
+    assert infer_heads({}) is None
 
 
 def test_a_known_size_whose_weights_show_other_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"have 3, and its weights look like 6; .*--heads 6 or --heads 3"):
-        read_source(saved(tmp_path, 6))
-    found = read_source(tmp_path, heads=6)
+        import_model(saved(tmp_path, 6))
+    found = import_model(tmp_path, heads=6)
     assert found.model.config.heads == 6
     assert not any("WARNING" in note for note in found.notes)
-    (warning,) = (note for note in read_source(tmp_path, heads=3).notes if "WARNING" in note)
-    assert "3 attention heads were said" in warning
+    (warning,) = (note for note in import_model(tmp_path, heads=3).notes if "WARNING" in note)
+    assert "3 attention heads were stated" in warning
     assert "--heads 6" in warning
 
 
 def test_what_the_weights_show_is_part_of_the_note(tmp_path: Path) -> None:
-    (said,) = (each for each in read_source(saved(tmp_path, 3)).assumed if "attention heads" in each)
+    (said,) = (each for each in import_model(saved(tmp_path, 3)).assumed if "attention heads" in each)
     assert said.endswith("and as the weights look")
-    (said,) = (each for each in read_source(saved(tmp_path, None)).assumed if "attention heads" in each)
+    (said,) = (each for each in import_model(saved(tmp_path, None)).assumed if "attention heads" in each)
     assert "wrong answers without an error" in said
     assert said.endswith("--heads N")
 
 
 def test_a_description_that_the_weights_contradict_is_followed_with_a_warning(tmp_path: Path) -> None:
-    found = read_source(saved(tmp_path, 4, num_heads=12))
+    found = import_model(saved(tmp_path, 4, num_heads=12))
     assert found.model.config.heads == 12
     assert any("WARNING: 12 attention heads" in note and "look like 4" in note for note in found.notes)
 
@@ -106,4 +106,4 @@ def test_an_unknown_size_is_refused_with_what_the_weights_show(tmp_path: Path) -
     shorter = {name: value for name, value in weights(4).items() if not name.startswith("blocks.11.")}
     save_file(shorter, tmp_path / "model.safetensors")
     with pytest.raises(SourceError, match=r"--heads N \(its weights look like 4 heads\)$"):
-        read_source(tmp_path)
+        import_model(tmp_path)

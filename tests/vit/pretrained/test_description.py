@@ -5,12 +5,13 @@ from argparse import Namespace
 
 import pytest
 import torch
+from tools.beside_torch import import_timm
+from tools.families import Family, parity
+from tools.family_models import timm_model, transformers_model
 
-from benchmarks.families import Family, parity, timm_model, transformers_model
-from benchmarks.other_libraries import import_timm
-from tests.vit.pretrained.test_views import source
-from tests.vit.pretrained.test_wrappings import GOOD
-from vit.pretrained import SourceError, read_source
+from tests.vit.pretrained.test_preprocessing import source
+from tests.vit.pretrained.test_state_dict import GOOD
+from vit.pretrained import SourceError, import_model
 
 EXACT = 1e-5  # of the logits' scale
 TINY = "vit_tiny_patch16_224"
@@ -67,26 +68,26 @@ def test_what_timm_says_is_refused(architecture, changes, words, tmp_path):
     family, folder = made(architecture, changes, tmp_path)
     family.build(folder)
     with pytest.raises(SourceError, match=words) as error:
-        read_source(folder)
+        import_model(folder)
     assert "max()" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["multi_label_classification", "regression", "something else"])
 def test_other_problems_than_classes_are_refused(kind, tmp_path):
     with pytest.raises(SourceError, match=kind):
-        read_source(source(tmp_path, {}, problem_type=kind))
+        import_model(source(tmp_path, {}, problem_type=kind))
 
 
 @pytest.mark.parametrize("said", ["sigmoid", "none", 7])
 def test_other_functions_than_a_softmax_are_refused(said, tmp_path):
     with pytest.raises(SourceError, match="function_to_apply"):
-        read_source(source(tmp_path, {}, function_to_apply=said))
+        import_model(source(tmp_path, {}, function_to_apply=said))
 
 
 def test_a_model_of_code_of_its_own_is_refused(tmp_path):
     code = {"AutoModelForImageClassification": "modeling_own.OwnViT"}
     with pytest.raises(SourceError, match=r"auto_map.*modeling_own"):
-        read_source(source(tmp_path, {}, model_type="vit", auto_map=code))
+        import_model(source(tmp_path, {}, model_type="vit", auto_map=code))
 
 
 @pytest.mark.parametrize(("pool", "words"), [("avg", ""), ("max", "'max'"), ("avgmax", "'avgmax'")])
@@ -107,7 +108,7 @@ def test_the_pooling_of_timms_pretrained_cfg_is_what_timm_builds(pool, words, tm
     if words:
         moved(folder)
         with pytest.raises(SourceError, match=words):
-            read_source(folder)
+            import_model(folder)
     else:
         assert parity(Family(TINY, "timm", moved), folder) <= EXACT
 
@@ -122,7 +123,7 @@ def test_a_head_with_one_output_is_refused(tmp_path):
         tensors[name] = tensors[name][:1].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(SourceError, match=r"one output.*sigmoid"):
-        read_source(tmp_path)
+        import_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +150,12 @@ def test_a_head_with_one_output_is_refused(tmp_path):
 )
 def test_values_that_make_no_sense_are_refused_by_name(said, words, tmp_path):
     with pytest.raises(SourceError, match=words):
-        read_source(source(tmp_path, None, **said))
+        import_model(source(tmp_path, None, **said))
 
 
 @pytest.mark.parametrize("labels", ["abc", 7, [1, [2], 3], {"0": None, "1": "a", "2": "b"}, {"0": {}}])
 def test_labels_that_are_none_are_not_taken(labels, tmp_path):
-    found = read_source(source(tmp_path, {}, id2label=labels))
+    found = import_model(source(tmp_path, {}, id2label=labels))
     assert found.labels == tuple(map(str, range(len(found.labels))))
     assert any("class indices" in sentence for sentence in found.assumed)
 
@@ -164,7 +165,7 @@ def test_a_document_that_is_nested_too_deeply_is_refused(name, tmp_path):
     folder = source(tmp_path, {})
     (folder / name).write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(SourceError, match=f"{name}.*nested"):
-        read_source(folder)
+        import_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +180,17 @@ def test_a_document_that_is_nested_too_deeply_is_refused(name, tmp_path):
 def test_arguments_of_timms_script_are_read(said, words, tmp_path):
     torch.save({"state_dict": GOOD, "args": Namespace(**said)}, tmp_path / "w.pth")
     with pytest.raises(SourceError, match=words):
-        read_source(tmp_path / "w.pth", heads=2)
+        import_model(tmp_path / "w.pth", heads=2)
 
 
 def test_other_sizes_in_the_arguments_of_a_script_are_not_the_models(tmp_path):
     torch.save({"state_dict": GOOD, "hyper_parameters": {"hidden_size": 512}}, tmp_path / "w.pth")
-    assert read_source(tmp_path / "w.pth", heads=2).model.config.width == 16
+    assert import_model(tmp_path / "w.pth", heads=2).model.config.width == 16
 
 
 def test_a_model_type_that_is_not_known_is_said(tmp_path):
     document = {"image_processor_type": "ViTImageProcessor"}
-    found = read_source(source(tmp_path, document, model_type="my_vit"))
+    found = import_model(source(tmp_path, document, model_type="my_vit"))
     assert any("my_vit" in sentence for sentence in found.assumed)
 
 
@@ -197,7 +198,7 @@ def test_the_pooling_of_a_lone_file_is_assumed_aloud(tmp_path):
     tensors = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
                for name, value in GOOD.items()}  # fmt: skip
     torch.save(tensors, tmp_path / "w.pth")
-    found = read_source(tmp_path / "w.pth", heads=2)
+    found = import_model(tmp_path / "w.pth", heads=2)
     assert found.model.config.pooling == "mean"
     assert any("avgmax" in sentence for sentence in found.assumed)
 
@@ -209,7 +210,7 @@ def test_the_projection_of_a_clip_is_no_head(tmp_path):
         patch_size=16, projection_dim=10,
     )  # fmt: skip
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert found.model.config.classes == 0
     assert any("visual_projection" in sentence for sentence in found.notes)
     assert json.loads((tmp_path / "config.json").read_text())["projection_dim"] == 10

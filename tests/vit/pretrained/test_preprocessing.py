@@ -10,12 +10,20 @@ from safetensors.torch import save_file
 
 from benchmarks.other_libraries import import_timm
 from runtime.images.preprocess import Preprocess
-from tests.vit.pretrained.test_wrappings import GOOD
-from vit.pretrained import SourceError, read_source
-from vit.pretrained.config import Described, activation_of
+from tests.vit.pretrained.test_state_dict import GOOD
+from vit.pretrained import SourceError, import_model
+from vit.pretrained.config import choose_activation
+from vit.pretrained.description import Description
 from vit.pretrained.formats import CLIP
-from vit.pretrained.preprocessing import USUAL, from_preprocessor, usual_view
-from vit.pretrained.processors import CLIP_MEAN, DEFAULTS, IMAGENET_MEAN
+from vit.pretrained.preprocessing import (
+    CLIP_MEAN,
+    DEFAULTS,
+    IMAGENET_MEAN,
+    USUAL,
+    read_pretrained_cfg,
+    read_processor,
+    usual_view,
+)
 
 FULL = {"size": {"height": 8, "width": 8}, "resample": 2, "image_processor_type": "ViTImageProcessor"}
 
@@ -43,10 +51,8 @@ def test_timms_own_transform_sees_the_same(tmp_path, size, percent, mode):
         pytest.skip(f"{error}")
     from timm.data import create_transform
 
-    from vit.pretrained.preprocessing import from_timm
-
     cfg = {"input_size": [3, *size], "crop_pct": percent, "crop_mode": mode, "interpolation": "bicubic"}
-    ours = from_timm(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}).sized(size)
+    ours = read_pretrained_cfg(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}).scale_to(size)
     theirs = create_transform(
         input_size=(3, *size),
         crop_pct=percent,
@@ -63,15 +69,15 @@ def test_timms_own_transform_sees_the_same(tmp_path, size, percent, mode):
 
 def test_a_lone_file_sees_the_share_of_its_own_size(tmp_path):
     torch.save(GOOD, tmp_path / "w.pth")
-    found = read_source(tmp_path / "w.pth", heads=2)
+    found = import_model(tmp_path / "w.pth", heads=2)
     assert found.preprocess == Preprocess(size=(8, 8), resize="crop", resize_to=8, interpolation="bicubic")
     torch.save(GOOD | {"pos_embed": torch.zeros(1, 101, 16)}, tmp_path / "w.pth")
-    assert read_source(tmp_path / "w.pth", heads=2).preprocess.resize_to == 44  # 40 / 0.9
+    assert import_model(tmp_path / "w.pth", heads=2).preprocess.resize_to == 44  # 40 / 0.9
 
 
 def test_timms_other_input_size_leaves_the_models(tmp_path):
     cfg = {"input_size": [3, 16, 16], "crop_pct": 0.5, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    found = read_source(source(tmp_path, pretrained_cfg=cfg))
+    found = import_model(source(tmp_path, pretrained_cfg=cfg))
     assert (found.preprocess.size, found.preprocess.resize_to) == ((8, 8), 16)
     assert "16x16" in found.notes[0]
 
@@ -86,7 +92,7 @@ def test_positions_follow_the_preprocessing_as_in_transformers(tmp_path):
     theirs.save_pretrained(tmp_path)
     crop = {"do_center_crop": True, "crop_size": 24, "size": {"shortest_edge": 28}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(FULL | crop))
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert (found.preprocess.size, found.preprocess.resize_to) == ((24, 24), 28)
     assert "interpolated" in found.notes[0]
     pixels = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
@@ -108,7 +114,7 @@ def test_positions_follow_the_preprocessing_as_in_transformers(tmp_path):
     ],
 )
 def test_resizing(tmp_path, said, expected):
-    found = read_source(source(tmp_path, said)).preprocess
+    found = import_model(source(tmp_path, said)).preprocess
     assert (found.resize, found.resize_to) == expected
 
 
@@ -117,7 +123,7 @@ def test_resizing(tmp_path, said, expected):
     [({"do_resize": False}, "do_resize"), ({"size": {"shortest_edge": 8}}, "middle square")],
 )
 def test_what_is_only_nearly_so_is_said(tmp_path, said, word):
-    assert any(word in sentence for sentence in read_source(source(tmp_path, said)).assumed)
+    assert any(word in sentence for sentence in import_model(source(tmp_path, said)).assumed)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_what_is_only_nearly_so_is_said(tmp_path, said, word):
 )
 def test_what_cannot_be_followed_is_refused_by_its_name(tmp_path, said, word):
     with pytest.raises(SourceError, match=word):
-        read_source(source(tmp_path, said))
+        import_model(source(tmp_path, said))
 
 
 @pytest.mark.parametrize(
@@ -144,14 +150,14 @@ def test_what_cannot_be_followed_is_refused_by_its_name(tmp_path, said, word):
     ],
 )
 def test_normalization_in_the_units_of_the_source(said, mean, std):
-    view = from_preprocessor(FULL | said)
+    view = read_processor(FULL | said)
     assert view.mean[0] == pytest.approx(mean)
     assert view.std[2] == pytest.approx(std)
 
 
 def test_nulls_mean_what_transformers_takes():
-    assert from_preprocessor({"image_processor_type": "CLIPImageProcessorFast"}).mean == CLIP_MEAN
-    assert from_preprocessor({"image_processor_type": "DINOv3ViTImageProcessor"}).mean == IMAGENET_MEAN
+    assert read_processor({"image_processor_type": "CLIPImageProcessorFast"}).mean == CLIP_MEAN
+    assert read_processor({"image_processor_type": "DINOv3ViTImageProcessor"}).mean == IMAGENET_MEAN
     transformers = pytest.importorskip("transformers")
     for kind, ours in DEFAULTS.items():
         theirs = getattr(transformers, f"{kind}ImageProcessorPil", None)
@@ -173,19 +179,19 @@ def test_nulls_mean_what_transformers_takes():
     ],
 )
 def test_labels(tmp_path, config, labels):
-    found = read_source(source(tmp_path, {}, **config))
+    found = import_model(source(tmp_path, {}, **config))
     assert found.labels == labels
     assert any("not 0 to 2" in sentence for sentence in found.assumed) == (labels[0] == "0")
 
 
 def test_multi_label_models_are_refused(tmp_path):
     with pytest.raises(SourceError, match="multi-label"):
-        read_source(source(tmp_path, {}, problem_type="multi_label_classification"))
+        import_model(source(tmp_path, {}, problem_type="multi_label_classification"))
 
 
 def test_an_activation_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(SourceError, match="relu"):
-        read_source(source(tmp_path, {}, hidden_act="relu"))
+        import_model(source(tmp_path, {}, hidden_act="relu"))
 
 
 @pytest.mark.parametrize(("kind", "activation"), [("CLIP", "quick_gelu"), ("Siglip", "gelu_tanh")])
@@ -208,7 +214,7 @@ def test_what_older_files_leave_out_of_vision_config_is_the_default(tmp_path, ki
     for name in ("hidden_act", "num_attention_heads", "layer_norm_eps"):
         del document["vision_config"][name]
     (tmp_path / "config.json").write_text(json.dumps(document))
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     assert (found.model.config.heads, found.model.config.activation) == (12, activation)
     assert not any("--heads" in said or "--activation" in said for said in found.assumed)
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
@@ -218,7 +224,7 @@ def test_what_older_files_leave_out_of_vision_config_is_the_default(tmp_path, ki
 
 
 def test_the_activation_of_a_lone_clip_is_assumed_aloud():
-    found, said = activation_of(CLIP, Described({"num_attention_heads": 2}), gated=False)
+    found, said = choose_activation(CLIP, Description({"num_attention_heads": 2}), gated=False)
     assert found == "gelu"
     assert "--activation" in said[0]
 
@@ -227,16 +233,16 @@ def test_a_newer_processor_config_is_read(tmp_path):
     folder = source(tmp_path)
     (folder / "preprocessor_config.json").unlink(missing_ok=True)
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": FULL | {"resample": 0}}))
-    assert read_source(folder).preprocess.interpolation == "nearest"
+    assert import_model(folder).preprocess.interpolation == "nearest"
 
 
 @pytest.mark.parametrize("model_type", sorted(USUAL))
 def test_published_models_of_a_type_want(model_type):
     view = usual_view(model_type)
     for size in ((224, 224), (56, 56)):
-        assert view.sized(size).size == size
+        assert view.scale_to(size).size == size
     if view.kept is not None:
-        assert view.sized((224, 224)).resize_to in (256, (256, 256))
+        assert view.scale_to((224, 224)).resize_to in (256, (256, 256))
     assert (view.mean == (0.5, 0.5, 0.5)) == (model_type in ("beit", "data2vec-vision", "siglip"))
     assert model_type in view.assumed[0]
 
@@ -246,7 +252,7 @@ def test_published_models_of_a_type_want(model_type):
 )
 def test_the_name_of_a_lone_file_tells_its_mean(tmp_path, name, mean):
     torch.save(GOOD, tmp_path / f"{name}.pth")
-    assert read_source(tmp_path / f"{name}.pth", heads=2).model.config.mean == mean
+    assert import_model(tmp_path / f"{name}.pth", heads=2).model.config.mean == mean
 
 
 def test_a_beit_may_have_no_positions_at_all(tmp_path):
@@ -255,7 +261,7 @@ def test_a_beit_may_have_no_positions_at_all(tmp_path):
     config = transformers.BeitConfig(image_size=8, patch_size=4, num_labels=3, **shape)
     theirs = transformers.BeitForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path)
-    found = read_source(tmp_path)
+    found = import_model(tmp_path)
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = theirs(pixel_values=found.model.normalize(pixels)).logits

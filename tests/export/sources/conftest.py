@@ -1,4 +1,4 @@
-"""A foreign model with what lies beside it, and images to export it with."""
+"""Another exporter's model with the documents beside it, and images to export it with."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture
-def optimum(foreign_onnx: Callable[..., Path], tmp_path: Path) -> Path:
+def optimum(other_onnx: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder as optimum writes it: the model with external data, config.json, preprocessor_config.json."""
     folder = tmp_path / "vit-tiny-animals"
     folder.mkdir()
-    proto = onnx.load(foreign_onnx("transformers sdpa", 20, "free"))
+    proto = onnx.load(other_onnx("transformers sdpa", 20, "free"))
     onnx.save(
         proto,
         folder / "model.onnx",

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.__main__ import main
-from export.sources.source import from_onnx
+from export.sources.onnx_file import read_onnx
 from export.write_artifact import model_bytes
 from runtime import Classifier
 from runtime.session import open_session
@@ -106,7 +106,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(folder: Path, tmp_path: Pa
     assert beside.stat().st_size > weights // 2
     images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     found = open_session(out / "model.onnx", device="cpu").run(None, {"pixels": images})[0]
-    expected = from_onnx(folder).reference(images)
+    expected = read_onnx(folder).reference(images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["models"]["float32"]["bytes"] == sum(p.stat().st_size for p in out.glob("model.onnx*"))
@@ -125,7 +125,7 @@ def test_large_weights_stay_aside_while_the_opset_is_converted(opset: int, folde
         model.opset_import[0].version = opset
     onnx.save(model, folder / "model.onnx")
     monkeypatch.setattr("export.sources.onnx_file.BIG_TENSOR", 100)
-    source = from_onnx(folder)
+    source = read_onnx(folder)
     images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     session = open_session(model_bytes(source.exported.model), device="cpu")
     np.testing.assert_allclose(session.run(None, {"pixels": images})[0], source.reference(images), atol=1e-5)
