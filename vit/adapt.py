@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.config import ViTConfig, fixed_positions
+from vit.config import ViTConfig, check_grid
 from vit.model import ViT
 
 
@@ -41,7 +41,7 @@ def moved_positions(model: ViT, config: ViTConfig) -> dict[str, Tensor]:
     Raises:
         ConfigError: when the positions are in the attention, and cannot be moved.
     """
-    fixed_positions(model.config, config)
+    check_grid(model.config, config)
     old, new = model.config.grid, config.grid
     return {"position": resized_position(model.position.detach(), old, new)}
 

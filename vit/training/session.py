@@ -23,7 +23,7 @@ from vit.data.training_images import TrainingData, targets_of
 from vit.document import FILE_NAME, CheckpointError, read_document
 from vit.model import ViT
 from vit.tensors import digest_tensors
-from vit.token_merging import merge_tokens
+from vit.token_merging import set_merging
 from vit.training import resume
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, predict
@@ -210,7 +210,7 @@ class Session:
         more["test_images"] = len(source)
         self.report(f"test: {result_of_test(more)}")
         if self.recipe.merge_tokens:
-            dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
+            dense = accuracy(set_merging(model, {}), source, test.targets, loop.device)
             more["test_accuracy_without_merging"] = dense
             self.report(f"test without merging: {100 * dense:.2f} %")
         return more

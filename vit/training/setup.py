@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
 from runtime.text import counted, did_you_mean, first_few
-from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
+from vit.config import ConfigError, ViTConfig, check_grid, make_config, merge_schedule
 from vit.data.datasets import DataError, Images, open_images, splits_of
 from vit.data.labels import labeled_as
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
-from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES
 from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError
 
@@ -99,7 +98,7 @@ def check(options: TrainOptions) -> Checked:
     recipe, notes = fit_batch(options, recipe, len(data.train))
     data = replace(data, notes=(*data.notes, *notes))
     config = chosen_config(options, recipe, data.labels, source)
-    middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
+    merge_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
             f"{options.teacher}: the teacher's classes ({first_few(teacher.labels)}) are not those of "
@@ -227,13 +226,13 @@ def chosen_config(
         if source.labels != labels:  # a new head, without the layer that some pre-trained ones have
             changes["representation"] = None
         config = replace(source.config, **changes)
-        fixed_positions(source.config, config)
+        check_grid(source.config, config)
         return config
     if options.patch_size:
         changes["patch_size"] = options.patch_size
     if recipe.name in EXAMPLES and not options.model:
         return replace(EXAMPLES[recipe.name].config, **changes)
-    return named_config(options.model or "tiny", **changes)
+    return make_config(options.model or "tiny", **changes)
 
 
 def chosen_model(checked: Checked, source: Checkpoint | None) -> tuple[ViT, Preprocess]:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from runtime.images.preprocess import Preprocess, scaled_edge
 from vit.checkpoint import load_checkpoint
+from vit.config import merge_schedule
 from vit.data.batches import Store
 from vit.document import FILE_NAME
 from vit.model import ViT
-from vit.schedule import middle_schedule
 from vit.tensors import read_tensors, write_tensors
-from vit.token_merging import merge_tokens
+from vit.token_merging import set_merging
 from vit.training.evaluate import Batches
 from vit.training.probe import Features, Probe, folded
 from vit.training.recipe import Recipe
@@ -114,7 +114,7 @@ class WholeModel:
         """Return the model, merging tokens from now on where the recipe says so."""
         if not self.recipe.merge_tokens:
             return model
-        return merge_tokens(model, middle_schedule(model.config, self.recipe.merge_tokens))
+        return set_merging(model, merge_schedule(model.config, self.recipe.merge_tokens))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.commands.inspect_run import summary_rows
 from vit.config import SIZES
 from vit.inspect.predictions import attention_maps, rollout
-from vit.model import ViT
+from vit.model import ViT, split_heads
 
 
 @pytest.mark.parametrize("changes", [{}, {"representation": 5}, {"layer_scale": True}, {"classes": 0}])
@@ -64,7 +64,7 @@ def test_attention_maps_are_those_of_the_forward_pass(tiny_model):
         patches = tiny_model.patch_embedding(tiny_model.normalize(pixels))
         tokens = torch.cat([tiny_model.class_token.expand(2, -1, -1), patches], 1) + tiny_model.position
         y = block.norm1(tokens)
-        value = block.attention.split_heads(block.attention.value(y))
+        value = split_heads(block.attention.value(y), 2)
         mixed = block.attention.proj((maps[0] @ value).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed, block.attention(y))
     assert not any(block.attention._forward_pre_hooks for block in tiny_model.blocks)
