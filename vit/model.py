@@ -39,8 +39,8 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(config.width, config.norm_epsilon) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
         # After pooling the norm is as wide as what pooling gives.
-        normed = config.features if config.final_norm == "after" else config.width
-        self.norm = nn.Identity() if config.final_norm == "none" else nn.LayerNorm(normed, config.norm_epsilon)
+        width = config.features if config.final_norm == "after" else config.width
+        self.norm = nn.Identity() if config.final_norm == "none" else nn.LayerNorm(width, config.norm_epsilon)
         self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.head = _make_head(config)
         self.apply(_initialize)

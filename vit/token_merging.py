@@ -1,8 +1,8 @@
 """Token merging (ToMe, arXiv 2210.09461) for training: the model of `vit/model.py` on fewer tokens.
 
-The same weights, names and sizes: only `blocks` is another kind of sequence. `calibration/token_merging` writes
-the same arithmetic into the graph; a test holds the two to 1e-4 of each other. Letters in the shapes are those
-of `vit/model.py`.
+Weights, names and sizes stay; only `blocks` is another kind of sequence. `calibration/token_merging` writes
+the same arithmetic into the graph; a test holds the two to 1e-4 of each other. The letters in the shapes are
+those of `vit/model.py`.
 """
 
 # To mypy, calling a PyTorch module gives Any.

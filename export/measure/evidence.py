@@ -13,9 +13,9 @@ from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import wilson
 from runtime.text import counted
 from vit.data.datasets import Images
-from vit.data.digests import digests
 from vit.data.labels import say_same_names
 from vit.data.public import public_name
+from vit.data.training_images import digest_images
 
 ALIKE = 4.0  # of 255: the mean difference of two images' thumbnails below which they show the same
 CLIPPED = 0.001  # of a layer's activations: a range that was made for other images
@@ -121,7 +121,7 @@ def _known_by_heart(evidence: Evidence) -> str:
         return ""
     found, options = [], []
     for what, images in _judging(evidence):
-        known = sum(digest in evidence.trained_on for digest in digests(images))
+        known = sum(digest in evidence.trained_on for digest in digest_images(images))
         if known:
             found.append(f"{known:,} of the {counted(len(images), 'image')} {what}")
             # Those that a search uses come from the images of calibration.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
 from runtime.writing import check_folder
-from vit.training.scalars import check_tensorboard
+from vit.training.metrics import check_tensorboard
 
 if TYPE_CHECKING:
     from vit.training.setup import Checked, TrainOptions

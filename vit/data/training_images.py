@@ -1,8 +1,10 @@
-"""The three parts of a data set that training needs: train, validation and test."""
+"""The parts of a data set that training needs, train, validation and test, and images that two share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from runtime.text import counted
 from vit.data.datasets import DataError, Images, open_images, passed_over, split_images, splits_of
 from vit.data.folders import layout_of, tables_in
 from vit.data.idx import find_idx
+
+MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,50 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         few = f"no validation images: no class has enough for a share of {holdout:g} (holdout)"
         return TrainingData(train, None, test, (*notes, f"{few}; the last epoch is kept"))
     return TrainingData(train, val, test, notes)
+
+
+# --- Images that are in two classes or two splits ---
+
+
+def digest_images(images: Images) -> list[str]:
+    """Return the digest of each image's file or pixels, 12 hexadecimal digits; empty where unreadable.
+
+    A later step recognizes by them the images that a model was trained on.
+    """
+    found = []
+    for item in images.items:
+        try:
+            data = item.read_bytes() if isinstance(item, Path) else np.ascontiguousarray(item).tobytes()
+        except OSError:
+            data = b""
+        found.append(blake2b(data, digest_size=6).hexdigest() if data else "")
+    return found
+
+
+def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]:
+    """Return a sentence about images in two classes, and one per split whose images are trained on too.
+
+    Args:
+        data: the images.
+        digests: of the images to train on, as `digest_images` returns them.
+    """
+    train = data.train
+    first: dict[str, int] = {}
+    twice = []
+    for index, digest in enumerate(digests):
+        other = first.setdefault(digest, index)
+        if digest and train.targets is not None and train.targets[other] != train.targets[index]:
+            twice.append((other, index))
+    sentences = []
+    if twice:
+        one, two = (train.describe(index) for index in twice[0])
+        sentences.append(
+            f"in two classes: {counted(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+        )
+    for name, images in (("validation", data.val), ("test", data.test)):
+        if images is None:
+            continue
+        if shared := sum(bool(digest) and digest in first for digest in digest_images(images)):
+            of = counted(len(images), f"{name} image")
+            sentences.append(f"trained on too: {shared:,} of {of}; take them out of one")
+    return sentences

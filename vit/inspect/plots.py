@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vit.inspect.predictions import Attended, Verdicts
 from vit.model import ViT
-from vit.training.evaluate import kept_epoch
+from vit.training.evaluate import choose_epoch
 
 COLUMNS = 8  # images in a row
 LETTERS = 20  # of a name
@@ -28,7 +28,7 @@ def plot_curve(history: list[dict[str, Any]], kind: str) -> Figure:
     for part, (style, label) in CURVES.items():
         if values := [row[f"{part}_{kind}"] for row in history if f"{part}_{kind}" in row]:
             axes.plot(range(1, len(values) + 1), values, style, label=label)
-    kept = kept_epoch(history)
+    kept = choose_epoch(history)
     axes.axvline(kept, color="0.4", linestyle=":", label=f"kept: epoch {kept}")
     axes.set(xlabel="epoch", ylabel=kind)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

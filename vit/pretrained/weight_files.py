@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from runtime.model_file.data_file import is_beside
+from vit.checkpoint import read_tensors
 from vit.document import CheckpointError
 from vit.pretrained.documents import SourceError, read_json
-from vit.tensors import read_tensors
 
 # --- Which file holds the weights, and what is none. Known without torch ---
 

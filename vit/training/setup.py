@@ -14,7 +14,7 @@ from vit.data.labels import labeled_as
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError
+from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, Recipe, RecipeError
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -86,6 +86,16 @@ def check(options: TrainOptions) -> Checked:
         raise RecipeError(
             f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
             "--merge-tokens out, or train the whole model (--preset finetune)"
+        )
+    if recipe.freeze and (unused := sorted({*given_fields(options)} - PROBE_FIELDS - {"merge_tokens"})):
+        raise RecipeError(
+            f"preset {recipe.name} is a logistic regression on frozen features and has no {unused[0]}; leave "
+            "it out, or train the whole model (--preset finetune)"
+        )
+    if recipe.freeze and options.teacher:
+        raise RecipeError(
+            f"preset {recipe.name} learns from labels alone; leave --teacher out, or train the whole model "
+            "(--preset finetune)"
         )
     source = read_document(options.source) if options.source else None
     teacher = read_document(options.teacher) if options.teacher else None
@@ -165,7 +175,7 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     """
     fitting = 1 << max(images // STEPS, 2).bit_length() - 1  # a power of two
     steps = max(images // recipe.batch, 1)
-    if steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
+    if recipe.freeze or steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
         return recipe, ()
     few = f"{counted(images, 'image')} to train on"
     if "batch" in given_fields(options):

@@ -9,9 +9,8 @@ from PIL import Image
 
 from vit.data.batches import free_memory
 from vit.data.datasets import DataError, open_images, passed_over, splits_of
-from vit.data.digests import digests, same_images
 from vit.data.folders import split_named
-from vit.data.training_images import open_data
+from vit.data.training_images import describe_duplicates, digest_images, open_data
 
 
 def fill(*folders, count=3):
@@ -124,7 +123,7 @@ def test_the_same_image_in_two_classes_and_two_splits_is_told(tmp_path):
     fill(tmp_path / "train" / "a", tmp_path / "test" / "b", tmp_path / "test" / "a", count=2)
     fill(tmp_path / "train" / "b", count=1)
     data = open_data(tmp_path, holdout=0)
-    said = same_images(data.train, digests(data.train), val=data.val, test=data.test)
+    said = describe_duplicates(data, digest_images(data.train))
     assert said[0].startswith("in two classes: 1 image, e.g. ")
     assert said[1] == "trained on too: 4 of 4 test images; take them out of one"
 
