@@ -31,9 +31,9 @@ from vit.document import (
     check_fit,
     check_record,
     checkpoint_name,
-    existing_checkpoint,
-    incomplete,
+    find_checkpoint,
     read_document,
+    refuse_incomplete,
 )
 from vit.model import ViT, compare_shapes
 
@@ -66,11 +66,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Name of the run: its folder, or the file where that has a name of its own."""
+        """Name of the run: that of its folder, or of the file if it is not `model.safetensors`."""
         return checkpoint_name(self.path)
 
 
-def result_of_test(recipe: Mapping[str, Any]) -> str:
+def describe_test(recipe: Mapping[str, Any]) -> str:
     """Return the accuracy on the test images in words, or why there is none.
 
     Args:
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
-    file = existing_checkpoint(path)
+    file = find_checkpoint(path)
     found = read_document(file)
     try:
         missing, left_over, unfit = compare_shapes(found.config, read_shapes(file))
@@ -215,7 +215,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             return tensors, dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise incomplete(file, error) from error
+        refuse_incomplete(file, error)
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -228,4 +228,4 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="numpy") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise incomplete(file, error) from error
+        refuse_incomplete(file, error)

@@ -12,8 +12,7 @@ from calibration.graph.edit import Array
 from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import wilson
 from runtime.text import counted
-from vit.data.datasets import Images
-from vit.data.labels import say_same_names
+from vit.data.datasets import Images, describe_shared_names
 from vit.data.public import public_name
 from vit.data.training_images import digest_images
 
@@ -59,7 +58,7 @@ def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[Doubt, ...]:
         Doubt(_near_chance(evidence), ("--max-drift",)),
         Doubt(trained_on, measured),
         Doubt(_in_training_folder(evidence) if not trained_on else ""),
-        Doubt(say_same_names(evidence.evaluation)),
+        Doubt(describe_shared_names(evidence.evaluation)),
     ]
     return tuple(each for each in found if each.sentence)
 

@@ -12,8 +12,8 @@ import numpy as np
 from runtime.command.kinds import kind_of
 from runtime.images.find_images import LeftOut, left_out_line
 from runtime.text import counted
-from vit.data.datasets import DataError, Images, open_images, passed_over, split_images, splits_of
-from vit.data.folders import layout_of, tables_in
+from vit.data.datasets import DataError, Images, describe_skipped, find_splits, open_images, split_images
+from vit.data.folders import find_layout, find_tables
 from vit.data.idx import find_idx
 
 MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
@@ -21,12 +21,12 @@ MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Parts of a data set: images to train on, to choose the best epoch by, and to test on."""
+    """Images to train on, to choose the best epoch by, and to test on."""
 
     train: Images
     val: Images | None  # chooses the best epoch; None keeps the last epoch
     test: Images | None  # looked at once, when training has ended
-    notes: tuple[str, ...] = ()  # what was passed over in the folder
+    notes: tuple[str, ...] = ()  # one per entry of the folder that was skipped
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -58,11 +58,11 @@ def targets_of(images: Images) -> np.ndarray:
     return images.targets
 
 
-def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
-    """Return a sentence about the files in folders that are no part of some images, or none.
+def describe_left_out(*parts: Images | None) -> tuple[str, ...]:
+    """Return a sentence about the files in folders that are no images, or none.
 
     Args:
-        parts: images of one or more folders; None stands for a part that there is not.
+        parts: images of one or more folders; None for a part that does not exist.
     """
     together = LeftOut.of(part.left_out for part in parts if part is not None)
     line = left_out_line(together.counts)
@@ -70,7 +70,12 @@ def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
 
 
 def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:
-    """The images of `source`, with its own val split, or else a share of the training images held out.
+    """Open the images of `source`, with its own val split, or else a share of the training images held out.
+
+    Args:
+        source: as in `open_images`.
+        holdout: share of the training images that becomes the val split where there is none; 0: no val split.
+        seed: of the random choice.
 
     Raises:
         DataError: when there are no classes to learn.
@@ -81,10 +86,10 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
             "where the images are PHOTOS/<class>/…, unpacked"
         )
-    splits = splits_of(source)
+    splits = find_splits(source)
     if splits and "train" not in splits:
         folder = Path(source)
-        others = layout_of(folder).others if folder.is_dir() and not find_idx(folder) else ()
+        others = find_layout(folder).others if folder.is_dir() and not find_idx(folder) else ()
         beside = f" ({', '.join(others[:5])} beside them: no split)" if others else ""
         raise DataError(
             f"{source}: has {' and '.join(splits)} images and none to train on{beside}; add a train folder, "
@@ -92,7 +97,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         )
     train = open_images(source, "train" if "train" in splits else "all")
     if train.targets is None or train.labels is None:
-        tables = tables_in(Path(source)) if Path(source).is_dir() else []
+        tables = find_tables(Path(source)) if Path(source).is_dir() else []
         unread = f" ({', '.join(tables[:3])}: not read, folders say the classes)" if tables else ""
         raise DataError(
             f"{source}: images without classes{unread}; expected {source}/<class>/… or "
@@ -101,7 +106,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     test = open_images(source, "test") if "test" in splits else None
     test = None if test is None or test.targets is None else test
     val = open_images(source, "val") if "val" in splits else None
-    notes = (*passed_over(source), *left_out_notes(train, val, test))
+    notes = (*describe_skipped(source), *describe_left_out(train, val, test))
     if val is not None and val.targets is not None:
         return TrainingData(train, val, test, notes)
     if not holdout:

@@ -1,4 +1,4 @@
-"""Images as data URIs, small enough to travel inside a page."""
+"""Images as data URIs, which are stored in the page itself."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ TINY = 64  # an image below this many pixels is shown with its pixels, not blurr
 
 
 def jpeg_uri(pixels: np.ndarray, *, quality: int = 74) -> str:
-    """Return `uint8 [H, W, 3]` as a JPEG."""
+    """Return pixels `uint8 [H, W, 3]` as the data URI of a JPEG."""
     return _uri(Image.fromarray(pixels), "JPEG", quality=quality)
 
 
 def png_uri(pixels: np.ndarray, *, colors: int | None = None) -> str:
-    """Return `uint8 [H, W, 3]` as a PNG, of so many colors where their number is given."""
+    """Return pixels `uint8 [H, W, 3]` as the data URI of a PNG, reduced to `colors` colors if given."""
     image = Image.fromarray(pixels)
     return _uri(image if colors is None else image.quantize(colors), "PNG")
 
 
 def file_uri(png: Path) -> str:
-    """Return a PNG file as it is."""
+    """Return a PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
 
 
 def thumbnail(image: Path | np.ndarray) -> str:
-    """A square JPEG of the image's middle, as a data URI; empty when it cannot be read (any more)."""
+    """Return a square JPEG of the image's center as a data URI; empty when the image cannot be read."""
     tiny = isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY
     shrink = Preprocess(
         size=(EDGE, EDGE), resize="crop", interpolation="nearest" if tiny else "lanczos", decode="draft"
@@ -43,7 +43,7 @@ def thumbnail(image: Path | np.ndarray) -> str:
         return ""
 
 
-def enlarged(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
+def enlarge(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
     """Repeat the pixels of a small image until its shorter edge is at least `edge`."""
     times = max(1, -(-edge // min(pixels.shape[:2])))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.images.preprocess import Preprocess
 from runtime.text import counted
-from vit.adapt import resized_position
+from vit.adapt import interpolate_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT, compare_shapes
 from vit.pretrained.claims import OtherModelError, refuse_other_models
@@ -143,7 +143,7 @@ def seen(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
                 f"{wanted[0]}x{wanted[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})"
             )
         resized = ViT(replace(config, image_size=wanted))
-        position = resized_position(
+        position = interpolate_position(
             model.position.detach(), config.grid, resized.config.grid, antialias=False
         )
         resized.load_state_dict(model.state_dict() | {"position": position})

@@ -18,7 +18,7 @@ from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mix_neighbors, mixing_share
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, best_epoch, count_correct, means, measure, stop_early
-from vit.training.optimizer import learning_rate, make_optimizer, moving_average, set_learning_rate
+from vit.training.optimizer import learning_rate, make_average, make_optimizer, set_learning_rate
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, seed_generator
 
@@ -65,7 +65,7 @@ class Loop:
         self.teacher_cache: dict[tuple[int, int], Tensor] = {}  # logits by view and step
         self.module = module.to(device)
         self.optimizer = make_optimizer(self.module, recipe)
-        self.average = moving_average(self.module, recipe.ema) if recipe.ema else None
+        self.average = make_average(self.module, recipe.ema) if recipe.ema else None
         self.augment = Augment(recipe, size)
         weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
         self.weights = weights.to(device)

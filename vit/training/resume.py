@@ -22,8 +22,8 @@ from runtime.strict_json import parse_json
 from runtime.text import flaw
 from vit.checkpoint import read_tensors, write_tensors
 from vit.config import MOST
-from vit.document import CheckpointError, is_history, read_metadata
-from vit.run_folder import STATE, state_file
+from vit.document import CheckpointError, is_history, read_header
+from vit.run_folder import STATE, find_state
 
 KEY = "vit_edge_state"
 
@@ -87,7 +87,7 @@ def load_state(
     Raises:
         CheckpointError: when there is none, when it is incomplete, or when it is of another run.
     """
-    path = state_file(folder)
+    path = find_state(folder)
     tensors, metadata = read_tensors(path)
     document = _read_document(path, metadata)
     _check_identity(path, identity, document["identity"])
@@ -160,8 +160,8 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: as `load_state`.
     """
-    path = state_file(folder)
-    saved = _read_document(path, read_metadata(path))["identity"]
+    path = find_state(folder)
+    saved = _read_document(path, read_header(path))["identity"]
     _check_identity(path, identity, {name: saved.get(name) for name in identity})
 
 

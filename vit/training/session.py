@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from runtime.command.progress import Step
 from runtime.images.preprocess import Preprocess, scaled_edge
-from vit.checkpoint import digest_tensors, load_checkpoint, result_of_test, save_checkpoint
+from vit.checkpoint import describe_test, digest_tensors, load_checkpoint, save_checkpoint
 from vit.config import merge_schedule
 from vit.data.batches import Store
 from vit.data.datasets import Images
@@ -26,12 +26,11 @@ from vit.data.training_images import (
 )
 from vit.document import FILE_NAME, CheckpointError, read_document
 from vit.model import ViT
-from vit.run_folder import STATE
+from vit.run_folder import STATE, write_metrics
 from vit.token_merging import set_merging
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, means, measure
 from vit.training.loop import Loop, TrainingError
-from vit.training.metrics import write_metrics
 from vit.training.recipe import Recipe
 from vit.training.resume import load_state, save_state
 
@@ -142,7 +141,7 @@ class Session:
         facts: dict[str, Any] = {}
         if source is not None:
             facts = {"test_accuracy": self._test_accuracy(module, source, device), "test_images": len(source)}
-        self.report(f"test: {result_of_test(facts)}")
+        self.report(f"test: {describe_test(facts)}")
         return facts
 
     def write_result(self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any]) -> Path:
@@ -191,7 +190,7 @@ class LoopSession(Session):
             size=self.preprocess.size,
             validation=validation,
             world=world,
-            teacher=None if teacher is None else as_teacher(teacher, device),
+            teacher=None if teacher is None else make_teacher(teacher, device),
         )
 
     def show_steps(self, loop: Loop) -> Step:
@@ -298,7 +297,7 @@ def _enlarge(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, size=(height, width), resize_to=scaled_edge(preprocess.resize_to, 8 / 7))
 
 
-def as_teacher(teacher: ViT, device: torch.device) -> Callable[[Tensor], Tensor]:
+def make_teacher(teacher: ViT, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return a function that gives the teacher's logits for the student's pixels.
 
     Args:

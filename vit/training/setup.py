@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.images.preprocess import Preprocess, scaled_edge
 from runtime.text import counted, did_you_mean, first_few
 from vit.config import ConfigError, ViTConfig, check_grid, make_config, merge_schedule
-from vit.data.datasets import DataError, Images, open_images, splits_of
-from vit.data.labels import labeled_as
+from vit.data.datasets import DataError, Images, find_splits, match_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.training.examples import EXAMPLES
@@ -293,8 +292,8 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
     """
     if not labels:
         raise DataError("the model has no classes, so no answer can be judged; leave --data out")
-    split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
-    images = labeled_as(open_images(source, split), labels)  # type: ignore[arg-type]
+    split = next((name for name in ("test", "val") if name in find_splits(source)), "all")
+    images = match_labels(open_images(source, split), labels)  # type: ignore[arg-type]
     if images.targets is None:
         raise DataError(
             f"{source}: expected images in folders named as the model's {len(labels)} classes "

@@ -13,9 +13,8 @@ from runtime.interrupts import asked_to_stop
 from vit.data.training_images import TrainingData
 from vit.document import FILE_NAME
 from vit.model import ViT
-from vit.run_folder import is_first_process, write_alone
+from vit.run_folder import is_first_process, lock_run_folder, open_tensorboard
 from vit.training.distributed import choose_device, join_world
-from vit.training.metrics import open_tensorboard
 from vit.training.probe import train_probe
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, check_resumable
@@ -75,7 +74,7 @@ def train(
     # Of this device alone: the state of another one costs some of its memory.
     random = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
     with (
-        write_alone(session.out),
+        lock_run_folder(session.out),
         join_world(chosen) as world,
         random,
         open_tensorboard(session.out, tensorboard and world.first) as write,
@@ -109,6 +108,6 @@ def _train_probe(
         check_resumable(session.out, {"recipe": session.recipe.to_dict()})
     if not is_first_process():
         return session.out / FILE_NAME
-    with write_alone(session.out), open_tensorboard(session.out, tensorboard) as write:
+    with lock_run_folder(session.out), open_tensorboard(session.out, tensorboard) as write:
         session.compare_images()
         return train_probe(session, device, write)

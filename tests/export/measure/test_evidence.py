@@ -120,7 +120,8 @@ def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Evidence) ->
     both = replace(sound, evaluation=training, search=images(9, name="/data/flowers/train", seed=2))
     (sentence,) = doubts(both, pixels(sound))
     assert sentence.startswith("the images measured on and searched on lie in flowers/train: if ")
-    known = frozenset({*digest_images(sound.evaluation.subset(range(7))), *digest_images(both.search.subset(range(2)))})  # type: ignore[union-attr]
+    search = both.search.subset(range(2))  # type: ignore[union-attr]
+    known = frozenset({*digest_images(sound.evaluation.subset(range(7))), *digest_images(search)})
     (sentence,) = doubts(replace(both, trained_on=known), pixels(sound))
     assert sentence.startswith(
         "the model was trained on 7 of the 100 images measured on and 2 of the 9 images searched on, so "

@@ -17,7 +17,7 @@ from vit.data.datasets import Images
 from vit.data.training_images import TrainingData, digest_images
 from vit.document import CheckpointError
 from vit.model import new_model
-from vit.run_folder import write_alone
+from vit.run_folder import lock_run_folder
 from vit.training.loop import TrainingError
 from vit.training.recipe import Recipe
 from vit.training.train import train
@@ -177,5 +177,5 @@ def test_a_folder_has_one_writer(
 def test_the_other_processes_of_a_run_write_nothing_and_lock_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with write_alone(tmp_path / "out"):
+    with lock_run_folder(tmp_path / "out"):
         assert not (tmp_path / "out").exists()

@@ -136,7 +136,7 @@ def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_pa
 def test_validation_images_choose_the_regularization(
     photos, tiny_model, tiny_preprocess, tmp_path, monkeypatch
 ):
-    """What wrong labels teach is wrong: the strongest regularization has the lowest validation loss."""
+    """With wrong labels, the strongest regularization has the lowest validation loss."""
     tried = []
     monkeypatch.setattr(
         "vit.training.probe.fit_head",

@@ -251,10 +251,10 @@ def test_teacher_is_followed(photos, tiny_config, tiny_preprocess, tmp_path):
 
 
 def test_teacher_of_another_size_sees_its_own_size(tiny_config):
-    from vit.training.session import as_teacher
+    from vit.training.session import make_teacher
 
     teacher = new_model(replace(tiny_config, image_size=(16, 16)), 0)
-    ask = as_teacher(teacher, torch.device("cpu"))
+    ask = make_teacher(teacher, torch.device("cpu"))
     flat = torch.full((2, 8, 8, 3), 77.0)
     with torch.no_grad():
         torch.testing.assert_close(ask(flat), teacher(torch.full((2, 16, 16, 3), 77.0)))
