@@ -28,6 +28,7 @@ from vit.document import (
     KEY,
     VERSION,
     CheckpointError,
+    Document,
     check_fit,
     check_record,
     checkpoint_name,
@@ -41,28 +42,12 @@ MOST_LISTED = 3  # tensors that do not fit, in a message
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A trained model and what belongs to it.
+class Checkpoint(Document):
+    """A trained model, and its document."""
 
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        preprocess: preprocessing of the images.
-        labels: one per class, in the order of the class indices.
-        history: one dictionary per epoch, the rows of metrics.csv.
-        recipe: how the model was trained, or where it came from.
-        digest: SHA-256 of the file, hexadecimal.
-        path: the file.
-        finished: False for the best epoch so far of a run that was interrupted or still continues.
-    """
-
-    model: ViT
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    history: list[dict[str, Any]]
-    recipe: dict[str, Any]
-    digest: str
+    model: ViT  # in evaluation mode, on the CPU
+    digest: str  # SHA-256 of the file, hexadecimal
     path: Path
-    finished: bool = True
 
     @property
     def name(self) -> str:
@@ -137,7 +122,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint, and return the model and its document.
 
     Args:
         path: its file, or the folder that holds `model.safetensors`.
@@ -161,16 +146,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     del tensors  # as large as the model
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Checkpoint(
-        model=model.eval(),
-        preprocess=found.preprocess,
-        labels=found.labels,
-        history=found.history,
-        recipe=found.recipe,
-        digest=digest,
-        path=file,
-        finished=found.finished,
-    )
+    return Checkpoint(**vars(found), model=model.eval(), digest=digest, path=file)
 
 
 def _checkpoint_file(path: Path | str) -> Path:

@@ -53,14 +53,14 @@ class CheckpointError(InputError):
 
 @dataclass(frozen=True)
 class Document:
-    """Facts about a model beside its weights; `vit.checkpoint.Checkpoint` explains the fields."""
+    """Facts about a model beside its weights."""
 
     config: ViTConfig
     preprocess: Preprocess
-    labels: tuple[str, ...]
-    history: list[dict[str, Any]]
-    recipe: dict[str, Any]
-    finished: bool
+    labels: tuple[str, ...]  # one per class, in the order of the class indices
+    history: list[dict[str, Any]]  # one row per epoch, as in metrics.csv
+    recipe: dict[str, Any]  # how the model was trained, or where it came from
+    finished: bool  # False for the best epoch so far of a run that was interrupted or still continues
 
 
 def checkpoint_name(file: Path) -> str:

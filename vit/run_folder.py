@@ -129,13 +129,11 @@ def open_tensorboard(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str,
     check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
-    def write(row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            writer.add_scalar(name, value, row["epoch"])
-        writer.flush()
+    with SummaryWriter(out / "tensorboard") as writer:
 
-    writer = SummaryWriter(out / "tensorboard")
-    try:
+        def write(row: Mapping[str, Any]) -> None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["epoch"])
+            writer.flush()
+
         yield write
-    finally:
-        writer.close()

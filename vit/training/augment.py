@@ -198,39 +198,36 @@ def posterize(pixels: Tensor, strength: Tensor) -> Tensor:
     return (pixels / step).floor() * step
 
 
-def _transform(pixels: Tensor, rows: list[Tensor]) -> Tensor:
-    """Transform each image by the six numbers `[N]` of its affine matrix."""
+def _transform(pixels: Tensor, *matrix: Tensor | float) -> Tensor:
+    """Transform each image by its affine matrix, six numbers or tensors `[N]`."""
+    rows = [torch.as_tensor(each, device=pixels.device).expand(len(pixels)) for each in matrix]
     return warp(pixels, torch.stack(rows, 1).view(-1, 2, 3))
 
 
 def rotate(pixels: Tensor, strength: Tensor) -> Tensor:
     """Rotate by up to 30 degrees."""
-    angle, zero = strength * math.radians(30), torch.zeros_like(strength)
-    return _transform(pixels, [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero])
+    angle = strength * math.radians(30)
+    return _transform(pixels, angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0)
 
 
 def shear_x(pixels: Tensor, strength: Tensor) -> Tensor:
     """Shear rows sideways by up to 0.3 of the distance from the center."""
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _transform(pixels, [one, 0.3 * strength, zero, zero, one, zero])
+    return _transform(pixels, 1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0)
 
 
 def shear_y(pixels: Tensor, strength: Tensor) -> Tensor:
     """Shear columns up or down by up to 0.3 of the distance from the center."""
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _transform(pixels, [one, zero, zero, 0.3 * strength, one, zero])
+    return _transform(pixels, 1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0)
 
 
 def move_x(pixels: Tensor, strength: Tensor) -> Tensor:
     """Move sideways by up to 0.3 of the width."""
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _transform(pixels, [one, zero, 0.6 * strength, zero, one, zero])
+    return _transform(pixels, 1.0, 0.0, 0.6 * strength, 0.0, 1.0, 0.0)
 
 
 def move_y(pixels: Tensor, strength: Tensor) -> Tensor:
     """Move up or down by up to 0.3 of the height."""
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _transform(pixels, [one, zero, zero, zero, one, 0.6 * strength])
+    return _transform(pixels, 1.0, 0.0, 0.0, 0.0, 1.0, 0.6 * strength)
 
 
 OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (

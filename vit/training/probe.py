@@ -57,22 +57,20 @@ def train_probe(
     train = features("train", data.train)
     val = None if data.val is None else features("val", data.val)
 
-    def measure_head(head: nn.Linear) -> dict[str, Any]:
-        row = {"epoch": 1} | _measure("train", head, train, data.train)
-        return row | _measure("val", head, val, data.val) if data.val is not None and val is not None else row
-
     started = time.perf_counter()
-    strengths = STRENGTHS if val is not None else (DEFAULT_STRENGTH,)
+    strengths = (DEFAULT_STRENGTH,) if val is None else STRENGTHS
     heads = [fit_head(train, data.train, strength, balance=session.recipe.balance) for strength in strengths]
-    rows = [measure_head(head) for head in heads]
-    best = min(range(len(rows)), key=lambda index: rows[index].get("val_loss", 0.0))
+    rows = [{"epoch": 1} | _measure("train", head, train, data.train) for head in heads]
+    if data.val is not None and val is not None:
+        rows = [row | _measure("val", head, val, data.val) for row, head in zip(rows, heads, strict=True)]
+    row, head = min(zip(rows, heads, strict=True), key=lambda each: each[0].get("val_loss", 0.0))
     seconds = time.perf_counter() - started
-    session.report_epoch([rows[best]], [seconds], 1, len(train) / seconds)
-    on_row(rows[best])
-    model.cpu().head.load_state_dict(heads[best].state_dict())
-    test = session.test_images
-    facts = session.measure_test(model.head, None if test is None else features("test", test), CPU)
-    return session.write_result(model.eval(), [rows[best]], facts)
+    session.report_epoch([row], [seconds], 1, len(train) / seconds)
+    on_row(row)
+    model.head.load_state_dict(head.state_dict())
+    test = None if data.test is None else features("test", data.test)
+    facts = session.measure_test(model.head, test, CPU)
+    return session.write_result(model.eval(), [row], facts)
 
 
 class Features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +37,19 @@ from vit.training.resume import load_state, save_state
 METRICS = "metrics.csv"
 
 
+@dataclass
 class Session:
-    """The files and the messages around one training.
+    """The files and the messages around one training."""
 
-    Args:
-        recipe: how to train.
-        model: the model to train.
-        data: images for training, validation and test.
-        preprocess: preprocessing for validation, test and use.
-        out: folder of the run.
-        report: called with each line worth showing to a person.
-        notes: facts to add to the checkpoint's recipe.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        model: ViT,
-        data: TrainingData,
-        preprocess: Preprocess,
-        out: Path,
-        report: Callable[[str], None],
-        notes: Mapping[str, Any],
-    ) -> None:
-        self.recipe, self.model, self.data, self.out = recipe, model, data, out
-        self.preprocess, self.report, self.notes = preprocess, report, dict(notes)
-        self.stores: dict[str, Store] = {}
-        self.trained_on: list[str] = []  # digests of the training images; none where these are too many
+    recipe: Recipe
+    model: ViT  # to train
+    data: TrainingData
+    preprocess: Preprocess  # for validation, test and use
+    out: Path  # folder of the run
+    report: Callable[[str], None]  # called with each line worth showing to a person
+    notes: Mapping[str, Any]  # facts to add to the checkpoint's recipe
+    stores: dict[str, Store] = field(default_factory=dict)  # by part of the data
+    trained_on: list[str] = field(default_factory=list)  # digests of the training images, if not too many
 
     def compare_images(self) -> None:
         """Report images that are in two classes or splits, while they can still be taken out."""
@@ -85,14 +71,7 @@ class Session:
     def write_checkpoint(
         self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any], *, finished: bool
     ) -> Path:
-        """Write a checkpoint of the run.
-
-        Args:
-            model: its weights are written.
-            history: one row per epoch.
-            facts: fields of the checkpoint's recipe, beside those that are known from the start.
-            finished: False while the training continues.
-        """
+        """Write a checkpoint of the run; `facts` are further fields of its recipe."""
         images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
@@ -101,42 +80,26 @@ class Session:
             preprocess=self.preprocess,
             labels=self.data.labels,
             history=history,
-            recipe=document | self.notes | dict(facts),
+            recipe={**document, **self.notes, **facts},
             finished=finished,
         )
 
     def report_epoch(
         self, history: list[dict[str, Any]], seconds: Sequence[float], epochs: int, rate: float
     ) -> None:
-        """Write metrics.csv, and report the last epoch of the history.
-
-        Args:
-            history: one row per epoch.
-            seconds: duration of each epoch.
-            epochs: number of epochs planned.
-            rate: images per second.
-        """
+        """Write metrics.csv, and report the last epoch; `rate` is in images per second."""
         write_metrics(self.out / METRICS, history, seconds)
         row = history[-1]
         shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
         self.report(f"epoch {row['epoch']}/{epochs}: {shown} ({seconds[-1]:.1f} s, {rate:.0f} images/s)")
 
-    @property
-    def test_images(self) -> Images | None:
-        """The test images if their classes are known, else None."""
-        test = self.data.test
-        return None if test is None or test.targets is None else test
-
     def measure_test(self, module: nn.Module, source: Batches | None, device: torch.device) -> dict[str, Any]:
-        """Measure on the test images, and report the accuracy or that there is none.
+        """Report the accuracy on the test images or that there are none, and return it for the recipe.
 
         Args:
             module: maps a batch of `source` to logits.
-            source: the test images; None where there are none with known classes.
+            source: the test images, or None.
             device: where to compute.
-
-        Returns:
-            Fields for the checkpoint's recipe.
         """
         facts: dict[str, Any] = {}
         if source is not None:
@@ -163,13 +126,7 @@ class LoopSession(Session):
     """The files and the messages around one `Loop`, in which every weight learns from augmented images."""
 
     def make_loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
-        """Read the images, and return the loop on them.
-
-        Args:
-            device: where to train.
-            world: the processes that train together; the first one shows progress.
-            teacher: a trained model to learn from as well, or None.
-        """
+        """Read the images, and return the loop on them."""
         data, quiet = self.data, not world.first
         # Outside the forked random state nothing depends on this seed; inside, new dropout masks do.
         torch.manual_seed(self.recipe.seed)
@@ -253,7 +210,7 @@ class LoopSession(Session):
                 f"{self.out}: the best weights there are not those that this run wrote; something else has "
                 "replaced them, so train again with --overwrite, or into another --out"
             )
-        model, test = self._build(weights), self.test_images
+        model, test = self._build(weights), self.data.test
         source = None if test is None else self.read("test", test, self.preprocess)
         facts = self.measure_test(self._merge_tokens(model), source, loop.device)
         if source is not None and self.recipe.merge_tokens:
