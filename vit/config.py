@@ -27,7 +27,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number, and neither true nor false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
@@ -39,11 +40,11 @@ def _all(accepts: Callable[[object], bool], count: int) -> Callable[[object], bo
 KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "int": ("a whole number", _is_whole),
     "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
-    "float": ("a number", _is_number),
+    "float": ("a number", is_number),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("a word", lambda value: isinstance(value, str)),
     "tuple[int, int]": ("two whole numbers", _all(_is_whole, 2)),
-    "tuple[float, float, float]": ("three numbers", _all(_is_number, 3)),
+    "tuple[float, float, float]": ("three numbers", _all(is_number, 3)),
 }
 
 

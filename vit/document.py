@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
 from runtime.text import counted, flaw
-from vit.config import ViTConfig
+from vit.config import ViTConfig, is_number
 
 FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"
@@ -24,17 +24,13 @@ KEY = "vit_edge"
 MAKE = "`python -m vit train` or `python -m vit import` make one"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 # Fields of a recipe that programs read → their check; all other fields are for people.
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
-    "test_accuracy": lambda value: _is_number(value) and 0 <= value <= 1,
+    "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     "data": _is_text,
     "imported": _is_text,
@@ -42,7 +38,7 @@ RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "trained_on": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (
-        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+        isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
     ),
 }
 
@@ -168,7 +164,7 @@ def is_history(value: Any) -> bool:
         return False
     names = {"epoch", *(value[0] if value else ())}
     return all(
-        set(row) == names and row["epoch"] == epoch and all(map(_is_number, row.values()))
+        set(row) == names and row["epoch"] == epoch and all(map(is_number, row.values()))
         for epoch, row in enumerate(value, 1)
     )
 

@@ -47,30 +47,30 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
         out: the folder of the run.
         resume: None, "yes" or "auto".
         overwrite: replace the run that is there.
-        report: takes a line that says what "auto" does.
+        report: called with a line about what "auto" does.
 
     Raises:
         OutputError: for a folder that cannot be written to, and for a run that would be lost.
         CheckpointError: if there is nothing to resume.
     """
     if resume and overwrite:
-        raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
+        raise OutputError("expected --resume (continue the run) or --overwrite (replace it), found both")
     check_folder(out)
     if resume == "yes":
         find_state(out)
         return True
     if resume == "auto":
         if (out / STATE).exists():
-            report(f"--resume auto: going on with the run in {out}")
+            report(f"--resume auto: resuming the run in {out}")
             return True
-        report(f"--resume auto: no state of a run in {out}, beginning one")
+        report(f"--resume auto: no state of a run in {out}, starting one")
         if not _is_finished(out):
             return False
     found = next((name for name in (FILE_NAME, STATE) if (out / name).exists()), None)
     if found and not overwrite:
-        going_on = "go on with it by --resume, " if (out / STATE).exists() else ""
+        resume_it = "resume it by --resume, " if (out / STATE).exists() else ""
         raise OutputError(
-            f"{out}: a run is there already ({found}); {going_on}replace it by --overwrite, or choose "
+            f"{out}: a run is there already ({found}); {resume_it}replace it by --overwrite, or choose "
             "another --out"
         )
     return False

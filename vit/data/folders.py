@@ -28,13 +28,13 @@ SPELLINGS = {
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 _FILLERS = frozenset(("set", "data", "dataset", "image", "images", "split"))  # beside the word for a split
-# Parts of a data set, which are no classes where nothing else stands beside them.
+# Parts of a data set, which are no classes where no other folder is beside them.
 _PARTS = frozenset(
     {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotation"}
     | {"annotations", "segmentation", "segmentations", "trimaps", "meta", "attributes", "parts"}
 )
 _FOLD = re.compile(r"(k?fold|cv|split)[-_ ]?\d+", re.IGNORECASE)
-# Tables and lists of labels or splits, by suffix, and by suffix where the name says so.
+# Tables and lists of labels or splits, by suffix, and by suffix where the name has one of these words.
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _LISTS = (".txt", ".json", ".lst")
 _LISTED = frozenset(("split", "splits", "fold", "folds", "label", "labels", "classes", "annotations"))
@@ -62,9 +62,9 @@ class Layout:
 def find_layout(folder: Path) -> Layout:
     """Find the splits in a folder.
 
-    A folder named as a split is one when it holds folders of its own, or nothing but splits stands beside it,
+    A folder named as a split is one when it holds folders of its own, or only splits are beside it,
     or another split does; among other folders of images, `train` is a class. Names such as `seg_train` are
-    splits where `seg_test` stands beside them.
+    splits where `seg_test` is beside them.
 
     Raises:
         DataError: for two folders that mean the same split, and for folders that are no classes: splits in
@@ -95,7 +95,7 @@ def find_layout(folder: Path) -> Layout:
     ordered = {split: found[split] for split in SPELLINGS if split in found}
     beside = tuple(path.name for path in others)
     return Layout(
-        _unwrap(ordered), beside, (*(f"{name}: passed over, it is no split" for name in beside), *loose)
+        _unwrap(ordered), beside, (*(f"{name}: skipped, it is no split" for name in beside), *loose)
     )
 
 
@@ -107,7 +107,7 @@ def split_of(name: str) -> str | None:
 def _find_splits(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
     """Return the folders that are named as splits, each with the split that it means.
 
-    A name with another word in it (`seg_train`, `flowers-val`) counts where the same word stands beside
+    A name with another word in it (`seg_train`, `flowers-val`) counts where the same word is beside
     another split, since `steam train` is a class.
     """
     groups: dict[str, list[tuple[str, Path]]] = {"": []}
@@ -248,7 +248,7 @@ def _describe_loose(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
         return ()
     files = [path for path in folder.iterdir() if path.is_file() and not left_by_a_system(path.name)]
     loose = sum(path.suffix.lower() in image_suffixes() for path in files)
-    notes = (f"{counted(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
+    notes = (f"{counted(loose, 'image')} beside the folders of {folder}: skipped",) if loose else ()
     tables = find_tables(folder)
     return (*notes, *(f"{folder / name}: not read, folders say the classes and splits" for name in tables))
 
@@ -284,7 +284,7 @@ def describe_skipped(source: Path | str) -> tuple[str, ...]:
         return ()
     layout = find_layout(folder)
     unlabeled = [
-        f"the {split} split: passed over, its images are in no folders of classes"
+        f"the {split} split: skipped, its images are in no folders of classes"
         for split in layout.splits
         if split != "train" and not has_classes(layout.splits, split)
     ]
@@ -292,7 +292,7 @@ def describe_skipped(source: Path | str) -> tuple[str, ...]:
     classes = [p for each in layout.splits.values() or [folder] for p in class_folders(each).values()]
     inside = [(each, p) for each in classes for p in subfolders(each)]
     links = [str(p) for _, p in inside if p.is_symlink()]
-    linked = [f"{', '.join(links[:3])}: passed over, a link to a folder"] if links else []
+    linked = [f"{', '.join(links[:3])}: skipped, a link to a folder"] if links else []
     more = (*_describe_inner(inside), *_describe_missing(layout.splits))
     return (*layout.notes, *loose, *unlabeled, *linked, *more)
 

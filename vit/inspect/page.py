@@ -38,7 +38,7 @@ def write_plots(checkpoint: Checkpoint, images: Images | None, out: Path) -> Pat
 
     Args:
         checkpoint: the run.
-        images: images with known classes; None leaves out confusion, attention and mistakes, and says so.
+        images: images with known classes; None leaves out confusion, attention and mistakes, with a note.
         out: the folder.
 
     Returns:

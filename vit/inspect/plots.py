@@ -156,7 +156,7 @@ def save_png(figure: Figure, out: Path, name: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.png"
     with warnings.catch_warnings():
-        # The font has no Chinese, say; the page shows such names in the browser's fonts.
+        # The font lacks some scripts, such as Chinese; the page shows such names in the browser's fonts.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(path, dpi=130)
     return path

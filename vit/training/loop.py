@@ -113,7 +113,7 @@ class Loop:
                 on_step(progress, loss)
                 if self._any(stop()):
                     save()
-                    raise Interrupted("stopped; the state is kept: the same command with --resume goes on")
+                    raise Interrupted("stopped; the state is kept: the same command with --resume continues")
             row, best = self._close_epoch()
             progress.seconds.append(time.perf_counter() - started)
             on_epoch(row, best)

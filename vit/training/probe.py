@@ -188,7 +188,7 @@ def _fingerprint(model: ViT, store: Store) -> str:
 
 
 def _stamp(file: Path) -> str:
-    """Return size and time of change of a file; empty where it cannot be read, as `Store` tells."""
+    """Return size and time of change of a file; empty where it cannot be read, as `Store` reports."""
     try:
         stat = file.stat()
     except OSError:

@@ -80,7 +80,7 @@ def test_everything_passed_over_is_said(tmp_path):
     fill(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "annotations", tmp_path, count=2)
     (tmp_path / "train" / "a" / "linked").symlink_to(tmp_path / "annotations")
     notes = " | ".join(open_data(tmp_path, holdout=0).notes)
-    for part in ("annotations: passed over", "2 images beside", "linked: passed over, a link"):
+    for part in ("annotations: skipped", "2 images beside", "linked: skipped, a link"):
         assert part in notes
 
 

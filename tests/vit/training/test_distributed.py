@@ -170,7 +170,7 @@ def test_a_process_that_is_killed_costs_no_more_than_its_epoch(photos, tmp_path)
     alone_said = alone.communicate(timeout=300)[1]
     assert alone.returncode == 0, alone_said
     assert run.returncode == 0, said
-    assert said.count("no state of a run") == said.count("going on with the run") == 2
+    assert said.count("no state of a run") == said.count("resuming the run") == 2
     assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "alone"), abs=1e-4)
 
 

@@ -173,7 +173,7 @@ def test_sigterm_saves_and_says_how_to_go_on(photos, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
-    assert err.strip().endswith("the same command with --resume goes on")
+    assert err.strip().endswith("the same command with --resume continues")
     assert "Traceback" not in err
 
 
