@@ -13,7 +13,7 @@ from runtime.interrupts import asked_to_stop
 from vit.data.training_images import TrainingData
 from vit.document import FILE_NAME
 from vit.model import ViT
-from vit.run_folder import is_first_process, lock_run_folder, open_tensorboard
+from vit.run_folder import STATE, is_first_process, lock_run_folder, open_tensorboard
 from vit.training.distributed import choose_device, join_world
 from vit.training.probe import train_probe
 from vit.training.recipe import Recipe, RecipeError
@@ -109,5 +109,6 @@ def _train_probe(
     if not is_first_process():
         return session.out / FILE_NAME
     with lock_run_folder(session.out), open_tensorboard(session.out, tensorboard) as write:
+        (session.out / STATE).unlink(missing_ok=True)  # of a run that this one replaces
         session.compare_images()
         return train_probe(session, device, write)

@@ -124,6 +124,8 @@ def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_pa
     again = train(preset("probe"), model=model, **parts)
     assert load_checkpoint(again).digest == found.digest
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    (tmp_path / "state.safetensors").write_bytes(b"of a run that is replaced")
+    train(preset("probe"), model=model, **parts)
     with pytest.raises(CheckpointError, match=r"no state\.safetensors to resume from"):
         train(preset("probe"), model=model, **parts, resume=True)
     with pytest.raises(RecipeError, match="leave the teacher out"):
