@@ -122,10 +122,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint, and return the model and its document.
+    """Read a checkpoint.
 
     Args:
         path: its file, or the folder that holds `model.safetensors`.
+
+    Returns:
+        The model in evaluation mode, with all facts about it.
 
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.

@@ -193,6 +193,10 @@ SIZES: Mapping[str, ViTConfig] = {
 def make_config(size: str, **changes: Any) -> ViTConfig:
     """Return a named size with some fields changed, e.g. `make_config("tiny", classes=10)`.
 
+    Args:
+        size: tiny, small, base, large or huge.
+        changes: fields of `ViTConfig`.
+
     Raises:
         ConfigError: for an unknown size.
     """

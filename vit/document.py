@@ -60,13 +60,20 @@ class Document:
 
 
 def checkpoint_name(file: Path) -> str:
-    """Return the name of a run: that of its folder, or of the file if it is not `model.safetensors`."""
+    """Return the name of a run.
+
+    Args:
+        file: of a checkpoint; `model.safetensors` is named after its folder, another file after itself.
+    """
     path = Path(os.path.abspath(file))  # noqa: PTH100 (links stay as they were typed)
     return path.parent.name if path.name == FILE_NAME else path.stem
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """Find the file of a checkpoint by its file or its folder.
+    """Return the file of a checkpoint.
+
+    Args:
+        path: the file, or the folder that holds `model.safetensors`.
 
     Raises:
         CheckpointError: if there is no such file.
@@ -82,7 +89,10 @@ def find_checkpoint(path: Path | str) -> Path:
 
 
 def read_document(path: Path | str) -> Document:
-    """Read the document of a checkpoint from its file or its folder, without its weights.
+    """Return the document of a checkpoint, without reading its weights.
+
+    Args:
+        path: the file, or the folder that holds `model.safetensors`.
 
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.

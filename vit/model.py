@@ -287,7 +287,12 @@ def _make_head(config: ViTConfig) -> nn.Module:
 
 
 def new_model(config: ViTConfig, seed: int) -> ViT:
-    """Return a model whose first weights depend on the seed alone; the global random state stays."""
+    """Return a model with random weights; the global random state stays.
+
+    Args:
+        config: the shape.
+        seed: the weights depend on it alone.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ViT(config)

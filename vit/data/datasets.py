@@ -130,6 +130,9 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
             "fashion-mnist" (the folder of Debian's package) or "digits" (scikit-learn's).
         split: which part; "all" takes all parts together.
 
+    Returns:
+        Paths or arrays, with their classes where folders or labels give these.
+
     Raises:
         DataError: naming the path, what was expected and what was found.
     """
@@ -193,6 +196,9 @@ def split_images(images: Images, share: float, seed: int) -> tuple[Images, Image
         images: without targets the split is plain random.
         share: of the images that go to the second part, between 0 and 1.
         seed: of the random choice.
+
+    Returns:
+        The first and the second part.
 
     Raises:
         DataError: when share is not between 0 and 1.

@@ -77,6 +77,9 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         holdout: share of the training images that becomes the val split where there is none; 0: no val split.
         seed: of the random choice.
 
+    Returns:
+        Training, validation and test images, the last two only where there are any.
+
     Raises:
         DataError: when there are no classes to learn.
     """
@@ -125,6 +128,9 @@ def digest_images(images: Images) -> list[str]:
     """Return the digest of each image's file or pixels, 12 hexadecimal digits; empty where unreadable.
 
     A later step recognizes by them the images that a model was trained on.
+
+    Args:
+        images: of any kind; files are read.
     """
     found = []
     for item in images.items:

@@ -77,13 +77,21 @@ def rank_confusions(
 
 
 def distinguish(labels: Sequence[str]) -> list[str]:
-    """Add the class index to the names that several classes have."""
+    """Return the names, with the class index behind those that several classes have.
+
+    Args:
+        labels: names by class index.
+    """
     often = Counter(labels)
     return [f"{label} ({index})" if often[label] > 1 else label for index, label in enumerate(labels)]
 
 
 def are_short(labels: Sequence[str]) -> bool:
-    """Return whether the names fit side by side above narrow columns."""
+    """Return whether the names fit side by side above narrow columns.
+
+    Args:
+        labels: names by class index.
+    """
     return all(len(label) <= SHORT for label in labels)
 
 

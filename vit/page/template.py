@@ -23,7 +23,10 @@ def render_page(package: str, template: str, **content: Any) -> str:
     Args:
         package: where the template is; what it extends or includes may also be in `vit.page`.
         template: file name of the template, which extends "page.html.j2".
-        content: what the template shows. The terms that occur in it are explained at the page's end.
+        content: variables of the template. The terms that occur in it are explained at the page's end.
+
+    Returns:
+        The document.
     """
     found = _environment(package).get_template(template)
     text = visible_text(found.render(terms=(), **content))

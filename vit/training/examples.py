@@ -53,7 +53,10 @@ EXAMPLES: Mapping[str, ExampleRun] = {
 
 
 def find_example(name: str) -> ExampleRun:
-    """Return the example of a name.
+    """Return an example.
+
+    Args:
+        name: digits, fashion or fashion-quick.
 
     Raises:
         RecipeError: for an unknown name.
