@@ -151,8 +151,8 @@ def test_store_skips_bad_images_up_to_a_share(photos):
 def test_store_gives_the_same_from_memory_and_from_disk(photos):
     images = open_images(photos, "train")
     kept, streamed = (Store(images, Preprocess(size=(8, 8)), memory=memory) for memory in (1 << 30, 0))
-    assert kept.kept is not None
-    assert streamed.kept is None
+    assert kept.cache is not None
+    assert streamed.cache is None
     groups = [np.array([3, 1]), np.array([35]), np.array([0, 7, 8])]
     for one, other in zip(kept.batches(iter(groups)), streamed.batches(iter(groups)), strict=True):
         assert np.array_equal(one[0], other[0])

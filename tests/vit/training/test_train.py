@@ -23,6 +23,7 @@ from vit.data.datasets import DataError, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError
 from vit.model import new_model
+from vit.run_folder import STATE
 from vit.training import resume as state
 from vit.training.evaluate import best_epoch, stop_early
 from vit.training.examples import EXAMPLES
@@ -342,7 +343,6 @@ def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, 
 def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
     from vit import __main__ as command
     from vit.document import FILE_NAME as checkpoint_name
-    from vit.run_folder import STATE as state_name
 
     out = tmp_path / "run"
     kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
@@ -357,9 +357,9 @@ def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_mo
         assert command.main(arguments) == 2
         assert words in capsys.readouterr().err
     assert (out / checkpoint_name).read_bytes() == kept
-    (out / checkpoint_name).rename(out / state_name)
+    (out / checkpoint_name).rename(out / STATE)
     assert command.main(train) == 2
-    (out / state_name).rename(out / checkpoint_name)
+    (out / STATE).rename(out / checkpoint_name)
     more = [
         "--from",
         str(out),
@@ -407,7 +407,7 @@ def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_prep
     assert found.recipe["recipe"]["name"] == "finetune"
 
 
-def test_state_names_are_complete(tiny_model, tmp_path):
+def test_STATEs_are_complete(tiny_model, tmp_path):
     recipe = Recipe()
     optimizer = make_optimizer(tiny_model, recipe)
     tiny_model(torch.zeros(1, 8, 8, 3)).sum().backward()
@@ -449,7 +449,7 @@ def test_state_names_are_complete(tiny_model, tmp_path):
 def test_a_state_that_claims_is_refused(change, words, tiny_model, tmp_path):
     parts = {"module": tiny_model, "optimizer": make_optimizer(tiny_model, Recipe()), "average": None}
     state.save_state(tmp_path, progress=state.Progress(), identity={}, **parts)
-    tensors, metadata = read_tensors(tmp_path / state.FILE_NAME)
+    tensors, metadata = read_tensors(tmp_path / STATE)
     text = metadata[state.KEY]
     if change == "head.weight":
         tensors["model.head.weight"] = tensors["model.head.weight"][:1]
@@ -463,7 +463,7 @@ def test_a_state_that_claims_is_refused(change, words, tiny_model, tmp_path):
                 for n in found
             }
         )
-    write_tensors(tmp_path / state.FILE_NAME, tensors, {state.KEY: text})
+    write_tensors(tmp_path / STATE, tensors, {state.KEY: text})
     with pytest.raises(CheckpointError, match=words):
         state.load_state(tmp_path, identity={}, **parts)
 
