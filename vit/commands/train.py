@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
 from runtime.writing import check_folder
-from vit.run_folder import check_tensorboard
 
 if TYPE_CHECKING:
     from vit.training.setup import Checked, TrainOptions
@@ -121,7 +120,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     from vit.data.datasets import refuse_among_classes
-    from vit.run_folder import STATE, is_first_process, lock_run_folder, open_run_folder
+    from vit.run_folder import STATE, check_tensorboard, is_first_process, lock_run_folder, open_run_folder
     from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
