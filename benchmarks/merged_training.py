@@ -20,12 +20,11 @@ from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
-from vit.config import ViTConfig
+from vit.config import ViTConfig, merge_schedule
 from vit.data.batches import Store
 from vit.data.training_images import TrainingData, open_data, targets_of
 from vit.model import ViT, new_model
-from vit.schedule import middle_schedule
-from vit.token_merging import merge_tokens
+from vit.token_merging import set_merging
 from vit.training.evaluate import predict
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.train import train
@@ -54,7 +53,7 @@ class Judge:
     merged: int  # tokens per middle block
 
     def row(self, name: str, model: ViT) -> tuple[str, ...]:
-        merging = merge_tokens(copy.deepcopy(model), middle_schedule(model.config, self.merged))
+        merging = set_merging(copy.deepcopy(model), merge_schedule(model.config, self.merged))
         cells = []
         for each in (model, merging):
             logits = _logits(each, self.images)

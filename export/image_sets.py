@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.data.datasets import DataError, Images, Split, open_images, split_images, splits_of
-from vit.data.labels import labeled_as
-from vit.data.training_images import left_out_notes
+from vit.data.datasets import DataError, Images, Split, find_splits, match_labels, open_images, split_images
+from vit.data.training_images import describe_left_out
 
 HELD_OUT: tuple[Split, ...] = ("test", "val")
 SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
@@ -32,8 +31,8 @@ def labeled(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
     Raises:
         DataError: when the folders' classes are not the model's.
     """
-    search = None if images.search is None else labeled_as(images.search, labels)
-    return replace(images, evaluation=labeled_as(images.evaluation, labels), search=search)
+    search = None if images.search is None else match_labels(images.search, labels)
+    return replace(images, evaluation=match_labels(images.evaluation, labels), search=search)
 
 
 def choose_images(
@@ -59,7 +58,7 @@ def choose_images(
     Raises:
         DataError: for a source without images, or too few to share out.
     """
-    own_splits = splits_of(calibration)
+    own_splits = find_splits(calibration)
     everything = pool = open_images(calibration, "train" if "train" in own_splits else "all")
     measured_on = next((split for split in HELD_OUT if split in own_splits), None)
     if evaluation is not None:
@@ -81,7 +80,7 @@ def choose_images(
     for used in (calibrate, searched):
         if used is not None:
             _must_not_overlap(used, measure)
-    return ExportImages(calibrate, measure, note, searched, left_out_notes(everything, measure))
+    return ExportImages(calibrate, measure, note, searched, describe_left_out(everything, measure))
 
 
 def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
@@ -96,14 +95,14 @@ def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -
         DataError: for a source without images.
     """
     measure = _to_measure(evaluation)
-    notes = left_out_notes(measure)
+    notes = describe_left_out(measure)
     if count is not None and len(measure) > count:
         measure = sample(measure, count, seed)
     return ExportImages(measure, measure, "images of their own", notes=notes)
 
 
 def _to_measure(source: str | Path) -> Images:
-    splits = splits_of(source)
+    splits = find_splits(source)
     return open_images(source, next((each for each in HELD_OUT if each in splits), "all"))
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file that holds weights, config, preprocessing, labels and history.
 
-Nothing in the file can execute code when it is read, and a file that was cut off is refused.
+Nothing in the file can execute code when it is read, and a file that was cut off is refused. The second
+chapter reads and writes safetensors files of any content.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
 from runtime.images.preprocess import Preprocess
 from runtime.text import format_count
+from runtime.writing import write_atomically
 from vit.config import ConfigError
 from vit.document import (
     FILE_NAME,
@@ -21,44 +28,35 @@ from vit.document import (
     KEY,
     VERSION,
     CheckpointError,
+    Document,
     check_fit,
     check_record,
     checkpoint_name,
-    existing_checkpoint,
+    find_checkpoint,
     read_document,
+    refuse_incomplete,
 )
 from vit.model import ViT, compare_shapes
-from vit.tensors import read_shapes, read_tensors, write_tensors
 
-LISTED = 3  # misfits in a message
+MOST_LISTED = 3  # tensors that do not fit, in a message
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A trained model and what belongs to it.
+class Checkpoint(Document):
+    """A trained model, and its document."""
 
-    `history` has one dictionary an epoch (the rows of metrics.csv), `recipe` says how the model was
-    trained or where it came from, `digest` is the SHA-256 of the file. `finished` is False for the best epoch
-    so far of a run that was interrupted, or is still going on.
-    """
-
-    model: ViT  # in eval mode, on the CPU
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    history: list[dict[str, Any]]
-    recipe: dict[str, Any]
-    digest: str
+    model: ViT  # in evaluation mode, on the CPU
+    digest: str  # SHA-256 of the file, hexadecimal
     path: Path
-    finished: bool = True
 
     @property
     def name(self) -> str:
-        """Name of the run: its folder, or the file where that has a name of its own."""
+        """Name of the run: that of its folder, or of the file if it is not `model.safetensors`."""
         return checkpoint_name(self.path)
 
 
-def result_of_test(recipe: Mapping[str, Any]) -> str:
-    """Return what the test images said of a run, in words that are the same wherever it is told.
+def describe_test(recipe: Mapping[str, Any]) -> str:
+    """Return the accuracy on the test images in words, or why there is none.
 
     Args:
         recipe: as in the checkpoint.
@@ -93,7 +91,7 @@ def save_checkpoint(
         labels: one per class, in the order of the class indices.
         history: one row per epoch.
         recipe: the training recipe.
-        finished: False while the run that writes it goes on.
+        finished: False while the run that writes it continues.
 
     Returns:
         `path`, or `path/model.safetensors` when `path` is a folder or has no suffix.
@@ -102,7 +100,7 @@ def save_checkpoint(
         CheckpointError: when the labels or the preprocessing do not fit the model, or a row of the history or
             a fact of the recipe would not be read back.
     """
-    path = checkpoint_file(path)
+    path = _checkpoint_file(path)
     labels, history, recipe = tuple(labels), list(history), dict(recipe or {})
     check_fit(model.config, preprocess, labels)
     try:
@@ -124,12 +122,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint from its file, or from the folder that holds `model.safetensors`.
+    """Read a checkpoint.
+
+    Args:
+        path: its file, or the folder that holds `model.safetensors`.
+
+    Returns:
+        The model in evaluation mode, with all facts about it.
 
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
-    file = existing_checkpoint(path)
+    file = find_checkpoint(path)
     found = read_document(file)
     try:
         missing, left_over, unfit = compare_shapes(found.config, read_shapes(file))
@@ -137,7 +141,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {error}") from error
     unfit += [f"{name} is missing" for name in missing] + [f"{name} is left over" for name in left_over]
     if unfit:
-        first, more = "; ".join(unfit[:LISTED]), ", …" * (len(unfit) > LISTED)
+        first, more = "; ".join(unfit[:MOST_LISTED]), ", …" * (len(unfit) > MOST_LISTED)
         raise CheckpointError(f"{file}: the weights do not fit the config in the file: {first}{more}")
     tensors, _ = read_tensors(file)
     model = ViT(found.config)
@@ -145,18 +149,62 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     del tensors  # as large as the model
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Checkpoint(
-        model=model.eval(),
-        preprocess=found.preprocess,
-        labels=found.labels,
-        history=found.history,
-        recipe=found.recipe,
-        digest=digest,
-        path=file,
-        finished=found.finished,
-    )
+    return Checkpoint(**vars(found), model=model.eval(), digest=digest, path=file)
 
 
-def checkpoint_file(path: Path | str) -> Path:
+def _checkpoint_file(path: Path | str) -> Path:
     path = Path(path)
     return path / FILE_NAME if path.is_dir() or not path.suffix else path
+
+
+# --- Safetensors files ---
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, which appears under its name only when it is complete on the disk.
+
+    Args:
+        path: the file.
+        tensors: on any device.
+        metadata: texts by name, in the header of the file.
+    """
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(path, data)
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of tensors, in any order, on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            # Copied: the file may be replaced while the tensors are in use.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        refuse_incomplete(file, error)
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file, without reading their values.
+
+    Raises:
+        CheckpointError: when the file is no safetensors file, or is cut off.
+    """
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        refuse_incomplete(file, error)

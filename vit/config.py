@@ -1,4 +1,4 @@
-"""The shape of a Vision Transformer, and the named sizes of the literature."""
+"""The shape of a Vision Transformer, the named sizes of the literature, and schedules of merged tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number, and neither true nor false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
@@ -39,17 +40,17 @@ def _all(accepts: Callable[[object], bool], count: int) -> Callable[[object], bo
 KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "int": ("a whole number", _is_whole),
     "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
-    "float": ("a number", _is_number),
+    "float": ("a number", is_number),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("a word", lambda value: isinstance(value, str)),
     "tuple[int, int]": ("two whole numbers", _all(_is_whole, 2)),
-    "tuple[float, float, float]": ("three numbers", _all(_is_number, 3)),
+    "tuple[float, float, float]": ("three numbers", _all(is_number, 3)),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Everything that fixes the architecture of a ViT, without the weights.
+    """The architecture of a ViT, without the weights.
 
     Sizes are in pixels, widths in features. The default is ViT-B/16 at 224, Table 1 of
     arXiv 2010.11929.
@@ -77,7 +78,7 @@ class ViTConfig:
     pre_norm: bool = False  # a LayerNorm before the first block (CLIP)
     qk_norm: bool = False  # a LayerNorm of each head's queries and keys (arXiv 2302.05442)
     gated: bool = False  # MLP(x) = fc2(activation(gate(x)) * fc1(x)) (SwiGLU, arXiv 2002.05202)
-    rotary: bool = False  # queries and keys are turned by an angle for each place (RoPE, arXiv 2104.09864)
+    rotary: bool = False  # queries and keys are rotated by an angle for each place (RoPE, arXiv 2104.09864)
     attention_bias: bool = False  # a learned number is added to each score, head by head (BEiT)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in 0..1, per channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -128,12 +129,12 @@ class ViTConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Number of patches down and across."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def positions(self) -> int:
-        """Tokens with a position embedding: one per patch, and the class token."""
+        """Number of tokens with a position embedding: one per patch, and the class token."""
         return self.grid[0] * self.grid[1] + self.class_token
 
     @property
@@ -143,15 +144,16 @@ class ViTConfig:
 
     @property
     def features(self) -> int:
-        """Features that pooling gives to the head."""
+        """Number of features that pooling gives to the head."""
         return self.width * (2 if self.pooling in ("class_and_mean", "class_and_last") else 1)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as a checkpoint stores them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ViTConfig:
-        """The inverse of `to_dict`, also after a trip through JSON.
+        """Return the config that `to_dict` described, also after a trip through JSON.
 
         Raises:
             ConfigError: for a name that is not a field, or a value that makes no model.
@@ -188,19 +190,65 @@ SIZES: Mapping[str, ViTConfig] = {
 }
 
 
-def named_config(size: str, **changes: Any) -> ViTConfig:
-    """A named size with some fields changed, e.g. `named_config("tiny", classes=10)`."""
+def make_config(size: str, **changes: Any) -> ViTConfig:
+    """Return a named size with some fields changed, e.g. `make_config("tiny", classes=10)`.
+
+    Args:
+        size: tiny, small, base, large or huge.
+        changes: fields of `ViTConfig`.
+
+    Raises:
+        ConfigError: for an unknown size.
+    """
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; known: {', '.join(SIZES)}{suggest(size, SIZES)}")
     return replace(SIZES[size], **changes)
 
 
-def fixed_positions(old: ViTConfig, new: ViTConfig) -> None:
+def check_grid(old: ViTConfig, new: ViTConfig) -> None:
     """Refuse another grid of patches for a model whose positions are in the attention.
 
     Raises:
-        ConfigError: when the positions cannot be moved.
+        ConfigError: when the positions cannot be interpolated.
     """
     if old.grid != new.grid and (old.rotary or old.attention_bias):
         height, width = old.image_size
         raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")
+
+
+def check_mergeable(config: ViTConfig) -> None:
+    """Refuse a model whose computation changes when tokens merge.
+
+    Raises:
+        ConfigError: naming the field that differs from the paper's model.
+    """
+    plain = ViTConfig()
+    for name in ("class_token", "registers", "pooling", "attention_bias", "rotary", "qk_norm"):
+        if (found := getattr(config, name)) != getattr(plain, name):
+            raise ConfigError(
+                "tokens merge in models with a class token that is read, no registers and plain attention, "
+                f"found {name} {found}; leave --merge-tokens out for this model"
+            )
+
+
+def merge_schedule(config: ViTConfig, merged: int) -> dict[int, int]:
+    """Return `merged` patches per block for the middle half of the blocks, as `python -m export` merges them.
+
+    Returns:
+        The number of patches to merge by the index of the block; empty where `merged` is 0.
+
+    Raises:
+        ConfigError: where the model has too few patches for so many, or cannot merge any.
+    """
+    if merged:
+        check_mergeable(config)
+    first = config.depth // 4
+    blocks = range(config.depth)[first : max(3 * config.depth // 4, first + 1)][: config.depth - 1]
+    patches = config.tokens - 1  # the class token never merges
+    most = patches // (len(blocks) + 1) if blocks else 0
+    if not 0 <= merged <= most:
+        raise ConfigError(
+            f"expected 0 to {most} merged tokens per block for {patches} patches and "
+            f"{len(blocks)} blocks that merge, found {merged}"
+        )
+    return dict.fromkeys(blocks, merged) if merged else {}

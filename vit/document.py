@@ -1,4 +1,4 @@
-"""The document in a checkpoint: config, preprocessing, labels, history and recipe, read without torch."""
+"""The document in a checkpoint: config, preprocessing, labels, history and recipe; read without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
 from runtime.text import describe_error, format_count
-from vit.config import ViTConfig
+from vit.config import ViTConfig, is_number
 
 FILE_NAME = "model.safetensors"
 FORMAT = "vit-edge checkpoint"
@@ -24,17 +24,13 @@ KEY = "vit_edge"
 MAKE = "`python -m vit train` or `python -m vit import` make one"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# What a recipe says that is read again → the test of it; all else in it is for people.
+# Fields of a recipe that programs read → their check; all other fields are for people.
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
-    "test_accuracy": lambda value: _is_number(value) and 0 <= value <= 1,
+    "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     "data": _is_text,
     "imported": _is_text,
@@ -42,7 +38,7 @@ RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "trained_on": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (
-        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+        isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
     ),
 }
 
@@ -53,24 +49,31 @@ class CheckpointError(InputError):
 
 @dataclass(frozen=True)
 class Document:
-    """Facts about a model beside its weights; `vit.checkpoint.Checkpoint` explains the fields."""
+    """Facts about a model beside its weights."""
 
     config: ViTConfig
     preprocess: Preprocess
-    labels: tuple[str, ...]
-    history: list[dict[str, Any]]
-    recipe: dict[str, Any]
-    finished: bool
+    labels: tuple[str, ...]  # one per class, in the order of the class indices
+    history: list[dict[str, Any]]  # one row per epoch, as in metrics.csv
+    recipe: dict[str, Any]  # how the model was trained, or where it came from
+    finished: bool  # False for the best epoch so far of a run that was interrupted or still continues
 
 
 def checkpoint_name(file: Path) -> str:
-    """Return the name of a run: its folder, or the file where that has a name of its own."""
+    """Return the name of a run.
+
+    Args:
+        file: of a checkpoint; `model.safetensors` is named after its folder, another file after itself.
+    """
     path = Path(os.path.abspath(file))  # noqa: PTH100 (links stay as they were typed)
     return path.parent.name if path.name == FILE_NAME else path.stem
 
 
-def existing_checkpoint(path: Path | str) -> Path:
-    """Return the file of a checkpoint that is named by its file or its folder.
+def find_checkpoint(path: Path | str) -> Path:
+    """Return the file of a checkpoint.
+
+    Args:
+        path: the file, or the folder that holds `model.safetensors`.
 
     Raises:
         CheckpointError: if there is no such file.
@@ -86,17 +89,20 @@ def existing_checkpoint(path: Path | str) -> Path:
 
 
 def read_document(path: Path | str) -> Document:
-    """Read the document of a checkpoint from its file or its folder, without its weights.
+    """Return the document of a checkpoint, without reading its weights.
+
+    Args:
+        path: the file, or the folder that holds `model.safetensors`.
 
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
-    file = existing_checkpoint(path)
-    return parse_document(file, read_metadata(file))
+    file = find_checkpoint(path)
+    return parse_document(file, read_header(file))
 
 
-def read_metadata(file: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file, whose size is checked and whose tensors are not read.
+def read_header(file: Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file; its size is checked, its tensors are not read.
 
     Raises:
         CheckpointError: when the file is no safetensors file, or is cut off.
@@ -105,7 +111,7 @@ def read_metadata(file: Path) -> dict[str, str]:
         with safe_open(file, framework="numpy") as opened:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise incomplete(file, error) from error
+        refuse_incomplete(file, error)
 
 
 def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
@@ -146,10 +152,14 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
 
 
 def check_record(history: Any, recipe: Any) -> None:
-    """Check what a checkpoint records of its training.
+    """Check the record of the training in a checkpoint.
+
+    Args:
+        history: one row per epoch.
+        recipe: how the model was trained, or where it came from.
 
     Raises:
-        ValueError: naming the field that is not what is read out of it.
+        ValueError: naming the field that does not have the expected type.
     """
     if not is_history(history):
         raise ValueError(f"history is {history!r:.60}, expected one row of numbers per epoch, counted from 1")
@@ -166,7 +176,7 @@ def is_history(value: Any) -> bool:
         return False
     names = {"epoch", *(value[0] if value else ())}
     return all(
-        set(row) == names and row["epoch"] == epoch and all(map(_is_number, row.values()))
+        set(row) == names and row["epoch"] == epoch and all(map(is_number, row.values()))
         for epoch, row in enumerate(value, 1)
     )
 
@@ -192,8 +202,16 @@ def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]
         )
 
 
-def incomplete(file: Path, error: Exception) -> CheckpointError:
-    """Return the error of a file that is no safetensors file, or is cut off."""
+def refuse_incomplete(file: Path, error: Exception) -> NoReturn:
+    """Raise the error of a file that is no safetensors file, or is cut off.
+
+    Args:
+        file: named in the message.
+        error: why it cannot be read.
+
+    Raises:
+        CheckpointError: saying what the file is and what to do.
+    """
     kind, words = kind_of(file)
     if kind not in ("safetensors", "unknown"):
         advice = {
@@ -202,5 +220,7 @@ def incomplete(file: Path, error: Exception) -> CheckpointError:
             "image": f"give the run of a training; {MAKE}",
         }.get(kind, f"give a run or its model.safetensors; {MAKE}")
         cut = "not a complete safetensors file: " if file.suffix == ".safetensors" else ""
-        return CheckpointError(f"{file}: {cut}expected a checkpoint, found {words}; {advice}")
-    return CheckpointError(f"{file}: not a complete safetensors file ({error}); make or copy it again")
+        raise CheckpointError(f"{file}: {cut}expected a checkpoint, found {words}; {advice}") from error
+    raise CheckpointError(
+        f"{file}: not a complete safetensors file ({error}); make or copy it again"
+    ) from error

@@ -1,20 +1,28 @@
-"""The folder of a training run: whether it may be begun, replaced, or gone on with. Known without torch."""
+"""The folder of a training run: whether a run may start, resume or replace another one, and its metrics.
+
+Nothing here needs torch, until metrics are written for TensorBoard.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from runtime.command.line import installed
 from runtime.command.locking import only_writer
-from runtime.writing import OutputError, check_folder
+from runtime.errors import MissingPackageError, install_line
+from runtime.writing import OutputError, check_folder, write_atomically
 from vit.document import FILE_NAME, CheckpointError, read_document
 
 STATE = "state.safetensors"
 
 
-def write_alone(out: Path) -> AbstractContextManager[None]:
+def lock_run_folder(out: Path) -> AbstractContextManager[None]:
     """Keep other runs out of the folder of a run; the processes that torchrun starts are one run.
 
     Raises:
@@ -24,51 +32,51 @@ def write_alone(out: Path) -> AbstractContextManager[None]:
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes the files of a run: one of those that torchrun starts does."""
+    """Return whether this process writes the files of a run: of those that torchrun starts, one does."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: Callable[[str], None]) -> bool:
-    """Return whether to go on with the run in `out`; refuse to lose a run unless the user said so.
+    """Return whether to resume the run in `out`; refuse to lose a run unless the user asked for it.
 
-    "auto" goes on where a state was saved, and begins where none was: a process that torchrun starts again
-    has the arguments of the first. The state is saved after all processes of a run have joined, so that all
-    of them find it or none does. A best checkpoint that an interrupted first epoch left is begun anew.
+    "auto" resumes where a state was saved, and starts a run where none was: a process that torchrun starts
+    again has the arguments of the first. The state is saved after all processes of a run have joined, so that
+    all of them find it or none does. A best checkpoint that an interrupted first epoch left is replaced.
 
     Args:
         out: the folder of the run.
         resume: None, "yes" or "auto".
         overwrite: replace the run that is there.
-        report: takes a line that says what "auto" does.
+        report: called with a line about what "auto" does.
 
     Raises:
         OutputError: for a folder that cannot be written to, and for a run that would be lost.
-        CheckpointError: if there is nothing to go on with.
+        CheckpointError: if there is nothing to resume.
     """
     if resume and overwrite:
-        raise OutputError("expected --resume (go on with the run) or --overwrite (replace it), found both")
+        raise OutputError("expected --resume (continue the run) or --overwrite (replace it), found both")
     check_folder(out)
     if resume == "yes":
-        state_file(out)
+        find_state(out)
         return True
     if resume == "auto":
         if (out / STATE).exists():
-            report(f"--resume auto: going on with the run in {out}")
+            report(f"--resume auto: resuming the run in {out}")
             return True
-        report(f"--resume auto: no state of a run in {out}, beginning one")
+        report(f"--resume auto: no state of a run in {out}, starting one")
         if not _is_finished(out):
             return False
     found = next((name for name in (FILE_NAME, STATE) if (out / name).exists()), None)
     if found and not overwrite:
-        going_on = "go on with it by --resume, " if (out / STATE).exists() else ""
+        resume_it = "resume it by --resume, " if (out / STATE).exists() else ""
         raise OutputError(
-            f"{out}: a run is there already ({found}); {going_on}replace it by --overwrite, or choose "
+            f"{out}: a run is there already ({found}); {resume_it}replace it by --overwrite, or choose "
             "another --out"
         )
     return False
 
 
-def state_file(out: Path) -> Path:
+def find_state(out: Path) -> Path:
     """Return the file with the state of an unfinished run.
 
     Raises:
@@ -81,3 +89,51 @@ def state_file(out: Path) -> Path:
 
 def _is_finished(out: Path) -> bool:
     return (out / FILE_NAME).exists() and read_document(out).finished
+
+
+# --- Metrics ---
+
+
+def write_metrics(path: Path, history: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> None:
+    """Write the history as CSV.
+
+    Args:
+        path: the file.
+        history: one row per epoch.
+        seconds: duration of each epoch.
+    """
+    text = io.StringIO()
+    rows = [{**row, "seconds": round(t, 3)} for row, t in zip(history, seconds, strict=True)]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def check_tensorboard() -> None:
+    """Refuse to write for TensorBoard where it is not installed.
+
+    Raises:
+        MissingPackageError: with the line that installs it.
+    """
+    if not installed("tensorboard"):
+        raise MissingPackageError(f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}")
+
+
+@contextmanager
+def open_tensorboard(out: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes an epoch's row into `out/tensorboard`, or does nothing if not `wanted`."""
+    if not wanted:
+        yield lambda _: None
+        return
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(out / "tensorboard") as writer:
+
+        def write(row: Mapping[str, Any]) -> None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["epoch"])
+            writer.flush()
+
+        yield write

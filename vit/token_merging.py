@@ -1,7 +1,8 @@
 """Token merging (ToMe, arXiv 2210.09461) for training: the model of `vit/model.py` on fewer tokens.
 
-The same weights, names and sizes: only `blocks` is another kind of sequence. `calibration/token_merging` writes the
-same arithmetic into the graph; a test holds the two to 1e-4 of each other.
+Weights, names and sizes stay; only `blocks` is another kind of sequence. `calibration/token_merging` writes
+the same arithmetic into the graph; a test holds the two to 1e-4 of each other. The letters in the shapes are
+those of `vit/model.py`.
 """
 
 # To mypy, calling a PyTorch module gives Any.
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit.config import ConfigError
+from vit.config import check_mergeable
 from vit.model import Attention, Block, ViT
-from vit.schedule import KEPT
+
+KEPT = 1  # tokens that never merge: the class token
 
 
 class MergingBlocks(nn.Sequential):
@@ -25,7 +27,7 @@ class MergingBlocks(nn.Sequential):
 
     Args:
         blocks: the blocks of a `ViT`.
-        schedule: how many patches a block merges, by its index.
+        schedule: number of patches that a block merges, by its index.
     """
 
     def __init__(self, blocks: nn.Sequential, schedule: Mapping[int, int]) -> None:
@@ -33,26 +35,32 @@ class MergingBlocks(nn.Sequential):
         self.schedule = dict(schedule)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Run all blocks, `[N, T, D]` to `[N, T - merged patches, D]`."""
         size = tokens.new_ones(*tokens.shape[:2], 1)  # (N, T, 1), patches per token
         for index, block in enumerate(self):
             assert isinstance(block, Block)  # a ViT has no others
             attended, keys = attend(block.attention, block.norm1(tokens), size)
             tokens = tokens + block.dropout(block.scale1(attended))
             if merged := self.schedule.get(index, 0):
-                tokens, size = merge(tokens, size, keys.unflatten(-1, (block.attention.heads, -1)), merged)
+                tokens, size = merge(tokens, size, keys, merged)
             tokens = tokens + block.dropout(block.scale2(block.mlp(block.norm2(tokens))))
         return tokens
 
 
 def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return attention in which a token counts as often as it has patches, and the keys `[N, T, D]`."""
-    keys = attention.key(tokens)
-    q, k, v = (
-        attention.split_heads(each) for each in (attention.query(tokens), keys, attention.value(tokens))
-    )
+    """Run attention in which a token counts once per patch that it stands for.
+
+    Args:
+        attention: of a block.
+        tokens: `[N, T, D]`.
+        size: `[N, T, 1]`, number of patches that each token stands for.
+
+    Returns:
+        The output `[N, T, D]` and the keys `[N, h, T, d]`.
+    """
+    q, k = attention.queries_and_keys(tokens)
     weight = size.log().transpose(1, 2).unsqueeze(1).to(q.dtype)  # (N, 1, 1, T), added to the scores
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight)
-    return attention.proj(mixed.transpose(1, 2).flatten(2)), keys
+    return attention.mix(q, k, tokens, weight), k
 
 
 def merge(tokens: Tensor, size: Tensor, keys: Tensor, merged: int) -> tuple[Tensor, Tensor]:
@@ -60,47 +68,46 @@ def merge(tokens: Tensor, size: Tensor, keys: Tensor, merged: int) -> tuple[Tens
 
     Args:
         tokens: `[N, T, D]`, the class token first.
-        size: `[N, T, 1]`, how many patches each token stands for.
-        keys: `[N, T, h, d]`, attention's keys by head; their mean over the heads is compared.
-        merged: how many patches go into others.
+        size: `[N, T, 1]`, number of patches that each token stands for.
+        keys: `[N, h, T, d]`, attention's keys; their mean over the heads is compared.
+        merged: number of patches that go into others.
 
     Returns:
         The tokens `[N, T - merged, D]` and their sizes: the class token, what is left of the patches at
-        even places, all patches at odd places.
+        even indices, all patches at odd indices.
     """
-    unit = F.normalize(keys.detach().mean(2), dim=-1)  # (N, T, d); the choice has no gradient
-    a, b = unit[:, KEPT::2], unit[:, KEPT + 1 :: 2]
+    unit = F.normalize(keys.detach().mean(1), dim=-1)  # (N, T, d); the choice has no gradient
+    a, b = unit[:, KEPT::2], unit[:, KEPT + 1 :: 2]  # (N, A, d), (N, B, d)
     best, closest = (a @ b.transpose(1, 2)).max(-1)  # (N, A)
     order = best.argsort(dim=-1, descending=True, stable=True)
     source, left = order[:, :merged], order[:, merged:].sort(dim=-1).values
     fixed = torch.arange(KEPT, device=tokens.device).expand(len(tokens), -1)
     odd = torch.arange(KEPT + 1, tokens.shape[1], 2, device=tokens.device).expand(len(tokens), -1)
-    stays = torch.cat([fixed, KEPT + 2 * left, odd], dim=1)  # (N, T - merged), places before the merge
-    goes = KEPT + 2 * source
-    target = KEPT + left.shape[1] + closest.gather(1, source)  # (N, merged), places after it
+    stays = torch.cat([fixed, KEPT + 2 * left, odd], dim=1)  # (N, T - merged), indices before the merge
+    goes = KEPT + 2 * source  # (N, merged)
+    target = KEPT + left.shape[1] + closest.gather(1, source)  # (N, merged), indices after it
     weighted = tokens * size
-    total = picked(size, stays).scatter_add(1, target.unsqueeze(-1), picked(size, goes))
+    total = _take(size, stays).scatter_add(1, target.unsqueeze(-1), _take(size, goes))
     spread = target.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-    return picked(weighted, stays).scatter_add(1, spread, picked(weighted, goes)) / total, total
+    return _take(weighted, stays).scatter_add(1, spread, _take(weighted, goes)) / total, total
 
 
-def picked(tokens: Tensor, places: Tensor) -> Tensor:
-    """Return the tokens `[N, n, D]` at `places`, `[N, n]`."""
-    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+def _take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Return the tokens `[N, n, D]` at `indices`, `[N, n]`."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def merge_tokens(model: ViT, schedule: Mapping[int, int]) -> ViT:
-    """Let the blocks of `model` merge tokens from now on, in place; an empty schedule undoes it.
+def set_merging(model: ViT, schedule: Mapping[int, int]) -> ViT:
+    """Let the blocks of `model` merge tokens from now on, in place.
+
+    Args:
+        model: changed and returned.
+        schedule: number of patches that a block merges, by its index; empty: the blocks merge none again.
 
     Raises:
         ConfigError: for a model whose attention or pooling is not the paper's; merging would change it.
     """
-    config = model.config
-    others = ("registers", "qk_norm", "rotary", "attention_bias")
-    unlike = [name for name in others if getattr(config, name)]
-    unlike += [] if config.pooling == "class" else [f"pooling {config.pooling}"]
-    if schedule and unlike:
-        raise ConfigError(f"tokens merge in models that read the class token alone; this one has {unlike[0]}")
-    blocks = MergingBlocks(model.blocks, schedule) if schedule else nn.Sequential(*model.blocks)
-    model.blocks = blocks
+    if schedule:
+        check_mergeable(model.config)
+    model.blocks = MergingBlocks(model.blocks, schedule) if schedule else nn.Sequential(*model.blocks)
     return model

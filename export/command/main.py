@@ -19,7 +19,7 @@ from runtime.command.line import Parser, run_command
 from runtime.command.locking import only_writer
 from runtime.errors import DONE
 from runtime.images.other_formats import register_openers
-from vit.data.folders import passed_over
+from vit.data.folders import describe_unread_folders
 from vit.data.public import public_command
 
 # --- The work of `python -m export`: check everything that can be known, then export ---
@@ -53,7 +53,7 @@ def say_of(source: Source, *folders: str | None) -> None:
     for sentence in source.notes:
         note(sentence)
     for folder in dict.fromkeys(folder for folder in folders if folder is not None):
-        for sentence in passed_over(folder):
+        for sentence in describe_unread_folders(folder):
             note(sentence)
     for sentence in source.description.get("assumed", ()):
         note(f"assumed, since the source does not say: {sentence}")

@@ -12,10 +12,9 @@ from calibration.graph.edit import Array
 from calibration.measure.per_layer import LayerClipping
 from calibration.measure.statistics import wilson
 from runtime.text import format_count
-from vit.data.datasets import Images
-from vit.data.digests import digests
-from vit.data.labels import say_same_names
+from vit.data.datasets import Images, describe_shared_names
 from vit.data.public import public_name
+from vit.data.training_images import digest_images
 
 ALIKE = 4.0  # of 255: the mean difference of two images' thumbnails below which they show the same
 CLIPPED = 0.001  # of a layer's activations: a range that was made for other images
@@ -59,7 +58,7 @@ def doubts(evidence: Evidence, pixels: Iterable[Array]) -> tuple[Doubt, ...]:
         Doubt(_near_chance(evidence), ("--max-drift",)),
         Doubt(trained_on, measured),
         Doubt(_in_training_folder(evidence) if not trained_on else ""),
-        Doubt(say_same_names(evidence.evaluation)),
+        Doubt(describe_shared_names(evidence.evaluation)),
     ]
     return tuple(each for each in found if each.sentence)
 
@@ -121,7 +120,7 @@ def _known_by_heart(evidence: Evidence) -> str:
         return ""
     found, options = [], []
     for what, images in _judging(evidence):
-        known = sum(digest in evidence.trained_on for digest in digests(images))
+        known = sum(digest in evidence.trained_on for digest in digest_images(images))
         if known:
             found.append(f"{known:,} of the {format_count(len(images), 'image')} {what}")
             # Those that a search uses come from the images of calibration.

@@ -6,7 +6,7 @@ from typing import Any
 
 from export.measure.results import Results
 from export.report.figures import name_of
-from vit.page.confusion import MATRIX_CLASSES, are_short, confused_pairs, confusion_matrix
+from vit.page.confusion import MATRIX_CLASSES, are_short, confusion_matrix, rank_confusions
 
 
 def confusion_section(results: Results) -> dict[str, Any] | None:
@@ -27,5 +27,5 @@ def confusion_section(results: Results) -> dict[str, Any] | None:
             "labels": results.labels,
             "short": are_short(results.labels),
         }
-    found, more = confused_pairs(targets, given, results.labels)
+    found, more = rank_confusions(targets, given, results.labels)
     return {"pairs": found, "more": more, "names": [name_of(each) for each in variants]}

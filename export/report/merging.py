@@ -13,7 +13,7 @@ from export.measure.merging import MergedImage, Merging
 from export.measure.results import Results
 from export.report.figures import pace_in_words
 from runtime.text import format_count
-from vit.page.image_uri import enlarged, png_uri
+from vit.page.image_uri import enlarge, png_uri
 
 TINT = 0.55  # share of a group's color over its pixels
 GOLDEN = 0.61803398875  # steps of this share around the color circle never come close to each other early
@@ -70,7 +70,7 @@ def painted(image: MergedImage) -> Array:
     Patches that merged with no other stay as they are.
     """
     down, across = image.groups.shape
-    pixels = enlarged(image.pixels).astype(np.float32)
+    pixels = enlarge(image.pixels).astype(np.float32)
     height, width = pixels.shape[0] // down, pixels.shape[1] // across
     counts = np.bincount(image.groups.ravel())
     tinted = counts[image.groups] > 1

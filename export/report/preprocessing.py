@@ -10,7 +10,7 @@ from PIL import Image
 from export.measure.results import Results
 from runtime.images.decode import decode_image
 from runtime.images.preprocess import MAX_PIXELS, Preprocess
-from vit.page.image_uri import TINY, enlarged, jpeg_uri, png_uri
+from vit.page.image_uri import TINY, enlarge, jpeg_uri, png_uri
 
 TRIED = 20  # images, until one can be read
 SHOWN_EDGE = 400  # pixels of the longer edge of the image before preprocessing
@@ -100,5 +100,5 @@ def _small(image: Image.Image) -> np.ndarray:
 
 def _uri(pixels: np.ndarray) -> str:
     if max(pixels.shape[:2]) <= TINY:
-        return png_uri(enlarged(pixels))
+        return png_uri(enlarge(pixels))
     return jpeg_uri(pixels, quality=88)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.measure.results import Results, VariantResult, softmax
-from vit.page.confusion import distinct
+from vit.page.confusion import distinguish
 from vit.page.image_uri import thumbnail
 
 SHOWN = 48
@@ -61,11 +61,11 @@ def mistaken_images(results: Results, *, limit: int = MISTAKES) -> tuple[list[Sh
 
 def true_labels(results: Results) -> Sequence[str]:
     """Return the names of the true classes; a folder's name that several classes have means any of them."""
-    return results.labels if results.images.same_name is not None else distinct(results.labels)
+    return results.labels if results.images.same_name is not None else distinguish(results.labels)
 
 
 def _shown(results: Results, row: int, variants: Sequence[VariantResult]) -> Shown:
-    labels, item = distinct(results.labels), results.images[row]
+    labels, item = distinguish(results.labels), results.images[row]
     guesses = []
     for each in variants:
         scores = softmax(each.logits[row : row + 1])[0]

@@ -81,17 +81,17 @@ class CheckpointDoor:
     @property
     def out(self) -> Path:
         """artifacts/NAME of the run's folder."""
-        from vit.document import checkpoint_name, existing_checkpoint
+        from vit.document import checkpoint_name, find_checkpoint
 
-        return Path("artifacts") / checkpoint_name(existing_checkpoint(self.path))
+        return Path("artifacts") / checkpoint_name(find_checkpoint(self.path))
 
     def known(self) -> Known:
         """Return the labels and the config; say it when the training is not finished."""
-        from vit.document import existing_checkpoint, read_document
+        from vit.document import find_checkpoint, read_document
 
         document = read_document(self.path)
         if not document.finished:
-            note(f"{existing_checkpoint(self.path)}: {unfinished(document.history, document.recipe)}")
+            note(f"{find_checkpoint(self.path)}: {unfinished(document.history, document.recipe)}")
         return Known(document.labels, document.config)
 
     def open(self) -> Source:
@@ -111,9 +111,9 @@ class ExampleDoor:
 
     def known(self) -> Known:
         """Return the labels and the config of the digits model."""
-        from vit.training.examples import example
+        from vit.training.examples import find_example
 
-        return Known(tuple("0123456789"), example(EXAMPLE).config)
+        return Known(tuple("0123456789"), find_example(EXAMPLE).config)
 
     def open(self) -> Source:
         """Train as far as it is not trained yet, then do as for any checkpoint."""

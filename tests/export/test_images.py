@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from export.image_sets import ExportImages, choose_images, sample
-from vit.data.datasets import DataError, open_images
-from vit.data.labels import labeled_as
+from vit.data.datasets import DataError, match_labels, open_images
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -76,7 +75,7 @@ def test_loose_images(tmp_path: Path, count: int) -> None:
     chosen = choose(fill(tmp_path / "loose", count), samples=128)
     assert len(chosen.calibration) == count // 2
     assert len(chosen.evaluation) == count - count // 2
-    assert labeled_as(chosen.evaluation, CLASSES).targets is None
+    assert match_labels(chosen.evaluation, CLASSES).targets is None
 
 
 def test_splits_are_kept(splits: Path) -> None:
@@ -128,14 +127,14 @@ def test_too_few(tmp_path: Path) -> None:
 def test_classes_in_the_models_own_order(classes: Path) -> None:
     chosen = choose(classes)
     model = ("eel", "ant", "cat", "dog")
-    found = labeled_as(chosen.evaluation, model).targets
+    found = match_labels(chosen.evaluation, model).targets
     folders = [Path(str(item)).parent.name for item in chosen.evaluation.items]
     assert [model[index] for index in found] == folders
 
 
 def test_classes_that_the_model_does_not_have(classes: Path) -> None:
     with pytest.raises(DataError, match=r"class 'eel' \(3 classes\) is not one of the model's 2 labels"):
-        labeled_as(choose(classes).evaluation, ("cat", "dog"))
+        match_labels(choose(classes).evaluation, ("cat", "dog"))
 
 
 def test_a_search_gets_images_of_its_own_however_few_there_are(classes: Path) -> None:

@@ -65,7 +65,11 @@ DOORS: dict[str, tuple[Callable[[str, Path], Any], str, type[InputError]]] = {
     "description": (in_file(read_description), SPEC, OnnxModelError),
     "config.json": (in_file(read_json), "{}", SourceError),
     "checkpoint": (lambda text, path: parse_document(path, {KEY: text}), "{}", CheckpointError),
-    "training state": (lambda text, path: resume._document(path, {resume.KEY: text}), "{}", CheckpointError),
+    "training state": (
+        lambda text, path: resume._read_document(path, {resume.KEY: text}),
+        "{}",
+        CheckpointError,
+    ),
 }
 
 

@@ -4,24 +4,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vit.adapt import adapt, resize, resized_position
+from vit.adapt import adapt, interpolate_position, resize
 
 
 def test_same_grid_is_untouched(tiny_model):
-    assert resized_position(tiny_model.position, (2, 2), (2, 2)) is tiny_model.position
+    assert interpolate_position(tiny_model.position, (2, 2), (2, 2)) is tiny_model.position
 
 
 def test_positions_are_interpolated_in_two_dimensions():
     """A field that is linear down and across stays linear (inside), and the class token stays."""
     rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
     position = torch.cat([torch.full((1, 1, 2), 9.0), torch.stack([rows, columns], -1).view(1, 48, 2)], 1)
-    larger = resized_position(position, (6, 8), (12, 16))
+    larger = interpolate_position(position, (6, 8), (12, 16))
     assert larger.shape == (1, 1 + 12 * 16, 2)
     assert torch.equal(larger[:, 0], position[:, 0])
     grid = larger[0, 1:].view(12, 16, 2)[4:-4, 4:-4]
     expected_rows = (torch.arange(12) + 0.5) / 2 - 0.5
     torch.testing.assert_close(grid[:, 0, 0], expected_rows[4:-4], atol=0.02, rtol=0)
-    smaller = resized_position(position, (6, 8), (3, 4))
+    smaller = interpolate_position(position, (6, 8), (3, 4))
     grid = position[:, 1:].view(1, 6, 8, 2).permute(0, 3, 1, 2)
     reference = F.interpolate(grid, (3, 4), mode="bicubic", antialias=True)
     torch.testing.assert_close(smaller[0, 1:].T.reshape(1, 2, 3, 4), reference)

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from vit.adapt import resize
-from vit.config import SIZES, ConfigError, ViTConfig, named_config
+from vit.config import SIZES, ConfigError, ViTConfig, make_config
 from vit.model import ViT
-from vit.token_merging import attend, merge_tokens
+from vit.token_merging import attend, set_merging
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from vit.token_merging import attend, merge_tokens
 )
 def test_sizes_have_the_published_number_of_parameters(size, parameters):
     with torch.device("meta"):
-        model = ViT(named_config(size))
+        model = ViT(make_config(size))
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -140,7 +140,7 @@ def test_config_survives_json(tiny_config):
     with pytest.raises(ConfigError, match="widht"):
         ViTConfig.from_dict({"widht": 3})
     with pytest.raises(ConfigError, match="unknown size"):
-        named_config("gigantic")
+        make_config("gigantic")
     assert set(SIZES) == {"tiny", "small", "base", "large", "huge"}
 
 
@@ -150,7 +150,7 @@ def test_config_survives_json(tiny_config):
 )
 def test_merging_is_refused_where_it_would_change_the_model(options, tiny_config):
     with pytest.raises(ConfigError, match="tokens merge"):
-        merge_tokens(ViT(replace(tiny_config, **options)), {0: 1})
+        set_merging(ViT(replace(tiny_config, **options)), {0: 1})
 
 
 @pytest.mark.parametrize(

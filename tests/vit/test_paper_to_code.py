@@ -12,4 +12,4 @@ def test_every_block_runs(capsys):
     names: dict[str, object] = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"paper-to-code.md, block {number}", "exec"), names)
-    assert "GMACs an image" in capsys.readouterr().out
+    assert "GMACs per image" in capsys.readouterr().out

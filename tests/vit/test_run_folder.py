@@ -31,7 +31,7 @@ def test_auto_begins_goes_on_and_loses_nothing(
     (tmp_path / STATE).touch()
     assert opened(tmp_path, "auto", said) is True
     assert [line.split(":")[1].split(" in ")[0] for line in said] == [
-        " no state of a run", " no state of a run", " going on with the run",
+        " no state of a run", " no state of a run", " resuming the run",
     ]  # fmt: skip
     with pytest.raises(OutputError, match="found both"):
         opened(tmp_path, "auto", said, overwrite=True)

@@ -101,9 +101,9 @@ def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
 
 def _refuse_checkpoint(file: Path) -> None:
     """Refuse what is a checkpoint of this project already."""
-    from vit.document import KEY, CheckpointError, read_metadata
+    from vit.document import KEY, CheckpointError, read_header
 
-    if kind_of(file)[0] == "safetensors" and KEY in read_metadata(file):
+    if kind_of(file)[0] == "safetensors" and KEY in read_header(file):
         raise CheckpointError(
             f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
             "for example in python -m export or in python -m vit train --from"

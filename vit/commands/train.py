@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from runtime.command.line import natural, number, positive
 from runtime.command.progress import tell
 from runtime.writing import check_folder
-from vit.training.scalars import check_tensorboard
 
 if TYPE_CHECKING:
     from vit.training.setup import Checked, TrainOptions
@@ -121,7 +120,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     from vit.data.datasets import refuse_among_classes
-    from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
+    from vit.run_folder import STATE, check_tensorboard, is_first_process, lock_run_folder, open_run_folder
     from vit.training.setup import TrainOptions, check
 
     names = {field.name for field in fields(TrainOptions)}
@@ -132,7 +131,7 @@ def run_train(options: argparse.Namespace) -> None:
         refuse_among_classes(options.out, options.data)
     checked = check(given)
     check_folder(options.out)
-    with write_alone(options.out):
+    with lock_run_folder(options.out):
         resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
         path = _train(options, given, checked, resume=resume)
     if is_first_process():

@@ -2,12 +2,10 @@
 
 In reading order:
 
-    idx       the file format of MNIST
-    folders   which folders are splits and which are classes
-    public    names that may leave this machine
-    images    find images in folders, IDX files and examples; split them
-    labels    the classes of images as those of a model
-    training  the three parts that training needs
-    memory    how much may be kept
-    batches   decoded images on their way into batches
+    idx              the file format of MNIST
+    folders          which folders are splits and which are classes
+    public           names that may leave this machine
+    datasets         images in folders, IDX files and examples; their splits and the classes of a model
+    training_images  the three parts that training needs, and images that two of them share
+    batches          decoded images in batches, kept in memory when they fit
 """

@@ -1,10 +1,11 @@
 """Images to train on, to calibrate with and to measure with: folders, IDX files, and digits.
 
-Nothing here decodes an image from a file, which `runtime.images` does for all, and nothing needs torch.
+Files are found here and decoded by `runtime.images`. Nothing needs torch.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,19 +15,28 @@ import numpy as np
 
 from runtime.command.kinds import Kind, refuse_kinds
 from runtime.images.find_images import SkippedFiles, find_images, image_suffixes, suffix_of
-from runtime.text import suggest
-from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over
-from vit.data.idx import find_idx, labels_of, read_idx
+from runtime.text import format_count, suggest
+from vit.data.folders import (
+    DataError,
+    class_folders,
+    describe_unread_folders,
+    describe_wrapper,
+    find_layout,
+    has_classes,
+)
+from vit.data.idx import find_idx, idx_labels, read_idx
 from vit.data.public import public_name
 
 __all__ = [
     "DataError",
     "Images",
+    "describe_shared_names",
+    "describe_unread_folders",
+    "find_splits",
+    "match_labels",
     "open_images",
-    "passed_over",
     "refuse_among_classes",
     "split_images",
-    "splits_of",
 ]
 
 Item = Path | np.ndarray
@@ -35,6 +45,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 WORDS = ("digits", "fashion-mnist")  # data sets that are named by a word
 GIVE_A_FOLDER = "give a folder of images"
+MOST_LISTED = 3  # names in one sentence
 DIGITS_TEST = 360
 # Kinds of files that are no images; of an unknown kind may be a photo of a camera.
 NO_IMAGES: tuple[Kind, ...] = (
@@ -45,16 +56,23 @@ NO_IMAGES: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class Images:
-    """Some images: paths or `uint8 [H, W, 3]` arrays, with their classes where these are known."""
+    """Some images, with their classes where these are known.
+
+    Attributes:
+        items: paths, or arrays `uint8 [H, W, 3]`.
+        targets: class indices, int64 `[N]`; None where the classes are not known.
+        labels: one per class; None where the classes are not known.
+        name: of the data set or its folder.
+        left_out: files in the folders that are no images.
+        same_name: the first class of each class's name, int64 `[classes]`, where several have one name and a
+            folder of that name means any of them; None where a target means itself alone.
+    """
 
     items: Sequence[Item]
-    targets: np.ndarray | None  # int64 [N], indices into labels
+    targets: np.ndarray | None
     labels: tuple[str, ...] | None
     name: str
-    # of the folders walked
     left_out: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
-    # int64 [classes]: the first class of each one's name, where several have one name and a folder of that
-    # name means any of them; None where a target means itself alone
     same_name: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -64,7 +82,7 @@ class Images:
         return self.items[index]
 
     def subset(self, indices: Iterable[int]) -> Images:
-        """The images at `indices`, in that order, with the same labels."""
+        """Return the images at `indices`, in that order, with the same labels."""
         chosen = np.asarray(list(indices), np.int64)
         targets = None if self.targets is None else self.targets[chosen]
         return replace(self, items=[self.items[i] for i in chosen], targets=targets)
@@ -75,25 +93,25 @@ class Images:
         return self.targets, self.same_name
 
     def settle(self, classes: np.ndarray) -> np.ndarray:
-        """Return the classes given to the images, the true class in the place of another of its name.
+        """Return predicted classes, in which the true class replaces another class of its name.
 
         Args:
-            classes: int64 [N], class indices.
+            classes: class indices, int64 `[N]`.
 
         Returns:
-            int64 [N]; equal to `targets` exactly where an answer is right.
+            int64 `[N]`; equal to `targets` exactly where an answer is right.
         """
         if self.targets is None or self.same_name is None:
             return classes
         return np.where(self.same_name[classes] == self.same_name[self.targets], self.targets, classes)
 
     def describe(self, index: int) -> str:
-        """A name for one image: its path, or where it stands."""
+        """Return a name for one image: its path, or the data set and the index."""
         item = self.items[index]
         return str(item) if isinstance(item, Path) else f"{self.name}, image {index}"
 
     def public_name(self, index: int) -> str:
-        """A name for one image that may leave this machine."""
+        """Return a name for one image that may leave this machine."""
         item = self.items[index]
         if isinstance(item, Path):
             return public_name(str(item))
@@ -110,7 +128,10 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
             a folder of loose images, or one image (no targets, and only the split "all"),
             a folder of IDX files (MNIST, Fashion-MNIST),
             "fashion-mnist" (the folder of Debian's package) or "digits" (scikit-learn's).
-        split: which part; "all" is everything there is.
+        split: which part; "all" takes all parts together.
+
+    Returns:
+        Paths or arrays, with their classes where folders or labels give these.
 
     Raises:
         DataError: naming the path, what was expected and what was found.
@@ -118,30 +139,38 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
     if split not in (*SPLITS, "all"):
         raise DataError(f"split must be one of train, val, test, all; found {split!r}")
     if str(source) == "digits":
-        return open_digits(split)
+        return _open_digits(split)
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if not folder.exists():
         hint = "install Debian's dataset-fashion-mnist" if folder == FASHION_FOLDER else GIVE_A_FOLDER
         raise DataError(f"{folder}: no such file or folder; {hint}{suggest(str(source), WORDS)}")
     if find_idx(folder):
-        return open_idx(folder, split)
+        return _open_idx(folder, split)
     if suffix_of(folder.name) not in image_suffixes():
         refuse_kinds(folder, NO_IMAGES, "a folder of images", "give the folder that they are in, unpacked")
-    return open_folder(folder, split)
+    return _open_folder(folder, split)
 
 
-def splits_of(source: Path | str) -> tuple[Split, ...]:
-    """The splits that `source` keeps apart itself; empty for one folder of classes or of loose images."""
+def find_splits(source: Path | str) -> tuple[Split, ...]:
+    """Return the splits of a data set; none for one folder of classes or of loose images.
+
+    Args:
+        source: as in `open_images`.
+    """
     if str(source) == "digits":
         return ("train", "test")
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if idx := find_idx(folder):
         return tuple(split for split in SPLITS if split in idx)
-    return tuple(split for split in SPLITS if folder.is_dir() and split in layout_of(folder).splits)
+    return tuple(split for split in SPLITS if folder.is_dir() and split in find_layout(folder).splits)
 
 
 def refuse_among_classes(out: Path, source: str) -> None:
     """Refuse a folder to write to among the classes of a data set: its plots would be images of a class.
+
+    Args:
+        out: the folder to write to.
+        source: as in `open_images`.
 
     Raises:
         DataError: saying where it lies.
@@ -150,8 +179,8 @@ def refuse_among_classes(out: Path, source: str) -> None:
     if not folder.is_dir():
         return
     inside, place = folder.resolve(), out.resolve()
-    # A folder beside the splits is passed over; one in a split, or in what a split is packed in, is not.
-    splits = {path.resolve().relative_to(inside).parts[0] for path in layout_of(folder).splits.values()}
+    # A folder beside the splits is skipped; one in a split, or in what a split is packed in, is not.
+    splits = {path.resolve().relative_to(inside).parts[0] for path in find_layout(folder).splits.values()}
     if place.is_relative_to(inside) and (
         not splits or not splits.isdisjoint(place.relative_to(inside).parts[:1])
     ):
@@ -161,9 +190,15 @@ def refuse_among_classes(out: Path, source: str) -> None:
 
 
 def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Split at random, a share of `share` going to the second part, each class in proportion.
+    """Split at random, each class in proportion; every class keeps at least one image in the first part.
 
-    Every class keeps at least one image in the first part. Without targets the split is plain random.
+    Args:
+        images: without targets the split is plain random.
+        share: of the images that go to the second part, between 0 and 1.
+        seed: of the random choice.
+
+    Returns:
+        The first and the second part.
 
     Raises:
         DataError: when share is not between 0 and 1.
@@ -181,13 +216,13 @@ def split_images(images: Images, share: float, seed: int) -> tuple[Images, Image
     return images.subset(rest), images.subset(chosen)
 
 
-def open_digits(split: Split) -> Images:
-    """scikit-learn's 1,797 digits of 8x8: 1,437 to train and 360 to test, stratified, always the same."""
+def _open_digits(split: Split) -> Images:
+    """Return scikit-learn's 1,797 digits of 8x8: 1,437 to train and 360 to test, stratified and fixed."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     gray = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    everything = Images(as_rgb(gray), data.target.astype(np.int64), tuple("0123456789"), "digits")
+    everything = Images(_to_rgb(gray), data.target.astype(np.int64), tuple("0123456789"), "digits")
     if split == "all":
         return everything
     if split == "val":
@@ -200,7 +235,7 @@ def open_digits(split: Split) -> Images:
     return replace(everything.subset(chosen), name=f"digits {split}")
 
 
-def open_idx(folder: Path, split: Split) -> Images:
+def _open_idx(folder: Path, split: Split) -> Images:
     found = find_idx(folder)
     wanted = list(found) if split == "all" else [split]
     if missing := [name for name in wanted if name not in found]:
@@ -212,39 +247,39 @@ def open_idx(folder: Path, split: Split) -> Images:
         raise DataError(str(error)) from error
     if images.ndim != 3 or targets.ndim != 1 or len(images) != len(targets):
         raise DataError(f"{folder}: {images.shape} images do not go with {targets.shape} labels")
-    labels = labels_of(folder, int(targets.max()) + 1)
-    return Images(as_rgb(images), targets.astype(np.int64), labels, f"{folder.name} {split}")
+    labels = idx_labels(folder, int(targets.max()) + 1)
+    return Images(_to_rgb(images), targets.astype(np.int64), labels, f"{folder.name} {split}")
 
 
-def as_rgb(gray: np.ndarray) -> list[np.ndarray]:
-    """Gray `[N, H, W]` as `[H, W, 3]` views that share its memory."""
+def _to_rgb(gray: np.ndarray) -> list[np.ndarray]:
+    """Return gray `[N, H, W]` as N views `[H, W, 3]` that share its memory."""
     return list(np.broadcast_to(gray[..., None], (*gray.shape, 3)))
 
 
-def open_folder(folder: Path, split: Split) -> Images:
+def _open_folder(folder: Path, split: Split) -> Images:
     if folder.is_file():
-        return loose_images(folder, split)
-    splits = layout_of(folder).splits
+        return _open_loose(folder, split)
+    splits = find_layout(folder).splits
     if not splits:
-        return open_classes_or_loose(folder, split)
+        return _open_classes_or_loose(folder, split)
     labels = tuple(class_folders(next(iter(splits.values()))))  # train's, which every split shares
-    with_classes = [name for name in splits if labeled(splits, name)]
+    with_classes = [name for name in splits if has_classes(splits, name)]
     if split == "all":
         if not with_classes:
-            return join([loose_images(path, split) for path in splits.values()], folder)
-        return join([open_classes(splits[name], labels) for name in with_classes], folder)
+            return _join([_open_loose(path, split) for path in splits.values()], folder)
+        return _join([_open_classes(splits[name], labels) for name in with_classes], folder)
     if split not in splits:
         raise DataError(f"{folder}: has no {split} split; it has {', '.join(splits)}")
     return (
-        open_classes(splits[split], labels) if split in with_classes else loose_images(splits[split], "all")
+        _open_classes(splits[split], labels) if split in with_classes else _open_loose(splits[split], "all")
     )
 
 
-def open_classes_or_loose(folder: Path, split: Split) -> Images:
+def _open_classes_or_loose(folder: Path, split: Split) -> Images:
     names = tuple(class_folders(folder))
     if not names:
-        return loose_images(folder, split)
-    images = open_classes(folder, names)
+        return _open_loose(folder, split)
+    images = _open_classes(folder, names)
     if split == "all":
         return images
     if split == "test":
@@ -253,8 +288,8 @@ def open_classes_or_loose(folder: Path, split: Split) -> Images:
     return train if split == "train" else val
 
 
-def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
-    """`folder/<class>/**`; a class of `labels` may be absent here, but an empty class folder is an error."""
+def _open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
+    """Open `folder/<class>/**`; a class of `labels` may be absent here, but an empty folder is an error."""
     folders = class_folders(folder)
     if unknown := sorted(set(folders) - set(labels)):
         same = next((name for name in labels if name.casefold() == unknown[0].casefold()), None)
@@ -266,7 +301,7 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
         found = f"only {labels[0]!r}" if labels else "none"
         raise DataError(
             f"{folder}: expected a folder for each of two or more classes, found {found}"
-            f"{only_wrapper(folder)}"
+            f"{describe_wrapper(folder)}"
         )
     items: list[Item] = []
     targets: list[int] = []
@@ -284,7 +319,7 @@ def open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
     return Images(items, np.asarray(targets, np.int64), labels, str(folder), left_out)
 
 
-def loose_images(folder: Path, split: Split) -> Images:
+def _open_loose(folder: Path, split: Split) -> Images:
     left_out = SkippedFiles()
     paths: list[Item] = list(find_images([folder], skipped=left_out))
     if not paths:
@@ -299,10 +334,66 @@ def loose_images(folder: Path, split: Split) -> Images:
     return Images(paths, None, None, str(folder), left_out)
 
 
-def join(parts: Sequence[Images], folder: Path) -> Images:
+def _join(parts: Sequence[Images], folder: Path) -> Images:
     items = [item for part in parts for item in part.items]
     known = [part.targets for part in parts if part.targets is not None]
     targets = np.concatenate(known) if known else None
     return Images(
         items, targets, parts[0].labels, str(folder), SkippedFiles.merge(part.left_out for part in parts)
+    )
+
+
+# --- Class indices of a model ---
+
+
+def match_labels(images: Images, labels: tuple[str, ...]) -> Images:
+    """Return images with a model's own class indices; without classes when images or model have none.
+
+    Where several classes of the model have one name, a folder of that name means any of them.
+
+    Args:
+        images: with the class indices of their folders.
+        labels: of the model.
+
+    Raises:
+        DataError: when the folders' classes are not the model's.
+    """
+    if images.targets is None or images.labels is None or not labels:
+        return replace(images, targets=None, labels=None)
+    if images.labels == labels:
+        return images
+    known = set(labels)
+    if unknown := [label for label in images.labels if label not in known]:
+        raise DataError(
+            f"{images.name}: the class {unknown[0]!r} ({format_count(len(images.labels), 'class', 'classes')}) is "
+            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or "
+            "loose images"
+        )
+    first = {label: index for index, label in reversed(list(enumerate(labels)))}
+    index = np.array([first[label] for label in images.labels], np.int64)
+    same_name = np.array([first[label] for label in labels], np.int64) if len(first) < len(labels) else None
+    return replace(images, targets=index[images.targets], labels=labels, same_name=same_name)
+
+
+def describe_shared_names(images: Images) -> str:
+    """Return a sentence about classes of one name that have images here; empty where there are none.
+
+    Args:
+        images: with the class indices of a model.
+    """
+    if images.same_name is None or images.targets is None or images.labels is None:
+        return ""
+    often = Counter(images.labels)
+    twice = [images.labels[target] for target in np.unique(images.targets)]
+    twice = [label for label in twice if often[label] > 1]
+    if not twice:
+        return ""
+    named = [
+        f"{label!r} ({', '.join(str(index) for index, other in enumerate(images.labels) if other == label)})"
+        for label in twice[:MOST_LISTED]
+    ]
+    more = f" and {len(twice) - MOST_LISTED} more" if len(twice) > MOST_LISTED else ""
+    return (
+        f"several classes of the model have one name: {', '.join(named)}{more}; an image in a folder of that "
+        "name counts as right with any of them"
     )

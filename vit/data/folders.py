@@ -1,4 +1,4 @@
-"""Folders as people keep them: which are splits, which are classes, and what is passed over and said."""
+"""Folders of images as people keep them: which are splits, which are classes, and what is skipped."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SPELLINGS = {
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 _FILLERS = frozenset(("set", "data", "dataset", "image", "images", "split"))  # beside the word for a split
-# Parts of a data set, which are no classes where nothing else stands beside them.
+# Parts of a data set, which are no classes where no other folder is beside them.
 _PARTS = frozenset(
     {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotation"}
     | {"annotations", "segmentation", "segmentations", "trimaps", "meta", "attributes", "parts"}
 )
 _FOLD = re.compile(r"(k?fold|cv|split)[-_ ]?\d+", re.IGNORECASE)
-# Tables and lists of labels or splits, by suffix, and by suffix where the name says so.
+# Tables and lists of labels or splits, by suffix, and by suffix where the name has one of these words.
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _LISTS = (".txt", ".json", ".lst")
 _LISTED = frozenset(("split", "splits", "fold", "folds", "label", "labels", "classes", "annotations"))
@@ -46,12 +46,12 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class Layout:
-    """Content of a folder: the folder of each split, or none, and what is passed over.
+    """Content of a folder.
 
     Attributes:
         splits: the folder of each split; none for one folder of classes, or of loose images.
         others: folders beside those of splits.
-        notes: one sentence per entry passed over.
+        notes: one sentence per entry that is skipped.
     """
 
     splits: dict[str, Path]
@@ -59,19 +59,19 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def layout_of(folder: Path) -> Layout:
+def find_layout(folder: Path) -> Layout:
     """Find the splits in a folder.
 
-    A folder named as a split is one when it holds folders of its own, or nothing but splits stands beside it,
+    A folder named as a split is one when it holds folders of its own, or only splits are beside it,
     or another split does; among other folders of images, `train` is a class. Names such as `seg_train` are
-    splits where `seg_test` stands beside them.
+    splits where `seg_test` is beside them.
 
     Raises:
         DataError: for two folders that mean the same split, and for folders that are no classes: splits in
             each, the same folders in each, the folds of a cross-validation.
     """
     inside = subfolders(folder)
-    named = _named(folder, inside)
+    named = _find_splits(folder, inside)
     others = [path for path in inside if path not in [path for _, path in named]]
     kinds = {split for split, _ in named}
     if len(kinds) == 1 and not any(subfolders(path) for _, path in named):
@@ -80,7 +80,7 @@ def layout_of(folder: Path) -> Layout:
             return Layout({}, notes=(f"{names}: taken as a class, like the folders beside it",))
         if kinds != {"train"} and len(named) == 1:
             named = []
-    loose = loose_beside(folder, inside)
+    loose = _describe_loose(folder, inside)
     if not named:
         _refuse_no_classes(folder, inside)
         return Layout({}, notes=loose)
@@ -95,19 +95,19 @@ def layout_of(folder: Path) -> Layout:
     ordered = {split: found[split] for split in SPELLINGS if split in found}
     beside = tuple(path.name for path in others)
     return Layout(
-        _unwrap(ordered), beside, (*(f"{name}: passed over, it is no split" for name in beside), *loose)
+        _unwrap(ordered), beside, (*(f"{name}: skipped, it is no split" for name in beside), *loose)
     )
 
 
-def split_named(name: str) -> str | None:
-    """The split that a folder's name means: `Validation-Set` is val."""
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's name means, or None: `Validation-Set` is val."""
     return _SPLIT_OF.get(name.strip().casefold().replace("-", "").replace("_", "").replace(" ", ""))
 
 
-def _named(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
+def _find_splits(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
     """Return the folders that are named as splits, each with the split that it means.
 
-    A name with another word in it (`seg_train`, `flowers-val`) counts where the same word stands beside
+    A name with another word in it (`seg_train`, `flowers-val`) counts where the same word is beside
     another split, since `steam train` is a class.
     """
     groups: dict[str, list[tuple[str, Path]]] = {"": []}
@@ -115,7 +115,7 @@ def _named(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
         split, rest = _meaning(path.name)
         if split is not None:
             groups.setdefault(rest, []).append((split, path))
-    if any(split_named(path.name) for _, path in groups[""]):
+    if any(split_of(path.name) for _, path in groups[""]):
         return groups[""]
     whole = [group for group in groups.values() if {"train"} < {split for split, _ in group}]
     if len(whole) > 1:
@@ -128,7 +128,7 @@ def _named(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]:
 
 def _meaning(name: str) -> tuple[str | None, str]:
     """Return the one split that a name contains, or None, and the rest of its words without numbers."""
-    if (split := split_named(name)) is not None:
+    if (split := split_of(name)) is not None:
         return split, ""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     splits = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
@@ -151,12 +151,12 @@ def _without_wrapper(path: Path, classes: Collection[str] = ()) -> Path:
     inside = subfolders(path)
     if len(inside) != 1 or inside[0].name in classes or not subfolders(inside[0]):
         return path
-    alone = len(subfolders(inside[0])) == 1 and split_named(inside[0].name) != split_named(path.name)
+    alone = len(subfolders(inside[0])) == 1 and split_of(inside[0].name) != split_of(path.name)
     return path if alone and not classes else _without_wrapper(inside[0], classes)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones and those that systems leave behind.
+    """Return the folders in a folder by name, without hidden ones and those that systems leave behind.
 
     Raises:
         DataError: for a folder that cannot be listed.
@@ -172,12 +172,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether it is a folder or leads to one; files cost no look at the disk."""
+    """Return whether it is a folder or a link to one; files need no access to the disk."""
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path))
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """The class of each folder: its name in Unicode's composed form, so that a Mac's "café" is Linux's.
+    """Return the folder of each class, named in Unicode's composed form: a Mac's "café" is Linux's.
 
     Raises:
         DataError: for two folders of one class.
@@ -220,7 +220,7 @@ def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
 
 def _holds_splits(within: Sequence[Path]) -> bool:
     """Return whether folders are the splits of a data set, and no classes."""
-    splits = [split_named(path.name) for path in within]
+    splits = [split_of(path.name) for path in within]
     if None in splits or "train" not in splits:
         return False
     return len(set(splits)) > 1 or any(subfolders(path) for path in within)
@@ -242,58 +242,63 @@ def _some(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths[:5])
 
 
-def loose_beside(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
-    """A sentence about images that stand beside the folders and belong to none, and one about tables."""
+def _describe_loose(folder: Path, inside: Sequence[Path]) -> tuple[str, ...]:
+    """Return a sentence about images that lie beside the folders and belong to none, and one per table."""
     if not inside:
         return ()
     files = [path for path in folder.iterdir() if path.is_file() and not is_system_file(path.name)]
     loose = sum(path.suffix.lower() in image_suffixes() for path in files)
-    notes = (f"{format_count(loose, 'image')} beside the folders of {folder}: passed over",) if loose else ()
-    tables = (f"{folder / name}: not read, folders say the classes and splits" for name in tables_in(folder))
-    return (*notes, *tables)
+    notes = (f"{format_count(loose, 'image')} beside the folders of {folder}: skipped",) if loose else ()
+    tables = find_tables(folder)
+    return (*notes, *(f"{folder / name}: not read, folders say the classes and splits" for name in tables))
 
 
-def tables_in(folder: Path) -> list[str]:
-    """The names of files in a folder that may list classes or splits, which nothing here reads."""
+def find_tables(folder: Path) -> list[str]:
+    """Return the names of files in a folder that may list classes or splits, which nothing here reads."""
     names = sorted(path.name for path in folder.iterdir() if not is_system_file(path.name))
     return [name for name in names if _is_table(Path(name.casefold()))]
 
 
 def _is_table(name: Path) -> bool:
     words = re.findall(r"[^\W\d_]+", name.stem)
-    said = any(word in _SPLIT_OF or word in _LISTED for word in words)
-    return name.suffix in _TABLES or (name.suffix in _LISTS and said)
+    fits = any(word in _SPLIT_OF or word in _LISTED for word in words)
+    return name.suffix in _TABLES or (name.suffix in _LISTS and fits)
 
 
-def only_wrapper(folder: Path) -> str:
-    """Advice for a folder whose only folder holds what was expected of it; empty where that is not so."""
+def describe_wrapper(folder: Path) -> str:
+    """Return advice for a folder whose only folder holds what was expected of it; else an empty text."""
     inside = folder
     while len(found := subfolders(inside)) == 1:
         inside = found[0]
     return f"; give {inside}, which holds {', '.join(p.name for p in found[:4])}" if found else ""
 
 
-def passed_over(source: Path | str) -> tuple[str, ...]:
-    """A sentence for each thing in a folder that is no part of the data set."""
+def describe_unread_folders(source: Path | str) -> tuple[str, ...]:
+    """Return one sentence per entry of a folder that is no part of the data set, or part of another class.
+
+    Args:
+        source: as in `vit.data.datasets.open_images`.
+    """
     folder = Path(source)
     if not folder.is_dir() or find_idx(folder):
         return ()
-    layout = layout_of(folder)
+    layout = find_layout(folder)
     unlabeled = [
-        f"the {split} split: passed over, its images are in no folders of classes"
+        f"the {split} split: skipped, its images are in no folders of classes"
         for split in layout.splits
-        if split != "train" and not labeled(layout.splits, split)
+        if split != "train" and not has_classes(layout.splits, split)
     ]
-    loose = [note for path in layout.splits.values() for note in loose_beside(path, subfolders(path))]
+    loose = [note for path in layout.splits.values() for note in _describe_loose(path, subfolders(path))]
     classes = [p for each in layout.splits.values() or [folder] for p in class_folders(each).values()]
     inside = [(each, p) for each in classes for p in subfolders(each)]
     links = [str(p) for _, p in inside if p.is_symlink()]
-    linked = [f"{', '.join(links[:3])}: passed over, a link to a folder"] if links else []
-    return (*layout.notes, *loose, *unlabeled, *linked, *_joined(inside), *_without_class(layout.splits))
+    linked = [f"{', '.join(links[:3])}: skipped, a link to a folder"] if links else []
+    more = (*_describe_inner(inside), *_describe_missing(layout.splits))
+    return (*layout.notes, *loose, *unlabeled, *linked, *more)
 
 
-def _joined(inside: Sequence[tuple[Path, Path]]) -> list[str]:
-    """A sentence about folders inside classes, whose images count as the class's."""
+def _describe_inner(inside: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Return one sentence per class with folders inside, whose images count as the class's."""
     found: dict[Path, list[str]] = {}
     for each, path in inside:
         if not path.is_symlink():
@@ -304,15 +309,15 @@ def _joined(inside: Sequence[tuple[Path, Path]]) -> list[str]:
     ]
 
 
-def _without_class(splits: Mapping[str, Path]) -> list[str]:
-    """A sentence for each split that has no images of some class to train on."""
+def _describe_missing(splits: Mapping[str, Path]) -> list[str]:
+    """Return one sentence per split that has no images of a class to train on."""
     if "train" not in splits:
         return []
     classes = set(class_folders(splits["train"]))
     missing = {
         split: sorted(classes - set(class_folders(path)))
         for split, path in splits.items()
-        if labeled(splits, split)
+        if has_classes(splits, split)
     }
     return [
         f"the {split} split has no images of {', '.join(names[:5])}"
@@ -321,8 +326,8 @@ def _without_class(splits: Mapping[str, Path]) -> list[str]:
     ]
 
 
-def labeled(splits: Mapping[str, Path], split: str) -> bool:
-    """Return whether a split has folders of classes; one folder of another name (`test/unknown`) is none."""
+def has_classes(splits: Mapping[str, Path], split: str) -> bool:
+    """Return whether a split has folders of classes; a single one with an unknown name is none."""
     names = set(class_folders(splits[split]))
     first = next(iter(splits.values()))
     return bool(names) and not (len(names) == 1 and not names & set(class_folders(first)))

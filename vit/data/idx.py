@@ -1,4 +1,4 @@
-"""IDX, the file format of MNIST and of the data sets that took its place."""
+"""IDX, the file format of MNIST and of the data sets that replace it."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def find_idx(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The image file and the label file of each split in `folder`; empty when there are none."""
+    """Return the image file and the label file of each split in `folder`; empty when there are none."""
     found = {}
     for split, prefix in PREFIXES.items():
-        images, labels = idx_file(folder, prefix, "images", 3), idx_file(folder, prefix, "labels", 1)
+        images, labels = _find_file(folder, prefix, "images", 3), _find_file(folder, prefix, "labels", 1)
         if images and labels:
             found[split] = (images, labels)
     return found
 
 
-def idx_file(folder: Path, prefix: str, kind: str, rank: int) -> Path | None:
-    # Both spellings are about: the dot is what some archives unpack to.
+def _find_file(folder: Path, prefix: str, kind: str, rank: int) -> Path | None:
+    # Both spellings are in use: some archives unpack to the dot.
     names = [f"{prefix}-{kind}{dash}idx{rank}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The `uint8` array of any rank in an IDX file, gzipped or not.
+    """Return the `uint8` array of any rank in an IDX file, gzipped or not.
 
     Raises:
         ValueError: naming the file, when it is no IDX file of bytes or is cut off.
@@ -68,8 +68,13 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def labels_of(folder: Path, classes: int) -> tuple[str, ...]:
-    """IDX files carry numbers only: Fashion-MNIST's names are known, and digits name themselves."""
+def idx_labels(folder: Path, classes: int) -> tuple[str, ...]:
+    """Return the labels of a folder of IDX files, which hold class indices only.
+
+    Args:
+        folder: Fashion-MNIST is recognized by its name; of other folders, class indices are the labels.
+        classes: number of classes.
+    """
     if "fashion" in str(folder).lower() and classes == len(FASHION_LABELS):
         return FASHION_LABELS
     return tuple(str(index) for index in range(classes))

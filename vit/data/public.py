@@ -47,7 +47,7 @@ def _public_word(word: str) -> str:
 
 
 def _is_private(folder: Path, here: Path) -> bool:
-    """Return whether the name of a folder says who uses this machine, or how it is set up."""
+    """Return whether the name of a folder reveals who uses this machine, or how it is set up."""
     own = (_home(), _temporary(), here)
     return folder.parent.name in HOMES or any(each.is_relative_to(folder) for each in own)
 

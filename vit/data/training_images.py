@@ -1,8 +1,10 @@
-"""The three parts of a data set that training needs: train, validation and test."""
+"""The parts of a data set that training needs, train, validation and test, and images that two share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,28 @@ import numpy as np
 from runtime.command.kinds import kind_of
 from runtime.images.find_images import SkippedFiles, describe_skipped
 from runtime.text import format_count
-from vit.data.datasets import DataError, Images, open_images, passed_over, split_images, splits_of
-from vit.data.folders import layout_of, tables_in
+from vit.data.datasets import (
+    DataError,
+    Images,
+    describe_unread_folders,
+    find_splits,
+    open_images,
+    split_images,
+)
+from vit.data.folders import find_layout, find_tables
 from vit.data.idx import find_idx
+
+MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Parts of a data set: images to train on, to choose the best epoch by, and to test on."""
+    """Images to train on, to choose the best epoch by, and to test on."""
 
     train: Images
     val: Images | None  # chooses the best epoch; None keeps the last epoch
     test: Images | None  # looked at once, when training has ended
-    notes: tuple[str, ...] = ()  # what was passed over in the folder
+    notes: tuple[str, ...] = ()  # one per entry of the folder that was skipped
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -54,11 +65,11 @@ def targets_of(images: Images) -> np.ndarray:
     return images.targets
 
 
-def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
-    """Return a sentence about the files in folders that are no part of some images, or none.
+def describe_left_out(*parts: Images | None) -> tuple[str, ...]:
+    """Return a sentence about the files in folders that are no images, or none.
 
     Args:
-        parts: images of one or more folders; None stands for a part that there is not.
+        parts: images of one or more folders; None for a part that does not exist.
     """
     together = SkippedFiles.merge(part.left_out for part in parts if part is not None)
     line = describe_skipped(together.counts)
@@ -66,7 +77,15 @@ def left_out_notes(*parts: Images | None) -> tuple[str, ...]:
 
 
 def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingData:
-    """The images of `source`, with its own val split, or else a share of the training images held out.
+    """Open the images of `source`, with its own val split, or else a share of the training images held out.
+
+    Args:
+        source: as in `open_images`.
+        holdout: share of the training images that becomes the val split where there is none; 0: no val split.
+        seed: of the random choice.
+
+    Returns:
+        Training, validation and test images, the last two only where there are any.
 
     Raises:
         DataError: when there are no classes to learn.
@@ -77,10 +96,10 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
             "where the images are PHOTOS/<class>/…, unpacked"
         )
-    splits = splits_of(source)
+    splits = find_splits(source)
     if splits and "train" not in splits:
         folder = Path(source)
-        others = layout_of(folder).others if folder.is_dir() and not find_idx(folder) else ()
+        others = find_layout(folder).others if folder.is_dir() and not find_idx(folder) else ()
         beside = f" ({', '.join(others[:5])} beside them: no split)" if others else ""
         raise DataError(
             f"{source}: has {' and '.join(splits)} images and none to train on{beside}; add a train folder, "
@@ -88,7 +107,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         )
     train = open_images(source, "train" if "train" in splits else "all")
     if train.targets is None or train.labels is None:
-        tables = tables_in(Path(source)) if Path(source).is_dir() else []
+        tables = find_tables(Path(source)) if Path(source).is_dir() else []
         unread = f" ({', '.join(tables[:3])}: not read, folders say the classes)" if tables else ""
         raise DataError(
             f"{source}: images without classes{unread}; expected {source}/<class>/… or "
@@ -97,7 +116,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     test = open_images(source, "test") if "test" in splits else None
     test = None if test is None or test.targets is None else test
     val = open_images(source, "val") if "val" in splits else None
-    notes = (*passed_over(source), *left_out_notes(train, val, test))
+    notes = (*describe_unread_folders(source), *describe_left_out(train, val, test))
     if val is not None and val.targets is not None:
         return TrainingData(train, val, test, notes)
     if not holdout:
@@ -107,3 +126,53 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         few = f"no validation images: no class has enough for a share of {holdout:g} (holdout)"
         return TrainingData(train, None, test, (*notes, f"{few}; the last epoch is kept"))
     return TrainingData(train, val, test, notes)
+
+
+# --- Images that are in two classes or two splits ---
+
+
+def digest_images(images: Images) -> list[str]:
+    """Return the digest of each image's file or pixels, 12 hexadecimal digits; empty where unreadable.
+
+    A later step recognizes by them the images that a model was trained on.
+
+    Args:
+        images: of any kind; files are read.
+    """
+    found = []
+    for item in images.items:
+        try:
+            data = item.read_bytes() if isinstance(item, Path) else np.ascontiguousarray(item).tobytes()
+        except OSError:
+            data = b""
+        found.append(blake2b(data, digest_size=6).hexdigest() if data else "")
+    return found
+
+
+def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]:
+    """Return a sentence about images in two classes, and one per split whose images are trained on too.
+
+    Args:
+        data: the images.
+        digests: of the images to train on, as `digest_images` returns them.
+    """
+    train = data.train
+    first: dict[str, int] = {}
+    twice = []
+    for index, digest in enumerate(digests):
+        other = first.setdefault(digest, index)
+        if digest and train.targets is not None and train.targets[other] != train.targets[index]:
+            twice.append((other, index))
+    sentences = []
+    if twice:
+        one, two = (train.describe(index) for index in twice[0])
+        sentences.append(
+            f"in two classes: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+        )
+    for name, images in (("validation", data.val), ("test", data.test)):
+        if images is None:
+            continue
+        if shared := sum(bool(digest) and digest in first for digest in digest_images(images)):
+            of = format_count(len(images), f"{name} image")
+            sentences.append(f"trained on too: {shared:,} of {of}; take them out of one")
+    return sentences

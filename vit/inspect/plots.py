@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit.inspect.predictions import Attended, Verdicts
+from vit.inspect.predictions import Attended, Predictions
 from vit.model import ViT
-from vit.training.evaluate import kept_epoch
+from vit.training.evaluate import choose_epoch
 
 COLUMNS = 8  # images in a row
 LETTERS = 20  # of a name
@@ -22,13 +22,13 @@ CURVES = {"train": ("--", "training images"), "val": ("-", "validation images")}
 
 
 def plot_curve(history: list[dict[str, Any]], kind: str) -> Figure:
-    """One point per epoch of the "loss" or "accuracy" on training and validation images."""
+    """Plot the "loss" or "accuracy" on training and validation images, one point per epoch."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for part, (style, label) in CURVES.items():
         if values := [row[f"{part}_{kind}"] for row in history if f"{part}_{kind}" in row]:
             axes.plot(range(1, len(values) + 1), values, style, label=label)
-    kept = kept_epoch(history)
+    kept = choose_epoch(history)
     axes.axvline(kept, color="0.4", linestyle=":", label=f"kept: epoch {kept}")
     axes.set(xlabel="epoch", ylabel=kind)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -38,7 +38,7 @@ def plot_curve(history: list[dict[str, Any]], kind: str) -> Figure:
 
 
 def plot_filters(model: ViT) -> Figure:
-    """The first principal components of the patch embedding's filters."""
+    """Plot the first principal components of the patch embedding's filters."""
     filters = model.patch_embedding.weight.detach().flatten(1)  # (D, 3 P P)
     centered = filters - filters.mean(0)
     _, _, components = torch.linalg.svd(centered, full_matrices=False)
@@ -50,7 +50,7 @@ def plot_filters(model: ViT) -> Figure:
 
 
 def plot_positions(model: ViT) -> Figure:
-    """The cosine similarity of patches' position embeddings to all of them, laid out as the patches are."""
+    """Plot the cosine similarity of position embeddings to all others, laid out as the patches are."""
     rows, columns = model.config.grid
     places = model.position.detach()[0, int(model.config.class_token) :]
     patches = torch.nn.functional.normalize(places, dim=-1)
@@ -61,11 +61,11 @@ def plot_positions(model: ViT) -> Figure:
     return plot_tiles(tiles, columns=len(across), size=0.9, vmin=-1.0, vmax=1.0)
 
 
-def plot_confusion(verdicts: Verdicts, labels: Sequence[str]) -> Figure:
-    """Which classes are taken for which: rows are the truth, in percent of it."""
+def plot_confusion(predictions: Predictions, labels: Sequence[str]) -> Figure:
+    """Plot how often each class is taken for each other; rows are the true classes, in percent of them."""
     count = len(labels)
     table = np.zeros((count, count))
-    np.add.at(table, (verdicts.targets, verdicts.predicted), 1)
+    np.add.at(table, (predictions.targets, predictions.predicted), 1)
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
     size = min(3 + 0.45 * count, 14)
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
@@ -75,7 +75,7 @@ def plot_confusion(verdicts: Verdicts, labels: Sequence[str]) -> Figure:
     )
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 30:
-        names = [caption(label) for label in labels]
+        names = [_caption(label) for label in labels]
         axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(count), names, parse_math=False)
         for row, column in np.argwhere(share >= 0.5):
@@ -87,24 +87,26 @@ def plot_confusion(verdicts: Verdicts, labels: Sequence[str]) -> Figure:
 
 
 def plot_rollout(attended: Sequence[Attended]) -> Figure:
-    """Images of different classes, and below each where its answer comes from."""
+    """Plot images of different classes, and below each the same image lit where the prediction attends to."""
     return plot_tiles(
         [*(each.pixels for each in attended), *(each.lit for each in attended)],
         columns=len(attended),
         size=1.5,
-        titles=[caption(each.label) for each in attended],
+        titles=[_caption(each.label) for each in attended],
         rows=("image", "attention"),
     )
 
 
-def plot_mistakes(verdicts: Verdicts, labels: Sequence[str], worst: Sequence[int]) -> Figure:
-    """The images of `worst`, with the label given and the true one."""
+def plot_mistakes(predictions: Predictions, labels: Sequence[str], worst: Sequence[int]) -> Figure:
+    """Plot the images of the indices `worst`, with the predicted label and the true one."""
     titles = [
-        f"{caption(labels[verdicts.predicted[i]])} {100 * verdicts.probabilities[i].max():.0f} %\n"
-        f"is {caption(labels[verdicts.targets[i]])}"
+        f"{_caption(labels[predictions.predicted[i]])} {100 * predictions.probabilities[i].max():.0f} %\n"
+        f"is {_caption(labels[predictions.targets[i]])}"
         for i in worst
     ]
-    return plot_tiles(list(verdicts.pixels(worst)), columns=min(COLUMNS, len(worst)), size=1.6, titles=titles)
+    return plot_tiles(
+        list(predictions.pixels(worst)), columns=min(COLUMNS, len(worst)), size=1.6, titles=titles
+    )
 
 
 def plot_tiles(
@@ -116,7 +118,7 @@ def plot_tiles(
     rows: tuple[str, ...] = (),
     **style: Any,
 ) -> Figure:
-    """Images in a grid.
+    """Plot images in a grid.
 
     Args:
         tiles: the images, row by row.
@@ -143,18 +145,18 @@ def plot_tiles(
     return figure
 
 
-def caption(label: str) -> str:
-    """Return a name of a class on one line, cut to what stands above a small image."""
+def _caption(label: str) -> str:
+    """Return the name of a class on one line, cut to the width of a small image."""
     words = " ".join(label.split())
     return words if len(words) <= LETTERS else f"{words[: LETTERS - 1]}…"
 
 
 def save_png(figure: Figure, out: Path, name: str) -> Path:
-    """Write a figure into a folder, which is made if need be."""
+    """Write a figure as `NAME.png` into a folder, which is made if it does not exist."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.png"
     with warnings.catch_warnings():
-        # The font has no Chinese, say; the page shows such names in the browser's fonts.
+        # The font lacks some scripts, such as Chinese; the page shows such names in the browser's fonts.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(path, dpi=130)
     return path

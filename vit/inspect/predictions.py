@@ -1,4 +1,4 @@
-"""Attention of a model: maps, and their rollout over the blocks (arXiv 2005.00928)."""
+"""Predictions for images whose classes are known, and the attention of a model (arXiv 2005.00928)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from vit.data.datasets import Images
 from vit.model import Attention, ViT
 from vit.training.evaluate import predict
 
-# --- Attention of a model: maps, and their rollout over the blocks (arXiv 2005.00928) ---
+# --- Attention maps, and their rollout over the blocks ---
 
 
 @torch.no_grad()
 def attention_maps(model: ViT, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """`[blocks, N, heads, T, T]` attention probabilities, and the logits `[N, classes]`."""
+    """Return the attention probabilities `[blocks, N, h, T, T]`, and the logits `[N, classes]`.
+
+    Args:
+        model: set to evaluation mode.
+        pixels: uint8 `[N, H, W, 3]`.
+    """
     maps: list[Tensor] = []
 
     def record(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -44,8 +49,12 @@ def attention_maps(model: ViT, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def rollout(maps: Tensor, config: ViTConfig | None = None) -> Tensor:
     """Return the share of each patch in the class token, `[N, T - 1]`, each row summing to 1 (figure 6).
 
-    Without a class token it is the mean of the patches that they flow into. Registers are no patches.
     The heads are averaged, half of each block is its residual, and the blocks are multiplied.
+
+    Args:
+        maps: attention probabilities, `[blocks, N, h, T, T]`.
+        config: of the model, whose registers are left out. Without a class token, the share is the mean over
+            all patches. None: a class token and no registers.
     """
     mean = maps.mean(2)  # (blocks, N, T, T)
     half = 0.5 * (mean + torch.eye(mean.shape[-1]))
@@ -54,29 +63,37 @@ def rollout(maps: Tensor, config: ViTConfig | None = None) -> Tensor:
         flow = step @ flow
     config = config or ViTConfig()
     start, end = int(config.class_token), maps.shape[-1] - config.registers
-    seen = flow[:, 0] if config.class_token else flow.mean(1)  # (N, T)
-    patches = seen[:, start:end]
+    share = flow[:, 0] if config.class_token else flow.mean(1)  # (N, T)
+    patches = share[:, start:end]
     return patches / patches.sum(-1, keepdim=True)
 
 
-# --- Answers of a model for images whose classes are known, and where in the image they come from ---
+# --- Predictions, and the parts of the image that they depend on ---
 
 
 ATTENDED = 8  # images whose attention is shown
-MISTAKES = 24
+MISTAKES = 24  # images that are shown with a wrong label
 BAD = 0.01  # share of images that may be unreadable
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Answers of a model for images whose classes are known, without those that cannot be read."""
+class Predictions:
+    """Predictions for images whose classes are known, without images that cannot be read.
+
+    Attributes:
+        store: all images.
+        places: indices of the N images in the store, int64 `[N]`.
+        targets: true classes, int64 `[N]`.
+        probabilities: float `[N, classes]`.
+        predicted: predicted classes, in which the true class replaces another one of its name, int64 `[N]`.
+    """
 
     store: Store
-    places: np.ndarray  # int64 [N], of the images in the store
-    targets: np.ndarray  # int64 [N]
-    probabilities: np.ndarray  # float [N, classes]
-    predicted: np.ndarray  # int64 [N], the true class in the place of another of its name
+    places: np.ndarray
+    targets: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
 
     def pixels(self, chosen: Sequence[int]) -> np.ndarray:
         """Return the pixels of some of the N images, uint8 [chosen, H, W, 3]."""
@@ -85,6 +102,7 @@ class Verdicts:
 
     @property
     def right(self) -> int:
+        """Number of images whose predicted class is the true one."""
         return int((self.predicted == self.targets).sum())
 
     def surest_mistakes(self) -> list[int]:
@@ -96,7 +114,7 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Attended:
-    """An image, and the same image lit where its answer comes from."""
+    """An image, and the same image lit where the prediction attends to."""
 
     pixels: np.ndarray  # uint8 [H, W, 3]
     lit: np.ndarray  # uint8 [H, W, 3]
@@ -104,8 +122,8 @@ class Attended:
     right: bool
 
 
-def judge(checkpoint: Checkpoint, images: Images) -> Verdicts:
-    """Run the model over `images`, which must have targets."""
+def predict_labels(checkpoint: Checkpoint, images: Images) -> Predictions:
+    """Run the model of a checkpoint over images whose classes are known."""
     assert images.targets is not None
     store = Store(images, checkpoint.preprocess, bad_share=BAD)
     everything = np.arange(len(store))
@@ -115,14 +133,14 @@ def judge(checkpoint: Checkpoint, images: Images) -> Verdicts:
     places = np.flatnonzero(torch.cat([good for _, good in batches]).numpy())
     probabilities = torch.cat([share for share, _ in batches]).numpy()[places]
     predicted = images.subset(places).settle(probabilities.argmax(1))
-    return Verdicts(store, places, images.targets[places], probabilities, predicted)
+    return Predictions(store, places, images.targets[places], probabilities, predicted)
 
 
-def attend(checkpoint: Checkpoint, verdicts: Verdicts) -> list[Attended]:
+def show_attention(checkpoint: Checkpoint, predictions: Predictions) -> list[Attended]:
     """Return one image of each of the first classes, lit by the rollout of its attention."""
-    classes = np.unique(verdicts.targets)[:ATTENDED]
-    first = [int(np.flatnonzero(verdicts.targets == target)[0]) for target in classes]
-    pixels, config = verdicts.pixels(first), checkpoint.model.config
+    classes = np.unique(predictions.targets)[:ATTENDED]
+    first = [int(np.flatnonzero(predictions.targets == target)[0]) for target in classes]
+    pixels, config = predictions.pixels(first), checkpoint.model.config
     # One at a time: the maps of a ViT-L/14 at 518 pixels take 3 GB per image.
     maps = (attention_maps(checkpoint.model, image[None])[0] for image in torch.from_numpy(pixels))
     flow = torch.cat([rollout(each, config) for each in maps]).view(len(first), 1, *config.grid)
@@ -134,8 +152,8 @@ def attend(checkpoint: Checkpoint, verdicts: Verdicts) -> list[Attended]:
         Attended(
             pixels[i],
             lit[i],
-            checkpoint.labels[verdicts.predicted[index]],
-            bool(verdicts.predicted[index] == verdicts.targets[index]),
+            checkpoint.labels[predictions.predicted[index]],
+            bool(predictions.predicted[index] == predictions.targets[index]),
         )
         for i, index in enumerate(first)
     ]

@@ -2,8 +2,7 @@
 
 In reading order:
 
-    template   pages from templates, each whole in itself
-    images     images as data URIs
+    template   pages from templates, and the words that a page explains at its end
+    image_uri  images as data URIs
     confusion  which classes are taken for which
-    terms      words that a page explains at its end
 """

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a matrix where it fits on a phone, else the most frequent pairs."""
+"""Confusion of classes: a matrix where it fits on a phone, else the most frequent pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 MATRIX_CLASSES = 12  # as many columns as a phone can show
 PAIRS = 10
-SHORT = 3  # letters of a name that needs no turning above a narrow column
+SHORT = 3  # letters of a name that fits above a narrow column
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def confusion_matrix(
     ]
 
 
-def confused_pairs(
+def rank_confusions(
     targets: np.ndarray, given: Sequence[np.ndarray], labels: Sequence[str]
 ) -> tuple[list[Pair], int]:
     """Return the most confused pairs of classes, most images first, and how many more there are.
@@ -71,19 +71,27 @@ def confused_pairs(
     found = [_mistakes(targets, each) for each in given]
     keys = set().union(*found)
     order = sorted(keys, key=lambda key: (-sum(each[key] for each in found), key))
-    labels = distinct(labels)
+    labels = distinguish(labels)
     named = [Pair(labels[t], labels[g], tuple(each[t, g] for each in found)) for t, g in order]
     return named[:PAIRS], max(0, len(named) - PAIRS)
 
 
-def distinct(labels: Sequence[str]) -> list[str]:
-    """Return the names with the class index behind those that several classes have."""
+def distinguish(labels: Sequence[str]) -> list[str]:
+    """Return the names, with the class index behind those that several classes have.
+
+    Args:
+        labels: names by class index.
+    """
     often = Counter(labels)
     return [f"{label} ({index})" if often[label] > 1 else label for index, label in enumerate(labels)]
 
 
 def are_short(labels: Sequence[str]) -> bool:
-    """Return whether the names stand side by side above narrow columns."""
+    """Return whether the names fit side by side above narrow columns.
+
+    Args:
+        labels: names by class index.
+    """
     return all(len(label) <= SHORT for label in labels)
 
 

@@ -1,4 +1,4 @@
-"""Images as data URIs, small enough to travel inside a page."""
+"""Images as data URIs, which are stored in the page itself."""
 
 from __future__ import annotations
 
@@ -16,23 +16,37 @@ TINY = 64  # an image below this many pixels is shown with its pixels, not blurr
 
 
 def jpeg_uri(pixels: np.ndarray, *, quality: int = 74) -> str:
-    """Return `uint8 [H, W, 3]` as a JPEG."""
+    """Return an image as the data URI of a JPEG.
+
+    Args:
+        pixels: `uint8 [H, W, 3]`.
+        quality: of the JPEG, 1 to 95.
+    """
     return _uri(Image.fromarray(pixels), "JPEG", quality=quality)
 
 
 def png_uri(pixels: np.ndarray, *, colors: int | None = None) -> str:
-    """Return `uint8 [H, W, 3]` as a PNG, of so many colors where their number is given."""
+    """Return an image as the data URI of a PNG.
+
+    Args:
+        pixels: `uint8 [H, W, 3]`.
+        colors: number of colors that the image is reduced to; None keeps all.
+    """
     image = Image.fromarray(pixels)
     return _uri(image if colors is None else image.quantize(colors), "PNG")
 
 
 def file_uri(png: Path) -> str:
-    """Return a PNG file as it is."""
+    """Return a PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
 
 
 def thumbnail(image: Path | np.ndarray) -> str:
-    """A square JPEG of the image's middle, as a data URI; empty when it cannot be read (any more)."""
+    """Return a square JPEG of the image's center as a data URI; empty when the image cannot be read.
+
+    Args:
+        image: path, or pixels `uint8 [H, W, 3]`.
+    """
     tiny = isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY
     shrink = Preprocess(
         size=(EDGE, EDGE), resize="crop", interpolation="nearest" if tiny else "lanczos", decode="draft"
@@ -43,8 +57,13 @@ def thumbnail(image: Path | np.ndarray) -> str:
         return ""
 
 
-def enlarged(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
-    """Repeat the pixels of a small image until its shorter edge is at least `edge`."""
+def enlarge(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
+    """Return a small image with repeated pixels, `uint8 [H, W, 3]`.
+
+    Args:
+        pixels: `uint8 [H, W, 3]`.
+        edge: the least length of the shorter edge, in pixels.
+    """
     times = max(1, -(-edge // min(pixels.shape[:2])))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 

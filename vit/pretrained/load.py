@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.text import format_count
-from vit.adapt import resized_position
+from vit.adapt import interpolate_position
 from vit.config import ConfigError, ViTConfig
 from vit.model import ViT, compare_shapes
 from vit.pretrained.config import MOST_PATCHES, build_config, check_heads
@@ -192,7 +192,9 @@ def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, li
         raise ConfigError(f"{size[0]}x{size[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})")
     resized = ViT(replace(config, image_size=size))
     # transformers does not average where the grid shrinks.
-    position = resized_position(model.position.detach(), config.grid, resized.config.grid, antialias=False)
+    position = interpolate_position(
+        model.position.detach(), config.grid, resized.config.grid, antialias=False
+    )
     resized.load_state_dict(model.state_dict() | {"position": position})
     note = f"the model is for {height}x{width} pixels, its preprocessing gives {size[0]}x{size[1]}: "
     note += "positions interpolated to that, as the source does"

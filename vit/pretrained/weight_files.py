@@ -194,7 +194,7 @@ def read_weights(file: Path) -> Any:
 def _read_shard(file: Path) -> Any:
     if file.suffix != ".safetensors":
         return _read_pickle(file)
-    from vit.tensors import read_tensors
+    from vit.checkpoint import read_tensors
 
     try:
         return read_tensors(file)[0]

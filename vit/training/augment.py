@@ -18,37 +18,54 @@ from vit.training.recipe import Recipe
 
 
 class Augment:
-    """The random changes of one recipe to images of one size."""
+    """The random changes of one recipe to images.
+
+    Args:
+        recipe: chooses the changes.
+        size: (height, width) of the result, in pixels.
+    """
 
     def __init__(self, recipe: Recipe, size: tuple[int, int]) -> None:
         self.recipe, self.size = recipe, size
 
     def __call__(self, pixels: Tensor, random: Generator, total: int, start: int) -> Tensor:
-        """Change `pixels`, which are images `start, start + 1, …` of a batch of `total`."""
+        """Change some images of a batch, and return `float [n, height, width, 3]` in 0..255.
+
+        Args:
+            pixels: uint8 or float `[n, H, W, 3]`, images `start, start + 1, …` of the batch.
+            random: gives the random numbers of the whole batch.
+            total: number of images in the batch.
+            start: index of the first image in the batch.
+        """
         recipe, mine = self.recipe, slice(start, start + len(pixels))
         pixels = pixels.float()
         if recipe.crop < 1:
             boxes = random_boxes(total, recipe.crop, random)[mine]
-            pixels = resized_crop(pixels, boxes.to(pixels.device), self.size)
+            pixels = crop_and_resize(pixels, boxes.to(pixels.device), self.size)
         if recipe.flip:
             flipped = (torch.rand(total, generator=random) < 0.5)[mine].to(pixels.device)
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
         if recipe.shift:
             offsets = torch.randint(0, 2 * recipe.shift + 1, (total, 2), generator=random)[mine]
-            pixels = shifted(pixels, offsets.to(pixels.device), recipe.shift)
+            pixels = shift(pixels, offsets.to(pixels.device), recipe.shift)
         for _ in range(recipe.randaugment):
             choice = torch.randint(len(OPERATIONS), (total,), generator=random)[mine]
             strength = ((torch.rand(total, generator=random) * 2 - 1) * recipe.magnitude)[mine]
-            pixels = one_of_each(pixels, choice.to(pixels.device), strength.to(pixels.device))
+            pixels = apply_operations(pixels, choice.to(pixels.device), strength.to(pixels.device))
         if recipe.erasing:
-            pixels = erased(
-                pixels, recipe.erasing, torch.rand(total, 5, generator=random)[mine].to(pixels.device)
-            )
+            numbers = torch.rand(total, 5, generator=random)[mine].to(pixels.device)
+            pixels = erase(pixels, recipe.erasing, numbers)
         return pixels
 
 
-def shifted(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Cut each image back to its size at `offsets` (0 to 2·padding, down and across) after padding."""
+def shift(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
+    """Pad each image with black, and cut it back to its size at another place.
+
+    Args:
+        pixels: `[N, H, W, 3]`.
+        offsets: down and across, int64 `[N, 2]`, 0 to 2·padding.
+        padding: pixels at each edge.
+    """
     height, width = pixels.shape[1:3]
     padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     rows = offsets[:, :1] + torch.arange(height, device=pixels.device)  # (N, H)
@@ -58,7 +75,7 @@ def shifted(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
 
 
 def random_boxes(count: int, smallest: float, random: Generator) -> Tensor:
-    """`[count, 4]`: center x, center y, width, height of boxes inside the image, in -1..1 and 0..1.
+    """Draw boxes inside the image, `[count, 4]`: center x and y in -1..1, width and height in 0..1.
 
     Areas are uniform from `smallest` to 1, aspect ratios log-uniform from 3/4 to 4/3 (Inception).
     """
@@ -69,23 +86,29 @@ def random_boxes(count: int, smallest: float, random: Generator) -> Tensor:
     return torch.stack([(x * 2 - 1) * (1 - width), (y * 2 - 1) * (1 - height), width, height], dim=1)
 
 
-def resized_crop(pixels: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale each image's box to `size`, bilinear."""
+def crop_and_resize(pixels: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut out each image's box `[N, 4]`, as `random_boxes` gives it, and scale it to `size`, bilinear."""
     x, y, width, height = boxes.unbind(1)
     zero = torch.zeros_like(x)
-    return warped(pixels, torch.stack([width, zero, x, zero, height, y], 1).view(-1, 2, 3), size)
+    return warp(pixels, torch.stack([width, zero, x, zero, height, y], 1).view(-1, 2, 3), size)
 
 
-def warped(pixels: Tensor, matrices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Each image through its affine matrix `[N, 2, 3]`, which maps new to old coordinates in -1..1."""
+def warp(pixels: Tensor, matrices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Transform each image by its affine matrix `[N, 2, 3]`, which maps new to old coordinates in -1..1."""
     images = pixels.permute(0, 3, 1, 2)
     height, width = size or images.shape[2:]
     grid = F.affine_grid(matrices, [len(pixels), 3, height, width], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).permute(0, 2, 3, 1)
 
 
-def erased(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
-    """Fill, in a share of the images, a rectangle of 2 to 33 % of the area with the image's mean."""
+def erase(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
+    """Fill a rectangle of 2 to 33 % of the area with the image's mean (arXiv 1708.04896).
+
+    Args:
+        pixels: `[N, H, W, 3]`.
+        probability: share of the images that are changed.
+        numbers: uniform in 0..1, `[N, 5]`: whether, area, aspect ratio, and place across and down.
+    """
     height, width = pixels.shape[1:3]
     chance, area, ratio, x, y = numbers.unbind(1)
     area = 0.02 + 0.31 * area
@@ -100,8 +123,14 @@ def erased(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
     return torch.where(hole[..., None], pixels.mean((1, 2), keepdim=True), pixels)
 
 
-def one_of_each(pixels: Tensor, choice: Tensor, strength: Tensor) -> Tensor:
-    """RandAugment's round: each image goes through the operation that `choice` names."""
+def apply_operations(pixels: Tensor, choice: Tensor, strength: Tensor) -> Tensor:
+    """Apply one operation to each image, a round of RandAugment (arXiv 1909.13719).
+
+    Args:
+        pixels: `[N, H, W, 3]`.
+        choice: indices into `OPERATIONS`, int64 `[N]`.
+        strength: in -1..1, `[N]`.
+    """
     result = pixels.clone()
     for index, operation in enumerate(OPERATIONS):
         chosen = (choice == index).nonzero()[:, 0]
@@ -110,81 +139,95 @@ def one_of_each(pixels: Tensor, choice: Tensor, strength: Tensor) -> Tensor:
     return result
 
 
-def per_image(values: Tensor) -> Tensor:
+# --- Operations: pixels `[N, H, W, 3]` and strengths in -1..1, `[N]`, to pixels ---
+
+
+def _per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def gray(pixels: Tensor) -> Tensor:
+def _to_gray(pixels: Tensor) -> Tensor:
     return pixels @ pixels.new_tensor([[0.299], [0.587], [0.114]])
 
 
-def blended(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
-    """Towards `other` at strength -1, and as far away from it at 1."""
-    return (other + (pixels - other) * per_image(1 + 0.9 * strength)).clamp(0, 255)
+def _blend(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
+    """Move pixels towards `other` at strength -1, and as far away from it at 1."""
+    return (other + (pixels - other) * _per_image(1 + 0.9 * strength)).clamp(0, 255)
 
 
 def identity(pixels: Tensor, _strength: Tensor) -> Tensor:
+    """Leave the image as it is."""
     return pixels
 
 
 def brightness(pixels: Tensor, strength: Tensor) -> Tensor:
-    return blended(pixels, torch.zeros_like(pixels), strength)
+    """Make the image darker or brighter."""
+    return _blend(pixels, torch.zeros_like(pixels), strength)
 
 
 def contrast(pixels: Tensor, strength: Tensor) -> Tensor:
-    return blended(pixels, gray(pixels).mean((1, 2), keepdim=True), strength)
+    """Lower or raise the contrast."""
+    return _blend(pixels, _to_gray(pixels).mean((1, 2), keepdim=True), strength)
 
 
 def color(pixels: Tensor, strength: Tensor) -> Tensor:
-    return blended(pixels, gray(pixels), strength)
+    """Lower or raise the saturation."""
+    return _blend(pixels, _to_gray(pixels), strength)
 
 
 def sharpness(pixels: Tensor, strength: Tensor) -> Tensor:
+    """Blur or sharpen the image."""
     smooth = F.avg_pool2d(pixels.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False)
-    return blended(pixels, smooth.permute(0, 2, 3, 1), strength)
+    return _blend(pixels, smooth.permute(0, 2, 3, 1), strength)
 
 
 def autocontrast(pixels: Tensor, _strength: Tensor) -> Tensor:
+    """Stretch the levels of the image to 0..255."""
     low, high = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
     return (pixels - low) * (255 / (high - low).clamp(min=1))
 
 
 def solarize(pixels: Tensor, strength: Tensor) -> Tensor:
-    return torch.where(pixels >= per_image(256 * (1 - strength.abs())), 255 - pixels, pixels)
+    """Invert the levels above a threshold, which falls with the strength."""
+    return torch.where(pixels >= _per_image(256 * (1 - strength.abs())), 255 - pixels, pixels)
 
 
 def posterize(pixels: Tensor, strength: Tensor) -> Tensor:
-    step = per_image(2.0 ** (4 * strength.abs()).round())  # keeps 8 to 4 bits
+    """Keep the upper 8 to 4 bits of each level."""
+    step = _per_image(2.0 ** (4 * strength.abs()).round())
     return (pixels / step).floor() * step
 
 
-def affine(pixels: Tensor, rows: list[Tensor]) -> Tensor:
-    return warped(pixels, torch.stack(rows, 1).view(-1, 2, 3))
+def _transform(pixels: Tensor, *matrix: Tensor | float) -> Tensor:
+    """Transform each image by its affine matrix, six numbers or tensors `[N]`."""
+    rows = [torch.as_tensor(each, device=pixels.device).expand(len(pixels)) for each in matrix]
+    return warp(pixels, torch.stack(rows, 1).view(-1, 2, 3))
 
 
 def rotate(pixels: Tensor, strength: Tensor) -> Tensor:
-    angle, zero = strength * math.radians(30), torch.zeros_like(strength)
-    return affine(pixels, [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero])
+    """Rotate by up to 30 degrees."""
+    angle = strength * math.radians(30)
+    return _transform(pixels, angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0)
 
 
 def shear_x(pixels: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return affine(pixels, [one, 0.3 * strength, zero, zero, one, zero])
+    """Shear rows sideways by up to 0.3 of the distance from the center."""
+    return _transform(pixels, 1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0)
 
 
 def shear_y(pixels: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return affine(pixels, [one, zero, zero, 0.3 * strength, one, zero])
+    """Shear columns up or down by up to 0.3 of the distance from the center."""
+    return _transform(pixels, 1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0)
 
 
 def move_x(pixels: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return affine(pixels, [one, zero, 0.6 * strength, zero, one, zero])
+    """Move sideways by up to 0.3 of the width."""
+    return _transform(pixels, 1.0, 0.0, 0.6 * strength, 0.0, 1.0, 0.0)
 
 
 def move_y(pixels: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return affine(pixels, [one, zero, zero, zero, one, 0.6 * strength])
+    """Move up or down by up to 0.3 of the height."""
+    return _transform(pixels, 1.0, 0.0, 0.0, 0.0, 1.0, 0.6 * strength)
 
 
 OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
@@ -205,7 +248,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def mixing_share(alpha: float, seed: int) -> float:
-    """Draw the share of the image itself in a mixture: the larger part of a Beta(alpha, alpha).
+    """Draw the weight of the image itself in a mixture: the larger part of a Beta(alpha, alpha).
 
     Partners are mixed with each other, so the smaller part would give the same mixtures in another order, and
     each would count as correct for the class with the smaller share.
@@ -214,11 +257,16 @@ def mixing_share(alpha: float, seed: int) -> float:
     return max(share, 1 - share)
 
 
-def mixed(pixels: Tensor, targets: Tensor, share: float, good: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixup of each image with its neighbor: `share` of its own pixels and target probabilities.
+def mix_neighbors(pixels: Tensor, targets: Tensor, share: float, good: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix each image with its neighbor (mixup, arXiv 1710.09412).
 
     Neighbors in a shuffled batch are random partners; an even number of images keeps them in one process.
-    An image whose neighbor could not be read (`good`, bool [n]) stays as it is.
+
+    Args:
+        pixels: `[n, H, W, 3]`.
+        targets: probabilities, `[n, classes]`.
+        share: weight of the image's own pixels and target probabilities.
+        good: bool `[n]`; an image whose neighbor could not be read stays as it is.
     """
     own = torch.arange(len(pixels), device=pixels.device)
     partner = (own ^ 1).clamp(max=len(pixels) - 1)

@@ -23,24 +23,24 @@ class World:
 
     @property
     def first(self) -> bool:
-        """True if this process writes the files and the progress."""
+        """True if this process writes the files and shows the progress."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The element-wise sum over all processes."""
+        """Return the element-wise sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until every process has arrived."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun started; alone when it did not."""
+    """Join the processes that torchrun started; without torchrun this process is alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -53,10 +53,13 @@ def join_world(device: torch.device) -> Iterator[World]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is this process's CUDA device when there is one, else the CPU.
+    """Return the device called `name`.
+
+    Args:
+        name: "cpu", "cuda", "mps" or "auto": this process's CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: when the device asked for is not there.
+        InputError: when the device does not exist.
     """
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda or mps, found {name!r}")

@@ -1,4 +1,4 @@
-"""Logits of a data set without training on it, and which epoch was the best."""
+"""Logits, loss and accuracy of a data set without training on it, and the choice of the best epoch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,88 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from runtime.text import format_count
-from vit.training.recipe import Recipe
 
 
 class Batches(Protocol):
-    """Data set as the loop sees it (`vit.data.batches.Store`, or features computed beforehand)."""
+    """Data set in batches: `vit.data.batches.Store`, or features computed beforehand."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]: ...
+    def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Yield for each group of indices the indices, the inputs `[n, …]` and which are good, bool `[n]`."""
+
+
+@torch.no_grad()
+def predict(
+    module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Yield `indices, logits [n, classes], good [n]` in batches, in evaluation mode.
+
+    Args:
+        module: maps a batch of `source` to logits.
+        source: the data set.
+        indices: int64, the images of `source` to predict.
+        device: where `module` is.
+        batch: number of images per batch.
+    """
+    training = module.training
+    module.eval()
+    groups = (indices[start : start + batch] for start in range(0, len(indices), batch))
+    for group, inputs, good in source.batches(groups):
+        yield group, module(inputs.to(device)), good.to(device)
+    module.train(training)
+
+
+def measure(
+    module: nn.Module, source: Batches, targets: np.ndarray, indices: np.ndarray, device: torch.device
+) -> Tensor:
+    """Return the sums over the readable images: loss, correct labels, number; float64 `[3]`.
+
+    Args:
+        module: maps a batch of `source` to logits.
+        source: the data set.
+        targets: int64, the classes of all images of `source`.
+        indices: int64, the images to measure on.
+        device: where `module` is.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for group, logits, good in predict(module, source, indices, device):
+        hard = torch.from_numpy(targets[group]).to(device)
+        losses = F.cross_entropy(logits.float(), hard, reduction="none")
+        correct = count_correct(logits, hard, good)
+        sums += torch.stack([(losses * good).sum(), correct, good.sum().float()]).double()
+    return sums
+
+
+def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
+    """Count the readable images whose largest logit is their class's.
+
+    Args:
+        logits: `[n, classes]`.
+        targets: int64 `[n]`.
+        good: bool `[n]`; False for images that could not be read.
+
+    Returns:
+        float32, a scalar.
+    """
+    return ((logits.argmax(-1) == targets) * good).sum().float()
+
+
+def means(part: str, sums: Sequence[float]) -> dict[str, float]:
+    """Return loss and accuracy of a part of the data, for a row of the history.
+
+    Args:
+        part: "train", "val" or "test".
+        sums: loss, correct labels and number of images, as `measure` returns them.
+    """
+    loss, correct, count = sums
+    return {f"{part}_loss": loss / max(count, 1), f"{part}_accuracy": correct / max(count, 1)}
+
+
+# --- Which epoch was the best ---
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
@@ -30,19 +101,20 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     return int(best["epoch"])
 
 
-def kept_epoch(history: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of the epoch whose weights are kept: the best, or the last where no images choose."""
+def choose_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of the epoch whose weights are kept: the best; the last without validation images."""
     return best_epoch(history) if "val_accuracy" in history[-1] else len(history)
 
 
 def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) -> str:
-    """Say which epoch was kept and what chose it, in words that are the same wherever it is told.
+    """Return a sentence about the epoch that was kept and what chose it.
 
     Args:
         history: one row per epoch, at least one.
         validation: number of validation images; None if it is not known.
     """
-    kept, of = kept_epoch(history), f"epoch {kept_epoch(history)} of {len(history)}"
+    kept = choose_epoch(history)
+    of = f"epoch {kept} of {len(history)}"
     accuracy = history[kept - 1].get("val_accuracy")
     if accuracy is None:
         return f"kept {of}, the last: there were no validation images to choose one by"
@@ -51,26 +123,11 @@ def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) 
     return f"kept {of}: {100 * accuracy:.2f} % of {images} right; {chose}"
 
 
-def no_better(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether training ends early: the last `early_stop` epochs were no better.
+def stop_early(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Return whether training ends early: none of the last `patience` epochs was the best.
 
-    Better is a higher accuracy; for a probe a lower validation loss (4 decimals), which rises long before the
-    accuracy moves.
+    Args:
+        history: one row per epoch.
+        patience: number of epochs; 0 never ends early.
     """
-    best = best_epoch(history)
-    if recipe.freeze:
-        best = int(min(history, key=lambda row: round(row["val_loss"], 4))["epoch"])
-    return bool(recipe.early_stop) and len(history) - best >= recipe.early_stop
-
-
-@torch.no_grad()
-def predict(
-    module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Yield `indices, logits [n, classes], good [n]` in batches, in evaluation mode."""
-    training = module.training
-    module.eval()
-    groups = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    for group, inputs, good in source.batches(groups):
-        yield group, module(inputs.to(device)), good.to(device)
-    module.train(training)
+    return bool(patience) and len(history) - best_epoch(history) >= patience

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups, the learning rate over time, and the moving average of the weights."""
+"""Parameter groups of the optimizer, schedule of the learning rate, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from torch.optim.swa_utils import AveragedModel
 from vit.training.recipe import Recipe
 
 HEAD = 1_000_000  # above any block
-
-
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW with decay on matrices only, and a learning rate that falls from the head down.
+    """Return AdamW with decay on matrices only, and a learning rate that falls from the head down.
 
-    A group's own factor is its "scale"; `set_learning_rate` multiplies it in.
+    Each group of parameters has its factor of the learning rate as "scale"; `set_learning_rate` uses it.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((layer_of(name), decays(name, parameter)), []).append(parameter)
-    blocks = {layer_of(name) for name, _ in model.named_parameters() if name.startswith("blocks.")}
+            groups.setdefault((_layer_of(name), _decays(name, parameter)), []).append(parameter)
+    blocks = {_layer_of(name) for name, _ in model.named_parameters() if name.startswith("blocks.")}
     top = 1 + max(blocks, default=0)
     described = [
         {
@@ -40,15 +38,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
     return AdamW(described, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Matrices and the patch embedding's filters; not biases, norms, factors, class token and positions."""
+def _decays(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter decays: matrices and the patch embedding's filters.
+
+    Biases, norms, factors, the class token and the positions do not.
+    """
     return parameter.ndim >= 2 and not name.endswith(
         ("class_token", "position", "registers", "attention.bias", "pool.query")
     )
 
 
-def layer_of(name: str) -> int:
-    """0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
+def _layer_of(name: str) -> int:
+    """Return 0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
     if name.startswith("blocks."):
         return 1 + int(name.split(".")[1])
     return (
@@ -59,7 +60,13 @@ def layer_of(name: str) -> int:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Linear from zero over the warm-up, then half a cosine to zero; `step` counts from 0."""
+    """Return the learning rate: linear from zero over the warm-up, then half a cosine to zero.
+
+    Args:
+        recipe: gives the highest rate and the length of the warm-up.
+        step: counted from 0.
+        steps: of the whole training.
+    """
     warm = round(recipe.warmup * steps)
     if step < warm:
         return recipe.lr * (step + 1) / warm
@@ -67,12 +74,13 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: AdamW, rate: float) -> None:
+    """Set the learning rate of each group of parameters to its share of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average of a model's weights, which answers better than any single step's.
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a model's weights, which is more accurate than single steps.
 
     Args:
         model: the model that is trained; `update_parameters(model)` after each step blends its weights in.
@@ -85,6 +93,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
     average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
-    # the initial weights count as the first ones, so that the next are not just copied
+    # The initial weights count as the first ones, so that the next are not just copied.
     average.n_averaged += 1
     return average

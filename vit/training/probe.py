@@ -1,27 +1,85 @@
-"""The features of a frozen backbone, computed once: what makes a linear probe a matter of seconds."""
+"""A linear probe: a logistic regression on the features of a frozen backbone, which are computed once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.command.progress import Step
+from vit.checkpoint import digest_tensors, read_tensors, write_tensors
 from vit.data.batches import Store
+from vit.data.datasets import DataError, Images
+from vit.data.training_images import targets_of
 from vit.document import CheckpointError
 from vit.model import ViT
-from vit.tensors import read_tensors, write_tensors
+from vit.training.evaluate import means, measure
 from vit.training.recipe import RecipeError
+from vit.training.session import Session
+
+CPU = torch.device("cpu")
+# Inverse regularization strengths of scikit-learn, the strongest regularization first.
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+# Without validation images: the lowest five-fold loss of a ViT-B/16 on 350 flowers.
+DEFAULT_STRENGTH = 0.03
+
+
+def train_probe(
+    session: Session, device: torch.device, on_row: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Path:
+    """Fit a new head, and write the checkpoint.
+
+    Args:
+        session: the run.
+        device: where features are computed.
+        on_row: called with the row of the history.
+
+    Raises:
+        RecipeError: for a model whose head is more than one linear layer.
+        DataError: for a class without a readable image.
+    """
+    model, data = session.model, session.data
+    if not isinstance(model.head, nn.Linear):
+        raise RecipeError("a probe trains one linear layer, and this head has more; fine-tune instead")
+
+    def features(name: str, images: Images) -> Features:
+        store = session.read(name, images, session.preprocess)
+        with Step("vit", f"computing features of {name}", len(store)) as step:
+            return Features(model, store, device, session.out / "features", step.to)
+
+    train = features("train", data.train)
+    val = None if data.val is None else features("val", data.val)
+
+    started = time.perf_counter()
+    strengths = (DEFAULT_STRENGTH,) if val is None else STRENGTHS
+    heads = [fit_head(train, data.train, strength, balance=session.recipe.balance) for strength in strengths]
+    rows = [{"epoch": 1} | _measure("train", head, train, data.train) for head in heads]
+    if data.val is not None and val is not None:
+        rows = [row | _measure("val", head, val, data.val) for row, head in zip(rows, heads, strict=True)]
+    row, head = min(zip(rows, heads, strict=True), key=lambda each: each[0].get("val_loss", 0.0))
+    seconds = time.perf_counter() - started
+    session.report_epoch([row], [seconds], 1, len(train) / seconds)
+    on_row(row)
+    model.head.load_state_dict(head.state_dict())
+    test = None if data.test is None else features("test", data.test)
+    facts = session.measure_test(model.head, test, CPU)
+    return session.write_result(model.eval(), [row], facts)
 
 
 class Features:
-    """`float32 [n, width]` batches of class-token features, in place of the images of `store`.
+    """Batches of features `float32 [n, width]` in place of the images of `store`.
 
     Args:
+        model: the backbone.
+        store: the images.
+        device: where features are computed.
         cache: a folder where features are kept under a name that depends on the backbone (weights and
             config), the preprocessing and the images (path, size and time of change); None keeps nothing.
         progress: called with the number of images done so far.
@@ -35,10 +93,10 @@ class Features:
         cache: Path | None = None,
         progress: Callable[[int], object] = lambda _: None,
     ) -> None:
-        file = cache / f"{fingerprint(model, store)}.safetensors" if cache else None
-        found = read_features(file) if file else None
+        file = cache / f"{_fingerprint(model, store)}.safetensors" if cache else None
+        found = _read_features(file) if file else None
         if found is None:
-            found = compute_features(model, store, device, progress)
+            found = _compute_features(model, store, device, progress)
             if file:
                 write_tensors(file, found, {})
         self.features, self.good = found["features"], found["good"].bool()
@@ -47,45 +105,54 @@ class Features:
         return len(self.features)
 
     def batches(self, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Yield for each group of indices the indices, the features `[n, width]` and which are good."""
         for group in groups:
             yield group, self.features[group], self.good[group]
 
 
-class Probe(nn.Module):
-    """A linear head on standardized features, which learns faster and generalizes better than on raw ones.
+def fit_head(source: Features, images: Images, strength: float, *, balance: bool) -> nn.Linear:
+    """Fit a linear head by logistic regression on standardized features.
 
     Args:
-        head: what it starts from; `folded` gives the head for raw features back.
-        features: `[n, width]`, whose mean and deviation are taken.
+        source: features of the images to train on.
+        images: those images, with their classes.
+        strength: C of scikit-learn's LogisticRegression; smaller is more regularization.
+        balance: weigh each class by the inverse of its frequency.
+
+    Returns:
+        The head for features that are not standardized: exact, since both steps are linear.
+
+    Raises:
+        DataError: for a class without a readable image.
     """
+    from sklearn.linear_model import LogisticRegression
 
-    mean: Tensor
-    std: Tensor
+    features, targets = source.features[source.good].double(), targets_of(images)[source.good.numpy()]
+    labels = images.labels or ()
+    if missing := sorted(set(range(len(labels))) - set(targets.tolist())):
+        raise DataError(
+            f"{images.name}: expected a readable image of each class, found none of {labels[missing[0]]}"
+        )
+    mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
+    regression = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balance else None)
+    regression.fit(((features - mean) / std).numpy(), targets)
+    weight, bias = (torch.from_numpy(each) for each in (regression.coef_, regression.intercept_))
+    if len(labels) == 2:  # scikit-learn fits the difference of the two logits
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    head = nn.Linear(features.shape[1], len(labels))
+    weight = weight / std
+    head.load_state_dict({"weight": weight.float(), "bias": (bias - weight @ mean).float()})
+    return head
 
-    def __init__(self, head: nn.Module, features: Tensor) -> None:
-        super().__init__()
-        if not isinstance(head, nn.Linear):
-            raise RecipeError("a probe trains one linear layer, and this head has more; fine-tune instead")
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("std", features.std(0).clamp(min=1e-6))
-        self.head = nn.Linear(head.in_features, head.out_features)
-        with torch.no_grad():
-            self.head.weight.copy_(head.weight.cpu() * self.std)
-            self.head.bias.copy_(head.bias.cpu() + head.weight.cpu() @ self.mean)
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head((features - self.mean) / self.std)
-        return logits
-
-
-def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head for raw features out of a probe's state: exact, since both steps are linear."""
-    weight = weights["head.weight"] / weights["std"]
-    return {"weight": weight, "bias": weights["head.bias"] - weight @ weights["mean"]}
+def _measure(part: str, head: nn.Module, source: Features, images: Images) -> dict[str, float]:
+    """Return the loss and the accuracy of a head, for a row of the history."""
+    sums = measure(head, source, targets_of(images), np.arange(len(source)), CPU)
+    return means(part, sums.tolist())
 
 
 @torch.no_grad()
-def compute_features(
+def _compute_features(
     model: ViT, store: Store, device: torch.device, progress: Callable[[int], object]
 ) -> dict[str, Tensor]:
     model = model.to(device).eval()
@@ -99,31 +166,29 @@ def compute_features(
     return {"features": torch.cat(features), "good": torch.cat(good).to(torch.uint8)}
 
 
-def read_features(file: Path) -> dict[str, Tensor] | None:
+def _read_features(file: Path) -> dict[str, Tensor] | None:
     try:
         return read_tensors(file)[0]
     except CheckpointError:  # not there, or cut off: computed again
         return None
 
 
-def fingerprint(model: ViT, store: Store) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("head."):
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+def _fingerprint(model: ViT, store: Store) -> str:
+    """Return 16 hexadecimal digits that change with anything that the features depend on."""
+    backbone = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     # The config too: heads, activation and epsilon are in no weight.
-    backbone = replace(model.config, classes=0, representation=None)
-    digest.update(repr((backbone, store.preprocess)).encode())
+    config = replace(model.config, classes=0, representation=None)
+    digest = hashlib.sha256(repr((digest_tensors(backbone), config, store.preprocess)).encode())
     for item in store.images.items:
         if isinstance(item, Path):
-            digest.update(f"{item} {stamp(item)}\n".encode(errors="surrogateescape"))
+            digest.update(f"{item} {_stamp(item)}\n".encode(errors="surrogateescape"))
         else:
             digest.update(np.ascontiguousarray(item).tobytes())
     return digest.hexdigest()[:16]
 
 
-def stamp(file: Path) -> str:
-    """Return size and time of change of a file; empty where it cannot be read, as `Store` tells."""
+def _stamp(file: Path) -> str:
+    """Return size and time of change of a file; empty where it cannot be read, as `Store` reports."""
     try:
         stat = file.stat()
     except OSError:

@@ -54,9 +54,9 @@ class Recipe:
     clip: float = 1.0  # the largest norm of the gradient
     layer_decay: float = 1.0  # the learning rate falls by this factor a block from the head down (BEiT)
     merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
-    freeze: bool = False  # train the head alone, on features that are computed once
+    freeze: bool = False  # fit the head alone, a logistic regression on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
-    # epochs without a better accuracy (a probe: a lower validation loss) before training ends; 0 is off
+    # epochs without a better accuracy before training ends; 0 is off
     early_stop: int = 0
 
     # the loss
@@ -125,18 +125,9 @@ FINETUNE = Recipe(
     randaugment=1,
     early_stop=4,
 )
-# Photos, from pre-trained weights, a new head on frozen features: seconds after the features.
-PROBE = Recipe(
-    name="probe",
-    epochs=100,
-    batch=32,
-    lr=3e-3,
-    holdout=0.0,
-    weight_decay=3.0,  # of standardized features; decoupled, so that the learning rate scales it down
-    freeze=True,
-    smoothing=0.0,
-    early_stop=10,
-)
+# Photos, from pre-trained weights, a new head on frozen features: under a second after the features.
+PROBE = Recipe(name="probe", epochs=1, holdout=0.0, freeze=True, smoothing=0.0)
+PROBE_FIELDS = frozenset(("freeze", "holdout", "seed", "balance", "bad_images"))  # that a probe reads
 PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "probe": PROBE}
 
 

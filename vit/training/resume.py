@@ -1,4 +1,4 @@
-"""The state of an unfinished run: all that `--resume` needs to go on as if nothing had happened.
+"""The state of an unfinished run: with it, `--resume` gives the result of an uninterrupted run.
 
 Random numbers need no place in it: each step draws from a generator that is seeded by the recipe's seed,
 the epoch and the step.
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,12 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from runtime.strict_json import parse_json
 from runtime.text import describe_error
+from vit.checkpoint import read_tensors, write_tensors
 from vit.config import MOST
-from vit.document import CheckpointError, is_history, read_metadata
-from vit.run_folder import STATE, state_file
-from vit.tensors import read_tensors, write_tensors
+from vit.document import CheckpointError, is_history, read_header
+from vit.run_folder import STATE, find_state
 
-FILE_NAME = STATE
 KEY = "vit_edge_state"
 
 
@@ -33,8 +33,8 @@ class Progress:
     """Progress of a run."""
 
     epoch: int = 0  # epochs that are complete
-    step: int = 0  # steps of the present epoch that are complete
-    # of the present epoch: loss, correct, weight
+    step: int = 0  # steps of the current epoch that are complete
+    # of the current epoch: loss, correct labels, images
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: list[float] = field(default_factory=list)  # of each epoch
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -53,7 +53,13 @@ def save_state(
 ) -> None:
     """Write the state beside the checkpoint; an older one is replaced only when this one is complete.
 
-    `identity` is what must be the same when the run goes on: recipe, images, shapes.
+    Args:
+        folder: of the run.
+        module: the module that is trained.
+        optimizer: its optimizer.
+        average: moving average of its weights, or None.
+        progress: of the run.
+        identity: what must be the same when the run resumes: recipe, images, shapes.
     """
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -63,7 +69,7 @@ def save_state(
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     document = {"progress": asdict(progress), "identity": dict(identity)}
-    write_tensors(folder / FILE_NAME, tensors, {KEY: json.dumps(document)})
+    write_tensors(folder / STATE, tensors, {KEY: json.dumps(document)})
 
 
 def load_state(
@@ -74,45 +80,51 @@ def load_state(
     average: AveragedModel | None,
     identity: Mapping[str, Any],
 ) -> Progress:
-    """Put a saved state back into the objects given.
+    """Put a saved state back into `module`, `optimizer` and `average`, and return the progress.
+
+    The arguments are those of `save_state`.
 
     Raises:
         CheckpointError: when there is none, when it is incomplete, or when it is of another run.
     """
-    path = state_file(folder)
+    path = find_state(folder)
     tensors, metadata = read_tensors(path)
-    document = _document(path, metadata)
-    check_identity(path, json.loads(json.dumps(dict(identity))), document["identity"])
-    progress = _progress(path, document["progress"])
-    _put(path, module, part(tensors, "model."))
-    slots = part(tensors, "optimizer.")
+    document = _read_document(path, metadata)
+    _check_identity(path, identity, document["identity"])
+    progress = _read_progress(path, document["progress"])
+    _load_weights(path, module, _below(tensors, "model."))
+    fused = bool(optimizer.defaults.get("fused"))
+    slots = _below(tensors, "optimizer.")
     for name, parameter in module.named_parameters():
-        mine = {
-            key.removeprefix(f"{name}."): value for key, value in slots.items() if key.startswith(f"{name}.")
-        }
-        mine = {slot: value for slot, value in mine.items() if "." not in slot}
+        # A name can be the start of another one, whose slots then still have a dot.
+        mine = {slot: value for slot, value in _below(slots, f"{name}.").items() if "." not in slot}
         # Adam's step counter stays where it was made; the moments live with their parameter.
         optimizer.state[parameter] = {
-            slot: value if slot == "step" and not fused(optimizer) else value.to(parameter.device)
+            slot: value if slot == "step" and not fused else value.to(parameter.device)
             for slot, value in mine.items()
         }
     if average is not None:
-        _put(path, average, part(tensors, "average."))
+        _load_weights(path, average, _below(tensors, "average."))
     return progress
 
 
-def _put(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: its weights are not those of this run ({said:.200}); begin anew with --overwrite"
+            f"{path}: its weights are not those of this run ({message:.200}); begin anew with --overwrite"
         ) from error
 
 
-def _progress(path: Path, document: Mapping[str, Any]) -> Progress:
-    """Return the progress that a state says, each field of its type.
+def _read_progress(path: Path, document: Mapping[str, Any]) -> Progress:
+    """Return the progress in the document of a state, each field of its type.
 
     Raises:
         CheckpointError: naming the field.
@@ -139,7 +151,7 @@ def _progress(path: Path, document: Mapping[str, Any]) -> Progress:
 
 
 def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Find out from the header of the state, before images are read, whether the run is another one.
+    """Refuse the state of another run by its header, before images are read.
 
     Args:
         folder: of the run.
@@ -148,13 +160,12 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: as `load_state`.
     """
-    path = state_file(folder)
-    saved = _document(path, read_metadata(path))["identity"]
-    mine = json.loads(json.dumps(dict(identity)))
-    check_identity(path, mine, {name: saved.get(name) for name in mine})
+    path = find_state(folder)
+    saved = _read_document(path, read_header(path))["identity"]
+    _check_identity(path, identity, {name: saved.get(name) for name in identity})
 
 
-def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         found = parse_json(metadata[KEY])
         return {name: dict(found[name]) for name in ("progress", "identity")}
@@ -162,36 +173,27 @@ def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not the state of a training run") from error
 
 
-def fused(optimizer: Optimizer) -> bool:
-    return bool(optimizer.defaults.get("fused"))
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def check_identity(path: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse the state of another run, and name what has changed."""
-    for name, old, new in changes(theirs, mine):
+def _check_identity(path: Path, identity: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse the state of another run, and name the first difference."""
+    mine = json.loads(json.dumps(dict(identity)))  # lists where it has tuples, as in the file
+    for name, old, new in _find_changes(saved, mine):
         raise CheckpointError(
             f"{path}: of another run ({name} was {old!r} and is now {new!r}); resume with the same, or begin "
             "anew with --overwrite"
         )
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, old and new value of each difference, of dictionaries inside field by field."""
+def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, old and new value of each difference; dictionaries inside are compared field by field."""
     for name in sorted(set(old) | set(new)):
         before, now = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            yield from ((f"{name}: {field}", *values) for field, *values in changes(before, now))
+            yield from ((f"{name}: {field}", *values) for field, *values in _find_changes(before, now))
         elif before != now:
             yield name, before, now
 
 
-def random_for(*numbers: int) -> torch.Generator:
-    """A generator for one purpose at one place of a run, whatever came before it."""
-    import numpy as np
-
+def seed_generator(*numbers: int) -> torch.Generator:
+    """Return a random generator that depends on the numbers alone: the seed, the purpose and the step."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)

@@ -1,129 +1,77 @@
-"""The files and the messages around one training loop."""
+"""The files and the messages around one training."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.command.progress import Step
-from runtime.images.preprocess import Preprocess
-from runtime.writing import write_atomically
-from vit.checkpoint import result_of_test, save_checkpoint
+from runtime.images.preprocess import Preprocess, scale_resize_to
+from vit.checkpoint import describe_test, digest_tensors, load_checkpoint, save_checkpoint
+from vit.config import merge_schedule
 from vit.data.batches import Store
 from vit.data.datasets import Images
-from vit.data.digests import MOST, digests, same_images
-from vit.data.training_images import TrainingData, targets_of
+from vit.data.training_images import (
+    MOST_DIGESTS,
+    TrainingData,
+    describe_duplicates,
+    digest_images,
+    targets_of,
+)
 from vit.document import FILE_NAME, CheckpointError, read_document
 from vit.model import ViT
-from vit.tensors import digest_tensors
-from vit.token_merging import merge_tokens
-from vit.training import resume
+from vit.run_folder import STATE, write_metrics
+from vit.token_merging import set_merging
 from vit.training.distributed import World
-from vit.training.evaluate import Batches, predict
+from vit.training.evaluate import Batches, means, measure
 from vit.training.loop import Loop, TrainingError
 from vit.training.recipe import Recipe
-from vit.training.strategies import strategy_for
+from vit.training.resume import load_state, save_state
 
 METRICS = "metrics.csv"
 
 
+@dataclass
 class Session:
-    """The files and the messages around one `Loop`."""
+    """The files and the messages around one training."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        model: ViT,
-        data: TrainingData,
-        preprocess: Preprocess,
-        out: Path,
-        report: Callable[[str], None],
-        notes: Mapping[str, Any],
-    ) -> None:
-        self.recipe, self.model, self.data, self.out = recipe, model, data, out
-        self.preprocess, self.report, self.notes = preprocess, report, dict(notes)
-        self.strategy = strategy_for(recipe, model, preprocess, out)
-        self.stores: dict[str, Store] = {}
-        self.trained_on: list[str] = []  # digests of the training images; none where these are too many
+    recipe: Recipe
+    model: ViT  # to train
+    data: TrainingData
+    preprocess: Preprocess  # for validation, test and use
+    out: Path  # folder of the run
+    report: Callable[[str], None]  # called with each line worth showing to a person
+    notes: Mapping[str, Any]  # facts to add to the checkpoint's recipe
+    stores: dict[str, Store] = field(default_factory=dict)  # by part of the data
+    trained_on: list[str] = field(default_factory=list)  # digests of the training images, if not too many
 
     def compare_images(self) -> None:
-        """Say which images stand in two classes or splits, while they can still be taken out."""
+        """Report images that are in two classes or splits, while they can still be taken out."""
         data = self.data
-        if len(data.train) > MOST:
+        if len(data.train) > MOST_DIGESTS:
             return
         with Step("vit", "comparing images"):
-            self.trained_on = digests(data.train)
-            said = same_images(data.train, self.trained_on, validation=data.val, test=data.test)
-        for sentence in said:
+            self.trained_on = digest_images(data.train)
+            sentences = describe_duplicates(data, self.trained_on)
+        for sentence in sentences:
             self.report(f"note: {sentence}")
 
-    def loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
-        data = self.data
-        # Outside the forked random state nothing depends on this seed; inside, new dropout masks do.
-        torch.manual_seed(self.recipe.seed)
-        train = self.batches("train", data.train, self.strategy.training_view, world, device)
-        val = self.batches("val", data.val, self.preprocess, world, device) if data.val else None
-        judged = None if data.val is None or val is None else (val, targets_of(data.val))
-        return Loop(
-            self.strategy.module(train),
-            train,
-            targets_of(data.train),
-            classes=len(data.labels),
-            recipe=self.recipe,
-            device=device,
-            size=self.strategy.augmented_size,
-            validation=judged,
-            world=world,
-            teacher=None if teacher is None else as_teacher(teacher, device),
-        )
-
-    def batches(
-        self, name: str, images: Images, preprocess: Preprocess, world: World, device: torch.device
-    ) -> Batches:
-        """Decode a part of the data, and turn it into what the strategy reads."""
-        quiet = not world.first
+    def read(self, name: str, images: Images, preprocess: Preprocess, *, quiet: bool = False) -> Store:
+        """Decode a part of the data; `quiet` shows no progress."""
         with Step("vit", f"reading {name}", len(images), quiet=quiet) as step:
-            store = Store(images, preprocess, bad_share=self.recipe.bad_images, progress=step.to)
-        self.stores[name] = store
-        cache = self.out / "features" if world.first else None
-        with Step("vit", f"computing features of {name}", len(store), quiet=quiet) as step:
-            return self.strategy.batches(store, device, cache, step.to)
+            self.stores[name] = Store(images, preprocess, bad_share=self.recipe.bad_images, progress=step.to)
+        return self.stores[name]
 
-    def training(self, loop: Loop) -> Step:
-        """Return the display of the steps of training; one process shows it."""
-        done = loop.progress.epoch * loop.steps + loop.progress.step
-        total = self.recipe.epochs * loop.steps
-        return Step("vit", "training", total, "step", done=done, quiet=not loop.world.first)
-
-    def step(self, shown: Step, progress: resume.Progress, loss: float) -> None:
-        shown.detail = f"epoch {progress.epoch + 1}, loss {loss:.3f}"
-        shown.update()
-
-    def close_epoch(self, loop: Loop, row: Mapping[str, Any], best: bool) -> None:
-        if not loop.world.first:
-            return
-        if best:
-            history, weights = loop.progress.history, loop.best_weights()
-            self.strategy.keep(weights, lambda model: self.checkpoint(model, history, {}, finished=False))
-            loop.progress.kept = digest_tensors(weights)
-        write_metrics(self.out / METRICS, loop.progress)
-        seconds = loop.progress.seconds[-1]
-        rate = loop.steps * loop.batch / seconds
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
-        self.report(
-            f"epoch {row['epoch']}/{self.recipe.epochs}: {shown} ({seconds:.1f} s, {rate:.0f} images/s)"
-        )
-
-    def checkpoint(
-        self, model: ViT, history: list[dict[str, Any]], more: Mapping[str, Any], *, finished: bool
+    def write_checkpoint(
+        self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any], *, finished: bool
     ) -> Path:
+        """Write a checkpoint of the run; `facts` are further fields of its recipe."""
         images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
@@ -132,11 +80,155 @@ class Session:
             preprocess=self.preprocess,
             labels=self.data.labels,
             history=history,
-            recipe=document | self.notes | dict(more),
+            recipe={**document, **self.notes, **facts},
             finished=finished,
         )
 
-    def stateful(self, loop: Loop) -> dict[str, Any]:
+    def report_epoch(
+        self, history: list[dict[str, Any]], seconds: Sequence[float], epochs: int, rate: float
+    ) -> None:
+        """Write metrics.csv, and report the last epoch; `rate` is in images per second."""
+        write_metrics(self.out / METRICS, history, seconds)
+        row = history[-1]
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
+        self.report(f"epoch {row['epoch']}/{epochs}: {shown} ({seconds[-1]:.1f} s, {rate:.0f} images/s)")
+
+    def measure_test(self, module: nn.Module, source: Batches | None, device: torch.device) -> dict[str, Any]:
+        """Report the accuracy on the test images or that there are none, and return it for the recipe.
+
+        Args:
+            module: maps a batch of `source` to logits.
+            source: the test images, or None.
+            device: where to compute.
+        """
+        facts: dict[str, Any] = {}
+        if source is not None:
+            facts = {"test_accuracy": self._test_accuracy(module, source, device), "test_images": len(source)}
+        self.report(f"test: {describe_test(facts)}")
+        return facts
+
+    def write_result(self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any]) -> Path:
+        """Report the images that were skipped, and write the final checkpoint, as `write_checkpoint`."""
+        for name, store in self.stores.items():
+            for index, reason in sorted(store.bad.items()):
+                self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
+        more = {"trained_on": self.trained_on} if self.trained_on else {}
+        return self.write_checkpoint(model.cpu(), history, {**facts, **more}, finished=True)
+
+    def _test_accuracy(self, module: nn.Module, source: Batches, device: torch.device) -> float:
+        assert self.data.test is not None
+        targets = targets_of(self.data.test)
+        sums = measure(module.to(device), source, targets, np.arange(len(source)), device)
+        return means("test", sums.tolist())["test_accuracy"]
+
+
+class LoopSession(Session):
+    """The files and the messages around one `Loop`, in which every weight learns from augmented images."""
+
+    def make_loop(self, device: torch.device, world: World, teacher: ViT | None) -> Loop:
+        """Read the images, and return the loop on them."""
+        data, quiet = self.data, not world.first
+        # Outside the forked random state nothing depends on this seed; inside, new dropout masks do.
+        torch.manual_seed(self.recipe.seed)
+        # Random crops are cut from more pixels than the model takes.
+        view = self.preprocess if self.recipe.crop >= 1 else _enlarge(self.preprocess)
+        train = self.read("train", data.train, view, quiet=quiet)
+        validation = None
+        if data.val is not None:
+            store = self.read("val", data.val, self.preprocess, quiet=quiet)
+            validation = (store, targets_of(data.val))
+        return Loop(
+            self._merge_tokens(self.model),
+            train,
+            targets_of(data.train),
+            classes=len(data.labels),
+            recipe=self.recipe,
+            device=device,
+            size=self.preprocess.size,
+            validation=validation,
+            world=world,
+            teacher=None if teacher is None else make_teacher(teacher, device),
+        )
+
+    def show_steps(self, loop: Loop) -> Step:
+        """Return the display of the steps of training; the first process shows it."""
+        done = loop.progress.epoch * loop.steps + loop.progress.step
+        return Step("vit", "training", loop.all_steps, "step", done=done, quiet=not loop.world.first)
+
+    def close_epoch(self, loop: Loop, best: bool) -> None:
+        """Report an epoch, after its weights are written if it is the best so far."""
+        if not loop.world.first:
+            return
+        progress = loop.progress
+        if best:
+            weights = loop.best_module.state_dict()
+            self.write_checkpoint(self._build(weights), progress.history, {}, finished=False)
+            progress.kept = digest_tensors(weights)
+        rate = loop.steps * loop.batch / progress.seconds[-1]
+        self.report_epoch(progress.history, progress.seconds, self.recipe.epochs, rate)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same when a run resumes, as far as it is known before images are read."""
+        return {
+            "config": self.model.config.to_dict(),
+            "images": len(self.data.train),
+            "recipe": self.recipe.to_dict(),
+            "labels": self.data.labels,
+            "preprocess": self.preprocess.to_dict(),
+            "from": self.notes.get("from"),
+            "teacher": self.notes.get("teacher"),
+        }
+
+    def save(self, loop: Loop) -> None:
+        """Write the state that `resume` reads; every process waits until it is written."""
+        if loop.world.first:
+            save_state(self.out, progress=loop.progress, **self._stateful(loop))
+        loop.world.wait()
+
+    def resume(self, loop: Loop) -> None:
+        """Put the saved state back into a loop.
+
+        Raises:
+            CheckpointError: where the state or the best weights are of another run, or incomplete.
+        """
+        progress = loop.progress = load_state(self.out, **self._stateful(loop))
+        if progress.history:
+            self._check_kept(progress.history)
+        self.report(f"resuming after epoch {progress.epoch}, step {progress.step}")
+
+    def finish(self, loop: Loop) -> Path:
+        """Write the whole history and the result on the test images into the best checkpoint.
+
+        Raises:
+            TrainingError: if the best checkpoint is not the one that this run wrote.
+        """
+        if not loop.world.first:
+            return self.out / FILE_NAME
+        weights = load_checkpoint(self.out).model.state_dict()
+        if digest_tensors(weights) != loop.progress.kept:
+            raise TrainingError(
+                f"{self.out}: the best weights there are not those that this run wrote; something else has "
+                "replaced them, so train again with --overwrite, or into another --out"
+            )
+        model, test = self._build(weights), self.data.test
+        source = None if test is None else self.read("test", test, self.preprocess)
+        facts = self.measure_test(self._merge_tokens(model), source, loop.device)
+        if source is not None and self.recipe.merge_tokens:
+            dense = self._test_accuracy(set_merging(model, {}), source, loop.device)
+            facts["test_accuracy_without_merging"] = dense
+            self.report(f"test without merging: {100 * dense:.2f} %")
+        return self.write_result(model, loop.progress.history, facts)
+
+    def _build(self, weights: Mapping[str, Tensor]) -> ViT:
+        model = ViT(self.model.config)
+        model.load_state_dict(dict(weights))
+        return model.eval()
+
+    def _merge_tokens(self, model: ViT) -> ViT:
+        merged = self.recipe.merge_tokens
+        return set_merging(model, merge_schedule(model.config, merged)) if merged else model
+
+    def _stateful(self, loop: Loop) -> dict[str, Any]:
         return {
             "module": loop.module,
             "optimizer": loop.optimizer,
@@ -144,108 +236,39 @@ class Session:
             "identity": self.identity() | {"steps": loop.steps},
         }
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must be the same when a run goes on, as far as it is known before images are read."""
-        return {
-            "config": self.model.config.to_dict(),
-            "images": len(self.data.train),
-            "recipe": self.recipe.to_dict(),
-            "labels": self.data.labels,
-            "preprocess": self.preprocess.to_dict(),
-            "from": self.notes.get("from"),  # a probe's backbone is not in its state
-            "teacher": self.notes.get("teacher"),
-        }
-
-    def save(self, loop: Loop) -> None:
-        if loop.world.first:
-            resume.save_state(self.out, progress=loop.progress, **self.stateful(loop))
-        loop.world.wait()
-
-    def check_kept(self, progress: resume.Progress) -> None:
-        """Refuse to go on where the best weights are of another run, as far as a history tells.
-
-        Raises:
-            CheckpointError: saying what to do.
-        """
-        if self.recipe.freeze or not progress.history:  # a head has no history
-            return
-        there, mine = read_document(self.out).history, progress.history
+    def _check_kept(self, mine: list[dict[str, Any]]) -> None:
+        """Refuse to resume where the best weights are of another run, as far as a history shows."""
+        there = read_document(self.out).history
         # One is longer by the epoch after which the run was killed, or by those after the best.
         both = min(len(there), len(mine))
         if not both or there[:both] != mine[:both]:
             raise CheckpointError(
-                f"{self.out}: {FILE_NAME} is of another run than {resume.FILE_NAME}; begin anew with "
-                "--overwrite, or choose another --out"
+                f"{self.out}: {FILE_NAME} is of another run than {STATE}; begin anew with --overwrite, or "
+                "choose another --out"
             )
 
-    def finish(self, loop: Loop) -> Path:
-        """Write the whole history, and the verdict of the test images, into the best checkpoint."""
-        if not loop.world.first:
-            return self.out / FILE_NAME
-        weights = self.strategy.kept()
-        if digest_tensors(weights) != loop.progress.kept:
-            raise TrainingError(
-                f"{self.out}: the best weights there are not those that this run wrote; something else has "
-                "replaced them, so train again with --overwrite, or into another --out"
-            )
-        model = self.strategy.assembled(weights)
-        more = self._test(loop, model)
-        for name, store in self.stores.items():
-            for index, reason in sorted(store.bad.items()):
-                self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
-        if self.trained_on:
-            more["trained_on"] = self.trained_on
-        return self.checkpoint(model.cpu(), loop.progress.history, more, finished=True)
 
-    def _test(self, loop: Loop, model: ViT) -> dict[str, Any]:
-        """Measure on the test images, and say the figure or that there is none."""
-        more: dict[str, Any] = {}
-        test = self.data.test
-        if test is None or test.targets is None:
-            self.report(f"test: {result_of_test(more)}")
-            return more
-        source = self.batches("test", test, self.preprocess, loop.world, loop.device)
-        judge = self.strategy.judge(model).to(loop.device)
-        more["test_accuracy"] = accuracy(judge, source, test.targets, loop.device)
-        more["test_images"] = len(source)
-        self.report(f"test: {result_of_test(more)}")
-        if self.recipe.merge_tokens:
-            dense = accuracy(merge_tokens(model, {}), source, test.targets, loop.device)
-            more["test_accuracy_without_merging"] = dense
-            self.report(f"test without merging: {100 * dense:.2f} %")
-        return more
+def _enlarge(preprocess: Preprocess) -> Preprocess:
+    """Return the same view with 8/7 of the pixels along each edge, for random crops to be cut from."""
+    height, width = (round(edge * 8 / 7) for edge in preprocess.size)
+    return replace(preprocess, size=(height, width), resize_to=scale_resize_to(preprocess.resize_to, 8 / 7))
 
 
-def accuracy(model: nn.Module, source: Batches, targets: np.ndarray, device: torch.device) -> float:
-    """The share of the readable images whose largest logit is their class's."""
-    right = count = 0
-    for indices, logits, good in predict(model, source, np.arange(len(source)), device):
-        hard = torch.from_numpy(targets[indices]).to(device)
-        right += int(((logits.argmax(-1) == hard) * good).sum())
-        count += int(good.sum())
-    return right / max(count, 1)
+def make_teacher(teacher: ViT, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function that gives the teacher's logits for the student's pixels.
 
-
-def as_teacher(teacher: ViT, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The teacher on the student's pixels, scaled to the teacher's own size."""
+    Args:
+        teacher: a trained model; the pixels `[N, H, W, 3]` are scaled to its own image size.
+        device: where to compute.
+    """
     teacher = teacher.to(device).eval()  # its gradient is never asked for: the loop asks it under no_grad
     size = teacher.config.image_size
 
-    def ask(pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.float().permute(0, 3, 1, 2)
+    def ask(pixels: Tensor) -> Tensor:
+        images = pixels.float().permute(0, 3, 1, 2)  # (N, 3, H, W)
         if images.shape[2:] != size:
             images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        logits: torch.Tensor = teacher(images.permute(0, 2, 3, 1))
+        logits: Tensor = teacher(images.permute(0, 2, 3, 1))
         return logits
 
     return ask
-
-
-def write_metrics(path: Path, progress: resume.Progress) -> None:
-    """metrics.csv: the history and the seconds of each epoch."""
-    text = io.StringIO()
-    rows = [row | {"seconds": round(t, 3)} for row, t in zip(progress.history, progress.seconds, strict=True)]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())

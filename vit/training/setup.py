@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
-from vit.config import ConfigError, ViTConfig, fixed_positions, named_config
-from vit.data.datasets import DataError, Images, open_images, splits_of
-from vit.data.labels import labeled_as
+from vit.config import ConfigError, ViTConfig, check_grid, make_config, merge_schedule
+from vit.data.datasets import DataError, Images, find_splits, match_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
-from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError
+from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, Recipe, RecipeError
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -88,6 +86,16 @@ def check(options: TrainOptions) -> Checked:
             f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
             "--merge-tokens out, or train the whole model (--preset finetune)"
         )
+    if recipe.freeze and (unused := sorted({*given_fields(options)} - PROBE_FIELDS - {"merge_tokens"})):
+        raise RecipeError(
+            f"preset {recipe.name} is a logistic regression on frozen features and has no {unused[0]}; leave "
+            "it out, or train the whole model (--preset finetune)"
+        )
+    if recipe.freeze and options.teacher:
+        raise RecipeError(
+            f"preset {recipe.name} learns from labels alone; leave --teacher out, or train the whole model "
+            "(--preset finetune)"
+        )
     source = read_document(options.source) if options.source else None
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
@@ -99,7 +107,7 @@ def check(options: TrainOptions) -> Checked:
     recipe, notes = fit_batch(options, recipe, len(data.train))
     data = replace(data, notes=(*data.notes, *notes))
     config = chosen_config(options, recipe, data.labels, source)
-    middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
+    merge_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
@@ -166,7 +174,7 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     """
     fitting = 1 << max(images // STEPS, 2).bit_length() - 1  # a power of two
     steps = max(images // recipe.batch, 1)
-    if steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
+    if recipe.freeze or steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
         return recipe, ()
     few = f"{format_count(images, 'image')} to train on"
     if "batch" in given_fields(options):
@@ -226,13 +234,13 @@ def chosen_config(
         if source.labels != labels:  # a new head, without the layer that some pre-trained ones have
             changes["representation"] = None
         config = replace(source.config, **changes)
-        fixed_positions(source.config, config)
+        check_grid(source.config, config)
         return config
     if options.patch_size:
         changes["patch_size"] = options.patch_size
     if recipe.name in EXAMPLES and not options.model:
         return replace(EXAMPLES[recipe.name].config, **changes)
-    return named_config(options.model or "tiny", **changes)
+    return make_config(options.model or "tiny", **changes)
 
 
 def chosen_model(checked: Checked, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
@@ -283,8 +291,8 @@ def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
     """
     if not labels:
         raise DataError("the model has no classes, so no answer can be judged; leave --data out")
-    split = next((name for name in ("test", "val") if name in splits_of(source)), "all")
-    images = labeled_as(open_images(source, split), labels)  # type: ignore[arg-type]
+    split = next((name for name in ("test", "val") if name in find_splits(source)), "all")
+    images = match_labels(open_images(source, split), labels)  # type: ignore[arg-type]
     if images.targets is None:
         raise DataError(
             f"{source}: expected images in folders named as the model's {len(labels)} classes "

@@ -11,13 +11,14 @@ import torch
 from runtime.images.preprocess import Preprocess
 from runtime.interrupts import defer_signals
 from vit.data.training_images import TrainingData
+from vit.document import FILE_NAME
 from vit.model import ViT
-from vit.run_folder import write_alone
+from vit.run_folder import STATE, is_first_process, lock_run_folder, open_tensorboard
 from vit.training.distributed import choose_device, join_world
-from vit.training.recipe import Recipe
-from vit.training.resume import check_resumable, load_state
-from vit.training.scalars import scalars
-from vit.training.session import Session
+from vit.training.probe import train_probe
+from vit.training.recipe import Recipe, RecipeError
+from vit.training.resume import Progress, check_resumable
+from vit.training.session import LoopSession, Session
 
 
 def train(
@@ -34,10 +35,10 @@ def train(
     tensorboard: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Train `model` on `data` and keep the best checkpoint; returns its path.
+    """Train `model` on `data`, and keep the best checkpoint.
 
-    In `out` stand then `model.safetensors` (the best epoch), `metrics.csv` (a row an epoch) and
-    `state.safetensors` (what `resume` goes on from).
+    Afterwards `out` has `model.safetensors` (the best epoch), `metrics.csv` (one row per epoch) and
+    `state.safetensors` (which `resume` reads; a probe has none).
 
     Args:
         recipe: how to train.
@@ -46,47 +47,68 @@ def train(
         preprocess: preprocessing for validation, test and use; it is kept in the checkpoint.
         out: folder of the run.
         device: "auto", "cpu", "cuda" or "mps"; "auto" takes CUDA if there is a CUDA device, else the CPU.
-        resume: go on from the saved state in `out`.
+        resume: continue from the saved state in `out`.
         teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
-        notes: what else to write into the checkpoint's recipe.
+        notes: facts to add to the checkpoint's recipe.
         tensorboard: write the metrics for TensorBoard as well, into `out/tensorboard`.
         report: called with each line worth showing to a person.
 
+    Returns:
+        The file of the checkpoint.
+
     Raises:
         DataError: for images that cannot be used.
+        RecipeError: for a recipe that does not fit the model.
+        CheckpointError: when there is no state to resume from, or it is of another run.
         OutputError: when another process writes into `out`.
         TrainingError: when the loss is no longer a number.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    session = Session(recipe, model, data, preprocess, Path(out), report, notes or {})
+    parts = (recipe, model, data, preprocess, Path(out), report, notes or {})
     chosen = choose_device(device)
+    if recipe.freeze:
+        return _train_probe(Session(*parts), chosen, resume=resume, teacher=teacher, tensorboard=tensorboard)
+    session = LoopSession(*parts)
     if resume:
         check_resumable(session.out, session.identity())  # before images are read
     # Of this device alone: the state of another one costs some of its memory.
     random = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
     with (
-        write_alone(session.out),
+        lock_run_folder(session.out),
         join_world(chosen) as world,
         random,
-        scalars(session.out, tensorboard and world.first) as write,
+        open_tensorboard(session.out, tensorboard and world.first) as write,
     ):
         if world.first:
             session.compare_images()
-        loop = session.loop(chosen, world, teacher)
+        loop = session.make_loop(chosen, world, teacher)
         if resume:
-            loop.progress = load_state(session.out, **session.stateful(loop))
-            session.check_kept(loop.progress)
-            report(f"resuming after epoch {loop.progress.epoch}, step {loop.progress.step}")
+            session.resume(loop)
 
         def close_epoch(row: dict[str, Any], best: bool) -> None:
-            session.close_epoch(loop, row, best)
+            session.close_epoch(loop, best)
             write(row)
 
-        with session.training(loop) as step, defer_signals() as stop:
-            loop.run(
-                on_step=lambda progress, loss: session.step(step, progress, loss),
-                on_epoch=close_epoch,
-                stop=stop,
-                save=lambda: session.save(loop),
-            )
+        def show_step(progress: Progress, loss: float) -> None:
+            steps.detail = f"epoch {progress.epoch + 1}, loss {loss:.3f}"
+            steps.update()
+
+        with session.show_steps(loop) as steps, defer_signals() as stop:
+            loop.run(on_step=show_step, on_epoch=close_epoch, stop=stop, save=lambda: session.save(loop))
         return session.finish(loop)
+
+
+def _train_probe(
+    session: Session, device: torch.device, *, resume: bool, teacher: ViT | None, tensorboard: bool
+) -> Path:
+    """Train a probe; of several processes the first one does it alone."""
+    if teacher is not None:
+        raise RecipeError("a probe learns from labels alone; leave the teacher out, or fine-tune")
+    if resume:  # a probe saves no state: there is none, or it is of another run
+        check_resumable(session.out, {"recipe": session.recipe.to_dict()})
+    if not is_first_process():
+        return session.out / FILE_NAME
+    with lock_run_folder(session.out), open_tensorboard(session.out, tensorboard) as write:
+        (session.out / STATE).unlink(missing_ok=True)  # of a run that this one replaces
+        session.compare_images()
+        return train_probe(session, device, write)

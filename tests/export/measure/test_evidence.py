@@ -15,7 +15,7 @@ from calibration.quantize_model import quantize
 from export.measure import evidence as judged
 from export.measure.evidence import Evidence
 from vit.data.datasets import Images
-from vit.data.digests import digests
+from vit.data.training_images import digest_images
 
 
 def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:
@@ -94,7 +94,7 @@ def test_a_model_that_guesses(sound: Evidence) -> None:
 
 
 def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -> None:
-    known = frozenset(digests(sound.evaluation.subset(range(7))))
+    known = frozenset(digest_images(sound.evaluation.subset(range(7))))
     (sentence,) = doubts(replace(sound, trained_on=known), pixels(sound))
     assert sentence.startswith("the model was trained on 7 of the 100 images measured on, ")
     file = tmp_path / "renamed.png"
@@ -103,7 +103,7 @@ def test_images_that_the_model_was_trained_on(sound: Evidence, tmp_path: Path) -
     copy.write_bytes(b"bytes of an image")
     search = Images([file], None, None, "elsewhere")
     (sentence,) = doubts(
-        replace(sound, search=search, trained_on=frozenset(digests(replace(search, items=[copy])))),
+        replace(sound, search=search, trained_on=frozenset(digest_images(replace(search, items=[copy])))),
         pixels(sound),
     )
     assert sentence.startswith("the model was trained on 1 of the 1 image searched on, ")
@@ -121,7 +121,8 @@ def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Evidence) ->
     both = replace(sound, evaluation=training, search=images(9, name="/data/flowers/train", seed=2))
     (sentence,) = doubts(both, pixels(sound))
     assert sentence.startswith("the images measured on and searched on lie in flowers/train: if ")
-    known = frozenset({*digests(sound.evaluation.subset(range(7))), *digests(both.search.subset(range(2)))})  # type: ignore[union-attr]
+    search = both.search.subset(range(2))  # type: ignore[union-attr]
+    known = frozenset({*digest_images(sound.evaluation.subset(range(7))), *digest_images(search)})
     (sentence,) = doubts(replace(both, trained_on=known), pixels(sound))
     assert sentence.startswith(
         "the model was trained on 7 of the 100 images measured on and 2 of the 9 images searched on, so "
@@ -129,10 +130,10 @@ def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Evidence) ->
 
 
 def test_digests_tell_images_apart_and_find_them_again(tmp_path: Path) -> None:
-    found = digests(images(5))
+    found = digest_images(images(5))
     assert len(set(found)) == 5
-    assert found == digests(images(5, name="other"))
-    assert digests(Images([tmp_path / "gone.png"], None, None, "x")) == [""]
+    assert found == digest_images(images(5, name="other"))
+    assert digest_images(Images([tmp_path / "gone.png"], None, None, "x")) == [""]
 
 
 def test_activations_are_counted_against_the_ranges_of_the_plan(canonical, models) -> None:

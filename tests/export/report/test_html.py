@@ -17,7 +17,7 @@ from export.report.figures import headline, more_than_chance, side_by_side, tile
 from export.report.html import render
 from export.report.thumbnails import SHOWN, changed_images
 from tests.support.html_page import Page
-from vit.page.confusion import are_short, confused_pairs, confusion_matrix, distinct
+from vit.page.confusion import are_short, confusion_matrix, distinguish, rank_confusions
 from vit.page.image_uri import EDGE, thumbnail
 
 PAIR = 2  # images: one before and after preprocessing
@@ -219,7 +219,7 @@ def test_matrix_counts_and_frames_what_differs(results):
     assert not any(cell.differs for row in before for cell in row)
     assert are_short(["0", "1"])
     assert not are_short(["shirt", "bag"])
-    assert distinct(["crane", "egret", "crane"]) == ["crane (0)", "egret", "crane (2)"]
+    assert distinguish(["crane", "egret", "crane"]) == ["crane (0)", "egret", "crane (2)"]
 
 
 def test_classes_have_their_names_in_the_matrix(results):
@@ -230,7 +230,7 @@ def test_classes_have_their_names_in_the_matrix(results):
 
 def test_many_classes_show_the_most_confused_pairs(results):
     some = results(classes=20, images=60, changed=21)
-    found, more = confused_pairs(
+    found, more = rank_confusions(
         some.targets, [each.logits.argmax(axis=1) for each in some.variants], some.labels
     )
     assert (found[0].truth, found[0].taken_for, found[0].counts) == ("class 0", "class 1", (0, 2))

@@ -30,7 +30,7 @@ from export.report.usage import usage
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import MAX_BYTES
 from tests.support.html_page import Page
-from vit.page.template import TERMS, used_terms
+from vit.page.template import TERMS, find_terms
 
 
 def limit(**changes) -> Judged:
@@ -157,7 +157,7 @@ def test_use_this_file_names_the_best_file(results):
 def test_every_term_on_the_page_is_explained_in_one_line(results):
     page = Page(render(results(variants=("float16", "int8"))))
     listed = re.sub(r".* Words on this page ", "", page.text)
-    names = [term.name for term in used_terms(page.text)]
+    names = [term.name for term in find_terms(page.text)]
     assert {"float32", "FP16", "INT8", "top-1", "95 % interval", "signal to noise", "logit"} <= set(names)
     assert all(name in listed for name in names)
     assert "temperature" not in names

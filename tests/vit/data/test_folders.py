@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 from vit.data.batches import free_memory
-from vit.data.datasets import DataError, open_images, passed_over, splits_of
-from vit.data.digests import digests, same_images
-from vit.data.folders import split_named
-from vit.data.training_images import open_data
+from vit.data.datasets import DataError, describe_unread_folders, find_splits, open_images
+from vit.data.folders import split_of
+from vit.data.training_images import describe_duplicates, digest_images, open_data
 
 
 def fill(*folders, count=3):
@@ -31,7 +30,7 @@ def fill(*folders, count=3):
 )
 def test_usual_spellings(tmp_path, train, val, test):
     fill(*(tmp_path / split / name for split in (train, val, test) for name in ("a", "b")))
-    assert splits_of(tmp_path) == ("train", "val", "test")
+    assert find_splits(tmp_path) == ("train", "val", "test")
     data = open_data(tmp_path, holdout=0.5)
     assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
     assert data.notes == ()
@@ -40,7 +39,7 @@ def test_usual_spellings(tmp_path, train, val, test):
 def test_two_spellings_of_one_split_are_refused(tmp_path):
     fill(*(tmp_path / split / name for split in ("train", "val", "validation") for name in ("a", "b")))
     with pytest.raises(DataError, match="val and validation both mean the val split"):
-        splits_of(tmp_path)
+        find_splits(tmp_path)
 
 
 def test_a_split_in_a_folder_of_its_own_name(tmp_path):
@@ -50,9 +49,9 @@ def test_a_split_in_a_folder_of_its_own_name(tmp_path):
 
 def test_classes_may_be_called_like_splits(tmp_path):
     fill(tmp_path / "train", tmp_path / "tram", tmp_path / "bus")
-    assert splits_of(tmp_path) == ()
+    assert find_splits(tmp_path) == ()
     assert open_images(tmp_path).labels == ("bus", "train", "tram")
-    assert "train" in passed_over(tmp_path)[0]
+    assert "train" in describe_unread_folders(tmp_path)[0]
 
 
 def test_the_same_folders_in_each_are_refused(tmp_path):
@@ -81,7 +80,7 @@ def test_everything_passed_over_is_said(tmp_path):
     fill(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "annotations", tmp_path, count=2)
     (tmp_path / "train" / "a" / "linked").symlink_to(tmp_path / "annotations")
     notes = " | ".join(open_data(tmp_path, holdout=0).notes)
-    for part in ("annotations: passed over", "2 images beside", "linked: passed over, a link"):
+    for part in ("annotations: skipped", "2 images beside", "linked: skipped, a link"):
         assert part in notes
 
 
@@ -94,11 +93,11 @@ def test_what_counts_as_another_class_than_it_seems_is_said(tmp_path):
     fill(tmp_path / "val" / "fish")
     (tmp_path / "train" / "owl").mkdir()
     fill(tmp_path / "train" / "owl")
-    notes = " | ".join(passed_over(tmp_path))
+    notes = " | ".join(describe_unread_folders(tmp_path))
     assert "bird: the images of its folders crow, wren are all of the class 'bird'" in notes
     assert "the val split has no images of bird, owl" in notes
     fill(tmp_path / "val" / "bird")
-    assert "the val split has no images of owl" in " | ".join(passed_over(tmp_path))
+    assert "the val split has no images of owl" in " | ".join(describe_unread_folders(tmp_path))
 
 
 def test_files_without_suffix_are_named(tmp_path):
@@ -124,7 +123,7 @@ def test_the_same_image_in_two_classes_and_two_splits_is_told(tmp_path):
     fill(tmp_path / "train" / "a", tmp_path / "test" / "b", tmp_path / "test" / "a", count=2)
     fill(tmp_path / "train" / "b", count=1)
     data = open_data(tmp_path, holdout=0)
-    said = same_images(data.train, digests(data.train), val=data.val, test=data.test)
+    said = describe_duplicates(data, digest_images(data.train))
     assert said[0].startswith("in two classes: 1 image, e.g. ")
     assert said[1] == "trained on too: 4 of 4 test images; take them out of one"
 
@@ -164,7 +163,7 @@ def test_other_case_is_named(tmp_path):
 
 
 def test_only_whole_names_are_splits():
-    assert [split_named(name) for name in ("trainer", "contest", "evaluation", "VAL")] == [
+    assert [split_of(name) for name in ("trainer", "contest", "evaluation", "VAL")] == [
         None,
         None,
         None,
@@ -262,7 +261,7 @@ def test_what_would_train_on_the_names_of_splits_is_refused(tmp_path, folders):
 )
 def test_ordinary_classes_stay_classes(tmp_path, folders):
     fill(*(tmp_path / each for each in folders.split()))
-    assert splits_of(tmp_path) == ()
+    assert find_splits(tmp_path) == ()
     assert open_images(tmp_path).labels == tuple(sorted({each.split("/")[0] for each in folders.split()}))
 
 
@@ -286,4 +285,4 @@ def test_a_folder_that_may_not_be_listed_is_one_line(tmp_path):
     fill(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b").chmod(0)
     with pytest.raises(DataError, match="b: it cannot be listed"):
-        splits_of(tmp_path)
+        find_splits(tmp_path)

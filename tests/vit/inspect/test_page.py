@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tools.html_page import Page
 
-from tests.support.html_page import Page
-from vit.checkpoint import load_checkpoint, result_of_test, save_checkpoint
-from vit.data.datasets import Images, open_images
-from vit.data.labels import labeled_as
+from vit.checkpoint import describe_test, load_checkpoint, save_checkpoint
+from vit.data.datasets import Images, match_labels, open_images
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
@@ -21,7 +20,7 @@ from matplotlib.text import Text
 
 from vit.inspect.page import write_plots
 from vit.inspect.plots import plot_confusion, plot_curve, plot_mistakes, plot_positions, plot_rollout
-from vit.inspect.predictions import attend, attention_maps, judge
+from vit.inspect.predictions import attention_maps, predict_labels, show_attention
 from vit.training.evaluate import describe_kept
 
 LABELS = ["blue sky", "grass", "rose"]
@@ -106,9 +105,9 @@ def test_names_of_any_kind_are_drawn_as_they_are(tiny_model, tiny_preprocess, ph
     images = replace(open_images(photos, "all"), labels=tuple(ODD))
     found = load_checkpoint(tmp_path)
     write_plots(found, images, tmp_path / "plots")
-    verdicts = judge(found, images)
-    figures = [plot_confusion(verdicts, ODD), plot_rollout(attend(found, verdicts))]
-    figures += [plot_mistakes(verdicts, ODD, verdicts.surest_mistakes())]
+    predictions = predict_labels(found, images)
+    figures = [plot_confusion(predictions, ODD), plot_rollout(show_attention(found, predictions))]
+    figures += [plot_mistakes(predictions, ODD, predictions.surest_mistakes())]
     texts = [text for figure in figures for text in figure.findobj(Text) if text.get_text()]
     named = [text for text in texts if re.search("[$日x]{2}|\\$", text.get_text())]
     assert len(named) >= 9
@@ -124,18 +123,18 @@ def test_only_what_is_shown_is_kept_and_attended_one_at_a_time(
     save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=LABELS)
     found, images = load_checkpoint(tmp_path), open_images(photos, "all")
     monkeypatch.setattr("vit.inspect.predictions.BAD", 0.5)
-    verdicts, seen = judge(found, images), []
-    assert verdicts.probabilities.nbytes + verdicts.places.nbytes < len(images) * 8 * 8 * 3
-    view = tiny_preprocess(images[int(verdicts.places[40])])
-    assert len(verdicts.targets) == len(images) - 1
-    assert (verdicts.pixels([40])[0] == view).all()
+    predictions, seen = predict_labels(found, images), []
+    assert predictions.probabilities.nbytes + predictions.places.nbytes < len(images) * 8 * 8 * 3
+    view = tiny_preprocess(images[int(predictions.places[40])])
+    assert len(predictions.targets) == len(images) - 1
+    assert (predictions.pixels([40])[0] == view).all()
 
     def maps(model, pixels):
         seen.append(len(pixels))
         return attention_maps(model, pixels)
 
     monkeypatch.setattr("vit.inspect.predictions.attention_maps", maps)
-    assert len(attend(found, verdicts)) == 3
+    assert len(show_attention(found, predictions)) == 3
     assert seen == [1, 1, 1]
     page = write_plots(found, images, tmp_path / "plots").read_text(encoding="utf-8")
     assert "right; 1 image could not be read" in page
@@ -152,9 +151,9 @@ def test_positions_without_a_class_token_are_all_drawn(tiny_config) -> None:
 
 
 def test_test_figures_are_told_in_the_same_words() -> None:
-    assert result_of_test({"test_accuracy": 0.5, "test_images": 10}) == "50.00 % of 10 images right"
-    assert result_of_test({"test_accuracy": 0.5}) == "50.00 % right"
-    assert result_of_test({}).startswith("not measured, ")
+    assert describe_test({"test_accuracy": 0.5, "test_images": 10}) == "50.00 % of 10 images right"
+    assert describe_test({"test_accuracy": 0.5}) == "50.00 % right"
+    assert describe_test({}).startswith("not measured, ")
 
 
 def test_what_was_kept_is_marked_and_told(plots) -> None:
@@ -182,10 +181,10 @@ def test_either_of_two_classes_of_one_name_is_right(tiny_model, tiny_preprocess,
     save_checkpoint(tmp_path, model=tiny_model, preprocess=tiny_preprocess, labels=["rose", "grass", "rose"])
     found = load_checkpoint(tmp_path)
     items = open_images(photos, "all").items
-    answers = judge(found, Images(items, np.zeros(len(items), np.int64), LABELS, "x")).predicted
+    answers = predict_labels(found, Images(items, np.zeros(len(items), np.int64), LABELS, "x")).predicted
     assert len(set(answers.tolist()) & {0, 2}) > 0
     kept = [items[i] for i in np.flatnonzero(answers != 1)]
     named = Images(kept, np.zeros(len(kept), np.int64), ("rose",), "photos")
-    verdicts = judge(found, labeled_as(named, found.labels))
-    assert verdicts.right == len(kept)
-    assert verdicts.surest_mistakes() == []
+    predictions = predict_labels(found, match_labels(named, found.labels))
+    assert predictions.right == len(kept)
+    assert predictions.surest_mistakes() == []

@@ -7,13 +7,13 @@ import torch
 from vit.training import augment
 from vit.training.augment import (
     Augment,
-    erased,
-    mixed,
+    crop_and_resize,
+    erase,
+    mix_neighbors,
     mixing_share,
     random_boxes,
-    resized_crop,
-    shifted,
-    warped,
+    shift,
+    warp,
 )
 from vit.training.recipe import Recipe
 
@@ -33,7 +33,7 @@ def test_nothing_asked_is_nothing_done(pixels):
 
 def test_shift_is_a_crop_of_the_padded_image(pixels):
     offsets = torch.tensor([[2, 2], [0, 2], [4, 3], [2, 0], [1, 1], [2, 4]])
-    moved = shifted(pixels, offsets, 2)
+    moved = shift(pixels, offsets, 2)
     assert torch.equal(moved[0], pixels[0])
     assert torch.equal(moved[1, 2:], pixels[1, :-2])  # down by two
     assert moved[1, :2].abs().sum() == 0
@@ -61,14 +61,14 @@ def test_crop_cuts_boxes_inside_the_image():
 
 def test_the_whole_box_is_the_whole_image(pixels):
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(6, -1)
-    torch.testing.assert_close(resized_crop(pixels, whole, (10, 12)), pixels, atol=1e-3, rtol=0)
+    torch.testing.assert_close(crop_and_resize(pixels, whole, (10, 12)), pixels, atol=1e-3, rtol=0)
     left = torch.tensor([[-0.5, 0.0, 0.5, 1.0]]).expand(6, -1)
-    torch.testing.assert_close(resized_crop(pixels, left, (10, 6)), pixels[:, :, :6], atol=1e-3, rtol=0)
+    torch.testing.assert_close(crop_and_resize(pixels, left, (10, 6)), pixels[:, :, :6], atol=1e-3, rtol=0)
 
 
 def test_erasing_fills_a_rectangle_with_the_mean(pixels):
     numbers = torch.tensor([[0.1, 0.5, 0.5, 0.5, 0.5], [0.9, 0.5, 0.5, 0.5, 0.5]])
-    changed = erased(pixels[:2], 0.5, numbers)
+    changed = erase(pixels[:2], 0.5, numbers)
     assert torch.equal(changed[1], pixels[1])
     hole = (changed[0] != pixels[0]).any(-1)
     rows, columns = hole.any(1), hole.any(0)
@@ -93,18 +93,18 @@ def test_operations_keep_range_and_shape(pixels, operation):
 
 def test_rotation_by_a_half_turn_of_the_matrix(pixels):
     half_turn = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]).expand(6, -1, -1)
-    torch.testing.assert_close(warped(pixels, half_turn), pixels.flip(1, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(warp(pixels, half_turn), pixels.flip(1, 2), atol=1e-3, rtol=0)
 
 
 def test_mixup_mixes_neighbors(pixels):
     targets = torch.eye(6)
-    mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75, torch.ones(5, dtype=torch.bool))
+    mixture, probabilities = mix_neighbors(pixels[:5], targets[:5], 0.75, torch.ones(5, dtype=torch.bool))
     torch.testing.assert_close(mixture[2], 0.75 * pixels[2] + 0.25 * pixels[3])
     torch.testing.assert_close(mixture[3], 0.75 * pixels[3] + 0.25 * pixels[2])
     torch.testing.assert_close(mixture[4], pixels[4])  # alone at the end
     assert probabilities[2].tolist() == [0, 0, 0.75, 0.25, 0, 0]
     good = torch.tensor([True, False, True, True, True])
-    mixture, probabilities = mixed(pixels[:5], targets[:5], 0.75, good)
+    mixture, probabilities = mix_neighbors(pixels[:5], targets[:5], 0.75, good)
     torch.testing.assert_close(mixture[0], pixels[0])  # its neighbor cannot be read, and is black
     assert probabilities[0].tolist() == targets[0].tolist()
     torch.testing.assert_close(mixture[2], 0.75 * pixels[2] + 0.25 * pixels[3])
@@ -126,6 +126,6 @@ def test_an_image_is_the_larger_part_of_its_mixture(pixels):
     assert np.std(shares) > 0.05
     targets = torch.eye(4)  # nothing is lost: the smaller share gives the same two mixtures, swapped
     good = torch.ones(4, dtype=torch.bool)
-    pairs = (mixed(pixels[:4], targets, share, good) for share in (0.8, 0.2))
+    pairs = (mix_neighbors(pixels[:4], targets, share, good) for share in (0.8, 0.2))
     for more, less in zip(*pairs, strict=True):
         torch.testing.assert_close(more, less[[1, 0, 3, 2]])

@@ -146,9 +146,9 @@ def test_the_random_state_of_other_devices_is_let_alone(
 def test_processes_share_the_memory_for_images(monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda: 8 << 30)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert batches.affordable() == 2 << 30
+    assert batches.available_share() == 2 << 30
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as torchrun says it
-    assert batches.affordable() == (2 << 30) // 8
+    assert batches.available_share() == (2 << 30) // 8
 
 
 # Slow: after the restart the processes of torch find each other late on a busy machine, and then not at all.
@@ -170,7 +170,7 @@ def test_a_process_that_is_killed_costs_no_more_than_its_epoch(photos, tmp_path)
     alone_said = alone.communicate(timeout=300)[1]
     assert alone.returncode == 0, alone_said
     assert run.returncode == 0, said
-    assert said.count("no state of a run") == said.count("going on with the run") == 2
+    assert said.count("no state of a run") == said.count("resuming the run") == 2
     assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "alone"), abs=1e-4)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from vit.__main__ import main
 from vit.checkpoint import load_checkpoint
-from vit.model import ViT
+from vit.data.training_images import open_data
+from vit.model import new_model
 from vit.token_merging import MergingBlocks
+from vit.training.distributed import World
 from vit.training.recipe import Recipe
-from vit.training.strategies import strategy_for
+from vit.training.session import LoopSession
 
 
 def test_the_command_trains_with_merging_and_tells_both_accuracies(photos, tmp_path, capsys) -> None:
@@ -47,11 +52,11 @@ def test_too_many_tokens_and_a_probe_are_refused(photos, tmp_path, capsys) -> No
     assert "merge_tokens must be at least 0" in capsys.readouterr().err
 
 
-def test_without_it_the_model_is_the_plain_one(tiny_config, tiny_preprocess, tmp_path) -> None:
-    model = ViT(tiny_config)
-    blocks = model.blocks
-    strategy = strategy_for(Recipe(), model, tiny_preprocess, tmp_path)
-    assert strategy.judge(model) is model
-    assert model.blocks is blocks
-    merging = strategy_for(Recipe(merge_tokens=2), model, tiny_preprocess, tmp_path)
-    assert isinstance(merging.judge(model).blocks, MergingBlocks)
+def test_without_it_the_model_is_the_plain_one(photos, tiny_config, tiny_preprocess, tmp_path) -> None:
+    def blocks_of(recipe: Recipe) -> object:
+        model, data = new_model(tiny_config, 0), open_data(photos, holdout=0.0)
+        session = LoopSession(recipe, model, data, tiny_preprocess, tmp_path, print, {})
+        return session.make_loop(torch.device("cpu"), World(), None).module.blocks
+
+    assert type(blocks_of(Recipe())) is nn.Sequential
+    assert isinstance(blocks_of(Recipe(merge_tokens=1)), MergingBlocks)

@@ -17,17 +17,17 @@ from PIL import Image
 
 from runtime.errors import Interrupted
 from vit.__main__ import main
-from vit.checkpoint import load_checkpoint, save_checkpoint
+from vit.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from vit.data.batches import Store
 from vit.data.datasets import DataError, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError
-from vit.model import ViT, new_model
-from vit.tensors import read_tensors, write_tensors
+from vit.model import new_model
+from vit.run_folder import STATE
 from vit.training import resume as state
-from vit.training.evaluate import best_epoch, no_better
+from vit.training.evaluate import best_epoch, stop_early
 from vit.training.examples import EXAMPLES
-from vit.training.loop import Loop, TrainingError, class_weights, sample_losses, smoothed_targets
+from vit.training.loop import Loop, TrainingError, class_weights, sample_losses, smooth_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
 from vit.training.setup import TrainOptions, check, prepare
@@ -174,7 +174,7 @@ def test_sigterm_saves_and_says_how_to_go_on(photos, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
-    assert err.strip().endswith("the same command with --resume goes on")
+    assert err.strip().endswith("the same command with --resume continues")
     assert "Traceback" not in err
 
 
@@ -218,53 +218,22 @@ def test_bad_images_are_skipped_and_listed(photos, tiny_config, tiny_preprocess,
     assert any("skipped in train" in line and "3.png: it is empty" in line for line in lines)
 
 
-def test_probe_trains_the_head_alone(photos, tiny_model, tiny_preprocess, tmp_path):
-    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    recipe = preset("probe", epochs=60, batch=36, lr=3e-2, weight_decay=0.1)
-    data = open_data(photos, holdout=0.0)
-    path = train(recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path)
-    found = load_checkpoint(path)
-    changed = {n for n, v in found.model.state_dict().items() if not torch.equal(v, before[n])}
-    assert changed == {"head.weight", "head.bias"}
-    assert found.recipe["test_accuracy"] >= 0.9
-    assert len(list((tmp_path / "features").iterdir())) == 2  # train and test
-    # Cached features are used again, and give the same.
-    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
-    model = ViT(tiny_model.config)
-    model.load_state_dict(before)
-    again = train(recipe, model=model, data=data, preprocess=tiny_preprocess, out=tmp_path)
-    assert load_checkpoint(again).digest == found.digest
-    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
-
-
-def test_a_probe_ends_when_the_validation_loss_rises(photos, tiny_model, tiny_preprocess, tmp_path):
-    """Labels of chance are learned by heart: the training loss falls, the validation loss does not."""
-    data = open_data(photos, holdout=0.4)
-    noise = np.random.default_rng(0).integers(0, 3, len(data.train))
-    data = replace(data, train=replace(data.train, targets=noise))
-    recipe = preset("probe", epochs=60, batch=8, lr=3e-2, weight_decay=0.0)
-    path = train(recipe, model=tiny_model, data=data, preprocess=tiny_preprocess, out=tmp_path)
-    losses = [round(row["val_loss"], 4) for row in load_checkpoint(path).history]
-    assert len(losses) == losses.index(min(losses)) + 1 + recipe.early_stop < 60
-
-
 @pytest.mark.parametrize(
-    ("freeze", "losses", "accuracies", "expected"),
+    ("losses", "accuracies", "expected"),
     [
-        (True, [3.0, 2.0, 2.5, 2.6], [0.5, 0.6, 0.7, 0.8], True),  # the accuracy still rises
-        (True, [3.0, 2.0, 2.5, 1.9], [0.5, 0.6, 0.5, 0.5], False),
-        (True, [3.0, 2.0, 1.99999, 1.99999], [0.5, 0.5, 0.5, 0.5], True),  # the same to 4 decimals
-        (False, [3.0, 2.0, 2.5, 2.6], [0.5, 0.6, 0.7, 0.8], False),
-        (False, [3.0, 2.0, 1.9, 1.8], [0.5, 0.6, 0.5, 0.5], True),
+        ([3.0, 2.0, 2.5, 2.6], [0.5, 0.6, 0.7, 0.8], False),
+        ([3.0, 2.0, 1.9, 1.8], [0.5, 0.6, 0.5, 0.5], True),
+        ([3.0, 2.0, 1.99999, 1.99999], [0.5, 0.5, 0.5, 0.5], True),  # the same to 4 decimals
+        ([3.0, 2.0, 1.9, 1.8], [0.5, 0.5, 0.5, 0.5], False),  # the loss still falls
     ],
 )
-def test_when_training_ends_early(freeze, losses, accuracies, expected):
+def test_when_training_ends_early(losses, accuracies, expected):
     rows = [
         {"epoch": index + 1, "val_loss": loss, "val_accuracy": accuracy}
         for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
-    assert no_better(Recipe(early_stop=2, freeze=freeze), rows) is expected
-    assert not no_better(Recipe(early_stop=0, freeze=freeze), rows)
+    assert stop_early(rows, 2) is expected
+    assert not stop_early(rows, 0)
 
 
 def test_teacher_is_followed(photos, tiny_config, tiny_preprocess, tmp_path):
@@ -283,10 +252,10 @@ def test_teacher_is_followed(photos, tiny_config, tiny_preprocess, tmp_path):
 
 
 def test_teacher_of_another_size_sees_its_own_size(tiny_config):
-    from vit.training.session import as_teacher
+    from vit.training.session import make_teacher
 
     teacher = new_model(replace(tiny_config, image_size=(16, 16)), 0)
-    ask = as_teacher(teacher, torch.device("cpu"))
+    ask = make_teacher(teacher, torch.device("cpu"))
     flat = torch.full((2, 8, 8, 3), 77.0)
     with torch.no_grad():
         torch.testing.assert_close(ask(flat), teacher(torch.full((2, 16, 16, 3), 77.0)))
@@ -323,7 +292,7 @@ def test_losses():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
     hard = torch.tensor([0, 2])
     expected = torch.nn.functional.cross_entropy(logits, hard, label_smoothing=0.1, reduction="none")
-    targets = smoothed_targets(hard, 3, 0.1)
+    targets = smooth_targets(hard, 3, 0.1)
     torch.testing.assert_close(sample_losses(Recipe(), logits, targets, None), expected)
     same = sample_losses(Recipe(distill=1.0), logits, targets, logits + 3)  # a shift is no disagreement
     torch.testing.assert_close(same, torch.zeros(2), atol=1e-6, rtol=0)
@@ -374,7 +343,6 @@ def test_command_line_errors_are_one_line(photos, tmp_path, capsys, tiny_model, 
 def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_model, tiny_preprocess):
     from vit import __main__ as command
     from vit.document import FILE_NAME as checkpoint_name
-    from vit.training.resume import FILE_NAME as state_name
 
     out = tmp_path / "run"
     kept = save_checkpoint(out, model=tiny_model, preprocess=tiny_preprocess, labels="abc").read_bytes()
@@ -389,9 +357,9 @@ def test_a_run_is_never_overwritten_in_silence(photos, tmp_path, capsys, tiny_mo
         assert command.main(arguments) == 2
         assert words in capsys.readouterr().err
     assert (out / checkpoint_name).read_bytes() == kept
-    (out / checkpoint_name).rename(out / state_name)
+    (out / checkpoint_name).rename(out / STATE)
     assert command.main(train) == 2
-    (out / state_name).rename(out / checkpoint_name)
+    (out / STATE).rename(out / checkpoint_name)
     more = [
         "--from",
         str(out),
@@ -439,7 +407,7 @@ def test_command_line_fine_tunes(photos, tmp_path, capsys, tiny_model, tiny_prep
     assert found.recipe["recipe"]["name"] == "finetune"
 
 
-def test_state_names_are_complete(tiny_model, tmp_path):
+def test_STATEs_are_complete(tiny_model, tmp_path):
     recipe = Recipe()
     optimizer = make_optimizer(tiny_model, recipe)
     tiny_model(torch.zeros(1, 8, 8, 3)).sum().backward()
@@ -481,7 +449,7 @@ def test_state_names_are_complete(tiny_model, tmp_path):
 def test_a_state_that_claims_is_refused(change, words, tiny_model, tmp_path):
     parts = {"module": tiny_model, "optimizer": make_optimizer(tiny_model, Recipe()), "average": None}
     state.save_state(tmp_path, progress=state.Progress(), identity={}, **parts)
-    tensors, metadata = read_tensors(tmp_path / state.FILE_NAME)
+    tensors, metadata = read_tensors(tmp_path / STATE)
     text = metadata[state.KEY]
     if change == "head.weight":
         tensors["model.head.weight"] = tensors["model.head.weight"][:1]
@@ -495,7 +463,7 @@ def test_a_state_that_claims_is_refused(change, words, tiny_model, tmp_path):
                 for n in found
             }
         )
-    write_tensors(tmp_path / state.FILE_NAME, tensors, {state.KEY: text})
+    write_tensors(tmp_path / STATE, tensors, {state.KEY: text})
     with pytest.raises(CheckpointError, match=words):
         state.load_state(tmp_path, identity={}, **parts)
 

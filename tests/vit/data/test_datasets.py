@@ -9,7 +9,15 @@ from PIL import Image
 
 from runtime.images.preprocess import Preprocess
 from vit.data.batches import Store
-from vit.data.datasets import DataError, Images, open_images, split_images, splits_of
+from vit.data.datasets import (
+    DataError,
+    Images,
+    describe_shared_names,
+    find_splits,
+    match_labels,
+    open_images,
+    split_images,
+)
 from vit.data.idx import read_idx
 
 
@@ -20,7 +28,7 @@ def test_folder_of_splits(photos):
     assert train.describe(0).endswith("0.png")
     assert train.targets[train.items.index(photos / "train" / "rose" / "3.png")] == 2
     assert len(open_images(photos, "all")) == 48
-    assert splits_of(photos) == ("train", "test")
+    assert find_splits(photos) == ("train", "test")
     with pytest.raises(DataError, match="no val split; it has train, test"):
         open_images(photos, "val")
 
@@ -143,10 +151,56 @@ def test_store_skips_bad_images_up_to_a_share(photos):
 def test_store_gives_the_same_from_memory_and_from_disk(photos):
     images = open_images(photos, "train")
     kept, streamed = (Store(images, Preprocess(size=(8, 8)), memory=memory) for memory in (1 << 30, 0))
-    assert kept.kept is not None
-    assert streamed.kept is None
+    assert kept.cache is not None
+    assert streamed.cache is None
     groups = [np.array([3, 1]), np.array([35]), np.array([0, 7, 8])]
     for one, other in zip(kept.batches(iter(groups)), streamed.batches(iter(groups)), strict=True):
         assert np.array_equal(one[0], other[0])
         assert (one[1] == other[1]).all()
         assert (one[1][0].numpy() == Preprocess(size=(8, 8))(images[int(one[0][0])])).all()
+
+
+LABELS = ("crane", "cat", "maillot", "crane", "dog", "maillot", "crane")
+
+
+def images_in(*names: str, each: int = 2) -> Images:
+    """Some images in folders of these names."""
+    targets = np.repeat(np.arange(len(names)), each)
+    return Images([np.zeros((8, 8, 3), np.uint8)] * len(targets), targets, names, "photos")
+
+
+def test_a_folder_means_any_class_of_its_name() -> None:
+    images = match_labels(images_in("cat", "crane", "maillot"), LABELS)
+    assert images.targets is not None
+    assert images.targets.tolist() == [1, 1, 0, 0, 2, 2]
+    given = np.array([1, 0, 6, 1, 5, 3])
+    assert images.settle(given).tolist() == [1, 0, 0, 1, 2, 3]
+    assert (images.settle(given) == images.targets).tolist() == [True, False, True, False, True, False]
+    assert images.subset([2, 5]).settle(given[[2, 5]]).tolist() == [0, 3]
+    assert match_labels(images, LABELS) is images  # and it still knows
+
+
+def test_it_is_said_where_such_a_folder_has_images() -> None:
+    said = describe_shared_names(match_labels(images_in("cat", "crane"), LABELS))
+    assert said == (
+        "several classes of the model have one name: 'crane' (0, 3, 6); an image in a folder of that name "
+        "counts as right with any of them"
+    )
+    many = tuple(f"{n}" for n in range(9)) * 2
+    assert "'0' (0, 9), '1' (1, 10), '2' (2, 11) and 6 more; " in describe_shared_names(
+        match_labels(images_in(*many[:9]), many)
+    )
+    assert describe_shared_names(match_labels(images_in("cat", "dog"), LABELS)) == ""
+    assert describe_shared_names(match_labels(images_in("a", "b"), ("b", "a"))) == ""
+
+
+def test_class_indices_that_are_known_are_not_folded() -> None:
+    """Images with the model's own indices say which of two classes of one name they show."""
+    exact = Images([np.zeros((8, 8, 3), np.uint8)], np.array([3]), LABELS, "by index")
+    assert match_labels(exact, LABELS).settle(np.array([0])).tolist() == [0]
+    assert describe_shared_names(match_labels(exact, LABELS)) == ""
+
+
+def test_a_class_that_the_model_does_not_have() -> None:
+    with pytest.raises(DataError, match=r"the class 'bird' \(2 classes\) is not one of the model's 7 labels"):
+        match_labels(images_in("bird", "crane"), LABELS)

@@ -9,16 +9,16 @@ from PIL import Image
 
 from vit.__main__ import main
 from vit.checkpoint import load_checkpoint, save_checkpoint
-from vit.commands.inspect_run import summary_rows
 from vit.config import SIZES
 from vit.inspect.predictions import attention_maps, rollout
-from vit.model import ViT
+from vit.inspect.summary import summarize
+from vit.model import ViT, split_heads
 
 
 @pytest.mark.parametrize("changes", [{}, {"representation": 5}, {"layer_scale": True}, {"classes": 0}])
 def test_summary_counts_every_parameter(tiny_config, changes):
     config = replace(tiny_config, **changes)
-    assert sum(row.parameters for row in summary_rows(config)) == sum(
+    assert sum(row.parameters for row in summarize(config)) == sum(
         p.numel() for p in ViT(config).parameters()
     )
 
@@ -34,7 +34,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_summary_counts_the_parameters_of_each_option(options, tiny_config):
     config = replace(tiny_config, **options)
-    counted = sum(row.parameters for row in summary_rows(config))
+    counted = sum(row.parameters for row in summarize(config))
     assert counted == sum(p.numel() for p in ViT(config).parameters())
 
 
@@ -49,7 +49,7 @@ def test_attention_of_each_option_flows_from_patches(options, tiny_config):
 def test_summary_counts_the_published_multiply_adds():
     # DeiT's table 5 and timm's: 4.6 and 17.6 GMACs; 1.3 for Tiny
     for size, gmacs in (("tiny", 1.26), ("small", 4.61), ("base", 17.58)):
-        assert sum(row.macs for row in summary_rows(SIZES[size])) / 1e9 == pytest.approx(gmacs, rel=0.01)
+        assert sum(row.macs for row in summarize(SIZES[size])) / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
 def test_attention_maps_are_those_of_the_forward_pass(tiny_model):
@@ -64,7 +64,7 @@ def test_attention_maps_are_those_of_the_forward_pass(tiny_model):
         patches = tiny_model.patch_embedding(tiny_model.normalize(pixels))
         tokens = torch.cat([tiny_model.class_token.expand(2, -1, -1), patches], 1) + tiny_model.position
         y = block.norm1(tokens)
-        value = block.attention.split_heads(block.attention.value(y))
+        value = split_heads(block.attention.value(y), 2)
         mixed = block.attention.proj((maps[0] @ value).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed, block.attention(y))
     assert not any(block.attention._forward_pre_hooks for block in tiny_model.blocks)

@@ -13,10 +13,9 @@ from calibration.token_merging.merge_schedule import middle_blocks
 from calibration.token_merging.write_merging import write_merging as merged_graph
 from export.sources.from_torch import export_float
 from runtime.session import open_session
-from vit.config import ConfigError, ViTConfig
+from vit.config import ConfigError, ViTConfig, merge_schedule
 from vit.model import ViT
-from vit.schedule import middle_schedule
-from vit.token_merging import merge, merge_tokens
+from vit.token_merging import merge, set_merging
 
 CONFIG = ViTConfig(
     image_size=(40, 48), patch_size=8, width=32, depth=4, heads=4, mlp_width=64, classes=10, layer_scale=True
@@ -47,9 +46,9 @@ def test_torch_and_graph_are_equal(schedule, model, graph) -> None:
     (expected,) = session.run(None, {"pixels": pixels})
     try:
         with torch.inference_mode():
-            found = merge_tokens(model, schedule)(torch.from_numpy(pixels)).numpy()
+            found = set_merging(model, schedule)(torch.from_numpy(pixels)).numpy()
     finally:
-        merge_tokens(model, {})
+        set_merging(model, {})
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     with torch.inference_mode():
         dense = model(torch.from_numpy(pixels)).numpy()
@@ -58,13 +57,13 @@ def test_torch_and_graph_are_equal(schedule, model, graph) -> None:
 
 def test_the_weights_keep_their_names_and_get_gradients(model) -> None:
     names = list(model.state_dict())
-    merge_tokens(model, {1: 6})
+    set_merging(model, {1: 6})
     try:
         assert list(model.state_dict()) == names
         model(torch.zeros(2, *CONFIG.image_size, 3, dtype=torch.uint8)).sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
     finally:
-        merge_tokens(model, {})
+        set_merging(model, {})
         model.zero_grad()
     assert list(model.state_dict()) == names
 
@@ -73,7 +72,7 @@ def test_a_merged_token_is_the_mean_of_its_patches() -> None:
     """Four patches, two of them equal in key: by hand."""
     tokens = torch.tensor([[[9.0], [1.0], [4.0], [7.0], [2.0]]])  # the class token, then A, B, A, B
     size = torch.tensor([[[1.0], [1.0], [2.0], [1.0], [1.0]]])
-    keys = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.1], [-1.0, 0.5], [0.0, 1.0]]]).unsqueeze(2)
+    keys = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.1], [-1.0, 0.5], [0.0, 1.0]]]).unsqueeze(1)
     merged, sizes = merge(tokens, size, keys, 1)
     # Patch 1 (A) goes to patch 2 (B): (1 · 1 + 2 · 4) / 3; then the class token, A's rest, B.
     torch.testing.assert_close(merged, torch.tensor([[[9.0], [7.0], [3.0], [2.0]]]))
@@ -85,14 +84,14 @@ def test_torch_and_export_merge_in_the_same_blocks(depth) -> None:
     config = replace(CONFIG, depth=depth)
     names = [f"blocks.{index}" for index in range(depth)]
     expected = [names.index(name) for name in middle_blocks(names)]
-    assert list(middle_schedule(config, 1) if depth > 1 else {}) == expected
+    assert list(merge_schedule(config, 1) if depth > 1 else {}) == expected
 
 
 def test_a_schedule_that_does_not_fit_is_refused() -> None:
-    assert middle_schedule(CONFIG, 10) == {1: 10, 2: 10}
-    assert middle_schedule(CONFIG, 0) == {}
+    assert merge_schedule(CONFIG, 10) == {1: 10, 2: 10}
+    assert merge_schedule(CONFIG, 0) == {}
     with pytest.raises(ConfigError, match="expected 0 to 10 merged tokens per block for 30 patches"):
-        middle_schedule(CONFIG, 11)
+        merge_schedule(CONFIG, 11)
 
 
 @pytest.mark.parametrize(
@@ -100,5 +99,5 @@ def test_a_schedule_that_does_not_fit_is_refused() -> None:
 )
 def test_other_kinds_of_models_are_refused(change) -> None:
     with pytest.raises(ConfigError, match="leave --merge-tokens out for this model"):
-        middle_schedule(replace(CONFIG, **change), 2)
-    assert middle_schedule(replace(CONFIG, **change), 0) == {}
+        merge_schedule(replace(CONFIG, **change), 2)
+    assert merge_schedule(replace(CONFIG, **change), 0) == {}
