@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from calibration.graph.edit import GraphError, by_type, constant, rename, sizes
-from export.graph.canonical import canonicalize
+from export.graph.canonicalize import canonicalize
 from export.graph.model import EMBEDDING, INPUT, OPSET, OUTPUT, FloatModel
 from vit.model import ViT
 

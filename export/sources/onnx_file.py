@@ -26,7 +26,7 @@ from onnx_ir.passes.common import (
 from calibration.graph.edit import Array, GraphError, constant, rename, sizes
 from calibration.graph.layers import linear_of
 from calibration.graph.memory import session_of
-from export.graph.exporters.canonicalize import canonicalize_foreign
+from export.graph.canonicalize import canonicalize_onnx
 from export.graph.model import OPSET, OUTPUT, FloatModel
 from export.sources.scores import take_logits
 from export.sources.spec import ForeignError, Spec
@@ -292,7 +292,7 @@ def load(path: Path, spec: Spec) -> ForeignModel:
         take_logits(original, path, lambda model: answers(session_of(model), pixels, spec, path))
     canonical = original.clone()
     try:
-        passes = canonicalize_foreign(canonical, size=spec.preprocess.size, mean=spec.mean, std=spec.std)
+        passes = canonicalize_onnx(canonical, size=spec.preprocess.size, mean=spec.mean, std=spec.std)
     except GraphError as error:
         raise ForeignError(f"{path}: {error}") from error
     labels = _named(canonical, spec, path)
