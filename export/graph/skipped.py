@@ -28,11 +28,12 @@ class Skipped:
 
         Nodes that left the graph later are not listed: another round, or another rewrite, replaced them.
         """
-        return [
+        lines = [
             f"{rewrite}: {node.name} ({node.op_type}) stays as it is: {reason}"
             for (rewrite, node), reason in self.reasons.items()
             if node.graph is not None
         ]
+        return ["", "Left alone by the rewrites:" if lines else "Left alone by the rewrites: none", *lines]
 
 
 _collector: ContextVar[Skipped | None] = ContextVar("skipped", default=None)
@@ -45,10 +46,14 @@ def name_rewrite(name: str) -> None:
 
 
 @contextmanager
-def collect_skipped() -> Iterator[Skipped]:
-    """Collect what `skip` is told while a block runs; outside of such a block `skip` does nothing."""
+def collect_skipped(wanted: bool = True) -> Iterator[Skipped]:
+    """Collect what rewrites skip while a block runs; outside of such a block `skip` does nothing.
+
+    Args:
+        wanted: False collects nothing, as outside of the block.
+    """
     skipped = Skipped()
-    token = _collector.set(skipped)
+    token = _collector.set(skipped if wanted else None)
     try:
         yield skipped
     finally:

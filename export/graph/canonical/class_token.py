@@ -27,19 +27,8 @@ from calibration.graph.edit import (
 from export.graph.skipped import skip
 
 ELEMENT_WISE = (
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Gelu",
-    "Tanh",
-    "Erf",
-    "Sigmoid",
-    "Relu",
-    "Sqrt",
-    "Pow",
-    "Identity",
-)
+    "Add", "Sub", "Mul", "Div", "Gelu", "Tanh", "Erf", "Sigmoid", "Relu", "Sqrt", "Pow", "Identity",
+)  # fmt: skip
 _MOVED = ".class_token"  # in the name of a Gather that was moved
 
 
