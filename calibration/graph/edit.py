@@ -40,7 +40,12 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def input_constant(node: ir.Node, index: int) -> Array | None:
-    """Return the array behind an input of a node; None where it is computed, or left out."""
+    """Return the array behind an input; None where it is computed, or left out.
+
+    Args:
+        node: of any operator.
+        index: of the input; the node may have fewer.
+    """
     return constant(node.inputs[index]) if index < len(node.inputs) else None
 
 
@@ -55,12 +60,15 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Add an initializer and return its value.
+    """Add an initializer.
 
     Args:
         graph: gets the initializer.
         name: taken as it is, or with the first free ending of `.1`, `.2` and so on.
         array: of any shape and type.
+
+    Returns:
+        its value.
     """
     unique = _free_name(graph, name)
     array = np.ascontiguousarray(array)
@@ -109,7 +117,7 @@ def insert(
     dtype: ir.DataType | None = None,
     **attributes: Any,
 ) -> ir.Value:
-    """Insert a node in front of another one and return its output.
+    """Insert a node in front of another one.
 
     Args:
         before: the other node.
@@ -119,6 +127,9 @@ def insert(
         shape: of the output; None where it is not known.
         dtype: of the output; None for that of the first input, or what a Cast is `to`.
         attributes: of the operator.
+
+    Returns:
+        its output.
     """
     graph = graph_of(before)
     output = ir.Value(
@@ -140,7 +151,7 @@ def insert_reshape(
     name: str,
     shape: Sequence[int | str | None] | None,
 ) -> ir.Value:
-    """Insert a Reshape to constant sizes and return its output.
+    """Insert a Reshape to constant sizes.
 
     Args:
         before: the node in front of which it stands.
@@ -148,6 +159,9 @@ def insert_reshape(
         target: sizes, -1 for the one that is computed.
         name: as for `insert`.
         shape: as for `insert`.
+
+    Returns:
+        its output.
     """
     inputs = [value, shape_constant(graph_of(before), target)]
     return insert(before, "Reshape", inputs, name=name, shape=shape)
@@ -226,7 +240,12 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def replace_node(node: ir.Node, new: ir.Value) -> None:
-    """Let every reader of a node's first output read `new`, and remove the node."""
+    """Let every reader of a node's first output read another value, and remove the node.
+
+    Args:
+        node: of a graph, with one output that is read.
+        new: as for `replace`.
+    """
     replace(node.outputs[0], new)
     graph_of(node).remove(node, safe=True)
 
@@ -272,7 +291,11 @@ def sizes(value: ir.Value | None) -> list[int | None] | None:
 
 
 def reshape_target(shape: Sequence[int | None] | None) -> list[int] | None:
-    """Return a shape as Reshape takes it, -1 for the symbolic size; None when there are two or more."""
+    """Return a shape as Reshape takes it, -1 for the symbolic size; None when there are two or more.
+
+    Args:
+        shape: as `sizes` returns it; None gives None.
+    """
     if shape is None or list(shape).count(None) > 1:
         return None
     return [-1 if size is None else size for size in shape]
@@ -291,7 +314,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def copy_attributes(node: ir.Node) -> dict[str, Any]:
-    """Return all attributes of a node, as `insert` takes them."""
+    """Return all attributes of a node, as `insert` takes them.
+
+    Args:
+        node: of any operator.
+    """
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 

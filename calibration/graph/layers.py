@@ -180,5 +180,10 @@ def _match_gemm(node: ir.Node, weight: Array) -> MatchedLinear | None:
 
 
 def is_one_per_feature(array: Array, features: int) -> bool:
-    """Return whether an array holds one number per output feature, not one per row."""
+    """Return whether an array holds one number per output feature, not one per row.
+
+    Args:
+        array: a bias, or factors, of any shape.
+        features: of the output.
+    """
     return array.ndim > 0 and array.size == array.shape[-1] == features

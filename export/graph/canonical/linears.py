@@ -197,7 +197,7 @@ def _fold_scale_above(softmax: ir.Node) -> bool:
     factor = 1.0
     for node in scalings:
         factor *= _read_factor(node) or 0.0
-        replace_node(node, _scaled_input(node))
+        replace_node(node, _find_scaled_input(node))
     _set_parameters(gemm, linear.weight * factor, linear.bias * factor)
     return True
 
@@ -211,7 +211,7 @@ def _strip(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
     while value is not None and (node := value.producer()) is not None and only_reader(value) is not None:
         if _read_factor(node) is not None:
             found.append(node)
-            value = _scaled_input(node)
+            value = _find_scaled_input(node)
         elif node.op_type in ("Reshape", "Transpose"):
             value = node.inputs[0]
         else:
@@ -230,7 +230,7 @@ def _read_factor(node: ir.Node) -> float | None:
     return found[0] if len(found) == 1 else None
 
 
-def _scaled_input(node: ir.Node) -> ir.Value:
+def _find_scaled_input(node: ir.Node) -> ir.Value:
     """The input of a scaling that is not the scalar."""
     (source,) = [value for value in node.inputs if value is not None and scalar(value) is None]
     return source

@@ -79,7 +79,7 @@ def _walk_to_input(conv: ir.Node) -> dict[ir.Node, Array | None]:
     while value is not None and (node := value.producer()) is not None:
         operand = None
         if node.op_type in ("Sub", "Div", "Mul", "Add"):
-            operand, value = _read_operand(node, channels), _computed_input(node)
+            operand, value = _read_operand(node, channels), _find_computed_input(node)
         elif node.op_type == "Cast" or len(permutation(node)) == 4:
             value = node.inputs[0]
             channels = permutation(node)[channels] if node.op_type == "Transpose" else channels
@@ -111,7 +111,7 @@ def _read_operand(node: ir.Node, channels: int) -> Array:
     return np.asarray(constants[0], np.float64).reshape(-1)
 
 
-def _computed_input(node: ir.Node) -> ir.Value:
+def _find_computed_input(node: ir.Node) -> ir.Value:
     (source,) = [value for value in node.inputs if value is not None and constant(value) is None]
     return source
 
@@ -159,9 +159,9 @@ def _read_raw(conv: ir.Node, chain: list[ir.Node], steps: list[ir.Node]) -> None
     readers = [use.node for node in chain for use in node.outputs[0].uses() if use.node not in inside]
     if all(reader.op_type == "Shape" for reader in readers):
         for node in steps:
-            replace_node(node, _computed_input(node))
+            replace_node(node, _find_computed_input(node))
         return
-    value = _computed_input(chain[0])
+    value = _find_computed_input(chain[0])
     for node in chain:
         if node not in steps:
             name, shape = f"{node.name}.raw", sizes(node.outputs[0])

@@ -1,4 +1,4 @@
-"""What a rewrite looked at and left alone is listed with the reason, and only when it is asked for."""
+"""Candidates that a rewrite left alone are listed with the reason, and only on demand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SCORES = "t = Transpose <perm = [0, 2, 1]> (x) s = MatMul(x, t)"
 
 
 def reasons(rewrite: Callable[[ir.Model], int], lines: str) -> list[str]:
-    """What a rewrite that changes nothing of a graph says about it, by node."""
+    """The reasons of a rewrite that changes nothing of a graph, by node."""
     model = build(lines, CONSTANTS, inputs="float[2, 3, 4] x", outputs="float[] y")
     with collect_skipped() as skipped:
         name_rewrite(rewrite.__name__)
