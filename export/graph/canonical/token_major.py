@@ -112,10 +112,7 @@ PIXELS = (0, 1, 3, 2, 4), (1, 3, 0, 2, 4)  # [N, down, patch, across, patch · 3
 def _turn(node: ir.Node, **attributes: int | list[int]) -> None:
     """Give the node other attributes, and its output the shape in the new order."""
     for name, value in attributes.items():
-        if isinstance(value, int):
-            node.attributes[name] = ir.AttrInt64(name, value)
-        else:
-            node.attributes[name] = ir.AttrInt64s(name, value)
+        node.attributes[name] = ir.convenience.convert_attribute(name, value)
     output = node.outputs[0]
     if (shape := sizes(output)) is not None and _is_by_image(output):
         output.shape = ir.Shape(_reorder_shape(shape, heads=_splits_heads(output)))
