@@ -18,7 +18,7 @@ from calibration.graph.edit import (
     insert,
     only_reader,
     replace,
-    shared_constant,
+    reuse_constant,
     sizes,
     stand_in,
     tidy,
@@ -261,7 +261,7 @@ class _PairWriter:
         rows = value
         if above is None or above.op_type != "Gelu":  # Gelu's largest magnitude is its largest value
             rows = insert(node, "Abs", [value], name=f"{name}.magnitude", shape=shape)
-        last = shared_constant(graph, "axis.last", np.array([-1], np.int64))
+        last = reuse_constant(graph, "axis.last", np.array([-1], np.int64))
         least = add_constant(graph, f"{name}.least_peak", np.array(floor, np.float32))
         peak = insert(node, "ReduceMax", [rows, last], name=f"{name}.row_max", shape=[None, 1], keepdims=1)
         peak = insert(node, "Max", [peak, least], name=f"{name}.peak", shape=[None, 1])

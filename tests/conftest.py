@@ -232,7 +232,7 @@ def pixels_for() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def canonical(raw_graphs: Mapping[str, ir.Model]) -> Mapping[str, ir.Model]:
     """The graphs after all rewrites, as calibration takes them; tests work on clones."""
-    from export.graph.canonical import canonicalize
+    from export.graph.canonicalize import canonicalize
 
     graphs = {name: graph.clone() for name, graph in raw_graphs.items()}
     for graph in graphs.values():

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from calibration.graph.edit import Array, GraphError, attribute, by_type, constant
+from calibration.graph.edit import (
+    Array,
+    GraphError,
+    attribute,
+    by_type,
+    constant,
+    input_constant,
+    only_reader,
+    producer,
+)
 
 LAYOUT = ("Reshape", "Transpose")  # operators that move numbers and change none
 
@@ -77,7 +87,7 @@ def find_layers(model: ir.Model) -> GraphLayers:
     """Find the linear layers and attention products of a graph.
 
     Args:
-        model: a graph in the form of `export.graph.canonical.canonicalize`.
+        model: a graph in the form of `export.graph.canonicalize.canonicalize`.
 
     Returns:
         the layers, with the weights that they have now: call it again after a change of weights.
@@ -108,18 +118,10 @@ def read_linear(node: ir.Node) -> Linear | None:
     Returns:
         None where the node is something else, or scales or transposes an operand.
     """
-    if node.op_type != "Gemm":
+    found = match_linear(node) if node.op_type == "Gemm" else None
+    if found is None or found.bias is None or not found.is_plain:
         return None
-    weight = constant(node.inputs[1])
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    # Any other shape of bias is one number for all features, or one per row.
-    if weight is None or bias is None or bias.shape != weight.shape[1:]:
-        return None
-    # A weight in another layout or scale than its array's would be quantized as it is not multiplied.
-    transposed = attribute(node, "transA", 0) or attribute(node, "transB", 0)
-    if transposed or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-        return None
-    return Linear(str(node.name), node, weight, bias)
+    return Linear(str(node.name), node, found.weight, found.bias)
 
 
 def expect_input(node: ir.Node, index: int) -> ir.Value:
@@ -132,3 +134,79 @@ def expect_input(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise GraphError(f"expected input {index} of node {node.name!r} ({node.op_type}), found none")
     return value
+
+
+# --- Linear layers, however they are written ---
+
+
+@dataclass(frozen=True)
+class MatchedLinear:
+    """A linear layer, x W + b.
+
+    Attributes:
+        product: the MatMul or the Gemm.
+        weight: float32 [in, out]; transB and alpha are applied.
+        bias: float32 [out]; beta is applied. None without a bias.
+        is_plain: true for a Gemm whose parameters are these arrays.
+    """
+
+    product: ir.Node
+    weight: Array
+    bias: Array | None
+    is_plain: bool = False
+
+
+def match_linear(last: ir.Node) -> MatchedLinear | None:
+    """Recognize the linear layer that ends in a node: MatMul, MatMul and Add, or Gemm.
+
+    Args:
+        last: any node.
+
+    Returns:
+        None where it ends no product with a constant matrix [in, out] on the right, or where it adds
+        something that is computed or differs between rows. For an Add, nothing else may read the product.
+    """
+    if last.op_type == "Add":
+        return _match_sum(last)
+    weight = input_constant(last, 1)
+    if last.op_type not in ("MatMul", "Gemm") or weight is None or weight.ndim != 2:
+        return None
+    return MatchedLinear(last, weight, None) if last.op_type == "MatMul" else _match_gemm(last, weight)
+
+
+def _match_sum(last: ir.Node) -> MatchedLinear | None:
+    computed = [value for value in last.inputs if value is not None and constant(value) is None]
+    product = producer(computed[0], "MatMul") if len(computed) == 1 else None
+    linear = None if product is None or only_reader(computed[0]) is not last else match_linear(product)
+    bias = next((array for value in last.inputs if (array := constant(value)) is not None), None)
+    if linear is None or bias is None or not is_per_channel(bias, linear.weight.shape[1]):
+        return None
+    return MatchedLinear(linear.product, linear.weight, bias.reshape(-1))
+
+
+def _match_gemm(node: ir.Node, weight: Array) -> MatchedLinear | None:
+    """Gemm is alpha · x W + beta · c (ONNX operators, Gemm); transB says that W is stored as [out, in]."""
+    alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+    matrix = weight.T if attribute(node, "transB", 0) else weight
+    bias, features = input_constant(node, 2), matrix.shape[1:]
+    added = node.inputs[2] if len(node.inputs) > 2 else None
+    # With transA rows are features; a computed summand is a residual, not a bias.
+    if attribute(node, "transA", 0) or (added is not None and bias is None):
+        return None
+    # Gemm broadcasts c to [rows, out]: one number and one per feature are biases, one per row is none.
+    if bias is not None and bias.size != 1 and not is_per_channel(bias, *features):
+        return None
+    if matrix is weight and alpha == beta == 1.0 and bias is not None and bias.shape == features:
+        return MatchedLinear(node, weight, bias, is_plain=True)
+    vector = None if bias is None else np.broadcast_to(bias.reshape(-1), features) * np.float32(beta)
+    return MatchedLinear(node, matrix if alpha == 1.0 else matrix * np.float32(alpha), vector)
+
+
+def is_per_channel(array: Array, features: int) -> bool:
+    """Return whether an array holds one number per output feature, not one per row.
+
+    Args:
+        array: a bias, or factors, of any shape.
+        features: of the output.
+    """
+    return array.ndim > 0 and array.size == array.shape[-1] == features

@@ -137,6 +137,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         help="layer to leave in float32; may be repeated; plan.json lists the names",
     )
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add("--verbose", action="store_true", help="also list the layers that each rewrite left alone, and why")
 
 
 def target_or_auto(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from export.command.arguments import add_arguments
 from export.command.checks import check_all, check_combinations, is_example
+from export.graph.skipped import collect_skipped
 from export.measure.environment import target_here
 from export.measure.inference import Progress
 from export.options import Options
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or door.out
     with step("looking at the model and the images"):
         images = check_all(options, door.known(), out)
-    with only_writer(out):
+    with only_writer(out), collect_skipped(arguments.verbose) as skipped:
         source = door.open()
         say_of(source, arguments.calibration, arguments.evaluate)
         from export.pipeline import export
@@ -45,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         results = export(source, out, options, progress, images, say=note)
     print(table(results, out))
+    if arguments.verbose:
+        print("\n".join(skipped.lines()))
     return DONE
 
 

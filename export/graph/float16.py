@@ -11,7 +11,6 @@ from calibration.graph.edit import (
     Array,
     GraphError,
     add_constant,
-    attribute,
     constant,
     graph_of,
     insert,
@@ -20,42 +19,36 @@ from calibration.graph.edit import (
     sizes,
     tidy,
 )
+from calibration.graph.layers import read_linear
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 # Operators that run in float16. LayerNormalization takes its statistics in float32 there (stash_type 1);
 # Softmax and whatever is not listed stay in float32.
-IN_HALF = frozenset(
-    {
-        "Gemm",
-        "MatMul",
-        "Conv",
-        "LayerNormalization",
-        "Gelu",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Tanh",
-        "Sigmoid",
-        "Relu",
-    }
-    | {"Reshape", "Transpose", "Concat", "Expand", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze"}
-)
-CENTER, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and near what weights are made for
+IN_HALF = frozenset({
+    "Gemm", "MatMul", "Conv", "LayerNormalization", "Gelu", "Add", "Sub", "Mul", "Div", "Tanh", "Sigmoid",
+    "Relu", "Reshape", "Transpose", "Concat", "Expand", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze",
+})  # fmt: skip
+CENTER, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and about as large as normalized pixels
 
 
 def to_float16(model: ir.Model) -> ir.Model:
-    """Weights and most operators in float16; pixels uint8 in, logits float32 out. `model` stays as it is.
+    """Return a copy with weights and most operators in float16; pixels uint8 in, logits float32 out.
 
-    In float32 stay Softmax, and the head with what follows it: that costs nothing and keeps near-ties of
-    classes apart.
+    Softmax, and the head with what follows it, stay in float32: that costs nothing and keeps classes with
+    nearly equal logits in their order.
+
+    Args:
+        model: a canonical float32 graph; it stays as it is.
+
+    Returns:
+        the copy, whose output `embedding`, if any, is float32 too.
 
     Raises:
         GraphError: when a weight is beyond float16's range.
     """
     half = model.clone()
     _center_pixels(half)
-    exact = _head_and_below(half)
+    exact = _find_head(half)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(half.graph):
         if node.op_type == "Cast":
@@ -63,11 +56,11 @@ def to_float16(model: ir.Model) -> ir.Model:
         wanted = HALF if node.op_type in IN_HALF and node not in exact else FLOAT
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (FLOAT, HALF) and value.dtype != wanted:
-                node.replace_input_with(index, _as(value, wanted, node, casts))
+                node.replace_input_with(index, _convert(value, wanted, node, casts))
         for output in node.outputs:
             if output.dtype == FLOAT:
                 output.type = ir.TensorType(wanted)  # a new one: the clone shares the old with its source
-    _embedding_in_float(half, casts)
+    _cast_embedding(half, casts)
     for output in half.graph.outputs:
         if output.dtype != FLOAT:
             raise GraphError(f"expected the logits in float32, found {output.name!r} in {output.dtype}")
@@ -76,15 +69,14 @@ def to_float16(model: ir.Model) -> ir.Model:
 
 
 def _center_pixels(model: ir.Model) -> None:
-    """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights for bytes are tiny and lose digits."""
+    """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights for bytes are small and lose digits."""
     for node in list(model.graph):
         source = node.inputs[0] if node.inputs else None
         if node.op_type != "Cast" or source is None or source.dtype != ir.DataType.UINT8:
             continue
         gemm, shape = only_reader(node.outputs[0]), sizes(node.outputs[0])
-        weight = constant(gemm.inputs[1]) if gemm is not None and gemm.op_type == "Gemm" else None
-        bias = constant(gemm.inputs[2]) if gemm is not None and len(gemm.inputs) > 2 else None
-        if gemm is None or weight is None or bias is None or attribute(gemm, "transB", 0):
+        linear = None if gemm is None else read_linear(gemm)
+        if gemm is None or linear is None:
             continue
         graph = graph_of(node)
         value = insert(node, "Cast", [source], name="pixels.half", shape=shape, dtype=HALF, to=HALF)
@@ -93,15 +85,15 @@ def _center_pixels(model: ir.Model) -> None:
             name = f"pixels.half.{op_type.lower()}"
             value = insert(node, op_type, [value, operand], name=name, shape=shape, dtype=HALF)
         replace(node.outputs[0], value)
-        shifted = bias + CENTER * weight.astype(np.float64).sum(axis=0)
-        centered = {"weight": weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
+        shifted = linear.bias + CENTER * linear.weight.astype(np.float64).sum(axis=0)
+        centered = {"weight": linear.weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
         for index, (part, array) in enumerate(centered.items(), start=1):
             gemm.replace_input_with(index, add_constant(graph, f"{gemm.name}.{part}.centered", array))
     tidy(model)
 
 
-def _head_and_below(model: ir.Model) -> set[ir.Node]:
-    """The last product and everything after it."""
+def _find_head(model: ir.Model) -> set[ir.Node]:
+    """Return the last product and everything after it."""
     found: set[ir.Node] = set()
     heads = [value for value in model.graph.outputs if value.name != "embedding"]
     queue = [value.producer() for value in heads]
@@ -114,8 +106,8 @@ def _head_and_below(model: ir.Model) -> set[ir.Node]:
     return found
 
 
-def _embedding_in_float(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
-    """Give out the embedding in float32: the Cast in front of the head, or one of its own without a head."""
+def _cast_embedding(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
+    """Make the embedding a float32 output: the Cast in front of the head, or a new one without a head."""
     for index, output in enumerate(half.graph.outputs):
         if output.name != "embedding" or output.dtype != HALF:
             continue
@@ -129,10 +121,10 @@ def _embedding_in_float(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataTy
         half.graph.outputs[index] = cast
 
 
-def _as(
+def _convert(
     value: ir.Value, dtype: ir.DataType, node: ir.Node, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
 ) -> ir.Value:
-    """The value in the other precision: a converted constant, or a Cast, one for all readers."""
+    """Return the value in the other precision: a converted constant, or a Cast, one for all readers."""
     if (value, dtype) not in casts:
         array = constant(value)
         if array is None:
@@ -140,13 +132,13 @@ def _as(
             cast = insert(node, "Cast", [value], name=name, shape=sizes(value), dtype=dtype, to=dtype)
             casts[value, dtype] = cast
         else:
-            converted = _half(array, str(value.name)) if dtype == HALF else array.astype(np.float32)
             name = str(value.name)
+            converted = _to_half(array, name) if dtype == HALF else array.astype(np.float32)
             casts[value, dtype] = add_constant(graph_of(node), name, converted)
     return casts[value, dtype]
 
 
-def _half(array: Array, name: str) -> Array:
+def _to_half(array: Array, name: str) -> Array:
     if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
         raise GraphError(
             f"expected weights within float16's range, found {np.abs(array).max():.3g} in {name!r}; "

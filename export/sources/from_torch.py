@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from calibration.graph.edit import Array
-from export.graph.canonical import canonicalize
+from export.graph.canonicalize import canonicalize
 from export.graph.float_model import INPUT, OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.source import Reference, Source
 from export.write_artifact import digest_of

@@ -30,7 +30,7 @@ from onnx_ir.passes.common import (
 from calibration.graph.edit import Array, GraphError, constant, rename, sizes
 from calibration.graph.layers import read_linear
 from calibration.graph.memory import open_graph_session
-from export.graph.exporters.canonicalize import canonicalize_onnx
+from export.graph.canonicalize import canonicalize_onnx
 from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.onnx_description import OnnxDescription, OnnxModelError, describe_onnx
 from export.sources.scores import remove_softmax

@@ -38,7 +38,7 @@ def write_vit(path: Path) -> Path:
     import onnx_ir as ir
     from onnx import helper
 
-    from export.graph.canonical import canonicalize
+    from export.graph.canonicalize import canonicalize
     from export.sources.from_torch import export_raw
     from runtime import Metadata, Preprocess
     from tests.support.small_models import lively

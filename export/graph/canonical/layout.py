@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
 
 import onnx_ir as ir
 
 from calibration.graph.edit import (
     attribute,
-    by_type,
     constant,
+    copy_attributes,
     graph_of,
+    input_constant,
     insert,
+    insert_reshape,
     permutation,
+    producer,
     replace,
+    replace_node,
+    reshape_target,
+    rewrite_each,
     shape_constant,
     sizes,
-    tidy,
 )
+from export.graph.skipped import skip
 
 ROW_WISE = ("LayerNormalization", "Gelu", "Tanh", "Erf", "Sigmoid", "Relu")
 
-
-def static_shape(value: ir.Value) -> list[int] | None:
-    """The shape as Reshape takes it, -1 for the one symbolic size; None when more than one is symbolic."""
-    known = sizes(value)
-    if known is None or known.count(None) > 1:
-        return None
-    return [-1 if size is None else size for size in known]
+# --- Constant shapes, no detours ---
 
 
 def make_shapes_static(model: ir.Model) -> int:
     """Reshape(x, computed shape) → Reshape(x, constant), wherever all sizes but the batch are known."""
-    changes = 0
-    for node in by_type(model, "Reshape"):
-        shape = static_shape(node.outputs[0])
-        already = constant(node.inputs[1])
-        if shape is None or (already is not None and already.tolist() == shape):
-            continue
-        node.replace_input_with(1, shape_constant(graph_of(node), shape))
-        node.attributes.pop("allowzero", None)
-        changes += 1
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Reshape": _make_shape_static})
+
+
+def _make_shape_static(node: ir.Node) -> bool:
+    shape, current = reshape_target(sizes(node.outputs[0])), input_constant(node, 1)
+    if current is not None and (shape is None or current.tolist() == shape):
+        return False
+    if shape is None:
+        return skip(node, "more than one size of its output is not known")
+    node.replace_input_with(1, shape_constant(graph_of(node), shape))
+    node.attributes.pop("allowzero", None)  # for a target with 0, which there is none of any more
+    return True
 
 
 def untangle_transposes(model: ir.Model) -> int:
@@ -53,76 +52,60 @@ def untangle_transposes(model: ir.Model) -> int:
     Reshape → Transpose(0, 2, 1) → Reshape around the last two axes of four becomes Transpose(0, 1, 3, 2);
     Transpose(Transpose(x)) becomes one Transpose.
     """
-    changes = 0
-    for node in by_type(model, "Reshape"):
-        middle = node.inputs[0].producer() if node.inputs[0] else None
-        if middle is None or permutation(middle) != (0, 2, 1) or middle.inputs[0] is None:
-            continue
-        first = middle.inputs[0].producer()
-        if not _is(first, "Reshape"):
-            continue
-        before, after = sizes(first.inputs[0]), sizes(node.outputs[0])
-        inner = sizes(first.outputs[0])
-        if before is None or after is None or inner is None or len(before) != 4 or len(after) != 4:
-            continue
-        if inner[1:] != before[2:] or before[:2] != after[:2] or before[2:] != after[:1:-1]:
-            continue
-        swapped = insert(
-            node, "Transpose", [first.inputs[0]], name=f"{node.name}.swapped", shape=after, perm=[0, 1, 3, 2]
-        )
-        replace(node.outputs[0], swapped)
-        changes += 1
-    changes += _merge_transposes(model)
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Reshape": _shorten_detour, "Transpose": _merge_transposes})
 
 
-def _merge_transposes(model: ir.Model) -> int:
-    changes = 0
-    for node in by_type(model, "Transpose"):
-        first = node.inputs[0].producer() if node.inputs[0] else None
-        if not _is(first, "Transpose"):
-            continue
-        inner, outer = permutation(first), permutation(node)
-        if len(inner) != len(outer):
-            continue  # a rank that is not known
-        merged = insert(
-            node,
-            "Transpose",
-            [first.inputs[0]],
-            name=f"{node.name}.merged",
-            shape=sizes(node.outputs[0]),
-            perm=[inner[axis] for axis in outer],
-        )
-        replace(node.outputs[0], merged)
-        graph_of(node).remove(node, safe=True)
-        changes += 1
-    return changes
+def _shorten_detour(node: ir.Node) -> bool:
+    """[N, H, a, b] → [N · H, a, b] → [N · H, b, a] → [N, H, b, a]: one swap of the last two axes."""
+    swap = producer(node.inputs[0], "Transpose")
+    merge = producer(swap.inputs[0], "Reshape") if swap is not None else None
+    if merge is None or permutation(swap) != (0, 2, 1):
+        return False
+    start, merged, end = sizes(merge.inputs[0]), sizes(merge.outputs[0]), sizes(node.outputs[0])
+    if start is None or merged is None or end is None or len(start) != 4 or len(end) != 4:
+        return False
+    batch, matrix = start[:2], start[2:]
+    if merged[1:] != matrix or end != [*batch, *reversed(matrix)]:
+        return skip(node, "the two Reshapes around the Transpose do not merge and restore the same axes")
+    name, source = f"{node.name}.swapped", merge.inputs[0]
+    replace(node.outputs[0], insert(node, "Transpose", [source], name=name, shape=end, perm=[0, 1, 3, 2]))
+    return True
+
+
+def _merge_transposes(node: ir.Node) -> bool:
+    first = producer(node.inputs[0], "Transpose")
+    if first is None:
+        return False
+    inner, outer = permutation(first), permutation(node)
+    if len(inner) != len(outer):
+        return skip(node, "the rank of a Transpose is not known")
+    name, shape = f"{node.name}.merged", sizes(node.outputs[0])
+    perm = [inner[axis] for axis in outer]
+    replace_node(node, insert(node, "Transpose", [first.inputs[0]], name=name, shape=shape, perm=perm))
+    return True
+
+
+# --- Tokens as rows of a matrix ---
 
 
 def keep_tokens_as_rows(model: ir.Model) -> int:
     """Move Reshapes until the token stream is one matrix `[batch · tokens, width]` from linear to linear.
 
-    Row-wise operators (LayerNormalization, Gelu, the residual Add) do not care how rows are grouped. With the
-    matrix form, every linear is a Gemm that ONNX Runtime can run in integers, and its SkipLayerNormalization
-    fusion, slower than the two operators it replaces, does not match.
+    Row-wise operators (LayerNormalization, Gelu, the residual Add) do not depend on how rows are grouped.
+    With the matrix form, every linear is a Gemm that ONNX Runtime can run in integers, and its
+    SkipLayerNormalization fusion, slower than the two operators it replaces, does not match.
     """
+    rules = {"Reshape": _merge_reshape, " ".join(ROW_WISE): _sink_below_row_wise, "Add": _sink_below_add}
     total = 0
-    while changes := _merge_reshapes(model) + _sink_below_row_wise(model) + _sink_below_add(model):
+    while changes := rewrite_each(model, rules):
         total += changes
-        tidy(model)
     return total
 
 
-def _is(node: ir.Node | None, op_type: str) -> TypeGuard[ir.Node]:
-    return node is not None and node.op_type == op_type
-
-
-def _rows(value: ir.Value | None) -> ir.Value | None:
+def _find_rows(value: ir.Value | None) -> ir.Value | None:
     """The matrix `[rows, width]` that a Reshape only regrouped into `value`, or None."""
-    node = value.producer() if value is not None else None
-    if value is None or not _is(node, "Reshape"):
+    node = producer(value, "Reshape")
+    if node is None:
         return None
     source, inner, outer = node.inputs[0], sizes(node.inputs[0]), sizes(value)
     if inner is None or outer is None or len(inner) != 2 or len(outer) < 3 or inner[1] != outer[-1]:
@@ -130,98 +113,85 @@ def _rows(value: ir.Value | None) -> ir.Value | None:
     return source
 
 
-def _merge_reshapes(model: ir.Model) -> int:
+def _merge_reshape(node: ir.Node) -> bool:
     """Reshape(Reshape(x)) → Reshape(x); a Reshape to the shape that is there already → nothing."""
-    changes = 0
-    for node in by_type(model, "Reshape"):
-        value = node.inputs[0]
-        shape = constant(node.inputs[1])
-        if value is None or shape is None or (shape == 0).any():
-            continue
-        first, current = value.producer(), sizes(value)
-        if first is not None and _is(first, "Reshape") and constant(first.inputs[1]) is not None:
-            node.replace_input_with(0, first.inputs[0])
-            changes += 1
-        elif current is not None and len(current) == len(shape) and _same(current, shape.tolist()):
-            replace(node.outputs[0], value)
-            graph_of(node).remove(node, safe=True)
-            changes += 1
-    return changes
+    value, shape = node.inputs[0], input_constant(node, 1)
+    if value is None or shape is None or (shape == 0).any():  # 0 takes the size of the input
+        return False
+    first, current = producer(value, "Reshape"), sizes(value)
+    if first is not None and constant(first.inputs[1]) is not None:
+        node.replace_input_with(0, first.inputs[0])
+        return True
+    if current is not None and _is_same(current, shape.tolist()):
+        replace_node(node, value)
+        return True
+    return False
 
 
-def _same(current: list[int | None], target: list[int]) -> bool:
+def _is_same(current: list[int | None], target: list[int]) -> bool:
     """Return whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
+    if len(current) != len(target):
+        return False
     differing = [(have, want) for have, want in zip(current, target, strict=True) if have != want]
     return not differing or (len(differing) == 1 and differing[0][1] == -1)
 
 
-def _sink_below_row_wise(model: ir.Model) -> int:
+def _sink_below_row_wise(node: ir.Node) -> bool:
     """f(Reshape(x)) → Reshape(f(x)) for row-wise f, and the same where all readers flatten f's output."""
-    changes = 0
-    for node in by_type(model, *ROW_WISE):
-        source, output = node.inputs[0], node.outputs[0]
-        shape = sizes(output)
-        if source is None or shape is None or len(shape) < 3 or shape[-1] is None:
-            continue
-        if node.op_type == "LayerNormalization" and attribute(node, "axis", -1) not in (-1, len(shape) - 1):
-            continue
-        rows = _rows(source)
-        if rows is None and not all(_is(use.node, "Reshape") for use in output.uses()):
-            continue
-        target = static_shape(output)
-        if target is None:
-            continue
-        if rows is None:
-            rows = _as_rows(node, source)
-        attributes = {name: attr.value for name, attr in node.attributes.items() if name != "axis"}
-        if node.op_type == "LayerNormalization":
-            attributes["axis"] = -1
-        name, node.name = str(node.name), f"{node.name}.before"
-        flat = insert(
-            node,
-            node.op_type,
-            [rows, *node.inputs[1:]],
-            name=name,
-            shape=sizes(rows),
-            **attributes,
-        )
-        _regroup(node, flat, target)
-        changes += 1
-    return changes
+    source, output = node.inputs[0], node.outputs[0]
+    shape = sizes(output)
+    if source is None or shape is None or len(shape) < 3 or shape[-1] is None:
+        return False
+    is_norm = node.op_type == "LayerNormalization"
+    if is_norm and attribute(node, "axis", -1) not in (-1, len(shape) - 1):
+        return skip(node, "it normalizes over more than the last axis")
+    rows, target = _find_rows(source), reshape_target(shape)
+    readers = {use.node.op_type for use in output.uses()}
+    if rows is None and readers - {"Reshape"}:
+        if "Reshape" in readers or producer(source, "Reshape") is not None:
+            skip(node, "its input is no matrix that was regrouped, and not all that reads it makes one")
+        return False
+    if target is None:
+        return skip(node, "more than one size of its output is not known")
+    if rows is None:
+        rows = _insert_rows(node, source)
+    attributes = copy_attributes(node)
+    if is_norm:  # the axes are counted from the front, and there are fewer now
+        attributes.pop("axis", None)
+        attributes["axis"] = -1
+    name, node.name = str(node.name), f"{node.name}.before"
+    inputs = [rows, *node.inputs[1:]]
+    flat = insert(node, node.op_type, inputs, name=name, shape=sizes(rows), **attributes)
+    _regroup(node, flat, target)
+    return True
 
 
-def _sink_below_add(model: ir.Model) -> int:
+def _sink_below_add(node: ir.Node) -> bool:
     """Add(Reshape(x), y) → Reshape(Add(x, rows of y)), for the residual connections."""
-    changes = 0
-    for node in by_type(model, "Add"):
-        left, right = node.inputs
-        target = static_shape(node.outputs[0])
-        if left is None or right is None or target is None or sizes(left) != sizes(right) or len(target) < 3:
-            continue
-        if _rows(left) is None and _rows(right) is None:
-            continue
-        both = [_rows(value) or _as_rows(node, value) for value in (left, right)]
-        total = insert(node, "Add", both, name=f"{node.name}.rows", shape=sizes(both[0]))
-        _regroup(node, total, target)
-        changes += 1
-    return changes
+    left, right = node.inputs
+    target = reshape_target(sizes(node.outputs[0]))
+    # A sum that broadcasts, with a position embedding for example, needs the tokens of one image.
+    if left is None or right is None or target is None or sizes(left) != sizes(right) or len(target) < 3:
+        return False
+    if _find_rows(left) is None and _find_rows(right) is None:
+        if producer(left, "Reshape") is not None or producer(right, "Reshape") is not None:
+            skip(node, "neither of its inputs is a matrix of rows that was regrouped")
+        return False
+    rows = [_find_rows(value) or _insert_rows(node, value) for value in (left, right)]
+    total = insert(node, "Add", rows, name=f"{node.name}.rows", shape=sizes(rows[0]))
+    _regroup(node, total, target)
+    return True
 
 
-def _as_rows(node: ir.Node, value: ir.Value) -> ir.Value:
-    shape = sizes(value)
-    assert shape is not None  # both callers have looked
-    assert shape[-1] is not None
-    outer = shape[:-1]
+def _insert_rows(node: ir.Node, value: ir.Value) -> ir.Value:
+    """Insert the Reshape to `[rows, width]`, whose width is known."""
+    *outer, width = sizes(value) or [None]
     rows = None if None in outer else math.prod(size for size in outer if size is not None)
-    target = shape_constant(graph_of(node), [-1, shape[-1]])
-    return insert(node, "Reshape", [value, target], name=f"{value.name}.as_rows", shape=[rows, shape[-1]])
+    name = f"{value.name}.as_rows"
+    return insert_reshape(node, value, [-1, width or 0], name=name, shape=[rows, width])
 
 
 def _regroup(node: ir.Node, rows: ir.Value, target: list[int]) -> None:
     """Put Reshape(rows) in the place of the node's output, and remove the node."""
-    shape = shape_constant(graph_of(node), target)
-    regrouped = insert(
-        node, "Reshape", [rows, shape], name=f"{node.name}.grouped", shape=sizes(node.outputs[0])
-    )
-    replace(node.outputs[0], regrouped)
-    graph_of(node).remove(node, safe=True)
+    shape, name = sizes(node.outputs[0]), f"{node.name}.grouped"
+    replace_node(node, insert_reshape(node, rows, target, name=name, shape=shape))

@@ -1,6 +1,8 @@
-"""Linear layers: named after the model's own modules, and each one Gemm on a matrix."""
+"""Linear layers: each is named after its module, one Gemm on a matrix, the scales around it folded in."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -9,21 +11,25 @@ from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
 from calibration.graph.edit import (
     Array,
     add_constant,
-    attribute,
     by_type,
     constant,
     graph_of,
+    input_constant,
     insert,
+    insert_reshape,
     only_reader,
+    producer,
     replace,
+    replace_node,
+    reshape_target,
+    rewrite_each,
     scalar,
-    shape_constant,
     sizes,
-    tidy,
 )
-from export.graph.canonical.layout import static_shape
+from calibration.graph.layers import is_per_channel, match_linear, read_linear
+from export.graph.skipped import skip
 
-# --- Linear layers: named after the model's own modules, and each one Gemm on a matrix ---
+# --- Names ---
 
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's exporter writes there which module a node came from
@@ -33,13 +39,13 @@ def name_products(model: ir.Model) -> int:
     """Name each product and LayerNormalization after its module: blocks.3.mlp.fc2, blocks.3.attention.mix.
 
     From torch's own metadata where it is there, else from the weight's, the bias's or the node's name.
-    Plans, reports and errors speak in these names.
+    Plans, reports and errors use these names.
     """
     taken: set[str] = set()
     named = 0
     for node in by_type(model, "MatMul", "Gemm", "Conv", "LayerNormalization"):
-        is_linear = any(constant(value) is not None for value in node.inputs[:2])
-        name = _module_name(node) if is_linear else f"{_module_name(node)}.{_role(node)}"
+        has_weight = any(constant(value) is not None for value in node.inputs[:2])
+        name = _find_module_name(node) if has_weight else f"{_find_module_name(node)}.{_find_role(node)}"
         unique, count = name, 1
         while unique in taken:
             count += 1
@@ -50,8 +56,9 @@ def name_products(model: ir.Model) -> int:
     return named
 
 
-def _module_name(node: ir.Node) -> str:
+def _find_module_name(node: ir.Node) -> str:
     if scopes := node.metadata_props.get(SCOPES):
+        # The modules from the model down to the node, the last one for the node itself.
         modules = [scope.strip(" '\"") for scope in scopes.strip("[]").split(",")]
         if len(modules) >= 2 and modules[-2]:
             return modules[-2]
@@ -61,29 +68,33 @@ def _module_name(node: ir.Node) -> str:
     for value in parameters:
         if value is not None and value.name and value.name.endswith((".weight", ".bias")):
             return value.name.rsplit(".", 1)[0]
+    # torch's older exporter names nodes like paths: /blocks.3/mlp/fc2/MatMul
     return (node.name or "linear").strip("/").removesuffix("/MatMul").removesuffix("/Gemm").replace("/", ".")
 
 
-def _role(product: ir.Node) -> str:
+def _find_role(product: ir.Node) -> str:
     """Which of attention's two products this is: the mix reads a Softmax, the scores are read by one."""
-    above = product.inputs[0].producer() if product.inputs[0] is not None else None
-    return "mix" if above is not None and above.op_type == "Softmax" else "scores"
+    return "scores" if producer(product.inputs[0], "Softmax") is None else "mix"
 
 
 def name_parameters(model: ir.Model) -> int:
     """Name the weight and the bias of each Gemm after it, so that files can be compared by eye."""
     named = 0
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodesPass()(model)  # whose names are free then
     taken = {output.name for node in model.graph for output in node.outputs} | set(model.graph.initializers)
     for node in by_type(model, "Gemm"):
         for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
             name = f"{node.name}.{part}"
+            # A parameter that two layers share has no one name.
             alone = value is not None and len(value.uses()) == 1 and value.is_initializer()
             if value is not None and alone and name not in taken:
                 value.name = name
                 taken.add(name)
                 named += 1
     return named
+
+
+# --- One Gemm per linear layer ---
 
 
 def linears_to_gemm(model: ir.Model) -> int:
@@ -94,97 +105,54 @@ def linears_to_gemm(model: ir.Model) -> int:
     ONNX Runtime runs a quantized Gemm with an int32 bias in one integer kernel (QGemm); a MatMul and an Add
     end, for some shapes, as a float product.
     """
-    changes = sum(_matmul_to_gemm(node) for node in by_type(model, "MatMul"))
-    changes += sum(_plain_gemm(node) for node in by_type(model, "Gemm"))
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"MatMul": _replace_matmul, "Gemm": _normalize_gemm})
 
 
-def _matmul_to_gemm(node: ir.Node) -> bool:
-    source, weight = node.inputs[0], constant(node.inputs[1])
-    if source is None or weight is None or weight.ndim != 2:
+def _replace_matmul(node: ir.Node) -> bool:
+    weight, last = input_constant(node, 1), node
+    linear = match_linear(node)
+    if linear is None:
+        if weight is not None:
+            skip(node, f"its weight has {weight.ndim} axes, a linear layer's has 2")
         return False
-    last, bias = node, np.zeros(weight.shape[1], np.float32)
     reader = only_reader(node.outputs[0])
-    if reader is not None and reader.op_type == "Add":
-        found = [constant(value) for value in reader.inputs if value is not node.outputs[0]]
-        if found and found[0] is not None and is_one_per_feature(found[0], weight.shape[1]):
-            last, bias = reader, found[0].reshape(-1)
-    target = static_shape(last.outputs[0])
+    if reader is not None and (whole := match_linear(reader)) is not None and whole.product is node:
+        last, linear = reader, whole
+    target = reshape_target(sizes(last.outputs[0]))
     if target is None:
-        return False
-    graph, name = graph_of(node), str(node.name)
-    inputs = [node.inputs[1], add_constant(graph, f"{name}.bias", bias)]
-    rows = insert(
-        last,
-        "Reshape",
-        [source, shape_constant(graph, [-1, weight.shape[0]])],
-        name=f"{name}.rows",
-        shape=[None, weight.shape[0]],
-    )
-    node.name = f"{name}.matmul"
-    product = insert(last, "Gemm", [rows, *inputs], name=name, shape=[None, weight.shape[1]])
-    grouped = insert(
-        last,
-        "Reshape",
-        [product, shape_constant(graph, target)],
-        name=f"{name}.grouped",
-        shape=sizes(last.outputs[0]),
-    )
-    replace(last.outputs[0], grouped)
+        return skip(node, "more than one size of its output is not known, so that no Reshape can restore it")
+    (rows, features), name = linear.weight.shape, str(node.name)
+    bias = np.zeros(features, np.float32) if linear.bias is None else linear.bias
+    parameters = [node.inputs[1], add_constant(graph_of(node), f"{name}.bias", bias)]
+    matrix = insert_reshape(last, node.inputs[0], [-1, rows], name=f"{name}.rows", shape=[None, rows])
+    node.name = f"{name}.matmul"  # which stays until `tidy`, and leaves its name to the Gemm
+    product = insert(last, "Gemm", [matrix, *parameters], name=name, shape=[None, features])
+    shape = sizes(last.outputs[0])
+    replace(last.outputs[0], insert_reshape(last, product, target, name=f"{name}.grouped", shape=shape))
     return True
 
 
-def _plain_gemm(node: ir.Node) -> bool:
+def _normalize_gemm(node: ir.Node) -> bool:
     """Fold transB, alpha and beta into the weight and the bias; give the Gemm a bias if it has none."""
-    weight = constant(node.inputs[1])
-    if weight is None or attribute(node, "transA", 0):
+    linear = match_linear(node)
+    if linear is None:
+        if input_constant(node, 1) is not None:
+            skip(node, "transA is set, or what it adds is computed or differs between rows")
         return False
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    matrix = weight.T if attribute(node, "transB", 0) else weight
-    plain = not attribute(node, "transB", 0) and attribute(node, "alpha", 1.0) == 1.0
-    if plain and attribute(node, "beta", 1.0) == 1.0 and bias is not None and bias.shape == matrix.shape[1:]:
-        return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-        return False
-    if bias is not None and bias.size != 1 and not is_one_per_feature(bias, matrix.shape[1]):
-        return False
-    vector = np.zeros(matrix.shape[1], np.float32)
-    if bias is not None:
-        vector = np.broadcast_to(bias.reshape(-1), vector.shape) * np.float32(attribute(node, "beta", 1.0))
-    set_linear(node, matrix * np.float32(attribute(node, "alpha", 1.0)), vector)
-    return True
+    if not linear.is_plain:
+        no_bias = np.zeros(linear.weight.shape[1], np.float32)
+        _set_parameters(node, linear.weight, no_bias if linear.bias is None else linear.bias)
+    return not linear.is_plain
 
 
-def is_one_per_feature(array: Array, features: int) -> bool:
-    """Return whether an array holds one number per output channel, not one per row."""
-    return array.ndim > 0 and array.size == array.shape[-1] == features
-
-
-def set_linear(node: ir.Node, weight: Array, bias: Array) -> None:
-    """Give a Gemm new parameters, `[in, out]` and `[out]`; the old ones stay for who else reads them."""
-    graph, name = graph_of(node), str(node.name)
-    parameters = {
-        "weight": np.asarray(weight, np.float32),
-        "bias": np.asarray(bias, np.float32),
-    }
-    values = [add_constant(graph, f"{name}.{part}", array) for part, array in parameters.items()]
+def _set_parameters(node: ir.Node, weight: Array, bias: Array) -> None:
+    """Give a Gemm new parameters, `[in, out]` and `[out]`; other readers keep the old ones."""
     node.resize_inputs(3)
-    for index, value in enumerate(values, start=1):
+    for index, (part, array) in enumerate((("weight", weight), ("bias", bias)), start=1):
+        value = add_constant(graph_of(node), f"{node.name}.{part}", np.asarray(array, np.float32))
         node.replace_input_with(index, value)
     for name in ("transB", "alpha", "beta"):
         node.attributes.pop(name, None)
-
-
-def gemm_parameters(node: ir.Node) -> tuple[Array, Array] | None:
-    """`(weight [in, out], bias [out])` of a plain Gemm with constant parameters, or None."""
-    if node.op_type != "Gemm" or attribute(node, "transB", 0) or attribute(node, "transA", 0):
-        return None
-    weight, bias = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if weight is None or bias is None or bias.shape != weight.shape[1:]:
-        return None
-    return weight, bias
 
 
 # --- Attention: the scale 1 / √d moves into the query's weights ---
@@ -193,42 +161,57 @@ def gemm_parameters(node: ir.Node) -> tuple[Array, Array] | None:
 def fold_attention_scale(model: ir.Model) -> int:
     """softmax(c · (a q)(b k)ᵀ) → softmax(q' kᵀ) with q' = a b c q, folded into the query's Gemm.
 
-    Exporters write the scale in front of the product, behind it, or half of it on each side.
+    With q = x W + v the new query is x (a b c W) + a b c v. The scale of attention, 1 / √d, is equation 1 of
+    arXiv 1706.03762; exporters write it in front of the product, behind it, or half of it on each side.
     """
-    changes = 0
-    for softmax in by_type(model, "Softmax"):
-        behind, scores = _strip(softmax.inputs[0])
-        product = scores.producer() if scores is not None else None
-        if product is None or product.op_type != "MatMul" or only_reader(product.outputs[0]) is None:
-            continue
-        before_q, query = _strip(product.inputs[0])
-        before_k, _ = _strip(product.inputs[1])
-        scales = behind + before_q + before_k
-        # What else reads the query must not see it scaled.
-        gemm = query.producer() if query is not None and only_reader(query) is not None else None
-        if not scales or gemm is None or gemm_parameters(gemm) is None:
-            continue
-        factor = 1.0
-        for node in scales:
-            factor *= _factor(node)  # type: ignore[operator]  # _strip took no other
-            replace(node.outputs[0], _source(node))
-            graph_of(node).remove(node, safe=True)
-        parameters = gemm_parameters(gemm)
-        assert parameters is not None  # looked at above
-        set_linear(gemm, parameters[0] * factor, parameters[1] * factor)
-        changes += 1
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Softmax": _fold_scale_above})
+
+
+def _fold_scale_above(softmax: ir.Node) -> bool:
+    behind, scores = _strip(softmax.inputs[0])
+    product, above = producer(scores, "MatMul"), producer(scores, "Add", "Mul", "Div")
+    if product is None or only_reader(product.outputs[0]) is None:
+        if (
+            above is not None
+            and above.op_type != "Add"
+            and any(constant(each) is not None for each in above.inputs)
+        ):
+            skip(softmax, "the scale of its scores is not one number: it differs per head, or is zero")
+        elif above is not None and above.op_type == "Add" and any(_strip(each)[0] for each in above.inputs):
+            skip(softmax, "a mask or a position bias is added between the scale and the softmax")
+        elif behind:
+            skip(softmax, "what is scaled is no product of query and key alone, or something else reads it")
+        return False
+    before_query, query = _strip(product.inputs[0])
+    before_key, _ = _strip(product.inputs[1])
+    scalings = behind + before_query + before_key
+    if not scalings:
+        return False
+    gemm = producer(query, "Gemm")
+    linear = None if gemm is None else read_linear(gemm)
+    if gemm is None or linear is None:
+        return skip(softmax, "its query is not computed by a linear layer alone")
+    # What else reads the query must not read it scaled.
+    if query is None or only_reader(query) is None:
+        return skip(softmax, "something else reads the query")
+    factor = 1.0
+    for node in scalings:
+        factor *= _read_factor(node) or 0.0
+        replace_node(node, _find_scaled_input(node))
+    _set_parameters(gemm, linear.weight * factor, linear.bias * factor)
+    return True
 
 
 def _strip(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
-    """Walk up through scalings and changes of layout: the scalings, and the first value that is neither."""
+    """Walk up through scalings and changes of layout: the scalings, and the first value that is neither.
+
+    The walk ends where something else reads a value, which would read it without the scale.
+    """
     found: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None and only_reader(value) is not None:
-        if _factor(node) is not None:
+        if _read_factor(node) is not None:
             found.append(node)
-            value = _source(node)
+            value = _find_scaled_input(node)
         elif node.op_type in ("Reshape", "Transpose"):
             value = node.inputs[0]
         else:
@@ -236,7 +219,7 @@ def _strip(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
     return found, value
 
 
-def _factor(node: ir.Node) -> float | None:
+def _read_factor(node: ir.Node) -> float | None:
     """The scalar that a Mul or Div applies, or None for any other node."""
     if node.op_type == "Div":
         divisor = scalar(node.inputs[1])
@@ -247,7 +230,7 @@ def _factor(node: ir.Node) -> float | None:
     return found[0] if len(found) == 1 else None
 
 
-def _source(node: ir.Node) -> ir.Value:
+def _find_scaled_input(node: ir.Node) -> ir.Value:
     """The input of a scaling that is not the scalar."""
     (source,) = [value for value in node.inputs if value is not None and scalar(value) is None]
     return source
@@ -257,37 +240,39 @@ def _source(node: ir.Node) -> ir.Value:
 
 
 def fold_layer_scale(model: ir.Model) -> int:
-    """(x W + b) · g → x (W g) + b g, for a constant g of one factor a feature (arXiv 2103.17239).
+    """(x W + b) · g → x (W g) + b g, for a constant g of one factor per feature (arXiv 2103.17239).
 
-    A float product with all tokens less, and nothing that keeps their rows from passing through the
-    residual; weights with a scale for each output feature round as before.
+    One float product with all tokens less, and nothing that keeps their rows from passing through the
+    residual; weights with one scale per output feature round as before.
     """
-    changes = 0
-    for node in by_type(model, "Mul"):
-        for product, other in (node.inputs, node.inputs[::-1]):
-            gemm, factors = _gemm_above(product), constant(other)
-            parameters = gemm_parameters(gemm) if gemm is not None else None
-            if gemm is None or product is None or factors is None or parameters is None:
-                continue
-            weight, bias = parameters
-            if is_one_per_feature(factors, len(bias)) and factors.ndim <= len(sizes(product) or ()):
-                set_linear(gemm, weight * factors.reshape(-1), bias * factors.reshape(-1))
-                replace(node.outputs[0], product)
-                graph_of(node).remove(node, safe=True)
-                changes += 1
-                break
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Mul": _fold_factors})
 
 
-def _gemm_above(value: ir.Value | None) -> ir.Node | None:
-    """The Gemm that made a value which nothing else reads, directly or through a Reshape of its rows."""
-    if value is None or only_reader(value) is None:
-        return None
-    node = value.producer()
-    if node is None or node.op_type != "Reshape":
-        return node
-    rows, grouped = sizes(node.inputs[0]), sizes(value)
-    same_features = rows is not None and grouped is not None and rows[-1] == grouped[-1] is not None
-    return _gemm_above(node.inputs[0]) if same_features else None
+def _fold_factors(node: ir.Node) -> bool:
+    for product, factors in ((a, constant(b)) for a, b in (node.inputs, node.inputs[::-1])):
+        gemm = next((each for each in _walk_up_rows(product) if each.op_type == "Gemm"), None)
+        linear = None if gemm is None or factors is None else read_linear(gemm)
+        if gemm is None or linear is None or product is None or factors is None:
+            continue
+        # With more axes than the product, the factors would add axes to it.
+        if not is_per_channel(factors, len(linear.bias)) or factors.ndim > len(sizes(product) or ()):
+            return skip(node, "its factors are not one per output feature of the linear layer above it")
+        if any(only_reader(each.outputs[0]) is None for each in _walk_up_rows(product)):
+            return skip(node, "something else reads the linear layer above it")
+        scales = factors.reshape(-1)
+        _set_parameters(gemm, linear.weight * scales, linear.bias * scales)
+        replace_node(node, product)
+        return True
+    return False
+
+
+def _walk_up_rows(value: ir.Value | None) -> Iterator[ir.Node]:
+    """Yield the Reshapes above that regroup rows and keep their features, and the node above those."""
+    while (node := producer(value)) is not None:
+        yield node
+        rows, grouped = sizes(node.inputs[0]), sizes(value)
+        if node.op_type != "Reshape" or rows is None or grouped is None:
+            return
+        if rows[-1] is None or rows[-1] != grouped[-1]:
+            return
+        value = node.inputs[0]

@@ -1,14 +1,11 @@
-"""Rewrites in front of the canonical passes, for graphs of other exporters.
+"""Rewrites for graphs of other exporters, before the canonical ones.
 
-In reading order:
+`export/graph/canonicalize.py` runs them and has their order. In reading order:
 
-    freeze      computed shapes become constants
-    simplify    operators that do nothing, or the same as a plainer one
-    fuse        GELU and LayerNorm as one node each
-    selections  the parts of a value that Split, Slice and Gather take
-    qkv         one linear layer for query, key and value becomes three
-    places      where the batch lies in each value
-    batch_rules, batch_layout  how operators move it, as tables of rules
-    batch       one fixed batch becomes any batch
-    raw_pixels  normalization in front of the model
+- freeze.py: one fixed batch, computed shapes become constants
+- simplify.py: operators that do nothing, or the same as a plainer one
+- fuse.py: GELU and LayerNorm as one node each
+- qkv.py: one linear layer for query, key and value becomes three
+- batch_rules.py: where the batch axis goes in operators that compute, as a table of rules
+- batch.py: the same for operators that move values; the fixed batch becomes any batch
 """

@@ -1,6 +1,19 @@
-"""Where the batch goes in operators that compute: a table of operators, rule and formula.
+"""Where the batch lies behind each operator that computes: the state of the analysis, and a table of rules.
 
-In the formulas n is the index of an image, and c whatever is the same for every image.
+A graph that was exported for 2 images contains this 2 in shapes, Reshape targets, masks and class tokens.
+The analysis walks from the input down and notes for each value in which axis the images lie; a rule per
+operator says how its output follows from its inputs. With 17 tokens of width 48:
+
+    [2, 17, 48]                           axis 0
+    Transpose(1, 0, 2) → [17, 2, 48]      axis 1
+    Reshape → [34, 48]                    axis 0, with 17 tokens in front of the next image
+    [2, 17, 48] → Reshape → [17, 96]      an error: no axis holds whole images
+
+A value that is not noted is the same for every image. Where a constant repeats one image's part for each of
+the two, the rule takes one part, which broadcasts. `batch.py` has the rules for operators that move values,
+and runs all of them.
+
+In the formulas of the tables n is the index of an image, and c whatever is the same for every image.
 """
 
 from __future__ import annotations
@@ -18,110 +31,117 @@ from calibration.graph.edit import (
     attribute,
     constant,
     graph_of,
+    input_constant,
     insert,
+    insert_reshape,
     replace,
-    shape_constant,
 )
 
-# --- Where the batch lies in each value of a graph, while a graph for one batch becomes one for any bat---
+# --- The state of the analysis ---
 
 
 SYMBOL = "batch"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the batch lies in a shape: in which axis, and after how many steps of what shares that axis.
+class BatchAxis:
+    """Where the images lie in a shape.
 
-    In `[tokens, N, width]` it is axis 1 with 1 before, in `[tokens · N, width]` axis 0 with `tokens`.
+    Attributes:
+        axis: the axis that holds them.
+        before: positions of something else in front of the images in that axis: 1 in `[tokens, N, width]`
+            with axis 1, `tokens` in `[tokens · N, width]` with axis 0.
     """
 
     axis: int
     before: int = 1
 
 
-class Walk:
-    """State of a walk from the input: the place of the batch in each value. All shapes are static.
+class BatchWalk:
+    """State of the walk from the input down. All shapes are static.
 
     Attributes:
         pixels: the graph's input.
         size: the number of images that the graph was fixed to.
-        places: the place of each value that holds the batch; the others are the same for every image.
-        changes: how many places of the graph were changed so far.
+        axes: where each value holds the images; values that are not in it are the same for every image.
+        changes: the number of places of the graph that were changed so far.
     """
 
     def __init__(self, model: ir.Model) -> None:
         (self.pixels,) = model.graph.inputs
         self.size = shape_of(self.pixels)[0]
-        self.places: dict[ir.Value, Place] = {self.pixels: Place(0)}
+        self.axes: dict[ir.Value, BatchAxis] = {self.pixels: BatchAxis(0)}
         self.changes = 0
 
-    def place(self, node: ir.Node, index: int) -> Place | None:
-        """Return the place of an input; None where it is absent or the same for every image."""
+    def of_input(self, node: ir.Node, index: int) -> BatchAxis | None:
+        """Return where an input holds the images; None if it is left out or the same for every image."""
         value = node.inputs[index] if index < len(node.inputs) else None
-        return None if value is None else self.places.get(value)
+        return None if value is None else self.axes.get(value)
 
-    def of_first(self, node: ir.Node) -> Place:
-        """Return the place in the data input; the batch must not come in by another one."""
-        place = self.place(node, 0)
-        if place is None or any(value in self.places for value in node.inputs[1:] if value is not None):
-            raise self.lost(node)
-        return place
+    def of_first(self, node: ir.Node) -> BatchAxis:
+        """Return where the first input holds the images, which no other one may."""
+        batch = self.of_input(node, 0)
+        if batch is None or any(self.of_input(node, index) for index in range(1, len(node.inputs))):
+            raise self.error_at(node)
+        return batch
 
-    def lost(self, node: ir.Node) -> GraphError:
+    def expect(self, node: ir.Node, fits: bool) -> None:
+        """Raise the error of a node that does not fit its rule."""
+        if not fits:
+            raise self.error_at(node)
+
+    def error_at(self, node: ir.Node) -> GraphError:
         """Return the error for a node behind which the batch cannot be followed."""
         return GraphError(
             f"expected to follow the batch through the graph, lost it at {node.op_type} ({node.name}); "
             "export the model with a dynamic batch and the usual operators of a Vision Transformer"
         )
 
-    def narrow(self, node: ir.Node, axis: int) -> None:
-        """Cut the constants that were spread over the batch to one image's part, which broadcasts.
+    def narrow_constants(self, node: ir.Node, axis: int) -> None:
+        """Replace the constants that repeat one image's part by that part, which broadcasts.
 
         Args:
             node: reads the constants.
             axis: of the batch, counted from the end.
         """
         for index, value in enumerate(node.inputs):
-            if value is None or value in self.places:
+            if value is None or value in self.axes:
                 continue
             shape = shape_of(value)
             if len(shape) >= -axis and shape[axis] != 1:
-                node.replace_input_with(index, self.one_image(node, value, axis))
+                node.replace_input_with(index, self.add_one_image(node, value, axis))
 
-    def one_image(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
-        """Return one image's part of a constant that is the same for every image."""
+    def add_one_image(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
+        """Add a constant with one image's part of one that repeats it for each image."""
         array = constant(value)
-        one = None if array is None else repeated(array, axis, self.size)
+        one = None if array is None else take_one_part(array, axis, self.size)
         if one is None or array is None or array.shape[axis] != self.size:
-            raise self.lost(node)
+            raise self.error_at(node)
         self.changes += 1
         return add_constant(graph_of(node), str(value.name), one)
 
-    def regrouped(self, node: ir.Node, source: ir.Value, shape: Sequence[int], place: Place) -> ir.Value:
-        """Insert Reshape(source, shape) before the node; `shape[place.axis]` is computed, for any batch."""
-        target = shape_constant(graph_of(node), [-1 if i == place.axis else n for i, n in enumerate(shape)])
-        value = insert(node, "Reshape", [source, target], name=f"{node.name}.regrouped", shape=shape)
-        self.places[value] = place
+    def insert_reshape(
+        self, node: ir.Node, source: ir.Value, shape: Sequence[int], batch: BatchAxis
+    ) -> ir.Value:
+        """Insert Reshape(source, shape) before the node; `shape[batch.axis]` is computed, for any batch."""
+        target = [-1 if axis == batch.axis else size for axis, size in enumerate(shape)]
+        value = insert_reshape(node, source, target, name=f"{node.name}.regrouped", shape=shape)
+        self.axes[value] = batch
         return value
 
-    def stands_for(self, new: ir.Value, old: ir.Value) -> None:
-        """Let the readers of `old` read `new`, whose place is known."""
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let the readers of `old` read `new`, whose axis is noted."""
         replace(old, new)
         self.changes += 1
 
 
-def repeated(array: Array, axis: int, times: int) -> Array | None:
+def take_one_part(array: Array, axis: int, times: int) -> Array | None:
     """Return the first of `times` equal parts along the axis, `[…, size / times, …]`; None if they differ."""
     axis %= array.ndim
-    part, rest = divmod(array.shape[axis], times)
-    if rest:
+    parts = [] if array.shape[axis] % times else np.split(array, times, axis)
+    if not parts or not all(np.array_equal(each, parts[0]) for each in parts):
         return None
-    split = array.reshape(*array.shape[:axis], times, part, *array.shape[axis + 1 :])
-    one = np.take(split, [0], axis=axis)
-    if not np.array_equal(np.broadcast_to(one, split.shape), split):
-        return None
-    return np.asarray(one.reshape(*array.shape[:axis], part, *array.shape[axis + 1 :]))
+    return np.asarray(parts[0])
 
 
 def shape_of(value: ir.Value | None) -> list[int]:
@@ -144,187 +164,176 @@ def rank_of(value: ir.Value | None) -> int:
 
 def axes_of(node: ir.Node) -> Sequence[int] | None:
     """Return the axes of a reduction or a squeeze: the attribute (older opsets), or the second input."""
-    found: Array | None = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    listed: Sequence[int] | None = (
-        attribute(node, "axes", None) if found is None else found.reshape(-1).tolist()
-    )
+    found = input_constant(node, 1)
+    listed: Sequence[int] | None
+    listed = attribute(node, "axes", None) if found is None else found.reshape(-1).tolist()
     return listed
 
 
-# --- Where the batch goes in operators that compute: a table of operators, rule and formula ---
+# --- Rules for operators that compute ---
 
 
-Rule = Callable[[Walk, ir.Node], Place]
+Rule = Callable[[BatchWalk, ir.Node], BatchAxis]
 
 
-def element_wise(walk: Walk, node: ir.Node) -> Place:
+def _follow_element_wise(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Follow broadcasting: axes are counted from the end, and all inputs must agree on the batch."""
     (output,) = node.outputs
     rank = rank_of(output)
-    batched = [value for value in node.inputs if value is not None and value in walk.places]
+    batched = [value for value in node.inputs if value is not None and value in walk.axes]
     found = {
-        Place(walk.places[value].axis + rank - rank_of(value), walk.places[value].before) for value in batched
+        BatchAxis(walk.axes[value].axis + rank - rank_of(value), walk.axes[value].before) for value in batched
     }
-    if len(found) != 1:
-        raise walk.lost(node)
-    (place,) = found
-    axis = place.axis - rank
-    if not any(shape_of(value)[axis] == shape_of(output)[axis] for value in batched):
-        raise walk.lost(node)
-    if not _by_windows(walk, node, place):
-        walk.narrow(node, axis)
-    return place
+    walk.expect(node, len(found) == 1)
+    (batch,) = found
+    axis = batch.axis - rank
+    # A constant that is longer than the batch's axis would multiply the images.
+    walk.expect(node, any(shape_of(value)[axis] == shape_of(output)[axis] for value in batched))
+    if not _split_windows(walk, node, batch):
+        walk.narrow_constants(node, axis)
+    return batch
 
 
-def _by_windows(walk: Walk, node: ir.Node, place: Place) -> bool:
-    """f(x, c) with c spread over `[N · windows, …]` → f on `[N, windows, …]` with one image's c.
+def _split_windows(walk: BatchWalk, node: ir.Node, batch: BatchAxis) -> bool:
+    """f(x, c) with c for each of `[N · windows, …]` → f on `[N, windows, …]` with one image's c.
 
-    A mask for each window of an image, or a query that is repeated for each image's heads.
+    A mask for each window of an image (Swin), or a query that is repeated for each image's heads.
     """
     shape = shape_of(node.outputs[0])
-    axis = place.axis - len(shape)
+    axis = batch.axis - len(shape)
     windows, rest = divmod(shape[axis], walk.size)
-    if place.before != 1 or rest or windows == 1 or len(node.inputs) != 2:
+    if batch.before != 1 or rest or windows == 1 or len(node.inputs) != 2:
         return False
-    index, other = (0, 1) if walk.place(node, 0) is None else (1, 0)
-    spread, source = node.inputs[index], node.inputs[other]
-    array = constant(spread)
-    if array is None or source is None or spread is None or walk.place(node, other) is None:
+    index, other = (0, 1) if walk.of_input(node, 0) is None else (1, 0)
+    repeated, source = node.inputs[index], node.inputs[other]
+    array = constant(repeated)
+    if array is None or source is None or repeated is None or walk.of_input(node, other) is None:
         return False
     inner = shape_of(source)
     if array.ndim < -axis or array.shape[axis] != shape[axis] or inner[axis] != shape[axis]:
         return False
-    one = repeated(array, axis, walk.size)
+    one = take_one_part(array, axis, walk.size)
     if one is None:
         return False
-    at = len(inner) + axis
-    grouped = walk.regrouped(node, source, [*inner[:at], walk.size, *_split(inner, at, windows)], Place(at))
-    before = array.ndim + axis
-    single = one.reshape(*array.shape[:before], 1, windows, *array.shape[before + 1 :])
+
+    def split(sizes: Sequence[int], count: int) -> list[int]:
+        at = len(sizes) + axis
+        return [*sizes[:at], count, windows, *sizes[at + 1 :]]
+
+    at = BatchAxis(len(inner) + axis)
+    grouped = walk.insert_reshape(node, source, split(inner, walk.size), at)
     inputs = [grouped, grouped]
-    inputs[index] = add_constant(graph_of(node), f"{spread.name}.one", single)
-    wide = [*shape[: place.axis], walk.size, *_split(shape, place.axis, windows)]
-    dtype = node.outputs[0].dtype or ir.DataType.FLOAT
-    result = insert(node, node.op_type, inputs, name=f"{node.name}.by_windows", shape=wide, dtype=dtype)
-    walk.places[result] = Place(place.axis)
-    walk.stands_for(walk.regrouped(node, result, shape, place), node.outputs[0])
+    single = one.reshape(split(array.shape, 1))
+    inputs[index] = add_constant(graph_of(node), f"{repeated.name}.one", single)
+    dtype, name = node.outputs[0].dtype or ir.DataType.FLOAT, f"{node.name}.by_windows"
+    result = insert(node, node.op_type, inputs, name=name, shape=split(shape, walk.size), dtype=dtype)
+    walk.axes[result] = BatchAxis(batch.axis)
+    walk.replace(node.outputs[0], walk.insert_reshape(node, result, shape, batch))
     return True
 
 
-def _split(shape: list[int], axis: int, windows: int) -> list[int]:
-    return [windows, *shape[axis + 1 :]]
-
-
-def first_axis(walk: Walk, node: ir.Node) -> Place:
+def keep_first_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Keep the first axis, which must be the batch's."""
-    place = walk.of_first(node)
-    if place.axis != 0:
-        raise walk.lost(node)
-    return place
+    batch = walk.of_first(node)
+    walk.expect(node, batch.axis == 0)
+    return batch
 
 
-def gemm(walk: Walk, node: ir.Node) -> Place:
+def _follow_gemm(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Keep the rows of the first matrix."""
-    if attribute(node, "transA", 0):
-        raise walk.lost(node)
-    return first_axis(walk, node)
+    walk.expect(node, not attribute(node, "transA", 0))
+    return keep_first_axis(walk, node)
 
 
-def matmul(walk: Walk, node: ir.Node) -> Place:
+def _follow_matmul(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Keep the batch among the leading axes or the rows; it must not be summed over."""
     rank, found = rank_of(node.outputs[0]), set()
     for index, value in enumerate(node.inputs):
-        place = walk.place(node, index)
-        if value is None or place is None:
+        batch = walk.of_input(node, index)
+        if value is None or batch is None:
             continue
         inner = rank_of(value)
-        contracted = inner - 1 if index == 0 else inner - 2
-        if place.axis == contracted or (index == 1 and place.axis == inner - 1):
-            raise walk.lost(node)
-        found.add(Place(place.axis + rank - inner, place.before))
-    if len(found) != 1:
-        raise walk.lost(node)
-    (place,) = found
-    if place.axis < rank - 2 and not _by_windows(walk, node, place):
-        walk.narrow(node, place.axis - rank)
-    return place
+        summed = inner - 1 if index == 0 else inner - 2
+        # Columns of the second matrix become columns of the output, which hold features.
+        walk.expect(node, batch.axis != summed and not (index == 1 and batch.axis == inner - 1))
+        found.add(BatchAxis(batch.axis + rank - inner, batch.before))
+    walk.expect(node, len(found) == 1)
+    (batch,) = found
+    if batch.axis < rank - 2 and not _split_windows(walk, node, batch):
+        walk.narrow_constants(node, batch.axis - rank)
+    return batch
 
 
-def einsum(walk: Walk, node: ir.Node) -> Place:
+def _follow_einsum(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Follow the letter of the batch, which must stand in the output."""
     terms, _, result = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
     letters, found = terms.split(","), set()
-    if "." in terms or not result:
-        raise walk.lost(node)
+    walk.expect(node, "." not in terms and bool(result))
     for index, term in enumerate(letters):
-        if (place := walk.place(node, index)) is not None:
-            found.add((term[place.axis], place.before))
-    if len(found) != 1:
-        raise walk.lost(node)
+        if (batch := walk.of_input(node, index)) is not None:
+            found.add((term[batch.axis], batch.before))
+    walk.expect(node, len(found) == 1)
     ((letter, before),) = found
-    spread = any(letter in term and walk.place(node, i) is None for i, term in enumerate(letters))
-    if letter not in result or spread:
-        raise walk.lost(node)
-    return Place(result.index(letter), before)
+    # A constant with the letter would have to be narrowed, and its letter with it.
+    repeated = any(letter in term and walk.of_input(node, i) is None for i, term in enumerate(letters))
+    walk.expect(node, letter in result and not repeated)
+    return BatchAxis(result.index(letter), before)
 
 
-def other_axis(walk: Walk, node: ir.Node) -> Place:
-    """Keep the place; the one axis that is worked along must not be the batch's."""
-    place, rank = walk.of_first(node), rank_of(node.inputs[0])
-    if place.axis == attribute(node, "axis", -1) % rank:
-        raise walk.lost(node)
-    return place
+def _keep_other_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+    """Keep the axis; the operator's own must be another one."""
+    batch, rank = walk.of_first(node), rank_of(node.inputs[0])
+    walk.expect(node, batch.axis != attribute(node, "axis", -1) % rank)
+    return batch
 
 
-def later_axes(walk: Walk, node: ir.Node) -> Place:
-    """Keep the place; the axes from `axis` on are worked over and must not hold the batch."""
-    place, rank = walk.of_first(node), rank_of(node.outputs[0])
-    if place.axis >= attribute(node, "axis", -1) % rank:
-        raise walk.lost(node)
-    return place
+def _keep_earlier_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+    """Keep the axis, which must stand before those from `axis` on."""
+    batch, rank = walk.of_first(node), rank_of(node.outputs[0])
+    walk.expect(node, batch.axis < attribute(node, "axis", -1) % rank)
+    return batch
 
 
-def cumulated(walk: Walk, node: ir.Node) -> Place:
-    """Keep the place; the axis of the running sum is an input."""
-    place, axis = walk.of_first(node), constant(node.inputs[1])
-    if axis is None or place.axis == int(axis.reshape(())) % rank_of(node.inputs[0]):
-        raise walk.lost(node)
-    return place
+def _follow_cumsum(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+    """Keep the axis; that of the running sum is an input."""
+    batch, axis = walk.of_first(node), input_constant(node, 1)
+    walk.expect(node, axis is not None and batch.axis != int(axis.reshape(())) % rank_of(node.inputs[0]))
+    return batch
 
 
-def reduced(walk: Walk, node: ir.Node) -> Place:
-    """Count the axes that fall away in front; the batch must not be among them."""
+def _follow_reduction(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+    """Subtract the axes in front that are reduced; the batch must not be among them."""
     inner = rank_of(node.inputs[0])
-    arg = node.op_type.startswith("Arg")
-    listed = [attribute(node, "axis", 0)] if arg else axes_of(node)
+    listed = [attribute(node, "axis", 0)] if node.op_type.startswith("Arg") else axes_of(node)
     axes = {axis % inner for axis in listed or range(inner)}
-    place = walk.of_first(node)
-    if place.axis in axes:
-        raise walk.lost(node)
-    gone = 0 if attribute(node, "keepdims", 1) else sum(axis < place.axis for axis in axes)
-    return Place(place.axis - gone, place.before)
+    batch = walk.of_first(node)
+    walk.expect(node, batch.axis not in axes)
+    gone = 0 if attribute(node, "keepdims", 1) else sum(axis < batch.axis for axis in axes)
+    return BatchAxis(batch.axis - gone, batch.before)
 
 
-def resized(walk: Walk, node: ir.Node) -> Place:
-    """Name the axes that change, so that the sizes or scales no longer say how many images there are."""
-    place = first_axis(walk, node)
+def _follow_resize(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+    """Name the axes that change, so that sizes or scales no longer contain the number of images."""
+    batch = keep_first_axis(walk, node)
     old, new = shape_of(node.inputs[0]), shape_of(node.outputs[0])
     if attribute(node, "axes", None) is not None:
-        return place
-    if attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        raise walk.lost(node)
+        return batch
+    # The region that is cropped has a start and an end for every axis.
+    mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
     axes = [axis for axis, (size, other) in enumerate(zip(old, new, strict=True)) if size != other]
-    if 0 in axes:
-        raise walk.lost(node)
+    walk.expect(node, mode != "tf_crop_and_resize" and 0 not in axes)
     axes = axes or [len(old) - 1]
     for index in (2, 3):
-        array = constant(node.inputs[index]) if index < len(node.inputs) else None
+        array = input_constant(node, index)
         if array is not None and array.size:
             chosen = add_constant(graph_of(node), f"{node.name}.by_axes", np.asarray(array)[axes])
             node.replace_input_with(index, chosen)
     node.attributes["axes"] = ir.AttrInt64s("axes", axes)
     walk.changes += 1
-    return place
+    return batch
+
+
+# --- The table ---
 
 
 SAME = (
@@ -344,14 +353,14 @@ CONVOLUTIONS = (
 )
 
 ARITHMETIC: tuple[tuple[str, Rule, str], ...] = (
-    (SAME, element_wise, "f(x, c)[n] = f(x[n], c)"),
-    (CONVOLUTIONS, first_axis, "f(x)[n] = f(x[n])"),
-    ("Gemm", gemm, "(x W + b)[n] = x[n] W + b"),
-    ("MatMul", matmul, "(x y)[n] = x[n] y[n], (x W)[n] = x[n] W, (W x)[n] = W x[n]"),
-    ("Einsum", einsum, "einsum(ni…, nj… -> nk…)[n] = einsum(i…, j… -> k…)"),
-    ("Softmax LogSoftmax Hardmax LpNormalization", other_axis, "f(x, axis)[n] = f(x[n], axis)"),
-    ("LayerNormalization RMSNormalization", later_axes, "f(x, from axis)[n] = f(x[n], from axis)"),
-    ("CumSum", cumulated, "f(x, axis)[n] = f(x[n], axis)"),
-    (REDUCTIONS, reduced, "Σ over axes of x [n] = Σ over axes of x[n]"),
-    ("Resize", resized, "f(x, sizes [N, …])[n] = f(x[n], sizes […])"),
+    (SAME, _follow_element_wise, "f(x, c)[n] = f(x[n], c)"),
+    (CONVOLUTIONS, keep_first_axis, "f(x)[n] = f(x[n])"),
+    ("Gemm", _follow_gemm, "(x W + b)[n] = x[n] W + b"),
+    ("MatMul", _follow_matmul, "(x y)[n] = x[n] y[n], (x W)[n] = x[n] W, (W x)[n] = W x[n]"),
+    ("Einsum", _follow_einsum, "einsum(ni…, nj… -> nk…)[n] = einsum(i…, j… -> k…)"),
+    ("Softmax LogSoftmax Hardmax LpNormalization", _keep_other_axis, "f(x, axis)[n] = f(x[n], axis)"),
+    ("LayerNormalization RMSNormalization", _keep_earlier_axis, "f(x, from axis)[n] = f(x[n], from axis)"),
+    ("CumSum", _follow_cumsum, "f(x, axis)[n] = f(x[n], axis)"),
+    (REDUCTIONS, _follow_reduction, "Σ over axes of x [n] = Σ over axes of x[n]"),
+    ("Resize", _follow_resize, "f(x, sizes [N, …])[n] = f(x[n], sizes […])"),
 )

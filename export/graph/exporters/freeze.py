@@ -1,10 +1,12 @@
-"""Shapes that were computed become constants: the graph is run once and they are read off, not inferred.
+"""Fix the batch and turn computed shapes into constants: the graph is run once, and they are read from it.
 
-Exporters write shapes as chains of Shape, Gather, Concat, Where and the like. With the batch fixed for a
-moment every one of them is a constant, whatever it is made of; `free_batch` lets the batch go again.
+Exporters write shapes as chains of Shape, Gather, Concat, Where and other operators. With a fixed batch each
+of them is a constant, whatever computes it; `free_batch` makes the batch dynamic again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +16,20 @@ from calibration.graph.edit import Array, GraphError, constant, graph_of, insert
 from calibration.graph.memory import serialize_for_session
 from runtime.onnx_runtime import onnxruntime as ort
 
-BATCH = 2  # what a free batch is fixed to meanwhile; not 1, which would broadcast silently
-KEEP = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
+BATCH = 2  # what a dynamic batch is fixed to; not 1, which would broadcast without an error
+# Operators without a pixel above them whose output is still no constant.
+RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
 
 
 def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
-    """Fix the input to `sizes`, turn everything that depends on no pixel into initializers, note all shapes.
+    """Fix the input's shape, turn all that depends on no pixel into initializers, and set all shapes.
+
+    Args:
+        model: with one input; changed in place.
+        sizes: of the input, with the batch.
+
+    Returns:
+        the number of new initializers.
 
     Raises:
         GraphError: when ONNX Runtime cannot run the graph with an input of this shape.
@@ -31,9 +41,9 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
             initializer.shape = ir.Shape(initializer.const_value.shape.numpy())
     take_branches(model)
     ShapeInferencePass(check_type=False, strict_mode=False)(model)  # for the types; not every file has them
-    known = _known(model)
-    nodes = list(model.graph)
-    computed = [o for node in nodes for o in node.outputs if o.name and o not in known]
+    known = _find_known(model)
+    # An output without a name is an optional one that is left out.
+    computed = [o for node in model.graph for o in node.outputs if o.name and o not in known]
     wanted = [value for value in known if _is_boundary(value, known)]
     shapes, values = _observe(model, computed, wanted)
     for value, shape in zip(computed, shapes, strict=True):
@@ -47,15 +57,24 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
 def take_branches(model: ir.Model) -> int:
     """If(condition on shapes alone) → the branch that is taken for an input of this shape.
 
-    Exporters write one where a Squeeze, say, depends on a size that they do not know.
+    Exporters write an If where an operator, a Squeeze for example, depends on a size that they do not know.
+
+    Args:
+        model: whose input has a fixed shape; changed in place.
+
+    Returns:
+        the number of branches that were taken.
 
     Raises:
         GraphError: when a condition depends on pixels.
     """
     taken = 0
     while branching := [node for node in model.graph if node.op_type == "If"]:
-        known = _known(model)
-        node = next((each for each in branching if each.inputs[0] in known or constant(each.inputs[0])), None)
+        known = _find_known(model)  # again: a branch that was taken can hold the condition of another one
+        decided = (
+            each for each in branching if each.inputs[0] in known or constant(each.inputs[0]) is not None
+        )
+        node = next(decided, None)
         if node is None:
             raise GraphError(
                 f"expected shapes that depend on no pixel, found If ({branching[0].name}) whose condition "
@@ -69,8 +88,7 @@ def take_branches(model: ir.Model) -> int:
 def _take(model: ir.Model, node: ir.Node) -> None:
     condition = constant(node.inputs[0])
     if condition is None:
-        assert node.inputs[0] is not None
-        _, (condition,) = _observe(model, [], [node.inputs[0]])
+        _, (condition,) = _observe(model, [], [value for value in node.inputs if value is not None])
     branch: ir.Graph = node.attributes["then_branch" if bool(np.all(condition)) else "else_branch"].value
     outer = graph_of(node)
     for key, value in list(branch.initializers.items()):
@@ -87,21 +105,23 @@ def _take(model: ir.Model, node: ir.Node) -> None:
     outer.remove(node, safe=True)
 
 
-def _known(model: ir.Model) -> set[ir.Value]:
-    """Return the values that are computed from constants and shapes alone."""
-    known: set[ir.Value] = set()
+def _find_known(model: ir.Model) -> dict[ir.Value, None]:
+    """Return the values that are computed from constants and shapes alone, in graph order."""
+    known: dict[ir.Value, None] = {}  # not a set, whose order would differ between two exports
     for node in model.graph:
-        if node.op_type in KEEP or node.attributes.get("body") or node.attributes.get("then_branch"):
+        # A subgraph reads values of the outer graph that are not among its inputs.
+        if node.op_type in RANDOM or node.attributes.get("body") or node.attributes.get("then_branch"):
             continue
         if node.op_type == "Shape" or all(
             each is None or each in known or constant(each) is not None for each in node.inputs
         ):
-            known.update(node.outputs)
+            known.update(dict.fromkeys(node.outputs))
     return known
 
 
-def _is_boundary(value: ir.Value, known: set[ir.Value]) -> bool:
-    return any(not set(use.node.outputs) <= known for use in value.uses())
+def _is_boundary(value: ir.Value, known: Collection[ir.Value]) -> bool:
+    """Return whether a value that is known is read by a node that needs pixels."""
+    return any(output not in known for use in value.uses() for output in use.node.outputs)
 
 
 def _observe(
@@ -119,9 +139,8 @@ def _observe(
     for value in wanted:
         graph.outputs.append(values[str(value.name)])
     (pixels,) = model.graph.inputs
-    assert pixels.shape is not None  # set by the caller
-    assert pixels.dtype is not None
-    assert pixels.name is not None
+    if pixels.shape is None or pixels.dtype is None:
+        raise GraphError(f"expected an input of known shape and type, found {pixels}")
     zeros = np.zeros(pixels.shape.numpy(), pixels.dtype.numpy())
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -131,7 +150,7 @@ def _observe(
         with serialize_for_session(observed) as data:
             source = data if isinstance(data, bytes) else str(data)
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        found = session.run(None, {pixels.name: zeros})
+        found = session.run(None, {str(pixels.name): zeros})
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise GraphError(
             f"ONNX Runtime cannot run the model on an input of shape {list(zeros.shape)}: "
@@ -141,20 +160,16 @@ def _observe(
 
 
 def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
-    name = str(value.name)
-    producer = value.producer()
-    assert producer is not None  # initializers are not among what was wanted
+    name, node = str(value.name), value.producer()
     value.name = f"{name}.computed"
     tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
     fixed = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(fixed)
-    if value.is_graph_output():
-        # A graph output must be computed; what it holds may be constant all the same.
-        fixed.name = f"{name}.constant"
-        value.name = name
-        insert(producer, "Identity", [fixed], name=f"{name}.kept")
+    if value.is_graph_output() and node is not None:
+        # A graph output must be computed by a node, even if it is constant.
+        fixed.name, value.name = f"{name}.constant", name
+        insert(node, "Identity", [fixed], name=f"{name}.kept")
         return
     replace(value, fixed)
-    assert graph_of(producer) is graph

@@ -1,4 +1,4 @@
-"""GELU and LayerNorm written out in small operators → one node each, as opset 20 and 17 have them."""
+"""Recognize GELU and LayerNorm written out in small operators: one node each, as in opset 20 and 17."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from calibration.graph.edit import (
     Array,
     add_constant,
     attribute,
-    by_type,
     constant,
     graph_of,
+    input_constant,
     insert,
     only_reader,
+    producer,
     replace,
+    rewrite_each,
     scalar,
     sizes,
-    tidy,
 )
+from export.graph.skipped import skip
 
-GRID = np.concatenate([np.linspace(-9, 9, 721), [-30.0, 30.0]])  # where an activation is told by its values
+# --- GELU ---
+
+# Where an activation is compared: beyond 9 in magnitude a GELU is 0 or x, to float32's precision.
+GRID = np.concatenate([np.linspace(-9, 9, 721), [-30.0, 30.0]])
 TOLERANCE = 2e-6  # constants such as √2 are written with six to eight digits
-STEPS = 8  # how many operators a GELU may be made of, above or below its Erf or Tanh
+STEPS = 8  # operators of a GELU above or below its Erf or Tanh, at most
 
 UNARY: dict[str, Callable[[Array], Array]] = {
     "Tanh": np.tanh,
-    "Erf": lambda x: np.vectorize(math.erf)(x),
+    "Erf": np.vectorize(math.erf),
     "Neg": np.negative,
     "Identity": lambda x: x,
 }
@@ -43,74 +48,68 @@ BINARY: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def gelu(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
+    """X · Φ(x) with Φ of the normal distribution (arXiv 1606.08415, section 2)."""
+    return np.asarray(0.5 * x * (1 + UNARY["Erf"](x / math.sqrt(2))))
 
 
 def gelu_tanh(x: Array) -> Array:
+    """The approximation of the same section, by tanh."""
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def fuse_gelu(model: ir.Model) -> int:
     """0.5 · x · (1 + erf(x / √2)), in any order and grouping → Gelu; the tanh form → its approximate="tanh".
 
-    A group of element-wise operators around an Erf or a Tanh is known by the values it gives, not by how it
-    is written down: exporters have a dozen ways.
+    A group of element-wise operators around an Erf or a Tanh is recognized by its values, not by its
+    operators: exporters write a GELU in a dozen ways.
     """
-    changes = 0
-    for node in by_type(model, "Erf", "Tanh"):
-        exact = node.op_type == "Erf"
-        found = _gelu_around(node, gelu if exact else gelu_tanh)
-        if found is None:
-            continue
-        source, output = found
-        last = output.producer()
-        assert last is not None  # it was found below the Erf
-        fused = insert(
-            last,
-            "Gelu",
-            [source],
-            name=f"{node.name}.gelu",
-            shape=sizes(output),
-            approximate="none" if exact else "tanh",
-        )
-        replace(output, fused)
-        changes += 1
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Erf Tanh": _fuse_gelu_around})
 
 
-def _gelu_around(node: ir.Node, function: Callable[[Array], Array]) -> tuple[ir.Value, ir.Value] | None:
-    """(x, function(x)) among the values above and below the node."""
-    for output in _below(node):
+def _fuse_gelu_around(node: ir.Node) -> bool:
+    exact = node.op_type == "Erf"
+    found = _find_gelu(node, gelu if exact else gelu_tanh)
+    if found is None:
+        # A Tanh alone is an activation of its own, that of the pooler for example.
+        return skip(node, "the operators around it do not give the values of a GELU") if exact else False
+    source, last = found
+    approximate = "none" if exact else "tanh"
+    (output,), name = last.outputs, f"{node.name}.gelu"
+    replace(output, insert(last, "Gelu", [source], name=name, shape=sizes(output), approximate=approximate))
+    return True
+
+
+def _find_gelu(node: ir.Node, function: Callable[[Array], Array]) -> tuple[ir.Value, ir.Node] | None:
+    """Return a value x above the node and the node below it that computes function(x)."""
+    for last in _below(node):
         for source in _above(node):
             with np.errstate(all="ignore"):
-                values = _evaluate(output, source)
+                values = _evaluate(last.outputs[0], source)
             if values is not None and np.allclose(values, function(GRID), rtol=TOLERANCE, atol=TOLERANCE):
-                return source, output
+                return source, last
     return None
 
 
-def _below(node: ir.Node) -> Iterator[ir.Value]:
+def _below(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the element-wise operators behind the node, as far as each is the only reader of the last one."""
     for _ in range(STEPS):
         reader = only_reader(node.outputs[0])
         if reader is None or reader.op_type not in BINARY | UNARY:
             return
         node = reader
-        yield node.outputs[0]
+        yield node
 
 
 def _above(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that the node is computed from, nearest first."""
+    """Yield the values that the node is computed from by element-wise operators, nearest first."""
     queue, seen = [value for value in node.inputs if value is not None], set[ir.Value]()
-    for value in queue:
+    for value in queue:  # which grows during the walk
         if value in seen or constant(value) is not None or len(seen) > 2 * STEPS:
             continue
         seen.add(value)
         yield value
-        producer = value.producer()
-        if producer is not None and producer.op_type in BINARY | UNARY:
-            queue += [each for each in producer.inputs if each is not None]
+        if (above := producer(value, *BINARY, *UNARY)) is not None:
+            queue += [each for each in above.inputs if each is not None]
 
 
 def _evaluate(output: ir.Value, source: ir.Value, depth: int = 2 * STEPS) -> Array | None:
@@ -133,53 +132,49 @@ def _evaluate(output: ir.Value, source: ir.Value, depth: int = 2 * STEPS) -> Arr
     return None
 
 
+# --- LayerNorm ---
+
+
 def fuse_layer_norm(model: ir.Model) -> int:
-    """(x - mean x) / √(mean (x - mean x)² + ε) · w + b over the last axis → LayerNormalization(x, w, b)."""
-    changes = 0
-    for root in by_type(model, "Sqrt", "Pow"):
-        found = _normalized(root)
-        if found is None:
-            continue
-        source, epsilon, output = found
-        output, weight = _affine(output, "Mul")
-        bias = None
-        if weight is not None:
-            output, bias = _affine(output, "Add")
-        last, width = output.producer(), sizes(source)
-        assert last is not None  # _normalized has looked, at all three
-        assert width is not None
-        assert width[-1] is not None
-        if weight is None:
-            weight = add_constant(graph_of(root), f"{root.name}.ones", np.ones(width[-1], np.float32))
-        inputs = [source, weight] if bias is None else [source, weight, bias]
-        name = f"{root.name}.layer_norm"
-        fused = insert(
-            last, "LayerNormalization", inputs, name=name, shape=sizes(output), axis=-1, epsilon=epsilon
-        )
-        replace(output, fused)
-        changes += 1
-    if changes:
-        tidy(model)
-    return changes
+    """(x - mean x) / √(mean (x - mean x)² + ε) · w + b over the last axis → LayerNormalization(x, w, b).
+
+    Equations 3 and 4 of arXiv 1607.06450, with the ε of every library.
+    """
+    return rewrite_each(model, {"Sqrt Pow": _fuse_layer_norm_around})
 
 
-def _normalized(root: ir.Node) -> tuple[ir.Value, float, ir.Value] | None:
-    """(x, ε, x normalized) around a √(variance + ε) or its reciprocal, or None."""
+def _fuse_layer_norm_around(root: ir.Node) -> bool:
+    """Fuse the LayerNorm around a √(variance + ε) or its reciprocal, which is the power -0.5."""
     exponent = scalar(root.inputs[1]) if root.op_type == "Pow" else 0.5
-    total = root.inputs[0].producer() if root.inputs[0] is not None else None
-    if exponent not in (0.5, -0.5) or total is None or total.op_type != "Add":
-        return None
-    epsilon, variance = _scalar_and_rest(total)
-    squared = _mean_of(variance)
-    centered = _square_of(squared)
-    source = _centered_source(centered)
-    if source is None or epsilon is None:
-        return None
-    scaled = _divided(root.outputs[0], source, reciprocal=exponent < 0)
-    return None if scaled is None else (source, epsilon, scaled)
+    total = producer(root.inputs[0], "Add")
+    if exponent not in (0.5, -0.5) or total is None:
+        return False
+    epsilon, variance = _split_scalar(total)
+    if epsilon is None or producer(variance, "ReduceMean") is None:
+        return False
+    source = _find_centered(_find_squared(_find_averaged(variance)))
+    if source is None or (width := (sizes(source) or [None])[-1]) is None:
+        return skip(root, "it is no standard deviation over the last axis around the mean of that axis")
+    scaled = _find_quotient(root.outputs[0], source, reciprocal=exponent < 0)
+    if scaled is None:
+        return skip(root, "something else than the centered values is divided by the deviation, or reads it")
+    last, weight = _find_parameter(scaled, "Mul")
+    bias = None
+    if weight is not None:
+        last, bias = _find_parameter(last, "Add")
+    else:
+        weight = add_constant(graph_of(root), f"{root.name}.ones", np.ones(width, np.float32))
+    inputs = [source, weight] if bias is None else [source, weight, bias]
+    (output,), name = last.outputs, f"{root.name}.layer_norm"
+    fused = insert(
+        last, "LayerNormalization", inputs, name=name, shape=sizes(output), axis=-1, epsilon=epsilon
+    )
+    replace(output, fused)
+    return True
 
 
-def _scalar_and_rest(node: ir.Node) -> tuple[float | None, ir.Value | None]:
+def _split_scalar(node: ir.Node) -> tuple[float | None, ir.Value | None]:
+    """Return the constant number among two inputs, and the other input."""
     numbers = [scalar(value) for value in node.inputs]
     if numbers.count(None) != 1:
         return None, None
@@ -187,12 +182,12 @@ def _scalar_and_rest(node: ir.Node) -> tuple[float | None, ir.Value | None]:
     return numbers[1 - index], node.inputs[index]
 
 
-def _mean_of(value: ir.Value | None) -> ir.Value | None:
-    """Return the value whose mean over the last axis this is, or None; the axis must be kept."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "ReduceMean" or not attribute(node, "keepdims", 1):
+def _find_averaged(value: ir.Value | None) -> ir.Value | None:
+    """Return x if the value is mean x over the last axis, which is kept."""
+    node = producer(value, "ReduceMean")
+    if node is None or not attribute(node, "keepdims", 1):
         return None
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = input_constant(node, 1)  # an attribute before opset 18
     listed = list(attribute(node, "axes", ())) if axes is None else axes.reshape(-1).tolist()
     shape = sizes(node.inputs[0])
     if shape is None or shape[-1] is None or listed not in ([-1], [len(shape) - 1]):
@@ -200,46 +195,44 @@ def _mean_of(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0]
 
 
-def _square_of(value: ir.Value | None) -> ir.Value | None:
-    node = value.producer() if value is not None else None
+def _find_squared(value: ir.Value | None) -> ir.Value | None:
+    """Return x if the value is x²."""
+    node = producer(value, "Pow", "Mul")
     if node is None:
         return None
-    if node.op_type == "Pow" and scalar(node.inputs[1]) == 2.0:
-        return node.inputs[0]
-    return node.inputs[0] if node.op_type == "Mul" and node.inputs[0] is node.inputs[1] else None
+    squares = scalar(node.inputs[1]) == 2.0 if node.op_type == "Pow" else node.inputs[0] is node.inputs[1]
+    return node.inputs[0] if squares else None
 
 
-def _centered_source(value: ir.Value | None) -> ir.Value | None:
-    """x, when the value is x - mean x."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Sub" or _mean_of(node.inputs[1]) is not node.inputs[0]:
-        return None
-    return node.inputs[0]
+def _find_centered(value: ir.Value | None) -> ir.Value | None:
+    """Return x if the value is x - mean x."""
+    node = producer(value, "Sub")
+    return node.inputs[0] if node is not None and _find_averaged(node.inputs[1]) is node.inputs[0] else None
 
 
-def _divided(root: ir.Value, source: ir.Value, *, reciprocal: bool) -> ir.Value | None:
-    """(x - mean x) / root, or (x - mean x) · (1 / root)."""
+def _find_quotient(root: ir.Value, source: ir.Value, *, reciprocal: bool) -> ir.Node | None:
+    """Return the node that computes (x - mean x) / root, or (x - mean x) · (1 / root)."""
     reader = only_reader(root)
     if reader is None:
         return None
-    if not reciprocal and reader.op_type == "Reciprocal":
-        return _divided(reader.outputs[0], source, reciprocal=True)
-    if not reciprocal and reader.op_type == "Div" and scalar(reader.inputs[0]) == 1.0:
-        return _divided(reader.outputs[0], source, reciprocal=True)
-    if reader.op_type != ("Mul" if reciprocal else "Div"):
+    inverts = reader.op_type == "Reciprocal" or (reader.op_type == "Div" and scalar(reader.inputs[0]) == 1.0)
+    if inverts and not reciprocal:
+        return _find_quotient(reader.outputs[0], source, reciprocal=True)
+    if reader.op_type != ("Mul" if reciprocal else "Div") or (
+        not reciprocal and reader.inputs[1] is not root
+    ):
         return None
     operands = [value for value in reader.inputs if value is not root]
-    if not reciprocal and reader.inputs[1] is not root:
-        return None
-    return reader.outputs[0] if operands and _centered_source(operands[0]) is source else None
+    return reader if operands and _find_centered(operands[0]) is source else None
 
 
-def _affine(value: ir.Value, op_type: str) -> tuple[ir.Value, ir.Value | None]:
-    """The value after the weight or the bias that alone reads it, and that parameter `[width]`."""
+def _find_parameter(node: ir.Node, op_type: str) -> tuple[ir.Node, ir.Value | None]:
+    """Return the only reader and its parameter `[width]`, a weight or a bias; or the node, without one."""
+    (value,) = node.outputs
     reader, shape = only_reader(value), sizes(value)
     if reader is None or reader.op_type != op_type or shape is None:
-        return value, None
+        return node, None
     operands = [each for each in reader.inputs if each is not value and each is not None]
     if len(operands) != 1 or (array := constant(operands[0])) is None or array.shape != (shape[-1],):
-        return value, None
-    return reader.outputs[0], operands[0]
+        return node, None
+    return reader, operands[0]

@@ -1,4 +1,10 @@
-"""One linear for query, key and value together → three linears."""
+"""Split the one linear layer for query, key and value into three linear layers.
+
+    x [N, T, w] → Gemm [N, T, 3w] → Reshape [N, T, 3, H, d] → Transpose → Gather 0, 1, 2 of the axis of 3
+
+Each Gather is followed up through the layout to the columns of the weight that it reads: a mask over the 3w
+features. Where the masks take every feature once, each of them makes a linear layer of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,75 +19,69 @@ from calibration.graph.edit import (
     Array,
     add_constant,
     attribute,
-    by_type,
     constant,
+    copy_attributes,
     graph_of,
+    input_constant,
     insert,
+    insert_reshape,
     only_reader,
     permutation,
     replace,
-    shape_constant,
+    rewrite_each,
     sizes,
-    tidy,
 )
-from export.graph.canonical.linears import is_one_per_feature
+from calibration.graph.layers import MatchedLinear, match_linear
+from export.graph.skipped import skip
 
-# --- The parts of a value that Split, Slice and Gather take ---
-
-
+LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
+NAMES = {3: ("query", "key", "value"), 2: ("key", "value")}
 Mask = Array  # bool, one for each position of an axis: which ones are selected
+
+# --- What Split, Slice and Gather select ---
 
 
 @dataclass(frozen=True)
-class Part:
-    """One selection of the features of a linear: by Split, Slice or Gather, behind changes of layout."""
+class Selection:
+    """One output of a Split, Slice or Gather: the positions of one axis that it takes."""
 
-    output: ir.Value
-    source: ir.Value
     node: ir.Node
+    output: ir.Value
     axis: int
     mask: Mask
-    drops_axis: bool
+    drops_axis: bool = False
 
 
-def is_selection(node: ir.Node, value: ir.Value) -> bool:
-    return bool(selections(node, value))
-
-
-def selections(node: ir.Node, value: ir.Value) -> list[Part]:
+def _read_selections(node: ir.Node, value: ir.Value) -> list[Selection]:
+    """Return what a node selects of a value that it reads, in the order of its outputs; [] if nothing."""
     shape = sizes(value)
     if shape is None or node.inputs[0] is not value:
         return []
+    if node.op_type == "Slice":
+        return _read_slice(node, shape)
+    if node.op_type not in ("Gather", "Split"):
+        return []
+    axis = attribute(node, "axis", 0) % len(shape)
+    size = shape[axis]
+    if size is None:
+        return []
     if node.op_type == "Gather":
-        axis = attribute(node, "axis", 0) % len(shape)
-        index = constant(node.inputs[1])
-        if index is None or index.size != 1 or index.ndim > 1 or shape[axis] is None:
+        index = input_constant(node, 1)
+        if index is None or index.size != 1 or index.ndim > 1:
             return []
-        return [
-            Part(
-                node.outputs[0],
-                value,
-                node,
-                axis,
-                _mask(shape[axis], [int(index.reshape(()))]),
-                index.ndim == 0,
-            )
-        ]
-    if node.op_type == "Split":
-        axis = attribute(node, "axis", 0) % len(shape)
-        parts = [sizes(output) for output in node.outputs]
-        lengths = [part[axis] for part in parts if part is not None]
-        if shape[axis] is None or len(lengths) != len(parts) or None in lengths:
-            return []
-        starts = np.cumsum([0, *lengths])
-        return [
-            Part(output, value, node, axis, _mask(shape[axis], range(starts[i], starts[i + 1])), False)
-            for i, output in enumerate(node.outputs)
-        ]
-    return _slices(node, value, shape) if node.op_type == "Slice" else []
+        mask = _make_mask(size, [int(index.reshape(()))])
+        return [Selection(node, node.outputs[0], axis, mask, drops_axis=index.ndim == 0)]
+    lengths = [part[axis] for output in node.outputs if (part := sizes(output)) is not None]
+    if len(lengths) != len(node.outputs) or None in lengths:
+        return []
+    ends = np.cumsum([0, *lengths])
+    return [
+        Selection(node, output, axis, _make_mask(size, range(ends[i], ends[i + 1])))
+        for i, output in enumerate(node.outputs)
+    ]
 
 
-def _slices(node: ir.Node, value: ir.Value, shape: list[int | None]) -> list[Part]:
+def _read_slice(node: ir.Node, shape: list[int | None]) -> list[Selection]:
     arrays = [constant(each) for each in node.inputs[1:]]
     if any(array is None or array.size != 1 for array in arrays) or len(arrays) < 3:
         return []
@@ -90,32 +90,35 @@ def _slices(node: ir.Node, value: ir.Value, shape: list[int | None]) -> list[Par
     size = shape[axis]
     if size is None or (step and step[0] != 1):
         return []
-    return [
-        Part(node.outputs[0], value, node, axis, _mask(size, range(*slice(start, stop).indices(size))), False)
-    ]
+    mask = _make_mask(size, range(*slice(start, stop).indices(size)))
+    return [Selection(node, node.outputs[0], axis, mask)]
 
 
-def _mask(size: int | None, chosen: Sequence[int]) -> Mask:
-    mask = np.zeros(size or 0, bool)
+def _make_mask(size: int, chosen: Sequence[int]) -> Mask:
+    mask = np.zeros(size, bool)
     mask[np.asarray(chosen, np.int64)] = True
     return mask
 
 
-# --- One linear for query, key and value together → three linears ---
-
-
-LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
-Parameters = tuple[ir.Node, Array, Array | None]  # product, weight [in, out], bias [out] or None
-PARTS = {3: ("query", "key", "value"), 2: ("key", "value")}
+# --- One linear layer for query, key and value together → three linear layers ---
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A change of layout between the linear and the selection, with what is selected in its output."""
+class _LayoutStep:
+    """A change of layout between the linear layer and the selection, with what is selected in its output."""
 
     node: ir.Node
     axis: int
     size: int  # of the axis, in one part
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Query, key or value: the selection, the changes of layout above it, and the features that it takes."""
+
+    selection: Selection
+    steps: list[_LayoutStep]
+    features: Mask
 
 
 def split_qkv(model: ir.Model) -> int:
@@ -125,106 +128,90 @@ def split_qkv(model: ir.Model) -> int:
     take every feature once. Three linears can be quantized with ranges of their own, and the query of the
     last block can be computed for the class token alone.
     """
-    changes = 0
-    for add_or_product in by_type(model, "Add", "MatMul", "Gemm"):
-        value = add_or_product.outputs[0]
-        parameters = None if add_or_product.graph is None else _parameters(add_or_product)
-        if parameters is None:
-            continue
-        parts = _parts_of(value)
-        if parts:
-            _replace_parts(add_or_product, parameters, parts)
-            changes += 1
-    if changes:
-        tidy(model)
-    return changes
+    return rewrite_each(model, {"Add MatMul Gemm": _split})
 
 
-def _parameters(last: ir.Node) -> Parameters | None:
-    """(product, weight [in, out], bias [out] or None) of a linear that ends in this node."""
-    if last.op_type == "Add":
-        computed = [value for value in last.inputs if value is not None and constant(value) is None]
-        product = computed[0].producer() if len(computed) == 1 else None
-        bias = next((array for value in last.inputs if (array := constant(value)) is not None), None)
-        if product is None or product.op_type != "MatMul" or only_reader(computed[0]) is not last:
-            return None
-        weight = constant(product.inputs[1])
-        if weight is None or bias is None or weight.ndim != 2:
-            return None
-        if not is_one_per_feature(bias, weight.shape[1]) or bias.ndim > len(sizes(computed[0]) or ()):
-            return None
-        return product, weight, bias.reshape(-1)
-    weight = constant(last.inputs[1])
-    if weight is None or weight.ndim != 2:
-        return None
-    if last.op_type == "MatMul":
-        return last, weight, None
-    plain = attribute(last, "alpha", 1.0) == 1.0 and attribute(last, "beta", 1.0) == 1.0
-    bias = constant(last.inputs[2]) if len(last.inputs) > 2 else None
-    if not plain or attribute(last, "transA", 0) or (len(last.inputs) > 2 and bias is None):
-        return None
-    matrix = weight.T if attribute(last, "transB", 0) else weight
-    if bias is not None and bias.size != 1 and not is_one_per_feature(bias, matrix.shape[1]):
-        return None
-    return last, matrix, None if bias is None else np.broadcast_to(bias.reshape(-1), matrix.shape[1:])
+def _split(last: ir.Node) -> bool:
+    linear = match_linear(last)
+    # A bias with more axes than the product adds axes that a linear layer of its own would not have.
+    if linear is None or len(sizes(last.outputs[0]) or ()) != len(sizes(linear.product.outputs[0]) or ()):
+        return False
+    branches = _find_branches(last)
+    base = _choose_name(last, linear.product)
+    names = NAMES.get(len(branches), tuple(f"part{i}" for i in range(len(branches))))
+    for branch, name in zip(branches, names, strict=True):
+        _replace_branch(last, linear, branch, f"{base}.{name}")
+    return bool(branches)
 
 
-def _parts_of(value: ir.Value) -> list[tuple[Part, list[_Step], Mask]]:
-    """The selections at the end of the layout, each with its steps and its features; or nothing."""
+def _find_branches(last: ir.Node) -> list[_Branch]:
+    """Return what is selected behind the layout, in the order of the features; [] if it cannot be split."""
+    (value,) = last.outputs
     shape = sizes(value)
     if shape is None or shape[-1] is None:
         return []
     end = value
     while (reader := only_reader(end)) is not None and reader.op_type in LAYOUT and reader.inputs[0] is end:
         end = reader.outputs[0]
-    chosen = [part for use in end.uses() for part in selections(use.node, end)]
-    if len(chosen) < 2 or not all(is_selection(use.node, end) for use in end.uses()):
+    by_reader = [_read_selections(use.node, end) for use in end.uses()]
+    selections = [each for found in by_reader for each in found]
+    if len(selections) < 2:
         return []
-    found = []
-    for part in chosen:
-        walked = _walk_up(part, value)
-        if walked is None:
+    if not all(by_reader):
+        skip(last, "parts of its features are selected, and something else reads all of them")
+        return []
+    branches = []
+    for selection in selections:
+        branch, axis = _follow_up(selection, end, value)
+        if branch is None:
+            skip(last, "its features cannot be followed through the Reshapes behind it")
             return []
-        steps, axis, mask = walked
-        if axis != len(shape) - 1:
+        if axis != len(shape) - 1:  # a selection of tokens or images, not of features
             return []
-        found.append((part, steps, mask))
-    covered = np.sum([mask for _, _, mask in found], axis=0)
-    # Each feature once. A selection of tokens, not of features, has ended at another axis.
-    return sorted(found, key=lambda each: int(np.argmax(each[2]))) if (covered == 1).all() else []
+        branches.append(branch)
+    if (np.sum([each.features for each in branches], axis=0) != 1).any():
+        skip(last, "the parts of its features leave some out, or take some twice")
+        return []
+    return sorted(branches, key=lambda each: int(np.argmax(each.features)))
 
 
-def _walk_up(part: Part, linear: ir.Value) -> tuple[list[_Step], int, Mask] | None:
-    """The selection carried up to the linear's output: the steps passed (downwards), its axis and mask."""
-    value, axis, mask, steps = part.source, part.axis, part.mask, list[_Step]()
+def _follow_up(selection: Selection, end: ir.Value, linear: ir.Value) -> tuple[_Branch | None, int]:
+    """Carry a selection from the end of the layout up to the linear layer's output; its axis there."""
+    value, axis, mask, steps = end, selection.axis, selection.mask, list[_LayoutStep]()
     while value is not linear:
         node = value.producer()
-        if node is None:
-            return None
-        steps.append(_Step(node, axis, int(mask.sum())))
-        moved = _moved(node, axis, mask)
-        if moved is None or node.inputs[0] is None:
-            return None
+        moved = None if node is None else _move_above(node, axis, mask)
+        if node is None or moved is None or node.inputs[0] is None:
+            return None, axis
+        steps.append(_LayoutStep(node, axis, int(mask.sum())))
         axis, mask = moved
         value = node.inputs[0]
-    return steps[::-1], axis, mask
+    return _Branch(selection, steps[::-1], mask), axis
 
 
-def _moved(node: ir.Node, axis: int, mask: Mask) -> tuple[int, Mask] | None:
-    """The same selection on the node's input."""
+def _move_above(node: ir.Node, axis: int, mask: Mask) -> tuple[int, Mask] | None:
+    """Return the axis and the mask of the same selection on the input of a change of layout.
+
+    All but Transpose keep the order of the numbers. One position of the output's axis then is a run of
+    `behind` numbers, the product of the sizes after the axis, and one of an input's axis a run of `after`.
+    If each run of the output is `behind / after` whole runs of the input, the mask repeats each position as
+    often, and all of it as often as the input's axis has room: the axis was cut from a longer one.
+    """
     inner, outer = sizes(node.inputs[0]), sizes(node.outputs[0])
     if inner is None or outer is None:
         return None
     if node.op_type == "Transpose":
         return permutation(node)[axis], mask
-    # Counted from the end, so that an unknown batch in front does not matter.
+    # Runs are counted from the end, so that an unknown batch in front does not matter.
     behind = _count(outer[axis + 1 :])
     for source, size in enumerate(inner):
         after = _count(inner[source + 1 :])
-        if None in (behind, after, size) or behind is None or after is None or size is None:
+        # An axis of one has the runs of the axis in front of it, and no room for a selection.
+        if behind is None or after is None or size is None or size < 2 or behind % after:
             continue
-        if behind % after == 0 and size % (steps := behind // after * len(mask)) == 0 and size > 1:
-            return source, np.tile(np.repeat(mask, behind // after), size // steps)
+        runs = behind // after
+        if size % (runs * len(mask)) == 0:
+            return source, np.tile(np.repeat(mask, runs), size // (runs * len(mask)))
     return None
 
 
@@ -233,26 +220,11 @@ def _count(shape: Sequence[int | None]) -> int | None:
     return math.prod(known) if len(known) == len(shape) else None
 
 
-def _replace_parts(
-    last: ir.Node, parameters: Parameters, parts: list[tuple[Part, list[_Step], Mask]]
-) -> None:
-    product, weight, bias = parameters
-    base = _base_name(last, product)
-    names = PARTS.get(len(parts), tuple(f"part{i}" for i in range(len(parts))))
-    for (part, steps, mask), name in zip(parts, names, strict=True):
-        value = _linear(
-            last, product, f"{base}.{name}", weight[:, mask], None if bias is None else bias[mask]
-        )
-        for step in steps:
-            value = _again(step, value, last)
-        if part.drops_axis:
-            axes = add_constant(graph_of(last), "axes", np.array([part.axis], np.int64))
-            shape = [size for axis, size in enumerate(sizes(value) or []) if axis != part.axis]
-            value = insert(part.node, "Squeeze", [value, axes], name=f"{base}.{name}.part", shape=shape)
-        replace(part.output, value)
+# --- The new nodes ---
 
 
-def _base_name(last: ir.Node, product: ir.Node) -> str:
+def _choose_name(last: ir.Node, product: ir.Node) -> str:
+    """Return the name of the module, as the weight, the bias or torch's in_proj_bias has it."""
     for node in (product, last):
         for value in node.inputs:
             if value is not None and value.name and value.name.endswith((".weight", ".bias")):
@@ -262,26 +234,42 @@ def _base_name(last: ir.Node, product: ir.Node) -> str:
     return str(product.name)
 
 
-def _linear(last: ir.Node, product: ir.Node, name: str, weight: Array, bias: Array | None) -> ir.Value:
-    graph, shape = graph_of(last), list(sizes(last.outputs[0]) or [])
-    shape[-1] = weight.shape[1]
-    matrix = add_constant(graph, f"{name}.weight", weight.astype(np.float32))
-    vector = None if bias is None else add_constant(graph, f"{name}.bias", bias.astype(np.float32))
-    if product.op_type == "Gemm":
-        inputs = [product.inputs[0], matrix, *([vector] if vector is not None else [])]
-        return insert(last, "Gemm", inputs, name=name, shape=shape)
-    multiplied = insert(last, "MatMul", [product.inputs[0], matrix], name=name, shape=shape)
-    if vector is None:
-        return multiplied
-    return insert(last, "Add", [multiplied, vector], name=f"{name}.sum", shape=shape)
+def _replace_branch(last: ir.Node, linear: MatchedLinear, branch: _Branch, name: str) -> None:
+    """Let the readers of a selection read the layout of a linear layer of these features alone."""
+    value = _insert_linear(last, linear, branch.features, name)
+    for step in branch.steps:
+        value = _insert_step(step, value, last)
+    selection = branch.selection
+    if selection.drops_axis:
+        axes = add_constant(graph_of(last), "axes", np.array([selection.axis], np.int64))
+        shape = [size for axis, size in enumerate(sizes(value) or []) if axis != selection.axis]
+        value = insert(selection.node, "Squeeze", [value, axes], name=f"{name}.part", shape=shape)
+    replace(selection.output, value)
 
 
-def _again(step: _Step, value: ir.Value, before: ir.Node) -> ir.Value:
-    """The same change of layout on the part, whose selected axis has become shorter."""
+def _insert_linear(last: ir.Node, linear: MatchedLinear, features: Mask, name: str) -> ir.Value:
+    graph, source = graph_of(last), linear.product.inputs[0]
+    shape = [*(sizes(last.outputs[0]) or [])[:-1], int(features.sum())]
+    parameters = [add_constant(graph, f"{name}.weight", linear.weight[:, features].astype(np.float32))]
+    if linear.bias is not None:
+        parameters.append(add_constant(graph, f"{name}.bias", linear.bias[features].astype(np.float32)))
+    if linear.product.op_type == "Gemm":
+        return insert(last, "Gemm", [source, *parameters], name=name, shape=shape)
+    value = insert(last, "MatMul", [source, parameters[0]], name=name, shape=shape)
+    return (
+        value
+        if linear.bias is None
+        else insert(last, "Add", [value, parameters[1]], name=f"{name}.sum", shape=shape)
+    )
+
+
+def _insert_step(step: _LayoutStep, value: ir.Value, before: ir.Node) -> ir.Value:
+    """Insert the same change of layout of one part, whose selected axis is shorter."""
     node, shape = step.node, list(sizes(step.node.outputs[0]) or [])
     shape[step.axis] = step.size
-    inputs: list[ir.Value | None] = [value, *node.inputs[1:]]
+    name = f"{node.name}.{value.name}"
     if node.op_type == "Reshape":
-        inputs[1] = shape_constant(graph_of(node), [-1 if each is None else each for each in shape])
-    attributes = {key: attr.value for key, attr in node.attributes.items() if key != "allowzero"}
-    return insert(before, node.op_type, inputs, name=f"{node.name}.{value.name}", shape=shape, **attributes)
+        target = [-1 if size is None else size for size in shape]
+        return insert_reshape(before, value, target, name=name, shape=shape)
+    inputs = [value, *node.inputs[1:]]
+    return insert(before, node.op_type, inputs, name=name, shape=shape, **copy_attributes(node))

@@ -76,7 +76,7 @@ class Pooled(ViT):
 
 
 def lively_graph(kind: type[ViT], *, positions: bool = True) -> ir.Model:
-    from export.graph.canonical import canonicalize
+    from export.graph.canonicalize import canonicalize
     from export.sources.from_torch import export_raw
 
     torch.manual_seed(3)

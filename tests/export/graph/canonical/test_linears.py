@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import attribute, constant, sizes
+from calibration.graph.layers import read_linear
 from export.graph.canonical.linears import (
     SCOPES,
-    gemm_parameters,
     linears_to_gemm,
     name_parameters,
     name_products,
@@ -137,9 +137,9 @@ def test_what_a_gemm_may_say_goes_into_its_constants(
     assert rewrite(linears_to_gemm, model, random(3, 4)) == (0 if plain else 1)
     made = gemm(model)
     assert not any(attribute(made, name, None) for name in ("transB", "alpha", "beta"))
-    found = gemm_parameters(made)
+    found = read_linear(made)
     assert found is not None
-    assert [array.shape for array in found] == [(4, 6), (6,)]
+    assert (found.weight.shape, found.bias.shape) == ((4, 6), (6,))
 
 
 def test_a_shared_weight_stays_for_its_other_reader(random, rewrite) -> None:
@@ -163,10 +163,11 @@ def test_parameters_of_what_is_no_plain_gemm_are_none(random) -> None:
         "y = MatMul(x, w)",
     ):
         model = build(lines, constants, **types)
-        assert gemm_parameters(node(model, "y")) is None, lines
-    weight, bias = gemm_parameters(node(build("y = Gemm(x, w, b)", constants, **types), "y")) or (None, None)
-    np.testing.assert_array_equal(weight, constants["w"])
-    np.testing.assert_array_equal(bias, constants["b"])
+        assert read_linear(node(model, "y")) is None, lines
+    found = read_linear(node(build("y = Gemm(x, w, b)", constants, **types), "y"))
+    assert found is not None
+    np.testing.assert_array_equal(found.weight, constants["w"])
+    np.testing.assert_array_equal(found.bias, constants["b"])
 
 
 def named(lines: str, renamed: dict[str, str], scopes: dict[str, str] | None = None) -> dict[str, str]:

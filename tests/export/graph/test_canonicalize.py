@@ -21,7 +21,6 @@ from calibration.graph.edit import (
     tidy,
 )
 from calibration.measure.verify import read_optimized_graph
-from export.graph.canonical import PASSES, canonicalize
 from export.graph.canonical.class_token import select_class_token
 from export.graph.canonical.layout import keep_tokens_as_rows, make_shapes_static, untangle_transposes
 from export.graph.canonical.linears import (
@@ -33,22 +32,22 @@ from export.graph.canonical.linears import (
 )
 from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
 from export.graph.canonical.token_major import tokens_before_batch
+from export.graph.canonicalize import CANONICAL_REWRITES, Rewrite, canonicalize
 from export.write_artifact import model_bytes
 from vit.model import ViT
 
-Pass = Callable[[ir.Model], int]
 NAMES = ["plain", "odd", "rich"]
 EXACT = 1e-5  # of the logits' scale
 
 
 @pytest.fixture
-def before(raw_graphs: Mapping[str, ir.Model]) -> Callable[[str, Pass], ir.Model]:
+def before(raw_graphs: Mapping[str, ir.Model]) -> Callable[[str, Rewrite], ir.Model]:
     """The graph of a model as the pass finds it: after all passes that run before it."""
 
-    def make(name: str, until: Pass) -> ir.Model:
+    def make(name: str, until: Rewrite) -> ir.Model:
         model = raw_graphs[name].clone()
         tidy(model)
-        for each in takewhile(lambda each: each is not until, PASSES):
+        for each in takewhile(lambda each: each is not until, CANONICAL_REWRITES):
             each(model)
         return model
 
@@ -64,7 +63,7 @@ def count(model: ir.Model) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("each", PASSES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("each", CANONICAL_REWRITES, ids=lambda each: each.__name__)
 def test_logits_stay(each, name, before, models, logits_of, pixels_for) -> None:
     graph = before(name, each)
     pixels = pixels_for(models[name].config)
@@ -76,7 +75,7 @@ def test_logits_stay(each, name, before, models, logits_of, pixels_for) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("each", PASSES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("each", CANONICAL_REWRITES, ids=lambda each: each.__name__)
 def test_nothing_is_left_for_a_second_run(each, before) -> None:
     graph = before("plain", each)
     each(graph)
@@ -247,7 +246,7 @@ def test_parameters_are_named_after_their_linear(before) -> None:
 def test_the_canonical_form(name, raw_graphs) -> None:
     graph = raw_graphs[name].clone()
     changes = canonicalize(graph)
-    assert list(changes) == [each.__name__ for each in PASSES]
+    assert list(changes) == [each.__name__ for each in CANONICAL_REWRITES]
     assert {node.domain for node in graph.graph} == {""}
     assert not nodes(graph, "Slice", "Conv", "Sub", "Div", "Pow", "Sqrt", "Erf")
     assert not [node for node in nodes(graph, "Mul") if any(scalar(value) for value in node.inputs)]

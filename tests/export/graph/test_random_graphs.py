@@ -7,17 +7,21 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tools.random_graph import BATCH
+from tools.random_graphs import random_graph
+from tools.small_graphs import op_types, run
 
 from calibration.graph.edit import GraphError, tidy
-from export.graph.canonical import PASSES, canonicalize
+from export.graph.canonicalize import (
+    ANY_BATCH_REWRITES,
+    CANONICAL_REWRITES,
+    FIXED_BATCH_REWRITES,
+    canonicalize,
+)
 from export.graph.exporters.batch import free_batch
-from export.graph.exporters.canonicalize import FIXED_PASSES
-from export.graph.exporters.simplify import drop_unit_axes, plain_layout
-from tests.support.random_graphs import BATCH, random_graph
-from tests.support.small_graphs import op_types, run
 
 GRAPHS, AT_A_TIME = 200, 20
-WITH_FIXED_BATCH = tuple(each for each in FIXED_PASSES if each is not free_batch)
+WITH_FIXED_BATCH = tuple(each for each in FIXED_BATCH_REWRITES if each is not free_batch)
 Pass = Callable[[ir.Model], object]
 
 
@@ -47,9 +51,9 @@ def test_the_outputs_stay(first: int) -> None:
     for seed in range(first, first + AT_A_TIME):
         graph = random_graph(seed)
         if seed % 2:
-            model, passes = graph.model(batch="N"), (*PASSES, canonicalize)
+            model, passes = graph.model(batch="N"), (*CANONICAL_REWRITES, canonicalize)
         else:
-            model, passes = graph.model(batch=str(BATCH)), (*WITH_FIXED_BATCH, plain_layout, drop_unit_axes)
+            model, passes = graph.model(batch=str(BATCH)), (*WITH_FIXED_BATCH, *ANY_BATCH_REWRITES)
         expected = run(model, images())
         assert np.isfinite(expected).all(), f"seed {seed} makes no good test"
         for each in passes:

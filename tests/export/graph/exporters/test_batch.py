@@ -10,11 +10,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tools.small_graphs import build
 
 from calibration.graph.edit import GraphError
 from export.graph.exporters.batch import RULES, free_batch
-from export.graph.exporters.freeze import freeze_shapes, take_branches
-from export.graph.exporters.simplify import drop_no_ops
+from export.graph.exporters.freeze import freeze_shapes
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIXED = 2
@@ -184,49 +184,17 @@ def test_every_operator_has_one_rule() -> None:
     assert all(onnx.defs.has(name) for name in names if name not in ("RMSNormalization", "Swish"))
 
 
-# If --------------------------------------------------------------------------------------------------------
-
-
-def branching(condition: list[onnx.NodeProto]) -> ir.Model:
-    """y = x · 2 where the condition holds, else x · 3; the factors are initializers of the branches."""
-
-    def branch(name: str, factor: float) -> onnx.GraphProto:
-        out = helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, None)
-        weight = numpy_helper.from_array(np.float32(factor), "factor")
-        return helper.make_graph(
-            [helper.make_node("Mul", ["x", "factor"], [f"{name}.out"])], name, [], [out], [weight]
-        )
-
-    nodes = [
-        *condition,
-        helper.make_node(
-            "If", ["c"], ["y"], then_branch=branch("then", 2.0), else_branch=branch("else", 3.0)
-        ),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
-    one = [
-        numpy_helper.from_array(np.array([4], INT), "four"),
-        numpy_helper.from_array(np.float32(0), "zero"),
-    ]
-    proto = helper.make_graph(nodes, "branching", [x], [y], one)
-    return ir.from_proto(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
-
-
-@pytest.mark.parametrize(("compare", "factor"), [("Equal", 2), ("Less", 3)])
-def test_the_branch_that_the_shape_chooses_is_taken(compare: str, factor: int) -> None:
-    shape = helper.make_node("Shape", ["x"], ["size"], start=1)
-    model = branching([shape, helper.make_node(compare, ["size", "four"], ["c"])])
-    x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    freeze_shapes(model, (2, 4))
-    free_batch(model)
-    drop_no_ops(model)
-    assert "If" not in {node.op_type for node in model.graph}
-    np.testing.assert_array_equal(run(ir.to_proto(model), x), factor * x)
-
-
-def test_a_branch_that_pixels_choose_is_refused() -> None:
-    total = helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)
-    model = branching([total, helper.make_node("Less", ["total", "zero"], ["c"])])
-    with pytest.raises(GraphError, match=r"found If \(.*\) whose condition does"):
-        take_branches(model)
+@pytest.mark.parametrize(
+    ("lines", "output"),
+    [
+        ("y = Concat<axis = 0>(x, c)", "float[4, 3, 4]"),  # something beside the images
+        ("y = ReduceMean<keepdims = 1>(x, zeroth)", "float[1, 3, 4]"),  # a mean over the images
+        ("y = Add(x, c)", "float[2, 3, 4]"),  # each image its own constant
+    ],
+)
+def test_what_mixes_the_two_images_is_refused(lines, output) -> None:
+    model = build(
+        lines, {"c": RANDOM.normal(size=(2, 3, 4)).astype(np.float32), "zeroth": [0]}, outputs=f"{output} y"
+    )
+    with pytest.raises(GraphError, match="expected to follow the batch"):
+        free_batch(model)
