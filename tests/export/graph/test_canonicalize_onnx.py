@@ -47,7 +47,7 @@ GRAPHS = [  # model, exporter (an opset means the older one), batch
 
 
 @pytest.fixture(scope="session")
-def foreign(other_onnx: Callable[..., Path]) -> Callable[..., Source]:
+def read_other(other_onnx: Callable[..., Path]) -> Callable[..., Source]:
     found: dict[tuple[object, ...], Source] = {}
 
     def make(*key: object) -> Source:
@@ -73,8 +73,8 @@ def count(model: ir.Model) -> Counter[str]:
 
 
 @pytest.mark.parametrize("key", GRAPHS, ids=str)
-def test_rows_are_ordered_token_by_token(key, foreign) -> None:
-    found = foreign(*key).exported
+def test_rows_are_ordered_token_by_token(key, read_other) -> None:
+    found = read_other(*key).exported
     assert found.passes["tokens_before_batch"] > 0
     heads = [sizes(node.inputs[0]) for node in found.model.graph if node.op_type == "Softmax"]
     assert len(heads) == DEPTH
@@ -82,8 +82,8 @@ def test_rows_are_ordered_token_by_token(key, foreign) -> None:
 
 
 @pytest.mark.parametrize("key", GRAPHS, ids=str)
-def test_logits_are_those_of_the_original_for_any_batch(key, foreign) -> None:
-    model = foreign(*key)
+def test_logits_are_those_of_the_original_for_any_batch(key, read_other) -> None:
+    model = read_other(*key)
     for number in (1, 3, 5):
         expected = model.reference(pixels(number))
         assert expected.std(axis=0).min() > 0 or number == 1  # the images matter
@@ -93,8 +93,8 @@ def test_logits_are_those_of_the_original_for_any_batch(key, foreign) -> None:
 
 
 @pytest.mark.parametrize("key", GRAPHS, ids=str)
-def test_every_linear_becomes_a_gemm_and_the_rest_single_nodes(key, foreign) -> None:
-    model = foreign(*key)
+def test_every_linear_becomes_a_gemm_and_the_rest_single_nodes(key, read_other) -> None:
+    model = read_other(*key)
     found = count(model.exported.model)
     heads = 2 if key[0] == "distilled" else 1
     assert found["Gemm"] == 1 + 6 * DEPTH + heads  # the patch embedding, the blocks, the head
@@ -121,9 +121,9 @@ def test_every_linear_becomes_a_gemm_and_the_rest_single_nodes(key, foreign) -> 
 @pytest.mark.parametrize(
     "key", [g for g in GRAPHS if g[0] not in ("distilled", "mean of tokens", "torchvision")], ids=str
 )
-def test_the_last_block_computes_the_class_token_alone(key, foreign) -> None:
-    fc1 = [node for node in foreign(*key).exported.model.graph if node.op_type == "Gemm"][-3]
-    session_model = foreign(*key).exported.model.clone()
+def test_the_last_block_computes_the_class_token_alone(key, read_other) -> None:
+    fc1 = [node for node in read_other(*key).exported.model.graph if node.op_type == "Gemm"][-3]
+    session_model = read_other(*key).exported.model.clone()
     values = ir.convenience.create_value_mapping(session_model.graph)
     session_model.graph.outputs.append(values[str(fc1.outputs[0].name)])
     session = open_session(model_bytes(session_model), device="cpu", threads=1)
@@ -136,10 +136,10 @@ def test_the_last_block_computes_the_class_token_alone(key, foreign) -> None:
      ("torchvision", 17, "free"), ("written out", 14, "free"), ("quick gelu", 17, 1)],
     ids=str,
 )  # fmt: skip
-def test_every_linear_runs_in_an_integer_kernel(key, foreign) -> None:
+def test_every_linear_runs_in_an_integer_kernel(key, read_other) -> None:
     from calibration.quantize_model import quantize
 
-    model = foreign(*key)
+    model = read_other(*key)
     quantized = quantize(model.exported.model, [pixels(8)], target="any-cpu", single_rows="int8")
     linears = 2 + 6 * DEPTH
     assert quantized.kernels.summary().startswith(f"{linears} of {linears} linears and ")
@@ -148,8 +148,8 @@ def test_every_linear_runs_in_an_integer_kernel(key, foreign) -> None:
     assert 0 < noise < 0.03 * np.square(expected).sum()  # 15 dB, of weights and images that are noise
 
 
-def test_split_qkv_names_the_three_after_the_one(foreign) -> None:
-    model = foreign("timm unbind", 17, "free")
+def test_split_qkv_names_the_three_after_the_one(read_other) -> None:
+    model = read_other("timm unbind", 17, "free")
     names = [str(node.name) for node in model.exported.model.graph if node.op_type == "Gemm"]
     assert sorted(name for name in names if "qkv" in name) == sorted(
         f"blocks.{block}.attn.qkv.{part}" for block in range(DEPTH) for part in ("query", "key", "value")
@@ -157,6 +157,6 @@ def test_split_qkv_names_the_three_after_the_one(foreign) -> None:
     assert model.exported.passes["split_qkv"] == DEPTH
 
 
-def test_fused_qkv_ends_as_if_there_had_been_three_linears(foreign) -> None:
-    fused = foreign("timm unbind", 17, "free").exported.model
-    assert count(fused) == count(foreign("transformers sdpa", 20, "free").exported.model)
+def test_fused_qkv_ends_as_if_there_had_been_three_linears(read_other) -> None:
+    fused = read_other("timm unbind", 17, "free").exported.model
+    assert count(fused) == count(read_other("transformers sdpa", 20, "free").exported.model)

@@ -7,9 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tools.random_graph import BATCH
-from tools.random_graphs import random_graph
-from tools.small_graphs import op_types, run
 
 from calibration.graph.edit import GraphError, tidy
 from export.graph.canonicalize import (
@@ -19,6 +16,8 @@ from export.graph.canonicalize import (
     canonicalize,
 )
 from export.graph.exporters.batch import free_batch
+from tests.support.random_graphs import BATCH, random_graph
+from tests.support.small_graphs import op_types, run
 
 GRAPHS, AT_A_TIME = 200, 20
 WITH_FIXED_BATCH = tuple(each for each in FIXED_BATCH_REWRITES if each is not free_batch)

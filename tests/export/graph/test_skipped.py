@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from PIL import Image
-from tools.small_graphs import build
 
 from export.__main__ import main
 from export.graph.canonical.class_token import select_class_token
@@ -23,6 +22,7 @@ from export.graph.exporters.fuse import fuse_gelu, fuse_layer_norm
 from export.graph.exporters.qkv import split_qkv
 from export.graph.exporters.simplify import drop_nan_guards, plain_moves
 from export.graph.skipped import collect_skipped, name_rewrite, skip
+from tests.support.small_graphs import build
 
 ONES = np.ones((4, 4), np.float32)
 CONSTANTS = {

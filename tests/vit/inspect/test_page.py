@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tools.html_page import Page
 
+from tests.support.html_page import Page
 from vit.checkpoint import describe_test, load_checkpoint, save_checkpoint
 from vit.data.datasets import Images, match_labels, open_images
 from vit.model import ViT

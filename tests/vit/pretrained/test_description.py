@@ -5,10 +5,9 @@ from argparse import Namespace
 
 import pytest
 import torch
-from tools.beside_torch import import_timm
-from tools.families import Family, parity
-from tools.family_models import timm_model, transformers_model
 
+from benchmarks.families import Family, parity, timm_model, transformers_model
+from benchmarks.other_libraries import import_timm
 from tests.vit.pretrained.test_preprocessing import source
 from tests.vit.pretrained.test_state_dict import GOOD
 from vit.pretrained import SourceError, import_model

@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tools.small_graphs import build
 
 from calibration.graph.edit import GraphError
 from export.graph.exporters.batch import RULES, free_batch
 from export.graph.exporters.freeze import freeze_shapes
 from runtime.onnx_runtime import onnxruntime as ort
+from tests.support.small_graphs import build
 
 FIXED = 2
 Node = tuple[str, list[str], dict[str, Any]]

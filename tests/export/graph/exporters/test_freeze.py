@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tools.small_graphs import build, op_types, run
 
 from calibration.graph.edit import GraphError
 from export.graph.exporters.batch import free_batch
 from export.graph.exporters.freeze import freeze_shapes, take_branches
 from export.graph.exporters.simplify import drop_no_ops
+from tests.support.small_graphs import build, op_types, run
 
 INT = np.int64
 

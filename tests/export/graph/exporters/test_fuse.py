@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import ArrayLike
-from tools.small_graphs import build, op_types, run
 
 from calibration.graph.edit import attribute
 from export.graph.exporters.fuse import fuse_gelu, fuse_layer_norm
+from tests.support.small_graphs import build, op_types, run
 
 X = np.random.default_rng(0).normal(scale=3, size=(2, 3, 4)).astype(np.float32)
 

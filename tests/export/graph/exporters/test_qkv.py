@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import ArrayLike
-from tools.small_graphs import build, run
 
 from export.graph.exporters.qkv import split_qkv
+from tests.support.small_graphs import build, run
 
 X = np.random.default_rng(0).normal(scale=3, size=(2, 3, 4)).astype(np.float32)
 

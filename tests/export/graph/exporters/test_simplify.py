@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import ArrayLike
-from tools.small_graphs import build, op_types, run
 
 from export.graph.exporters.simplify import drop_nan_guards, drop_no_ops, plain_moves
+from tests.support.small_graphs import build, op_types, run
 
 X = np.random.default_rng(0).normal(scale=3, size=(2, 3, 4)).astype(np.float32)
 
