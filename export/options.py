@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
-from export.image_sets import ExportImages, choose_images, labeled, only_measured
+from export.image_sets import ExportImages, choose_evaluation_images, choose_images, use_model_classes
 from runtime.errors import InputError
 from runtime.model_file.targets import Target
 from vit.data.datasets import DataError
@@ -77,14 +77,14 @@ def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
             search=options.searches,
         )
     elif options.evaluation is not None and (options.plan is not None or not options.quantize):
-        chosen = only_measured(options.evaluation, options.evaluation_samples)
+        chosen = choose_evaluation_images(options.evaluation, options.evaluation_samples)
     else:
         found = "none given" if options.evaluation is None else "none to calibrate with"
         raise DataError(
             f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
         )
     if labels is not None:
-        chosen = labeled(chosen, labels)
+        chosen = use_model_classes(chosen, labels)
     for each in (chosen.evaluation, chosen.search):
         if options.max_drift is not None and each is not None and each.targets is None:
             raise DataError(
