@@ -71,7 +71,7 @@ def check_limits(results: Results) -> None:
     Raises:
         DriftError: naming the variant, the limits that it misses, and what to do.
     """
-    missed = [each for each in results.get(Conclusion).verdict.limits if each.status == "missed"]
+    missed = [each for each in results.get(Conclusion).limits if each.status == "missed"]
     for each in results.variants[1:]:
         failures = [limit.text for limit in missed if limit.variant == each.variant]
         far = any(limit.variant == each.variant and limit.limit != "--min-cosine" for limit in missed)

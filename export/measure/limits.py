@@ -31,6 +31,11 @@ class LimitResult:
     doubt: str = ""  # why it cannot be judged; empty where it can
     images_needed: int | None = None  # about how many images would decide it, where too few are the reason
 
+    @property
+    def undecidable(self) -> bool:
+        """True if it is open and no number of such images would decide it."""
+        return self.status == "not judged" and self.interval is not None and self.images_needed is None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""
         bounds = None if self.interval is None else [self.interval.low, self.interval.high]
@@ -39,40 +44,22 @@ class LimitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitedFigure:
-    """A measured figure with a limit.
+    """A measured figure with a limit."""
 
-    Attributes:
-        limit: the option.
-        bound: its value.
-        found: what was measured.
-        interval: 95 % interval of `found`; None where too few images give none.
-        images: how many were measured.
-        lower: whether less is better.
-        digits: decimals of the figure in words.
-        unit: behind the figure, with its space.
-        what: the figure in words: "the drop of top-1".
-        text: figure and limit in words, where the limit is not missed.
-        missed: the figure in words, where the limit is missed.
-        shown: the limit in words: "0.5 points".
-        expected: the interval that a number of images would give if all shares stay as they are.
-        ideal: the interval that they would give if the figure is as good as it can be; None where nothing
-            says what that is.
-    """
-
-    limit: str
+    limit: str  # the option
     bound: float
     found: float
-    interval: Interval | None
+    interval: Interval | None  # of `found`, 95 %; None where too few images give none
     images: int
-    lower: bool = False
-    digits: int
-    unit: str
-    what: str
-    text: str
-    missed: str
-    shown: str
-    expected: Callable[[float], Interval]
-    ideal: Callable[[float], Interval] | None = None
+    lower: bool = False  # whether less is better
+    digits: int  # decimals of the figure in words
+    unit: str  # behind the figure, with its space
+    what: str  # the figure in words: "the drop of top-1"
+    text: str  # figure and limit in words, where the limit is not missed
+    missed: str  # the figure in words, where the limit is missed
+    shown: str  # the limit in words: "0.5 points"
+    expected: Callable[[float], Interval]  # of a number of images, if all shares stay as they are
+    ideal: Callable[[float], Interval] | None = None  # if the figure is as good as it can be, where known
 
     def judge(self, variant: str, doubt: str) -> LimitResult:
         """Decide the limit.

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from export.report.changed_images import ChangedImages
 from export.report.classes import Classes
-from export.report.comparison import Comparison, Headlines, LatencyAndSize
+from export.report.comparison import Comparison, Headlines
 from export.report.conclusion import Conclusion, Usage
 from export.report.embedding_drift import EmbeddingDrift
 from export.report.evidence import Evidence
@@ -42,7 +42,6 @@ SECTIONS: tuple[type[Section], ...] = (
     ChangedImages,
     Usage,
     Comparison,
-    LatencyAndSize,
     Preprocessing,
     Classes,
     Reliability,

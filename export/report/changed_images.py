@@ -18,26 +18,6 @@ MOST_MISTAKES = 12
 
 
 @dataclass(frozen=True)
-class Guess:
-    """Answer of one model: label, score, and whether it is correct (None: unknown)."""
-
-    variant: str
-    label: str
-    score: float
-    right: bool | None
-
-
-@dataclass(frozen=True)
-class Card:
-    """An image, and what one or two models say of it."""
-
-    name: str
-    uri: str  # a data URI, empty when the image cannot be read any more
-    truth: str | None
-    guesses: tuple[Guess, ...]
-
-
-@dataclass(frozen=True)
 class ChangedImages(Section):
     """Images with another label than float32's by variant, and the mistakes of float32."""
 
@@ -86,20 +66,24 @@ def name_true_classes(results: Results) -> Sequence[str]:
     return results.labels if results.images.same_name is not None else distinct(results.labels)
 
 
-def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> Card:
-    """Return one image with the answers of some variants."""
+def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> dict[str, Any]:
+    """Return one image with the answers of some variants, for the macro `card`."""
     labels, item = distinct(results.labels), results.images[row]
-    guesses = []
-    for each in variants:
-        classes, scores = each.answers
-        right = None if results.targets is None else bool(results.right(each)[row])
-        guesses.append(Guess(each.variant, labels[classes[row]], float(scores[row]), right))
-    return Card(
-        name=item.name if isinstance(item, Path) else results.images.public_name(row),
-        uri=thumbnail(item),
-        truth=None if results.targets is None else name_true_classes(results)[int(results.targets[row])],
-        guesses=tuple(guesses),
-    )
+    targets, truth = results.targets, name_true_classes(results)
+    return {
+        "name": item.name if isinstance(item, Path) else results.images.public_name(row),
+        "uri": thumbnail(item),  # empty when the image cannot be read any more
+        "truth": None if targets is None else truth[int(targets[row])],
+        "guesses": [
+            {
+                "variant": each.variant,
+                "label": labels[each.answers[0][row]],
+                "score": float(each.answers[1][row]),
+                "right": None if targets is None else bool(results.right(each)[row]),
+            }
+            for each in variants
+        ],
+    }
 
 
 def _describe(results: Results, variant: VariantResult, index: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from calibration.measure.drift import Drift, measure_drift
-from calibration.measure.statistics import Interval, Paired, sqnr_interval, wilson
+from calibration.measure.statistics import Interval, Paired, sqnr_interval
 from export.measure.inference import Run
 from export.report.embedding_drift import EmbeddingDrift
 from export.report.number_formats import (
-    DASH,
     TIMES,
     cosine,
     decibel_interval,
@@ -27,19 +26,11 @@ from export.report.number_formats import (
     share,
     share_interval,
     size_ratio,
-    three_digits,
 )
 from export.report.section import Results, Section, VariantResult
 from runtime.text import counted
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure, and in small, on up to two lines, what belongs to it: its 95 % interval, or a ratio."""
-
-    value: str
-    note: str = ""
-    second: str = ""
+Tile = tuple[str, str, str]  # what it is, the figure, and in small its 95 % interval or what it stands for
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Comparison(Section):
         return {"models": models}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
-        """Return the table, one row per variant, and what it was measured on."""
+        """Return the table, one row per variant, and how it was measured."""
         header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
         rows = [header, *(self._row(results, each, out) for each in results.variants)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -85,11 +76,11 @@ class Comparison(Section):
         return [
             *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
             f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})",
+            f"latency: median of one image, one thread, {results.environment['cpu']}",
         ]
 
     def _row(self, results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
-        drift = self.drifts.get(each.variant)
-        known = results.targets is not None
+        drift, known = self.drifts.get(each.variant), results.targets is not None
         return (
             each.variant,
             percent(100 * float(np.mean(results.right(each))) if known else None),
@@ -101,54 +92,7 @@ class Comparison(Section):
         )
 
     def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the rows of the table, a figure for each variant."""
-        kinds: list[tuple[str, Callable[[Results, VariantResult], Cell]]] = []
-        if results.targets is not None:
-            kinds.append(("Top-1", _top1))
-        if results.labels:
-            kinds += [
-                ("Same label as float32", self.agreement),
-                ("Logits, signal to noise", self.signal_to_noise),
-                ("Largest error of a logit", self._largest_error),
-            ]
-        kinds += [("One image, one thread", _latency), ("Size", _size)]
-        return {"rows": [(name, [cell(results, each) for each in results.variants]) for name, cell in kinds]}
-
-    def agreement(self, results: Results, variant: VariantResult) -> Cell:
-        """Return the share of images with float32's label."""
-        if variant.variant not in self.drifts:
-            return Cell(DASH)
-        total = len(results.images)
-        return _share(total - len(results.changed(variant)), total)
-
-    def signal_to_noise(self, results: Results, variant: VariantResult) -> Cell:
-        """Return the SQNR of the logits."""
-        del results
-        if variant.variant not in self.drifts:
-            return Cell(DASH)
-        value, interval = decibels(self.drifts[variant.variant].sqnr), self.sqnr[variant.variant]
-        exact = interval is None or interval.low == interval.high
-        return Cell(value, "" if interval is None or exact else decibel_interval(interval))
-
-    def _largest_error(self, results: Results, variant: VariantResult) -> Cell:
-        del results
-        drift = self.drifts.get(variant.variant)
-        return Cell(DASH if drift is None else f"{drift.max_error:.3g}")
-
-
-@dataclass(frozen=True)
-class LatencyAndSize(Section):
-    """Latency and size as charts; `measure_latency` measures the time."""
-
-    template = "latency_and_size.j2"
-
-    def lines(self, results: Results, out: Path) -> Sequence[str]:
-        """Say how the latency in the table was measured."""
-        del out
-        return [f"latency: median of one image, one thread, {results.environment['cpu']}"]
-
-    def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the bars: name, length, the text at the end, CSS class."""
+        """Return the bars of latency and size: name, length, the text at the end, CSS class."""
         times = [(each, each.latency["median"]) for each in results.variants]
         return {
             "times": [(each.title, ms, milliseconds(ms), each.variant) for each, ms in times],
@@ -179,38 +123,43 @@ class Headlines(Section):
         }
 
 
-def make_tiles(results: Results, variant: VariantResult) -> list[tuple[str, Cell]]:
+def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
     """Return the four or five figures that matter, for a variant other than float32."""
-    found, comparison = [], results.get(Comparison)
+    comparison, tiles, total = results.get(Comparison), list[Tile](), len(results.images)
     if results.labels:
-        found.append(("same label", comparison.agreement(results, variant)))
+        same = results.count_same(variant)
+        tiles.append(("same label", share(same, total), share_interval(same, total)))
     else:
         each = results.get(EmbeddingDrift).variants[variant.variant]
-        found.append(("mean cosine", Cell(cosine(each.cosine), f"worst {cosine(each.worst_cosine)}")))
+        tiles.append(("mean cosine", cosine(each.cosine), f"worst {cosine(each.worst_cosine)}"))
     if results.targets is not None:
         paired = _pair(results, variant)
         bounds = paired.interval()
         note = f"{points(100 * bounds.low)} to {points(100 * bounds.high)} points"
-        found.append(("top-1 change", Cell(points(100 * paired.difference), note)))
+        tiles.append(("top-1 change", points(100 * paired.difference), note))
     if results.labels:
-        found.append(("signal to noise", comparison.signal_to_noise(results, variant)))
-    return [
-        *found,
-        _ratio("faster", "slower", _speed(results, variant), milliseconds(variant.latency["median"])),
-        _ratio("smaller", "larger", _smaller(results, variant), megabytes(variant.bytes)),
-    ]
+        sqnr, interval = comparison.drifts[variant.variant].sqnr, comparison.sqnr[variant.variant]
+        tiles.append(("signal to noise", decibels(sqnr), decibel_interval(interval)))
+    time, size = milliseconds(variant.latency["median"]), megabytes(variant.bytes)
+    tiles.append(_make_ratio("faster", "slower", results.speed(variant), time))
+    return [*tiles, _make_ratio("smaller", "larger", results.smaller(variant), size)]
+
+
+def _make_ratio(better: str, worse: str, ratio: float, note: str) -> Tile:
+    word, ratio = (better, ratio) if ratio >= 1 else (worse, 1 / ratio)
+    return f"{word} than float32", f"{ratio:.2f}{TIMES}", note
 
 
 def say_headline(results: Results, variant: VariantResult) -> str:
     """Summarize the result in one sentence."""
-    start = f"{variant.title} is {size_ratio(_smaller(results, variant))}, {pace(_speed(results, variant))}"
+    start = f"{variant.title} is {size_ratio(results.smaller(variant))}, {pace(results.speed(variant))}, and"
     if not results.labels:
         found = results.get(EmbeddingDrift).variants[variant.variant].cosine
-        return f"{start}, and gives embeddings with a mean cosine of {cosine(found)} to float32's."
-    total = len(results.images)
-    same, images = total - len(results.changed(variant)), counted(total, "image")
+        return f"{start} gives embeddings with a mean cosine of {cosine(found)} to float32's."
+    same, total = results.count_same(variant), len(results.images)
+    images = counted(total, "image")
     label = f"all {images}" if same == total else f"{same:,} of {images}"
-    return f"{start}, and gives the same label as float32 on {label}."
+    return f"{start} gives the same label as float32 on {label}."
 
 
 def say_chance(results: Results, variant: VariantResult) -> str:
@@ -235,52 +184,16 @@ def say_chance(results: Results, variant: VariantResult) -> str:
     )
 
 
-def _list_origin(source: Mapping[str, Any]) -> list[str]:
-    """Say where the weights come from, as far as the source tells."""
-    file = next((source[key] for key in ("checkpoint", "weights", "onnx") if key in source), "")
-    parts = [f"file {file}"] if file else []
-    texts = {
-        "imported": "weights imported from",
-        "trained_on": "trained on",
-        "trained_from": "fine-tuned from",
-    }
-    return parts + [f"{text} {source[key]}" for key, text in texts.items() if key in source]
-
-
 def _pair(results: Results, variant: VariantResult) -> Paired:
     return Paired.of(results.right(results.variants[0]), results.right(variant))
 
 
-def _speed(results: Results, variant: VariantResult) -> float:
-    """Return the speed-up over float32: ratio of the median latencies."""
-    return results.variants[0].latency["median"] / max(variant.latency["median"], 1e-9)
-
-
-def _smaller(results: Results, variant: VariantResult) -> float:
-    """Return how many times smaller than float32's the file is."""
-    return results.variants[0].bytes / max(variant.bytes, 1)
-
-
-def _ratio(better: str, worse: str, ratio: float, note: str) -> tuple[str, Cell]:
-    word, ratio = (better, ratio) if ratio >= 1 else (worse, 1 / ratio)
-    return f"{word} than float32", Cell(f"{ratio:.2f}{TIMES}", note)
-
-
-def _share(hits: int, total: int) -> Cell:
-    return Cell(share(hits, total), share_interval(wilson(hits, total), total))
-
-
-def _top1(results: Results, variant: VariantResult) -> Cell:
-    return _share(int(results.right(variant).sum()), len(results.images))
-
-
-def _latency(results: Results, variant: VariantResult) -> Cell:
-    median, least = milliseconds(variant.latency["median"]), f"least {three_digits(variant.latency['min'])}"
-    if variant is results.variants[0]:
-        return Cell(median, least)
-    return Cell(median, pace(_speed(results, variant)), least)
-
-
-def _size(results: Results, variant: VariantResult) -> Cell:
-    ratio = "" if variant is results.variants[0] else size_ratio(_smaller(results, variant))
-    return Cell(megabytes(variant.bytes), ratio)
+def _list_origin(source: Mapping[str, Any]) -> list[str]:
+    """Say where the weights come from, as far as the source tells."""
+    texts = {
+        **dict.fromkeys(("checkpoint", "weights", "onnx"), "file"),
+        "imported": "weights imported from",
+        "trained_on": "trained on",
+        "trained_from": "fine-tuned from",
+    }
+    return [f"{text} {source[key]}" for key, text in texts.items() if key in source]

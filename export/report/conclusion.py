@@ -13,7 +13,7 @@ from calibration.measure.drift import Drift
 from calibration.measure.statistics import Interval
 from calibration.search import Budget
 from export.measure.inference import Run
-from export.measure.limits import NEVER, LimitResult, limit_cosine, limit_logits
+from export.measure.limits import LimitResult, limit_cosine, limit_logits
 from export.report.comparison import Comparison
 from export.report.embedding_drift import EmbeddingDrift, EmbeddingFigures
 from export.report.evidence import Evidence, EvidenceWarning
@@ -28,14 +28,35 @@ STYLES = {  # CSS classes by status
 }  # fmt: skip
 PREFERENCE = ("int8", "float32", "float16")  # the variant to ship, as `choose_file` of the runtime takes it
 PHOTO = "photo.jpg"
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """All limits of an export. One with a limit that is missed writes nothing."""
+class Conclusion(Section):
+    """Verdict on the limits, warnings, and the next step. A limit that is missed stops the export."""
 
     limits: tuple[LimitResult, ...] = ()
     was_set: bool = False  # False: no limit was set
+    template = "conclusion.j2"
+
+    @classmethod
+    def measure(cls, run: Run) -> Conclusion:
+        """Judge each variant by the limits of the options; a merged one may have limits of its own."""
+        comparison, embeddings = run.section(Comparison), run.section(EmbeddingDrift)
+        evidence, options = run.section(Evidence), run.options
+        assert comparison is not None
+        budgets: dict[str, Budget] = {
+            each.variant: (options.merge_budget if each.merges else None) or options.budget
+            for each in run.variants
+        }
+        return judge(
+            budgets,
+            comparison.drifts,
+            sqnr=comparison.sqnr,
+            min_cosine=options.min_cosine,
+            embeddings={} if embeddings is None else embeddings.variants,
+            warnings=() if evidence is None else evidence.warnings,
+        )
 
     @property
     def status(self) -> Literal["met", "missed", "not judged", "no limit"]:
@@ -67,25 +88,85 @@ class Verdict:
         numbers = [each for each in found if each is not None]
         return max(numbers) if numbers and len(numbers) == len(found) else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document for report.json."""
-        return {
+    def to_dict(self, results: Results) -> Mapping[str, Any]:
+        """Return the verdict."""
+        verdict = {
             "status": self.status,
             "text": self.text,
             "images_needed": self.images_needed,
             "limits": [each.to_dict() for each in self.limits],
         }
+        return {"verdict": verdict}
+
+    def lines(self, results: Results, out: Path) -> Sequence[str]:
+        """Return verdict, warnings and next step; the changed images where the verdict is open."""
+        open_verdict = self.status == "not judged"
+        return [
+            f"limits: {self.text}",
+            *(_list_changed(results) if open_verdict else ()),
+            *(f"warning: {sentence}" for sentence in self.other_warnings(results)),
+            f"next: {self.next_step(results, f'{out}{os.sep}')}",
+        ]
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the same for the head of the page, and the name of the model."""
+        source = results.source
+        return {
+            "model": str(source.get("name") or source.get("checkpoint") or "model"),
+            "style": STYLES[self.status],
+            "verdict": self.text,
+            "next_step": self.next_step(results),
+            "warnings": self.other_warnings(results),
+        }
+
+    def other_warnings(self, results: Results) -> list[str]:
+        """Return the warnings that the verdict does not say already."""
+        said = {each.doubt for each in self.limits}
+        return [each for each in results.get(Evidence).sentences if each not in said]
+
+    def next_step(self, results: Results, folder: str = "") -> str:
+        """Say what to do now, in one line; `folder`, with its separator, stands before the file's name."""
+        status, ship = self.status, f"ship {folder}{choose_variant(results).file}"
+        if status == "not judged":
+            return self._say_what_is_missing(results)
+        if self.other_warnings(results):
+            return f"read the warnings; if none matters to you, {ship}"
+        if status == "met":
+            return ship
+        if len(results.variants) == 1:
+            return f"{ship}, or add --quantize --calibration IMAGES for a smaller and faster file"
+        limit = "--max-drift POINTS" if results.targets is not None else "--min-agreement PERCENT"
+        limit = limit if results.labels else "--min-cosine COSINE"
+        return f"{ship} if this drift is small enough for you; {limit} makes the export decide it"
+
+    def _say_what_is_missing(self, results: Results) -> str:
+        warnings = results.get(Evidence).sentences
+        if self.images_needed is not None:
+            open_limits = {each.limit for each in self.limits if each.status == "not judged"}
+            known = " with known classes" if "--max-drift" in open_limits else ""
+            more = counted(round_up(max(self.images_needed - results.evaluation["images"], 1)), "more image")
+            step = f"bring about {more}{known} to measure on (--evaluate), and export again"
+        elif any(each.undecidable and each.doubt not in warnings for each in self.limits):
+            step = "set a wider limit, which some number of images can show"
+        else:
+            step = "measure on images that can show it (--evaluate IMAGES), and export again"
+        changed = [
+            f"{counted(count, 'image')} that {each.title} labels otherwise"
+            for each in results.variants[1:]
+            if (count := len(results.changed(each)))
+        ]
+        return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
 
 
 def judge(
     budgets: Mapping[str, Budget],
     drifts: Mapping[str, Drift],
     *,
-    sqnr: Mapping[str, Interval | None] | None = None,
+    sqnr: Mapping[str, Interval | None] = NOTHING,
     min_cosine: float | None = None,
-    embeddings: Mapping[str, EmbeddingFigures] | None = None,
+    embeddings: Mapping[str, EmbeddingFigures] = NOTHING,
     warnings: Iterable[EvidenceWarning] = (),
-) -> Verdict:
+) -> Conclusion:
     """Compare what was measured with the limits, each by the 95 % interval of its figure.
 
     Args:
@@ -100,17 +181,17 @@ def judge(
     limits = [
         figure.judge(name, open_limits.get(figure.limit, ""))
         for name, drift in drifts.items()
-        for figure in limit_logits(budgets[name], drift, (sqnr or {}).get(name))
+        for figure in limit_logits(budgets[name], drift, sqnr.get(name))
     ]
     if min_cosine is not None:
         limits += [
             limit_cosine(min_cosine, each.cosine, each.cosine_interval, each.images).judge(
                 name, open_limits.get("--min-cosine", "")
             )
-            for name, each in (embeddings or {}).items()
+            for name, each in embeddings.items()
         ]
     was_set = min_cosine is not None or any(each.limits for each in budgets.values())
-    return Verdict(tuple(limits), was_set)
+    return Conclusion(tuple(limits), was_set)
 
 
 def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text") -> str:
@@ -123,100 +204,6 @@ def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text
     if len(texts) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{variant_title(name)}{colon} {text}" for name, text in texts.items())
-
-
-@dataclass(frozen=True)
-class Conclusion(Section):
-    """The verdict, the warnings that it does not say, and the one thing to do next."""
-
-    verdict: Verdict = Verdict()
-    template = "conclusion.j2"
-
-    @classmethod
-    def measure(cls, run: Run) -> Conclusion:
-        """Judge each variant by the limits of the options; a merged one may have limits of its own."""
-        comparison, embeddings = run.section(Comparison), run.section(EmbeddingDrift)
-        evidence, options = run.section(Evidence), run.options
-        assert comparison is not None
-        budgets: dict[str, Budget] = {
-            each.variant: (options.merge_budget if each.merges else None) or options.budget
-            for each in run.variants
-        }
-        return cls(
-            judge(
-                budgets,
-                comparison.drifts,
-                sqnr=comparison.sqnr,
-                min_cosine=options.min_cosine,
-                embeddings=None if embeddings is None else embeddings.variants,
-                warnings=() if evidence is None else evidence.warnings,
-            )
-        )
-
-    def to_dict(self, results: Results) -> Mapping[str, Any]:
-        """Return the verdict."""
-        del results
-        return {"verdict": self.verdict.to_dict()}
-
-    def lines(self, results: Results, out: Path) -> Sequence[str]:
-        """Return verdict, warnings and next step; the changed images where the verdict is open."""
-        open_verdict = self.verdict.status == "not judged"
-        return [
-            f"limits: {self.verdict.text}",
-            *(_list_changed(results) if open_verdict else ()),
-            *(f"warning: {sentence}" for sentence in self.other_warnings(results)),
-            f"next: {self.next_step(results, f'{out}{os.sep}')}",
-        ]
-
-    def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the same for the head of the page, and the name of the model."""
-        source = results.source
-        return {
-            "model": str(source.get("name") or source.get("checkpoint") or "model"),
-            "style": STYLES[self.verdict.status],
-            "verdict": self.verdict.text,
-            "next_step": self.next_step(results),
-            "warnings": self.other_warnings(results),
-        }
-
-    def other_warnings(self, results: Results) -> list[str]:
-        """Return the warnings that the verdict does not say already."""
-        evidence = results.find(Evidence)
-        warnings = () if evidence is None else evidence.warnings
-        return [each.sentence for each in warnings if each.sentence not in self.verdict.text]
-
-    def next_step(self, results: Results, folder: str = "") -> str:
-        """Say what to do now, in one line; `folder`, with its separator, stands before the file's name."""
-        status, ship = self.verdict.status, f"ship {folder}{choose_variant(results).file}"
-        if status == "not judged":
-            return self._say_what_is_missing(results)
-        if self.other_warnings(results):
-            return f"read the warnings; if none matters to you, {ship}"
-        if status == "met":
-            return ship
-        if len(results.variants) == 1:
-            return f"{ship}, or add --quantize --calibration IMAGES for a smaller and faster file"
-        limit = "--max-drift POINTS" if results.targets is not None else "--min-agreement PERCENT"
-        limit = limit if results.labels else "--min-cosine COSINE"
-        return f"{ship} if this drift is small enough for you; {limit} makes the export decide it"
-
-    def _say_what_is_missing(self, results: Results) -> str:
-        verdict, measured = self.verdict, int(results.evaluation["images"])
-        if verdict.images_needed is not None:
-            open_limits = {each.limit for each in verdict.limits if each.status == "not judged"}
-            known = " with known classes" if "--max-drift" in open_limits else ""
-            more = counted(round_up(max(verdict.images_needed - measured, 1)), "more image")
-            step = f"bring about {more}{known} to measure on (--evaluate), and export again"
-        elif any(each.doubt.endswith(NEVER) for each in verdict.limits):
-            step = "set a wider limit, which some number of images can show"
-        else:
-            step = "measure on images that can show it (--evaluate IMAGES), and export again"
-        changed = [
-            f"{counted(count, 'image')} that {each.title} labels otherwise"
-            for each in results.variants[1:]
-            if (count := len(results.changed(each)))
-        ]
-        return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
 
 
 def round_up(count: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from calibration.graph.edit import Array
 from calibration.measure.statistics import Interval, mean_interval
 from export.measure.inference import Run
-from export.report.number_formats import cosine, percent, variant_title
+from export.report.number_formats import cosine, percent
 from export.report.section import Results, Section
 
 NEAREST = 10  # neighbors whose overlap is measured
@@ -76,31 +76,16 @@ class EmbeddingDrift(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return one line per variant."""
-        del results, out
         return [
             f"embeddings, {name}: cosine to float32 {cosine(each.cosine)} (worst "
-            f"{cosine(each.worst_cosine)}), nearest image the same {percent(each.nearest, 1)}, of the nearest ten "
-            f"{percent(each.nearest_10, 1)}"
+            f"{cosine(each.worst_cosine)}), nearest image the same {percent(each.nearest, 1)}, of the "
+            f"nearest ten {percent(each.nearest_10, 1)}"
             for name, each in self.variants.items()
         ]
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
-        """Return the table, one column per variant; None where there is none to compare."""
-        found, name = list(self.variants.values()), results.images.public_name
-        if not found:
-            return None
-        return {
-            "columns": [variant_title(variant) for variant in self.variants],
-            "rows": [
-                ("Cosine to float32, mean", [cosine(each.cosine) for each in found]),
-                (
-                    "Cosine to float32, worst image",
-                    [f"{cosine(each.worst_cosine)} ({name(each.worst_image)})" for each in found],
-                ),
-                ("Nearest other image is the same", [percent(each.nearest, 1) for each in found]),
-                ("Of the ten nearest, the same", [percent(each.nearest_10, 1) for each in found]),
-            ],
-        }
+        """Return the figures of all variants; None where there is none to compare."""
+        return {"figures": self.variants, "name": results.images.public_name} if self.variants else None
 
 
 def _compare(exact: Array, variant: Array) -> EmbeddingFigures:

@@ -13,7 +13,6 @@ from calibration.graph.edit import Array
 from calibration.measure.clipping import Clipped, clipped_activations
 from calibration.measure.statistics import wilson
 from export.measure.inference import Run, top1
-from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import counted
 from vit.data.datasets import Images
@@ -26,6 +25,7 @@ COMPARED_IMAGES = 32  # calibration images that are compared with each other
 CLIPPED = 0.001  # of a layer's activations: above, the range was made for other images
 THUMBNAIL = 8  # pixels along an edge
 WORST = 5
+MEASURED, SEARCHED = "measured on", "searched on"  # uses of images that judge the model
 
 
 @dataclass(frozen=True)
@@ -78,54 +78,23 @@ class Evidence(Section):
         )
         return cls(calibration=_describe_calibration(run), clipping=clipping, warnings=warnings)
 
+    @property
+    def sentences(self) -> list[str]:
+        """The warnings as sentences."""
+        return [each.sentence for each in self.warnings]
+
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the sentences, the calibration and the clipped activations."""
-        del results
         clipping = {} if self.clipping is None else {"clipping": self.clipping.to_dict()}
-        sentences = [each.sentence for each in self.warnings]
-        return {"warnings": sentences, "calibration": dict(self.calibration), **clipping}
+        return {"warnings": self.sentences, "calibration": dict(self.calibration), **clipping}
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
-        """Return the sentences on the calibration and the most clipped layers; None without INT8."""
+        """Return the share of clipped activations by layer, most clipped first; None without INT8."""
         if all(each.variant != "int8" for each in results.variants):
             return None
-        shares = {name: each.share for name, each in self.clipping.layers.items()} if self.clipping else {}
-        worst = sorted(shares, key=lambda name: -shares[name])[:WORST]
-        return {
-            "lead": self._say_source(),
-            "health": self._say_health(shares),
-            "rows": [(name, _share(shares[name])) for name in worst if shares[name] > 0],
-        }
-
-    def _say_source(self) -> str:
-        found = self.calibration
-        if "plan" in found:
-            return f"Nothing was calibrated: the ranges are those of {found['plan']}."
-        return (
-            f"The ranges of INT8 come from {counted(found['images'], 'image')} of {found['source']}, none of "
-            "which was measured on."
-        )
-
-    def _say_health(self, shares: Mapping[str, float]) -> str:
-        if self.clipping is None:
-            return (
-                "The share of clipped activations was not measured, since tokens are merged: merged tokens "
-                "have no counterpart in float32."
-            )
-        if not shares:
-            return "No layer can clip: each has a range of its own for every row, or stays in float32."
-        beyond = sum(share > CLIPPED for share in shares.values())
-        mean = sum(shares.values()) / len(shares)
-        return (
-            f"On {self.clipping.images} evaluation images, {_share(mean)} of the "
-            f"activations of a layer are clipped on average over {counted(len(shares), 'layer')}, "
-            f"{_share(max(shares.values()))} in the worst one. "
-        ) + (
-            f"{beyond} of the layers are beyond the limit of {_share(CLIPPED)}."
-            if beyond
-            else f"No layer is beyond the limit of {_share(CLIPPED)}: the calibration images are like "
-            "those that are measured."
-        )
+        layers = {} if self.clipping is None else self.clipping.layers
+        shares = sorted(((each.share, name) for name, each in layers.items()), key=lambda pair: -pair[0])
+        return {"shares": shares, "limit": CLIPPED, "worst": WORST}
 
 
 def find_warnings(
@@ -149,15 +118,15 @@ def find_warnings(
         clipped: clipped activations by layer.
         pixels: calibration images as the model sees them, `uint8 [H, W, 3]`; a few dozen are enough.
     """
-    judging = {"measured on": evaluation, **({"searched on": search} if search is not None else {})}
-    judging = {what: images for what, images in judging.items() if len(images)}
+    both = {MEASURED: evaluation, SEARCHED: search}
+    judging = {what: images for what, images in both.items() if images is not None and len(images)}
     trained = _warn_trained_on(judging, trained_on)
     found = [
         EvidenceWarning(_warn_alike(list(pixels))),
         EvidenceWarning(_warn_clipped(evaluation, clipped or {})),
         EvidenceWarning(_warn_chance(evaluation, len(labels), logits), ("--max-drift",)),
-        EvidenceWarning(trained, ("--max-drift",) if "measured on" in trained else ()),
-        EvidenceWarning("" if trained else _warn_training_folder(judging)),
+        trained,
+        EvidenceWarning("" if trained.sentence else _warn_training_folder(judging)),
         EvidenceWarning(say_same_names(evaluation)),
     ]
     return tuple(each for each in found if each.sentence)
@@ -180,10 +149,6 @@ def _describe_calibration(run: Run) -> dict[str, Any]:
         return {"plan": run.options.plan.name, "target": run.int8.target}
     calibration = run.images.calibration
     return {"source": public_name(calibration.name), "images": len(calibration), "target": run.int8.target}
-
-
-def _share(share: float) -> str:
-    return "below 0.005 %" if 0 < share < 0.00005 else percent(100 * share)
 
 
 def _warn_alike(pixels: list[Array]) -> str:
@@ -239,19 +204,24 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     )
 
 
-def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> str:
-    found, options = [], []
-    for what, images in judging.items() if trained_on else ():
-        count = sum(digest in trained_on for digest in digests(images))
-        if count:
-            found.append(f"{count:,} of the {counted(len(images), 'image')} {what}")
-            # The images of a search come from the calibration source.
-            options.append("--evaluate" if what == "measured on" else "another --calibration")
+def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> EvidenceWarning:
+    counts = {
+        what: sum(digest in trained_on for digest in digests(images))
+        for what, images in judging.items()
+        if trained_on
+    }
+    found = {what: count for what, count in counts.items() if count}
     if not found:
-        return ""
-    return (
-        f"the model was trained on {' and '.join(found)}, so their top-1 is too good; give others "
-        f"({', '.join(options)})"
+        return EvidenceWarning("")
+    # The images of a search come from the calibration source.
+    options = {MEASURED: "--evaluate", SEARCHED: "another --calibration"}
+    parts = [
+        f"{count:,} of the {counted(len(judging[what]), 'image')} {what}" for what, count in found.items()
+    ]
+    return EvidenceWarning(
+        f"the model was trained on {' and '.join(parts)}, so their top-1 is too good; give others "
+        f"({', '.join(options[what] for what in found)})",
+        ("--max-drift",) if MEASURED in found else (),
     )
 
 

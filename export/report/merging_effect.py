@@ -17,13 +17,12 @@ from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.schedule import tokens_left
 from calibration.token_merging.sites import find_stream
 from export.measure.inference import DENSE, ModelFile, Run, batches
-from export.report.number_formats import decibels, milliseconds, pace, percent
+from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import counted
 from vit.page.image_uri import enlarged, png_uri
 
 IMAGES = 6  # images whose merged patches are shown
-NAMES = 12  # names of images that changed their label
 TINT = 0.55  # share of a group's color over its pixels
 GOLDEN = 0.61803398875  # steps of this share around the color circle stay far from each other
 
@@ -106,12 +105,11 @@ class MergingEffect(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return one line with the figures of both models."""
-        del results, out
         dense, drift = self.dense_drift, self.drift
         top1 = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {percent(drift.top1)}"
         speed = f"{self.speed:.2f} times as fast" if self.speed >= 1 else f"slower ({self.speed:.2f}x)"
         return [
-            f"token merging, an approximation: {self._say_schedule()}, {self.tokens} → {self.tokens_at_end} "
+            f"token merging, an approximation: {self.schedule_text}, {self.tokens} → {self.tokens_at_end} "
             f"tokens; against dense int8: SQNR {dense.sqnr:.1f} → {drift.sqnr:.1f} dB, agreement "
             f"{dense.agreement:.2f} → {percent(drift.agreement)}{top1}, "
             f"{self.dense_latency['median']:.2f} → {self.latency['median']:.2f} ms, {speed}; "
@@ -119,32 +117,24 @@ class MergingEffect(Section):
         ]
 
     def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the table, the images that changed their label, and some with their merged patches."""
-        changed = [results.images.public_name(row) for row in self.changed]
+        """Return the names of the images that changed their label, and some images with merged patches."""
+        name = results.images.public_name
         return {
-            "lead": (
-                f"Merging is an approximation: {self._say_schedule()}. {self.tokens} tokens go in, "
-                f"{self.tokens_at_end} are left at the end. Merged INT8 takes "
-                f"{milliseconds(self.latency['median'])} for one image on one thread, dense INT8 "
-                f"{milliseconds(self.dense_latency['median'])}: it is {pace(self.speed)}."
-            ),
-            "rows": self._compare(),
-            "changed": len(changed),
-            "names": changed[:NAMES],
+            "changed": [name(row) for row in self.changed],
             "images": [
                 {
-                    "name": results.images.public_name(each.row),
-                    "note": "its label changed"
-                    if each.changed
-                    else counted(len(np.unique(each.groups)), "token"),
-                    "image": png_uri(paint_groups(each), colors=128),
+                    "name": name(each.row),
+                    "tokens": len(np.unique(each.groups)),
+                    "changed": each.changed,
+                    "uri": png_uri(paint_groups(each), colors=128),
                 }
                 for each in self.images
             ],
         }
 
-    def _say_schedule(self) -> str:
-        """Return the schedule as words, equal numbers together."""
+    @property
+    def schedule_text(self) -> str:
+        """The schedule as words, equal numbers together."""
         blocks: dict[int, list[str]] = {}
         for block, merged in self.schedule.items():
             blocks.setdefault(merged, []).append(block)
@@ -152,29 +142,6 @@ class MergingEffect(Section):
             f"{merged} in {'each of ' if len(names) > 1 else ''}{', '.join(names)}"
             for merged, names in blocks.items()
         )
-
-    def _compare(self) -> list[tuple[str, str, str]]:
-        """Return (what, dense INT8, merged INT8)."""
-        drifts, times = (self.dense_drift, self.drift), (self.dense_latency, self.latency)
-        columns = [
-            (
-                percent(drift.top1),
-                percent(drift.agreement),
-                decibels(drift.sqnr),
-                milliseconds(time["median"]),
-                milliseconds(time["min"]),
-            )
-            for drift, time in zip(drifts, times, strict=True)
-        ]
-        names = (
-            "Top-1",
-            "Same label as float32",
-            "Logits, signal to noise",
-            "One image, one thread, median",
-            "The same, minimum",
-        )
-        rows = list(zip(names, *columns, strict=True))
-        return rows if self.drift.top1 is not None else rows[1:]
 
 
 def _find_merged_patches(run: Run, merged: ModelFile, changed: Sequence[int]) -> tuple[MergedImage, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calibration.measure.statistics import MOST_DECIBELS, Interval
+from calibration.measure.statistics import MOST_DECIBELS, Interval, wilson
+from runtime.text import counted
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 NAMES = {"float32": "float32", "float16": "FP16", "int8": "INT8"}  # of the variants, for people
@@ -28,9 +29,9 @@ def share(hits: int, total: int) -> str:
     return percent(100 * hits / total, _share_digits(total))
 
 
-def share_interval(interval: Interval, total: int) -> str:
-    """Return the interval of a share, 0 to 1, in per cent and without the unit: "94.0–100.0"."""
-    digits = _share_digits(total)
+def share_interval(hits: int, total: int) -> str:
+    """Return the 95 % interval of a share (Wilson) in per cent without the unit: "94.0–100.0"."""
+    interval, digits = wilson(hits, total), _share_digits(total)
     return f"{100 * interval.low:.{digits}f}{DASH}{100 * interval.high:.{digits}f}"
 
 
@@ -49,8 +50,10 @@ def decibels(value: float) -> str:
     return "no noise" if value >= MOST_DECIBELS else f"{value:.1f} dB".replace("-", MINUS)
 
 
-def decibel_interval(interval: Interval) -> str:
-    """Return the interval of a signal-to-noise ratio without the unit: "38.2–39.8"."""
+def decibel_interval(interval: Interval | None) -> str:
+    """Return the interval of a signal-to-noise ratio without the unit: "38.2–39.8"; empty for none."""
+    if interval is None or interval.low == interval.high:  # one image, or no noise
+        return ""
     low, high = (f"{bound:.1f}".replace("-", MINUS) for bound in (interval.low, interval.high))
     return f"{low} to {high}" if interval.low < 0 else f"{low}{DASH}{high}"
 
@@ -98,18 +101,17 @@ def words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {text}" for key, text in rows(value))
+        fields = [(key.replace("_", " "), each) for key, each in value.items() if each is not None]
+        return ", ".join(f"{key} {words(each)}" for key, each in fields)
     if isinstance(value, (list, tuple)):
         return (f" {TIMES} " if all(isinstance(each, int) for each in value) else "/").join(map(words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the fields of a JSON object that have a value, as names and words."""
-    return [(key.replace("_", " "), words(value)) for key, value in document.items() if value is not None]
-
-
-FILTERS: Mapping[str, Callable[..., Any]] = {
+FILTERS: Mapping[str, Callable[..., str]] = {
     each.__name__: each
-    for each in (percent, points, decibels, cosine, milliseconds, megabytes, pace, words, rows)
+    for each in (
+        *(percent, share, share_interval, decibels, decibel_interval, cosine),
+        *(milliseconds, megabytes, three_digits, pace, size_ratio, words, counted),
+    )
 }

@@ -26,17 +26,6 @@ RESIZE_FILTERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExampleImage:
-    """One image before and after preprocessing, as data URIs."""
-
-    name: str
-    before: str
-    before_size: str
-    after: str
-    after_size: str
-
-
 @dataclass(frozen=True)
 class Preprocessing(Section):
     """What happens to an image before the model sees it."""
@@ -85,8 +74,8 @@ def _pixels(size: tuple[int, int]) -> str:
     return f"{size[1]} \N{MULTIPLICATION SIGN} {size[0]} pixels"  # width first, as people say it
 
 
-def make_example(results: Results) -> ExampleImage | None:
-    """Return the first evaluation image that can be read; None where none of the first few can."""
+def make_example(results: Results) -> dict[str, str] | None:
+    """Return one evaluation image before and after, as data URIs; None where the first few cannot be read."""
     for row in range(min(MOST_TRIED, len(results.images))):
         item = results.images[row]
         try:
@@ -95,13 +84,13 @@ def make_example(results: Results) -> ExampleImage | None:
             after = results.preprocess(item)
         except (ValueError, OSError):
             continue
-        return ExampleImage(
-            name=results.images.public_name(row),
-            before=_uri(before),
-            before_size=_pixels(size),
-            after=_uri(after),
-            after_size=_pixels((after.shape[0], after.shape[1])),
-        )
+        return {
+            "name": results.images.public_name(row),
+            "before": _uri(before),
+            "before_size": _pixels(size),
+            "after": _uri(after),
+            "after_size": _pixels((after.shape[0], after.shape[1])),
+        }
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from export.measure.inference import BEFORE_SEARCH, Run
 from export.report.conclusion import Conclusion
 from export.report.evidence import Evidence
-from export.report.number_formats import decibels, milliseconds, percent, rows, shorten
+from export.report.number_formats import decibels, milliseconds, percent, shorten
 from export.report.quantized_layers import QuantizedLayers
 from export.report.section import Results, Section
 from runtime.cpu import available_cores, cpu_kind, cpu_name, has_vnni
@@ -41,12 +41,11 @@ class Provenance(Section):
             passes=run.source.exported.passes,
             reference=run.source.reference_name,
             parity=run.parity,
-            search=_describe_search(run),
+            search=_find_search(run),
         )
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the facts."""
-        del results
         return {
             "made": dict(self.made),
             "passes": dict(self.passes),
@@ -56,7 +55,6 @@ class Provenance(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the parity and what a search found."""
-        del out
         lines = [f"float32 equals {self.reference} to {self.parity:.0e} of the largest logit"]
         if self.search:
             lines.append(self._say_search(results))
@@ -66,49 +64,48 @@ class Provenance(Section):
         return lines
 
     def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the facts as names and words."""
-        layers, evidence = results.get(QuantizedLayers), results.get(Evidence)
-        facts = {
-            "Run": [("date", self.made["date"]), ("producer", results.producer)],
-            "Model": rows(results.source),
-            "Calibrated on": rows(evidence.calibration),
-            "Within the budget": self._list_search(results) if self.search else [],
-            "Measured on": rows(results.evaluation),
-            f"float32 against {self.reference}": [
-                ("largest difference", f"{self.parity:.1e} of the largest logit")
-            ],
-            "Measured with": rows(results.environment),
-        }
+        """Return the command, the layers of INT8, the rewrites and the facts in groups."""
+        layers = results.get(QuantizedLayers).counts
         return {
             "command": self.made.get("command", ""),
-            "layers": "" if layers.counts is None else layers.counts.to_text(),
-            "passes": [(name.replace("_", " "), count) for name, count in self.passes.items() if count],
-            "facts": [(name, entries) for name, entries in facts.items() if entries],
+            "layers": "" if layers is None else layers.to_text(),
+            "passes": {name: count for name, count in self.passes.items() if count},
+            "facts": {
+                "Run": {"date": self.made["date"], "producer": results.producer},
+                "Model": results.source,
+                "Calibrated on": results.get(Evidence).calibration,
+                "Within the budget": self._describe_search(results) if self.search else {},
+                "Measured on": results.evaluation,
+                f"float32 against {self.reference}": {
+                    "largest difference": f"{self.parity:.1e} of the largest logit"
+                },
+                "Measured with": results.environment,
+            },
         }
 
     def _say_search(self, results: Results) -> str:
         """Describe the layers that a search returned to float32, and their cost."""
         names = [layer["name"] for layer in self.search["returned_to_float"]]
         start = f"search: on {counted(self.search['images'], 'image')} of its own"
-        if results.get(Conclusion).verdict.status == "not judged":
+        if results.get(Conclusion).status == "not judged":
             return f"{start}; its result cannot be judged, see limits"
         if not names:
             return f"{start}, limits met with every planned layer in int8"
         before, after = self._list_medians(results)
         return f"{start}, limits met with {shorten(names)} in float32, {before} → {after} per image"
 
-    def _list_search(self, results: Results) -> list[tuple[str, str]]:
+    def _describe_search(self, results: Results) -> dict[str, Any]:
         search = self.search
         before, after = self._list_medians(results)
         returned = [f"{each['name']} ({decibels(each['sqnr'])})" for each in search["returned_to_float"]]
-        return [
-            ("searched on images", str(search["images"])),
-            ("agreement before", percent(search["before"]["agreement"])),
-            ("agreement after", percent(search["after"]["agreement"])),
-            ("returned to float", ", ".join(returned) or "nothing"),
-            ("latency before", before),
-            ("latency after", after),
-        ]
+        return {
+            "searched on images": search["images"],
+            "agreement before": percent(search["before"]["agreement"]),
+            "agreement after": percent(search["after"]["agreement"]),
+            "returned to float": ", ".join(returned) or "nothing",
+            "latency before": before,
+            "latency after": after,
+        }
 
     def _list_medians(self, results: Results) -> tuple[str, str]:
         """Return the latency of INT8 before and after the search."""
@@ -147,7 +144,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _describe_search(run: Run) -> dict[str, Any]:
+def _find_search(run: Run) -> dict[str, Any]:
     for each in run.variants:
         if each.search is not None:
             before = run.latency.get(BEFORE_SEARCH, run.latency[each.variant])

@@ -86,7 +86,6 @@ class QuantizedLayers(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the counts, the layers in float32, and the fields of the INT8 model."""
-        del results
         if self.counts is None:
             return {"float_layers": []}
         int8: dict[str, Any] = {}
@@ -102,12 +101,10 @@ class QuantizedLayers(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the sentence that adds up the layers."""
-        del results, out
         return [] if self.counts is None else [f"int8: {self.counts.to_text()}"]
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
         """Return the worst layers and the kernels; integer products first, then float ones, then the rest."""
-        del results
         kinds = {
             name: 0 if name in INTEGER_KERNELS else 1 if name in FLOAT_KERNELS else 2 for name in self.kernels
         }

@@ -49,7 +49,6 @@ class Reliability(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return temperature and errors."""
-        del results
         document = {
             "temperature": self.temperature,
             "images": self.images,
@@ -60,7 +59,6 @@ class Reliability(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the effect of the temperature on the scores."""
-        del results, out
         errors = ", ".join(
             f"{name} {100 * self.before[name]:.1f} → {percent(100 * after, 1)}"
             for name, after in self.after.items()
@@ -72,7 +70,6 @@ class Reliability(Section):
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return nothing besides the section itself."""
-        del results
         return {}
 
 

@@ -33,27 +33,22 @@ class Section:
     @classmethod
     def measure(cls, run: Run) -> Self | None:
         """Measure it; None for an export that has no such section."""
-        del run
         return cls()
 
     def metadata(self, variant: str) -> Mapping[str, Any]:
         """Return the fields of `measured` in the metadata of a variant's file."""
-        del variant
         return {}
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the fields of report.json; what several sections say of one field is put together."""
-        del results
         return {}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the lines of the terminal; `out` is the folder of the files."""
-        del results, out
         return ()
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
         """Return what the template shows; None to leave the section out of the page."""
-        del results
         return None
 
 
@@ -130,6 +125,18 @@ class Results:
         exact, scores = self.variants[0].answers
         rows = np.flatnonzero(exact != variant.answers[0])
         return rows[np.argsort(-scores[rows], kind="stable")]
+
+    def count_same(self, variant: VariantResult) -> int:
+        """Return on how many images the variant gives float32's label."""
+        return len(self.images) - len(self.changed(variant))
+
+    def speed(self, variant: VariantResult) -> float:
+        """Return the speed-up over float32: ratio of the median latencies."""
+        return self.variants[0].latency["median"] / max(variant.latency["median"], 1e-9)
+
+    def smaller(self, variant: VariantResult) -> float:
+        """Return how many times smaller than float32's the file is."""
+        return self.variants[0].bytes / max(variant.bytes, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of report.json."""

@@ -12,7 +12,7 @@ from calibration.measure.statistics import sqnr_interval
 from export.report import SECTIONS
 from export.report.changed_images import ChangedImages
 from export.report.classes import Classes
-from export.report.comparison import Comparison, Headlines, LatencyAndSize
+from export.report.comparison import Comparison, Headlines
 from export.report.conclusion import Conclusion, Usage
 from export.report.evidence import Evidence
 from export.report.preprocessing import Preprocessing
@@ -99,7 +99,6 @@ def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, label
         ChangedImages(),
         Usage(),
         Comparison(drifts, sqnr),
-        LatencyAndSize(),
         Preprocessing(),
         Classes(),
         Provenance(

@@ -7,7 +7,7 @@ import pytest
 from calibration.measure.drift import Drift
 from calibration.measure.statistics import Interval
 from calibration.search import Budget
-from export.report.conclusion import Verdict, judge
+from export.report.conclusion import Conclusion, judge
 from export.report.embedding_drift import EmbeddingFigures
 from export.report.evidence import EvidenceWarning
 
@@ -33,7 +33,7 @@ def budgets(**limits) -> dict[str, Budget]:
     return {name: Budget(**limits) for name in ("float32", "int8", "float16")}
 
 
-def verdict(each: Drift, **limits) -> Verdict:
+def verdict(each: Drift, **limits) -> Conclusion:
     return judge(budgets(**limits), {"int8": each}, sqnr={"int8": Interval(30.5, 31.5)})
 
 
@@ -156,7 +156,7 @@ def test_embeddings_have_a_limit_of_their_own() -> None:
 def test_a_limit_that_the_evidence_cannot_show_is_not_met() -> None:
     known = EvidenceWarning("the model knows them", ("--max-drift",))
 
-    def found(each: Drift, **limits) -> Verdict:
+    def found(each: Drift, **limits) -> Conclusion:
         return judge(
             budgets(**limits),
             {"int8": each},

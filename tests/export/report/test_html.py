@@ -78,11 +78,11 @@ def test_images_that_changed_are_shown_with_both_scores(results):
     rows = some.changed(some.variants[1])
     assert len(rows) == 3
     first = make_card(some, rows[0], some.variants)
-    before, after = first.guesses
-    assert (before.right, after.right) == (True, False)
-    assert before.label == first.truth != after.label
-    assert 0.9 < before.score <= 1
-    assert 0.9 < after.score <= 1
+    before, after = first["guesses"]
+    assert (before["right"], after["right"]) == (True, False)
+    assert before["label"] == first["truth"] != after["label"]
+    assert 0.9 < before["score"] <= 1
+    assert 0.9 < after["score"] <= 1
 
 
 def test_only_so_many_images_are_shown_and_the_rest_is_counted(results):
@@ -165,10 +165,9 @@ def test_figures_of_a_variant_without_any_drift(results, put):
     drift = measure_drift(exact.logits, exact.logits, some.targets)
     comparison = Comparison({"int8": drift}, {"int8": sqnr_interval(exact.logits, exact.logits)})
     some = put(replace(some, variants=(some.variants[0], exact)), comparison)
-    rows = dict(comparison.context(some)["rows"])
-    assert rows["Logits, signal to noise"][1].value == "no noise"
-    assert dict(make_tiles(some, exact))["top-1 change"].value == "0"
-    assert "no noise" in Page(some.to_html()).text
+    tiles = {name: value for name, value, _ in make_tiles(some, exact)}
+    assert (tiles["top-1 change"], tiles["signal to noise"]) == ("0", "no noise")
+    assert "Logits, signal to noise - no noise Largest" in Page(some.to_html()).text
 
 
 def test_layers_are_read_from_names_that_number_the_blocks():

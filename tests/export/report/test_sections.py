@@ -19,7 +19,7 @@ from export.measure.limits import NEVER, LimitResult
 from export.report.changed_images import MOST_MISTAKES, ChangedImages, list_mistakes
 from export.report.classes import Classes, count_classes
 from export.report.comparison import Comparison
-from export.report.conclusion import Conclusion, Usage, Verdict, judge
+from export.report.conclusion import Conclusion, Usage, judge
 from export.report.evidence import Clipping, Evidence, EvidenceWarning
 from export.report.preprocessing import describe_steps, make_example
 from export.report.quantized_layers import LayerCounts, QuantizedLayers
@@ -51,16 +51,16 @@ def limit(**changes) -> LimitResult:
 @pytest.mark.parametrize(
     ("verdict", "line"),
     [
-        (Verdict(), "Limits no limit was set"),
-        (Verdict((limit(),), True), "Limits met: 0.12 of 0.5 points of top-1 lost"),
+        (Conclusion(), "Limits no limit was set"),
+        (Conclusion((limit(),), True), "Limits met: 0.12 of 0.5 points of top-1 lost"),
         (
-            Verdict((limit(doubt="60 are few", status="not judged"),), True),
+            Conclusion((limit(doubt="60 are few", status="not judged"),), True),
             "Limits cannot be judged: 60 are few",
         ),
     ],
 )
 def test_the_verdict_is_the_first_thing_under_the_title_then_the_warnings(results, put, verdict, line):
-    page = Page(put(results(), Conclusion(verdict), warn("images are alike", "few images")).to_html())
+    page = Page(put(results(), verdict, warn("images are alike", "few images")).to_html())
     assert page.flaws() == []
     start = "vit-edge export report flowers, measured on other photos "
     assert page.text.startswith(f"{start}{line} What to do now ")
@@ -119,10 +119,10 @@ def test_one_image_is_shown_before_and_after_preprocessing(results, tmp_path: Pa
     Image.new("RGB", (300, 200), (200, 30, 30)).save(photo)
     some = results(items=[broken, *[photo] * 59])
     found = make_example(some)
-    assert found.before_size == "300 × 200 pixels"
-    assert found.after_size == "32 × 32 pixels"
-    assert found.name.endswith("photo.png")
-    assert str(tmp_path) not in found.name
+    assert found["before_size"] == "300 × 200 pixels"
+    assert found["after_size"] == "32 × 32 pixels"
+    assert found["name"].endswith("photo.png")
+    assert str(tmp_path) not in found["name"]
     assert make_example(results(items=[broken] * 60)) is None
     page = Page(some.to_html())
     assert "before: 300 x 200 pixels as the model sees it: 32 x 32 pixels" in page.text
@@ -231,22 +231,22 @@ FEW = limit(
             (),
             "ship model.int8.onnx if this drift is small enough for you; --max-drift POINTS ",
         ),
-        ((Conclusion(Verdict((limit(),), True)),), "ship model.int8.onnx"),
+        ((Conclusion((limit(),), True),), "ship model.int8.onnx"),
         (
-            (Conclusion(Verdict((limit(),), True)), warn("images are alike")),
+            (Conclusion((limit(),), True), warn("images are alike")),
             "read the warnings; if none matters to you, ship model.int8.onnx",
         ),
         (
-            (Conclusion(Verdict((FEW,), True)),),
+            (Conclusion((FEW,), True),),
             "bring about 950 more images with known classes to measure on (--evaluate), and export again; "
             "until then look at the 3 images that INT8 labels otherwise",
         ),
         (
-            (Conclusion(Verdict((limit(status="not judged", doubt="it knows them"),), True)),),
+            (Conclusion((limit(status="not judged", doubt="it knows them"),), True), warn("it knows them")),
             "measure on images that can show it (--evaluate IMAGES), and export again; until then ",
         ),
         (
-            (Conclusion(Verdict((limit(status="not judged", doubt=f"60 are few; {NEVER}"),), True)),),
+            (Conclusion((limit(status="not judged", doubt=f"60 are few; {NEVER}"),), True),),
             "set a wider limit, which some number of images can show; until then ",
         ),
     ],
@@ -261,14 +261,14 @@ def test_one_line_says_what_to_do_now(results, put, changes: tuple, step: str) -
 
 
 def test_what_the_verdict_says_is_no_warning_again(results, put) -> None:
-    both = put(results(), Conclusion(Verdict((FEW,), True)), warn(FEW.doubt, "images are alike"))
+    both = put(results(), Conclusion((FEW,), True), warn(FEW.doubt, "images are alike"))
     for text in (Page(both.to_html()).text, both.to_text(Path("out"))):
         assert text.count("60 images cannot show it") == 1
         assert text.count("images are alike") == 1
 
 
 def test_images_that_changed_are_named_where_the_limit_cannot_be_judged(results, put) -> None:
-    open_limit = put(results(), Conclusion(Verdict((FEW,), True))).to_text(Path("out"))
+    open_limit = put(results(), Conclusion((FEW,), True)).to_text(Path("out"))
     assert re.search(r"^changed by int8: 3 images: .*image \d+ \(class 0 → class 1\)", open_limit, re.M)
     assert "changed by" not in results().to_text(Path("out"))
 
@@ -307,9 +307,9 @@ def test_images_that_float32_gets_wrong_are_shown_and_counted(results) -> None:
     found = ChangedImages().context(wrong)
     shown = found["mistake_cards"]
     assert (len(shown), found["mistakes"]) == (MOST_MISTAKES, 20)
-    assert [len(each.guesses) for each in shown] == [1] * MOST_MISTAKES
-    assert not any(each.guesses[0].right for each in shown)
-    scores = [each.guesses[0].score for each in shown]
+    assert [len(each["guesses"]) for each in shown] == [1] * MOST_MISTAKES
+    assert not any(each["guesses"][0]["right"] for each in shown)
+    scores = [each["guesses"][0]["score"] for each in shown]
     assert scores == sorted(scores, reverse=True)
     html = wrong.to_html()
     assert "Images that float32 gets wrong 20 of 60, the 12 that it was surest of." in Page(html).text
@@ -352,9 +352,7 @@ def test_a_limit_on_few_images_fails_only_where_chance_is_no_excuse(results, put
     def judged(count: int, **limits) -> Results:
         some = results(changed=count)
         comparison = some.get(Comparison)
-        return put(
-            some, Conclusion(judge({"int8": Budget(**limits)}, comparison.drifts, sqnr=comparison.sqnr))
-        )
+        return put(some, judge({"int8": Budget(**limits)}, comparison.drifts, sqnr=comparison.sqnr))
 
     some = judged(changed, max_drift=0.5)
     if missed:
