@@ -2,23 +2,38 @@
 
 In reading order:
 
-    canonical     the canonical float graph and its names
-    from_torch    a checkpoint to the canonical graph
-    from_onnx/    an ONNX model of another exporter to the canonical graph
-    passes/       the exact rewrites that every model takes
-    embedding     the embedding as an output of the graph
-    source        either of them as one thing
-    images        which images calibrate, search and measure
-    float16       a float16 copy for GPUs
-    files         model files with metadata, written aside and renamed
-    measure/      drift, latency and size of each variant
-    report/       report.html and the table in the terminal
-    options       options of an export, and the limits that follow from them
-    layers        names of layers, which a plan must fit
-    checks        limits that refuse an export
-    quantization  calibrate, search a plan, or apply a given one
-    pipeline      the whole export
-    example       the embedded example
-    command/      options and checks of python -m export
-    __main__      python -m export
+    image_sets      which images calibrate, search and measure
+    write_artifact  model files with metadata, written aside and renamed
+    graph/          the canonical float graph, its rewrites, and the float16 copy
+    sources/        a checkpoint or an ONNX model to the canonical graph
+    options         options of an export, and the limits that follow from them
+    layers          names of layers, which a plan must fit
+    measure/        outputs and latency of each variant, and the limits on them
+    report/         the sections of report.json, report.html and the terminal
+    checks          checks that refuse an export
+    quantization    calibrate, search a plan, or apply a given one
+    pipeline        the whole export
+    command/        options and checks of python -m export
+    __main__        python -m export
+
+`from export import export` exports from Python; the import alone loads neither torch nor onnx.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.options import Options
+    from export.pipeline import export
+    from export.report.section import Results
+
+__all__ = ["Options", "Results", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from export import pipeline
+
+    return getattr(pipeline, name)

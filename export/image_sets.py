@@ -75,9 +75,7 @@ def choose_images(
     searched = None
     if search:
         pool, searched = _reserve_search(pool, samples, seed)
-    calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
-    if evaluation_samples is not None and len(measure) > evaluation_samples:
-        measure = sample(measure, evaluation_samples, seed)
+    calibrate, measure = sample(pool, samples, seed), sample(measure, evaluation_samples, seed)
     for used in (calibrate, searched):
         if used is not None:
             _check_disjoint(used, measure)
@@ -96,10 +94,8 @@ def choose_evaluation_images(evaluation: str | Path, count: int | None, *, seed:
         DataError: for a source without images.
     """
     measure = _open_held_out(evaluation)
-    notes = left_out_notes(measure)
-    if count is not None and len(measure) > count:
-        measure = sample(measure, count, seed)
-    return ExportImages(measure, measure, "images of their own", notes=notes)
+    chosen = sample(measure, count, seed)
+    return ExportImages(chosen, chosen, "images of their own", notes=left_out_notes(measure))
 
 
 def _open_held_out(source: str | Path) -> Images:
@@ -124,12 +120,14 @@ def _reserve_search(pool: Images, samples: int, seed: int) -> tuple[Images, Imag
     share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
     pool, searched = split_images(pool, share, seed + 1)
     if not len(searched):
-        raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
-    return pool, sample(searched, min(len(searched), SEARCH_IMAGES), seed)
+        raise DataError(f"{pool.name}: a search needs at least two images per class, some to calibrate")
+    return pool, sample(searched, SEARCH_IMAGES, seed)
 
 
-def sample(images: Images, count: int, seed: int) -> Images:
-    """Choose `count` images at random, the classes in turn so that each is there."""
+def sample(images: Images, count: int | None, seed: int) -> Images:
+    """Choose at most `count` images at random, the classes in turn so that each is there; None for all."""
+    if count is None or len(images) <= count:
+        return images
     random = np.random.default_rng(seed)
     order = random.permutation(len(images))
     if images.targets is not None:

@@ -1,4 +1,4 @@
-"""Choose what INT8 is made of: calibrate, and search a plan within the limits; or apply a given plan."""
+"""Quantize the model of a source: calibrate and search a plan within the limits, or apply a plan file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,19 @@ from vit.data.datasets import Images
 def quantize_source(
     source: Source, images: ExportImages, options: Options, show_step: ShowStep
 ) -> tuple[Quantized, Search | None]:
-    """Quantize the model of a source as the options say.
+    """Quantize the model of a source.
+
+    Args:
+        source: the float model.
+        images: those for calibration and search.
+        options: what to do.
+        show_step: shows each long step.
 
     Returns:
-        the INT8 model with its plan, and the search where one was made.
+        The INT8 model with its plan, and the search where one was made.
 
     Raises:
-        PlanError: for a plan that cannot be read or does not fit, or options that do not go with it.
+        PlanError: for a plan that cannot be read or does not fit, or options that cannot be combined with it.
         DriftError: if no plan is within the limits.
     """
     model, merging = source.exported.model, dict[str, int]()
@@ -54,7 +60,7 @@ def quantize_source(
 
 
 def check_sites(source: Source, options: Options) -> None:
-    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before an image is read.
+    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before images are read.
 
     Raises:
         PlanError: naming what is unknown.
@@ -69,10 +75,10 @@ def check_sites(source: Source, options: Options) -> None:
 
 
 def _apply_plan_file(source: Source, path: Path) -> Quantized:
-    given = read_plan(path)
-    if given.merging and not source.labels:
+    plan = read_plan(path)
+    if plan.merging and not source.labels:
         raise PlanError(f'{path}: it merges tokens, which needs classes; empty its "merging"')
-    return apply_plan(source.exported.model, given)
+    return apply_plan(source.exported.model, plan)
 
 
 def _calibrate(source: Source, images: Images, options: Options, show_step: ShowStep) -> Quantized:

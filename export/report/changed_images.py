@@ -28,7 +28,7 @@ class ChangedImages(Section):
         if not results.labels:
             return {}
         models = {
-            each.variant: {"changed": [_describe(results, each, row) for row in results.changed(each)]}
+            each.variant: {"changed": [_describe(results, each, row) for row in results.find_changed(each)]}
             for each in results.variants[1:]
         }
         return {"models": models}
@@ -37,7 +37,7 @@ class ChangedImages(Section):
         """Return the cards of the images that are shown, and how many there are."""
         exact = results.variants[0]
         mistakes = list_mistakes(results)
-        changed = [(each, results.changed(each)) for each in results.variants[1:] if results.labels]
+        changed = [(each, results.find_changed(each)) for each in results.variants[1:] if results.labels]
         return {
             "variants": [
                 {
@@ -56,7 +56,7 @@ def list_mistakes(results: Results) -> list[int]:
     """Return the images that float32 gets wrong, highest score first; none where classes are not known."""
     if results.targets is None:
         return []
-    wrong = np.flatnonzero(~results.right(results.variants[0]))
+    wrong = np.flatnonzero(~results.mark_right(results.variants[0]))
     scores = results.variants[0].answers[1][wrong]
     return [int(row) for row in wrong[np.argsort(-scores, kind="stable")]]
 
@@ -79,7 +79,7 @@ def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> 
                 "variant": each.variant,
                 "label": labels[each.answers[0][row]],
                 "score": float(each.answers[1][row]),
-                "right": None if targets is None else bool(results.right(each)[row]),
+                "right": None if targets is None else bool(results.mark_right(each)[row]),
             }
             for each in variants
         ],

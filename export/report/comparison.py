@@ -62,7 +62,7 @@ class Comparison(Section):
         models: dict[str, dict[str, Any]] = {each.variant: {} for each in results.variants}
         for each in results.variants:
             if results.targets is not None:
-                models[each.variant]["top1"] = 100 * float(np.mean(results.right(each)))
+                models[each.variant]["top1"] = 100 * float(np.mean(results.mark_right(each)))
             models[each.variant] |= self.metadata(each.variant)
         return {"models": models}
 
@@ -83,7 +83,7 @@ class Comparison(Section):
         drift, known = self.drifts.get(each.variant), results.targets is not None
         return (
             each.variant,
-            percent(100 * float(np.mean(results.right(each))) if known else None),
+            percent(100 * float(np.mean(results.mark_right(each))) if known else None),
             percent(None if drift is None else drift.agreement),
             "-" if drift is None else decibels(drift.sqnr),
             milliseconds(each.latency["median"]),
@@ -141,8 +141,8 @@ def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
         sqnr, interval = comparison.drifts[variant.variant].sqnr, comparison.sqnr[variant.variant]
         tiles.append(("signal to noise", decibels(sqnr), decibel_interval(interval)))
     time, size = milliseconds(variant.latency["median"]), megabytes(variant.bytes)
-    tiles.append(_make_ratio("faster", "slower", results.speed(variant), time))
-    return [*tiles, _make_ratio("smaller", "larger", results.smaller(variant), size)]
+    tiles.append(_make_ratio("faster", "slower", results.speedup(variant), time))
+    return [*tiles, _make_ratio("smaller", "larger", results.compression(variant), size)]
 
 
 def _make_ratio(better: str, worse: str, ratio: float, note: str) -> Tile:
@@ -152,7 +152,8 @@ def _make_ratio(better: str, worse: str, ratio: float, note: str) -> Tile:
 
 def say_headline(results: Results, variant: VariantResult) -> str:
     """Summarize the result in one sentence."""
-    start = f"{variant.title} is {size_ratio(results.smaller(variant))}, {pace(results.speed(variant))}, and"
+    size, speed = size_ratio(results.compression(variant)), pace(results.speedup(variant))
+    start = f"{variant.title} is {size}, {speed}, and"
     if not results.labels:
         found = results.get(EmbeddingDrift).variants[variant.variant].cosine
         return f"{start} gives embeddings with a mean cosine of {cosine(found)} to float32's."
@@ -185,7 +186,7 @@ def say_chance(results: Results, variant: VariantResult) -> str:
 
 
 def _pair(results: Results, variant: VariantResult) -> Paired:
-    return Paired.of(results.right(results.variants[0]), results.right(variant))
+    return Paired.of(results.mark_right(results.variants[0]), results.mark_right(variant))
 
 
 def _list_origin(source: Mapping[str, Any]) -> list[str]:

@@ -121,8 +121,8 @@ class Conclusion(Section):
 
     def other_warnings(self, results: Results) -> list[str]:
         """Return the warnings that the verdict does not say already."""
-        said = {each.doubt for each in self.limits}
-        return [each for each in results.get(Evidence).sentences if each not in said]
+        doubts = {each.doubt for each in self.limits}
+        return [each for each in results.get(Evidence).sentences if each not in doubts]
 
     def next_step(self, results: Results, folder: str = "") -> str:
         """Say what to do now, in one line; `folder`, with its separator, stands before the file's name."""
@@ -153,7 +153,7 @@ class Conclusion(Section):
         changed = [
             f"{counted(count, 'image')} that {each.title} labels otherwise"
             for each in results.variants[1:]
-            if (count := len(results.changed(each)))
+            if (count := len(results.find_changed(each)))
         ]
         return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
 
@@ -213,13 +213,13 @@ def round_up(count: int) -> int:
 
 
 def _list_changed(results: Results) -> list[str]:
-    """Name the images whose label changed, for each variant, those first that float32 is surest of."""
+    """Name the images whose label changed by variant, highest score of float32 first."""
     lines, labels = [], results.labels
     for each in results.variants[1:]:
         before, after = results.variants[0].answers[0], each.answers[0]
         names = [
             f"{results.images.public_name(row)} ({labels[before[row]]} → {labels[after[row]]})"
-            for row in results.changed(each).tolist()
+            for row in results.find_changed(each).tolist()
         ]
         if names:
             lines.append(f"changed by {each.variant}: {counted(len(names), 'image')}: {shorten(names)}")

@@ -16,7 +16,7 @@ from calibration.measure.drift import Drift, measure_drift
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.schedule import tokens_left
 from calibration.token_merging.sites import find_stream
-from export.measure.inference import DENSE, ModelFile, Run, batches
+from export.measure.inference import DENSE, ModelFile, Run, batches, top1
 from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import counted
@@ -61,7 +61,7 @@ class MergingEffect(Section):
         exact, before, after = (run.logits[name] for name in ("float32", DENSE, merged.variant))
         truth, schedule = run.images.evaluation.truth, merged.quantized.plan.merging
         stream = find_stream(run.source.exported.model)
-        changed = tuple(np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1)).tolist())
+        changed = tuple(np.flatnonzero(top1(before)[0] != top1(after)[0]).tolist())
         return cls(
             schedule=schedule,
             left=tokens_left(schedule, tuple(stream.sites), tokens=stream.tokens, patches=stream.patches),
@@ -106,12 +106,12 @@ class MergingEffect(Section):
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return one line with the figures of both models."""
         dense, drift = self.dense_drift, self.drift
-        top1 = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {percent(drift.top1)}"
+        accuracy = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {percent(drift.top1)}"
         speed = f"{self.speed:.2f} times as fast" if self.speed >= 1 else f"slower ({self.speed:.2f}x)"
         return [
             f"token merging, an approximation: {self.schedule_text}, {self.tokens} → {self.tokens_at_end} "
             f"tokens; against dense int8: SQNR {dense.sqnr:.1f} → {drift.sqnr:.1f} dB, agreement "
-            f"{dense.agreement:.2f} → {percent(drift.agreement)}{top1}, "
+            f"{dense.agreement:.2f} → {percent(drift.agreement)}{accuracy}, "
             f"{self.dense_latency['median']:.2f} → {self.latency['median']:.2f} ms, {speed}; "
             f"{len(self.changed)} of {counted(drift.images, 'label')} changed"
         ]

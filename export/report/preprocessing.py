@@ -28,7 +28,7 @@ RESIZE_FILTERS = {
 
 @dataclass(frozen=True)
 class Preprocessing(Section):
-    """What happens to an image before the model sees it."""
+    """Steps from an image to the input of the model."""
 
     template = "preprocessing.j2"
 

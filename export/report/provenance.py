@@ -1,4 +1,4 @@
-"""How the files were made: command, machine, rewrites, search, and their digests."""
+"""Provenance of the files: command, machine, rewrites, search, and digests."""
 
 from __future__ import annotations
 

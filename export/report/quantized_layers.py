@@ -20,7 +20,7 @@ WORST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCounts:
-    """How many layers are quantized, all in integer kernels, and which are not."""
+    """Number of the layers that are quantized, all in integer kernels, and names of the others."""
 
     int8_linears: int
     float_linears: tuple[str, ...]  # by the plan, or since no rewrite made them quantizable

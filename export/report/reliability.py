@@ -44,7 +44,7 @@ class Reliability(Section):
 
     @property
     def helps(self) -> bool:
-        """Whether the temperature lowers the error of every variant, by a tenth of a point or more."""
+        """True if the temperature lowers the error of every variant, by a tenth of a point or more."""
         return all(round(self.after[name], 3) < round(self.before[name], 3) for name in self.after)
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
@@ -67,10 +67,6 @@ class Reliability(Section):
             f"scores: temperature {self.temperature:g}; expected calibration error {errors} "
             f"(on {counted(self.images, 'image')}, each half with the temperature of the other)"
         ]
-
-    def context(self, results: Results) -> Mapping[str, Any]:
-        """Return nothing besides the section itself."""
-        return {}
 
 
 def measure_reliability(

@@ -48,8 +48,8 @@ class Section:
         return ()
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
-        """Return what the template shows; None to leave the section out of the page."""
-        return None
+        """Return what the template shows besides the section; None to leave the section out of the page."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +110,16 @@ class Results:
         """True classes of the images, int64 [images], where they are known."""
         return self.images.targets
 
-    def answers(self, variant: VariantResult) -> Array:
+    def settle_answers(self, variant: VariantResult) -> Array:
         """Return the classes that a variant gives to the images, int64 [images]; see `Images.settle`."""
         return self.images.settle(variant.answers[0])
 
-    def right(self, variant: VariantResult) -> Array:
+    def mark_right(self, variant: VariantResult) -> Array:
         """Return which images a variant gets right, bool [images]. The classes must be known."""
-        return np.asarray(self.answers(variant) == self.targets)
+        return np.asarray(self.settle_answers(variant) == self.targets)
 
-    def changed(self, variant: VariantResult) -> Array:
-        """Return the images whose label differs from float32's, those first that float32 is surest of."""
+    def find_changed(self, variant: VariantResult) -> Array:
+        """Return the images whose label differs from float32's, highest score of float32 first."""
         if not self.labels:
             return np.zeros(0, np.int64)
         exact, scores = self.variants[0].answers
@@ -128,13 +128,13 @@ class Results:
 
     def count_same(self, variant: VariantResult) -> int:
         """Return on how many images the variant gives float32's label."""
-        return len(self.images) - len(self.changed(variant))
+        return len(self.images) - len(self.find_changed(variant))
 
-    def speed(self, variant: VariantResult) -> float:
+    def speedup(self, variant: VariantResult) -> float:
         """Return the speed-up over float32: ratio of the median latencies."""
         return self.variants[0].latency["median"] / max(variant.latency["median"], 1e-9)
 
-    def smaller(self, variant: VariantResult) -> float:
+    def compression(self, variant: VariantResult) -> float:
         """Return how many times smaller than float32's the file is."""
         return self.variants[0].bytes / max(variant.bytes, 1)
 

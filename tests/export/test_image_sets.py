@@ -145,5 +145,5 @@ def test_a_search_gets_images_of_its_own_however_few_there_are(classes: Path) ->
         parts = [set(map(str, part.items)) for part in (chosen.calibration, chosen.search, chosen.evaluation)]
         assert all(parts)
         assert sum(map(len, parts)) == len(set.union(*parts))
-    with pytest.raises(DataError, match="a search needs two images a class"):
+    with pytest.raises(DataError, match="a search needs at least two images per class"):
         choose_images(classes, None, samples=2, evaluation_samples=None, search=True)

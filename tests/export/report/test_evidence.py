@@ -25,8 +25,8 @@ def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the warnings are found in."""
+class Case:
+    """Arguments of `find_warnings`."""
 
     evaluation: Images
     logits: np.ndarray
@@ -36,43 +36,43 @@ class Given:
 
 
 @pytest.fixture
-def sound() -> Given:
+def sound() -> Case:
     """A float model that is right on 90 of 100 images."""
     evaluation = images(100)
     guesses = evaluation.targets.copy()  # type: ignore[union-attr]
     guesses[::10] = (guesses[::10] + 2) % 4
-    return Given(evaluation, np.eye(4, dtype=np.float32)[guesses])
+    return Case(evaluation, np.eye(4, dtype=np.float32)[guesses])
 
 
 PIXELS = [np.asarray(item) for item in images(20, seed=1).items]
 
 
-def warnings(given: Given, pixels: Sequence[np.ndarray] = PIXELS) -> tuple[str, ...]:
+def warnings(case: Case, pixels: Sequence[np.ndarray] = PIXELS) -> tuple[str, ...]:
     """The sentences alone."""
     found = find_warnings(
-        given.evaluation,
-        given.search,
+        case.evaluation,
+        case.search,
         tuple("abcd"),
-        given.logits,
-        trained_on=given.trained_on,
-        clipped=given.clipped,
+        case.logits,
+        trained_on=case.trained_on,
+        clipped=case.clipped,
         pixels=pixels,
     )
     return tuple(each.sentence for each in found)
 
 
-def test_sound_evidence_raises_no_doubt(sound: Given) -> None:
+def test_sound_evidence_raises_no_doubt(sound: Case) -> None:
     assert warnings(sound) == ()
 
 
 @pytest.mark.parametrize("difference", [0, 3])
-def test_calibration_images_that_are_all_alike(sound: Given, difference: int) -> None:
+def test_calibration_images_that_are_all_alike(sound: Case, difference: int) -> None:
     same = [np.clip(PIXELS[0].astype(int) + difference * (i % 2), 0, 255).astype(np.uint8) for i in range(9)]
     (sentence,) = warnings(sound, same)
     assert sentence.startswith("the calibration images are all alike (mean difference ")
 
 
-def test_activations_beyond_what_calibration_saw(sound: Given) -> None:
+def test_activations_beyond_what_calibration_saw(sound: Case) -> None:
     clipped = {"a": Clipped(0.002, (1,)), "blocks.1.fc2": Clipped(0.03, (7, 5)), "head": Clipped(0.0, ())}
     (sentence,) = warnings(replace(sound, clipped=clipped))
     assert "in 2 layers (limit: 0.1 % of the activations), most in blocks.1.fc2 (3.00 %; images: " in sentence
@@ -80,7 +80,7 @@ def test_activations_beyond_what_calibration_saw(sound: Given) -> None:
 
 
 @pytest.mark.parametrize("shift", [1, -1])
-def test_labels_that_are_shifted_by_one(sound: Given, shift: int) -> None:
+def test_labels_that_are_shifted_by_one(sound: Case, shift: int) -> None:
     evaluation = replace(sound.evaluation, targets=np.arange(100) % 2 + 1)
     guesses = np.asarray(evaluation.targets) + shift
     logits = np.eye(4, dtype=np.float32)[guesses]
@@ -92,14 +92,14 @@ def test_labels_that_are_shifted_by_one(sound: Given, shift: int) -> None:
     assert f"with class indices shifted by {shift:+d} it is 100.0 %" in sentence
 
 
-def test_a_model_that_guesses(sound: Given) -> None:
+def test_a_model_that_guesses(sound: Case) -> None:
     logits = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     (sentence,) = warnings(replace(sound, logits=logits))
     assert "no better than chance" in sentence
     assert "shifted by" not in sentence
 
 
-def test_images_that_the_model_was_trained_on(sound: Given, tmp_path: Path) -> None:
+def test_images_that_the_model_was_trained_on(sound: Case, tmp_path: Path) -> None:
     known = frozenset(digests(sound.evaluation.subset(range(7))))
     (sentence,) = warnings(replace(sound, trained_on=known))
     assert sentence.startswith("the model was trained on 7 of the 100 images measured on, ")
@@ -114,14 +114,14 @@ def test_images_that_the_model_was_trained_on(sound: Given, tmp_path: Path) -> N
     assert sentence.startswith("the model was trained on 1 of the 1 image searched on, ")
 
 
-def test_a_folder_that_is_called_train(sound: Given) -> None:
+def test_a_folder_that_is_called_train(sound: Case) -> None:
     evaluation = replace(sound.evaluation, name="/data/flowers/Train")
     (sentence,) = warnings(replace(sound, evaluation=evaluation))
     # the rest of the path is private
     assert sentence.startswith("the images measured on lie in flowers/Train")
 
 
-def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Given) -> None:
+def test_what_is_wrong_with_both_sets_of_images_is_said_once(sound: Case) -> None:
     training = replace(sound.evaluation, name="/data/flowers/train")
     both = replace(sound, evaluation=training, search=images(9, name="/data/flowers/train", seed=2))
     (sentence,) = warnings(both)
@@ -165,7 +165,7 @@ def test_values_at_the_minimum_of_gelu_are_not_beyond_a_range_that_ends_half_a_s
     assert beyond(np.array([-0.19, 5.65, 48.0], np.float32), chosen).all()
 
 
-def test_classes_of_one_name_are_told_and_are_no_chance(sound: Given) -> None:
+def test_classes_of_one_name_are_told_and_are_no_chance(sound: Case) -> None:
     """Every answer is of the other class of the true name."""
     evaluation = replace(
         sound.evaluation,

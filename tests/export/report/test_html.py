@@ -75,7 +75,7 @@ def test_images_that_changed_are_shown_with_both_scores(results):
     assert len(page.images) == 3 + PAIR
     assert "Images that INT8 labels otherwise 3 of 60, those first that float32 was surest of." in page.text
     some = results()
-    rows = some.changed(some.variants[1])
+    rows = some.find_changed(some.variants[1])
     assert len(rows) == 3
     first = make_card(some, rows[0], some.variants)
     before, after = first["guesses"]

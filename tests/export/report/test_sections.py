@@ -17,7 +17,7 @@ from calibration.search import Budget
 from export.checks import DriftError, check_limits
 from export.measure.limits import NEVER, LimitResult
 from export.report.changed_images import MOST_MISTAKES, ChangedImages, list_mistakes
-from export.report.classes import Classes, count_classes
+from export.report.classes import Classes, measure_classes
 from export.report.comparison import Comparison
 from export.report.conclusion import Conclusion, Usage, judge
 from export.report.evidence import Clipping, Evidence, EvidenceWarning
@@ -80,12 +80,14 @@ def test_every_class_is_shown_where_they_are_few(results):
 
 def test_of_many_classes_the_worst_are_shown_and_the_rest_is_counted(results):
     some = results(classes=30, images=60, changed=7)
-    found = Classes().context(replace(some, labels=(*some.labels, "never seen")))
+    more = replace(some, labels=(*some.labels, "never seen"))
+    found = Classes().context(more)
     assert [label for label, _, _ in found["rows"]][:7] == [f"class {i}" for i in range(7)]
     assert len(found["rows"]) == 10
-    assert found["rows"][0] == ("class 0", 2, ["100.0 %", "50.0 %"])
-    assert "20 more classes are not shown" in found["note"]
-    assert "1 of the model's 31 classes have no image here" in found["note"]
+    assert found["rows"][0] == ("class 0", 2, {"float32": 100.0, "int8": 50.0})
+    text = Page(more.to_html()).text
+    assert "20 more classes are not shown" in text
+    assert "1 of the model's 31 classes have no image here" in text
     assert Classes().context(results(labeled=False)) is None
 
 
@@ -211,10 +213,10 @@ def test_either_of_two_classes_of_one_name_is_right_everywhere_on_the_page(resul
         "float32": 100.0,
         "int8": 100.0,
     }
-    assert [(each.index, each.images, each.right["int8"]) for each in count_classes(both)] == [
-        (0, 24, 24), (1, 12, 12), (2, 12, 12), (4, 12, 12),
+    assert [(each.index, each.images, each.top1["int8"]) for each in measure_classes(both)] == [
+        (0, 24, 100), (1, 12, 100), (2, 12, 100), (4, 12, 100),
     ]  # fmt: skip
-    assert set(both.answers(both.variants[0])[logits.argmax(axis=1) == 3]) == {0}
+    assert set(both.settle_answers(both.variants[0])[logits.argmax(axis=1) == 3]) == {0}
     text = Page(both.to_html()).text
     assert "No image is taken for another" in text or "crane 24" in text
 
