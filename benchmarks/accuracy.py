@@ -17,8 +17,9 @@ from benchmarks.timing import Timing, add_merging, command, environment, positiv
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
 from export.measure.inference import batches
+from export.options import choose_target
 from runtime.command.line import run_command
-from runtime.cpu import available_cores, choose_target
+from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
 from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint

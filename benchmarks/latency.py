@@ -13,7 +13,8 @@ import torch
 from benchmarks.engines import Peer, extra_graph
 from benchmarks.peers import BASELINE, OURS, Bench, Skipped, build
 from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
-from runtime.cpu import available_cores, choose_target
+from export.options import choose_target
+from runtime.cpu import available_cores
 from runtime.writing import temporary_folder
 from vit.config import SIZES
 from vit.model import ViT

@@ -8,8 +8,9 @@ from typing import Literal
 
 from calibration.search import Budget
 from export.image_sets import ExportImages, choose_evaluation_images, choose_images, use_model_classes
+from runtime.cpu import cpu_kind
 from runtime.errors import InputError
-from runtime.model_file.targets import Target
+from runtime.model_file.targets import Target, target_for
 from vit.data.datasets import DataError
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
@@ -56,6 +57,11 @@ class Options:
     def searches(self) -> bool:
         """True if a plan within the limits is searched for; a given plan is only checked against them."""
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
+
+
+def choose_target() -> Target:
+    """Return the INT8 target for the CPU at hand."""
+    return target_for(cpu_kind())
 
 
 def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:

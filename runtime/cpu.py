@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from .model_file.targets import CpuKind, Target, target_for
+from .model_file.targets import CpuKind
 
 _X86 = {"x86_64", "amd64", "i386", "i686", "x86"}
 _ARM64 = {"aarch64", "arm64"}
@@ -36,17 +36,6 @@ def has_vnni() -> bool:
     if sys.platform == "linux":
         return bool({"avx512_vnni", "avx_vnni"} & set(_linux_flags(_read("/proc/cpuinfo"))))
     return _numpy_says("AVX512VNNI")
-
-
-def choose_target() -> Target:
-    """Return the INT8 target for the CPU at hand."""
-    return target_for(cpu_kind())
-
-
-def cpu_name() -> str:
-    """Return the processor's own name where the system tells it: "AMD EPYC 9004"."""
-    line = _read("/proc/cpuinfo").partition("model name")[2].partition("\n")[0]
-    return line.partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def available_cores() -> int:

@@ -11,12 +11,11 @@ from dataclasses import fields
 from export.command.arguments import add_arguments
 from export.command.checks import check_all, check_combinations, is_example
 from export.measure.inference import Progress
-from export.options import Options
+from export.options import Options, choose_target
 from export.sources.read_source import IMAGES, cadence, door_of, note, step
 from export.sources.source import Source
 from runtime.command.line import Parser, run_command
 from runtime.command.locking import only_writer
-from runtime.cpu import choose_target
 from runtime.errors import DONE
 from runtime.images.openers import register_openers
 from vit.data.folders import passed_over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from export.report.evidence import Evidence
 from export.report.number_formats import decibels, milliseconds, percent, shorten
 from export.report.quantized_layers import QuantizedLayers
 from export.report.section import Results, Section
-from runtime.cpu import available_cores, cpu_kind, cpu_name, has_vnni
+from runtime.cpu import available_cores, cpu_kind, has_vnni
 from runtime.text import counted
 
 
@@ -142,6 +143,15 @@ def describe_environment() -> dict[str, Any]:
         "cores": available_cores(),
         "packages": packages,
     }
+
+
+def cpu_name() -> str:
+    """Return the processor's own name where the system tells it: "AMD EPYC 9004"."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _find_search(run: Run) -> dict[str, Any]:

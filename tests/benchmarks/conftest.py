@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.peers import Bench, build
-from runtime.cpu import choose_target
+from export.options import choose_target
 from vit.config import ViTConfig
 from vit.model import ViT
 
