@@ -16,8 +16,8 @@ from benchmarks.peers import BASELINE, Bench, Skipped, build
 from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
-from export.measure.environment import target_here
 from export.measure.inference import batches
+from export.options import choose_target
 from runtime.command.line import run_command
 from runtime.cpu import available_cores
 from runtime.images.preprocess import Preprocess
@@ -58,7 +58,7 @@ def _measure(options: argparse.Namespace) -> int:
             checkpoint.model,
             photos.calibration,
             folder,
-            target_here(),
+            choose_target(),
             options.merge_tokens,
             options.accuracy_aware,
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.engines import Opened
 from calibration.graph.edit import Array
-from export.measure.environment import cpu_name
+from export.report.provenance import cpu_name
 from runtime import find_images
 from runtime.cpu import available_cores, has_vnni, is_x86
 from runtime.errors import InputError

@@ -2,18 +2,38 @@
 
 In reading order:
 
-    sources/      a checkpoint, imported weights or an ONNX model, as one canonical float graph
-    graph/        the exact rewrites that lead to it
-    images        which images calibrate, search and measure
-    files         model files with metadata, written aside and renamed
-    measure/      drift, latency and size of each variant
-    report/       report.html and the table in the terminal
-    options       options of an export, and the limits that follow from them
-    layers        names of layers, which a plan must fit
-    checks        limits that refuse an export
-    quantization  calibrate, search a plan, or apply a given one
-    pipeline      the whole export
-    example       the embedded example
-    command/      options and checks of python -m export
-    __main__      python -m export
+    image_sets      which images calibrate, search and measure
+    write_artifact  model files with metadata, written aside and renamed
+    graph/          the canonical float graph, its rewrites, and the float16 copy
+    sources/        a checkpoint or an ONNX model to the canonical graph
+    options         options of an export, and the limits that follow from them
+    layers          names of layers, which a plan must fit
+    measure/        outputs and latency of each variant, and the limits on them
+    report/         the sections of report.json, report.html and the terminal
+    checks          checks that refuse an export
+    quantization    calibrate, search a plan, or apply a given one
+    pipeline        the whole export
+    command/        options and checks of python -m export
+    __main__        python -m export
+
+`from export import export` exports from Python; the import alone loads neither torch nor onnx.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.options import Options
+    from export.pipeline import export
+    from export.report.section import Results
+
+__all__ = ["Options", "Results", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from export import pipeline
+
+    return getattr(pipeline, name)

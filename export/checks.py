@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from calibration.measure.per_layer import measure_clipping
-from calibration.measure.statistics import sqnr_interval
-from calibration.search import Budget
-from export.image_sets import ExportImages
-from export.measure.evidence import Doubt, Evidence, doubts
 from export.measure.inference import batches
-from export.measure.model_file import ModelFile
-from export.measure.publish import LAYER_IMAGES
-from export.measure.results import Clipping, Results, VariantResult
-from export.measure.verdict import Verdict, judge
-from export.options import Options
+from export.report.conclusion import Conclusion
+from export.report.merging_effect import MergingEffect
+from export.report.quantized_layers import QuantizedLayers
+from export.report.section import Results
 from export.sources.scores import expect_logits
 from export.sources.source import Source
 from runtime.errors import FailureError
@@ -26,7 +18,6 @@ from vit.data.datasets import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
-JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
 
 
 class ExportError(FailureError):
@@ -74,92 +65,23 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
     return difference
 
 
-def check_limits(results: Results, options: Options) -> None:
+def check_limits(results: Results) -> None:
     """Refuse results that miss a limit of the options.
 
     Raises:
         DriftError: naming the variant, the limits that it misses, and what to do.
     """
-    missed = [each for each in _judge(results, options).limits if each.status == "missed"]
+    missed = [each for each in results.get(Conclusion).limits if each.status == "missed"]
     for each in results.variants[1:]:
         failures = [limit.text for limit in missed if limit.variant == each.variant]
         far = any(limit.variant == each.variant and limit.limit != "--min-cosine" for limit in missed)
-        if far and each.variant == "int8" and results.merging is not None:
+        if far and each.variant == "int8" and results.find(MergingEffect) is not None:
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
         elif far and each.variant == "int8":
-            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
-            failures.append(f"furthest from float32: {worst}")
+            worst = [f"{name} ({db:.1f} dB)" for name, db in results.get(QuantizedLayers).worst()]
+            failures.append(f"furthest from float32: {', '.join(worst)}")
         if failures:
             raise too_far(each.variant, "; ".join(failures))
-
-
-def _budget_of(variant: VariantResult, results: Results, options: Options) -> Budget:
-    """Return the limits on the logits of a variant; a merged one has limits of its own."""
-    merged = variant.variant == "int8" and results.merging is not None
-    return (options.merge_budget if merged else None) or options.budget
-
-
-def _judge(results: Results, options: Options, found: tuple[Doubt, ...] = ()) -> Verdict:
-    exact = results.variants[0].logits
-    budgets: dict[str, Budget] = {
-        each.variant: _budget_of(each, results, options) for each in results.variants
-    }
-    return judge(
-        budgets,
-        {each.variant: each.drift for each in results.variants if each.drift is not None},
-        sqnr={
-            each.variant: sqnr_interval(exact, each.logits)
-            for each in results.variants[1:]
-            if budgets[each.variant].min_sqnr is not None and each.drift is not None
-        },
-        min_cosine=options.min_cosine,
-        embeddings=results.embeddings,
-        doubts=found,
-    )
-
-
-def with_judgment(
-    source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
-) -> Results:
-    """Add the command, the verdict, the doubts about the evidence, and the clipped activations."""
-    clipping = _clipping(source, images, variants, options)
-    found = _doubts(source, images, results, clipping, options)
-    verdict = _judge(results, options, found)
-    warnings = tuple(each.sentence for each in found)
-    made = {**results.made, **({"command": options.command} if options.command else {})}
-    return replace(results, made=made, verdict=verdict, warnings=warnings, clipping=clipping)
-
-
-def _clipping(
-    source: Source, images: ExportImages, variants: list[ModelFile], options: Options
-) -> Clipping | None:
-    quantized = next((each.quantized for each in variants if each.quantized is not None), None)
-    if quantized is None or quantized.plan.merging:
-        return None
-    some = images.evaluation.subset(range(min(LAYER_IMAGES, len(images.evaluation))))
-    feed = batches(some, source.preprocess)
-    layers = measure_clipping(source.exported.model, quantized.plan, feed, threads=options.threads)
-    return Clipping(len(some), layers)
-
-
-def _doubts(
-    source: Source, images: ExportImages, results: Results, clipping: Clipping | None, options: Options
-) -> tuple[Doubt, ...]:
-    """Return what the chosen images cannot show, or should not be believed for."""
-    calibrated = options.quantize and options.plan is None
-    shown = images.calibration.subset(range(min(JUDGED_IMAGES, len(images.calibration))))
-    evidence = Evidence(
-        calibration=images.calibration if calibrated else None,
-        evaluation=images.evaluation,
-        search=images.search,
-        targets=results.targets,
-        labels=source.labels,
-        logits=results.variants[0].logits,
-        trained_on=source.trained_on,
-        clipped=None if clipping is None else clipping.layers,
-    )
-    pixels = (image for batch in batches(shown, source.preprocess) for image in batch) if calibrated else ()
-    return doubts(evidence, pixels)
 
 
 def too_far(variant: Variant, why: str) -> DriftError:
@@ -168,8 +90,3 @@ def too_far(variant: Variant, why: str) -> DriftError:
     if variant != "int8":
         advice = "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
-
-
-def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float]]:
-    """The linears whose output is furthest from float, worst first."""
-    return sorted(result.layers.items(), key=lambda item: item[1])[:count]

@@ -1,4 +1,4 @@
-"""Which images calibrate and which measure; never the same ones."""
+"""Choice of the images that calibrate, search and measure; no image is in two sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search 
 
 @dataclass(frozen=True)
 class ExportImages:
-    """Disjoint sets: to calibrate, to measure with for the report, and to search a plan with."""
+    """Disjoint sets of images: to calibrate, to measure for the report, and to search a plan."""
 
     calibration: Images
     evaluation: Images
@@ -25,8 +25,8 @@ class ExportImages:
     notes: tuple[str, ...] = ()  # files in the folders that are no images
 
 
-def labeled(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
-    """Return the same images; those that measure and search have the model's own class indices.
+def use_model_classes(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
+    """Give the images that measure and search the class indices of the model.
 
     Raises:
         DataError: when the folders' classes are not the model's.
@@ -44,7 +44,7 @@ def choose_images(
     search: bool = False,
     seed: int = 0,
 ) -> ExportImages:
-    """Open the sources; without an evaluation source, measure on what calibration is not given.
+    """Open the sources; without an evaluation source, images of the calibration source measure.
 
     Args:
         calibration: folder or name of the images to calibrate on.
@@ -62,29 +62,27 @@ def choose_images(
     everything = pool = open_images(calibration, "train" if "train" in own_splits else "all")
     measured_on = next((split for split in HELD_OUT if split in own_splits), None)
     if evaluation is not None:
-        measure, note = _to_measure(evaluation), "images of their own"
+        measure, note = _open_held_out(evaluation), "images of their own"
     elif measured_on is not None and "train" in own_splits:
         measure, note = open_images(calibration, measured_on), f"the {measured_on} split of the same source"
     else:
         if len(pool) < 2:
             raise DataError(f"{pool.name}: one image cannot both calibrate and measure; give at least two")
         samples = min(samples, len(pool) // 2)
-        pool, measure = _shared_out(pool, 1 - samples / len(pool), seed)
+        pool, measure = _split_pool(pool, 1 - samples / len(pool), seed)
         note = "the images of the same source that calibration was not given"
     searched = None
     if search:
-        pool, searched = _set_aside(pool, samples, seed)
-    calibrate = pool if len(pool) <= samples else sample(pool, samples, seed)
-    if evaluation_samples is not None and len(measure) > evaluation_samples:
-        measure = sample(measure, evaluation_samples, seed)
+        pool, searched = _reserve_search(pool, samples, seed)
+    calibrate, measure = sample(pool, samples, seed), sample(measure, evaluation_samples, seed)
     for used in (calibrate, searched):
         if used is not None:
-            _must_not_overlap(used, measure)
+            _check_disjoint(used, measure)
     return ExportImages(calibrate, measure, note, searched, describe_left_out(everything, measure))
 
 
-def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
-    """Open images to measure with, where nothing is calibrated; they stand in the place of both sets.
+def choose_evaluation_images(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
+    """Open images to measure with, where nothing is calibrated; they take the place of both sets.
 
     Args:
         evaluation: folder or name of the images.
@@ -94,20 +92,18 @@ def only_measured(evaluation: str | Path, count: int | None, *, seed: int = 0) -
     Raises:
         DataError: for a source without images.
     """
-    measure = _to_measure(evaluation)
-    notes = describe_left_out(measure)
-    if count is not None and len(measure) > count:
-        measure = sample(measure, count, seed)
-    return ExportImages(measure, measure, "images of their own", notes=notes)
+    measure = _open_held_out(evaluation)
+    chosen = sample(measure, count, seed)
+    return ExportImages(chosen, chosen, "images of their own", notes=describe_left_out(measure))
 
 
-def _to_measure(source: str | Path) -> Images:
+def _open_held_out(source: str | Path) -> Images:
     splits = find_splits(source)
     return open_images(source, next((each for each in HELD_OUT if each in splits), "all"))
 
 
-def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Split at random, each class in proportion; where each has one image only, without regard to classes."""
+def _split_pool(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Split at random, each class in proportion; without classes where each has a single image."""
     first, second = split_images(pool, share, seed)
     if len(second):
         return first, second
@@ -116,19 +112,21 @@ def _shared_out(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
     return pool.subset(np.sort(order[count:])), pool.subset(np.sort(order[:count]))
 
 
-def _set_aside(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:
+def _reserve_search(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:
     """Return the images that are left to calibrate with, and those to search a plan with."""
     if len(pool) < 2:
         raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
     share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
     pool, searched = split_images(pool, share, seed + 1)
     if not len(searched):
-        raise DataError(f"{pool.name}: a search needs two images a class at least, some to calibrate")
-    return pool, sample(searched, min(len(searched), SEARCH_IMAGES), seed)
+        raise DataError(f"{pool.name}: a search needs at least two images per class, some to calibrate")
+    return pool, sample(searched, SEARCH_IMAGES, seed)
 
 
-def sample(images: Images, count: int, seed: int) -> Images:
-    """`count` images at random, the classes in turn so that each is seen."""
+def sample(images: Images, count: int | None, seed: int) -> Images:
+    """Choose at most `count` images at random, the classes in turn so that each is there; None for all."""
+    if count is None or len(images) <= count:
+        return images
     random = np.random.default_rng(seed)
     order = random.permutation(len(images))
     if images.targets is not None:
@@ -141,7 +139,7 @@ def sample(images: Images, count: int, seed: int) -> Images:
     return images.subset(np.sort(order[:count]))
 
 
-def _must_not_overlap(calibration: Images, evaluation: Images) -> None:
+def _check_disjoint(calibration: Images, evaluation: Images) -> None:
     files = {item.resolve() for item in calibration.items if isinstance(item, Path)}
     shared = [item for item in evaluation.items if isinstance(item, Path) and item.resolve() in files]
     if shared:

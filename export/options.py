@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.search import Budget
-from export.image_sets import ExportImages, choose_images, labeled, only_measured
+from export.image_sets import ExportImages, choose_evaluation_images, choose_images, use_model_classes
+from runtime.cpu import cpu_kind
 from runtime.errors import InputError
-from runtime.model_file.targets import Target
+from runtime.model_file.targets import Target, target_for
 from vit.data.datasets import DataError
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
@@ -58,6 +59,11 @@ class Options:
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
 
 
+def choose_target() -> Target:
+    """Return the INT8 target for the CPU at hand."""
+    return target_for(cpu_kind())
+
+
 def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
     """Choose the images that an export is made with.
 
@@ -77,14 +83,14 @@ def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
             search=options.searches,
         )
     elif options.evaluation is not None and (options.plan is not None or not options.quantize):
-        chosen = only_measured(options.evaluation, options.evaluation_samples)
+        chosen = choose_evaluation_images(options.evaluation, options.evaluation_samples)
     else:
         found = "none given" if options.evaluation is None else "none to calibrate with"
         raise DataError(
             f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
         )
     if labels is not None:
-        chosen = labeled(chosen, labels)
+        chosen = use_model_classes(chosen, labels)
     for each in (chosen.evaluation, chosen.search):
         if options.max_drift is not None and each is not None and each.targets is None:
             raise DataError(

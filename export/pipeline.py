@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from calibration.graph.memory import release_memory, weights_on_disk
-from export.checks import check_limits, check_parity, with_judgment
+from export.checks import check_limits, check_parity
 from export.graph.float16 import to_float16
-from export.image_sets import ExportImages, labeled
-from export.measure.model_file import ModelFile
-from export.measure.results import Results
-from export.measure.variants import Reporter, measure, silent
+from export.image_sets import ExportImages, use_model_classes
+from export.measure.inference import ModelFile, Run, ShowStep, run_variants, show_nothing
 from export.options import Options, check_outputs, images_of
 from export.quantization import check_sites, quantize_source
+from export.report import SECTIONS
+from export.report.evidence import Evidence
+from export.report.provenance import describe_environment, name_producer
+from export.report.quantized_layers import QuantizedLayers
+from export.report.reliability import Reliability
+from export.report.section import Results, VariantResult
 from export.sources.source import Source, ensure_embedding
-from export.write_artifact import left_over, staged
+from export.write_artifact import find_stale_files, stage_files, write_model
 from runtime.command.locking import only_writer
+from runtime.model_file.artifact import FILE_NAMES, Metadata
+from vit.data.public import public_name
 
 
 def export(
     source: Source,
     out: Path,
     options: Options,
-    report: Reporter = silent,
+    show_step: ShowStep = show_nothing,
     images: ExportImages | None = None,
     *,
     say: Callable[[str], object] = lambda _: None,
@@ -35,10 +42,13 @@ def export(
         source: the float model.
         out: the folder for the files.
         options: what to make, with which images and limits.
-        report: shows each long step.
+        show_step: shows each long step.
         images: what `images_of` chose before; None to choose them now.
         say: takes a sentence for people, about files in the folders that are no images, and about model
             files of an earlier export.
+
+    Returns:
+        What the report shows.
 
     Raises:
         DataError: for images that cannot be used.
@@ -50,55 +60,106 @@ def export(
     if options.embedding:
         source = ensure_embedding(source)
     check_sites(source, options)
-    images = labeled(images or images_of(options, source.labels), source.labels)
+    images = use_model_classes(images or images_of(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), weights_on_disk(source.exported.model) as large:
         float32 = ModelFile("float32", source.exported.model)
-        with report(f"comparing with {source.reference_name}"):
-            parity = check_parity(source, float32.opened(options.threads), images.evaluation)
+        with show_step(f"comparing with {source.reference_name}"):
+            parity = check_parity(source, float32.open(options.threads), images.evaluation)
         if large:
             source.reference.release_memory()
             release_memory(source.exported.model)
-        results = _export(source, parity, float32, images, out, options, report)
-    for path in left_over(out, [each.file for each in results.variants]):
+        variants = [float32, *_make_variants(source, images, options, show_step)]
+        with stage_files(out) as folder:
+            run = run_variants(source, images, options, variants, parity, show_step)
+            results = _measure_sections(run, folder, show_step)
+            check_limits(results)
+            _write_reports(run, results, folder)
+    for path in find_stale_files(out, [each.file for each in results.variants]):
         say(f"{path}: of an earlier export and not replaced; delete it, or choose another --out")
     return results
 
 
-def _export(
-    source: Source,
-    parity: float,
-    float32: ModelFile,
-    images: ExportImages,
-    out: Path,
-    options: Options,
-    report: Reporter,
-) -> Results:
-    variants = [float32]
+def _make_variants(
+    source: Source, images: ExportImages, options: Options, show_step: ShowStep
+) -> list[ModelFile]:
+    """Return the variants other than float32."""
+    variants = []
     if options.quantize or options.plan is not None:
-        chosen, search = quantize_source(source, images, options, report)
-        variants.append(ModelFile("int8", chosen.model, chosen, search))
+        quantized, search = quantize_source(source, images, options, show_step)
+        variants.append(ModelFile("int8", quantized.model, quantized, search))
     if options.half:
-        with report("writing float16"):
-            variants.append(ModelFile("float16", to_float16(float32.model)))
-    with staged(out) as folder:
-        results = measure(
-            source, parity, images, variants, folder, report, plan=options.plan, threads=options.threads
-        )
-        check_limits(results, options)
-        with report("judging the evidence"):
-            results = with_judgment(source, images, results, variants, options)
-        _write_reports(results, variants, folder)
-    return results
+        with show_step("writing float16"):
+            variants.append(ModelFile("float16", to_float16(source.exported.model)))
+    return variants
 
 
-def _write_reports(results: Results, variants: list[ModelFile], folder: Path) -> None:
-    from export.report.html import render
+def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
+    """Measure each section of the report, and write the model files, whose metadata holds some figures."""
+    with show_step("comparing layers"):
+        run.section(QuantizedLayers)
+    with show_step("judging the evidence"):
+        run.section(Evidence)
+    sections = tuple(section for kind in SECTIONS if (section := run.section(kind)) is not None)
+    measured = {each.variant: _collect_metadata(run, each.variant) for each in run.variants}
+    evaluation = run.images.evaluation
+    return Results(
+        producer=name_producer(),
+        source=run.source.description,
+        preprocess=run.source.preprocess,
+        labels=run.source.labels,
+        environment=describe_environment(),
+        evaluation={
+            "source": public_name(evaluation.name),
+            "images": len(evaluation),
+            "labeled": evaluation.targets is not None,
+            "chosen": run.images.note,
+        },
+        images=evaluation,
+        variants=tuple(_write_variant(run, each, measured[each.variant], folder) for each in run.variants),
+        sections=sections,
+    )
 
-    for each in variants:
-        if each.quantized is not None:
-            (folder / "plan.json").write_text(each.quantized.plan.to_json(), encoding="utf-8")
+
+def _collect_metadata(run: Run, variant: str) -> dict[str, Any]:
+    """Return the field `measured` of the metadata."""
+    evaluation = run.images.evaluation
+    measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
+    for kind in SECTIONS:
+        if (section := run.section(kind)) is not None:
+            measured |= section.metadata(variant)
+    return measured
+
+
+def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
+    """Write the file of a variant."""
+    source, reliability, name = run.source, run.section(Reliability), FILE_NAMES[each.variant]
+    metadata = Metadata(
+        variant=each.variant,
+        preprocess=source.preprocess,
+        labels=source.labels,
+        embedding=source.embedding,
+        temperature=1.0 if reliability is None else reliability.temperature,
+        target=each.target or "any-cpu",
+        source=source.description,
+        measured=measured,
+        producer=name_producer(),
+    )
+    size, sha256 = write_model(folder / name, each.model, metadata)
+    return VariantResult(
+        variant=each.variant,
+        file=name,
+        bytes=size,
+        sha256=sha256,
+        logits=run.logits[each.variant],
+        latency=run.latency[each.variant],
+    )
+
+
+def _write_reports(run: Run, results: Results, folder: Path) -> None:
+    if run.int8 is not None and run.int8.quantized is not None:
+        (folder / "plan.json").write_text(run.int8.quantized.plan.to_json(), encoding="utf-8")
     document = json.dumps(results.to_dict(), indent=1) + "\n"
     (folder / "report.json").write_text(document, encoding="utf-8")
-    (folder / "report.html").write_text(render(results), encoding="utf-8")
+    (folder / "report.html").write_text(results.to_html(), encoding="utf-8")

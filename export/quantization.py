@@ -1,4 +1,4 @@
-"""Choose what INT8 is made of: calibrate, and search a plan within the limits; or apply a given plan."""
+"""Quantize the model of a source: calibrate and search a plan within the limits, or apply a plan file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.checks import too_far
 from export.image_sets import ExportImages
 from export.layers import check_layers
-from export.measure.inference import batches
-from export.measure.variants import Reporter
+from export.measure.inference import ShowStep, batches
 from export.options import Options
 from export.sources.source import Source
 from vit.data.datasets import Images
 
 
 def quantize_source(
-    source: Source, images: ExportImages, options: Options, report: Reporter
+    source: Source, images: ExportImages, options: Options, show_step: ShowStep
 ) -> tuple[QuantizedModel, PlanSearch | None]:
-    """Quantize the model of a source as the options say.
+    """Quantize the model of a source.
+
+    Args:
+        source: the float model.
+        images: those for calibration and search.
+        options: what to do.
+        show_step: shows each long step.
 
     Returns:
-        the INT8 model with its plan, and the search where one was made.
+        The INT8 model with its plan, and the search where one was made.
 
     Raises:
-        PlanError: for a plan that cannot be read or does not fit, or options that do not go with it.
+        PlanError: for a plan that cannot be read or does not fit, or options that cannot be combined with it.
         DriftError: if no plan is within the limits.
     """
     model, merging = source.exported.model, dict[str, int]()
@@ -41,21 +46,21 @@ def quantize_source(
             '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
         )
     if options.plan is not None:
-        with report("writing the plan"):
-            return _apply_given(source, options.plan), None
-    chosen = _calibrate(source, images.calibration, options, report)
+        with show_step("writing the plan"):
+            return _apply_plan_file(source, options.plan), None
+    chosen = _calibrate(source, images.calibration, options, show_step)
     if isinstance(options.merge_tokens, int):
         merging = schedule_middle_blocks(model, options.merge_tokens)
     if images.search is None:
         return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
-    search = _search(source, images.search, chosen.plan, options, report)
+    search = _search(source, images.search, chosen.plan, options, show_step)
     plan = replace(search.plan, merging=merging or search.plan.merging)
-    with report("writing the plan"):
+    with show_step("writing the plan"):
         return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
 
 
 def check_sites(source: Source, options: Options) -> None:
-    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before an image is read.
+    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before images are read.
 
     Raises:
         PlanError: naming what is unknown.
@@ -69,23 +74,23 @@ def check_sites(source: Source, options: Options) -> None:
     check_layers(options, plan, (*sites.linears, *sites.products))
 
 
-def _apply_given(source: Source, path: Path) -> QuantizedModel:
-    given = read_plan(path)
-    if given.merging and not source.labels:
+def _apply_plan_file(source: Source, path: Path) -> QuantizedModel:
+    plan = read_plan(path)
+    if plan.merging and not source.labels:
         raise PlanError(f'{path}: it merges tokens, which needs classes; empty its "merging"')
-    return apply_plan(source.exported.model, given)
+    return apply_plan(source.exported.model, plan)
 
 
-def _calibrate(source: Source, images: Images, options: Options, report: Reporter) -> QuantizedModel:
+def _calibrate(source: Source, images: Images, options: Options, show_step: ShowStep) -> QuantizedModel:
     with ExitStack() as step:
-        progress = step.enter_context(report("calibrating", len(images)))
+        progress = step.enter_context(show_step("calibrating", len(images)))
 
         def feed() -> Iterator[Array]:
             for batch in batches(images, source.preprocess):
                 yield batch
                 progress(len(batch))
             step.close()
-            step.enter_context(report("choosing ranges and checking the kernels"))
+            step.enter_context(show_step("choosing ranges and checking the kernels"))
 
         return quantize(
             source.exported.model,
@@ -97,9 +102,9 @@ def _calibrate(source: Source, images: Images, options: Options, report: Reporte
 
 
 def _search(
-    source: Source, images: Images, plan: QuantizationPlan, options: Options, report: Reporter
+    source: Source, images: Images, plan: QuantizationPlan, options: Options, show_step: ShowStep
 ) -> PlanSearch:
-    with report("searching a plan within the limits", unit="plan") as progress:
+    with show_step("searching a plan within the limits", unit="plan") as progress:
         try:
             return search_plan(
                 source.exported.model,

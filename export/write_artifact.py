@@ -31,13 +31,18 @@ ONE_FILE = 2**31 - 2**24  # bytes of weights; a message has less than 2 GB, and 
 def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, str]:
     """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
 
-    The file with the weights is called by its content, so that it takes the place of no other model's.
+    The file with the weights is named after its content, so that it never replaces that of another model.
+
+    Args:
+        path: the .onnx file.
+        model: the graph with its weights; stays as it is.
+        metadata: goes into the file.
 
     Returns:
-        The size of what was written, in bytes, and the SHA-256 of the .onnx file. Where there is a second
-        file, the first one holds its size and its SHA-256.
+        The size of both files in bytes, and the SHA-256 of the .onnx file, which holds size and SHA-256 of
+        the second file.
     """
-    model = cleaned(model)
+    model = clear_metadata(model)
     model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
     if weight_bytes(model) > ONE_FILE:
         unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
@@ -52,7 +57,7 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
         unnamed.rename(path.with_name(name))
         written = _write(path, [proto.SerializeToString()])
         return written[0] + size, written[1]
-    written = _write(path, serialized_parts(model))
+    written = _write(path, serialize_in_parts(model))
     release_memory(model)
     return written
 
@@ -78,10 +83,10 @@ def digest_of(file: Path) -> str:
 
 def model_bytes(model: ir.Model) -> bytes:
     """Return the bytes of an .onnx file without metadata."""
-    return b"".join(serialized_parts(cleaned(model)))
+    return b"".join(serialize_in_parts(clear_metadata(model)))
 
 
-def serialized_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
+def serialize_in_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
     """Yield the bytes of an .onnx file in order, its large weights one by one: the whole is never in memory.
 
     A message within a message stands behind its number and its length, so all lengths are summed up first.
@@ -93,24 +98,24 @@ def serialized_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             del tensor.external_data[:]
             tensor.ClearField("data_location")
-            content = _content(model.graph.initializers[tensor.name])
+            content = _weight_bytes(model.graph.initializers[tensor.name])
         weights.append((tensor.SerializeToString(), content))
     del proto.graph.initializer[:]
-    before, after = _halves(proto.graph, last=5)  # initializers are field 5 of a graph
-    heads = [_head(9, len(content)) if content else b"" for _, content in weights]
+    before, after = _split_fields(proto.graph, last=5)  # initializers are field 5 of a graph
+    heads = [_field_head(9, len(content)) if content else b"" for _, content in weights]
     sizes = [len(a) + len(b) + len(c) for (a, c), b in zip(weights, heads, strict=True)]
-    inside = [_head(5, size) for size in sizes]
+    inside = [_field_head(5, size) for size in sizes]
     total = len(before) + len(after) + sum(sizes) + sum(map(len, inside))
     proto.graph.Clear()
-    first, last = _halves(proto, last=7)  # the graph is field 7 of a model
-    yield first + _head(7, total) + before
+    first, last = _split_fields(proto, last=7)  # the graph is field 7 of a model
+    yield first + _field_head(7, total) + before
     for opening, (tensor_start, content), head in zip(inside, weights, heads, strict=True):
         yield opening + tensor_start + head
         yield content
     yield after + last
 
 
-def _halves(message: Any, *, last: int) -> tuple[bytes, bytes]:
+def _split_fields(message: Any, *, last: int) -> tuple[bytes, bytes]:
     """Return the serialized fields of a message up to one number, and those after it."""
     before, after = type(message)(), type(message)()
     for half, wanted in ((before, True), (after, False)):
@@ -121,19 +126,19 @@ def _halves(message: Any, *, last: int) -> tuple[bytes, bytes]:
     return before.SerializeToString(), after.SerializeToString()
 
 
-def _content(value: ir.Value) -> memoryview:
+def _weight_bytes(value: ir.Value) -> memoryview:
     assert value.const_value is not None  # it is among the initializers of the file
     content: memoryview = value.const_value.numpy().reshape(-1).view(np.uint8).data
     return content
 
 
-def _head(number: int, length: int) -> bytes:
-    """Return what stands before the bytes of a field of a protobuf message: its number and its length."""
+def _field_head(number: int, length: int) -> bytes:
+    """Return the head of a field of a protobuf message: its number and the length of its bytes."""
     return _varint(number << 3 | 2) + _varint(length)
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits per byte, the lowest first; the eighth bit says that more follow."""
+    """Encode seven bits per byte, the lowest first; the eighth bit says that more follow."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
@@ -141,7 +146,7 @@ def _varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-def cleaned(model: ir.Model) -> ir.Model:
+def clear_metadata(model: ir.Model) -> ir.Model:
     """Return a copy without what exporters leave in nodes: source lines, local paths. Weights are shared."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
@@ -153,48 +158,56 @@ def cleaned(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write into; its files move into `folder` when all went well, and vanish otherwise.
+def stage_files(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into; its files move into `folder` when all went well, and vanish otherwise.
 
     Each file replaces its older one in one step, so an interruption leaves whole files, the last good ones.
     Weights in a file of their own come first, and older ones go last: the model file beside them, which names
     the one or the other, is right at any moment.
+
+    Raises:
+        OutputError: where files cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
     with raise_on_signal(), explain_output_errors(folder):
-        yield from _staged(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Within it: beside it may be another disk (a mounted folder, a link), or one that is read-only.
+        with temporary_folder(folder) as aside:
+            yield aside
+            _move_files(aside, folder)
 
 
-def left_over(folder: Path, written: Collection[str]) -> list[Path]:
-    """Return the model files in a folder that an export did not write: they are of another one."""
+def _move_files(aside: Path, folder: Path) -> None:
+    written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
+    for path in written:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        if path.suffix != DATA_SUFFIX:
+            sync_folder(folder)
+        path.replace(folder / path.name)
+    sync_folder(folder)
+    names = {path.name for path in written}
+    for path in (each for name in names for each in _find_weight_files(folder, name)):
+        if path.name not in names:
+            with suppress(OSError):  # Windows: somebody has it open; the next export deletes it
+                path.unlink()
+
+
+def find_stale_files(folder: Path, written: Collection[str]) -> list[Path]:
+    """Return the model files in a folder that are of an earlier export.
+
+    Args:
+        folder: of the files.
+        written: the names of the files that the last export wrote.
+    """
     names = [name for name in FILE_NAMES.values() if name not in written]
     plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
     found = [folder / name for name in (*names, *plan) if (folder / name).exists()]
-    return [*found, *(path for name in names for path in _data_files(folder, name))]
+    return [*found, *(path for name in names for path in _find_weight_files(folder, name))]
 
 
-def _data_files(folder: Path, model: str) -> list[Path]:
+def _find_weight_files(folder: Path, model: str) -> list[Path]:
     """Return the files with weights of a model file in a folder: the one that it names, and older ones."""
     name = re.compile(rf"{re.escape(model)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(DATA_SUFFIX)}")
     return sorted(path for path in folder.glob(f"{model}.*") if name.fullmatch(path.name))
-
-
-def _staged(folder: Path) -> Iterator[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    # Within it: beside it may be another disk (a mounted folder, a link), or one that is read-only.
-    with temporary_folder(folder) as aside:
-        yield aside
-        written = sorted(aside.iterdir(), key=lambda path: (path.suffix != DATA_SUFFIX, path.name))
-        for path in written:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            if path.suffix != DATA_SUFFIX:
-                sync_folder(folder)
-            path.replace(folder / path.name)
-        sync_folder(folder)
-        names = {path.name for path in written}
-        for path in (each for name in names for each in _data_files(folder, name)):
-            if path.name not in names:
-                with suppress(OSError):  # Windows: somebody has it open; the next export takes it away
-                    path.unlink()

@@ -11,9 +11,8 @@ from dataclasses import fields
 from export.command.arguments import add_arguments
 from export.command.checks import check_all, check_combinations, is_example
 from export.graph.skipped import collect_skipped
-from export.measure.environment import target_here
 from export.measure.inference import Progress
-from export.options import Options
+from export.options import Options, choose_target
 from export.sources.read_source import IMAGES, cadence, door_of, note, step
 from export.sources.source import Source
 from runtime.command.line import Parser, run_command
@@ -42,10 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         source = door.open()
         say_of(source, arguments.calibration, arguments.evaluate)
         from export.pipeline import export
-        from export.report.terminal import table
 
         results = export(source, out, options, progress, images, say=note)
-    print(table(results, out))
+    print(results.to_text(out))
     if arguments.verbose:
         print("\n".join(skipped.lines()))
     return DONE
@@ -71,7 +69,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         | {
             "evaluation": arguments.evaluate,
             "half": arguments.fp16,
-            "target": target_here() if arguments.target == "auto" else arguments.target,
+            "target": choose_target() if arguments.target == "auto" else arguments.target,
             "keep_float": tuple(arguments.keep_float),
         }
     )

@@ -1,28 +1,215 @@
-"""Run a model over images: the logits, and the time of one image."""
+"""Run the variants of a model on the same images: outputs, top-1 and the latency of one image."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
 from calibration.graph.edit import Array
+from calibration.graph.memory import open_graph_session, release_memory
+from calibration.quantize_model import QuantizedModel
+from calibration.search import PlanSearch
+from calibration.write import write_plan
+from export.image_sets import ExportImages
+from export.options import Options
+from export.sources.source import Source
+from export.write_artifact import clear_metadata
 from runtime.errors import FailureError
 from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import Variant
+from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import format_count
 from vit.data.datasets import DataError, Images
 
-BATCH = 8  # images a run; a CPU gains nothing from more
+BATCH = 8  # images per run; a CPU gains nothing from more
+FEW_IMAGES = 16  # enough for figures of each layer
+WARM_UPS = 2  # runs that pay for memory and caches and are not timed
+# Models that are measured beside the variants and not written.
+BEFORE_SEARCH = "int8 before the search"
+DENSE = "int8 without merging"
+ADVICE: Mapping[Variant, str] = {  # for outputs that are not finite
+    "float32": "the model itself gives them; look at that image, and at the weights",
+    "int8": "keep layers in float (--keep-float), or give other calibration images",
+    "float16": "float16 ends at 65,504; leave --fp16 out",
+}
+
+Progress = Callable[[int], object]
+Measured = TypeVar("Measured", bound="Measurable", covariant=True)
 
 
 class NotFiniteError(FailureError):
     """A model whose outputs are NaN or infinite."""
 
 
+class ShowStep(Protocol):
+    """Shows one long step: what is done, and how many there are of what; 0 where nothing is counted."""
+
+    def __call__(self, what: str, total: int = 0, unit: str = "image") -> AbstractContextManager[Progress]:
+        """Show the step while the context is open; what it gives takes the number of finished units."""
+        ...
+
+
+class Measurable(Protocol):
+    """A figure that is measured from a run."""
+
+    @classmethod
+    def measure(cls, run: Run) -> Self | None:
+        """Measure it; None for an export that has no such figure."""
+        ...
+
+
+def show_nothing(what: str, total: int = 0, unit: str = "image") -> AbstractContextManager[Progress]:
+    """Show no step."""
+    del what, total, unit
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model of the export before it is written."""
+
+    variant: Variant
+    model: ir.Model
+    quantized: QuantizedModel | None = None
+    search: PlanSearch | None = None
+
+    def open(self, threads: int | None) -> ort.InferenceSession:
+        """Open the model on the CPU; None for `threads` takes every core that this process may use."""
+        return open_graph_session(
+            clear_metadata(self.model), threads=threads, target=self.target or "any-cpu"
+        )
+
+    @property
+    def merges(self) -> bool:
+        """True if the variant merges tokens."""
+        return self.quantized is not None and bool(self.quantized.plan.merging)
+
+    @property
+    def target(self) -> Target | None:
+        """The form of the INT8 weights; None for a float model."""
+        return None if self.quantized is None else self.quantized.plan.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The variants of an export, and what they gave for the evaluation images."""
+
+    source: Source
+    images: ExportImages
+    options: Options
+    variants: Sequence[ModelFile]  # float32 first, with which the others are compared
+    parity: float  # largest difference of a logit from the reference, divided by the largest logit
+    logits: Mapping[str, Array]  # by variant, and of DENSE: float32 [images, classes]
+    embeddings: Mapping[str, Array]  # by variant: float32 [images, features]; empty without the output
+    latency: Mapping[str, Mapping[str, float]]  # ms of one image on one thread by variant: min, median
+    _sections: dict[type, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def int8(self) -> ModelFile | None:
+        """The quantized variant, if there is one."""
+        return next((each for each in self.variants if each.quantized is not None), None)
+
+    def section(self, kind: type[Measured]) -> Measured | None:
+        """Return a section of the report; it is measured when it is asked for the first time."""
+        if kind not in self._sections:
+            self._sections[kind] = kind.measure(self)
+        section: Measured | None = self._sections[kind]
+        return section
+
+    def batches(self, images: Images) -> Iterator[Array]:
+        """Yield images as the model reads them, `uint8 [N, H, W, 3]`."""
+        return batches(images, self.source.preprocess)
+
+    def few_images(self) -> Images:
+        """Return the first evaluation images, for figures of each layer."""
+        evaluation = self.images.evaluation
+        return evaluation.subset(range(min(FEW_IMAGES, len(evaluation))))
+
+
+def run_variants(
+    source: Source,
+    images: ExportImages,
+    options: Options,
+    variants: Sequence[ModelFile],
+    parity: float,
+    show_step: ShowStep = show_nothing,
+) -> Run:
+    """Run each variant on the evaluation images and measure its latency.
+
+    Args:
+        source: the model that is exported.
+        images: the evaluation images are run.
+        options: of the export.
+        variants: float32 first.
+        parity: difference of the float32 file from its source, as `check_parity` returns it.
+        show_step: shows each long step.
+
+    Raises:
+        NotFiniteError: for outputs that are NaN or infinite.
+    """
+    model, evaluation = source.exported.model, images.evaluation
+    dense = make_dense(source, variants)
+    with show_step("measuring", len(evaluation)) as progress:
+        sessions = [each.open(options.threads) for each in (*variants, *dense)]
+        outputs = run_all(sessions, evaluation, source.preprocess, progress)
+        del sessions  # before those of the latencies are opened
+        release_memory(model)
+    for each, found in zip(variants, outputs, strict=False):
+        check_finite(each.variant, found, evaluation, ADVICE[each.variant])
+    with show_step("measuring latency"):
+        timed = {str(each.variant): each.open(1) for each in variants}
+        for each in variants:
+            if each.search is not None and each.search.returned:
+                before = replace(each, model=write_plan(model, each.search.start))
+                timed[BEFORE_SEARCH] = before.open(1)
+        timed.update((DENSE, each.open(1)) for each in dense)
+        image = next(batches(evaluation.subset(range(1)), source.preprocess, size=1))
+        latency = measure_latency(timed, image)
+        del timed
+    release_memory(model)
+    names: list[str] = [*(each.variant for each in variants), *(DENSE for _ in dense)]
+    no_logits = np.zeros((len(evaluation), 0), np.float32)  # of a model without classes
+    return Run(
+        source=source,
+        images=images,
+        options=options,
+        variants=variants,
+        parity=parity,
+        logits={name: found.get("logits", no_logits) for name, found in zip(names, outputs, strict=True)},
+        embeddings={
+            name: found["embedding"]
+            for name, found in zip(names, outputs, strict=True)
+            if "embedding" in found and name != DENSE
+        },
+        latency=latency,
+    )
+
+
+def make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:
+    """Return the same plan without merging, to be measured beside a merged model and not written."""
+    found = []
+    for each in variants:
+        if each.quantized is not None and each.merges:
+            plan = replace(each.quantized.plan, merging={})
+            model = write_plan(source.exported.model, plan)
+            found.append(ModelFile("int8", model, replace(each.quantized, model=model, plan=plan)))
+    return found
+
+
 def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Iterator[Array]:
-    """The images as `uint8 [N, H, W, 3]`, decoded as they are asked for.
+    """Yield the images as `uint8 [N, H, W, 3]`, decoded as they are asked for.
+
+    Args:
+        images: the images.
+        preprocess: what happens to each of them.
+        size: images per batch; the last batch may have fewer.
 
     Raises:
         DataError: naming the image that cannot be read.
@@ -38,18 +225,8 @@ def _pixels(images: Images, index: int, preprocess: Preprocess) -> Array:
         raise DataError(f"{images.describe(index)}: {error}; repair the image or take it out") from error
 
 
-Progress = Callable[[int], object]
-
-
-def no_progress(done: int) -> None:
-    """Discard progress updates."""
-
-
-def all_outputs(
-    sessions: Sequence[ort.InferenceSession],
-    images: Images,
-    preprocess: Preprocess,
-    progress: Progress = no_progress,
+def run_all(
+    sessions: Sequence[ort.InferenceSession], images: Images, preprocess: Preprocess, progress: Progress
 ) -> list[dict[str, Array]]:
     """Return every output of each session, `float32 [images, features]`; each image is decoded once."""
     names = [[node.name for node in session.get_outputs()] for session in sessions]
@@ -86,16 +263,35 @@ def check_finite(name: str, outputs: Mapping[str, Array], images: Images, advice
             )
 
 
-def latencies(
+def measure_latency(
     sessions: Mapping[str, ort.InferenceSession], image: Array, *, runs: int = 15
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of one image `uint8 [1, H, W, 3]`, the sessions in turn: noise meets all alike."""
+    """Return milliseconds of one image, by session; they run in turn, so that noise meets all alike.
+
+    Args:
+        sessions: by name.
+        image: `uint8 [1, H, W, 3]`.
+        runs: timed runs of each session, whose minimum and median are returned.
+    """
     feeds = {name: {session.get_inputs()[0].name: image} for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for run in range(runs + 2):
+    for run in range(WARM_UPS + runs):
         for name, session in sessions.items():
             start = time.perf_counter()
             session.run(None, feeds[name])
-            if run >= 2:  # the first ones pay for memory and caches
+            if run >= WARM_UPS:
                 times[name].append((time.perf_counter() - start) * 1000)
     return {name: {"min": min(t), "median": float(np.median(t))} for name, t in times.items()}
+
+
+def top1(logits: Array) -> tuple[Array, Array]:
+    """Return the class with the highest logit of each image, and its softmax score.
+
+    Args:
+        logits: float [images, classes], at least one class.
+
+    Returns:
+        int64 [images], and float64 [images] from 0 to 1.
+    """
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return logits.argmax(axis=1), np.asarray(1 / shifted.sum(axis=1))

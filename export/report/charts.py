@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup, escape
 
-KINDS = 8  # as many as the page has colors
+from export.report.number_formats import decibels
+
+MOST_KINDS = 8  # as many as the page has colors
 _BLOCK = re.compile(r"(?:^|[._/])(\d+)(?=[._/]|$)")
 _MARKERS = (  # paths around (0, 0), so that kinds can be told apart in gray
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0Z",
@@ -21,33 +24,26 @@ _MARKERS = (  # paths around (0, 0), so that kinds can be told apart in gray
 )
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar: its row's name, its length, the text at its end, and a CSS class for its color."""
-
-    name: str
-    value: float
-    text: str
-    style: str
+Bar = tuple[str, float, str, str]  # name of the row, length, text at its end, CSS class of its color
 
 
 def bar_chart(bars: Sequence[Bar], title: str) -> Markup:
-    """Horizontal bars from zero, 340 units wide; names stand above them so that any fits."""
-    largest = max((bar.value for bar in bars), default=0) or 1
+    """Draw horizontal bars from zero, 340 units wide; names stand above them so that any fits."""
+    largest = max((value for _, value, _, _ in bars), default=0) or 1
     parts = []
-    for i, bar in enumerate(bars):
-        y, length = i * 46, max(2.0, 338 * bar.value / largest)
+    for i, (name, value, text, style) in enumerate(bars):
+        y, length = i * 46, max(2.0, 338 * value / largest)
         parts.append(
-            f'<text x="0" y="{y + 14}">{escape(bar.name)}</text>'
-            f'<text class="v" x="340" y="{y + 14}" text-anchor="end">{escape(bar.text)}</text>'
-            f'<rect class="{escape(bar.style)}" x="0" y="{y + 21}" width="{length:.1f}" height="14" rx="3"/>'
+            f'<text x="0" y="{y + 14}">{escape(name)}</text>'
+            f'<text class="v" x="340" y="{y + 14}" text-anchor="end">{escape(text)}</text>'
+            f'<rect class="{escape(style)}" x="0" y="{y + 21}" width="{length:.1f}" height="14" rx="3"/>'
         )
     return _svg(340, 46 * len(bars) - 8, title, parts)
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A linear layer's place in the plot."""
+class LayerPoint:
+    """A linear layer in the plot."""
 
     name: str
     group: str  # its block's number, or its own name where it stands in no block
@@ -55,41 +51,45 @@ class Layer:
     value: float
 
 
-def read_layers(layers: Mapping[str, float]) -> list[Layer]:
-    """Names like "blocks.3.mlp.fc1" to block 3 and kind "fc1"; any names that number the blocks."""
+def place_layers(layers: Mapping[str, float]) -> list[LayerPoint]:
+    """Read block and kind from names like "blocks.3.mlp.fc1"; any names that number the blocks."""
     found = []
     for name, value in layers.items():
         block = _BLOCK.search(name)
         rest = name[block.end() :].strip("._/") if block else ""
-        found.append(Layer(name, block.group(1) if block and rest else name, rest, value))
+        found.append(LayerPoint(name, block.group(1) if block and rest else name, rest, value))
     kinds = {layer.kind for layer in found}
     short = {kind: re.split(r"[._/]", kind)[-1] for kind in kinds}
-    if len(set(short.values())) == len(kinds) <= KINDS + 1:
-        return [Layer(each.name, each.group, short[each.kind], each.value) for each in found]
-    if len(kinds) > KINDS + 1:  # nobody tells so many colors apart: one kind for all
-        return [Layer(each.name, each.group, "layer" if each.kind else "", each.value) for each in found]
-    return found
+    if len(kinds) > MOST_KINDS + 1:  # nobody tells so many colors apart: one kind for all
+        short = {kind: "layer" if kind else "" for kind in kinds}
+    elif len(set(short.values())) < len(kinds):
+        return found
+    return [replace(each, kind=short[each.kind]) for each in found]
 
 
-def kinds_of(layers: Sequence[Layer]) -> list[str]:
-    """In order of first appearance; the layers outside of blocks are not among them."""
+def list_kinds(layers: Sequence[LayerPoint]) -> list[str]:
+    """Return the kinds in order of first appearance; layers outside of blocks have none."""
     return list(dict.fromkeys(layer.kind for layer in layers if layer.kind))
 
 
-def marker(kind: int) -> Markup:
-    """A kind's sign, for the legend."""
-    path = _MARKERS[kind % len(_MARKERS)]
-    return Markup(f'<svg class="k{kind}" viewBox="-6 -6 12 12" aria-hidden="true"><path d="{path}"/></svg>')
+def layer_legend(sqnr: Mapping[str, float]) -> list[tuple[str, Markup]]:
+    """Return each kind of layer with its sign in the plot."""
+    head = 'viewBox="-6 -6 12 12" aria-hidden="true"'
+    return [
+        (kind, Markup(f'<svg class="k{i}" {head}><path d="{_MARKERS[i % len(_MARKERS)]}"/></svg>'))
+        for i, kind in enumerate(list_kinds(place_layers(sqnr)))
+    ]
 
 
-def layer_plot(layers: Sequence[Layer], *, width: int, height: int) -> Markup:
-    """SQNR over the depth of the network: a line and a marker for each kind of layer."""
+def layer_plot(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
+    """Draw the SQNR over the depth of the network: a line and a marker for each kind of layer."""
+    layers = place_layers(sqnr)
     groups = list(dict.fromkeys(layer.group for layer in layers))
-    low, high, step = _scale([layer.value for layer in layers])
+    low, high, step = _choose_scale([layer.value for layer in layers])
     left, right, top, bottom = 34, width - 10, 10, height - 42
     slot = (right - left) / max(len(groups), 1)
 
-    def x(layer: Layer) -> float:
+    def x(layer: LayerPoint) -> float:
         return left + (groups.index(layer.group) + 0.5) * slot
 
     def y(value: float) -> float:
@@ -99,25 +99,23 @@ def layer_plot(layers: Sequence[Layer], *, width: int, height: int) -> Markup:
     for tick in range(low, high + 1, step):
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
-    parts += _group_names(groups, left, slot, bottom)
-    for i, kind in enumerate(kinds_of(layers)):
+    parts += _name_groups(groups, left, slot, bottom)
+    order = {kind: i for i, kind in enumerate(list_kinds(layers))}
+    for kind, i in order.items():
         points = [(x(each), y(each.value)) for each in layers if each.kind == kind]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         parts.append(f'<polyline class="k{i} trend" points="{path}"/>')
-    order = {kind: i for i, kind in enumerate(kinds_of(layers))}
     for layer in layers:
         style = f"k{order[layer.kind]}" if layer.kind else "alone"
-        path, place = (
-            _MARKERS[order.get(layer.kind, 0) % len(_MARKERS)],
-            f"{x(layer):.1f} {y(layer.value):.1f}",
-        )
-        title = f"<title>{escape(layer.name)}: {_decibels(layer.value)}</title>"
+        path = _MARKERS[order.get(layer.kind, 0) % len(_MARKERS)]
+        place = f"{x(layer):.1f} {y(layer.value):.1f}"
+        title = f"<title>{escape(layer.name)}: {decibels(layer.value)}</title>"
         parts.append(f'<path class="{style} dot" transform="translate({place})" d="{path}">{title}</path>')
     return _svg(width, height, "Signal to noise of each layer's output, in dB, from input to output", parts)
 
 
-def _group_names(groups: Sequence[str], left: float, slot: float, bottom: float) -> list[str]:
-    """Block numbers, as many as fit; below them the names of what comes before and after the blocks."""
+def _name_groups(groups: Sequence[str], left: float, slot: float, bottom: float) -> list[str]:
+    """Write block numbers, as many as fit; below them the names of what comes before and after the blocks."""
     every = math.ceil(18 / slot)
     parts = []
     for i, group in enumerate(groups):
@@ -132,18 +130,21 @@ def _group_names(groups: Sequence[str], left: float, slot: float, bottom: float)
     return parts
 
 
-def _scale(values: Sequence[float]) -> tuple[int, int, int]:
-    """Lowest, highest and step of the axis in dB; layers without any noise stand at its upper end."""
+def _choose_scale(values: Sequence[float]) -> tuple[int, int, int]:
+    """Return lowest, highest and step of the axis in dB; layers without any noise stand at its upper end."""
     noisy = [value for value in values if value < 100] or [0.0, 40.0]
     low = math.floor(min(noisy) / 10) * 10
     high = max(math.ceil(max(noisy) / 10) * 10, low + 20)
     return low, high, 10 if high - low <= 80 else 20
 
 
-def _decibels(value: float) -> str:
-    return "no noise" if value >= 200 else f"{value:.1f} dB"
-
-
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> Markup:
     name = f'role="img" aria-label="{escape(title)}"'
     return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" {name}>{"".join(parts)}</svg>')
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "bar_chart": bar_chart,
+    "layer_legend": layer_legend,
+    "layer_plot": layer_plot,
+}

@@ -1,58 +1,97 @@
-"""Accuracy of each class on the page: all of them where they are few, else the worst ones."""
+"""Accuracy of each class, all of them where they are few, else the worst; and which is taken for which."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from export.measure.classes import ClassResult
-from export.measure.results import Results
-from export.report.figures import name_of
-from export.report.thumbnails import true_labels
+import numpy as np
 
-ALL_SHOWN = 20  # classes; of more, only the worst are shown
+from export.report.changed_images import name_true_classes
+from export.report.section import Results, Section
+from vit.page.confusion import MATRIX_CLASSES, are_short, confusion_matrix, rank_confusions
+
+MOST_CLASSES = 20  # of more, only the worst are shown
 WORST = 10
 
 
-def class_section(results: Results) -> dict[str, Any] | None:
-    """Return what the template shows of the classes; None where they are unknown."""
-    found, labels = results.classes(), true_labels(results)
-    if not found:
-        return None
-    names = [each.variant for each in results.variants]
-    shown = found if len(found) <= ALL_SHOWN else sorted(found, key=lambda each: _worst_first(each, names))
-    shown = shown[: len(found) if len(found) <= ALL_SHOWN else WORST]
-    return {
-        "columns": [name_of(each) for each in results.variants],
-        "rows": [
-            (labels[each.index], each.images, [f"{100 * each.top1(name):.1f} %" for name in names])
-            for each in shown
-        ],
-        "lead": _lead(found, len(shown)),
-        "note": _note(results, found, len(shown)),
-    }
+@dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """One class of the evaluation images."""
+
+    index: int
+    label: str
+    images: int
+    top1: Mapping[str, float]  # images with the right label in per cent, by variant
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document for report.json."""
+        return {**asdict(self), "top1": {name: round(value, 2) for name, value in self.top1.items()}}
 
 
-def _worst_first(each: ClassResult, names: Sequence[str]) -> tuple[float, float, int, int]:
+@dataclass(frozen=True)
+class Classes(Section):
+    """Top-1 by class and the confusion of classes, where the classes of the images are known."""
+
+    template = "classes.j2"
+
+    def to_dict(self, results: Results) -> Mapping[str, Any]:
+        """Return every class that has an image."""
+        classes = [each.to_dict() for each in measure_classes(results)]
+        return {"classes": classes} if classes else {}
+
+    def context(self, results: Results) -> Mapping[str, Any] | None:
+        """Return the classes that are shown, facts on all of them, and what shows the confusion."""
+        if results.targets is None:
+            return None
+        found, labels = measure_classes(results), name_true_classes(results)
+        names = [each.variant for each in results.variants]
+        shown = found
+        if len(found) > MOST_CLASSES:
+            shown = sorted(found, key=lambda each: _rank(each, names))[:WORST]
+        return {
+            "rows": [(labels[each.index], each.images, each.top1) for each in shown],
+            "classes": len(found),
+            "fewest": min(each.images for each in found),
+            "most": max(each.images for each in found),
+            **_confuse(results),
+        }
+
+
+def measure_classes(results: Results) -> list[ClassResult]:
+    """Return the top-1 of every class that has an image, by class index."""
+    targets = results.targets
+    if targets is None:  # there may be no logits
+        return []
+    hits = {each.variant: results.mark_right(each) for each in results.variants}
+    return [
+        ClassResult(
+            index=int(index),
+            label=results.labels[int(index)],
+            images=int((targets == index).sum()),
+            top1={name: 100 * float(right[targets == index].mean()) for name, right in hits.items()},
+        )
+        for index in np.unique(targets)
+    ]
+
+
+def _rank(each: ClassResult, names: Sequence[str]) -> tuple[float, float, int, int]:
     """Lowest top-1 of the last variant first, then the largest loss, then the most images."""
-    last = each.top1(names[-1])
-    return last, last - each.top1(names[0]), -each.images, each.index
+    last = each.top1[names[-1]]
+    return last, last - each.top1[names[0]], -each.images, each.index
 
 
-def _lead(found: list[ClassResult], shown: int) -> str:
-    if shown == len(found):
-        return "Top-1 of the images of each class."
-    return f"Top-1 of the images of each class: the {shown} worst of {len(found)}."
-
-
-def _note(results: Results, found: list[ClassResult], shown: int) -> str:
-    """Say what is not shown, which classes have no image, and what so few images are worth."""
-    fewest, most = (pick(each.images for each in found) for pick in (min, max))
-    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    worth = f"{'' if fewest == most else 'up to '}{100 / fewest:.3g} points"
-    parts = [f"Images per class: {each}; one mistake is {worth}."]
-    if more := len(found) - shown:
-        parts.append(f"{more:,} more classes are not shown; report.json has them all.")
-    if missing := len(results.labels) - len(found):
-        parts.append(f"{missing:,} of the model's {len(results.labels):,} classes have no image here.")
-    return " ".join(parts)
+def _confuse(results: Results) -> dict[str, Any]:
+    """Return a matrix per variant where it fits on a phone, else the most confused pairs of classes."""
+    targets, labels = results.targets, results.labels
+    assert targets is not None  # the caller has checked
+    answers = [results.settle_answers(each) for each in results.variants]
+    if len(labels) > MATRIX_CLASSES:
+        pairs, more = rank_confusions(targets, answers, labels)
+        return {"matrices": [], "pairs": pairs, "more": more}
+    matrices = [
+        (each.title, confusion_matrix(targets, classes, len(labels), answers[0]))
+        for each, classes in zip(results.variants, answers, strict=True)
+    ]
+    return {"matrices": matrices, "short": are_short(labels)}

@@ -1,63 +1,258 @@
-"""Verdict of an export, and the one thing to do next."""
+"""Conclusion of an export: verdict on its limits, warnings, what to do now, and how to use the file."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from export.measure.limits import NEVER
-from export.measure.results import Results
-from export.report.figures import name_of
-from export.report.usage import chosen_file
+from calibration.measure.drift import Drift
+from calibration.measure.statistics import Interval
+from calibration.search import Budget
+from export.measure.inference import Run
+from export.measure.limits import LimitResult, limit_cosine, limit_logits
+from export.report.comparison import Comparison
+from export.report.embedding_drift import EmbeddingDrift, EmbeddingFigures
+from export.report.evidence import Evidence, EvidenceWarning
+from export.report.number_formats import shorten, variant_title
+from export.report.section import Results, Section, VariantResult
+from runtime.model_file.artifact import MAX_BYTES
+from runtime.model_file.integrity import DATA_SUFFIX
 from runtime.text import format_count
 
+STYLES = {  # CSS classes by status
+    "met": "met", "missed": "unjudged", "not judged": "unjudged", "no limit": "unset",
+}  # fmt: skip
+PREFERENCE = ("int8", "float32", "float16")  # the variant to ship, as `choose_file` of the runtime takes it
+PHOTO = "photo.jpg"
+NOTHING: Mapping[str, Any] = {}
 
-def next_step(results: Results, place: str = "") -> str:
-    """Say what to do now, in one line.
+
+@dataclass(frozen=True)
+class Conclusion(Section):
+    """Verdict on the limits, warnings, and the next step. A limit that is missed stops the export."""
+
+    limits: tuple[LimitResult, ...] = ()
+    was_set: bool = False  # False: no limit was set
+    template = "conclusion.j2"
+
+    @classmethod
+    def measure(cls, run: Run) -> Conclusion:
+        """Judge each variant by the limits of the options; a merged one may have limits of its own."""
+        comparison, embeddings = run.section(Comparison), run.section(EmbeddingDrift)
+        evidence, options = run.section(Evidence), run.options
+        assert comparison is not None
+        budgets: dict[str, Budget] = {
+            each.variant: (options.merge_budget if each.merges else None) or options.budget
+            for each in run.variants
+        }
+        return judge(
+            budgets,
+            comparison.drifts,
+            sqnr=comparison.sqnr,
+            min_cosine=options.min_cosine,
+            embeddings={} if embeddings is None else embeddings.variants,
+            warnings=() if evidence is None else evidence.warnings,
+        )
+
+    @property
+    def status(self) -> Literal["met", "missed", "not judged", "no limit"]:
+        """The worst status of a limit."""
+        if not self.limits:
+            return "no limit"
+        found = {each.status for each in self.limits}
+        return "missed" if "missed" in found else "not judged" if "not judged" in found else "met"
+
+    @property
+    def text(self) -> str:
+        """One line: "met: 0.12 of 0.5 points of top-1 lost"."""
+        if not self.limits:
+            return "no limit was judged: float32 is the only file" if self.was_set else "no limit was set"
+        if self.status == "missed":
+            return f"missed: {_join([each for each in self.limits if each.status == 'missed'])}"
+        kept = _join([each for each in self.limits if not each.doubt])
+        if self.status == "met":
+            return f"met: {kept}"
+        open_limits = [each for each in self.limits if each.doubt]
+        shared = {each.doubt for each in open_limits}
+        why = shared.pop() if len(shared) == 1 else _join(open_limits, "doubt")
+        return f"cannot be judged: {why}" + (f". Met: {kept}" if kept else "")
+
+    @property
+    def images_needed(self) -> int | None:
+        """About how many images would decide every limit; None where another number would not."""
+        found = [each.images_needed for each in self.limits if each.status == "not judged"]
+        numbers = [each for each in found if each is not None]
+        return max(numbers) if numbers and len(numbers) == len(found) else None
+
+    def to_dict(self, results: Results) -> Mapping[str, Any]:
+        """Return the verdict."""
+        verdict = {
+            "status": self.status,
+            "text": self.text,
+            "images_needed": self.images_needed,
+            "limits": [each.to_dict() for each in self.limits],
+        }
+        return {"verdict": verdict}
+
+    def lines(self, results: Results, out: Path) -> Sequence[str]:
+        """Return verdict, warnings and next step; the changed images where the verdict is open."""
+        open_verdict = self.status == "not judged"
+        return [
+            f"limits: {self.text}",
+            *(_list_changed(results) if open_verdict else ()),
+            *(f"warning: {sentence}" for sentence in self.other_warnings(results)),
+            f"next: {self.next_step(results, f'{out}{os.sep}')}",
+        ]
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the same for the head of the page, and the name of the model."""
+        source = results.source
+        return {
+            "model": str(source.get("name") or source.get("checkpoint") or "model"),
+            "style": STYLES[self.status],
+            "verdict": self.text,
+            "next_step": self.next_step(results),
+            "warnings": self.other_warnings(results),
+        }
+
+    def other_warnings(self, results: Results) -> list[str]:
+        """Return the warnings that the verdict does not say already."""
+        doubts = {each.doubt for each in self.limits}
+        return [each for each in results.get(Evidence).sentences if each not in doubts]
+
+    def next_step(self, results: Results, folder: str = "") -> str:
+        """Say what to do now, in one line; `folder`, with its separator, stands before the file's name."""
+        status, ship = self.status, f"ship {folder}{choose_variant(results).file}"
+        if status == "not judged":
+            return self._say_what_is_missing(results)
+        if self.other_warnings(results):
+            return f"read the warnings; if none matters to you, {ship}"
+        if status == "met":
+            return ship
+        if len(results.variants) == 1:
+            return f"{ship}, or add --quantize --calibration IMAGES for a smaller and faster file"
+        limit = "--max-drift POINTS" if results.targets is not None else "--min-agreement PERCENT"
+        limit = limit if results.labels else "--min-cosine COSINE"
+        return f"{ship} if this drift is small enough for you; {limit} makes the export decide it"
+
+    def _say_what_is_missing(self, results: Results) -> str:
+        warnings = results.get(Evidence).sentences
+        if self.images_needed is not None:
+            open_limits = {each.limit for each in self.limits if each.status == "not judged"}
+            known = " with known classes" if "--max-drift" in open_limits else ""
+            more = format_count(
+                round_up(max(self.images_needed - results.evaluation["images"], 1)), "more image"
+            )
+            step = f"bring about {more}{known} to measure on (--evaluate), and export again"
+        elif any(each.undecidable and each.doubt not in warnings for each in self.limits):
+            step = "set a wider limit, which some number of images can show"
+        else:
+            step = "measure on images that can show it (--evaluate IMAGES), and export again"
+        changed = [
+            f"{format_count(count, 'image')} that {each.title} labels otherwise"
+            for each in results.variants[1:]
+            if (count := len(results.find_changed(each)))
+        ]
+        return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
+
+
+def judge(
+    budgets: Mapping[str, Budget],
+    drifts: Mapping[str, Drift],
+    *,
+    sqnr: Mapping[str, Interval | None] = NOTHING,
+    min_cosine: float | None = None,
+    embeddings: Mapping[str, EmbeddingFigures] = NOTHING,
+    warnings: Iterable[EvidenceWarning] = (),
+) -> Conclusion:
+    """Compare what was measured with the limits, each by the 95 % interval of its figure.
 
     Args:
-        results: of the export.
-        place: the folder of the files, to stand before their names, with its separator; empty for none.
+        budgets: limits on the logits, by variant.
+        drifts: of the logits, by variant other than float32.
+        sqnr: interval of the SQNR in dB, by variant; None where one image gives none.
+        min_cosine: limit on the embeddings.
+        embeddings: figures of the embeddings, by variant.
+        warnings: about the evidence; they name the limits that no number of such images can show.
     """
-    status, file = results.verdict.status, f"{place}{chosen_file(results).file}"
-    if status == "not judged":
-        return _until_it_can_be_judged(results)
-    ship = f"ship {file}"
-    if results.other_warnings:
-        return f"read the warnings; if none matters to you, {ship}"
-    if status == "met":
-        return ship
-    if len(results.variants) == 1:
-        return f"{ship}, or add --quantize --calibration IMAGES for a smaller and faster file"
-    return f"{ship} if this drift is small enough for you; {_limit(results)} makes the export decide it"
+    open_limits = {name: each.sentence for each in reversed(tuple(warnings)) for name in each.limits}
+    limits = [
+        figure.judge(name, open_limits.get(figure.limit, ""))
+        for name, drift in drifts.items()
+        for figure in limit_logits(budgets[name], drift, sqnr.get(name))
+    ]
+    if min_cosine is not None:
+        limits += [
+            limit_cosine(min_cosine, each.cosine, each.cosine_interval, each.images).judge(
+                name, open_limits.get("--min-cosine", "")
+            )
+            for name, each in embeddings.items()
+        ]
+    was_set = min_cosine is not None or any(each.limits for each in budgets.values())
+    return Conclusion(tuple(limits), was_set)
 
 
-def about(count: int) -> int:
+def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text") -> str:
+    """Return the limits in words, each variant with its name where there are several."""
+    parts: dict[str, list[str]] = {}
+    for each in limits:
+        parts.setdefault(each.variant, []).append(getattr(each, field))
+    separator, colon = (", ", "") if field == "text" else ("; ", ":")
+    texts = {name: separator.join(dict.fromkeys(found)) for name, found in parts.items()}
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{variant_title(name)}{colon} {text}" for name, text in texts.items())
+
+
+def round_up(count: int) -> int:
     """Round a number of images up to two digits."""
     unit = int(10 ** max(len(str(count)) - 2, 0))
     return math.ceil(count / unit) * unit
 
 
-def _until_it_can_be_judged(results: Results) -> str:
-    verdict, measured = results.verdict, int(results.evaluation["images"])
-    if verdict.images_needed is not None:
-        open_limits = {each.limit for each in verdict.limits if each.status == "not judged"}
-        known = " with known classes" if "--max-drift" in open_limits else ""
-        more = about(max(verdict.images_needed - measured, 1))
-        images = format_count(more, "more image")
-        step = f"bring about {images}{known} to measure on (--evaluate), and export again"
-    elif any(each.doubt.endswith(NEVER) for each in verdict.limits):
-        step = "set a wider limit, which some number of images can show"
-    else:
-        step = "measure on images that can show it (--evaluate IMAGES), and export again"
-    changed = [
-        f"{format_count(found, 'image')} that {name_of(each)} labels otherwise"
-        for each in results.variants[1:]
-        if (found := len(results.changed(each)))
-    ]
-    return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
+def _list_changed(results: Results) -> list[str]:
+    """Name the images whose label changed by variant, highest score of float32 first."""
+    lines, labels = [], results.labels
+    for each in results.variants[1:]:
+        before, after = results.variants[0].answers[0], each.answers[0]
+        names = [
+            f"{results.images.public_name(row)} ({labels[before[row]]} → {labels[after[row]]})"
+            for row in results.find_changed(each).tolist()
+        ]
+        if names:
+            lines.append(f"changed by {each.variant}: {format_count(len(names), 'image')}: {shorten(names)}")
+    return lines
 
 
-def _limit(results: Results) -> str:
-    if not results.labels:
-        return "--min-cosine COSINE"
-    return "--max-drift POINTS" if results.targets is not None else "--min-agreement PERCENT"
+@dataclass(frozen=True)
+class Usage(Section):
+    """Lines that use the exported file, as they stand, in its folder."""
+
+    template = "usage.j2"
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the file, the lines, and the name of a file that must lie beside it, else empty."""
+        chosen = choose_variant(results)
+        file = chosen.file
+        if results.labels:
+            name, make, show = "Classifier", "classify", f'classify("{PHOTO}").label'
+        else:
+            name, make, show = "Embedder", "embed", f'embed("{PHOTO}")'
+        rest = "" if results.labels else " --embeddings embeddings.npy"
+        return {
+            "file": file,
+            "photo": PHOTO,
+            "beside": f"{file}.*{DATA_SUFFIX}" if chosen.bytes > MAX_BYTES else "",
+            "python": f'from runtime import {name}\n{make} = {name}("{file}")\nprint({show})',
+            "shell": f"python -m runtime {file} {PHOTO}{rest}",
+        }
+
+
+def choose_variant(results: Results) -> VariantResult:
+    """Return the variant that the runtime takes from the folder of an export."""
+    by_name = {each.variant: each for each in results.variants}
+    return next(by_name[name] for name in PREFERENCE if name in by_name)

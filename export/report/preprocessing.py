@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from export.measure.results import Results
+from export.report.section import Results, Section
 from runtime.images.decode import decode_image
 from runtime.images.preprocess import MAX_PIXELS, Preprocess
 from vit.page.image_uri import TINY, enlarge, jpeg_uri, png_uri
 
-TRIED = 20  # images, until one can be read
+MOST_TRIED = 20  # images, until one can be read
 SHOWN_EDGE = 400  # pixels of the longer edge of the image before preprocessing
-FILTERS = {
+RESIZE_FILTERS = {
     "nearest": "each pixel is taken from the nearest one",
     "box": "each pixel is the mean of those that it covers",
     "bilinear": "bilinear filter, widened by the factor that the image shrinks",
@@ -24,19 +26,19 @@ FILTERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One image before and after preprocessing, as data URIs."""
+@dataclass(frozen=True)
+class Preprocessing(Section):
+    """Steps from an image to the input of the model."""
 
-    name: str
-    before: str
-    before_size: str
-    after: str
-    after_size: str
+    template = "preprocessing.j2"
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the steps as sentences, and an example."""
+        return {"steps": describe_steps(results.preprocess), "example": make_example(results)}
 
 
-def in_words(preprocess: Preprocess) -> list[str]:
-    """Return the steps from a file to the model's input, a sentence each."""
+def describe_steps(preprocess: Preprocess) -> list[str]:
+    """Return the steps from a file to the model's input, one sentence each."""
     steps = []
     if preprocess.exif:
         steps.append("Turn the image the way its EXIF orientation says.")
@@ -45,15 +47,15 @@ def in_words(preprocess: Preprocess) -> list[str]:
             "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, as long as both edges stay at least twice "
             "as long as the next step needs."
         )
-    steps += _resize(preprocess)
+    steps += _describe_resize(preprocess)
     steps.append(
         "Hand over red, green and blue as whole numbers from 0 to 255; the model scales them itself."
     )
     return steps
 
 
-def _resize(preprocess: Preprocess) -> list[str]:
-    how, size = FILTERS[preprocess.interpolation], _pixels(preprocess.size)
+def _describe_resize(preprocess: Preprocess) -> list[str]:
+    how, size = RESIZE_FILTERS[preprocess.interpolation], _pixels(preprocess.size)
     to = preprocess.resize_to
     if preprocess.resize == "stretch":
         first = (
@@ -72,27 +74,27 @@ def _pixels(size: tuple[int, int]) -> str:
     return f"{size[1]} \N{MULTIPLICATION SIGN} {size[0]} pixels"  # width first, as people say it
 
 
-def example(results: Results) -> Example | None:
-    """Return the first evaluation image that can be read; None where none of the first few can."""
-    for row in range(min(TRIED, len(results.images))):
+def make_example(results: Results) -> dict[str, str] | None:
+    """Return one evaluation image before and after, as data URIs; None where the first few cannot be read."""
+    for row in range(min(MOST_TRIED, len(results.images))):
         item = results.images[row]
         try:
             with decode_image(item, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as opened:
-                before, size = _small(opened), (opened.height, opened.width)
+                before, size = _shrink(opened), (opened.height, opened.width)
             after = results.preprocess(item)
         except (ValueError, OSError):
             continue
-        return Example(
-            name=results.images.public_name(row),
-            before=_uri(before),
-            before_size=_pixels(size),
-            after=_uri(after),
-            after_size=_pixels((after.shape[0], after.shape[1])),
-        )
+        return {
+            "name": results.images.public_name(row),
+            "before": _uri(before),
+            "before_size": _pixels(size),
+            "after": _uri(after),
+            "after_size": _pixels((after.shape[0], after.shape[1])),
+        }
     return None
 
 
-def _small(image: Image.Image) -> np.ndarray:
+def _shrink(image: Image.Image) -> np.ndarray:
     small = image.copy()
     small.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
     return np.asarray(small)

@@ -319,13 +319,13 @@ def test_wrong_arguments(arguments: list[str], run: Run) -> None:
 # At a chosen moment, the process gets a real signal from itself: the moment is the same on any machine.
 SIGNALLED = """
 import os, signal, sys
-import export.write_artifact, export.report.html
+import export.write_artifact, export.report.section
 from export.__main__ import main
 from runtime.interrupts import run_interruptible
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 module, name, signal_name, calls = sys.argv[1:5]
-target = {"files": export.write_artifact.os, "report": export.report.html}[module]
+target = {"files": export.write_artifact.os, "report": export.report.section.Results}[module]
 original, count = getattr(target, name), 0
 
 def signalled(*arguments):
@@ -345,11 +345,11 @@ sys.exit(run_interruptible("export", lambda: main(sys.argv[5:])))
     ("moment", "code"),
     [
         # The models are written aside, the report is not.
-        (("report", "render", "SIGINT", 1), 130),
+        (("report", "to_html", "SIGINT", 1), 130),
         # All is written aside, nothing is moved.
         (("files", "fsync", "SIGINT", 1), 130),
-        (("report", "render", "SIGTERM", 1), 143),
-        (("report", "render", "SIGKILL", 1), -signal.SIGKILL),
+        (("report", "to_html", "SIGTERM", 1), 143),
+        (("report", "to_html", "SIGKILL", 1), -signal.SIGKILL),
         # Two of the five files are moved: each is synced, then its folder.
         (("files", "fsync", "SIGKILL", 5), -signal.SIGKILL),
     ],

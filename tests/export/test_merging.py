@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from export.__main__ import main
-from export.measure.merging import MergedImage
-from export.report.merging import painted
-from export.report.terminal import _no_merging
+from export.report.merging_effect import MergedImage, paint_groups
+from export.report.provenance import say_no_merging
 from runtime import read_metadata
 from tools.expected_drift import random_checkpoint
 
@@ -111,8 +110,10 @@ def test_a_search_keeps_its_floor_or_merges_nothing(export, tmp_path, capsys) ->
 
 def test_why_nothing_merges_is_told() -> None:
     trials = [{"merged": 4, "misses": ["SQNR is 3.0 dB"]}, {"merged": 1, "misses": ["SQNR is 9.0 dB"]}]
-    assert _no_merging({"trials": trials}) == ("token merging: none, 1 per block is too much: SQNR is 9.0 dB")
-    assert "dense int8 itself misses" in _no_merging({"trials": []})
+    assert say_no_merging({"trials": trials}) == (
+        "token merging: none, 1 per block is too much: SQNR is 9.0 dB"
+    )
+    assert "dense int8 itself misses" in say_no_merging({"trials": []})
 
 
 def test_what_does_not_fit_is_refused(export, tmp_path, capsys) -> None:
@@ -132,7 +133,7 @@ def test_what_does_not_fit_is_refused(export, tmp_path, capsys) -> None:
 def test_merged_patches_are_painted_and_others_are_not() -> None:
     groups = np.array([[0, 0], [1, 2]])
     pixels = np.full((16, 16, 3), 100, np.uint8)
-    image = painted(MergedImage(0, pixels, groups, changed=False))
+    image = paint_groups(MergedImage(0, pixels, groups, changed=False))
     side = image.shape[0] // 2
     assert image.shape == (176, 176, 3)
     inner = image[10 : side - 10]

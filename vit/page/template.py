@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
@@ -13,22 +14,28 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateNotFoun
 from markupsafe import Markup
 
 HERE = "vit.page"
+NO_FILTERS: Mapping[str, Callable[..., Any]] = {}
 _HIDDEN = re.compile(r"<(style|title)\b.*?</\1>", re.S)
 _TAG = re.compile(r"<[^>]*>")
 
 
-def render_page(package: str, template: str, **content: Any) -> str:
+def render_page(
+    package: str, template: str, filters: Mapping[str, Callable[..., Any]] = NO_FILTERS, /, **content: Any
+) -> str:
     """Render a template of a package as one self-contained HTML document.
 
     Args:
         package: where the template is; what it extends or includes may also be in `vit.page`.
         template: file name of the template, which extends "page.html.j2".
+        filters: filters of the template, by name.
         content: variables of the template. The terms that occur in it are explained at the page's end.
 
     Returns:
         The document.
     """
-    found = _environment(package).get_template(template)
+    environment = _environment(package)
+    environment.filters.update(filters)
+    found = environment.get_template(template)
     text = visible_text(found.render(terms=(), **content))
     return found.render(terms=find_terms(text), **content)
 

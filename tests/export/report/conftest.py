@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from calibration.measure.drift import measure_drift
-from export.measure.results import Layers, Results, VariantResult
+from calibration.measure.statistics import sqnr_interval
+from export.report import SECTIONS
+from export.report.changed_images import ChangedImages
+from export.report.classes import Classes
+from export.report.comparison import Comparison, Headlines
+from export.report.conclusion import Conclusion, Usage
+from export.report.evidence import Evidence
+from export.report.preprocessing import Preprocessing
+from export.report.provenance import Provenance
+from export.report.quantized_layers import LayerCounts, QuantizedLayers
+from export.report.section import Results, VariantResult
 from runtime.images.preprocess import Preprocess
 from vit.data.datasets import Images
 
 KINDS = ("attention.query", "attention.key", "attention.value", "attention.proj", "mlp.fc1", "mlp.fc2")
 
 
+LAYERS = {
+    "patch_embedding": 44.0,
+    **{f"blocks.{block}.{kind}": 40.0 - block - i for block in range(3) for i, kind in enumerate(KINDS)},
+    "head": 33.0,
+}
+
+
 @pytest.fixture
 def results():
     """A function that makes results."""
     return _results
+
+
+@pytest.fixture
+def put():
+    """A function that puts sections into results, in the place of those of their kind."""
+    return _put
+
+
+def _put(results, *sections):
+    """Sections stand in the order of the page."""
+    kept = [each for each in results.sections if type(each) not in set(map(type, sections))]
+    order = sorted([*kept, *sections], key=lambda each: SECTIONS.index(type(each)))
+    return replace(results, sections=tuple(order))
 
 
 def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, labels=None, variants=("int8",)):
@@ -28,24 +60,28 @@ def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, label
     labels = tuple(labels or (f"class {i}" for i in range(classes)))
     if items is None:
         items = random.integers(0, 256, (images, 8, 8, 3), np.uint8)
-    found = [_variant("float32", logits, None, 4_000_000, 20.0)]
+    known = targets if labeled else None
+    found = [_variant("float32", logits, 4_000_000, 20.0)]
+    drifts, sqnr = {}, {}
     for name in variants:
         drifted = logits + 0.01 * random.standard_normal(logits.shape).astype(np.float32)
         drifted[np.arange(changed), (targets[:changed] + 1) % classes] += 20
-        drift = measure_drift(logits, drifted, targets if labeled else None)
-        found.append(_variant(name, drifted, drift, 1_000_000, 5.0))
-    known = targets if labeled else None
-    return Results(
+        drifts[name], sqnr[name] = measure_drift(logits, drifted, known), sqnr_interval(logits, drifted)
+        found.append(_variant(name, drifted, 1_000_000, 5.0))
+    int8 = QuantizedLayers(
+        counts=LayerCounts(
+            int8_linears=18, float_linears=("head",), int8_products=0, float_products=("0.mix",)
+        ),
+        sqnr=LAYERS,
+        kernels={"Gelu": 3, "Gemm": 1, "QGemm": 18},
+        integer_kernels="18 of 18 linears in integer kernels",
+    )
+    empty = Results(
         producer="vit-edge 0.1.0",
-        made={"date": "2026-01-02 03:04 UTC", "command": "python -m export runs/flowers --quantize"},
         preprocess=Preprocess(size=(32, 32)),
         source={"checkpoint": "flowers", "config": {"width": 64, "image_size": [32, 32]}},
         environment={"cpu": "Some CPU", "vnni": False, "packages": {"numpy": "2.0"}},
         labels=labels,
-        passes={"fold_normalization": 1},
-        reference="torch",
-        parity=2.5e-7,
-        calibration={"source": "photos", "images": 128, "target": "any-cpu"},
         evaluation={
             "source": "other photos",
             "images": images,
@@ -53,16 +89,30 @@ def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, label
             "chosen": "by hand",
         },
         images=Images(items, known, labels, "other photos"),
-        targets=known,
         variants=tuple(found),
-        layers=Layers(int8_linears=18, float_linears=("head",), int8_products=0, float_products=("0.mix",)),
+        sections=(),
+    )
+    return _put(
+        empty,
+        Conclusion(),
+        Headlines(),
+        ChangedImages(),
+        Usage(),
+        Comparison(drifts, sqnr),
+        Preprocessing(),
+        Classes(),
+        Provenance(
+            made={"date": "2026-01-02 03:04 UTC", "command": "python -m export runs/flowers --quantize"},
+            passes={"fold_normalization": 1},
+            reference="torch",
+            parity=2.5e-7,
+        ),
+        Evidence(calibration={"source": "photos", "images": 128, "target": "any-cpu"}),
+        int8 if variants else QuantizedLayers(),
     )
 
 
-def _variant(name, logits, drift, size, latency):
-    layers = {
-        f"blocks.{block}.{kind}": 40.0 - block - i for block in range(3) for i, kind in enumerate(KINDS)
-    }
+def _variant(name, logits, size, latency):
     return VariantResult(
         variant=name,
         file=f"model.{name}.onnx",
@@ -70,8 +120,4 @@ def _variant(name, logits, drift, size, latency):
         sha256="ab" * 32,
         logits=logits,
         latency={"median": latency, "min": 0.9 * latency},
-        drift=drift,
-        kernels={"Gelu": 3, "Gemm": 1, "QGemm": 18} if drift else {},
-        integer_kernels="18 of 18 linears in integer kernels" if drift else "",
-        layers={"patch_embedding": 44.0, **layers, "head": 33.0} if drift else {},
     )

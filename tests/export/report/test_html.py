@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.report.charts import Bar, bar_chart, kinds_of, layer_plot, read_layers
-from export.report.figures import headline, more_than_chance, side_by_side, tiles
-from export.report.html import render
-from export.report.thumbnails import SHOWN, changed_images
+from calibration.measure.drift import measure_drift
+from calibration.measure.statistics import sqnr_interval
+from export.report.changed_images import MOST_CHANGED, make_card
+from export.report.charts import bar_chart, layer_plot, list_kinds, place_layers
+from export.report.comparison import Comparison, make_tiles, say_chance, say_headline
+from export.report.evidence import Evidence
+from export.report.quantized_layers import QuantizedLayers
 from tests.support.html_page import Page
 from vit.page.confusion import are_short, confusion_matrix, distinguish, rank_confusions
 from vit.page.image_uri import EDGE, thumbnail
@@ -24,7 +27,7 @@ PAIR = 2  # images: one before and after preprocessing
 
 
 def test_page_is_well_formed_and_asks_for_nothing_from_outside(results):
-    html = render(results(variants=("float16", "int8")))
+    html = results(variants=("float16", "int8")).to_html()
     page = Page(html)
     assert page.flaws() == []
     assert page.images
@@ -33,7 +36,7 @@ def test_page_is_well_formed_and_asks_for_nothing_from_outside(results):
 
 
 def test_page_says_what_was_measured(results):
-    text = Page(render(results())).text
+    text = Page(results().to_html()).text
     for expected in (
         "INT8 is 4.0x smaller, 4.00x faster, and gives the same label as float32 on 57 of 60 images.",
         "Top-1 100.0 % 94.0-100.0 95.0 % 86.3-98.3",
@@ -55,50 +58,51 @@ def test_page_says_what_was_measured(results):
         assert expected in text
 
 
-def test_names_cannot_break_the_page(results):
+def test_names_cannot_break_the_page(results, put):
     evil = '<script>alert("x")</script>&'
     some = results(labels=[evil, "b", "c", "d", "e"])
-    some = replace(some, source={"checkpoint": evil}, calibration={"source": evil, "images": 3, evil: evil})
-    some = replace(
-        some, variants=(some.variants[0], replace(some.variants[1], layers={evil: 30.0, "a.1.b": 20.0}))
-    )
-    html = render(some)
+    evidence = Evidence(calibration={"source": evil, "images": 3, evil: evil})
+    layers = QuantizedLayers(sqnr={evil: 30.0, "a.1.b": 20.0}, kernels={evil: 1})
+    some = put(replace(some, source={"checkpoint": evil}), evidence, layers)
+    html = some.to_html()
     Page(html)
     assert "<script" not in html
     assert "&lt;script&gt;" in html
 
 
 def test_images_that_changed_are_shown_with_both_scores(results):
-    page = Page(render(results()))
+    page = Page(results().to_html())
     assert len(page.images) == 3 + PAIR
     assert "Images that INT8 labels otherwise 3 of 60, those first that float32 was surest of." in page.text
-    (first, *_), more = changed_images(results(), results().variants[1])
-    assert more == 0
-    before, after = first.guesses
-    assert (before.right, after.right) == (True, False)
-    assert before.label == first.truth != after.label
-    assert 0.9 < before.score <= 1
-    assert 0.9 < after.score <= 1
+    some = results()
+    rows = some.find_changed(some.variants[1])
+    assert len(rows) == 3
+    first = make_card(some, rows[0], some.variants)
+    before, after = first["guesses"]
+    assert (before["right"], after["right"]) == (True, False)
+    assert before["label"] == first["truth"] != after["label"]
+    assert 0.9 < before["score"] <= 1
+    assert 0.9 < after["score"] <= 1
 
 
 def test_only_so_many_images_are_shown_and_the_rest_is_counted(results):
-    page = Page(render(results(images=60, changed=55)))
-    assert len(page.images) == SHOWN + PAIR
+    page = Page(results(images=60, changed=55).to_html())
+    assert len(page.images) == MOST_CHANGED + PAIR
     assert (
-        f"55 of 60, those first that float32 was surest of; {55 - SHOWN} more are listed in report.json"
+        f"55 of 60, those first that float32 was surest of; {55 - MOST_CHANGED} more are listed in"
         in page.text
     )
 
 
 def test_no_changed_image_is_said(results):
-    text = Page(render(results(changed=0))).text
+    text = Page(results(changed=0).to_html()).text
     assert "None: on all 60 images both give the same label." in text
     assert "gives the same label as float32 on all 60 images" in text
     assert "Both are right on exactly the same of the 60 images." in text
 
 
 def test_without_known_classes_there_is_no_top1_and_no_confusion(results):
-    html = render(results(labeled=False))
+    html = results(labeled=False).to_html()
     text = Page(html).text
     assert "Same label as float32" in text
     assert "3 of 60" in text
@@ -107,14 +111,14 @@ def test_without_known_classes_there_is_no_top1_and_no_confusion(results):
 
 
 def test_float_alone_makes_a_page_too(results):
-    text = Page(render(results(variants=()))).text
+    text = Page(results(variants=()).to_html()).text
     assert "python -m export --quantize adds INT8" in text
 
 
 def test_an_image_that_is_gone_leaves_a_place(results, tmp_path):
     there = tmp_path / "there.png"
     Image.new("RGB", (300, 200), (200, 30, 30)).save(there)
-    page = Page(render(results(items=[there, tmp_path / "gone.png", *[there] * 58])))
+    page = Page(results(items=[there, tmp_path / "gone.png", *[there] * 58]).to_html())
     assert len(page.images) == 2 + PAIR
     assert "cannot be read any more gone.png" in page.text
     assert str(tmp_path) not in page.text  # where the images are is nobody's business
@@ -142,55 +146,54 @@ def test_tiny_images_keep_their_pixels():
 def test_headline_of_a_model_that_got_slower_or_bigger(results):
     some = results()
     slow = replace(some.variants[1], latency={"median": 40.0, "min": 39.0}, bytes=6_000_000)
-    assert headline(some, slow).startswith("INT8 is 1.5× larger, 2.00× slower, and")
+    assert say_headline(some, slow).startswith("INT8 is 1.5× larger, 2.00× slower, and")
     same = replace(some.variants[1], latency={"median": 20.2, "min": 20.0})
-    assert "about as fast" in headline(some, same)
+    assert "about as fast" in say_headline(some, same)
 
 
 def test_chance_is_ruled_out_only_by_enough_images(results):
     few, many = results(changed=5), results(changed=9)
-    assert "is no more than chance would give" in more_than_chance(few, few.variants[1])
-    assert "p = 0.06" in more_than_chance(few, few.variants[1])
-    assert "is more than chance would give" in more_than_chance(many, many.variants[1])
-    assert "p = 0.004" in more_than_chance(many, many.variants[1])
+    assert "is no more than chance would give" in say_chance(few, few.variants[1])
+    assert "p = 0.06" in say_chance(few, few.variants[1])
+    assert "is more than chance would give" in say_chance(many, many.variants[1])
+    assert "p = 0.004" in say_chance(many, many.variants[1])
 
 
-def test_figures_of_a_variant_without_any_drift(results):
+def test_figures_of_a_variant_without_any_drift(results, put):
     some = results()
     exact = replace(some.variants[1], logits=some.variants[0].logits)
-    some = replace(some, variants=(some.variants[0], exact))
-    rows = dict(side_by_side(some))
-    assert rows["Logits, signal to noise"][1].value == "no noise"
-    assert dict(tiles(some, exact))["top-1 change"].value == "0"
-    assert "no noise" in Page(render(some)).text
+    drift = measure_drift(exact.logits, exact.logits, some.targets)
+    comparison = Comparison({"int8": drift}, {"int8": sqnr_interval(exact.logits, exact.logits)})
+    some = put(replace(some, variants=(some.variants[0], exact)), comparison)
+    tiles = {name: value for name, value, _ in make_tiles(some, exact)}
+    assert (tiles["top-1 change"], tiles["signal to noise"]) == ("0", "no noise")
+    assert "Logits, signal to noise - no noise Largest" in Page(some.to_html()).text
 
 
 def test_layers_are_read_from_names_that_number_the_blocks():
-    found = read_layers(
+    found = place_layers(
         {"patch_embedding": 1.0, "blocks.0.attention.query": 2.0, "blocks.10.mlp.fc2": 3.0, "head": 4.0}
     )
     assert [(layer.group, layer.kind) for layer in found] == [
         ("patch_embedding", ""), ("0", "query"), ("10", "fc2"), ("head", ""),
     ]  # fmt: skip
-    others = read_layers(
+    numbered = place_layers(
         {"/vit/encoder/layer.3/attention/dense/MatMul": 1.0, "/vit/encoder/layer.3/output/dense/MatMul": 2.0}
     )
-    assert [(layer.group, layer.kind) for layer in others] == [
+    assert [(layer.group, layer.kind) for layer in numbered] == [
         ("3", "attention/dense/MatMul"), ("3", "output/dense/MatMul"),
     ]  # fmt: skip
-    assert [layer.group for layer in read_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]
+    assert [layer.group for layer in place_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]
 
 
 def test_more_kinds_than_colors_become_one():
-    layers = read_layers({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
-    assert kinds_of(layers) == ["layer"]
+    layers = place_layers({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
+    assert list_kinds(layers) == ["layer"]
 
 
 @pytest.mark.parametrize("width", [340, 900])
 def test_layer_plot_puts_every_layer_inside_and_higher_when_closer(width):
-    layers = read_layers(
-        {f"blocks.{b}.fc1": value for b, value in enumerate((20.0, 35.0, 200.0))} | {"head": 30.0}
-    )
+    layers = {f"blocks.{b}.fc1": value for b, value in enumerate((20.0, 35.0, 200.0))} | {"head": 30.0}
     svg = str(layer_plot(layers, width=width, height=300))
     dots = [tuple(map(float, found)) for found in re.findall(r"translate\(([\d.]+) ([\d.]+)\)", svg)]
     assert len(dots) == 4
@@ -202,7 +205,7 @@ def test_layer_plot_puts_every_layer_inside_and_higher_when_closer(width):
 
 
 def test_bars_are_in_proportion():
-    svg = str(bar_chart([Bar("a", 10, "10 ms", "float32"), Bar("b", 2.5, "2.5 ms", "int8")], "times"))
+    svg = str(bar_chart([("a", 10, "10 ms", "float32"), ("b", 2.5, "2.5 ms", "int8")], "times"))
     long, short = (float(width) for width in re.findall(r'width="([\d.]+)"', svg))
     assert short / long == pytest.approx(0.25)
     assert 'aria-label="times"' in svg
@@ -223,7 +226,7 @@ def test_matrix_counts_and_frames_what_differs(results):
 
 
 def test_classes_have_their_names_in_the_matrix(results):
-    html = render(results(labels=["shirt", "bag", "ankle boot", "coat", "dress"]))
+    html = results(labels=["shirt", "bag", "ankle boot", "coat", "dress"]).to_html()
     assert html.count('<th scope="row" title="ankle boot">ankle boot</th>') == 2  # float32 and INT8
     assert '<th scope="col" title="ankle boot"><span>ankle boot</span></th>' in html
 
@@ -236,6 +239,6 @@ def test_many_classes_show_the_most_confused_pairs(results):
     assert (found[0].truth, found[0].taken_for, found[0].counts) == ("class 0", "class 1", (0, 2))
     assert len(found) + more == 20
     assert [pair.counts[1] for pair in found] == sorted((pair.counts[1] for pair in found), reverse=True)
-    text = Page(render(some)).text
+    text = Page(some.to_html()).text
     assert "class 0 → class 1 0 2" in text
     assert "10 more pairs, none of them more frequent" in text

@@ -1,0 +1,97 @@
+"""Images whose label changed, and images that float32 itself gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.report.section import Results, Section, VariantResult
+from vit.page.confusion import distinguish
+from vit.page.image_uri import thumbnail
+
+MOST_CHANGED = 48
+MOST_MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class ChangedImages(Section):
+    """Images with another label than float32's by variant, and the mistakes of float32."""
+
+    template = "changed_images.j2"
+
+    def to_dict(self, results: Results) -> Mapping[str, Any]:
+        """Return every changed image with both answers, in the fields of each model."""
+        if not results.labels:
+            return {}
+        models = {
+            each.variant: {"changed": [_describe(results, each, row) for row in results.find_changed(each)]}
+            for each in results.variants[1:]
+        }
+        return {"models": models}
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the cards of the images that are shown, and how many there are."""
+        exact = results.variants[0]
+        mistakes = list_mistakes(results)
+        changed = [(each, results.find_changed(each)) for each in results.variants[1:] if results.labels]
+        return {
+            "variants": [
+                {
+                    "title": each.title,
+                    "count": len(rows),
+                    "cards": [make_card(results, row, (exact, each)) for row in rows[:MOST_CHANGED]],
+                }
+                for each, rows in changed
+            ],
+            "mistakes": len(mistakes),
+            "mistake_cards": [make_card(results, row, (exact,)) for row in mistakes[:MOST_MISTAKES]],
+        }
+
+
+def list_mistakes(results: Results) -> list[int]:
+    """Return the images that float32 gets wrong, highest score first; none where classes are not known."""
+    if results.targets is None:
+        return []
+    wrong = np.flatnonzero(~results.mark_right(results.variants[0]))
+    scores = results.variants[0].answers[1][wrong]
+    return [int(row) for row in wrong[np.argsort(-scores, kind="stable")]]
+
+
+def name_true_classes(results: Results) -> Sequence[str]:
+    """Return the names of the true classes; a folder's name that several classes have means any of them."""
+    return results.labels if results.images.same_name is not None else distinguish(results.labels)
+
+
+def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> dict[str, Any]:
+    """Return one image with the answers of some variants, for the macro `card`."""
+    labels, item = distinguish(results.labels), results.images[row]
+    targets, truth = results.targets, name_true_classes(results)
+    return {
+        "name": item.name if isinstance(item, Path) else results.images.public_name(row),
+        "uri": thumbnail(item),  # empty when the image cannot be read any more
+        "truth": None if targets is None else truth[int(targets[row])],
+        "guesses": [
+            {
+                "variant": each.variant,
+                "label": labels[each.answers[0][row]],
+                "score": float(each.answers[1][row]),
+                "right": None if targets is None else bool(results.mark_right(each)[row]),
+            }
+            for each in variants
+        ],
+    }
+
+
+def _describe(results: Results, variant: VariantResult, index: int) -> dict[str, Any]:
+    row = int(index)
+    entry: dict[str, Any] = {"image": results.images.public_name(row), "row": row}
+    for each in (results.variants[0], variant):
+        index, score = (int(each.answers[0][row]), float(each.answers[1][row]))
+        entry[each.variant] = {"label": results.labels[index], "index": index, "score": round(score, 4)}
+    if results.targets is not None:
+        entry["truth"] = results.labels[int(results.targets[row])]
+    return entry

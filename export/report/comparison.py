@@ -1,0 +1,200 @@
+"""Each variant beside float32: labels, logits, latency and size, with what each figure is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.measure.drift import Drift, measure_drift
+from calibration.measure.statistics import Interval, Paired, sqnr_interval
+from export.measure.inference import Run
+from export.report.embedding_drift import EmbeddingDrift
+from export.report.number_formats import (
+    TIMES,
+    cosine,
+    decibel_interval,
+    decibels,
+    megabytes,
+    milliseconds,
+    pace,
+    percent,
+    points,
+    share,
+    share_interval,
+    size_ratio,
+)
+from export.report.section import Results, Section, VariantResult
+from runtime.text import format_count
+
+Tile = tuple[str, str, str]  # what it is, the figure, and in small its 95 % interval or what it stands for
+
+
+@dataclass(frozen=True)
+class Comparison(Section):
+    """Drift of the logits of each variant, in a table with latency and size."""
+
+    drifts: Mapping[str, Drift] = field(default_factory=dict)  # by variant other than float32
+    sqnr: Mapping[str, Interval | None] = field(default_factory=dict)  # dB, 95 %; None for one image
+    template = "comparison.j2"
+
+    @classmethod
+    def measure(cls, run: Run) -> Comparison:
+        """Compare the logits of each variant with float32's; nothing for a model without classes."""
+        if not run.source.labels:
+            return cls()
+        exact, truth = run.logits["float32"], run.images.evaluation.truth
+        logits = {each.variant: run.logits[each.variant] for each in run.variants[1:]}
+        return cls(
+            drifts={name: measure_drift(exact, rows, *truth) for name, rows in logits.items()},
+            sqnr={name: sqnr_interval(exact, rows) for name, rows in logits.items()},
+        )
+
+    def metadata(self, variant: str) -> Mapping[str, Any]:
+        """Return the drift of a variant."""
+        return {"drift": self.drifts[variant].to_dict()} if variant in self.drifts else {}
+
+    def to_dict(self, results: Results) -> Mapping[str, Any]:
+        """Return top-1 and drift, in the fields of each model."""
+        models: dict[str, dict[str, Any]] = {each.variant: {} for each in results.variants}
+        for each in results.variants:
+            if results.targets is not None:
+                models[each.variant]["top1"] = 100 * float(np.mean(results.mark_right(each)))
+            models[each.variant] |= self.metadata(each.variant)
+        return {"models": models}
+
+    def lines(self, results: Results, out: Path) -> Sequence[str]:
+        """Return the table, one row per variant, and how it was measured."""
+        header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
+        rows = [header, *(self._row(results, each, out) for each in results.variants)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        evaluation = results.evaluation
+        images = format_count(evaluation["images"], "image")
+        return [
+            *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
+            f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})",
+            f"latency: median of one image, one thread, {results.environment['cpu']}",
+        ]
+
+    def _row(self, results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
+        drift, known = self.drifts.get(each.variant), results.targets is not None
+        return (
+            each.variant,
+            percent(100 * float(np.mean(results.mark_right(each))) if known else None),
+            percent(None if drift is None else drift.agreement),
+            "-" if drift is None else decibels(drift.sqnr),
+            milliseconds(each.latency["median"]),
+            megabytes(each.bytes),
+            str(out / each.file),
+        )
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the bars of latency and size: name, length, the text at the end, CSS class."""
+        times = [(each, each.latency["median"]) for each in results.variants]
+        return {
+            "times": [(each.title, ms, milliseconds(ms), each.variant) for each, ms in times],
+            "sizes": [
+                (each.title, each.bytes, megabytes(each.bytes), each.variant) for each in results.variants
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Headlines(Section):
+    """Sentences and tiles that compare each variant with float32, and the origin of the model."""
+
+    template = "headlines.j2"
+
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the sentences and the tiles by variant, and where the weights come from."""
+        return {
+            "variants": [
+                {
+                    "headline": say_headline(results, each),
+                    "chance": say_chance(results, each),
+                    "tiles": make_tiles(results, each),
+                }
+                for each in results.variants[1:]
+            ],
+            "origin": _list_origin(results.source),
+        }
+
+
+def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
+    """Return the four or five figures that matter, for a variant other than float32."""
+    comparison, tiles, total = results.get(Comparison), list[Tile](), len(results.images)
+    if results.labels:
+        same = results.count_same(variant)
+        tiles.append(("same label", share(same, total), share_interval(same, total)))
+    else:
+        each = results.get(EmbeddingDrift).variants[variant.variant]
+        tiles.append(("mean cosine", cosine(each.cosine), f"worst {cosine(each.worst_cosine)}"))
+    if results.targets is not None:
+        paired = _pair(results, variant)
+        bounds = paired.interval()
+        note = f"{points(100 * bounds.low)} to {points(100 * bounds.high)} points"
+        tiles.append(("top-1 change", points(100 * paired.difference), note))
+    if results.labels:
+        sqnr, interval = comparison.drifts[variant.variant].sqnr, comparison.sqnr[variant.variant]
+        tiles.append(("signal to noise", decibels(sqnr), decibel_interval(interval)))
+    time, size = milliseconds(variant.latency["median"]), megabytes(variant.bytes)
+    tiles.append(_make_ratio("faster", "slower", results.speedup(variant), time))
+    return [*tiles, _make_ratio("smaller", "larger", results.compression(variant), size)]
+
+
+def _make_ratio(better: str, worse: str, ratio: float, note: str) -> Tile:
+    word, ratio = (better, ratio) if ratio >= 1 else (worse, 1 / ratio)
+    return f"{word} than float32", f"{ratio:.2f}{TIMES}", note
+
+
+def say_headline(results: Results, variant: VariantResult) -> str:
+    """Summarize the result in one sentence."""
+    size, speed = size_ratio(results.compression(variant)), pace(results.speedup(variant))
+    start = f"{variant.title} is {size}, {speed}, and"
+    if not results.labels:
+        found = results.get(EmbeddingDrift).variants[variant.variant].cosine
+        return f"{start} gives embeddings with a mean cosine of {cosine(found)} to float32's."
+    same, total = results.count_same(variant), len(results.images)
+    images = format_count(total, "image")
+    label = f"all {images}" if same == total else f"{same:,} of {images}"
+    return f"{start} gives the same label as float32 on {label}."
+
+
+def say_chance(results: Results, variant: VariantResult) -> str:
+    """Say in plain sentences whether the top-1 differs; nothing where the classes are unknown."""
+    if results.targets is None:
+        return ""
+    paired = _pair(results, variant)
+    interval = paired.interval()
+    bounds = f"between {points(100 * interval.low)} and {points(100 * interval.high)} points (95 %)"
+    if not paired.lost and not paired.gained:
+        return (
+            f"Both are right on exactly the same of the {paired.total:,} images. On others like them the "
+            f"difference of top-1 lies {bounds}."
+        )
+    counts = f"{paired.lost} right in float32 only, {paired.gained} in {variant.title} only"
+    p = paired.p_value()
+    verdict = "more than chance would give" if p < 0.05 else "no more than chance would give"
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}"
+    return (
+        f"The top-1 difference of {points(100 * paired.difference)} points is {verdict} "
+        f"({counts}; McNemar's exact test, {shown}). On other such images it lies {bounds}."
+    )
+
+
+def _pair(results: Results, variant: VariantResult) -> Paired:
+    return Paired.of(results.mark_right(results.variants[0]), results.mark_right(variant))
+
+
+def _list_origin(source: Mapping[str, Any]) -> list[str]:
+    """Say where the weights come from, as far as the source tells."""
+    texts = {
+        **dict.fromkeys(("checkpoint", "weights", "onnx"), "file"),
+        "imported": "weights imported from",
+        "trained_on": "trained on",
+        "trained_from": "fine-tuned from",
+    }
+    return [f"{text} {source[key]}" for key, text in texts.items() if key in source]
