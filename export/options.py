@@ -1,45 +1,153 @@
-"""Options of an export, and the limits that follow from them."""
+"""Options of an export: one field each, with the text of --help. Nothing heavy is imported."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from calibration.search import Budget
-from export.image_sets import ExportImages, choose_images, labeled, only_measured
-from runtime.errors import InputError
-from runtime.model_file.targets import Target
-from vit.data.datasets import DataError
+from runtime.command.parser import argument, command_options, number, option, positive
+from runtime.cpu import cpu_kind
+from runtime.model_file.targets import TARGETS, Target, target_for, unknown_target
+
+if TYPE_CHECKING:
+    from calibration.search import Budget
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `python -m export`. Drift limits are in percentage points and percent."""
+def _parse_target(text: str) -> str:
+    """Parse the name of an INT8 target; a former name gets an error with its new name."""
+    if text == "auto" or text in TARGETS:
+        return text
+    raise argparse.ArgumentTypeError(f"{unknown_target(text)}; auto takes the one for this CPU")
 
-    calibration: str | Path | None = None
-    evaluation: str | Path | None = None
-    samples: int = 128
-    evaluation_samples: int | None = None
-    quantize: bool = True
-    half: bool = False
-    target: Target = "any-cpu"
-    keep_float: tuple[str, ...] = ()
-    plan: Path | None = None  # write this plan, and calibrate nothing
-    max_drift: float | None = None
-    min_agreement: float | None = None
-    min_sqnr: float | None = None  # dB
-    embedding: bool = False  # give out what the head reads, beside the logits
-    min_cosine: float | None = None  # of the embeddings to float's, the mean
-    merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
-    threads: int | None = None
+
+def _parse_tokens(text: str) -> int | str:
+    """Parse the value of --merge-tokens: a number from 1, or "auto"."""
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of tokens from 1 or auto, found {text!r}; "
+            "write --merge-tokens behind the checkpoint"
+        ) from error
+
+
+@command_options
+class Options:
+    """Options of `python -m export`, in the order of --help. Drift limits are in percentage points and percent.
+
+    `export` takes the model and the folder as arguments of its own: it reads neither of the first three
+    fields, nor `out`.
+    """
+
+    checkpoint: Path | None = argument(
+        "checkpoint or its folder, or weights of another project (default: the digits example)",
+        default=None,
+        metavar="CHECKPOINT",
+        parse=Path,
+    )
+    onnx: Path | None = option(
+        "float32 ONNX model of another project, instead of a checkpoint: an .onnx file, or the folder "
+        "of optimum or transformers.js",
+        default=None,
+        metavar="MODEL",
+    )
+    preprocess: Path | None = option(
+        "description of the --onnx model: JSON with preprocess, mean, std and labels, or a "
+        "preprocessor_config.json (default: the one beside the model)",
+        default=None,
+        metavar="SPEC",
+    )
+    fp16: bool = option("also write model.fp16.onnx, for GPUs", default=False)
+    quantize: bool = option("also write model.int8.onnx (static INT8)", default=False)
+    calibration: str | Path | None = option(
+        "images for calibration, required with a model: an image folder, an IDX folder, fashion-mnist "
+        "or digits",
+        default=None,
+        metavar="IMAGES",
+    )
+    evaluate: str | Path | None = option(
+        "images to measure drift on (default: images that did not calibrate)", default=None, metavar="IMAGES"
+    )
+    out: Path | None = option("folder for the files (default: artifacts/NAME)", default=None, metavar="DIR")
+    samples: int = option("number of calibration images", default=128, metavar="N", parse=positive)
+    evaluation_samples: int | None = option(
+        "number of images to measure on (default: all)", default=None, metavar="N", parse=positive
+    )
+    max_drift: float | None = option(
+        "fail if top-1 falls by more percentage points, with 95 % confidence",
+        default=None,
+        metavar="POINTS",
+        parse=number(0, 100),
+    )
+    min_agreement: float | None = option(
+        "fail if fewer images keep their label, with 95 % confidence",
+        default=None,
+        metavar="PERCENT",
+        parse=number(0, 100),
+    )
+    min_sqnr: float | None = option(
+        "fail if the signal-to-noise ratio of the logits is lower, with 95 % confidence (default: 20 "
+        "with --merge-tokens and no R, else none)",
+        default=None,
+        metavar="DB",
+        parse=number(),
+    )
+    embedding: bool = option(
+        "also write the embedding as an output: what the last linear layer reads; a model without "
+        "classes has no other output",
+        default=False,
+    )
+    min_cosine: float | None = option(
+        "fail if the mean cosine of the embeddings to those of float32 is lower, with 95 % confidence",
+        default=None,
+        metavar="COSINE",
+        parse=number(-1, 1),
+    )
+    merge_tokens: int | Literal["auto"] | None = option(
+        "merge similar patches in the INT8 model, an approximation: R per block in the middle half of "
+        "the blocks; without R, as many as --max-drift, --min-agreement and --min-sqnr allow",
+        default=None,
+        metavar="R",
+        parse=_parse_tokens,
+        alone="auto",
+    )
+    target: Target | Literal["auto"] = option(
+        "form of the INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU",
+        default="auto",
+        metavar="TARGET",
+        parse=_parse_target,
+    )
+    plan: Path | None = option(
+        "quantize by this plan.json instead of calibrating", default=None, metavar="PLAN"
+    )
+    keep_float: tuple[str, ...] = option(
+        "layer to leave in float32; may be repeated; plan.json lists the names", default=(), metavar="LAYER"
+    )
+    threads: int | None = option(
+        "CPU threads (default: all cores)", default=None, metavar="N", parse=positive
+    )
     command: str = ""  # the command line for the report, with nothing private in it
+
+    @property
+    def writes_int8(self) -> bool:
+        """True if an INT8 file is made, by calibration or by a given plan."""
+        return self.quantize or self.plan is not None
+
+    @property
+    def int8_target(self) -> Target:
+        """The form of the INT8 weights, the one for this CPU in the place of "auto"."""
+        return target_for(cpu_kind()) if self.target == "auto" else self.target
 
     @property
     def budget(self) -> Budget:
         """Limits for the drift of the logits."""
+        from calibration.search import Budget
+
         return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement, min_sqnr=self.min_sqnr)
 
     @property
@@ -56,58 +164,3 @@ class Options:
     def searches(self) -> bool:
         """True if a plan within the limits is searched for; a given plan is only checked against them."""
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
-
-
-def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
-    """Choose the images that an export is made with.
-
-    Args:
-        options: of the export.
-        labels: of the model; None where they are not known yet.
-
-    Raises:
-        DataError: for images that cannot be used.
-    """
-    if options.calibration is not None:
-        chosen = choose_images(
-            options.calibration,
-            options.evaluation,
-            samples=options.samples,
-            evaluation_samples=options.evaluation_samples,
-            search=options.searches,
-        )
-    elif options.evaluation is not None and (options.plan is not None or not options.quantize):
-        chosen = only_measured(options.evaluation, options.evaluation_samples)
-    else:
-        found = "none given" if options.evaluation is None else "none to calibrate with"
-        raise DataError(
-            f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
-        )
-    if labels is not None:
-        chosen = labeled(chosen, labels)
-    for each in (chosen.evaluation, chosen.search):
-        if options.max_drift is not None and each is not None and each.targets is None:
-            raise DataError(
-                f"{each.name}: --max-drift needs known classes, images in folders named as "
-                "the classes; for loose images use --min-agreement"
-            )
-    return chosen
-
-
-def check_outputs(labels: tuple[str, ...], options: Options) -> None:
-    """Refuse limits for an output that the model does not give.
-
-    Args:
-        labels: of the model; empty for one without classes, which gives an embedding.
-        options: of the export.
-
-    Raises:
-        InputError: saying what to limit in its place.
-    """
-    if options.min_cosine is not None and labels and not options.embedding:
-        raise InputError("--min-cosine limits the drift of embeddings, the model gives none; add --embedding")
-    if not labels and (options.budget.limits or options.merge_tokens is not None):
-        raise InputError(
-            "the model has no classes: --max-drift, --min-agreement, --min-sqnr and --merge-tokens judge "
-            "logits; limit the drift of its embeddings with --min-cosine"
-        )

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calibration.graph.memory import aside, let_go
-from export.checks import check_limits, check_parity, with_judgment
+from export.check_options import check_with_graph, open_export_images
+from export.check_results import add_judgment, check_limits, check_parity
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, labeled
 from export.measure.model_file import ModelFile
 from export.measure.results import Results
 from export.measure.variants import Reporter, measure, silent
-from export.options import Options, check_outputs, images_of
-from export.quantization import check_sites, quantize_source
+from export.options import Options
+from export.quantization import quantize_source
 from export.sources.source import Source, with_embedding
 from export.write_artifact import left_over, staged
 from runtime.command.locking import only_writer
@@ -36,7 +37,7 @@ def export(
         out: the folder for the files.
         options: what to make, with which images and limits.
         report: shows each long step.
-        images: what `images_of` chose before; None to choose them now.
+        images: what `open_export_images` chose before; None to choose them now.
         say: takes a sentence for people, about files in the folders that are no images, and about model
             files of an earlier export.
 
@@ -46,11 +47,10 @@ def export(
             drifts beyond the limits. Nothing is written then.
         OutputError: when another process writes into `out`.
     """
-    check_outputs(source.labels, options)
+    check_with_graph(options, source)
     if options.embedding:
         source = with_embedding(source)
-    check_sites(source, options)
-    images = labeled(images or images_of(options, source.labels), source.labels)
+    images = labeled(images or open_export_images(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), aside(source.exported.model) as large:
@@ -76,10 +76,10 @@ def _export(
     report: Reporter,
 ) -> Results:
     variants = [float32]
-    if options.quantize or options.plan is not None:
+    if options.writes_int8:
         chosen, search = quantize_source(source, images, options, report)
         variants.append(ModelFile("int8", chosen.model, chosen, search))
-    if options.half:
+    if options.fp16:
         with report("writing float16"):
             variants.append(ModelFile("float16", to_float16(float32.model)))
     with staged(out) as folder:
@@ -88,7 +88,7 @@ def _export(
         )
         check_limits(results, options)
         with report("judging the evidence"):
-            results = with_judgment(source, images, results, variants, options)
+            results = add_judgment(source, images, results, variants, options)
         _write_reports(results, variants, folder)
     return results
 

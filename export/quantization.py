@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from calibration.graph.edit import Array
-from calibration.graph.layers import find_sites
-from calibration.plan import PlanError, QuantizationPlan, read_plan
+from calibration.plan import QuantizationPlan, read_plan
 from calibration.quantize import Quantized, apply_plan, quantize
 from calibration.search import BudgetError, Search, search_plan
 from calibration.token_merging.search import middle_merging
-from export.checks import too_far
+from export.check_results import drift_error
 from export.image_sets import ExportImages
-from export.layers import check_layers
 from export.measure.inference import batches
 from export.measure.variants import Reporter
 from export.options import Options
@@ -32,17 +29,13 @@ def quantize_source(
         the INT8 model with its plan, and the search where one was made.
 
     Raises:
-        PlanError: for a plan that cannot be read or does not fit, or options that do not go with it.
+        PlanError: for a plan that cannot be read or does not fit.
         DriftError: if no plan is within the limits.
     """
     model, merging = source.exported.model, dict[str, int]()
-    if options.merge_tokens is not None and (options.plan is not None or not options.quantize):
-        raise PlanError(
-            '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
-        )
     if options.plan is not None:
         with report("writing the plan"):
-            return _apply_given(source, options.plan), None
+            return apply_plan(model, read_plan(options.plan)), None
     chosen = _calibrate(source, images.calibration, options, report)
     if isinstance(options.merge_tokens, int):
         merging = middle_merging(model, options.merge_tokens)
@@ -52,28 +45,6 @@ def quantize_source(
     plan = replace(search.plan, merging=merging or search.plan.merging)
     with report("writing the plan"):
         return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
-
-
-def check_sites(source: Source, options: Options) -> None:
-    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before an image is read.
-
-    Raises:
-        PlanError: naming what is unknown.
-    """
-    if isinstance(options.merge_tokens, int):
-        middle_merging(source.exported.model, options.merge_tokens)
-    if options.plan is None and not options.keep_float:
-        return
-    sites = find_sites(source.exported.model)
-    plan = None if options.plan is None else read_plan(options.plan)
-    check_layers(options, plan, (*sites.linears, *sites.products))
-
-
-def _apply_given(source: Source, path: Path) -> Quantized:
-    given = read_plan(path)
-    if given.merging and not source.labels:
-        raise PlanError(f'{path}: it merges tokens, which needs classes; empty its "merging"')
-    return apply_plan(source.exported.model, given)
 
 
 def _calibrate(source: Source, images: Images, options: Options, report: Reporter) -> Quantized:
@@ -90,7 +61,7 @@ def _calibrate(source: Source, images: Images, options: Options, report: Reporte
         return quantize(
             source.exported.model,
             feed(),
-            target=options.target,
+            target=options.int8_target,
             keep_float=options.keep_float,
             threads=options.threads,
         )
@@ -113,4 +84,4 @@ def _search(
                 progress=progress,
             )
         except BudgetError as error:
-            raise too_far("int8", str(error)) from error
+            raise drift_error("int8", str(error)) from error

@@ -8,10 +8,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from .batch.options import add_options, check_options
-from .command.kinds import kind_of
-from .command.line import PACKAGE, Parser, run_command
+from .batch.options import RunOptions, check_options
+from .command.file_kinds import detect_file_kind
+from .command.line import PACKAGE, run_command
+from .command.parser import Parser, options_from
 from .interrupts import careful
 
 _EXAMPLES = """
@@ -42,9 +44,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     """
     parser = _parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
-    if len(words) == 1 and kind_of(words[0])[0] == "image":
+    if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
         parser.error(f"expected a model and images, found an image alone; {prog} MODEL {words[0]}")
-    options = parser.parse_args(arguments)
+    options = options_from(RunOptions, parser.parse_args(arguments))
     return run_command(
         PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options), extra="cpu"
     )
@@ -58,29 +60,31 @@ def _parser(prog: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.name = PACKAGE
-    add_options(parser)
+    parser.add_options(RunOptions)
     parser.add_version()
     return parser
 
 
-def _run_on_ray(options: argparse.Namespace) -> int:
+def _run_on_ray(options: RunOptions) -> int:
     with careful():  # Ray starts processes, which have to be ended
         from .batch.cluster.ray_command import run
 
         return run(options)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: RunOptions) -> int:
     from .images.openers import register_openers
 
     check_options(options)
     register_openers()
-    if options.embeddings is not None:
-        from .batch.embeddings import run
-    else:
-        from .batch.labels import run
     _allow_pixels(options.max_pixels)
-    return run(options)
+    if options.embeddings is not None:
+        from .batch.embeddings import run as embed
+
+        return embed(options, Path(options.embeddings))
+    from .batch.labels import run as label
+
+    return label(options)
 
 
 def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:

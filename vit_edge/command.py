@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-import export.command.main as export
+import export.command_line as export
 import runtime.command_line as runtime
 import vit.commands.main as vit
-from runtime.command.line import Parser
+from runtime.command.parser import Parser
 
 _OTHERS: dict[str, tuple[Callable[..., int], str]] = {
     "export": (export.main, "turn a model into ONNX files for a device, INT8 among them, and measure them"),

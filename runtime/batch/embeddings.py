@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from ..interrupts import careful
 from ..text import counted, printable
 from ..writing import Aside, explained_output
 from .inputs import named_images, no_images
+from .options import RunOptions
 from .report import left_out_lines
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions, out: Path) -> int:
     """Embed the images, write the array, and return the exit code.
 
     The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
@@ -51,12 +51,13 @@ def run(options: argparse.Namespace) -> int:
 
     Args:
         options: of `python -m runtime`.
+        out: the file for the embeddings.
 
     Raises:
         EmbeddingsError: for options that have no meaning here, an output that is there, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    _check(options, out := Path(options.embeddings))
+    _check(options, out)
     from ..embedder import Embedder
 
     embed = Embedder(
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def _check(options: argparse.Namespace, out: Path) -> None:
+def _check(options: RunOptions, out: Path) -> None:
     if out.suffix.lower() not in (".npy", ".parquet"):
         raise EmbeddingsError(
             f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}"
@@ -128,7 +129,7 @@ def _there_already(path: Path) -> EmbeddingsError:
     return EmbeddingsError(f"{path} is there already; --overwrite replaces it")
 
 
-def _said(options: argparse.Namespace, name: str) -> bool:
+def _said(options: RunOptions, name: str) -> bool:
     value = getattr(options, name)
     return value is not None and value is not False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import os
 import sys
@@ -10,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..images.find_images import LeftOut, find_images, left_out_line
-from .options import UsageError
+from .options import RunOptions, UsageError
 
 ALL_FILES = "--all-files tries each as an image"
 
 
-def named_images(options: argparse.Namespace, left_out: LeftOut | None = None) -> Iterator[Path]:
+def named_images(options: RunOptions, left_out: LeftOut | None = None) -> Iterator[Path]:
     """Yield the images that the options of `python -m runtime` name, in their order.
 
     Args:

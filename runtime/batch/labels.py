@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections.abc import Iterator
@@ -18,14 +17,14 @@ from ..interrupts import careful
 from ..results import Result
 from ..text import counted
 from .inputs import named_images, no_images
-from .options import UsageError
+from .options import RunOptions, UsageError
 from .output import Lines, format_of
 from .report import Report
 from .resume import Done, begin, keeps
 from .sorting import Sorter
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions) -> int:
     """Classify the images, write a line for each, and return the exit code.
 
     Args:
@@ -51,18 +50,18 @@ def run(options: argparse.Namespace) -> int:
         return _classify_all(classify, options)
 
 
-def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
-    output = options.output and Path(options.output)
-    sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
-    sorted_into = options.sort_into and str(options.sort_into)
+def _classify_all(classify: Classifier, options: RunOptions) -> int:
+    output = None if options.output is None else Path(options.output)
+    into = options.sort_into
+    sorter = None if into is None else Sorter(into, classify.info.labels, copy=options.copy)
     lines, done = begin(
         output,
-        options.format or format_of(output),
+        options.line_format or format_of(output),
         {
             "model": classify.info.sha256,
             "top": options.top,
             "min_score": options.min_score,
-            "sort_into": sorted_into,
+            "sort_into": None if into is None else str(into),
         },
         resume=options.resume,
         overwrite=options.overwrite,

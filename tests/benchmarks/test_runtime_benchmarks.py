@@ -42,7 +42,7 @@ def photos(tmp_path):
 def model(bench, photos, tmp_path):
     spec = Preprocess(size=(32, 32))
     save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
-    options = Options(quantize=False, calibration=blurred(tmp_path / "others", 1), evaluation=photos)
+    options = Options(calibration=blurred(tmp_path / "others", 1), evaluate=photos)
     export(from_checkpoint(load_checkpoint(tmp_path / "run")), tmp_path / "artifacts", options)
     return tmp_path / "artifacts" / "model.onnx"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
-from runtime.command.line import installed, positive
+from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
+from runtime.command.line import installed
+from runtime.command.parser import positive
 from runtime.command.locking import only_writer
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
@@ -103,7 +104,7 @@ def _refuse_checkpoint(file: Path) -> None:
     """Refuse what is a checkpoint of this project already."""
     from vit.document import KEY, CheckpointError, read_metadata
 
-    if kind_of(file)[0] == "safetensors" and KEY in read_metadata(file):
+    if detect_file_kind(file)[0] == "safetensors" and KEY in read_metadata(file):
         raise CheckpointError(
             f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
             "for example in python -m export or in python -m vit train --from"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from runtime.command.line import Parser, run_command
+from runtime.command.line import run_command
+from runtime.command.parser import Parser
 from runtime.errors import DONE
 from vit.commands.import_weights import add_import
 from vit.commands.inspect_run import add_plots, add_summary

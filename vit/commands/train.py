@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from runtime.command.line import natural, number, positive
+from runtime.command.parser import natural, number, positive
 from runtime.command.progress import tell
 from runtime.writing import check_folder
 from vit.training.scalars import check_tensorboard

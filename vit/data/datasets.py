@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.command.kinds import Kind, refuse_kinds
+from runtime.command.file_kinds import Kind, refuse_kinds
 from runtime.images.find_images import LeftOut, find_images, image_suffixes, suffix_of
 from runtime.text import did_you_mean
 from vit.data.folders import DataError, class_folders, labeled, layout_of, only_wrapper, passed_over

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from ...text import counted, printable
 from ...writing import refuse_name_of_a_file
 from ..columns import Labels
 from ..inputs import no_images
-from ..options import UsageError
+from ..options import RunOptions, UsageError
 from ..report import and_more, left_out_lines
 from .chunks import Job, Summary
 from .parts import Parts, begin
@@ -67,7 +66,7 @@ class ClusterReport:
         return f"{done}, {rate:.1f} per second, {self.total.failed:,} failed"
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions) -> int:
     """Label what the options of `python -m runtime` say, and return the exit code.
 
     Raises:
@@ -79,13 +78,14 @@ def run(options: argparse.Namespace) -> int:
     """
     _check(options)
     base = str(Path.cwd())
-    check(options.images, base)
+    images = list(options.images)
+    check(images, base)
     labels = Labels(options.model, sha256=options.sha256, top=options.top, max_pixels=options.max_pixels)
     labels.classifier().warm_up()
     parts, known = begin(
         str(options.output),
         labels.sha256,
-        form=options.format,
+        form=options.part_format,
         resume=options.resume,
         overwrite=options.overwrite,
         top=options.top,
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     report = ClusterReport()
     try:
         with cluster(options.address, workers=options.workers, model_bytes=size) as cores:
-            job = Job(options.images, base, parts, options.part_images, cores, options.all_files)
+            job = Job(images, base, parts, options.part_images, cores, options.all_files)
             return _label(job, known, labels, options.workers, report)
     except KeyboardInterrupt:
         return _end(report, INTERRUPTED, f"interrupted; {_how_to_go_on(parts)}")
@@ -121,7 +121,7 @@ def _shown(text: str) -> str:
     return printable(text, longest=_LONGEST)
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: RunOptions) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
     if not is_uri(options.output):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from calibration.measure.clipping import Clipped
 from calibration.measure.statistics import Interval
-from export.checks import DriftError, check_limits
+from export.check_results import DriftError, check_limits
 from export.measure.limits import NEVER
 from export.measure.reliability import Reliability
 from export.measure.results import Clipping, Layers

@@ -90,7 +90,7 @@ def check_limits(results: Results, options: Options) -> None:
             worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
             failures.append(f"furthest from float32: {worst}")
         if failures:
-            raise too_far(each.variant, "; ".join(failures))
+            raise drift_error(each.variant, "; ".join(failures))
 
 
 def _budget_of(variant: VariantResult, results: Results, options: Options) -> Budget:
@@ -118,7 +118,7 @@ def _judge(results: Results, options: Options, found: tuple[Doubt, ...] = ()) ->
     )
 
 
-def with_judgment(
+def add_judgment(
     source: Source, images: ExportImages, results: Results, variants: list[ModelFile], options: Options
 ) -> Results:
     """Add the command, the verdict, the doubts about the evidence, and the clipped activations."""
@@ -162,7 +162,7 @@ def _doubts(
     return doubts(evidence, pixels)
 
 
-def too_far(variant: Variant, why: str) -> DriftError:
+def drift_error(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
     advice = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
     if variant != "int8":

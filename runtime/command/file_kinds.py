@@ -65,7 +65,7 @@ _BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (
 )
 
 
-def kind_of(path: Path | str) -> tuple[Kind, str]:
+def detect_file_kind(path: Path | str) -> tuple[Kind, str]:
     """Return the kind of a file or folder, and the same in words; only plain files are opened."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (Path.stat is this)
@@ -95,7 +95,7 @@ def refuse_kinds(path: Path | str, kinds: Collection[Kind], expected: str, advic
     Raises:
         InputError: saying what was expected, what was found and what to do.
     """
-    kind, words = kind_of(path)
+    kind, words = detect_file_kind(path)
     if kind in kinds:
         raise InputError(f"{path}: expected {expected}, found {words}; {advice}")
 

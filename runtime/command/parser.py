@@ -1,0 +1,268 @@
+"""Options of a command as the fields of one dataclass, and the parser that is made from them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import get_type_hints as type_hints
+
+from ..errors import WRONG_USE
+from ..text import did_you_mean, printable
+
+T = TypeVar("T")
+LONGEST = 2000  # characters of a message: parts of it may come from a file
+
+# --- Options as fields ---
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """A part of --help with a title of its own."""
+
+    title: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """What an option needs beside its name, its type and its default."""
+
+    help: str
+    metavar: str | None
+    parse: Callable[[str], Any] | None
+    flag: str | None
+    alone: object
+    group: OptionGroup | None
+
+
+def option(
+    help: str,
+    *,
+    default: Any = MISSING,
+    metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    flag: str | None = None,
+    alone: object = None,
+    group: OptionGroup | None = None,
+) -> Any:
+    """Return the field of an option, `--name` for a field `name`.
+
+    Its type says how it is read: a `bool` takes no value, a `Literal` one of its words, a `tuple` may be
+    repeated; others are called with the text.
+
+    Args:
+        help: its meaning, for --help, which adds a default that is a number or a word.
+        default: without it the option is required.
+        metavar: the name of its value in --help; None for the name of the field.
+        parse: reads the value in the place of the type; raises argparse.ArgumentTypeError.
+        flag: the word for it; None for the name of the field.
+        alone: its value where the option stands without one.
+        group: the part of --help.
+    """
+    text = _Text(help=help, metavar=metavar, parse=parse, flag=flag, alone=alone, group=group)
+    return field(default=default, metadata={_Text: text})
+
+
+def argument(help: str, *, default: Any = MISSING, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """Return the field of a positional argument; a `tuple` takes one or more. Arguments as for `option`."""
+    return option(help, default=default, metavar=metavar, parse=parse, flag="")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option, argument))
+def command_options(kind: type[T]) -> type[T]:
+    """Make a class the frozen dataclass of a command's options. Its other fields are no options."""
+    return dataclass(frozen=True, kw_only=True)(kind)
+
+
+def value_type(hint: Any) -> Any:
+    """Return the type of a value that is not None: `int` for `int | None`, `Path` for `Path | str`."""
+    if get_origin(hint) in (Union, UnionType):
+        return next(each for each in get_args(hint) if each is not NoneType)
+    return hint
+
+
+def _add_option(add: Callable[..., object], name: str, hint: Any, default: Any, text: _Text) -> None:
+    kind, positional = value_type(hint), text.flag == ""
+    several = get_origin(kind) is tuple
+    if several:
+        kind = get_args(kind)[0]
+    shown = text.help.replace("%", "%%")
+    settings: dict[str, Any] = {"metavar": text.metavar, "default": None if default is MISSING else default}
+    if kind is bool:
+        settings = {"action": "store_true"}
+    elif get_origin(kind) is Literal and text.parse is None:
+        settings["choices"] = get_args(kind)
+    else:
+        settings["type"] = text.parse or kind
+    if isinstance(default, str | int | float) and kind is not bool and "(default" not in shown:
+        shown += " (default: %(default)s)"
+    if text.alone is not None:
+        settings |= {"nargs": "?", "const": text.alone}
+    if several:
+        settings |= {"nargs": "+"} if positional else {"action": "append", "default": list(default)}
+    elif positional and default is not MISSING:
+        settings["nargs"] = "?"
+    if not positional:
+        settings |= {"dest": name, "required": default is MISSING}
+    add(name if positional else text.flag or "--" + name.replace("_", "-"), help=shown, **settings)
+
+
+# --- The parser ---
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with the nearest word, and not all of its options.
+
+    Attributes:
+        hints: what to say of words that people try as a command, by the word.
+        name: the first word of all messages, the one that `run_command` takes; None for that of `prog`.
+    """
+
+    hints: Mapping[str, str] = MappingProxyType({})
+    name: str | None = None
+
+    def add_options(self, kind: type[Any]) -> None:
+        """Add the options of a class that `command_options` made, in the order of its fields."""
+        hints, groups = type_hints(kind), dict[OptionGroup, argparse._ArgumentGroup]()
+        for each in fields(kind):
+            text = each.metadata.get(_Text)
+            if text is None:
+                continue
+            group = text.group
+            if group is not None and group not in groups:
+                groups[group] = self.add_argument_group(group.title, group.description)
+            add = self.add_argument if group is None else groups[group].add_argument
+            _add_option(add, each.name, hints[each.name], each.default, text)
+
+    def add_version(self) -> None:
+        """Add the option that prints the version."""
+        self.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
+
+    def add_examples(self, *lines: str, rest: str = "") -> None:
+        """End the help with command lines to copy.
+
+        Args:
+            lines: words behind the command.
+            rest: what follows, with its own line breaks.
+        """
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        shown = "\n".join(f"  {self.prog} {line}" for line in lines)
+        self.epilog = f"examples:\n{shown}" + (f"\n\n{rest}" if rest else "")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse unknown words: those of a command here, where its options are, not in the parser above."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            flags = [each for each in self._option_string_actions if each[:2] == "--"]
+            nearest = did_you_mean(rest[0].partition("=")[0], flags) if rest[0][0] == "-" else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}", nearest)
+        return found, rest
+
+    def error(self, message: str, hint: str = "") -> NoReturn:
+        """Print what is wrong in one line and exit with the code of wrong use."""
+        text = f"{printable(message, longest=LONGEST)}{hint}; see {self.prog} --help"
+        self.exit(WRONG_USE, f"{self.name or _name_of(self.prog)}: error: {text}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Add the nearest choice to the message, or the hint for the word."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            nearest = did_you_mean(value, map(str, action.choices or ()))
+            error.message += f"; {self.hints[value]}" if value in self.hints else nearest
+            raise
+
+
+def options_from(kind: type[T], found: argparse.Namespace) -> T:
+    """Return what a parser has found as an instance of the class that its options were made from."""
+    names = [each.name for each in fields(kind) if _Text in each.metadata]  # type: ignore[arg-type]
+    values = {name: getattr(found, name) for name in names}
+    return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        print(f"vit-edge {_version()}")
+        parser.exit()
+
+
+def _version() -> str:
+    """Return the version of a checkout, or of what is installed."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+            project = tomllib.load(file)["project"]
+        if project["name"] == "vit-edge":
+            return str(project["version"])
+    except (OSError, KeyError, ValueError):  # no checkout, or a copy in another project
+        pass
+    try:
+        return version("vit-edge")
+    except PackageNotFoundError:
+        return "of an unknown version"
+
+
+def _name_of(prog: str) -> str:
+    """Return the first word of all messages of a command: vit for `python -m vit train`."""
+    return prog.split()[2].rpartition(".")[2] if prog.startswith("python -m ") else prog
+
+
+# --- Values ---
+
+
+def positive(text: str) -> int:
+    """Parse a whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """Parse a whole number from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
+    return int(text)
+
+
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: bool = False, what: str = "a number"
+) -> Callable[[str], float]:
+    """Return a parser of a number within limits.
+
+    Args:
+        low: the lowest number.
+        high: the highest number.
+        above: whether `low` itself is refused.
+        what: the noun in the message.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found) or not low <= found <= high or (above and found == low):
+            raise argparse.ArgumentTypeError(f"expected {what}{limits}, found {text!r}")
+        return found
+
+    limits = "" if math.isinf(low) else f" {'above' if above else 'from'} {low:g}"
+    limits += "" if math.isinf(high) else f" to {high:g}"
+    return parse
