@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from runtime.command.parser import argument, command_options, number, option, positive
+from runtime.command.parser import argument, number, option, positive
 from runtime.cpu import cpu_kind
 from runtime.model_file.targets import TARGETS, Target, target_for, unknown_target
 
@@ -35,7 +35,7 @@ def _parse_tokens(text: str) -> int | str:
         ) from error
 
 
-@command_options
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of `python -m export`, in the order of --help. Drift limits are in percentage points and percent.
 
@@ -44,93 +44,86 @@ class Options:
     """
 
     checkpoint: Path | None = argument(
+        None,
         "checkpoint or its folder, or weights of another project (default: the digits example)",
-        default=None,
         metavar="CHECKPOINT",
-        parse=Path,
     )
     onnx: Path | None = option(
+        None,
         "float32 ONNX model of another project, instead of a checkpoint: an .onnx file, or the folder "
         "of optimum or transformers.js",
-        default=None,
         metavar="MODEL",
     )
     preprocess: Path | None = option(
+        None,
         "description of the --onnx model: JSON with preprocess, mean, std and labels, or a "
         "preprocessor_config.json (default: the one beside the model)",
-        default=None,
         metavar="SPEC",
     )
-    fp16: bool = option("also write model.fp16.onnx, for GPUs", default=False)
-    quantize: bool = option("also write model.int8.onnx (static INT8)", default=False)
+    fp16: bool = option(False, "also write model.fp16.onnx, for GPUs")
+    quantize: bool = option(False, "also write model.int8.onnx (static INT8)")
     calibration: str | Path | None = option(
+        None,
         "images for calibration, required with a model: an image folder, an IDX folder, fashion-mnist "
         "or digits",
-        default=None,
         metavar="IMAGES",
     )
     evaluate: str | Path | None = option(
-        "images to measure drift on (default: images that did not calibrate)", default=None, metavar="IMAGES"
+        None, "images to measure drift on (default: images that did not calibrate)", metavar="IMAGES"
     )
-    out: Path | None = option("folder for the files (default: artifacts/NAME)", default=None, metavar="DIR")
-    samples: int = option("number of calibration images", default=128, metavar="N", parse=positive)
-    evaluation_samples: int | None = option(
-        "number of images to measure on (default: all)", default=None, metavar="N", parse=positive
-    )
+    out: Path | None = option(None, "folder for the files (default: artifacts/NAME)", metavar="DIR")
+    samples: int = option(128, "number of calibration images")
+    evaluation_samples: int | None = option(None, "number of images to measure on (default: all)")
     max_drift: float | None = option(
+        None,
         "fail if top-1 falls by more percentage points, with 95 % confidence",
-        default=None,
         metavar="POINTS",
         parse=number(0, 100),
     )
     min_agreement: float | None = option(
+        None,
         "fail if fewer images keep their label, with 95 % confidence",
-        default=None,
         metavar="PERCENT",
         parse=number(0, 100),
     )
     min_sqnr: float | None = option(
+        None,
         "fail if the signal-to-noise ratio of the logits is lower, with 95 % confidence (default: 20 "
         "with --merge-tokens and no R, else none)",
-        default=None,
         metavar="DB",
         parse=number(),
     )
     embedding: bool = option(
+        False,
         "also write the embedding as an output: what the last linear layer reads; a model without "
         "classes has no other output",
-        default=False,
     )
     min_cosine: float | None = option(
+        None,
         "fail if the mean cosine of the embeddings to those of float32 is lower, with 95 % confidence",
-        default=None,
         metavar="COSINE",
         parse=number(-1, 1),
     )
     merge_tokens: int | Literal["auto"] | None = option(
+        None,
         "merge similar patches in the INT8 model, an approximation: R per block in the middle half of "
         "the blocks; without R, as many as --max-drift, --min-agreement and --min-sqnr allow",
-        default=None,
         metavar="R",
         parse=_parse_tokens,
         alone="auto",
     )
     target: Target | Literal["auto"] = option(
+        "auto",
         "form of the INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
         "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU",
-        default="auto",
         metavar="TARGET",
         parse=_parse_target,
     )
-    plan: Path | None = option(
-        "quantize by this plan.json instead of calibrating", default=None, metavar="PLAN"
-    )
+    plan: Path | None = option(None, "quantize by this plan.json instead of calibrating", metavar="PLAN")
     keep_float: tuple[str, ...] = option(
-        "layer to leave in float32; may be repeated; plan.json lists the names", default=(), metavar="LAYER"
+        (), "layer to leave in float32; may be repeated; plan.json lists the names", metavar="LAYER"
     )
-    threads: int | None = option(
-        "CPU threads (default: all cores)", default=None, metavar="N", parse=positive
-    )
+    threads: int | None = option(None, "CPU threads (default: all cores)")
     command: str = ""  # the command line for the report, with nothing private in it
 
     @property

@@ -500,7 +500,7 @@ def test_every_help_ends_with_examples_that_are_understood(
         assert {line.split()[0] for line in lines} <= {*vit_commands.COMMANDS, "export", "run"}
         return
     parser = {
-        "vit": vit_commands.parser,
+        "vit": vit_commands.make_parser,
         "export": export_command.make_parser,
         "runtime": runtime_command._parser,
     }[module](f"python -m {module}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..command.file_kinds import Kind, detect_file_kind
-from ..command.parser import OptionGroup, argument, command_options, number, option, positive
+from ..command.parser import REQUIRED, OptionGroup, argument, number, option
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.find_images import is_folder
@@ -36,77 +37,64 @@ def _digest(text: str) -> str:
     return text.lower()
 
 
-@command_options
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of `python -m runtime`, in the order of --help."""
 
-    model: Path = argument("an .onnx file, or the folder that the export wrote", metavar="MODEL", parse=Path)
+    model: Path = argument(REQUIRED, "an .onnx file, or the folder that the export wrote", metavar="MODEL")
     images: tuple[str, ...] = argument(
-        "files and folders; - reads paths from standard input", metavar="IMAGES"
+        REQUIRED, "files and folders; - reads paths from standard input", metavar="IMAGES"
     )
     # A file, on a cluster any URI; None for standard output.
     output: str | None = option(
+        None,
         "write the lines to this file (.jsonl or .csv); - is standard output, the default",
-        default=None,
         metavar="FILE",
         parse=lambda text: None if text == "-" else text,
     )
     format: Literal["jsonl", "csv", "parquet"] | None = option(
-        "default: by the name of the output, else jsonl; on a cluster parquet (or jsonl)", default=None
+        None, "default: by the name of the output, else jsonl; on a cluster parquet (or jsonl)"
     )
     embeddings: str | None = option(
+        None,
         "write embeddings, not labels: FILE.npy with FILE.jsonl (the path of each row), or FILE.parquet",
-        default=None,
         metavar="FILE",
     )
-    resume: bool = option("continue --output FILE after an interruption", default=False)
-    overwrite: bool = option("replace --output FILE", default=False)
-    unordered: bool = option("write results as they are ready, not in the order of the images", default=False)
-    sort_into: Path | None = option("link each image into DIR/<label>/", default=None, metavar="DIR")
-    copy: bool = option("with --sort-into: copy instead of link", default=False)
-    top: int = option("number of candidates per line", default=5, metavar="N", parse=positive)
+    resume: bool = option(False, "continue --output FILE after an interruption")
+    overwrite: bool = option(False, "replace --output FILE")
+    unordered: bool = option(False, "write results as they are ready, not in the order of the images")
+    sort_into: Path | None = option(None, "link each image into DIR/<label>/", metavar="DIR")
+    copy: bool = option(False, "with --sort-into: copy instead of link")
+    top: int = option(5, "number of candidates per line")
     min_score: float | None = option(
+        None,
         "below this score, 0 to 1, a line has no label and says unsure (default: every image gets one)",
-        default=None,
         metavar="SCORE",
         parse=number(0, 1, what="a score"),
     )
     device: Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"] = option(
-        "where to predict (default: auto, CUDA where it works, else the CPU)", default="auto"
+        "auto", "where to predict (default: auto, CUDA where it works, else the CPU)"
     )
     workers: int | None = option(
-        f"images in work at the same time (default: number of cores, here {available_cores()})",
-        default=None,
-        metavar="N",
-        parse=positive,
+        None, f"images in work at the same time (default: number of cores, here {available_cores()})"
     )
-    max_pixels: int = option(
-        "refuse images with more pixels", default=89_478_485, metavar="N", parse=positive
-    )
-    sha256: str | None = option(
-        "refuse a model file with another digest", default=None, metavar="HEX", parse=_digest
-    )
+    max_pixels: int = option(89_478_485, "refuse images with more pixels")
+    sha256: str | None = option(None, "refuse a model file with another digest", metavar="HEX", parse=_digest)
     all_files: bool = option(
+        False,
         "try every file in a folder as an image, whatever its suffix (default: those that Pillow reads)",
-        default=False,
     )
-    null: bool = option("paths on standard input end in zero bytes, not newlines", default=False)
+    null: bool = option(False, "paths on standard input end in zero bytes, not newlines")
     engine: Literal["local", "ray"] = option(
-        "local: this machine (default); ray: a cluster", default="local", group=_CLUSTER
+        "local", "local: this machine (default); ray: a cluster", group=_CLUSTER
     )
     address: str | None = option(
+        None,
         "cluster to connect to (default: RAY_ADDRESS, else a cluster on this machine)",
-        default=None,
         metavar="HOST:PORT",
         group=_CLUSTER,
     )
-    part_images: int = option(
-        "images in a part of the output, at most",
-        default=1000,
-        metavar="N",
-        parse=positive,
-        group=_CLUSTER,
-    )
+    part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
 
     @property
     def line_format(self) -> Literal["jsonl", "csv"] | None:
@@ -140,10 +128,7 @@ def check_options(options: RunOptions) -> None:
             raise UsageError("standard output is closed, and the lines go there; give --output FILE")
     if options.address is not None:
         raise UsageError("--address needs --engine ray")
-    if options.copy and not options.sort_into:
-        raise UsageError("--copy needs --sort-into DIR")
-    if options.sort_into is not None:
-        _check_sorting(options.sort_into, options.images)
+    _check_sorting(options)
     if options.null and "-" not in options.images:
         raise UsageError("--null is about paths on standard input: add -")
 
@@ -176,12 +161,17 @@ def _not_exported(model: Path, found: str) -> str:
     return f"{model}: expected a model file, found {found}; export it first: python -m export {model}"
 
 
-def _check_sorting(into: Path, images: tuple[str, ...]) -> None:
+def _check_sorting(options: RunOptions) -> None:
     """Refuse a folder to sort into that cannot be one, or whose images are to be read."""
+    into = options.sort_into
+    if into is None:
+        if options.copy:
+            raise UsageError("--copy needs --sort-into DIR")
+        return
     if os.path.lexists(into) and not is_folder(into):
         raise UsageError(f"{into}: expected a folder to sort into, found a file")
     refuse_name_of_a_file(into)
-    for given in images:
+    for given in options.images:
         if given != "-" and _is_same(into, given):
             raise UsageError(
                 f"{given}: its images would not be read, since --sort-into names it; give another folder"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, dataclass_transform, get_args, get_origin
-from typing import get_type_hints as type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import WRONG_USE
 from ..text import did_you_mean, printable
 
 T = TypeVar("T")
+REQUIRED = MISSING  # in the place of a default
 LONGEST = 2000  # characters of a message: parts of it may come from a file
 
 # --- Options as fields ---
@@ -42,9 +41,9 @@ class _Text:
 
 
 def option(
+    default: Any,
     help: str,
     *,
-    default: Any = MISSING,
     metavar: str | None = None,
     parse: Callable[[str], Any] | None = None,
     flag: str | None = None,
@@ -53,15 +52,15 @@ def option(
 ) -> Any:
     """Return the field of an option, `--name` for a field `name`.
 
-    Its type says how it is read: a `bool` takes no value, a `Literal` one of its words, a `tuple` may be
-    repeated; others are called with the text.
+    Its type says how it is read: a `bool` takes no value, a `Literal` one of its words, an `int` is a whole
+    number from 1, a `tuple` may be repeated; others are called with the text.
 
     Args:
+        default: `REQUIRED` for none.
         help: its meaning, for --help, which adds a default that is a number or a word.
-        default: without it the option is required.
-        metavar: the name of its value in --help; None for the name of the field.
+        metavar: the name of its value in --help; None for N of an `int`, else the name of the field.
         parse: reads the value in the place of the type; raises argparse.ArgumentTypeError.
-        flag: the word for it; None for the name of the field.
+        flag: the word for it; None for the name of the field, "" for a positional argument.
         alone: its value where the option stands without one.
         group: the part of --help.
     """
@@ -69,15 +68,9 @@ def option(
     return field(default=default, metadata={_Text: text})
 
 
-def argument(help: str, *, default: Any = MISSING, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+def argument(default: Any, help: str, *, metavar: str) -> Any:
     """Return the field of a positional argument; a `tuple` takes one or more. Arguments as for `option`."""
-    return option(help, default=default, metavar=metavar, parse=parse, flag="")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option, argument))
-def command_options(kind: type[T]) -> type[T]:
-    """Make a class the frozen dataclass of a command's options. Its other fields are no options."""
-    return dataclass(frozen=True, kw_only=True)(kind)
+    return option(default, help, metavar=metavar, flag="")
 
 
 def value_type(hint: Any) -> Any:
@@ -93,23 +86,25 @@ def _add_option(add: Callable[..., object], name: str, hint: Any, default: Any, 
     if several:
         kind = get_args(kind)[0]
     shown = text.help.replace("%", "%%")
-    settings: dict[str, Any] = {"metavar": text.metavar, "default": None if default is MISSING else default}
+    settings: dict[str, Any] = {"metavar": text.metavar, "default": None if default is REQUIRED else default}
     if kind is bool:
         settings = {"action": "store_true"}
     elif get_origin(kind) is Literal and text.parse is None:
         settings["choices"] = get_args(kind)
     else:
-        settings["type"] = text.parse or kind
+        settings["type"] = text.parse or (positive if kind is int else kind)
+        if kind is int and text.metavar is None:
+            settings["metavar"] = "N"
     if isinstance(default, str | int | float) and kind is not bool and "(default" not in shown:
         shown += " (default: %(default)s)"
     if text.alone is not None:
         settings |= {"nargs": "?", "const": text.alone}
     if several:
         settings |= {"nargs": "+"} if positional else {"action": "append", "default": list(default)}
-    elif positional and default is not MISSING:
+    elif positional and default is not REQUIRED:
         settings["nargs"] = "?"
     if not positional:
-        settings |= {"dest": name, "required": default is MISSING}
+        settings |= {"dest": name, "required": default is REQUIRED}
     add(name if positional else text.flag or "--" + name.replace("_", "-"), help=shown, **settings)
 
 
@@ -128,8 +123,8 @@ class Parser(argparse.ArgumentParser):
     name: str | None = None
 
     def add_options(self, kind: type[Any]) -> None:
-        """Add the options of a class that `command_options` made, in the order of its fields."""
-        hints, groups = type_hints(kind), dict[OptionGroup, argparse._ArgumentGroup]()
+        """Add the fields of a dataclass that `option` and `argument` made, in the order of its fields."""
+        hints, groups = get_type_hints(kind), dict[OptionGroup, argparse._ArgumentGroup]()
         for each in fields(kind):
             text = each.metadata.get(_Text)
             if text is None:

@@ -2,8 +2,8 @@
 
 In reading order:
 
-    bring  import
-    train  train
-    look   summary and plots
-    main   the parser
+    train           train
+    import_weights  import
+    inspect_run     summary and plots
+    main            the parser
 """

@@ -1,13 +1,13 @@
-"""Structure of a model: shapes, parameters and multiply-adds, one row per step."""
+"""python -m vit summary and python -m vit plots: look inside a model."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.command.line import installed
 from runtime.command.locking import only_writer
+from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import did_you_mean
@@ -18,7 +18,7 @@ from vit.config import ViTConfig
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One step of the forward pass, for one image."""
 
     name: str
@@ -27,20 +27,20 @@ class Row:
     macs: int  # multiply-adds of the matrix products; norms, softmax and GELU are not counted, as usual
 
 
-def summary_rows(config: ViTConfig) -> list[Row]:
-    """The steps of the model of `config`, in the order of the computation."""
+def summary_rows(config: ViTConfig) -> list[SummaryRow]:
+    """Return the steps of the model of `config`, in the order of the computation."""
     width, tokens, mlp = config.width, config.tokens, config.mlp_width
     patches = config.grid[0] * config.grid[1]
     patch = 3 * config.patch_size**2
     scale = width if config.layer_scale else 0
     height, breadth = config.image_size
     rows = [
-        Row("pixels", (height, breadth, 3), 0, 0),
-        Row("patch_embedding", (patches, width), width * (patch + 1), patches * patch * width),
-        Row("class_token, position", (tokens, width), width * (tokens + config.class_token), 0),
+        SummaryRow("pixels", (height, breadth, 3), 0, 0),
+        SummaryRow("patch_embedding", (patches, width), width * (patch + 1), patches * patch * width),
+        SummaryRow("class_token, position", (tokens, width), width * (tokens + config.class_token), 0),
     ]
     if config.pre_norm:
-        rows.append(Row("pre_norm", (tokens, width), 2 * width, 0))
+        rows.append(SummaryRow("pre_norm", (tokens, width), 2 * width, 0))
     inside = 4 * width // config.heads if config.qk_norm else 0
     inside += config.heads * tokens**2 if config.attention_bias else 0
     first = 2 if config.gated else 1  # layers in front of the MLP's product
@@ -48,30 +48,32 @@ def summary_rows(config: ViTConfig) -> list[Row]:
         # Four projections of every token, then queries by keys and probabilities by values.
         attention = 4 * tokens * width * width + 2 * tokens * tokens * width
         parameters = 2 * width + 4 * width * (width + 1) + scale + inside
-        rows.append(Row(f"blocks.{index}.attention", (tokens, width), parameters, attention))
+        rows.append(SummaryRow(f"blocks.{index}.attention", (tokens, width), parameters, attention))
         parameters = 2 * width + first * mlp * (width + 1) + width * (mlp + 1) + scale
         rows.append(
-            Row(f"blocks.{index}.mlp", (tokens, width), parameters, (1 + first) * tokens * width * mlp)
+            SummaryRow(f"blocks.{index}.mlp", (tokens, width), parameters, (1 + first) * tokens * width * mlp)
         )
     features = config.features
     if config.final_norm != "none":
         normed = features if config.final_norm == "after" else width
-        rows.append(Row("norm", (features,), 2 * normed, 0))
+        rows.append(SummaryRow("norm", (features,), 2 * normed, 0))
     if config.pooling == "attention":
         parameters = width + 3 * width * (width + 1) + 2 * width + mlp * (width + 1) + width * (mlp + 1)
         macs = (2 * tokens + 1) * width * width + 2 * tokens * width + 2 * width * mlp
-        rows.append(Row("pool", (width,), parameters, macs))
+        rows.append(SummaryRow("pool", (width,), parameters, macs))
     if config.classes and config.representation:
         features = config.representation
-        rows.append(Row("head.0", (features,), features * (config.features + 1), features * config.features))
+        rows.append(
+            SummaryRow("head.0", (features,), features * (config.features + 1), features * config.features)
+        )
     if config.classes:
         parameters = config.classes * (features + 1)
-        rows.append(Row("head", (config.classes,), parameters, config.classes * features))
+        rows.append(SummaryRow("head", (config.classes,), parameters, config.classes * features))
     return rows
 
 
 def summary_text(config: ViTConfig) -> str:
-    """The rows as a table, and their sums."""
+    """Return the rows as a table, and their sums."""
     rows = summary_rows(config)
     lines = [f"{'layer':<24}{'output':>16}{'parameters':>14}{'MMACs':>10}"]
     for row in rows:
@@ -84,24 +86,20 @@ def summary_text(config: ViTConfig) -> str:
     return "\n".join(lines)
 
 
-# --- python -m vit summary and python -m vit plots: look inside a model ---
+# --- The commands ---
 
 
-def add_summary(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_summary)
-    command.description = (
-        "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."
-    )
-    command.add_argument(
-        "model", metavar="MODEL", help="checkpoint, or one of tiny, small, base, large, huge"
-    )
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """Options of `python -m vit summary`."""
+
+    model: str = argument(REQUIRED, "checkpoint, or one of tiny, small, base, large, huge", metavar="MODEL")
 
 
-def run_summary(options: argparse.Namespace) -> None:
+def run_summary(options: SummaryOptions) -> None:
+    """Print the structure of a checkpoint or a named size."""
     from vit.config import SIZES
     from vit.document import CheckpointError, read_document
-
-    pass
 
     named = SIZES.get(options.model)
     if named is None and not Path(options.model).exists():
@@ -112,33 +110,32 @@ def run_summary(options: argparse.Namespace) -> None:
     print(summary_text(named or read_document(options.model).config))
 
 
-def add_plots(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_plots)
-    command.description = (
-        "Draw what a run has learned as PNG files and one HTML page that says what to look for in each."
+@dataclass(frozen=True, kw_only=True)
+class PlotsOptions:
+    """Options of `python -m vit plots`, in the order of --help."""
+
+    run: Path = argument(REQUIRED, "checkpoint or folder of a run", metavar="RUN")
+    data: str | None = option(
+        None, "images for confusion, attention and mistakes; their test split is used if there is one"
     )
-    command.add_argument("run", type=Path, metavar="RUN", help="checkpoint or folder of a run")
-    command.add_argument(
-        "--data",
-        help="images for confusion, attention and mistakes; their test split is used if there is one",
-    )
-    command.add_argument("--out", type=Path, help="folder for the plots (default: RUN/plots)")
+    out: Path | None = option(None, "folder for the plots (default: RUN/plots)")
 
 
-def run_plots(options: argparse.Namespace) -> None:
+def run_plots(options: PlotsOptions) -> None:
+    """Draw the plots of a run and print the path of their page."""
     if not installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
     from vit.data.datasets import refuse_among_classes
     from vit.data.labels import say_same_names
     from vit.document import existing_checkpoint, read_document
-    from vit.training.setup import images_to_judge
+    from vit.training.setup import open_test_images
 
     labels = read_document(options.run).labels
     out = options.out or existing_checkpoint(options.run).parent / "plots"
     if options.data:
         refuse_among_classes(out, options.data)
     check_folder(out)
-    images = images_to_judge(options.data, labels) if options.data else None
+    images = open_test_images(options.data, labels) if options.data else None
     if images is not None and (sentence := say_same_names(images)):
         tell(f"note: {sentence}")
     from vit.checkpoint import load_checkpoint

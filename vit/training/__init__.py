@@ -2,7 +2,7 @@
 
 In reading order:
 
-    recipe       how a model is trained, as plain data
+    recipe       how a model is trained, as plain data, and the options that set it
     augment      augmentation of whole batches
     loss         cross-entropy on smoothed, mixed, weighted targets, and a teacher
     optimizer    parameter groups, learning rate, moving average

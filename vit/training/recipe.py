@@ -1,13 +1,17 @@
-"""Recipe of a training run, as plain data that is stored in every checkpoint."""
+"""Recipe of a training run, stored in every checkpoint, and the options of `python -m vit train` that set it."""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
+from runtime.command.parser import REQUIRED, natural, number, option
 from runtime.errors import InputError
+from runtime.text import did_you_mean
 
 
 class RecipeError(InputError):
@@ -88,13 +92,19 @@ class Recipe:
             raise RecipeError(f"precision must be auto, float32 or bfloat16, found {self.precision!r}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Recipe:
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(document) - known):
-            raise RecipeError(f"unknown in a recipe: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        """Return the recipe of such a document; fields that it lacks have their defaults.
+
+        Raises:
+            RecipeError: for fields that no recipe has, and values that none can have.
+        """
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(document) - names):
+            raise RecipeError(f"unknown in a recipe: {', '.join(unknown)}; known: {', '.join(sorted(names))}")
         return cls(**document)
 
 
@@ -141,7 +151,119 @@ PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "prob
 
 
 def preset(name: str, **changes: Any) -> Recipe:
-    """A preset with some fields changed, e.g. `preset("finetune", epochs=3)`."""
+    """Return a preset with some fields changed, for example `preset("finetune", epochs=3)`.
+
+    Raises:
+        RecipeError: for a name that is no preset, and values that no recipe can have.
+    """
     if name not in PRESETS:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
+
+# --- Options ---
+
+# How a value of --set is read, by the type of its field, and what is expected.
+_VALUES: Mapping[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a word"),
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+}
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE of --set as a field of the recipe and a value of its type.
+
+    Raises:
+        argparse.ArgumentTypeError: saying what is expected.
+    """
+    name, equals, value = text.partition("=")
+    types = get_type_hints(Recipe)
+    del types["name"]  # an example's brings its model along
+    if name not in types:
+        expected = f"expected NAME=VALUE with a NAME among {', '.join(types)}"
+        raise argparse.ArgumentTypeError(f"{expected}, found {text!r}{did_you_mean(name, types)}")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found a name alone; write {text}=VALUE")
+    read, expected = _VALUES[types[name]]
+    try:
+        return name, read(value)
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: expected {expected}, found {value!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `python -m vit train`, in the order of --help; None stands for the default that it names."""
+
+    data: str = option(
+        REQUIRED,
+        "PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), "
+        "a folder of IDX files, or one of the words digits and fashion-mnist",
+    )
+    out: Path = option(REQUIRED, "folder for the checkpoint, metrics.csv and the state of the run")
+    model: str | None = option(
+        None, "tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)"
+    )
+    source: Path | None = option(
+        None, "checkpoint to start from; it gets a new head for the new classes", flag="--from"
+    )
+    preset: str | None = option(
+        None,
+        "scratch, finetune, probe (a new head on frozen features), or an example: digits, fashion, "
+        "fashion-quick (default: finetune with --from, digits with --data digits, else scratch)",
+    )
+    image_size: int | None = option(
+        None,
+        "input resolution; position embeddings of --from are interpolated (default: of the model)",
+        metavar="PIXELS",
+    )
+    white_level: int | None = option(
+        None, "value of a 16-bit gray pixel that is white; 4095 for 12-bit data", parse=int
+    )
+    patch_size: int | None = option(
+        None, "edge of a patch, for a model with random weights", metavar="PIXELS"
+    )
+    teacher: Path | None = option(None, "checkpoint with the same classes to distill from")
+    epochs: int | None = option(None, "number of epochs (default: of the preset)")
+    batch: int | None = option(
+        None, "images per step, of all processes together (default: of the preset, or fewer for few images)"
+    )
+    lr: float | None = option(
+        None, "highest learning rate (default: of the preset)", parse=number(0, above=True)
+    )
+    seed: int | None = option(
+        None, "seed of weights, order and augmentation (default: of the preset)", parse=natural
+    )
+    merge_tokens: int | None = option(
+        None,
+        "train with R similar patches merged per block in the middle half of the blocks, as "
+        "python -m export --merge-tokens R merges them",
+        metavar="R",
+        parse=natural,
+    )
+    changes: tuple[tuple[str, Any], ...] = option(
+        (),
+        "change any field of the recipe, for example --set mixup=0.2; may be repeated; the run prints "
+        "all fields at its start",
+        metavar="NAME=VALUE",
+        parse=parse_change,
+        flag="--set",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "where to train (default: auto, a GPU if there is one)"
+    )
+    tensorboard: bool = option(False, "also write OUT/tensorboard")
+    resume: Literal["yes", "auto"] | None = option(
+        None,
+        "continue the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+        alone="yes",
+    )
+    overwrite: bool = option(False, "replace the run in OUT")
+
+    @property
+    def recipe_changes(self) -> dict[str, Any]:
+        """Fields of the recipe that these options set, with their values."""
+        short = {name: getattr(self, name) for name in ("epochs", "batch", "lr", "seed", "merge_tokens")}
+        return dict(self.changes) | {name: value for name, value in short.items() if value is not None}

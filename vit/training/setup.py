@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scaled_edge
@@ -15,7 +14,7 @@ from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.schedule import middle_schedule
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError
+from vit.training.recipe import FINETUNE, PRESETS, Recipe, RecipeError, TrainOptions
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -25,29 +24,9 @@ STEPS = 10  # per epoch, at least: with one or two a run of the usual length sta
 FEW = 1000  # images, below which a pretrained model is advised
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Options of `python -m vit train`; None stands for the default that the help text names."""
-
-    data: str
-    model: str | None = None
-    source: Path | None = None  # the checkpoint of --from
-    preset: str | None = None
-    image_size: int | None = None
-    patch_size: int | None = None
-    teacher: Path | None = None
-    epochs: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    seed: int | None = None
-    merge_tokens: int | None = None
-    white_level: int | None = None
-    changes: tuple[str, ...] = ()  # NAME=VALUE of --set
-
-
 @dataclass(frozen=True)
-class Start:
-    """Arguments for `vit.training.train.train`."""
+class PreparedRun:
+    """Arguments for `vit.training.train.train`, from the options and the weights that they name."""
 
     recipe: Recipe
     model: ViT
@@ -58,7 +37,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRun:
     """Parts of a run that are known before weights are read."""
 
     recipe: Recipe
@@ -66,13 +45,13 @@ class Checked:
     config: ViTConfig  # of the model that will be trained
 
 
-def check(options: TrainOptions) -> Checked:
+def check_training(options: TrainOptions) -> CheckedRun:
     """Find what does not fit, without reading weights and without torch.
 
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
-    recipe = chosen_recipe(options)
+    recipe = choose_recipe(options)
     if not options.source and (recipe.freeze or recipe.name == FINETUNE.name):
         need = (
             "trains a head on frozen features; give the backbone"
@@ -94,63 +73,63 @@ def check(options: TrainOptions) -> Checked:
         raise ConfigError(
             "--model and --patch-size describe a new model; --from brings its own: give one of them"
         )
-    chosen_config(options, recipe, ("",), source)  # before a large folder is searched for images
+    choose_config(options, recipe, ("",), source)  # before a large folder is searched for images
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     recipe, notes = fit_batch(options, recipe, len(data.train))
     data = replace(data, notes=(*data.notes, *notes))
-    config = chosen_config(options, recipe, data.labels, source)
+    config = choose_config(options, recipe, data.labels, source)
     middle_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
             f"{options.teacher}: the teacher's classes ({first_few(teacher.labels)}) are not those of "
             f"the images ({first_few(data.labels)}); fine-tune it on the same classes first"
         )
-    return Checked(recipe, data, config)
+    return CheckedRun(recipe, data, config)
 
 
-def prepare(options: TrainOptions, checked: Checked | None = None) -> Start:
+def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -> PreparedRun:
     """Put together what `python -m vit train` was asked for.
 
     Args:
         options: of the command line.
-        checked: what `check` returned for them; None to check them now.
+        checked: what `check_training` returned for them; None to check them now.
 
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
-    checked = checked or check(options)
+    checked = checked or check_training(options)
     from vit.checkpoint import load_checkpoint
 
     recipe, data = checked.recipe, checked.data
     source = load_checkpoint(options.source) if options.source else None
-    model, preprocess = chosen_model(checked, source)
+    model, preprocess = build_model(checked, source)
     if options.white_level is not None:
-        preprocess = with_white_level(preprocess, options.white_level)
+        try:
+            preprocess = replace(preprocess, white_level=options.white_level)
+        except ValueError as error:  # a level that no 16 bits have
+            raise RecipeError(f"--white-level: {error}") from error
     teacher = load_checkpoint(options.teacher) if options.teacher else None
     notes = {"from": source.digest, "from_name": source.name} if source else {}
     if teacher:
         notes["teacher"] = teacher.digest
-    return Start(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
+    return PreparedRun(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
 
 
-def chosen_recipe(options: TrainOptions) -> Recipe:
+def choose_recipe(options: TrainOptions) -> Recipe:
+    """Return the preset that fits the options, with the fields that they set.
+
+    Raises:
+        RecipeError: for a name that is no preset, and values that no recipe can have.
+    """
     name = options.preset
     if name is None:
         fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
         name = "finetune" if options.source else fallback
-    known = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
-    if name not in known:
-        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
-    return replace(known[name], **given_fields(options))
-
-
-def given_fields(options: TrainOptions) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line sets."""
-    changes = dict(parsed_change(text) for text in options.changes)
-    for field in ("epochs", "batch", "lr", "seed", "merge_tokens"):
-        if getattr(options, field) is not None:
-            changes[field] = getattr(options, field)
-    return changes
+    recipes = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
+    if name not in recipes:
+        nearest = did_you_mean(name, recipes)
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(recipes)}{nearest}")
+    return replace(recipes[name], **options.recipe_changes)
 
 
 def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recipe, tuple[str, ...]]:
@@ -169,7 +148,7 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     if steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
         return recipe, ()
     few = f"{counted(images, 'image')} to train on"
-    if "batch" in given_fields(options):
+    if "batch" in options.recipe_changes:
         said = (
             f"{few}: a batch of {recipe.batch} gives {counted(steps, 'step')} per epoch, which learns slowly"
         )
@@ -181,32 +160,7 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     return replace(recipe, batch=fitting), (said,)
 
 
-def parsed_change(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE` as the type of the recipe's field."""
-    name, equals, value = text.partition("=")
-    # Not the name: an example's brings its model along.
-    types = {field.name: str(field.type) for field in fields(Recipe) if field.name != "name"}
-    if name not in types:
-        nearest = did_you_mean(name, types)
-        raise RecipeError(f"--set {text}: expected NAME=VALUE with a NAME among {', '.join(types)}{nearest}")
-    if not equals:
-        raise RecipeError(f"--set {text}: expected NAME=VALUE, found a name alone; write {text}=VALUE")
-    try:
-        return name, PARSERS[types[name]](value)
-    except (ValueError, KeyError) as error:
-        raise RecipeError(f"--set {name}: expected {DESCRIBED[types[name]]}, found {value!r}") from error
-
-
-PARSERS: dict[str, Any] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": {"true": True, "false": False}.__getitem__,
-}
-DESCRIBED = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
-
-
-def chosen_config(
+def choose_config(
     options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Document | None
 ) -> ViTConfig:
     """Return the shape of the model to train.
@@ -236,48 +190,36 @@ def chosen_config(
     return named_config(options.model or "tiny", **changes)
 
 
-def chosen_model(checked: Checked, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
+def build_model(checked: CheckedRun, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
     """Return the model to train, new or made from a checkpoint, and its preprocessing."""
     from vit.adapt import adapt, resize
     from vit.model import new_model
 
     config, labels = checked.config, checked.data.labels
     if source is None:
-        return new_model(config, checked.recipe.seed), preprocess_for(config, checked.recipe)
-    if source.labels == labels:  # the same classes: the head goes on learning
+        return new_model(config, checked.recipe.seed), choose_preprocess(config, checked.recipe)
+    if source.labels == labels:  # the same classes: the head keeps learning
         model = resize(source.model, config.image_size)
     else:
         model = adapt(source.model, classes=len(labels), image_size=config.image_size)
-    return model, resized(source.preprocess, config.image_size)
+    # The shorter edge before a crop grows in proportion.
+    size, before = config.image_size, source.preprocess
+    edge = scaled_edge(before.resize_to, max(size) / max(before.size))
+    return model, replace(before, size=size, resize_to=edge)
 
 
-def preprocess_for(config: ViTConfig, recipe: Recipe) -> Preprocess:
-    """Photos keep their shape and lose their edges; the examples' images are square already."""
+def choose_preprocess(config: ViTConfig, recipe: Recipe) -> Preprocess:
+    """Return the preprocessing of a new model: photos keep their shape and lose their edges.
+
+    The images of the examples are square already.
+    """
     if recipe.name in EXAMPLES:
         return replace(EXAMPLES[recipe.name].preprocess, size=config.image_size)
     return Preprocess(size=config.image_size, resize="crop", interpolation="bicubic")
 
 
-def with_white_level(preprocess: Preprocess, white_level: int) -> Preprocess:
-    """Return the same preprocessing for 16-bit gray images with another white.
-
-    Raises:
-        RecipeError: for a level that no 16 bits have.
-    """
-    try:
-        return replace(preprocess, white_level=white_level)
-    except ValueError as error:
-        raise RecipeError(f"--white-level: {error}") from error
-
-
-def resized(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
-    """The same preprocessing for another size; the shorter edge before a crop grows in proportion."""
-    scale = max(size) / max(preprocess.size)
-    return replace(preprocess, size=size, resize_to=scaled_edge(preprocess.resize_to, scale))
-
-
-def images_to_judge(source: str, labels: tuple[str, ...]) -> Images:
-    """The test split of `source`, else its val split, else all of it; with the model's own class indices.
+def open_test_images(source: str, labels: tuple[str, ...]) -> Images:
+    """Open the test split of `source`, else its val split, else all of it; with the model's own class indices.
 
     Raises:
         DataError: for images whose classes are not known, or not among those of the model.

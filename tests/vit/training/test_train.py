@@ -29,8 +29,8 @@ from vit.training.evaluate import best_epoch, no_better
 from vit.training.examples import EXAMPLES
 from vit.training.loop import Loop, TrainingError, class_weights, sample_losses, smoothed_targets
 from vit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from vit.training.recipe import PRESETS, Recipe, RecipeError, preset
-from vit.training.setup import TrainOptions, check, prepare
+from vit.training.recipe import PRESETS, Recipe, RecipeError, TrainOptions, preset
+from vit.training.setup import check_training, prepare_training
 from vit.training.train import train
 
 RECIPE = Recipe(name="test", epochs=4, batch=8, lr=3e-3, holdout=0.25, shift=1, flip=True, ema=0.9, mixup=0.2)
@@ -538,13 +538,13 @@ def test_a_loss_that_still_falls_is_not_stopped(photos, tiny_config, tiny_prepro
 
 
 def test_the_white_level_of_an_option_travels_with_the_model() -> None:
-    assert prepare(TrainOptions(data="digits", white_level=4095)).preprocess.white_level == 4095
+    assert prepare_training(TrainOptions(data="digits", out=Path("new"), white_level=4095)).preprocess.white_level == 4095
     with pytest.raises(RecipeError, match="--white-level: white_level must be 1 to 65535, found 0"):
-        prepare(TrainOptions(data="digits", white_level=0))
+        prepare_training(TrainOptions(data="digits", out=Path("new"), white_level=0))
 
 
 def chosen(photos, **options):
-    checked = check(TrainOptions(data=str(photos), **options))
+    checked = check_training(TrainOptions(data=str(photos), out=Path("new"), **options))
     return checked.recipe, [note for note in checked.data.notes if "batch" in note]
 
 
