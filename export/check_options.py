@@ -1,4 +1,4 @@
-"""All checks of an export's options, in the order in which more is known: the options, the source, the graph.
+"""Checks of the options of an export, as more is known: the options, the source, the graph.
 
 `check_combinations` needs the options alone, `check_without_weights` what a source shows without its weights,
 and `check_with_graph` the float graph. Each refuses before an image is decoded.
@@ -98,7 +98,7 @@ def check_with_graph(options: Options, source: Source) -> None:
 
     Raises:
         PlanError: for a plan, names of layers, or a number of merged tokens that are not of this model.
-        InputError: for options that do not go together, and for limits of an output that the model does not give.
+        InputError: for options that do not go together, or limits of an output that the model does not give.
     """
     check_combinations(options)
     _check_limits(source.labels, options)

@@ -44,12 +44,7 @@ def make_parser(prog: str) -> Parser:
     Args:
         prog: the command as it was typed, for usage and examples.
     """
-    parser = Parser(
-        prog=prog,
-        description="Turn a checkpoint into ONNX files for a device; measure them against the float model.",
-    )
-    parser.name = "export"
-    parser.add_options(Options)
+    parser = Parser(prog=prog, options=Options, first_word="export")
     parser.add_version()
     parser.add_examples(
         "runs/flowers --quantize --calibration PHOTOS",

@@ -37,10 +37,10 @@ def _parse_tokens(text: str) -> int | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `python -m export`, in the order of --help. Drift limits are in percentage points and percent.
+    """Turn a checkpoint into ONNX files for a device; measure them against the float model.
 
-    `export` takes the model and the folder as arguments of its own: it reads neither of the first three
-    fields, nor `out`.
+    `export.pipeline.export` takes the source and the folder as arguments of its own: it reads none of
+    `checkpoint`, `onnx`, `preprocess` and `out`.
     """
 
     checkpoint: Path | None = argument(

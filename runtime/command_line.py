@@ -55,12 +55,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
-        description="Classify images with a model made by python -m export.",
+        options=RunOptions,
+        first_word=PACKAGE,
         epilog=_EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.name = PACKAGE
-    parser.add_options(RunOptions)
     parser.add_version()
     return parser
 

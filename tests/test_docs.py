@@ -117,7 +117,8 @@ def test_every_command_is_documented_and_no_other(parsers: dict[str, argparse.Ar
 def test_each_word_of_the_one_command_is_documented(parsers: dict[str, argparse.ArgumentParser]) -> None:
     text = COMMAND_LINES.read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `vit-edge (\w+)` \| `python -m ([\w ]+)` \|$", text, re.M))
-    (subcommands,) = [a for a in vit_edge.make_parser("x")._actions if isinstance(a, argparse._SubParsersAction)]
+    actions = vit_edge.make_parser("x")._actions
+    (subcommands,) = [each for each in actions if isinstance(each, argparse._SubParsersAction)]
     assert list(rows) == list(subcommands.choices)
     assert set(rows.values()) == {name for name in parsers if name.split()[0] in ("vit", "export", "runtime")}
 

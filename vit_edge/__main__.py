@@ -56,10 +56,10 @@ def make_parser(prog: str) -> Parser:
         prog=prog,
         description="From a Vision Transformer to a small INT8 model on a device.",
         usage="%(prog)s [-h] COMMAND ...",
+        first_word="vit-edge",
+        hints=vit.HINTS | _HINTS,
     )
-    top.name = "vit-edge"
     top.add_version()
-    top.hints = {**vit.HINTS, **_HINTS}
     top.add_examples(
         "train --data PHOTOS --model tiny --out runs/flowers",
         "export runs/flowers --quantize --calibration PHOTOS",

@@ -254,7 +254,7 @@ def describe_unfinished(history: Sequence[object], recipe: Mapping[str, Any]) ->
 
 
 def complete_example(folder: Path) -> Path:
-    """Return the checkpoint of the digits model in a run's folder, after training as far as it is not trained.
+    """Return the checkpoint of the digits model in `folder`, after training what is left to train.
 
     Raises:
         Interrupted: by Ctrl-C in training, whose state is kept.

@@ -39,7 +39,7 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of `python -m runtime`, in the order of --help."""
+    """Classify images with a model made by python -m export."""
 
     model: Path = argument(REQUIRED, "an .onnx file, or the folder that the export wrote", metavar="MODEL")
     images: tuple[str, ...] = argument(

@@ -10,24 +10,9 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal[
-    "image",
-    "onnx",
-    "safetensors",
-    "zip",
-    "archive",
-    "array",
-    "pickle",
-    "page",
-    "pointer",
-    "text",
-    "others",
-    "empty",
-    "folder",
-    "missing",
-    "device",
-    "unknown",
-]
+_Binary = Literal["image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"]
+_Other = Literal["page", "pointer", "text", "empty", "folder", "missing", "device", "unknown"]
+Kind = _Binary | _Other
 
 # Kinds that hold no weights of a model; pages, pointers and archives have messages of their own.
 NO_WEIGHTS: tuple[Kind, ...] = ("image", "onnx", "text", "empty", "device")

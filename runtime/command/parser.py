@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import WRONG_USE
 from ..text import did_you_mean, printable
@@ -26,18 +26,6 @@ class OptionGroup:
 
     title: str
     description: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """What an option needs beside its name, its type and its default."""
-
-    help: str
-    metavar: str | None
-    parse: Callable[[str], Any] | None
-    flag: str | None
-    alone: object
-    group: OptionGroup | None
 
 
 def option(
@@ -64,8 +52,8 @@ def option(
         alone: its value where the option stands without one.
         group: the part of --help.
     """
-    text = _Text(help=help, metavar=metavar, parse=parse, flag=flag, alone=alone, group=group)
-    return field(default=default, metadata={_Text: text})
+    texts = {"help": help, "metavar": metavar, "parse": parse, "flag": flag, "alone": alone, "group": group}
+    return field(default=default, metadata=texts)
 
 
 def argument(default: Any, help: str, *, metavar: str) -> Any:
@@ -73,39 +61,52 @@ def argument(default: Any, help: str, *, metavar: str) -> Any:
     return option(default, help, metavar=metavar, flag="")
 
 
-def value_type(hint: Any) -> Any:
-    """Return the type of a value that is not None: `int` for `int | None`, `Path` for `Path | str`."""
-    if get_origin(hint) in (Union, UnionType):
-        return next(each for each in get_args(hint) if each is not NoneType)
-    return hint
+def options_from(kind: type[T], found: argparse.Namespace) -> T:
+    """Return what a parser has found as an instance of the dataclass that its options were made from."""
+    values = {each.name: getattr(found, each.name) for each in _options_of(kind)}
+    return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
 
-def _add_option(add: Callable[..., object], name: str, hint: Any, default: Any, text: _Text) -> None:
-    kind, positional = value_type(hint), text.flag == ""
-    several = get_origin(kind) is tuple
-    if several:
+def _options_of(kind: type[Any]) -> list[Field[Any]]:
+    return [each for each in fields(kind) if "help" in each.metadata]
+
+
+def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None:
+    """Add the option of a field to a parser or a group.
+
+    Args:
+        add: `add_argument` of it.
+        made: by `option`.
+        kind: the type of the field; of a union, the first type counts, which is not None.
+    """
+    texts, default, flag = made.metadata, cast("Any", made.default), made.metadata["flag"]
+    if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
-    shown = text.help.replace("%", "%%")
-    settings: dict[str, Any] = {"metavar": text.metavar, "default": None if default is REQUIRED else default}
-    if kind is bool:
-        settings = {"action": "store_true"}
-    elif get_origin(kind) is Literal and text.parse is None:
-        settings["choices"] = get_args(kind)
-    else:
-        settings["type"] = text.parse or (positive if kind is int else kind)
-        if kind is int and text.metavar is None:
-            settings["metavar"] = "N"
+    if several := get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    shown = texts["help"].replace("%", "%%")
     if isinstance(default, str | int | float) and kind is not bool and "(default" not in shown:
         shown += " (default: %(default)s)"
-    if text.alone is not None:
-        settings |= {"nargs": "?", "const": text.alone}
+    settings: dict[str, Any] = {"help": shown}
+    if kind is bool:
+        settings["action"] = "store_true"
+    else:
+        settings |= {"metavar": texts["metavar"], "default": None if default is REQUIRED else default}
+        if get_origin(kind) is Literal and texts["parse"] is None:
+            settings["choices"] = get_args(kind)
+        else:
+            settings["type"] = texts["parse"] or (positive if kind is int else kind)
+            settings["metavar"] = texts["metavar"] or ("N" if kind is int else None)
+    if texts["alone"] is not None:
+        settings |= {"nargs": "?", "const": texts["alone"]}
+    if flag == "":
+        nargs = "+" if several else None if default is REQUIRED else "?"
+        add(made.name, nargs=nargs, **settings)
+        return
     if several:
-        settings |= {"nargs": "+"} if positional else {"action": "append", "default": list(default)}
-    elif positional and default is not REQUIRED:
-        settings["nargs"] = "?"
-    if not positional:
-        settings |= {"dest": name, "required": default is REQUIRED}
-    add(name if positional else text.flag or "--" + name.replace("_", "-"), help=shown, **settings)
+        settings |= {"action": "append", "default": list(default)}
+    name = flag or "--" + made.name.replace("_", "-")
+    add(name, dest=made.name, required=default is REQUIRED, **settings)
 
 
 # --- The parser ---
@@ -114,26 +115,32 @@ def _add_option(add: Callable[..., object], name: str, hint: Any, default: Any, 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line with the nearest word, and not all of its options.
 
-    Attributes:
+    Args:
+        options: a dataclass whose fields `option` and `argument` made; its first line describes the command.
+        first_word: the first word of all messages, the one that `run_command` takes; None for that of `prog`.
         hints: what to say of words that people try as a command, by the word.
-        name: the first word of all messages, the one that `run_command` takes; None for that of `prog`.
+        settings: those of argparse.
     """
 
-    hints: Mapping[str, str] = MappingProxyType({})
-    name: str | None = None
-
-    def add_options(self, kind: type[Any]) -> None:
-        """Add the fields of a dataclass that `option` and `argument` made, in the order of its fields."""
-        hints, groups = get_type_hints(kind), dict[OptionGroup, argparse._ArgumentGroup]()
-        for each in fields(kind):
-            text = each.metadata.get(_Text)
-            if text is None:
-                continue
-            group = text.group
+    def __init__(
+        self,
+        *,
+        options: type[Any] | None = None,
+        first_word: str | None = None,
+        hints: Mapping[str, str] = MappingProxyType({}),
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.first_word, self.hints = first_word or _first_word(self.prog), hints
+        if options is None:
+            return
+        self.description = str(options.__doc__).partition("\n")[0]
+        kinds, groups = get_type_hints(options), dict[OptionGroup, argparse._ArgumentGroup]()
+        for each in _options_of(options):
+            group = each.metadata["group"]
             if group is not None and group not in groups:
                 groups[group] = self.add_argument_group(group.title, group.description)
-            add = self.add_argument if group is None else groups[group].add_argument
-            _add_option(add, each.name, hints[each.name], each.default, text)
+            _add_option((groups[group] if group else self).add_argument, each, kinds[each.name])
 
     def add_version(self) -> None:
         """Add the option that prints the version."""
@@ -162,7 +169,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str, hint: str = "") -> NoReturn:
         """Print what is wrong in one line and exit with the code of wrong use."""
         text = f"{printable(message, longest=LONGEST)}{hint}; see {self.prog} --help"
-        self.exit(WRONG_USE, f"{self.name or _name_of(self.prog)}: error: {text}\n")
+        self.exit(WRONG_USE, f"{self.first_word}: error: {text}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Add the nearest choice to the message, or the hint for the word."""
@@ -172,13 +179,6 @@ class Parser(argparse.ArgumentParser):
             nearest = did_you_mean(value, map(str, action.choices or ()))
             error.message += f"; {self.hints[value]}" if value in self.hints else nearest
             raise
-
-
-def options_from(kind: type[T], found: argparse.Namespace) -> T:
-    """Return what a parser has found as an instance of the class that its options were made from."""
-    names = [each.name for each in fields(kind) if _Text in each.metadata]  # type: ignore[arg-type]
-    values = {name: getattr(found, name) for name in names}
-    return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
 
 class _ShowVersion(argparse.Action):
@@ -205,7 +205,7 @@ def _version() -> str:
         return "of an unknown version"
 
 
-def _name_of(prog: str) -> str:
+def _first_word(prog: str) -> str:
     """Return the first word of all messages of a command: vit for `python -m vit train`."""
     return prog.split()[2].rpartition(".")[2] if prog.startswith("python -m ") else prog
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import installed
-from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.locking import only_writer
+from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import counted
@@ -23,7 +23,7 @@ _NO_LIST: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """Options of `python -m vit import`, in the order of --help."""
+    """Turn weights of another project into a checkpoint; nothing in them is executed."""
 
     source: Path = argument(
         REQUIRED,
@@ -63,9 +63,8 @@ def run_import(options: ImportOptions) -> None:
             options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
         )
     config = found.model.config
-    tell(
-        f"{found.format} weights: width {config.width}, depth {config.depth}, {counted(config.classes, 'class', 'classes')}"
-    )
+    classes = counted(config.classes, "class", "classes")
+    tell(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes}")
     for sentence in found.notes:
         tell(f"note: {sentence}")
     for sentence in found.assumed:

@@ -91,7 +91,7 @@ def summary_text(config: ViTConfig) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
-    """Options of `python -m vit summary`."""
+    """Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."""
 
     model: str = argument(REQUIRED, "checkpoint, or one of tiny, small, base, large, huge", metavar="MODEL")
 
@@ -112,7 +112,7 @@ def run_summary(options: SummaryOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotsOptions:
-    """Options of `python -m vit plots`, in the order of --help."""
+    """Draw what a run has learned as PNG files and one HTML page that says what to look for in each."""
 
     run: Path = argument(REQUIRED, "checkpoint or folder of a run", metavar="RUN")
     data: str | None = option(

@@ -25,14 +25,12 @@ class Command(NamedTuple):
         options: the dataclass of its options.
         work: takes an instance; imports what it needs only then, so that --help is quick.
         summary: its line in the help of all commands.
-        description: the first lines of its own help.
         examples: its arguments in the last lines of its help.
     """
 
     options: type[Any]
     work: Callable[[Any], None]
     summary: str
-    description: str
     examples: tuple[str, ...]
 
 
@@ -41,7 +39,6 @@ COMMANDS = {
         TrainOptions,
         run_train,
         "train on images, from random weights or from a checkpoint",
-        "Train a ViT on images and keep the best checkpoint in OUT/model.safetensors.",
         (
             "--data PHOTOS --model tiny --out runs/flowers",
             "--data PHOTOS --from runs/base --out runs/flowers",
@@ -52,7 +49,6 @@ COMMANDS = {
         ImportOptions,
         run_import,
         "turn weights of Hugging Face, timm, torchvision or Google into a checkpoint",
-        "Turn weights of another project into a checkpoint; nothing in them is executed.",
         (
             "vit-base-patch16-224/ --out runs/base",
             "weights.safetensors --heads 12 --out runs/base",
@@ -63,14 +59,12 @@ COMMANDS = {
         SummaryOptions,
         run_summary,
         "print layers, shapes, parameters and multiply-adds of a model",
-        "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size.",
         ("tiny", "runs/flowers", "runs/flowers/model.safetensors"),
     ),
     "plots": Command(
         PlotsOptions,
         run_plots,
         "draw curves, confusion, filters, attention and mistakes of a run",
-        "Draw what a run has learned as PNG files and one HTML page that says what to look for in each.",
         ("runs/flowers", "runs/flowers --data PHOTOS", "runs/flowers --data PHOTOS --out plots"),
     ),
 }
@@ -114,10 +108,10 @@ def make_parser(prog: str) -> Parser:
     top = Parser(
         prog=prog,
         description="Train Vision Transformers, import them, and look inside.",
+        first_word="vit",
+        hints=HINTS,
     )
-    top.name = "vit"
     top.add_version()
-    top.hints = HINTS
     top.add_examples(
         "train --data PHOTOS --model tiny --out runs/flowers",
         "import vit-base-patch16-224/ --out runs/base",
@@ -128,8 +122,8 @@ def make_parser(prog: str) -> Parser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        parser = commands.add_parser(name, help=command.summary, description=command.description)
-        parser.name = top.name
-        parser.add_options(command.options)
+        parser = commands.add_parser(
+            name, help=command.summary, options=command.options, first_word="vit", hints=HINTS
+        )
         parser.add_examples(*command.examples)
     return top

@@ -1,4 +1,4 @@
-"""Recipe of a training run, stored in every checkpoint, and the options of `python -m vit train` that set it."""
+"""Recipe of a training run, stored in every checkpoint, and the options of `python -m vit train`."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of `python -m vit train`, in the order of --help; None stands for the default that it names."""
+    """Train a ViT on images and keep the best checkpoint in OUT/model.safetensors."""
 
     data: str = option(
         REQUIRED,

@@ -219,7 +219,7 @@ def choose_preprocess(config: ViTConfig, recipe: Recipe) -> Preprocess:
 
 
 def open_test_images(source: str, labels: tuple[str, ...]) -> Images:
-    """Open the test split of `source`, else its val split, else all of it; with the model's own class indices.
+    """Open the test split of `source`, else its val split, else all of it; class indices are the model's.
 
     Raises:
         DataError: for images whose classes are not known, or not among those of the model.
