@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
         arguments: None takes those of the process.
         prog: the command as it was typed, for usage and examples.
     """
-    parser = _parser(prog)
+    parser = make_parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
     if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
         parser.error(f"expected a model and images, found an image alone; {prog} MODEL {words[0]}")
@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     )
 
 
-def _parser(prog: str) -> Parser:
+def make_parser(prog: str) -> Parser:
+    """Return the parser of the command line.
+
+    Args:
+        prog: the command as it was typed, for usage and examples.
+    """
     parser = Parser(
         prog=prog,
         options=RunOptions,

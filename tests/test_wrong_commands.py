@@ -502,7 +502,7 @@ def test_every_help_ends_with_examples_that_are_understood(
     parser = {
         "vit": vit_commands.make_parser,
         "export": export_command.make_parser,
-        "runtime": runtime_command._parser,
+        "runtime": runtime_command.make_parser,
     }[module](f"python -m {module}")
     for line in lines:
         parser.parse_args([*command, *shlex.split(line)])
