@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import subprocess
@@ -69,7 +68,7 @@ def test_more_noise_is_more_bytes_in_as_many_pixels(photos, tmp_path):
 
 
 def test_decoding_is_compared_on_one_model_in_two_modes(model, photos, tmp_path, capsys):
-    options = argparse.Namespace(model=model, photos=photos, large=2, rounds=1)
+    options = throughput.ThroughputOptions(model=model, photos=photos, large=2, rounds=1)
     throughput.compare_decoding(options, tmp_path, 0, 75)
     assert {read_metadata(tmp_path / f"{way}.onnx").preprocess.decode for way in ("full", "draft")} == {
         "full",
@@ -125,7 +124,7 @@ def test_decode_drift_compares_what_the_model_says(model, photos, tmp_path, caps
 
 @pytest.mark.slow
 def test_the_peers_run(model, photos, tmp_path, capsys):
-    options = argparse.Namespace(model=model, photos=photos, repeat=2, rounds=1)
+    options = throughput.ThroughputOptions(model=model, photos=photos, repeat=2, rounds=1)
     throughput.compare_ways(options, tmp_path)
     rows = cells(capsys.readouterr().out)
     assert len(rows) == 5
