@@ -13,12 +13,11 @@ In reading order:
     files         model files with metadata, written aside and renamed
     measure/      drift, latency and size of each variant
     report/       report.html and the table in the terminal
-    options       options of an export, and the limits that follow from them
-    layers        names of layers, which a plan must fit
-    checks        limits that refuse an export
+    options       options of an export, one field each
+    check_options checks of the options, as more is known: options, source, graph
+    check_results checks of the files: equal to the source, within the limits
     quantization  calibrate, search a plan, or apply a given one
     pipeline      the whole export
-    example       the embedded example
-    command/      options and checks of python -m export
+    command_line  parser of python -m export, and the order of its work
     __main__      python -m export
 """

@@ -1,7 +1,7 @@
-"""Checks of the options of an export, as more is known: the options, the source, the graph.
+"""All checks of the options of an export: `export` makes them before it decodes an image.
 
-`check_combinations` needs the options alone, `check_without_weights` what a source shows without its weights,
-and `check_with_graph` the float graph. Each refuses before an image is decoded.
+`check_combinations` needs the options alone, `check_without_weights` the facts of the source that need no
+weights, and `check_with_graph` the float graph.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_combinations(options: Options) -> None:
 
 
 def check_without_weights(options: Options, facts: SourceFacts, out: Path) -> None:
-    """Check the options against what is known of the source without its weights.
+    """Check the options against the facts of a source that need no weights.
 
     Args:
         options: of the export.

@@ -14,7 +14,7 @@ from export.measure.evidence import Doubt, Evidence, doubts
 from export.measure.inference import batches
 from export.measure.model_file import ModelFile
 from export.measure.publish import LAYER_IMAGES
-from export.measure.results import Clipping, Results, VariantResult
+from export.measure.results import Clipping, Results
 from export.measure.verdict import Verdict, judge
 from export.options import Options
 from export.sources.scores import expect_logits
@@ -26,6 +26,7 @@ from vit.data.datasets import Images
 
 PARITY = 1e-4  # of the logits' scale: float32 rounding in another order, and no more
 PARITY_IMAGES = 8
+WORST_LAYERS = 5  # named in a message, those furthest from float32
 JUDGED_IMAGES = 32  # of the calibration images, whether they are alike
 
 
@@ -87,23 +88,18 @@ def check_limits(results: Results, options: Options) -> None:
         if far and each.variant == "int8" and results.merging is not None:
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
         elif far and each.variant == "int8":
-            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in worst_layers(each))
+            layers = sorted(each.layers.items(), key=lambda item: item[1])[:WORST_LAYERS]
+            worst = ", ".join(f"{name} ({db:.1f} dB)" for name, db in layers)
             failures.append(f"furthest from float32: {worst}")
         if failures:
             raise drift_error(each.variant, "; ".join(failures))
 
 
-def _budget_of(variant: VariantResult, results: Results, options: Options) -> Budget:
-    """Return the limits on the logits of a variant; a merged one has limits of its own."""
-    merged = variant.variant == "int8" and results.merging is not None
-    return (options.merge_budget if merged else None) or options.budget
-
-
 def _judge(results: Results, options: Options, found: tuple[Doubt, ...] = ()) -> Verdict:
     exact = results.variants[0].logits
-    budgets: dict[str, Budget] = {
-        each.variant: _budget_of(each, results, options) for each in results.variants
-    }
+    budgets: dict[str, Budget] = dict.fromkeys((each.variant for each in results.variants), options.budget)
+    if results.merging is not None and options.merge_budget is not None:  # it has limits of its own
+        budgets["int8"] = options.merge_budget
     return judge(
         budgets,
         {each.variant: each.drift for each in results.variants if each.drift is not None},
@@ -168,8 +164,3 @@ def drift_error(variant: Variant, why: str) -> DriftError:
     if variant != "int8":
         advice = "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
-
-
-def worst_layers(result: VariantResult, count: int = 5) -> list[tuple[str, float]]:
-    """The linears whose output is furthest from float, worst first."""
-    return sorted(result.layers.items(), key=lambda item: item[1])[:count]

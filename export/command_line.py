@@ -57,7 +57,7 @@ def make_parser(prog: str) -> Parser:
 
 
 def _run(options: Options, words: Sequence[str]) -> int:
-    """Check everything that can be known first, then export."""
+    """Make all checks that need no weights, then export."""
     from export.check_options import check_combinations, check_without_weights, open_export_images
     from export.sources.read_source import EXAMPLE, choose_reader
     from runtime.images.openers import register_openers

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.command.parser import argument, number, option, positive
 from runtime.cpu import cpu_kind
@@ -33,6 +34,11 @@ def _parse_tokens(text: str) -> int | str:
             f"expected a number of tokens from 1 or auto, found {text!r}; "
             "write --merge-tokens behind the checkpoint"
         ) from error
+
+
+def _limit(metavar: str, failure: str, parse: Callable[[str], float], default: str = "") -> Any:
+    """Return the option of a limit, which fails where the whole 95 % interval is beyond it."""
+    return option(None, f"{failure}, with 95 % confidence{default}", metavar=metavar, parse=parse)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,35 +80,23 @@ class Options:
     out: Path | None = option(None, "folder for the files (default: artifacts/NAME)", metavar="DIR")
     samples: int = option(128, "number of calibration images")
     evaluation_samples: int | None = option(None, "number of images to measure on (default: all)")
-    max_drift: float | None = option(
-        None,
-        "fail if top-1 falls by more percentage points, with 95 % confidence",
-        metavar="POINTS",
-        parse=number(0, 100),
+    max_drift: float | None = _limit(
+        "POINTS", "fail if top-1 falls by more percentage points", number(0, 100)
     )
-    min_agreement: float | None = option(
-        None,
-        "fail if fewer images keep their label, with 95 % confidence",
-        metavar="PERCENT",
-        parse=number(0, 100),
-    )
-    min_sqnr: float | None = option(
-        None,
-        "fail if the signal-to-noise ratio of the logits is lower, with 95 % confidence (default: 20 "
-        "with --merge-tokens and no R, else none)",
-        metavar="DB",
-        parse=number(),
+    min_agreement: float | None = _limit("PERCENT", "fail if fewer images keep their label", number(0, 100))
+    min_sqnr: float | None = _limit(
+        "DB",
+        "fail if the signal-to-noise ratio of the logits is lower",
+        number(),
+        " (default: 20 with --merge-tokens and no R, else none)",
     )
     embedding: bool = option(
         False,
         "also write the embedding as an output: what the last linear layer reads; a model without "
         "classes has no other output",
     )
-    min_cosine: float | None = option(
-        None,
-        "fail if the mean cosine of the embeddings to those of float32 is lower, with 95 % confidence",
-        metavar="COSINE",
-        parse=number(-1, 1),
+    min_cosine: float | None = _limit(
+        "COSINE", "fail if the mean cosine of the embeddings to those of float32 is lower", number(-1, 1)
     )
     merge_tokens: int | Literal["auto"] | None = option(
         None,

@@ -18,6 +18,6 @@ In reading order:
     training/    from a recipe to a checkpoint
     inspect/     summary, attention maps and plots of a model
     page/        parts of the HTML pages, for plots and for the export's report
-    commands/    options and checks of python -m vit
+    commands/    options, checks and parser of python -m vit
     __main__     python -m vit train | import | summary | plots
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import installed
@@ -46,23 +46,13 @@ class SourceFacts:
     notes: tuple[str, ...] = ()
 
 
-class SourceReader(Protocol):
-    """Reader of one kind of source."""
-
-    @property
-    def name(self) -> str:
-        """Name of the source, the folder of its files in artifacts/."""
-
-    def read_facts(self) -> SourceFacts:
-        """Return what is known without weights; refuse what is no such source."""
-
-    def read_source(self, step: ShowStep) -> Source:
-        """Read the weights and make the float graph; `step` shows each long step."""
-
-
 @dataclass(frozen=True)
 class CheckpointReader:
-    """Reader of a checkpoint of this project."""
+    """Reader of a checkpoint of this project.
+
+    The other readers have the same members: a `name` for a folder in artifacts/, `read_facts`, and
+    `read_source` with a function that shows each long step.
+    """
 
     path: Path
 
@@ -170,6 +160,9 @@ class OnnxReader:
             from export.sources.source import from_onnx
 
             return from_onnx(self.model, self.preprocess)
+
+
+SourceReader = CheckpointReader | ExampleReader | WeightsReader | OnnxReader
 
 
 def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> SourceReader:

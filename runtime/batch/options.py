@@ -116,7 +116,7 @@ def check_options(options: RunOptions) -> None:
     """
     _check_inputs(options)
     if options.resume and options.overwrite:
-        raise UsageError("expected --resume (go on with the file) or --overwrite (replace it), found both")
+        raise UsageError("expected --resume (continue the file) or --overwrite (replace it), found both")
     if options.format == "parquet":
         raise UsageError("--format parquet needs --engine ray; on one machine: jsonl or csv")
     if options.output is not None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..command.locking import being_written, say_no_locks
+from ..command.locking import being_written, warn_no_locks
 from ..writing import OutputError, explained_output, lock, write_atomically
 from .output import Format, Lines
 from .whole_lines import keep_whole_lines
@@ -106,7 +106,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     except BlockingIOError:
         raise being_written(path) from None
     if not locked:
-        say_no_locks(path)
+        warn_no_locks(path)
 
 
 def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:

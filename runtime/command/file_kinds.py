@@ -51,7 +51,14 @@ _BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (
 
 
 def detect_file_kind(path: Path | str) -> tuple[Kind, str]:
-    """Return the kind of a file or folder, and the same in words; only plain files are opened."""
+    """Return the kind of a file or folder.
+
+    Args:
+        path: need not exist; only plain files are opened.
+
+    Returns:
+        the kind, and the same in words for a message.
+    """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (Path.stat is this)
         if stat.S_ISDIR(mode):
@@ -69,7 +76,7 @@ def detect_file_kind(path: Path | str) -> tuple[Kind, str]:
 
 
 def refuse_kinds(path: Path | str, kinds: Collection[Kind], expected: str, advice: str) -> None:
-    """Refuse a file or folder of certain kinds, before anything else is asked of it.
+    """Refuse a file or folder of certain kinds, before it is read.
 
     Args:
         path: of the file.

@@ -30,6 +30,9 @@ def run_command(
         work: does everything and returns an exit code.
         stopped: the message after Ctrl-C.
         extra: the extra of pyproject.toml that brings every package that the work imports.
+
+    Returns:
+        the exit code of the work, or that of its error.
     """
     say_when_stopped(name, stopped)
     try:
@@ -52,13 +55,23 @@ def run_command(
 
 
 def complain(name: str, message: object, code: int) -> int:
-    """Print one line of bounded length on standard error and return `code`."""
+    """Print one line of bounded length on standard error and return `code`.
+
+    Args:
+        name: the first word of the line.
+        message: an error, or its text.
+        code: the exit code.
+    """
     print(f"{name}: {printable(str(message), longest=LONGEST)}", file=sys.stderr)
     return code
 
 
 def installed(package: str) -> bool:
-    """Return whether a package can be imported, without importing it."""
+    """Return whether a package can be imported, without importing it.
+
+    Args:
+        package: its name in an import.
+    """
     if package in sys.modules:
         return bool(sys.modules[package])
     try:

@@ -57,12 +57,23 @@ def option(
 
 
 def argument(default: Any, help: str, *, metavar: str) -> Any:
-    """Return the field of a positional argument; a `tuple` takes one or more. Arguments as for `option`."""
+    """Return the field of a positional argument; a `tuple` takes one or more.
+
+    Args:
+        default: as for `option`; so are the others.
+        help: its meaning.
+        metavar: its name in --help.
+    """
     return option(default, help, metavar=metavar, flag="")
 
 
 def options_from(kind: type[T], found: argparse.Namespace) -> T:
-    """Return what a parser has found as an instance of the dataclass that its options were made from."""
+    """Return the values that a parser has found as an instance of a dataclass.
+
+    Args:
+        kind: the dataclass that the options of the parser were made from.
+        found: what its `parse_args` returned.
+    """
     values = {each.name: getattr(found, each.name) for each in _options_of(kind)}
     return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
@@ -216,6 +227,12 @@ def _first_word(prog: str) -> str:
 def positive(text: str) -> int:
     """Parse a whole number from 1.
 
+    Args:
+        text: the value of an option.
+
+    Returns:
+        the number.
+
     Raises:
         argparse.ArgumentTypeError: for anything else.
     """
@@ -224,6 +241,12 @@ def positive(text: str) -> int:
 
 def natural(text: str) -> int:
     """Parse a whole number from 0.
+
+    Args:
+        text: the value of an option.
+
+    Returns:
+        the number.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.

@@ -1,4 +1,4 @@
-"""The commands of `python -m vit`: each checks what can be known, and only then imports torch.
+"""The commands of `python -m vit`: each makes all checks that need no weights, then imports torch.
 
 In reading order:
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_train(options: TrainOptions) -> None:
-    """Check what can be known, train, and print the path of the checkpoint."""
+    """Make all checks that need no weights, train, and print the path of the checkpoint."""
     from vit.data.datasets import refuse_among_classes
     from vit.run_folder import STATE, is_first_process, open_run_folder, write_alone
     from vit.training.setup import check_training

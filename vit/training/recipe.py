@@ -37,7 +37,7 @@ LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides how training runs, next to the model, the images and the device.
+    """Settings of a training run, except the model, the images and the device.
 
     Two CPU runs of the same recipe on the same images, with the same number of threads, give the
     same weights bit for bit.
@@ -47,7 +47,7 @@ class Recipe:
     epochs: int = 100
     batch: int = 256  # of all processes together
     seed: int = 0
-    # share of the training images that choose the best epoch, when there is no val split
+    # share of the training images that choose the best epoch, where there is no val split
     holdout: float = 0.1
 
     # AdamW (arXiv 1711.05101) with linear warm-up and a cosine to zero, as in ViT and DeiT
@@ -56,10 +56,10 @@ class Recipe:
     warmup: float = 0.05  # share of all steps
     beta2: float = 0.999
     clip: float = 1.0  # the largest norm of the gradient
-    layer_decay: float = 1.0  # the learning rate falls by this factor a block from the head down (BEiT)
+    layer_decay: float = 1.0  # factor of the learning rate per block from the head down (BEiT)
     merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # train the head alone, on features that are computed once
-    ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
+    ema: float = 0.0  # decay of a moving average of the weights, which the checkpoint then holds; 0 is off
     # epochs without a better accuracy (a probe: a lower validation loss) before training ends; 0 is off
     early_stop: int = 0
 
@@ -69,17 +69,17 @@ class Recipe:
     mixup: float = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 is off
     distill: float = 0.5  # weight of the teacher's part of the loss, when there is a teacher
     temperature: float = 2.0  # of the teacher's and the student's probabilities
-    views: int = 0  # distinct augmentations an image, so that the teacher is asked once for each; 0: no limit
+    views: int = 0  # distinct augmentations per image, so that the teacher runs once for each; 0: no limit
 
     # augmentation
-    shift: int = 0  # random crop after padding by so many pixels
+    shift: int = 0  # pixels of padding before a random crop
     flip: bool = False  # left to right
     crop: float = 1.0  # smallest area of a random resized crop; 1 is off
-    randaugment: int = 0  # operations an image (arXiv 1909.13719); 0 is off
+    randaugment: int = 0  # operations per image (arXiv 1909.13719); 0 is off
     magnitude: float = 0.5  # their strength, 0 to 1
     erasing: float = 0.0  # probability of a random rectangle erased (arXiv 1708.04896)
 
-    bad_images: float = 0.01  # share of undecodable images that is listed and skipped; more is an error
+    bad_images: float = 0.01  # largest share of undecodable images, which are listed and skipped
     precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, otherwise float32
     compile: bool = False  # torch.compile; pays on CUDA and for long runs
 
@@ -108,7 +108,7 @@ class Recipe:
         return cls(**document)
 
 
-# Photos, from nothing: DeiT's recipe (arXiv 2012.12877, table 9) on a small scale.
+# Photos, from random weights: DeiT's recipe (arXiv 2012.12877, table 9) on a small scale.
 SCRATCH = Recipe(
     name="scratch",
     epochs=100,
@@ -120,8 +120,8 @@ SCRATCH = Recipe(
     erasing=0.25,
     early_stop=30,
 )
-# Photos, from pre-trained weights, every weight adapted a little (the lower the block, the less). Made for
-# a few hundred images: small batches, an average of the last few dozen steps, much augmentation.
+# Photos, from pretrained weights: all weights are trained, lower blocks at a lower rate. Made for a few
+# hundred images: small batches, an average of the last few dozen steps, much augmentation.
 FINETUNE = Recipe(
     name="finetune",
     epochs=10,
@@ -135,7 +135,7 @@ FINETUNE = Recipe(
     randaugment=1,
     early_stop=4,
 )
-# Photos, from pre-trained weights, a new head on frozen features: seconds after the features.
+# Photos, from pretrained weights: a new head on frozen features; takes seconds after the features.
 PROBE = Recipe(
     name="probe",
     epochs=100,

@@ -48,6 +48,9 @@ class CheckedRun:
 def check_training(options: TrainOptions) -> CheckedRun:
     """Find what does not fit, without reading weights and without torch.
 
+    Args:
+        options: of the command line.
+
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
@@ -56,7 +59,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
         need = (
             "trains a head on frozen features; give the backbone"
             if recipe.freeze
-            else "goes on from trained weights; give them"
+            else "starts from trained weights; give them"
         )
         raise RecipeError(
             f"preset {recipe.name} {need} with --from CHECKPOINT (python -m vit import makes one), or train "
@@ -133,15 +136,15 @@ def choose_recipe(options: TrainOptions) -> Recipe:
 
 
 def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recipe, tuple[str, ...]]:
-    """Choose a batch so small that an epoch has `STEPS` steps, and say so; one that was given stays.
+    """Reduce the batch until an epoch has `STEPS` steps, with a note; a given batch stays.
 
     Args:
         options: of the command line, which may set the batch.
-        recipe: an example's is what its figures were measured with, and stays.
+        recipe: the batch of an example's recipe stays, since its figures were measured with it.
         images: number of images to train on.
 
     Returns:
-        The recipe, and a sentence where the batch is or should be another one.
+        the recipe, and a note where the batch is or should be another one.
     """
     fitting = 1 << max(images // STEPS, 2).bit_length() - 1  # a power of two
     steps = max(images // recipe.batch, 1)
@@ -149,15 +152,15 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
         return recipe, ()
     few = f"{counted(images, 'image')} to train on"
     if "batch" in options.recipe_changes:
-        said = (
+        note = (
             f"{few}: a batch of {recipe.batch} gives {counted(steps, 'step')} per epoch, which learns slowly"
         )
-        return recipe, (f"{said}; --batch {fitting} gives {max(images // fitting, 1)}",)
+        return recipe, (f"{note}; --batch {fitting} gives {max(images // fitting, 1)}",)
     steps = max(images // fitting, 1)
-    said = f"{few}: --batch {fitting}, not {recipe.batch}, for {counted(steps, 'step')} per epoch"
+    note = f"{few}: --batch {fitting}, not {recipe.batch}, for {counted(steps, 'step')} per epoch"
     if options.source is None and images < FEW:
-        said += "; so few images learn more from a pretrained model (--from)"
-    return replace(recipe, batch=fitting), (said,)
+        note += "; so few images learn more from a pretrained model (--from)"
+    return replace(recipe, batch=fitting), (note,)
 
 
 def choose_config(
@@ -167,7 +170,7 @@ def choose_config(
 
     Args:
         options: of the command line.
-        recipe: an example's brings its own shape.
+        recipe: that of an example has a shape of its own.
         labels: of the images.
         source: the document of the checkpoint to start from.
 
@@ -191,7 +194,12 @@ def choose_config(
 
 
 def build_model(checked: CheckedRun, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
-    """Return the model to train, new or made from a checkpoint, and its preprocessing."""
+    """Return the model to train, new or made from a checkpoint, and its preprocessing.
+
+    Args:
+        checked: what `check_training` returned.
+        source: the checkpoint to start from; None for random weights.
+    """
     from vit.adapt import adapt, resize
     from vit.model import new_model
 
@@ -219,7 +227,11 @@ def choose_preprocess(config: ViTConfig, recipe: Recipe) -> Preprocess:
 
 
 def open_test_images(source: str, labels: tuple[str, ...]) -> Images:
-    """Open the test split of `source`, else its val split, else all of it; class indices are the model's.
+    """Open the test split of `source`, else its val split, else all of it.
+
+    Args:
+        source: folder or name of the images.
+        labels: of the model; the class indices of the images are those of the model.
 
     Raises:
         DataError: for images whose classes are not known, or not among those of the model.
