@@ -1,4 +1,4 @@
-"""The embedded example: an interrupted training is never taken for a finished one."""
+"""Sources of an export: the embedded example, whose interrupted training is never taken for a finished one."""
 
 from __future__ import annotations
 
