@@ -1,4 +1,4 @@
-"""Sources of an export: the embedded example, whose interrupted training is never taken for a finished one."""
+"""The embedded example as a source: an interrupted training is never taken for a finished one."""
 
 from __future__ import annotations
 
