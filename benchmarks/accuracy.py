@@ -17,10 +17,10 @@ from benchmarks.timing import Timing, add_merging, command, environment, positiv
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
 from export.measure.inference import batches
-from export.options import choose_target
 from runtime.command.line import run_command
-from runtime.cpu import available_cores
+from runtime.cpu import available_cores, cpu_kind
 from runtime.images.preprocess import Preprocess
+from runtime.model_file.targets import target_for
 from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
 from vit.data.datasets import DataError, Images
@@ -58,7 +58,7 @@ def _measure(options: argparse.Namespace) -> int:
             checkpoint.model,
             photos.calibration,
             folder,
-            choose_target(),
+            target_for(cpu_kind()),
             options.merge_tokens,
             options.accuracy_aware,
         )

@@ -9,7 +9,6 @@ largest memory.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from benchmarks.timing import images_in
 from runtime import read_metadata
 from runtime.command.line import run_command
+from runtime.command.parser import REQUIRED, Parser, argument, option, options_from
 from runtime.writing import temporary_folder
 
 OURS = """
@@ -84,19 +84,24 @@ def make_peer(folder: str, classes: int) -> None:
     subprocess.run([sys.executable, "-c", PEER, folder, str(classes)], check=True, stderr=subprocess.DEVNULL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ColdStartOptions:
+    """Measure time and memory from the start of a process to the first prediction."""
+
+    model: Path = argument(REQUIRED, "exported INT8 model file", metavar="MODEL")
+    image: Path = option(REQUIRED, "photo to classify")
+    rounds: int = option(5, "alternating rounds, each in a new process")
+    threads: int = option(1, "CPU threads")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    """Run the command line and return its exit code."""
+    parser = Parser(prog="python -m benchmarks.cold_start", options=ColdStartOptions)
+    options = options_from(ColdStartOptions, parser.parse_args(arguments))
     return run_command("benchmarks.cold_start", lambda: _measure(options))
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(options: ColdStartOptions) -> int:
     classes = len(read_metadata(options.model).labels)
     images_in(options.image)
     with temporary_folder() as folder:

@@ -8,11 +8,10 @@ of ViT-S/16, random weights and all cores. The rounds alternate between the ways
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from benchmarks.cold_start import make_peer
 from benchmarks.timing import images_in
 from runtime import find_images, read_metadata
 from runtime.command.line import run_command
+from runtime.command.parser import REQUIRED, Parser, argument, option, options_from
 from runtime.cpu import available_cores
 from runtime.model_file.artifact import METADATA_KEY
 from runtime.writing import temporary_folder
@@ -102,20 +102,25 @@ def with_decode(model: Path, decode: str, folder: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThroughputOptions:
+    """Measure images per second from a folder: workers, decoders, and a transformers pipeline."""
+
+    model: Path = argument(REQUIRED, "exported INT8 model file", metavar="MODEL")
+    photos: Path = argument(REQUIRED, "folder of photos", metavar="PHOTOS")
+    repeat: int = option(10, "number of passes over the folder")
+    rounds: int = option(3, "alternating rounds")
+    large: int = option(24, "number of 12-megapixel JPEGs to compare the decoders with")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", type=int, default=24, help="12-megapixel JPEGs to compare decoding with")
-    options = parser.parse_args(arguments)
+    """Run the command line and return its exit code."""
+    parser = Parser(prog="python -m benchmarks.throughput", options=ThroughputOptions)
+    options = options_from(ThroughputOptions, parser.parse_args(arguments))
     return run_command("benchmarks.throughput", lambda: _measure(options))
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(options: ThroughputOptions) -> int:
     read_metadata(options.model)  # what cannot be used is told before minutes of work
     images_in(options.photos)
     with temporary_folder() as folder:
@@ -125,7 +130,7 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare_ways(options: argparse.Namespace, folder: Path) -> None:
+def compare_ways(options: ThroughputOptions, folder: Path) -> None:
     """The photos as they are: one worker, a worker a core, and a transformers pipeline on all cores."""
     peer, cores = folder / "peer", available_cores()
     make_peer(str(peer), len(read_metadata(options.model).labels))
@@ -145,7 +150,7 @@ def compare_ways(options: argparse.Namespace, folder: Path) -> None:
     show("photos as they are", best(ways, options.rounds), f"{cores} workers")
 
 
-def compare_decoding(options: argparse.Namespace, folder: Path, noise: float, quality: int) -> None:
+def compare_decoding(options: ThroughputOptions, folder: Path, noise: float, quality: int) -> None:
     """12-megapixel JPEGs, decoded fully and in draft mode, by a worker a core."""
     jpegs = folder / f"noise-{noise}"
     enlarge(options.photos, jpegs, options.large, noise=noise, quality=quality)

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime import ArtifactError, Classifier, DeviceError, ImageError
-from runtime.command.line import Parser
+from runtime.command.parser import Parser
 
 MAX_BYTES = 20 * 2**20
 MAX_HEADERS = 2**13  # bytes, of one part of a form

@@ -6,14 +6,14 @@ In reading order:
     write_artifact  model files with metadata, written aside and renamed
     graph/          the canonical float graph, its rewrites, and the float16 copy
     sources/        a checkpoint or an ONNX model to the canonical graph
-    options         options of an export, and the limits that follow from them
-    layers          names of layers, which a plan must fit
+    options         options of an export, one field each
+    check_options   checks of the options, as more is known: options, source, graph
     measure/        outputs and latency of each variant, and the limits on them
     report/         the sections of report.json, report.html and the terminal
-    checks          checks that refuse an export
+    check_results   checks of the files: equal to the source, within the limits
     quantization    calibrate, search a plan, or apply a given one
     pipeline        the whole export
-    command/        options and checks of python -m export
+    command_line    parser of python -m export, and the order of its work
     __main__        python -m export
 
 `from export import export` exports from Python; the import alone loads neither torch nor onnx.

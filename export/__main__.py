@@ -10,7 +10,7 @@ from runtime.interrupts import run_interruptible
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    from export.command.main import main
+    from export.command_line import main
 
     return main(arguments)
 

@@ -1,46 +1,141 @@
-"""Options of an export, and the limits that follow from them."""
+"""Options of an export: one field each, with the text of --help. Nothing heavy is imported."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from calibration.search import Budget
-from export.image_sets import ExportImages, choose_evaluation_images, choose_images, use_model_classes
+from runtime.command.parser import argument, number, option, positive
 from runtime.cpu import cpu_kind
-from runtime.errors import InputError
-from runtime.model_file.targets import Target, target_for
-from vit.data.datasets import DataError
+from runtime.model_file.targets import TARGETS, Target, target_for, unknown_target
+
+if TYPE_CHECKING:
+    from calibration.search import Budget
 
 MERGE_FLOOR = 20.0  # dB; a ViT-B/16 on ImageNet photos: 16 tokens per block 22.9 dB, 27 16.0 dB
 
 
+def _parse_target(text: str) -> str:
+    """Parse the name of an INT8 target; a former name gets an error with its new name."""
+    if text == "auto" or text in TARGETS:
+        return text
+    raise argparse.ArgumentTypeError(f"{unknown_target(text)}; auto takes the one for this CPU")
+
+
+def _parse_tokens(text: str) -> int | str:
+    """Parse the value of --merge-tokens: a number from 1, or "auto"."""
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of tokens from 1 or auto, found {text!r}; "
+            "write --merge-tokens behind the checkpoint"
+        ) from error
+
+
+def _limit(metavar: str, failure: str, parse: Callable[[str], float], default: str = "") -> Any:
+    """Return the option of a limit, which fails where the whole 95 % interval is beyond it."""
+    return option(None, f"{failure}, with 95 % confidence{default}", metavar=metavar, parse=parse)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `python -m export`. Drift limits are in percentage points and percent."""
+    """Turn a checkpoint into ONNX files for a device; measure them against the float model.
 
-    calibration: str | Path | None = None
-    evaluation: str | Path | None = None
-    samples: int = 128
-    evaluation_samples: int | None = None
-    quantize: bool = True
-    half: bool = False
-    target: Target = "any-cpu"
-    keep_float: tuple[str, ...] = ()
-    plan: Path | None = None  # write this plan, and calibrate nothing
-    max_drift: float | None = None
-    min_agreement: float | None = None
-    min_sqnr: float | None = None  # dB
-    embedding: bool = False  # give out what the head reads, beside the logits
-    min_cosine: float | None = None  # of the embeddings to float's, the mean
-    merge_tokens: int | Literal["auto"] | None = None  # per block; "auto": as many as the limits allow
-    threads: int | None = None
+    `export.pipeline.export` takes the source and the folder as arguments of its own: it reads none of
+    `checkpoint`, `onnx`, `preprocess` and `out`.
+    """
+
+    checkpoint: Path | None = argument(
+        None,
+        "checkpoint or its folder, or weights of another project (default: the digits example)",
+        metavar="CHECKPOINT",
+    )
+    onnx: Path | None = option(
+        None,
+        "float32 ONNX model of another project, instead of a checkpoint: an .onnx file, or the folder "
+        "of optimum or transformers.js",
+        metavar="MODEL",
+    )
+    preprocess: Path | None = option(
+        None,
+        "description of the --onnx model: JSON with preprocess, mean, std and labels, or a "
+        "preprocessor_config.json (default: the one beside the model)",
+        metavar="SPEC",
+    )
+    fp16: bool = option(False, "also write model.fp16.onnx, for GPUs")
+    quantize: bool = option(False, "also write model.int8.onnx (static INT8)")
+    calibration: str | Path | None = option(
+        None,
+        "images for calibration, required with a model: an image folder, an IDX folder, fashion-mnist "
+        "or digits",
+        metavar="IMAGES",
+    )
+    evaluate: str | Path | None = option(
+        None, "images to measure drift on (default: images that did not calibrate)", metavar="IMAGES"
+    )
+    out: Path | None = option(None, "folder for the files (default: artifacts/NAME)", metavar="DIR")
+    samples: int = option(128, "number of calibration images")
+    evaluation_samples: int | None = option(None, "number of images to measure on (default: all)")
+    max_drift: float | None = _limit(
+        "POINTS", "fail if top-1 falls by more percentage points", number(0, 100)
+    )
+    min_agreement: float | None = _limit("PERCENT", "fail if fewer images keep their label", number(0, 100))
+    min_sqnr: float | None = _limit(
+        "DB",
+        "fail if the signal-to-noise ratio of the logits is lower",
+        number(),
+        " (default: 20 with --merge-tokens and no R, else none)",
+    )
+    embedding: bool = option(
+        False,
+        "also write the embedding as an output: what the last linear layer reads; a model without "
+        "classes has no other output",
+    )
+    min_cosine: float | None = _limit(
+        "COSINE", "fail if the mean cosine of the embeddings to those of float32 is lower", number(-1, 1)
+    )
+    merge_tokens: int | Literal["auto"] | None = option(
+        None,
+        "merge similar patches in the INT8 model, an approximation: R per block in the middle half of "
+        "the blocks; without R, as many as --max-drift, --min-agreement and --min-sqnr allow",
+        metavar="R",
+        parse=_parse_tokens,
+        alone="auto",
+    )
+    target: Target | Literal["auto"] = option(
+        "auto",
+        "form of the INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU",
+        metavar="TARGET",
+        parse=_parse_target,
+    )
+    plan: Path | None = option(None, "quantize by this plan.json instead of calibrating", metavar="PLAN")
+    keep_float: tuple[str, ...] = option(
+        (), "layer to leave in float32; may be repeated; plan.json lists the names", metavar="LAYER"
+    )
+    threads: int | None = option(None, "CPU threads (default: all cores)")
+    verbose: bool = option(False, "also list the layers that each rewrite left alone, and why")
     command: str = ""  # the command line for the report, with nothing private in it
+
+    @property
+    def writes_int8(self) -> bool:
+        """True if an INT8 file is made, by calibration or by a given plan."""
+        return self.quantize or self.plan is not None
+
+    @property
+    def int8_target(self) -> Target:
+        """The form of the INT8 weights, the one for this CPU in the place of "auto"."""
+        return target_for(cpu_kind()) if self.target == "auto" else self.target
 
     @property
     def budget(self) -> Budget:
         """Limits for the drift of the logits."""
+        from calibration.search import Budget
+
         return Budget(max_drift=self.max_drift, min_agreement=self.min_agreement, min_sqnr=self.min_sqnr)
 
     @property
@@ -57,63 +152,3 @@ class Options:
     def searches(self) -> bool:
         """True if a plan within the limits is searched for; a given plan is only checked against them."""
         return self.quantize and self.plan is None and (self.merge_budget or self.budget).limits
-
-
-def choose_target() -> Target:
-    """Return the INT8 target for the CPU at hand."""
-    return target_for(cpu_kind())
-
-
-def images_of(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
-    """Choose the images that an export is made with.
-
-    Args:
-        options: of the export.
-        labels: of the model; None where they are not known yet.
-
-    Raises:
-        DataError: for images that cannot be used.
-    """
-    if options.calibration is not None:
-        chosen = choose_images(
-            options.calibration,
-            options.evaluation,
-            samples=options.samples,
-            evaluation_samples=options.evaluation_samples,
-            search=options.searches,
-        )
-    elif options.evaluation is not None and (options.plan is not None or not options.quantize):
-        chosen = choose_evaluation_images(options.evaluation, options.evaluation_samples)
-    else:
-        found = "none given" if options.evaluation is None else "none to calibrate with"
-        raise DataError(
-            f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
-        )
-    if labels is not None:
-        chosen = use_model_classes(chosen, labels)
-    for each in (chosen.evaluation, chosen.search):
-        if options.max_drift is not None and each is not None and each.targets is None:
-            raise DataError(
-                f"{each.name}: --max-drift needs known classes, images in folders named as "
-                "the classes; for loose images use --min-agreement"
-            )
-    return chosen
-
-
-def check_outputs(labels: tuple[str, ...], options: Options) -> None:
-    """Refuse limits for an output that the model does not give.
-
-    Args:
-        labels: of the model; empty for one without classes, which gives an embedding.
-        options: of the export.
-
-    Raises:
-        InputError: saying what to limit in its place.
-    """
-    if options.min_cosine is not None and labels and not options.embedding:
-        raise InputError("--min-cosine limits the drift of embeddings, the model gives none; add --embedding")
-    if not labels and (options.budget.limits or options.merge_tokens is not None):
-        raise InputError(
-            "the model has no classes: --max-drift, --min-agreement, --min-sqnr and --merge-tokens judge "
-            "logits; limit the drift of its embeddings with --min-cosine"
-        )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from calibration.graph.memory import release_memory, weights_on_disk
-from export.checks import check_limits, check_parity
+from export.check_options import check_with_graph, open_export_images
+from export.check_results import check_limits, check_parity
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, use_model_classes
 from export.measure.inference import ModelFile, Run, ShowStep, run_variants, show_nothing
-from export.options import Options, check_outputs, images_of
-from export.quantization import check_sites, quantize_source
+from export.options import Options
+from export.quantization import quantize_source
 from export.report import SECTIONS
 from export.report.evidence import Evidence
 from export.report.provenance import describe_environment, name_producer
@@ -43,7 +44,7 @@ def export(
         out: the folder for the files.
         options: what to make, with which images and limits.
         show_step: shows each long step.
-        images: what `images_of` chose before; None to choose them now.
+        images: what `open_export_images` chose before; None to choose them now.
         say: takes a sentence for people, about files in the folders that are no images, and about model
             files of an earlier export.
 
@@ -56,11 +57,10 @@ def export(
             drifts beyond the limits. Nothing is written then.
         OutputError: when another process writes into `out`.
     """
-    check_outputs(source.labels, options)
+    check_with_graph(options, source)
     if options.embedding:
         source = ensure_embedding(source)
-    check_sites(source, options)
-    images = use_model_classes(images or images_of(options, source.labels), source.labels)
+    images = use_model_classes(images or open_export_images(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), weights_on_disk(source.exported.model) as large:
@@ -86,10 +86,10 @@ def _make_variants(
 ) -> list[ModelFile]:
     """Return the variants other than float32."""
     variants = []
-    if options.quantize or options.plan is not None:
+    if options.writes_int8:
         quantized, search = quantize_source(source, images, options, show_step)
         variants.append(ModelFile("int8", quantized.model, quantized, search))
-    if options.half:
+    if options.fp16:
         with show_step("writing float16"):
             variants.append(ModelFile("float16", to_float16(source.exported.model)))
     return variants

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from calibration.graph.edit import Array
-from calibration.graph.layers import find_layers
-from calibration.plan import PlanError, QuantizationPlan, read_plan
+from calibration.plan import QuantizationPlan, read_plan
 from calibration.quantize_model import QuantizedModel, apply_plan, quantize
 from calibration.search import BudgetError, PlanSearch, search_plan
 from calibration.token_merging.merge_schedule import schedule_middle_blocks
-from export.checks import too_far
+from export.check_results import drift_error
 from export.image_sets import ExportImages
-from export.layers import check_layers
 from export.measure.inference import ShowStep, batches
 from export.options import Options
 from export.sources.source import Source
@@ -37,17 +34,13 @@ def quantize_source(
         The INT8 model with its plan, and the search where one was made.
 
     Raises:
-        PlanError: for a plan that cannot be read or does not fit, or options that cannot be combined with it.
+        PlanError: for a plan that cannot be read or does not fit.
         DriftError: if no plan is within the limits.
     """
     model, merging = source.exported.model, dict[str, int]()
-    if options.merge_tokens is not None and (options.plan is not None or not options.quantize):
-        raise PlanError(
-            '--merge-tokens goes with --quantize and without --plan; in a plan, edit its "merging"'
-        )
     if options.plan is not None:
         with show_step("writing the plan"):
-            return _apply_plan_file(source, options.plan), None
+            return apply_plan(model, read_plan(options.plan)), None
     chosen = _calibrate(source, images.calibration, options, show_step)
     if isinstance(options.merge_tokens, int):
         merging = schedule_middle_blocks(model, options.merge_tokens)
@@ -57,28 +50,6 @@ def quantize_source(
     plan = replace(search.plan, merging=merging or search.plan.merging)
     with show_step("writing the plan"):
         return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
-
-
-def check_sites(source: Source, options: Options) -> None:
-    """Refuse a plan, names of layers or a number of merged tokens that do not fit, before images are read.
-
-    Raises:
-        PlanError: naming what is unknown.
-    """
-    if isinstance(options.merge_tokens, int):
-        schedule_middle_blocks(source.exported.model, options.merge_tokens)
-    if options.plan is None and not options.keep_float:
-        return
-    sites = find_layers(source.exported.model)
-    plan = None if options.plan is None else read_plan(options.plan)
-    check_layers(options, plan, (*sites.linears, *sites.products))
-
-
-def _apply_plan_file(source: Source, path: Path) -> QuantizedModel:
-    plan = read_plan(path)
-    if plan.merging and not source.labels:
-        raise PlanError(f'{path}: it merges tokens, which needs classes; empty its "merging"')
-    return apply_plan(source.exported.model, plan)
 
 
 def _calibrate(source: Source, images: Images, options: Options, show_step: ShowStep) -> QuantizedModel:
@@ -95,7 +66,7 @@ def _calibrate(source: Source, images: Images, options: Options, show_step: Show
         return quantize(
             source.exported.model,
             feed(),
-            target=options.target,
+            target=options.int8_target,
             keep_float=options.keep_float,
             threads=options.threads,
         )
@@ -118,4 +89,4 @@ def _search(
                 progress=progress,
             )
         except BudgetError as error:
-            raise too_far("int8", str(error)) from error
+            raise drift_error("int8", str(error)) from error

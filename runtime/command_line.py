@@ -8,10 +8,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from .batch.options import add_options, check_options
-from .command.kinds import kind_of
-from .command.line import PACKAGE, Parser, run_command
+from .batch.options import RunOptions, check_options
+from .command.file_kinds import detect_file_kind
+from .command.line import PACKAGE, run_command
+from .command.parser import Parser, options_from
 from .interrupts import raise_on_signal
 
 _EXAMPLES = """
@@ -40,47 +42,53 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
         arguments: None takes those of the process.
         prog: the command as it was typed, for usage and examples.
     """
-    parser = _parser(prog)
+    parser = make_parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
-    if len(words) == 1 and kind_of(words[0])[0] == "image":
+    if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
         parser.error(f"expected a model and images, found an image alone; {prog} MODEL {words[0]}")
-    options = parser.parse_args(arguments)
+    options = options_from(RunOptions, parser.parse_args(arguments))
     return run_command(
         PACKAGE, lambda: _run_on_ray(options) if options.engine == "ray" else _run(options), extra="cpu"
     )
 
 
-def _parser(prog: str) -> Parser:
+def make_parser(prog: str) -> Parser:
+    """Return the parser of the command line.
+
+    Args:
+        prog: the command as it was typed, for usage and examples.
+    """
     parser = Parser(
         prog=prog,
-        description="Classify images with a model made by python -m export.",
+        options=RunOptions,
+        first_word=PACKAGE,
         epilog=_EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.name = PACKAGE
-    add_options(parser)
     parser.add_version()
     return parser
 
 
-def _run_on_ray(options: argparse.Namespace) -> int:
+def _run_on_ray(options: RunOptions) -> int:
     with raise_on_signal():  # Ray starts processes, which have to be ended
         from .batch.ray_engine import run
 
         return run(options)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: RunOptions) -> int:
     from .images.other_formats import register_openers
 
     check_options(options)
     register_openers()
-    if options.embeddings is not None:
-        from .batch.embed_images import run
-    else:
-        from .batch.label_images import run
     _allow_pixels(options.max_pixels)
-    return run(options)
+    if options.embeddings is not None:
+        from .batch.embed_images import run as embed
+
+        return embed(options, Path(options.embeddings))
+    from .batch.label_images import run as label
+
+    return label(options)
 
 
 def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:

@@ -18,7 +18,7 @@ from export.sources.onnx_description import FIELDS as SPEC_FIELDS
 from runtime.batch.output import FIELDS
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Metadata
-from vit_edge import command as vit_edge
+from vit_edge import __main__ as vit_edge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -117,7 +117,8 @@ def test_every_command_is_documented_and_no_other(parsers: dict[str, argparse.Ar
 def test_each_word_of_the_one_command_is_documented(parsers: dict[str, argparse.ArgumentParser]) -> None:
     text = COMMAND_LINES.read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `vit-edge (\w+)` \| `python -m ([\w ]+)` \|$", text, re.M))
-    (subcommands,) = [a for a in vit_edge.parser("x")._actions if isinstance(a, argparse._SubParsersAction)]
+    actions = vit_edge.make_parser("x")._actions
+    (subcommands,) = [each for each in actions if isinstance(each, argparse._SubParsersAction)]
     assert list(rows) == list(subcommands.choices)
     assert set(rows.values()) == {name for name in parsers if name.split()[0] in ("vit", "export", "runtime")}
 

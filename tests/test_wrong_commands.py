@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import export.command.main as export_command
+import export.command_line as export_command
 import runtime.command_line as runtime_command
 import vit.commands.main as vit_commands
 from calibration.plan import LinearPlan, PlanError, QuantizationPlan
@@ -332,10 +332,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of_base() -> QuantizationPlan:
     """A plan for a ViT-B/16, whose layers are counted in the message."""
-    from export.layers import is_product, layers_of
+    from export.check_options import is_product, layer_names
     from vit.config import ViTConfig
 
-    names = [name for name in layers_of(ViTConfig()) or () if not is_product(name)]
+    names = [name for name in layer_names(ViTConfig()) or () if not is_product(name)]
     return QuantizationPlan(
         target="any-cpu", linears={name: LinearPlan(precision="float32") for name in names}
     )
@@ -387,9 +387,9 @@ def test_the_table_is_long_enough() -> None:
 
 
 def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
-    from export.command.main import parser
+    from export.command_line import make_parser
 
-    options = parser("export").parse_args(
+    options = make_parser("export").parse_args(
         ["--keep-float", "head", "runs/x", "--keep-float", "patch_embedding"]
     )
     assert options.checkpoint == Path("runs/x")
@@ -397,10 +397,10 @@ def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
 
 
 def test_of_a_large_model_the_nearest_names_are_shown() -> None:
-    from export.layers import check_names, layers_of
+    from export.check_options import check_names, layer_names
     from vit.config import ViTConfig
 
-    layers = layers_of(ViTConfig()) or ()
+    layers = layer_names(ViTConfig()) or ()
     with pytest.raises(PlanError) as caught:
         check_names(("blocks.3.mlp.fc3",), layers)
     assert "blocks.3.mlp.fc1" in str(caught.value)
@@ -500,9 +500,9 @@ def test_every_help_ends_with_examples_that_are_understood(
         assert {line.split()[0] for line in lines} <= {*vit_commands.COMMANDS, "export", "run"}
         return
     parser = {
-        "vit": vit_commands.parser,
-        "export": export_command.parser,
-        "runtime": runtime_command._parser,
+        "vit": vit_commands.make_parser,
+        "export": export_command.make_parser,
+        "runtime": runtime_command.make_parser,
     }[module](f"python -m {module}")
     for line in lines:
         parser.parse_args([*command, *shlex.split(line)])

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.command.line import Parser, run_command
+from runtime.command.line import run_command
+from runtime.command.parser import Parser
 from runtime.interrupts import run_interruptible
 from runtime.writing import check_folder
 

@@ -69,6 +69,7 @@ def random_checkpoint(folder: Path) -> Path:
 def measure(name: str, checkpoint: Path, out: Path) -> dict[str, float]:
     """Export for any CPU into `out` and give the drift figures: shares in per cent, SQNR in dB."""
     options = Options(
+        quantize=True,
         calibration="fashion-mnist" if name == "fashion" else "digits",
         evaluation_samples=2000 if name == "fashion" else None,
         samples=SAMPLES,

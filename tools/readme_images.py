@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from runtime.command.line import Parser
+from runtime.command.parser import Parser
 from runtime.writing import temporary_folder
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from runtime.command.kinds import kind_of
+from runtime.command.file_kinds import detect_file_kind
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.strict_json import parse_json
@@ -81,7 +81,7 @@ def find_checkpoint(path: Path | str) -> Path:
     file = Path(path)
     beside = ""
     if file.is_dir():
-        beside = f" ({file} is {kind_of(file)[1]}, not that of a run)"
+        beside = f" ({file} is {detect_file_kind(file)[1]}, not that of a run)"
         file = file / FILE_NAME
     if not file.is_file():
         raise CheckpointError(f"{file}: no checkpoint here{beside}; {MAKE}")
@@ -212,7 +212,7 @@ def refuse_incomplete(file: Path, error: Exception) -> NoReturn:
     Raises:
         CheckpointError: saying what the file is and what to do.
     """
-    kind, words = kind_of(file)
+    kind, words = detect_file_kind(file)
     if kind not in ("safetensors", "unknown"):
         advice = {
             "onnx": f"label images with it (python -m runtime {file} IMAGES), or, if another project made "

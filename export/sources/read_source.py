@@ -1,100 +1,77 @@
-"""The embedded example: scikit-learn's digits, trained when there is no finished checkpoint yet."""
+"""The source that a command line names: a checkpoint, weights of another project, an ONNX model, the example.
+
+Each kind has a reader. It says first what can be found out without weights, and refuses what is no such
+source; only then it reads the weights.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from export.command.checks import Known
-from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
+from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import installed
-from runtime.command.progress import Cadence, Step, tell
 from runtime.errors import InputError, Interrupted, MissingPackageError, install_line
 
 if TYPE_CHECKING:
     from export.sources.source import Source
+    from vit.config import ViTConfig
 
-# --- The embedded example: scikit-learn's digits, trained when there is no finished checkpoint yet ---
+EXAMPLE = "digits"  # of vit.training.examples; also the name of its images
+_EXAMPLE_RUN = Path("runs/digits")
+_NOT_ONNX: tuple[Kind, ...] = (
+    *("image", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "others", "folder"),
+    "device",
+)
 
-
-EXAMPLE = "digits"
-CHECKPOINT = Path("runs/digits")
-ARTIFACTS = Path("artifacts/digits")
-IMAGES = "digits"
-
-
-def example_checkpoint(folder: Path = CHECKPOINT, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Return the checkpoint of the digits model, after training it as far as it is not trained yet.
-
-    Args:
-        folder: where the run is kept.
-        say: called with a line for people when an interrupted training goes on.
-    """
-    from vit.document import FILE_NAME, read_document
-    from vit.run_folder import STATE
-    from vit.training.examples import train_example
-
-    has_checkpoint = (folder / FILE_NAME).is_file()
-    if has_checkpoint and read_document(folder).finished:
-        return folder
-    resume = (folder / STATE).is_file()
-    if resume:
-        say(f"{folder}: the training was interrupted; it goes on")
-    try:
-        return train_example(EXAMPLE, folder, resume=resume)
-    except Interrupted as error:
-        raise Interrupted(
-            f"stopped in training; its state is kept in {folder}: the same command goes on"
-        ) from error
-
-
-# --- Sources of a model: checkpoints, weights of other projects, ONNX models and the example ---
-
-
-FIRST_LINE = 3.0  # seconds until a log says what the export is doing
-
-
-class Door(Protocol):
-    """One kind of source."""
-
-    @property
-    def out(self) -> Path:
-        """Where the files go when the command line does not say."""
-
-    def known(self) -> Known:
-        """Return what is known without weights; refuse what is no such source."""
-
-    def open(self) -> Source:
-        """Read the weights and make the float graph."""
+Announce = Callable[[str], AbstractContextManager[object]]  # shows what is being done while it lasts
 
 
 @dataclass(frozen=True)
-class CheckpointDoor:
-    """A checkpoint of this project."""
+class SourceFacts:
+    """Facts about a source that need none of its weights.
+
+    Attributes:
+        labels: of the classes; None where only the weights tell.
+        config: of a checkpoint's model; None where only the graph tells.
+        notes: sentences for people.
+    """
+
+    labels: tuple[str, ...] | None = None
+    config: ViTConfig | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointReader:
+    """Reader of a checkpoint of this project.
+
+    The other readers have the same members: a `name` for a folder in artifacts/, `read_facts`, and
+    `read_source` with a function that shows each long step.
+    """
 
     path: Path
 
     @property
-    def out(self) -> Path:
-        """artifacts/NAME of the run's folder."""
+    def name(self) -> str:
+        """Name of the run's folder."""
         from vit.document import checkpoint_name, find_checkpoint
 
-        return Path("artifacts") / checkpoint_name(find_checkpoint(self.path))
+        return checkpoint_name(find_checkpoint(self.path))
 
-    def known(self) -> Known:
-        """Return the labels and the config; say it when the training is not finished."""
+    def read_facts(self) -> SourceFacts:
+        """Return the labels, the config, and that the training is not finished where it is not."""
         from vit.document import find_checkpoint, read_document
 
         document = read_document(self.path)
-        if not document.finished:
-            note(f"{find_checkpoint(self.path)}: {unfinished(document.history, document.recipe)}")
-        return Known(document.labels, document.config)
+        note = f"{find_checkpoint(self.path)}: {describe_unfinished(document.history, document.recipe)}"
+        return SourceFacts(document.labels, document.config, () if document.finished else (note,))
 
-    def open(self) -> Source:
+    def read_source(self, step: Announce) -> Source:
         """Load the weights, and let torch write the graph."""
         with step(f"writing the float graph of {self.path}"):
             from export.sources.from_torch import export_checkpoint
@@ -104,34 +81,38 @@ class CheckpointDoor:
 
 
 @dataclass(frozen=True)
-class ExampleDoor:
-    """The embedded example, which is trained when it is not yet."""
+class ExampleReader:
+    """Reader of the embedded example, which is trained when it is not yet."""
 
-    out = ARTIFACTS
+    folder: Path = _EXAMPLE_RUN
+    name = EXAMPLE
 
-    def known(self) -> Known:
-        """Return the labels and the config of the digits model."""
+    def read_facts(self) -> SourceFacts:
+        """Return the labels and the config of the digits model, and that its training resumes."""
+        from vit.run_folder import STATE
         from vit.training.examples import find_example
 
-        return Known(tuple("0123456789"), find_example(EXAMPLE).config)
+        resumes = not _is_trained(self.folder) and (self.folder / STATE).is_file()
+        notes = (f"{self.folder}: the training was interrupted; it resumes",) if resumes else ()
+        return SourceFacts(tuple("0123456789"), find_example(EXAMPLE).config, notes)
 
-    def open(self) -> Source:
+    def read_source(self, step: Announce) -> Source:
         """Train as far as it is not trained yet, then do as for any checkpoint."""
-        return CheckpointDoor(example_checkpoint(CHECKPOINT, say=note)).open()
+        return CheckpointReader(complete_example(self.folder)).read_source(step)
 
 
 @dataclass(frozen=True)
-class WeightsDoor:
-    """Weights of another project."""
+class WeightsReader:
+    """Reader of weights of another project."""
 
     path: Path
 
     @property
-    def out(self) -> Path:
-        """artifacts/NAME of the file or the folder."""
-        return Path("artifacts") / (self.path.resolve().name if self.path.is_dir() else self.path.stem)
+    def name(self) -> str:
+        """Name of the file or the folder."""
+        return self.path.resolve().name if self.path.is_dir() else self.path.stem
 
-    def known(self) -> Known:
+    def read_facts(self) -> SourceFacts:
         """Return nothing: only the weights tell. Refuse files that are none."""
         from vit.pretrained.weight_files import find_weights, refuse_other_files
 
@@ -140,9 +121,9 @@ class WeightsDoor:
         refuse_kinds(
             file, NO_WEIGHTS, "a checkpoint or weights of a model", "give a run, or a file of weights"
         )
-        return Known()
+        return SourceFacts()
 
-    def open(self) -> Source:
+    def read_source(self, step: Announce) -> Source:
         """Import the weights, and let torch write the graph."""
         with step(f"importing {self.path} and writing its float graph"):
             from export.sources.from_torch import export_weights
@@ -151,29 +132,29 @@ class WeightsDoor:
 
 
 @dataclass(frozen=True)
-class OnnxDoor:
-    """An ONNX model of another exporter, with its description."""
+class OnnxReader:
+    """Reader of an ONNX model of another exporter, with its description."""
 
     model: Path
     preprocess: Path | None
 
     @property
-    def out(self) -> Path:
-        """artifacts/NAME of the file or the folder."""
+    def name(self) -> str:
+        """Name of the file or the folder."""
         from export.sources.onnx_description import find_onnx, name_onnx
 
-        return Path("artifacts") / name_onnx(find_onnx(self.model))
+        return name_onnx(find_onnx(self.model))
 
-    def known(self) -> Known:
+    def read_facts(self) -> SourceFacts:
         """Return the labels, where the description has them."""
         from export.sources.onnx_description import describe_onnx, find_onnx
 
         check_onnx(find_onnx(self.model))
         if self.preprocess is not None:
-            refuse_kinds(self.preprocess, (*NOT_ONNX, "onnx"), "a description in JSON", "give its file")
-        return Known(describe_onnx(self.model, self.preprocess).description.labels)
+            refuse_kinds(self.preprocess, (*_NOT_ONNX, "onnx"), "a description in JSON", "give its file")
+        return SourceFacts(describe_onnx(self.model, self.preprocess).description.labels)
 
-    def open(self) -> Source:
+    def read_source(self, step: Announce) -> Source:
         """Read the graph and bring it into its canonical form."""
         with step(f"reading {self.model}"):
             from export.sources.onnx_file import read_onnx
@@ -181,10 +162,42 @@ class OnnxDoor:
             return read_onnx(self.model, self.preprocess)
 
 
-NOT_ONNX: tuple[Kind, ...] = (
-    *("image", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "others", "folder"),
-    "device",
-)
+SourceReader = CheckpointReader | ExampleReader | WeightsReader | OnnxReader
+
+
+def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> SourceReader:
+    """Return the reader for the source that a command line names.
+
+    Args:
+        checkpoint: a checkpoint, or weights of another project; None, without `onnx`, for the example.
+        onnx: an ONNX model or its folder.
+        preprocess: the description of the ONNX model; None for the one beside it.
+
+    Raises:
+        MissingPackageError: where the source needs PyTorch and it is not installed.
+        InputError: for an ONNX model without --onnx, and for the files of an export.
+    """
+    if onnx is not None:
+        return OnnxReader(onnx, preprocess)
+    if not installed("torch") or not installed("safetensors"):
+        raise MissingPackageError(
+            f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
+            "model does not: python -m export --onnx MODEL"
+        )
+    if checkpoint is None:
+        return ExampleReader()
+    from vit.pretrained.weight_files import holds_weights
+
+    if holds_weights(checkpoint):
+        return WeightsReader(checkpoint)
+    inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
+    files = [checkpoint] if checkpoint.suffix == ".onnx" else inside
+    made = [(file, variant) for file in files if (variant := _variant_of(file)) is not None]
+    if made:
+        raise InputError(f"{checkpoint}: expected a checkpoint, found {_describe_exported(*made[0])}")
+    if files:
+        raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
+    return CheckpointReader(checkpoint)
 
 
 def check_onnx(file: Path) -> None:
@@ -195,13 +208,14 @@ def check_onnx(file: Path) -> None:
     """
     if not os.path.lexists(file):
         raise InputError(f"{file}: no such file; give an .onnx file or its folder")
-    kinds = NOT_ONNX if file.suffix == ".onnx" else (*NOT_ONNX, "text")
-    advice = "leave --onnx out" if kind_of(file)[0] == "safetensors" else "give an .onnx file or its folder"
+    kinds = _NOT_ONNX if file.suffix == ".onnx" else (*_NOT_ONNX, "text")
+    found = detect_file_kind(file)[0]
+    advice = "leave --onnx out" if found == "safetensors" else "give an .onnx file or its folder"
     refuse_kinds(file, (*kinds, "empty"), "an ONNX model", advice)
     if (variant := _variant_of(file)) is not None:
         again = "" if variant == "int8" else ", or quantize the model that it was made from"
-        found = _of_an_export(file, variant)
-        raise InputError(f"{file}: expected a float32 model of another project, found {found}{again}")
+        exported = _describe_exported(file, variant)
+        raise InputError(f"{file}: expected a float32 model of another project, found {exported}{again}")
 
 
 def _variant_of(file: Path) -> str | None:
@@ -214,60 +228,44 @@ def _variant_of(file: Path) -> str | None:
         return None
 
 
-def _of_an_export(file: Path, variant: str) -> str:
+def _describe_exported(file: Path, variant: str) -> str:
     return f"the {variant} file of an export; label images with it: python -m runtime {file} IMAGES"
 
 
-def door_of(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> Door:
-    """Return the kind of source that a command line names.
+def describe_unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
+    """Return how far a run has come whose checkpoint is not the final one, and what to do.
 
-    Raises:
-        MissingPackageError: where the source needs PyTorch and it is not installed.
-        InputError: for an ONNX model without --onnx, and for the files of an export.
+    Args:
+        history: of the checkpoint, one entry per epoch.
+        recipe: of the checkpoint, as JSON values.
     """
-    if onnx is not None:
-        return OnnxDoor(onnx, preprocess)
-    if not installed("torch") or not installed("safetensors"):
-        raise MissingPackageError(
-            f"{checkpoint or CHECKPOINT}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
-            "model does not: python -m export --onnx MODEL"
-        )
-    if checkpoint is None:
-        return ExampleDoor()
-    from vit.pretrained.weight_files import holds_weights
-
-    if holds_weights(checkpoint):
-        return WeightsDoor(checkpoint)
-    inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
-    files = [checkpoint] if checkpoint.suffix == ".onnx" else inside
-    made = [(file, variant) for file in files if (variant := _variant_of(file)) is not None]
-    if made:
-        raise InputError(f"{checkpoint}: expected a checkpoint, found {_of_an_export(*made[0])}")
-    if files:
-        raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
-    return CheckpointDoor(checkpoint)
-
-
-@cache
-def cadence() -> Cadence:
-    """Return when the steps of an export are shown: one clock for all, so that none is silent for long."""
-    return Cadence(first=FIRST_LINE)
-
-
-def step(what: str, total: int = 0, unit: str = "image") -> Step:
-    """Return one long step of the export, to be shown while it lasts."""
-    return Step("export", what, total, unit, cadence=cadence())
-
-
-def note(line: str) -> None:
-    """Print a line for people on standard error."""
-    tell(f"export: {line}")
-
-
-def unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
-    """Say how far a run has come whose checkpoint is not the final one."""
     epochs = recipe.get("recipe", {}).get("epochs", "?")
     return (
         f"the training is not finished (epoch {len(history)} of {epochs}); this exports the best epoch "
         "so far; finish it with python -m vit train … --resume"
     )
+
+
+def complete_example(folder: Path) -> Path:
+    """Return the checkpoint of the digits model in `folder`, after training what is left to train.
+
+    Raises:
+        Interrupted: by Ctrl-C in training, whose state is kept.
+    """
+    from vit.run_folder import STATE
+    from vit.training.examples import train_example
+
+    if _is_trained(folder):
+        return folder
+    try:
+        return train_example(EXAMPLE, folder, resume=(folder / STATE).is_file())
+    except Interrupted as error:
+        raise Interrupted(
+            f"stopped in training; its state is kept in {folder}: the same command resumes it"
+        ) from error
+
+
+def _is_trained(folder: Path) -> bool:
+    from vit.document import FILE_NAME, read_document
+
+    return (folder / FILE_NAME).is_file() and read_document(folder).finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ from ..interrupts import raise_on_signal
 from ..text import format_count
 from ..writing import AtomicFile, explain_output_errors
 from .inputs import list_images, no_images, refuse_options
-from .options import UsageError
+from .options import RunOptions, UsageError
 from .tally import Tally, describe_left_out
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 _ROWS = 1024  # of a group in Parquet
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions, out: Path) -> int:
     """Embed the images, write the array, and return the exit code.
 
     The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
@@ -40,12 +39,13 @@ def run(options: argparse.Namespace) -> int:
 
     Args:
         options: of `python -m runtime`.
+        out: the file for the embeddings.
 
     Raises:
         UsageError: for options that have no meaning here, an output that exists, or no images.
         MissingPackageError: for .parquet without pyarrow.
     """
-    _check_options(options, out := Path(options.embeddings))
+    _check_options(options, out)
     from ..embedder import Embedder
 
     embed = Embedder(
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if tally.failed else DONE
 
 
-def _check_options(options: argparse.Namespace, out: Path) -> None:
+def _check_options(options: RunOptions, out: Path) -> None:
     if out.suffix.lower() not in (".npy", ".parquet"):
         raise UsageError(f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}")
     of_labels = ("output", "resume", "sort_into", "copy", "format", "min_score")

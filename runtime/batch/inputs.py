@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import os
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..images.find_images import SkippedFiles, describe_skipped, find_images
-from .options import UsageError
+from .options import RunOptions, UsageError
 from .tally import ALL_FILES
 
 
@@ -50,7 +49,7 @@ def no_images(sources: Iterable[str], counts: Mapping[str, int]) -> UsageError:
     return UsageError(f"no images in {', '.join(sources)}" + (f"; {line}; {ALL_FILES}" if line else ""))
 
 
-def refuse_options(options: argparse.Namespace, names: Iterable[str], where: str) -> None:
+def refuse_options(options: RunOptions, names: Iterable[str], where: str) -> None:
     """Refuse options that have no meaning beside another one.
 
     Args:

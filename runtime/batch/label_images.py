@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,12 +17,13 @@ from ..interrupts import raise_on_signal
 from ..results import Result
 from ..text import format_count
 from .inputs import list_images, no_images
+from .options import RunOptions
 from .output import Lines, choose_format, is_resumable, open_output
 from .sorting import Sorter
 from .tally import Report
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code.
 
     Args:
@@ -49,18 +49,19 @@ def run(options: argparse.Namespace) -> int:
         return _classify_all(classify, options)
 
 
-def _classify_all(classify: Classifier, options: argparse.Namespace) -> int:
-    output = options.output and Path(options.output)
-    sorter = options.sort_into and Sorter(options.sort_into, classify.info.labels, copy=options.copy)
+def _classify_all(classify: Classifier, options: RunOptions) -> int:
+    output = None if options.output is None else Path(options.output)
+    into = options.sort_into
+    sorter = None if into is None else Sorter(into, classify.info.labels, copy=options.copy)
     settings = {
         "model": classify.info.sha256,
         "top": options.top,
         "min_score": options.min_score,
-        "sort_into": options.sort_into and str(options.sort_into),
+        "sort_into": None if into is None else str(into),
     }
     lines, done = open_output(
         output,
-        options.format or choose_format(output),
+        options.line_format or choose_format(output),
         settings,
         resume=options.resume,
         overwrite=options.overwrite,

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 
-from ..command.locking import being_written, say_no_locks
+from ..command.locking import being_written, warn_no_locks
 from ..results import Result
 from ..text import escape_controls, make_printable
 from ..writing import OutputError, explain_output_errors, lock_file, write_atomically
@@ -240,7 +240,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     except BlockingIOError:
         raise being_written(path) from None
     if not locked:
-        say_no_locks(path)
+        warn_no_locks(path)
 
 
 def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:

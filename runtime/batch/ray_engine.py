@@ -5,7 +5,6 @@ This module alone imports Ray. docs/guides/cluster.md says what Ray does and wha
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import socket
@@ -28,7 +27,7 @@ from .cluster_output import Parts, open_parts
 from .cluster_sources import StoreError, check_sources, hide_secrets, is_uri, list_stored_images
 from .inputs import no_images, refuse_options
 from .label_columns import Labels
-from .options import UsageError
+from .options import RunOptions, UsageError
 from .output import DoneImages
 from .tally import Report, Tally
 
@@ -59,7 +58,7 @@ class EngineError(FailureError):
 # --- The command ---
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions) -> int:
     """Label what the options of `python -m runtime` name, and return the exit code.
 
     Raises:
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     parts = open_parts(
         str(options.output),
         labels.sha256,
-        form=options.format,
+        form=options.part_format,
         resume=options.resume,
         overwrite=options.overwrite,
         top=options.top,
@@ -107,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def _check_options(options: RunOptions) -> None:
     if options.output is None:
         raise UsageError("--engine ray needs --output DIR (a folder that every node sees, or a URI)")
     if not is_uri(options.output):

@@ -2,8 +2,9 @@
 
 In reading order:
 
-    line      errors as one line and an exit code, types of arguments
-    progress  what a long step is doing, on a terminal and in a log
-    kinds     kinds of files by their first bytes
-    locking   one writer at a time for a file or a folder
+    parser      options as the fields of a dataclass, and the parser that is made from them
+    line        errors as one line and an exit code
+    progress    progress of a long step, on a terminal and in a log
+    file_kinds  kinds of files by their first bytes
+    locking     one writer at a time for a file or a folder
 """

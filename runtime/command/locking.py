@@ -16,20 +16,27 @@ LOCK_FILE = ".vit-edge.lock"  # where a folder itself cannot be locked: Windows,
 
 _log = logging.getLogger(__name__)
 _NEW = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-_TRIES = 5  # whoever removes what killed processes have left holds a lock for a moment
+_TRIES = 5  # a process that removes the remains of killed ones holds a lock for a moment
 _held: dict[str, int] = {}  # folders that this process has locked, and the thread that did
 
 
-def say_no_locks(path: Path) -> None:
-    """Say that a second writer would not be noticed."""
+def warn_no_locks(path: Path) -> None:
+    """Warn that a second writer would not be noticed.
+
+    Args:
+        path: the file or folder.
+    """
     _log.warning("note: %s: its disk has no locks; start no second command that writes there", path)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep every other process and thread from writing to a folder, which is made if need be.
+    """Keep every other process and thread from writing to a folder.
 
     It may be entered again by the thread that is in it. A folder that was made and stays empty is removed.
+
+    Args:
+        folder: made if it is missing.
 
     Raises:
         OutputError: if another one is writing to it, or if it cannot be made.
@@ -45,7 +52,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         del _held[place]
-        # Before the lock ends, so that nobody locks what is about to vanish.
+        # Before the lock ends, so that no process locks a file that is about to be removed.
         if file is not None:
             with suppress(OSError):  # Windows removes no open file; the next writer does
                 file.unlink()
@@ -60,6 +67,9 @@ def only_writer(folder: Path) -> Iterator[None]:
 def only_writer_of(place: Path) -> Iterator[None]:
     """Keep every other process from writing a file that gets its name when it is whole.
 
+    Args:
+        place: the name.
+
     Raises:
         OutputError: if another one is writing it.
     """
@@ -67,7 +77,7 @@ def only_writer_of(place: Path) -> Iterator[None]:
     with explain_output_errors(place):
         descriptor = _take_soon(place, file)
     if descriptor is None:
-        say_no_locks(place)
+        warn_no_locks(place)
     try:
         yield
     finally:
@@ -88,12 +98,15 @@ def _take_soon(place: Path, file: Path) -> int | None:
 def refuse_being_written(place: Path) -> None:
     """Refuse to replace a file that another process has open for its lines.
 
+    Args:
+        place: the file; it need not exist.
+
     Raises:
-        OutputError: if one has.
+        OutputError: if a process has.
     """
     try:
         descriptor = os.open(place, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
-    except OSError:  # it is not there, or may be replaced and not opened
+    except OSError:  # it is missing, or may be replaced but not opened
         return
     try:
         lock_file(descriptor)
@@ -109,7 +122,7 @@ def being_written(place: Path) -> OutputError:
 
 
 def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
-    """Return the descriptor that holds the lock and the file made for it, each where there is one."""
+    """Return the descriptor that holds the lock and the file made for it, each None where there is none."""
     file = folder / LOCK_FILE
     with explain_output_errors(folder):
         try:
@@ -122,7 +135,7 @@ def _lock_folder(folder: Path) -> tuple[int | None, Path | None]:
                 "folder"
             ) from None
     if descriptor is None:
-        say_no_locks(folder)
+        warn_no_locks(folder)
     return descriptor, file
 
 
@@ -148,4 +161,4 @@ def _take(folder: Path, path: Path, flags: int) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise BlockingIOError  # it is taken and removed all the time
+    raise BlockingIOError  # other processes take and remove it again and again

@@ -1,4 +1,4 @@
-"""Progress of a long step: in place on a terminal, in a log a line every 30 seconds."""
+"""Progress of a long step: in place on a terminal, one line per 30 seconds in a log."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from runtime.text import make_printable
+
 from ..errors import InputError
-from ..text import format_count, make_printable
+from ..text import format_count
 
 VARIABLE = "VIT_EDGE_PROGRESS"  # seconds between two lines in a log; 0 for none
 _LOG, _TERMINAL = 30.0, 0.2  # seconds between two lines
-_TICK = 1.0  # seconds after which a step that does not report is looked at again
+_TICK = 1.0  # seconds between two looks at a step that reports nothing
 
 Clock = Callable[[], float]
 
 
 class Cadence:
-    """Says when the next line is due: at once and often on a terminal, every 30 seconds in a log.
+    """Clock of the lines: one at once and then 5 per second on a terminal, one per 30 seconds in a log.
 
     Args:
-        clock: seconds that only grow.
-        live: whether standard error is a terminal; None to ask it.
+        clock: monotonic seconds.
+        live: whether standard error is a terminal; None to find out.
         first: seconds after which a log gets its first line; None for 30, too.
     """
 
@@ -53,7 +55,7 @@ class Cadence:
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Take the line away from a terminal, before something else is printed."""
+        """Remove the line from a terminal, before something else is printed."""
         if self.live and self.shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -77,17 +79,17 @@ def _log_interval() -> float:
 class Step:
     """One long step of a command, with a count that grows or without one.
 
-    As a context it is shown from a thread of its own, so that a step that is one long call is seen too.
+    As a context manager it is shown by a thread of its own, also while the step is one long call.
 
     Args:
         command: the first word of a line in a log, "export".
-        what: what is being done, "calibrating".
+        what: the work, "calibrating".
         total: how many there are; None or 0 for a step that counts nothing.
         unit: the noun for one of them.
         done: how many are done already.
-        quiet: print nothing, in all processes but one.
+        quiet: print nothing, as in all processes but the first.
         cadence: when to print; None for now and standard error.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Step:
     ) -> None:
         self.command, self.what, self.total, self.unit = command, what, total or 0, unit
         self.done = self._before = done
-        self.detail = ""  # said in addition, "epoch 3, loss 0.21"
+        self.detail = ""  # printed behind the count, "epoch 3, loss 0.21"
         self._clock, self._began = clock, clock()
         self._cadence = cadence or Cadence(clock)
         self._printing = threading.Lock()
@@ -128,7 +130,7 @@ class Step:
                 self._cadence.print(self.line())
 
     def line(self) -> str:
-        """Return what is done so far, in words."""
+        """Return the progress so far in words."""
         seconds = self._clock() - self._began
         if self.total:
             parts = [f"{self.what}: {self.done:,} of {format_count(self.total, self.unit)}"]
@@ -159,7 +161,11 @@ class Step:
 
 
 def tell(line: str) -> None:
-    """Print a line for people; on a terminal in the place of a line of progress, which then comes again."""
+    """Print a line for people on standard error; on a terminal it replaces the line of progress.
+
+    Args:
+        line: controls in it are escaped, since parts of it may come from a file.
+    """
     line = make_printable(line)
     print(f"\r\x1b[K{line}" if is_on_terminal() else line, file=sys.stderr, flush=True)
 

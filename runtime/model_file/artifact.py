@@ -127,9 +127,9 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
 
 def _describe_other(source: Path | bytes, error: OnnxError) -> str:
     """Return the message for a file that is not an ONNX model."""
-    from ..command.kinds import kind_of  # loaded for this message only
+    from ..command.file_kinds import detect_file_kind
 
-    kind, found = ("unknown", "") if isinstance(source, bytes) else kind_of(source)
+    kind, found = ("unknown", "") if isinstance(source, bytes) else detect_file_kind(source)
     if kind == "image":
         return f"expected a model file or folder, found {found}; give a file that python -m export wrote"
     return (

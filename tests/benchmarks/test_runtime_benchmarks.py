@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import subprocess
@@ -42,7 +41,7 @@ def photos(tmp_path):
 def model(bench, photos, tmp_path):
     spec = Preprocess(size=(32, 32))
     save_checkpoint(tmp_path / "run", model=bench.model, preprocess=spec, labels=tuple("abcd"))
-    options = Options(quantize=False, calibration=blurred(tmp_path / "others", 1), evaluation=photos)
+    options = Options(calibration=blurred(tmp_path / "others", 1), evaluate=photos)
     export(export_checkpoint(load_checkpoint(tmp_path / "run")), tmp_path / "artifacts", options)
     return tmp_path / "artifacts" / "model.onnx"
 
@@ -69,7 +68,7 @@ def test_more_noise_is_more_bytes_in_as_many_pixels(photos, tmp_path):
 
 
 def test_decoding_is_compared_on_one_model_in_two_modes(model, photos, tmp_path, capsys):
-    options = argparse.Namespace(model=model, photos=photos, large=2, rounds=1)
+    options = throughput.ThroughputOptions(model=model, photos=photos, large=2, rounds=1)
     throughput.compare_decoding(options, tmp_path, 0, 75)
     assert {read_metadata(tmp_path / f"{way}.onnx").preprocess.decode for way in ("full", "draft")} == {
         "full",
@@ -125,7 +124,7 @@ def test_decode_drift_compares_what_the_model_says(model, photos, tmp_path, caps
 
 @pytest.mark.slow
 def test_the_peers_run(model, photos, tmp_path, capsys):
-    options = argparse.Namespace(model=model, photos=photos, repeat=2, rounds=1)
+    options = throughput.ThroughputOptions(model=model, photos=photos, repeat=2, rounds=1)
     throughput.compare_ways(options, tmp_path)
     rows = cells(capsys.readouterr().out)
     assert len(rows) == 5

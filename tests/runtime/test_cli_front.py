@@ -30,7 +30,7 @@ def test_resume_and_overwrite_exclude_each_other(
 ) -> None:
     output = photo.with_name("labels.jsonl")
     line = refused(capsys, model, photo, "--output", output, "--resume", "--overwrite")
-    assert "--resume (go on with the file) or --overwrite (replace it)" in line
+    assert "--resume (continue the file) or --overwrite (replace it)" in line
     assert not output.exists()
 
 

@@ -166,7 +166,10 @@ def test_a_device_says_what_to_install_for_more(
 
 
 def test_the_command_imports_nothing_heavy(device: Path, tmp_path: Path) -> None:
-    script = "import sys, vit_edge.command; print(*{name.split('.')[0] for name in sys.modules})"
+    script = (
+        "import sys, export.command_line, runtime.command_line, vit_edge.__main__ as command; "
+        "command.make_parser('x'); print(*{name.split('.')[0] for name in sys.modules})"
+    )
     loaded = set(run(device / "python", "-c", script, cwd=tmp_path).stdout.split())
     assert {"vit", "export", "runtime"} <= loaded
     assert not loaded & {"numpy", "PIL", "onnxruntime", "torch", "tqdm"}

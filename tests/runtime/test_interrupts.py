@@ -179,7 +179,7 @@ def test_a_signal_at_an_import_is_one_line(
 def test_the_one_command_handles_signals_before_it_imports_the_others(place: Place) -> None:
     words = ["vit_edge", "summary", "tiny"]
     done = ended(
-        place.start([sys.executable, "-c", AT_IMPORT, "vit_edge.command", signal.SIGINT.value, *words])
+        place.start([sys.executable, "-c", AT_IMPORT, "export.command_line", signal.SIGINT.value, *words])
     )
     expect_one_line(done, "vit-edge", 130)
 

@@ -1,9 +1,9 @@
-"""The commands of `python -m vit`: each checks what can be known, and only then imports torch.
+"""The commands of `python -m vit`: each makes all checks that need no weights, then imports torch.
 
 In reading order:
 
-    bring  import
-    train  train
-    look   summary and plots
-    main   the parser
+    train           train
+    import_weights  import
+    inspect_run     summary and plots
+    main            the parser
 """

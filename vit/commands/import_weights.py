@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from runtime.command.kinds import NO_WEIGHTS, Kind, kind_of, refuse_kinds
-from runtime.command.line import installed, positive
+from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
+from runtime.command.line import installed
 from runtime.command.locking import only_writer
+from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
 
-NO_LIST: tuple[Kind, ...] = (
+_NO_LIST: tuple[Kind, ...] = (
     *("image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"),
     *("folder", "device"),
 )
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # vit.config's, without the cost of importing it
 
 
-def add_import(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_import)
-    command.description = "Turn weights of another project into a checkpoint; nothing in them is executed."
-    add = command.add_argument
-    add(
-        "source",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Turn weights of another project into a checkpoint; nothing in them is executed."""
+
+    source: Path = argument(
+        REQUIRED,
+        "folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
         metavar="SOURCE",
-        help="folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
     )
-    add("--out", required=True, type=Path, help="folder for the checkpoint")
-    add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, class 0 first")
-    add(
-        "--heads", type=positive, metavar="N", help="number of attention heads, if the source does not say it"
+    out: Path = option(REQUIRED, "folder for the checkpoint")
+    labels: Path | None = option(None, "names of the classes, one per line, class 0 first", metavar="FILE")
+    heads: int | None = option(None, "number of attention heads, if the source does not say it")
+    # Those of vit.config, whose import costs --help time.
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = option(
+        None, "activation of the MLPs, if the source does not say it"
     )
-    add("--activation", choices=ACTIVATIONS, help="activation of the MLPs, if the source does not say it")
-    add(
-        "--weights",
+    weights: str | None = option(
+        None,
+        "weights to read from a file that holds several sets (default: a moving average, if there is one)",
         metavar="NAME",
-        help="weights to read from a file that holds several sets (default: a moving average, if there is "
-        "one)",
     )
 
 
-def run_import(options: argparse.Namespace) -> None:
+def run_import(options: ImportOptions) -> None:
+    """Import the weights, and print what was found, what was assumed and the path of the checkpoint."""
     labels = _check(options)
     with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
         from vit.checkpoint import save_checkpoint
@@ -54,7 +55,7 @@ def run_import(options: argparse.Namespace) -> None:
         found = import_model(
             options.source, heads=options.heads, activation=options.activation, weights=options.weights
         )
-        if labels:
+        if options.labels and labels:
             found = replace_labels(found, options.labels, labels)
         recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
         recipe["notes"] = list(found.notes)
@@ -62,7 +63,8 @@ def run_import(options: argparse.Namespace) -> None:
             options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
         )
     config = found.model.config
-    tell(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes(config.classes)}")
+    classes = format_count(config.classes, "class", "classes")
+    tell(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes}")
     for sentence in found.notes:
         tell(f"note: {sentence}")
     for sentence in found.assumed:
@@ -72,12 +74,7 @@ def run_import(options: argparse.Namespace) -> None:
     print(path)
 
 
-def classes(count: int) -> str:
-    """Return a number of classes in words."""
-    return format_count(count, "class", "classes")
-
-
-def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
+def _check(options: ImportOptions) -> tuple[str, ...] | None:
     """Find what does not fit before weights are read, and return the labels of --labels."""
     if not installed("torch"):
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
@@ -85,7 +82,7 @@ def _check(options: argparse.Namespace) -> tuple[str, ...] | None:
 
     if options.labels:
         expected = "a text file with the name of a class on each line"
-        refuse_kinds(options.labels, NO_LIST, expected, "write one, class 0 first")
+        refuse_kinds(options.labels, _NO_LIST, expected, "write one, class 0 first")
     labels = read_labels(options.labels) if options.labels else None
     file = find_weights(options.source)
     refuse_other_files(file)
@@ -103,7 +100,7 @@ def _refuse_checkpoint(file: Path) -> None:
     """Refuse what is a checkpoint of this project already."""
     from vit.document import KEY, CheckpointError, read_header
 
-    if kind_of(file)[0] == "safetensors" and KEY in read_header(file):
+    if detect_file_kind(file)[0] == "safetensors" and KEY in read_header(file):
         raise CheckpointError(
             f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
             "for example in python -m export or in python -m vit train --from"

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.command.line import installed
 from runtime.command.locking import only_writer
+from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.progress import Step, tell
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import suggest
 from runtime.writing import OutputError, check_folder
 
 
-def add_summary(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_summary)
-    command.description = (
-        "Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."
-    )
-    command.add_argument(
-        "model", metavar="MODEL", help="checkpoint, or one of tiny, small, base, large, huge"
-    )
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """Print the layers, shapes, parameters and multiply-adds of a checkpoint or a named size."""
+
+    model: str = argument(REQUIRED, "checkpoint, or one of tiny, small, base, large, huge", metavar="MODEL")
 
 
-def run_summary(options: argparse.Namespace) -> None:
+def run_summary(options: SummaryOptions) -> None:
+    """Print the structure of a checkpoint or a named size."""
     from vit.config import SIZES
     from vit.document import CheckpointError, read_document
 
@@ -39,32 +38,31 @@ def run_summary(options: argparse.Namespace) -> None:
     print(format_summary(config))
 
 
-def add_plots(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=run_plots)
-    command.description = (
-        "Draw what a run has learned as PNG files and one HTML page that says what to look for in each."
+@dataclass(frozen=True, kw_only=True)
+class PlotsOptions:
+    """Draw what a run has learned as PNG files and one HTML page that says what to look for in each."""
+
+    run: Path = argument(REQUIRED, "checkpoint or folder of a run", metavar="RUN")
+    data: str | None = option(
+        None, "images for confusion, attention and mistakes; their test split is used if there is one"
     )
-    command.add_argument("run", type=Path, metavar="RUN", help="checkpoint or folder of a run")
-    command.add_argument(
-        "--data",
-        help="images for confusion, attention and mistakes; their test split is used if there is one",
-    )
-    command.add_argument("--out", type=Path, help="folder for the plots (default: RUN/plots)")
+    out: Path | None = option(None, "folder for the plots (default: RUN/plots)")
 
 
-def run_plots(options: argparse.Namespace) -> None:
+def run_plots(options: PlotsOptions) -> None:
+    """Draw the plots of a run and print the path of their page."""
     if not installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
     from vit.data.datasets import describe_shared_names, refuse_among_classes
     from vit.document import find_checkpoint, read_document
-    from vit.training.setup import images_to_judge
+    from vit.training.setup import open_test_images
 
     labels = read_document(options.run).labels
     out = options.out or find_checkpoint(options.run).parent / "plots"
     if options.data:
         refuse_among_classes(out, options.data)
     check_folder(out)
-    images = images_to_judge(options.data, labels) if options.data else None
+    images = open_test_images(options.data, labels) if options.data else None
     if images is not None and (sentence := describe_shared_names(images)):
         tell(f"note: {sentence}")
     from vit.checkpoint import load_checkpoint

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from runtime.command.line import Parser, run_command
+from runtime.command.line import run_command
+from runtime.command.parser import Parser, options_from
 from runtime.errors import DONE
-from vit.commands.import_weights import add_import
-from vit.commands.inspect_run import add_plots, add_summary
-from vit.commands.train import add_train
+from vit.commands.import_weights import ImportOptions, run_import
+from vit.commands.inspect_run import PlotsOptions, SummaryOptions, run_plots, run_summary
+from vit.commands.train import run_train
+from vit.training.recipe import TrainOptions
 
 # Extras of pyproject.toml. Images are decoded by the runtime, so that each has `cpu` beside it.
 TRAIN = "train,cpu"
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "train": (add_train, "train on images, from random weights or from a checkpoint"),
-    "import": (add_import, "turn weights of Hugging Face, timm, torchvision or Google into a checkpoint"),
-    "summary": (add_summary, "print layers, shapes, parameters and multiply-adds of a model"),
-    "plots": (add_plots, "draw curves, confusion, filters, attention and mistakes of a run"),
-}
-
-
 LABEL = "python -m export RUN, then python -m runtime artifacts/RUN IMAGES"
-EXAMPLES = {
-    "train": (
-        "--data PHOTOS --model tiny --out runs/flowers",
-        "--data PHOTOS --from runs/base --out runs/flowers",
-        "--data PHOTOS --model tiny --out runs/flowers --resume",
+
+
+class Command(NamedTuple):
+    """One command of `python -m vit`.
+
+    Attributes:
+        options: the dataclass of its options.
+        work: takes an instance; imports what it needs only then, so that --help is quick.
+        summary: its line in the help of all commands.
+        examples: its arguments in the last lines of its help.
+    """
+
+    options: type[Any]
+    work: Callable[[Any], None]
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command(
+        TrainOptions,
+        run_train,
+        "train on images, from random weights or from a checkpoint",
+        (
+            "--data PHOTOS --model tiny --out runs/flowers",
+            "--data PHOTOS --from runs/base --out runs/flowers",
+            "--data PHOTOS --model tiny --out runs/flowers --resume",
+        ),
     ),
-    "import": (
-        "vit-base-patch16-224/ --out runs/base",
-        "weights.safetensors --heads 12 --out runs/base",
-        "checkpoint.pth --labels classes.txt --out runs/base",
+    "import": Command(
+        ImportOptions,
+        run_import,
+        "turn weights of Hugging Face, timm, torchvision or Google into a checkpoint",
+        (
+            "vit-base-patch16-224/ --out runs/base",
+            "weights.safetensors --heads 12 --out runs/base",
+            "checkpoint.pth --labels classes.txt --out runs/base",
+        ),
     ),
-    "summary": ("tiny", "runs/flowers", "runs/flowers/model.safetensors"),
-    "plots": ("runs/flowers", "runs/flowers --data PHOTOS", "runs/flowers --data PHOTOS --out plots"),
+    "summary": Command(
+        SummaryOptions,
+        run_summary,
+        "print layers, shapes, parameters and multiply-adds of a model",
+        ("tiny", "runs/flowers", "runs/flowers/model.safetensors"),
+    ),
+    "plots": Command(
+        PlotsOptions,
+        run_plots,
+        "draw curves, confusion, filters, attention and mistakes of a run",
+        ("runs/flowers", "runs/flowers --data PHOTOS", "runs/flowers --data PHOTOS --out plots"),
+    ),
 }
 # Words that people try, and where to find what they want.
 HINTS = {
@@ -54,29 +86,32 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
         arguments: None takes those of the process.
         prog: the command as it was typed, for usage.
     """
-    options = parser(prog).parse_args(arguments)
+    found = make_parser(prog).parse_args(arguments)
 
     def work() -> int:
         from runtime.images.other_formats import register_openers
 
         register_openers()
-        # Each command imports what it needs once the arguments are understood, so that --help is quick.
-        command: Callable[[argparse.Namespace], None] = options.command
-        command(options)
+        command = COMMANDS[found.command]
+        command.work(options_from(command.options, found))
         return DONE
 
-    return run_command("vit", work, extra=options.extra)
+    return run_command("vit", work, extra=TRAIN)
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def make_parser(prog: str) -> Parser:
+    """Return the parser of all commands.
+
+    Args:
+        prog: the command as it was typed, for usage and examples.
+    """
     top = Parser(
         prog=prog,
         description="Train Vision Transformers, import them, and look inside.",
+        first_word="vit",
+        hints=HINTS,
     )
-    top.name = "vit"
     top.add_version()
-    top.hints = HINTS
     top.add_examples(
         "train --data PHOTOS --model tiny --out runs/flowers",
         "import vit-base-patch16-224/ --out runs/base",
@@ -85,11 +120,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
         f"Options of a command: {prog} COMMAND --help.\n"
         "Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.",
     )
-    top.set_defaults(extra=TRAIN)
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
-        command.name = top.name
-        add(command)
-        command.add_examples(*EXAMPLES[name])
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(
+            name, help=command.summary, options=command.options, first_word="vit", hints=HINTS
+        )
+        parser.add_examples(*command.examples)
     return top

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.command.kinds import Kind, refuse_kinds
+from runtime.command.file_kinds import Kind, refuse_kinds
 from runtime.images.find_images import SkippedFiles, find_images, image_suffixes, suffix_of
 from runtime.text import format_count, suggest
 from vit.data.folders import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.command.kinds import kind_of
+from runtime.command.file_kinds import detect_file_kind
 from runtime.images.find_images import SkippedFiles, describe_skipped
 from runtime.text import format_count
 from vit.data.datasets import (
@@ -91,7 +91,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         DataError: when there are no classes to learn.
     """
     if Path(source).is_file():
-        words = kind_of(source)[1]
+        words = detect_file_kind(source)[1]
         raise DataError(
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
             "where the images are PHOTOS/<class>/…, unpacked"

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from runtime.command.kinds import Kind, kind_of
+from runtime.command.file_kinds import Kind, detect_file_kind
 from runtime.model_file.integrity import is_beside
 from vit.document import FILE_NAME, KEY, CheckpointError
 from vit.pretrained.description import SourceError, read_json
@@ -148,7 +148,7 @@ def refuse_other_files(file: Path) -> None:
         raise SourceError(f"{file}: {LORA}")
     if file.name.endswith(INDEX):
         return
-    kind, words = kind_of(file)
+    kind, words = detect_file_kind(file)
     if kind in WRONG_KINDS:
         raise SourceError(f"{file}: {words}; {WRONG_KINDS[kind]}")
     if meaning := identify_other(file.name):

@@ -2,7 +2,7 @@
 
 In reading order:
 
-    recipe       how a model is trained, as plain data
+    recipe       how a model is trained, as plain data, and the options that set it
     augment      augmentation of whole batches
     optimizer    parameter groups, learning rate, moving average
     distributed  one process or several

@@ -1,13 +1,17 @@
-"""Recipe of a training run, as plain data that is stored in every checkpoint."""
+"""Recipe of a training run, stored in every checkpoint, and the options of `python -m vit train`."""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
+from runtime.command.parser import REQUIRED, natural, number, option
 from runtime.errors import InputError
+from runtime.text import suggest
 
 
 class RecipeError(InputError):
@@ -33,7 +37,7 @@ LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides how training runs, next to the model, the images and the device.
+    """Settings of a training run, except the model, the images and the device.
 
     Two CPU runs of the same recipe on the same images, with the same number of threads, give the
     same weights bit for bit.
@@ -43,7 +47,7 @@ class Recipe:
     epochs: int = 100
     batch: int = 256  # of all processes together
     seed: int = 0
-    # share of the training images that choose the best epoch, when there is no val split
+    # share of the training images that choose the best epoch, where there is no val split
     holdout: float = 0.1
 
     # AdamW (arXiv 1711.05101) with linear warm-up and a cosine to zero, as in ViT and DeiT
@@ -52,7 +56,7 @@ class Recipe:
     warmup: float = 0.05  # share of all steps
     beta2: float = 0.999
     clip: float = 1.0  # the largest norm of the gradient
-    layer_decay: float = 1.0  # the learning rate falls by this factor a block from the head down (BEiT)
+    layer_decay: float = 1.0  # factor of the learning rate per block from the head down (BEiT)
     merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # fit the head alone, a logistic regression on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
@@ -65,17 +69,17 @@ class Recipe:
     mixup: float = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 is off
     distill: float = 0.5  # weight of the teacher's part of the loss, when there is a teacher
     temperature: float = 2.0  # of the teacher's and the student's probabilities
-    views: int = 0  # distinct augmentations an image, so that the teacher is asked once for each; 0: no limit
+    views: int = 0  # distinct augmentations per image, so that the teacher runs once for each; 0: no limit
 
     # augmentation
-    shift: int = 0  # random crop after padding by so many pixels
+    shift: int = 0  # pixels of padding before a random crop
     flip: bool = False  # left to right
     crop: float = 1.0  # smallest area of a random resized crop; 1 is off
-    randaugment: int = 0  # operations an image (arXiv 1909.13719); 0 is off
+    randaugment: int = 0  # operations per image (arXiv 1909.13719); 0 is off
     magnitude: float = 0.5  # their strength, 0 to 1
     erasing: float = 0.0  # probability of a random rectangle erased (arXiv 1708.04896)
 
-    bad_images: float = 0.01  # share of undecodable images that is listed and skipped; more is an error
+    bad_images: float = 0.01  # largest share of undecodable images, which are listed and skipped
     precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on CUDA, otherwise float32
     compile: bool = False  # torch.compile; pays on CUDA and for long runs
 
@@ -88,17 +92,23 @@ class Recipe:
             raise RecipeError(f"precision must be auto, float32 or bfloat16, found {self.precision!r}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Recipe:
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(document) - known):
-            raise RecipeError(f"unknown in a recipe: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        """Return the recipe of such a document; fields that it lacks have their defaults.
+
+        Raises:
+            RecipeError: for fields that no recipe has, and values that none can have.
+        """
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(document) - names):
+            raise RecipeError(f"unknown in a recipe: {', '.join(unknown)}; known: {', '.join(sorted(names))}")
         return cls(**document)
 
 
-# Photos, from nothing: DeiT's recipe (arXiv 2012.12877, table 9) on a small scale.
+# Photos, from random weights: DeiT's recipe (arXiv 2012.12877, table 9) on a small scale.
 SCRATCH = Recipe(
     name="scratch",
     epochs=100,
@@ -110,8 +120,8 @@ SCRATCH = Recipe(
     erasing=0.25,
     early_stop=30,
 )
-# Photos, from pre-trained weights, every weight adapted a little (the lower the block, the less). Made for
-# a few hundred images: small batches, an average of the last few dozen steps, much augmentation.
+# Photos, from pretrained weights: all weights are trained, lower blocks at a lower rate. Made for a few
+# hundred images: small batches, an average of the last few dozen steps, much augmentation.
 FINETUNE = Recipe(
     name="finetune",
     epochs=10,
@@ -132,7 +142,119 @@ PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "prob
 
 
 def preset(name: str, **changes: Any) -> Recipe:
-    """A preset with some fields changed, e.g. `preset("finetune", epochs=3)`."""
+    """Return a preset with some fields changed, for example `preset("finetune", epochs=3)`.
+
+    Raises:
+        RecipeError: for a name that is no preset, and values that no recipe can have.
+    """
     if name not in PRESETS:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
+
+# --- Options ---
+
+# How a value of --set is read, by the type of its field, and what is expected.
+_VALUES: Mapping[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a word"),
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+}
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE of --set as a field of the recipe and a value of its type.
+
+    Raises:
+        argparse.ArgumentTypeError: saying what is expected.
+    """
+    name, equals, value = text.partition("=")
+    types = get_type_hints(Recipe)
+    del types["name"]  # an example's brings its model along
+    if name not in types:
+        expected = f"expected NAME=VALUE with a NAME among {', '.join(types)}"
+        raise argparse.ArgumentTypeError(f"{expected}, found {text!r}{suggest(name, types)}")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found a name alone; write {text}=VALUE")
+    read, expected = _VALUES[types[name]]
+    try:
+        return name, read(value)
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: expected {expected}, found {value!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a ViT on images and keep the best checkpoint in OUT/model.safetensors."""
+
+    data: str = option(
+        REQUIRED,
+        "PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), "
+        "a folder of IDX files, or one of the words digits and fashion-mnist",
+    )
+    out: Path = option(REQUIRED, "folder for the checkpoint, metrics.csv and the state of the run")
+    model: str | None = option(
+        None, "tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)"
+    )
+    source: Path | None = option(
+        None, "checkpoint to start from; it gets a new head for the new classes", flag="--from"
+    )
+    preset: str | None = option(
+        None,
+        "scratch, finetune, probe (a new head on frozen features), or an example: digits, fashion, "
+        "fashion-quick (default: finetune with --from, digits with --data digits, else scratch)",
+    )
+    image_size: int | None = option(
+        None,
+        "input resolution; position embeddings of --from are interpolated (default: of the model)",
+        metavar="PIXELS",
+    )
+    white_level: int | None = option(
+        None, "value of a 16-bit gray pixel that is white; 4095 for 12-bit data", parse=int
+    )
+    patch_size: int | None = option(
+        None, "edge of a patch, for a model with random weights", metavar="PIXELS"
+    )
+    teacher: Path | None = option(None, "checkpoint with the same classes to distill from")
+    epochs: int | None = option(None, "number of epochs (default: of the preset)")
+    batch: int | None = option(
+        None, "images per step, of all processes together (default: of the preset, or fewer for few images)"
+    )
+    lr: float | None = option(
+        None, "highest learning rate (default: of the preset)", parse=number(0, above=True)
+    )
+    seed: int | None = option(
+        None, "seed of weights, order and augmentation (default: of the preset)", parse=natural
+    )
+    merge_tokens: int | None = option(
+        None,
+        "train with R similar patches merged per block in the middle half of the blocks, as "
+        "python -m export --merge-tokens R merges them",
+        metavar="R",
+        parse=natural,
+    )
+    changes: tuple[tuple[str, Any], ...] = option(
+        (),
+        "change any field of the recipe, for example --set mixup=0.2; may be repeated; the run prints "
+        "all fields at its start",
+        metavar="NAME=VALUE",
+        parse=parse_change,
+        flag="--set",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "where to train (default: auto, a GPU if there is one)"
+    )
+    tensorboard: bool = option(False, "also write OUT/tensorboard")
+    resume: Literal["yes", "auto"] | None = option(
+        None,
+        "continue the interrupted run in OUT; auto: or begin one (for torchrun --max-restarts)",
+        alone="yes",
+    )
+    overwrite: bool = option(False, "replace the run in OUT")
+
+    @property
+    def recipe_changes(self) -> dict[str, Any]:
+        """Fields of the recipe that these options set, with their values."""
+        short = {name: getattr(self, name) for name in ("epochs", "batch", "lr", "seed", "merge_tokens")}
+        return dict(self.changes) | {name: value for name, value in short.items() if value is not None}

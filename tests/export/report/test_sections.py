@@ -14,7 +14,7 @@ from PIL import Image
 from calibration.measure.per_layer import LayerClipping
 from calibration.measure.statistics import Interval
 from calibration.search import Budget
-from export.checks import DriftError, check_limits
+from export.check_results import DriftError, check_limits
 from export.measure.limits import NEVER, LimitResult
 from export.report.changed_images import MOST_MISTAKES, ChangedImages, list_mistakes
 from export.report.classes import Classes, measure_classes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.command.main import main as export_main
+from export.command_line import main as export_main
 from runtime.writing import lock_file
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.commands.main import main as vit_main

@@ -1,4 +1,4 @@
-"""The embedded example: an interrupted training is never taken for a finished one."""
+"""The embedded example as a source: an interrupted training is never taken for a finished one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.sources.read_source import example_checkpoint, unfinished
+from export.sources.read_source import ExampleReader, complete_example, describe_unfinished
 from runtime.errors import Interrupted
 from vit.checkpoint import load_checkpoint
 from vit.document import FILE_NAME
@@ -39,26 +39,28 @@ def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> N
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_close_epoch", stopping)
         with pytest.raises(Interrupted):
-            example_checkpoint(folder)
+            complete_example(folder)
 
 
 @pytest.mark.usefixtures("short")
 def test_an_interrupted_example_goes_on_and_ends_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, said = tmp_path / "digits", []
+    folder = tmp_path / "digits"
     interrupt(folder, monkeypatch, after=1)
     assert not load_checkpoint(folder).finished
     assert (folder / state.FILE_NAME).is_file()
-    example_checkpoint(folder, say=said.append)
-    assert said == [f"{folder}: the training was interrupted; it goes on"]
+    assert ExampleReader(folder).read_facts().notes == (
+        f"{folder}: the training was interrupted; it resumes",
+    )
+    complete_example(folder)
     found = load_checkpoint(folder)
     assert found.finished
     assert len(found.history) == 3
-    straight = load_checkpoint(example_checkpoint(tmp_path / "straight"))
+    straight = load_checkpoint(complete_example(tmp_path / "straight"))
     assert found.digest == straight.digest
-    assert example_checkpoint(folder, say=said.append) == folder
-    assert len(said) == 1
+    assert complete_example(folder) == folder
+    assert not ExampleReader(folder).read_facts().notes
 
 
 @pytest.mark.usefixtures("short")
@@ -68,7 +70,7 @@ def test_without_its_state_an_unfinished_example_is_trained_anew(
     folder = tmp_path / "digits"
     interrupt(folder, monkeypatch, after=1)
     (folder / state.FILE_NAME).unlink()
-    example_checkpoint(folder)
+    complete_example(folder)
     assert load_checkpoint(folder).finished
 
 
@@ -93,4 +95,4 @@ def test_the_export_of_an_unfinished_run_says_so(
 
 
 def test_how_far_an_unfinished_run_has_come() -> None:
-    assert "epoch 1 of ?" in unfinished([{}], {})
+    assert "epoch 1 of ?" in describe_unfinished([{}], {})

@@ -81,10 +81,10 @@ def check_limits(results: Results) -> None:
             worst = [f"{name} ({db:.1f} dB)" for name, db in results.get(QuantizedLayers).worst()]
             failures.append(f"furthest from float32: {', '.join(worst)}")
         if failures:
-            raise too_far(each.variant, "; ".join(failures))
+            raise drift_error(each.variant, "; ".join(failures))
 
 
-def too_far(variant: Variant, why: str) -> DriftError:
+def drift_error(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
     advice = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
     if variant != "int8":

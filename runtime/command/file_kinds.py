@@ -10,24 +10,9 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal[
-    "image",
-    "onnx",
-    "safetensors",
-    "zip",
-    "archive",
-    "array",
-    "pickle",
-    "page",
-    "pointer",
-    "text",
-    "others",
-    "empty",
-    "folder",
-    "missing",
-    "device",
-    "unknown",
-]
+_Binary = Literal["image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"]
+_Other = Literal["page", "pointer", "text", "empty", "folder", "missing", "device", "unknown"]
+Kind = _Binary | _Other
 
 # Kinds that hold no weights of a model; pages, pointers and archives have messages of their own.
 NO_WEIGHTS: tuple[Kind, ...] = ("image", "onnx", "text", "empty", "device")
@@ -65,8 +50,15 @@ _BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (
 )
 
 
-def kind_of(path: Path | str) -> tuple[Kind, str]:
-    """Return the kind of a file or folder, and the same in words; only plain files are opened."""
+def detect_file_kind(path: Path | str) -> tuple[Kind, str]:
+    """Return the kind of a file or folder.
+
+    Args:
+        path: need not exist; only plain files are opened.
+
+    Returns:
+        the kind, and the same in words for a message.
+    """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (Path.stat is this)
         if stat.S_ISDIR(mode):
@@ -84,7 +76,7 @@ def kind_of(path: Path | str) -> tuple[Kind, str]:
 
 
 def refuse_kinds(path: Path | str, kinds: Collection[Kind], expected: str, advice: str) -> None:
-    """Refuse a file or folder of certain kinds, before anything else is asked of it.
+    """Refuse a file or folder of certain kinds, before it is read.
 
     Args:
         path: of the file.
@@ -95,7 +87,7 @@ def refuse_kinds(path: Path | str, kinds: Collection[Kind], expected: str, advic
     Raises:
         InputError: saying what was expected, what was found and what to do.
     """
-    kind, words = kind_of(path)
+    kind, words = detect_file_kind(path)
     if kind in kinds:
         raise InputError(f"{path}: expected {expected}, found {words}; {advice}")
 

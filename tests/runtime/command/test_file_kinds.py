@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.command.kinds import kind_of, refuse_kinds
+from runtime.command.file_kinds import detect_file_kind, refuse_kinds
 from runtime.errors import InputError
 from runtime.images.find_images import image_suffixes
 
@@ -23,7 +23,7 @@ from runtime.images.find_images import image_suffixes
 def test_images_are_images(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image{suffix}"
     Image.new("1" if suffix == ".xbm" else "RGB", (16, 16)).save(path)
-    assert kind_of(path.rename(tmp_path / "image.onnx"))[0] == "image"
+    assert detect_file_kind(path.rename(tmp_path / "image.onnx"))[0] == "image"
 
 
 @pytest.mark.parametrize("suffix", sorted(image_suffixes()))
@@ -34,7 +34,7 @@ def test_no_format_of_pillow_is_taken_for_what_is_refused(tmp_path: Path, suffix
         Image.new("RGB", (16, 16), (1, 2, 3)).save(path)
     except (KeyError, OSError, ValueError, DeprecationWarning):
         pytest.skip("Pillow writes no such file")
-    assert kind_of(path)[0] in ("image", "unknown")
+    assert detect_file_kind(path)[0] in ("image", "unknown")
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_no_format_of_pillow_is_taken_for_what_is_refused(tmp_path: Path, suffix
 def test_other_files(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert kind_of(path)[0] == kind
+    assert detect_file_kind(path)[0] == kind
 
 
 def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
-    assert kind_of(tmp_path) == ("folder", "an empty folder")
+    assert detect_file_kind(tmp_path) == ("folder", "an empty folder")
     (tmp_path / "x").touch()
-    assert kind_of(tmp_path) == ("folder", "a folder")
-    assert kind_of(tmp_path / "nowhere")[0] == "missing"
+    assert detect_file_kind(tmp_path) == ("folder", "a folder")
+    assert detect_file_kind(tmp_path / "nowhere")[0] == "missing"
     (tmp_path / "loop").symlink_to("loop")
-    assert kind_of(tmp_path / "loop")[0] in ("unknown", "missing")
+    assert detect_file_kind(tmp_path / "loop")[0] in ("unknown", "missing")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        assert kind_of(tmp_path / "pipe")[0] == "device"  # opening it would wait for ever
+        assert detect_file_kind(tmp_path / "pipe")[0] == "device"  # opening it would wait for ever
 
 
 def test_a_refusal_says_expected_found_and_what_to_do(tmp_path: Path) -> None:

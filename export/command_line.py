@@ -1,0 +1,113 @@
+"""The command line of `python -m export`: its parser, the checks before weights are read, and the export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.options import Options
+from runtime.command.line import run_command
+from runtime.command.locking import only_writer
+from runtime.command.parser import Parser, options_from
+from runtime.command.progress import Cadence, Step, tell
+from runtime.errors import DONE
+
+if TYPE_CHECKING:
+    from export.measure.inference import Progress
+    from export.sources.source import Source
+
+_FIRST_LINE = 3.0  # seconds until a log says what the export is doing
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m export") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None takes those of the process.
+        prog: the command as it was typed, for usage.
+    """
+    options = options_from(Options, make_parser(prog).parse_args(arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    extra = "export" if options.onnx is None else "onnx"
+    stopped = "stopped; the files of the last export are as they were"
+    return run_command("export", lambda: _run(options, words), stopped=stopped, extra=extra)
+
+
+def make_parser(prog: str) -> Parser:
+    """Return the parser of the command line.
+
+    Args:
+        prog: the command as it was typed, for usage and examples.
+    """
+    parser = Parser(prog=prog, options=Options, first_word="export")
+    parser.add_version()
+    parser.add_examples(
+        "runs/flowers --quantize --calibration PHOTOS",
+        "runs/flowers --quantize --calibration PHOTOS --max-drift 0.5",
+        "--onnx vit-onnx/ --quantize --calibration PHOTOS",
+        rest="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: nothing was written;\n"
+        "2 wrong use; 130 interrupted.",
+    )
+    return parser
+
+
+def _run(options: Options, words: Sequence[str]) -> int:
+    """Make all checks that need no weights, then export."""
+    from export.check_options import check_combinations, check_without_weights, open_export_images
+    from export.graph.skipped import collect_skipped
+    from export.sources.read_source import EXAMPLE, choose_reader
+    from runtime.images.other_formats import register_openers
+    from vit.data.public import public_command
+
+    check_combinations(options)
+    register_openers()
+    options = replace(options, command=public_command(["python", "-m", "export", *words]))
+    if options.checkpoint is None and options.onnx is None and options.calibration is None:
+        options = replace(options, calibration=EXAMPLE)
+    # One clock for all steps, so that none is silent for long.
+    step = partial(Step, "export", cadence=Cadence(first=_FIRST_LINE))
+    reader = choose_reader(options.checkpoint, options.onnx, options.preprocess)
+    out = options.out or Path("artifacts") / reader.name
+    with step("looking at the model and the images"):
+        facts = reader.read_facts()
+        for sentence in facts.notes:
+            _note(sentence)
+        check_without_weights(options, facts, out)
+        images = open_export_images(options, facts.labels)
+    with only_writer(out), collect_skipped(options.verbose) as skipped:
+        source = reader.read_source(step)
+        _report_notes(source, options)
+        from export.pipeline import export
+
+        @contextmanager
+        def progress(what: str, total: int = 0, unit: str = "image") -> Iterator[Progress]:
+            with step(what, total, unit) as shown:
+                yield shown.update
+
+        results = export(source, out, options, progress, images, say=_note)
+    print(results.to_text(out))
+    if options.verbose:
+        print("\n".join(skipped.lines()))
+    return DONE
+
+
+def _note(line: str) -> None:
+    tell(f"export: {line}")
+
+
+def _report_notes(source: Source, options: Options) -> None:
+    """Print what was chosen or assumed of a source, and what in the folders of images is not taken."""
+    from vit.data.folders import describe_unread_folders
+
+    for sentence in source.notes:
+        _note(sentence)
+    for folder in dict.fromkeys(each for each in (options.calibration, options.evaluate) if each is not None):
+        for sentence in describe_unread_folders(folder):
+            _note(sentence)
+    for sentence in source.description.get("assumed", ()):
+        _note(f"assumed, since the source does not say: {sentence}")
