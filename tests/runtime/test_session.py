@@ -377,3 +377,84 @@ def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.Monkey
     monkeypatch.setattr(session_module.sys, "platform", "darwin")
     session_module.give_memory_back()
     assert len(calls) == 3
+
+
+def test_a_package_for_a_gpu_takes_the_place_of_the_other_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both packages have the same files."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for device, packages in (
+        ("cuda", "onnxruntime-gpu"),
+        ("tensorrt", "onnxruntime-gpu tensorrt"),
+        ("openvino", "onnxruntime-openvino"),
+    ):
+        with pytest.raises(DeviceError) as refused:
+            open_session(model, device=device)  # type: ignore[arg-type]
+        install = f"pip uninstall onnxruntime && pip install {packages}"
+        assert str(refused.value) == (
+            f"no {device} in this ONNX Runtime (it has: cpu); install it: {install}"
+        )
+
+
+def test_a_single_device_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def open_on(device: str) -> None:
+        tried.append(device)
+        raise DeviceError(f"no {device} here")
+
+    with pytest.raises(DeviceError, match=r"^no cpu here$"):
+        session_module.open_first(("cpu",), open_on)
+    assert tried == ["cpu"]
+    assert not caplog.records
+
+
+def test_an_onnx_runtime_that_loads_no_libraries_opens_models_too(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`preload_dlls` came with 1.21."""
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
+    )
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="cuda")
+    assert str(refused.value) == (
+        "cuda was asked for and ONNX Runtime fell back to cpu: is there such a device, and its driver? "
+        "(pip uninstall onnxruntime && pip install onnxruntime-gpu)"
+    )
+
+
+@pytest.mark.parametrize("text", ["bad allocation", "Failed to allocate memory for 9 bytes"])
+def test_too_little_memory_is_no_fault_of_the_model(
+    text: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*_: object, **__: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="cpu")
+    assert str(refused.value) == f"cpu has too little memory for {model}: {text}"
+
+
+def test_threads_spin_for_20_microseconds_and_not_between_predictions() -> None:
+    assert waiting_options("1.26.0") == {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "20",
+        "session.force_spinning_stop": "1",
+    }
+    assert waiting_options("1.25.9") == {"session.intra_op.allow_spinning": "0"}
+
+
+def test_openvino_is_refused_where_it_overflows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "cpu_kind", lambda: "x86")
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="openvino", target="full-range")
+    assert str(refused.value) == (
+        "OpenVINO overflows with full-range INT8 weights on an x86 CPU without VNNI and has no exact "
+        'kernels; use device="cpu", or make the file with python -m export --target any-cpu'
+    )
