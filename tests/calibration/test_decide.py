@@ -481,3 +481,15 @@ def test_a_tensor_of_zeros_can_be_quantized() -> None:
     expected = run(model, images()[0])
     found = run(optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString()), images()[0])
     assert np.square(found - expected).sum() < 0.01 * np.square(expected).sum()
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "float16"), (1e9, "float32")])
+def test_a_weight_that_float16_cannot_hold_stays_in_float32(
+    factor: float, expected: Precision, model: ir.Model
+) -> None:
+    """`single_rows` asks for float16, whose largest number is 65,504."""
+    change(model, "fc2", 1, np.full(WIDTH, factor))
+    given_ = observed(model, images())
+    given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
+    plan = decide(find_sites(model), given_, target="any-cpu", single_rows="float16")
+    assert plan.linears["fc2"] == LinearPlan(precision=expected)

@@ -351,10 +351,14 @@ def test_parts_are_counted_from_a_mebibyte_on() -> None:
     assert refusal(many + bytes(2**20 + 1 - len(many))) == counted
 
 
+@pytest.mark.parametrize(
+    ("form", "exif"),
+    [("JPEG", b"Exif\0\0II*\0\xff\xff\xff\x7f"), ("PNG", b"Exif\0\0no TIFF"), ("WEBP", b"Exif\0\0no TIFF")],
+)
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_an_image_with_a_broken_orientation_stays_as_it_is() -> None:
-    image = Image.new("RGB", (16, 8), "black")
-    image.paste("white", (8, 0, 16, 8))
-    data = encoded(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
-    assert pixels(data)[:, :8].max() < 9
-    assert pixels(data)[:, 8:].min() > 246
+def test_an_image_with_a_broken_orientation_stays_as_it_is(form: str, exif: bytes) -> None:
+    image = Image.new("RGB", (32, 16), "black")
+    image.paste("white", (16, 0, 32, 16))
+    found = pixels(encoded(image, form, exif=exif))
+    assert found[:, :16].max() < 9
+    assert found[:, 16:].min() > 246
