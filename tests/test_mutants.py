@@ -35,9 +35,9 @@ def test_killed_is_what_failed_or_never_ended_of_what_ran(
 
 
 def test_enough_are_killed(tmp_path: Path) -> None:
-    left(tmp_path, "calibration/ranges.py", *[1] * 17, 0, 0, 0)
+    left(tmp_path, "calibration/ranges.py", *[1] * 17, -6, 0, 0)  # a crash is noticed, too
     assert mutants.main(tmp_path) == 0
-    left(tmp_path, "calibration/ranges.py", *[1] * 16, 0, 0, 0, 0)
+    left(tmp_path, "calibration/ranges.py", *[1] * 17, 0, 0, 0)
     assert mutants.main(tmp_path) == 1
 
 

@@ -135,7 +135,9 @@ class Function:
         says = re.match(r"(Return|Yield|Whether|True)\b", docstring) or re.search(
             r"^(Returns|Yields):", docstring, re.M
         )
-        if returns not in ("None", "NoReturn") and not says and not self.adjective:
+        # A context manager's first line says what holds inside the block.
+        silent = returns in ("None", "NoReturn", "Iterator[None]") or self.adjective
+        if not silent and not says:
             yield "Returns"
         if "Raises:" not in docstring and any(
             isinstance(each, ast.Raise) and each.exc is not None for each in own_nodes(self.node)

@@ -209,3 +209,48 @@ def test_a_selected_token_is_read_through() -> None:
     )
     (group,) = groups(model).values()
     assert (group.name, [linear.name for linear in group.linears]) == ("n", ["y"])
+
+
+@pytest.mark.parametrize("output", ["n", "first_of_n", "row_of_n"])
+def test_a_norm_that_leaves_the_graph_is_no_place_and_those_after_it_are(output: str) -> None:
+    """As an embedding does, whole or selected: whoever reads it would find the scales in it."""
+    constants = {
+        "g": np.ones(4, np.float32),
+        "b": np.ones(4, np.float32),
+        "w": np.ones((4, 4), np.float32),
+        "first": 0,
+        "row": [-1, 4],
+    }
+    model = build(
+        """
+        n = LayerNormalization <axis = -1> (x, g, b)
+        first_of_n = Gather <axis = 0> (n, first)
+        row_of_n = Reshape(first_of_n, row)
+        fc = Gemm(n, w, b)
+        n2 = LayerNormalization <axis = -1> (fc, g, b)
+        y = Gemm(n2, w, b)
+        """,
+        constants,
+        inputs="float[3, 4] x",
+        outputs="float[3, 4] y",
+    )
+    assert list(groups(model)) == ["n", "n2"]
+    (value,) = node(model, output).outputs
+    model.graph.outputs.append(value)
+    assert list(groups(model)) == ["n2"]
+
+
+def test_the_values_of_attention_are_a_place_before_a_narrow_linear() -> None:
+    constants = {
+        "v_weight": np.ones((4, 4), np.float32),
+        "y_weight": np.ones((4, 2), np.float32),
+        "v_bias": np.ones(4, np.float32),
+        "y_bias": np.ones(2, np.float32),
+    }
+    model = build(
+        "v = Gemm(x, v_weight, v_bias) p = Softmax(scores) m = MatMul(p, v) y = Gemm(m, y_weight, y_bias)",
+        constants,
+        inputs="float[3, 4] x, float[3, 3] scores",
+        outputs="float[3, 2] y",
+    )
+    assert list(groups(model)) == ["v"]

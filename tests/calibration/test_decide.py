@@ -487,3 +487,29 @@ def test_a_tensor_of_zeros_can_be_quantized() -> None:
     expected = run(model, images()[0])
     found = run(read_optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString()), images()[0])
     assert np.square(found - expected).sum() < 0.01 * np.square(expected).sum()
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "float16"), (1e9, "float32")])
+def test_a_weight_that_float16_cannot_hold_stays_in_float32(
+    factor: float, expected: Precision, model: ir.Model
+) -> None:
+    """`single_rows` asks for float16, whose largest number is 65,504."""
+    change(model, "fc2", 1, np.full(WIDTH, factor))
+    given_ = observed(model, images())
+    given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
+    plan = decide(find_layers(model), given_, target="any-cpu", single_rows="float16")
+    assert plan.linears["fc2"] == LinearPlan(precision=expected)
+
+
+def test_only_the_range_of_rows_behind_a_gelu_is_one_sided(model: ir.Model) -> None:
+    """A GELU gives no less than -0.17, which is divided by the smallest peak of a row."""
+    given_ = observed(model, images())
+    for name in ("gelu", "joined"):
+        given_[name] = replace(given_[name], rows_per_image=1)
+    plan = decide(find_layers(model), given_, target="full-range", single_rows="int8")
+    fc2, proj = plan.linears["fc2"], plan.linears["proj"]
+    assert fc2.per_token is not None
+    assert proj.per_token is not None
+    assert fc2.input is not None
+    assert fc2.input.scale == pytest.approx((1 + 0.17 / fc2.per_token) / 255, rel=1e-4)
+    assert proj.input == Range.of(-1.0, 1.0)

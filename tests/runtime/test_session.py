@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from runtime import ArtifactError, Classifier, DeviceError, available_devices
 from runtime import cpu as cpu_module
@@ -377,3 +379,141 @@ def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.Monkey
     monkeypatch.setattr(session_module.sys, "platform", "darwin")
     session_module.trim_memory()
     assert len(calls) == 3
+
+
+def test_a_package_for_a_gpu_takes_the_place_of_the_other_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both packages have the same files."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for device, packages in (
+        ("cuda", "onnxruntime-gpu"),
+        ("tensorrt", "onnxruntime-gpu tensorrt"),
+        ("openvino", "onnxruntime-openvino"),
+    ):
+        with pytest.raises(DeviceError) as refused:
+            open_session(model, device=device)  # type: ignore[arg-type]
+        install = f"pip uninstall onnxruntime && pip install {packages}"
+        assert str(refused.value) == (
+            f"no {device} in this ONNX Runtime (it has: cpu); install it: {install}"
+        )
+
+
+def test_a_single_device_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def open_on(device: str) -> None:
+        tried.append(device)
+        raise DeviceError(f"no {device} here")
+
+    with pytest.raises(DeviceError, match=r"^no cpu here$"):
+        session_module.open_first(("cpu",), open_on)
+    assert tried == ["cpu"]
+    assert not caplog.records
+
+
+def test_an_onnx_runtime_that_loads_no_libraries_opens_models_too(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`preload_dlls` came with 1.21."""
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
+    )
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="cuda")
+    assert str(refused.value) == (
+        "cuda was asked for and ONNX Runtime fell back to cpu: is there such a device, and its driver? "
+        "(pip uninstall onnxruntime && pip install onnxruntime-gpu)"
+    )
+
+
+@pytest.mark.parametrize("text", ["bad allocation", "Failed to allocate memory for 9 bytes"])
+def test_too_little_memory_is_no_fault_of_the_model(
+    text: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*_: object, **__: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="cpu")
+    assert str(refused.value) == f"cpu has too little memory for {model}: {text}"
+
+
+def test_threads_spin_for_20_microseconds_and_not_between_predictions() -> None:
+    assert waiting_options("1.26.0") == {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "20",
+        "session.force_spinning_stop": "1",
+    }
+    assert waiting_options("1.25.9") == {"session.intra_op.allow_spinning": "0"}
+
+
+def test_openvino_is_refused_where_it_overflows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "cpu_kind", lambda: "x86")
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="openvino", target="full-range")
+    assert str(refused.value) == (
+        "OpenVINO overflows with full-range INT8 weights on an x86 CPU without VNNI and has no exact "
+        'kernels; use device="cpu", or make the file with python -m export --target any-cpu'
+    )
+
+
+def test_the_device_left_to_us_gets_the_options_as_well(model: Path) -> None:
+    assert open_session(model, threads=1).get_session_options().intra_op_num_threads == 1
+
+
+def test_all_devices_that_are_there_are_listed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="directml")
+    assert str(refused.value) == (
+        "no directml in this ONNX Runtime (it has: cpu, cuda, tensorrt); "
+        "install it: pip uninstall onnxruntime && pip install onnxruntime-directml on Windows"
+    )
+
+
+def test_a_device_that_fails_is_not_replaced_by_the_cpu(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime by itself tries again on the CPU, and says so on standard output."""
+    attempts = []
+
+    def create(self: object, providers: list[str], *_: object) -> None:
+        attempts.append(providers)
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    with pytest.raises(DeviceError) as refused:
+        open_session(model, device="cuda")
+    assert str(refused.value) == f"cuda cannot run {model}: no driver"
+    assert attempts == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    assert capfd.readouterr().out == ""
+
+
+def test_links_to_weights_where_onnx_runtime_takes_no_bytes(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the link, which it follows at least within the folder of the model."""
+    folder = model.parent / "apart"
+    folder.mkdir()
+    proto = onnx.load(model)
+    (tensor,) = (each for each in proto.graph.initializer if each.name == "weights")
+    set_external_data(tensor, location="weights")
+    onnx.save(proto, folder / "model.onnx")
+    weights = folder / "weights"
+    weights.rename(folder / "kept")
+    weights.symlink_to("kept")
+    assert open_session(model.read_bytes(), device="cpu", weights=weights)  # bytes are in no folder
+    takes_bytes = "add_external_initializers_from_files_in_memory"
+    monkeypatch.delattr(onnxruntime.SessionOptions, takes_bytes, raising=False)
+    assert open_session(folder / "model.onnx", device="cpu", weights=weights)
+    (folder / "kept").rename(model.parent / "elsewhere")
+    weights.unlink()
+    weights.symlink_to("../elsewhere")
+    with contextlib.suppress(ArtifactError):  # 1.32 follows no link out of the folder
+        open_session(folder / "model.onnx", device="cpu", weights=weights)

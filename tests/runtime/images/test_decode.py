@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,94 @@ def test_any_path_will_do_and_bytes_of_any_kind(tmp_path: Path) -> None:
         refused = decode_image(image, max_pixels=100, exif=True, draft_edge=None)
         with pytest.raises(ImageError, match="bytes, more than an image of"), refused:
             pass
+
+
+def test_alpha_that_is_none_is_not_shown() -> None:
+    """A TGA states how many bits of alpha it has. With 0 of them, the fourth channel means nothing."""
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    image.putpixel((1, 0), (40, 50, 60, 255))
+    data = bytearray(encoded(image, "TGA"))
+    assert pixels(bytes(data)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    data[17] &= 0xF0
+    assert pixels(bytes(data)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_alpha_of_0_everywhere_is_refused_where_other_programs_ignore_it() -> None:
+    words = "its alpha is 0 everywhere, which most programs ignore; convert it to RGB"
+    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    assert refusal(encoded(clear, "TGA")) == words
+    assert pixels(encoded(clear, "PNG")).tolist() == [[[255] * 3] * 2]  # a PNG means it
+    for alpha in (1, 255):
+        clear.putpixel((1, 0), (0, 0, 0, alpha))
+        assert pixels(encoded(clear, "TGA")).tolist() == [[[255] * 3, [255 - alpha] * 3]]
+    opaque = Image.new("RGB", (2, 1), (10, 20, 30))
+    assert pixels(encoded(opaque, "TGA")).tolist() == [[[10, 20, 30]] * 2]
+
+
+def test_the_transparent_color_of_an_rgb_image_shows_white() -> None:
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (10, 20, 31))
+    assert pixels(encoded(image, "PNG", transparency=(10, 20, 30))).tolist() == [[[255] * 3, [10, 20, 31]]]
+
+
+def test_an_opaque_rgb_image_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take a quarter of a gibibyte."""
+
+    def copy(self: Image.Image) -> Image.Image:
+        raise AssertionError("a copy")
+
+    data = encoded(Image.new("RGB", (2, 2), (10, 20, 30)))
+    monkeypatch.setattr(Image.Image, "copy", copy)  # which `convert` calls as well
+    assert pixels(data).tolist() == [[[10, 20, 30]] * 2] * 2
+
+
+def test_lab_becomes_srgb() -> None:
+    """L is 0 to 255, a and b are 0 at 128: the red of sRGB is (54, 81, 70) of L*a*b*, under D50."""
+    image = Image.new("LAB", (3, 1), (255, 128, 128))
+    image.putpixel((1, 0), (0, 128, 128))
+    image.putpixel((2, 0), (138, 209, 198))
+    expected = np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]])
+    assert np.abs(pixels(image)[0].astype(int) - expected).max() <= 5
+
+
+def test_a_folder_that_cannot_be_listed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, words in ((OSError(5, "Input/output error"), "Input/output error"), (OSError("gone"), "gone")):
+
+        def scandir(path: object, error: OSError = error) -> Any:
+            assert path == tmp_path
+            raise error
+
+        monkeypatch.setattr(decode.os, "scandir", scandir)
+        assert refusal(tmp_path) == f"{tmp_path}: a folder that cannot be listed: {words}"
+
+
+def test_an_image_inside_an_icon_counts_by_its_own_size() -> None:
+    """The directory of an icon may say 16 x 8 of a larger one, which Pillow would decode."""
+    icon = bytearray(encoded(Image.new("RGBA", (20, 10), "red"), "ICO", sizes=[(20, 10)]))
+    assert pixels(bytes(icon), max_pixels=200).shape == (10, 20, 3)
+    icon[6:8] = bytes((16, 8))  # width and height in the directory
+    words = "it has 20 x 10 pixels, more than the limit of 199 (max_pixels"
+    assert refusal(bytes(icon), max_pixels=199).startswith(words)
+
+
+def test_parts_are_counted_from_a_mebibyte_on() -> None:
+    """A smaller file cannot have enough of them to take Pillow seconds."""
+    png = encoded(Image.new("RGB", (2, 2), "red"))
+    empty = bytes(4) + b"teXt" + zlib.crc32(b"teXt").to_bytes(4, "big")
+    many = png[:33] + empty * 11_000 + png[33:]
+    counted = "it has more than 10,256 chunks or segments (usual: 10 to 20); save it again"
+    assert pixels(many + bytes(2**20 - len(many))).tolist() == [[[255, 0, 0]] * 2] * 2
+    assert refusal(many + bytes(2**20 + 1 - len(many))) == counted
+
+
+@pytest.mark.parametrize(
+    ("form", "exif"),
+    [("JPEG", b"Exif\0\0II*\0\xff\xff\xff\x7f"), ("PNG", b"Exif\0\0no TIFF"), ("WEBP", b"Exif\0\0no TIFF")],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_image_with_a_broken_orientation_stays_as_it_is(form: str, exif: bytes) -> None:
+    image = Image.new("RGB", (32, 16), "black")
+    image.paste("white", (16, 0, 32, 16))
+    found = pixels(encoded(image, form, exif=exif))
+    assert found[:, :16].max() < 9
+    assert found[:, 16:].min() > 246

@@ -22,6 +22,7 @@ from PIL import Image
 
 from runtime import ImageError, Preprocess
 from runtime.images.decode import MAX_PIXELS, decode_image
+from runtime.images.preprocess import scale_resize_to
 
 HERE = Path(__file__).parents[1]
 
@@ -164,11 +165,9 @@ def test_animation_gives_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (2, 3)])
-@pytest.mark.parametrize(
-    "spec", [Preprocess(), Preprocess(resize="crop", resize_to=256, interpolation="bicubic")]
-)
-def test_odd_shapes_take_no_memory(size: tuple[int, int], spec: Preprocess) -> None:
-    pixels = spec(Image.new("RGB", size, (10, 20, 30)))
+@pytest.mark.parametrize("options", [{}, {"resize": "crop", "resize_to": 256, "interpolation": "bicubic"}])
+def test_odd_shapes_take_no_memory(size: tuple[int, int], options: dict[str, Any]) -> None:
+    pixels = Preprocess(**options)(Image.new("RGB", size, (10, 20, 30)))
     assert pixels.shape == (224, 224, 3)
     assert (pixels == (10, 20, 30)).all()
 
@@ -362,3 +361,91 @@ def test_the_white_level_is_written_where_it_is_not_the_usual_one() -> None:
     for wrong in (0, 65536, True, 4095.0, "4095", None):
         with pytest.raises(ValueError, match="white_level must be 1 to 65535"):
             Preprocess(white_level=wrong)  # type: ignore[arg-type]
+
+
+def where(width: int, height: int) -> np.ndarray:
+    """An image whose pixels say where they are: red is the column, green the row."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    return np.stack([columns, rows, np.zeros_like(rows)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "height", "columns", "rows"),
+    [
+        # Straight to 10 x 8: each pixel is the center of 6 columns and 5 rows.
+        ({}, 60, 40, range(3, 60, 6), range(2, 40, 5)),
+        # To 30 x 16 first, which halves it; 10 and 4 pixels are cut off on each side.
+        ({"resize_to": (16, 30)}, 60, 32, range(21, 40, 2), range(9, 24, 2)),
+        # The shorter edge is 20 of 40: half as large, in either direction.
+        ({"resize": "crop", "resize_to": 20}, 60, 40, range(21, 40, 2), range(13, 28, 2)),
+        ({"resize": "crop", "resize_to": 20}, 40, 60, range(11, 30, 2), range(23, 38, 2)),
+        # 12 x 10 is covered with 24 x 10 or 12 x 20, half of each; then the center of that.
+        ({"resize": "crop", "resize_to": (10, 12)}, 48, 20, range(15, 34, 2), range(3, 18, 2)),
+        ({"resize": "crop", "resize_to": (10, 12)}, 24, 40, range(3, 22, 2), range(13, 28, 2)),
+        # Without `resize_to`, the size itself is covered.
+        ({"resize": "crop"}, 60, 16, range(21, 40, 2), range(1, 16, 2)),
+        ({"resize": "crop"}, 20, 60, range(1, 20, 2), range(23, 38, 2)),
+    ],
+)
+def test_the_part_of_an_image_that_the_model_sees(
+    options: dict[str, Any], width: int, height: int, columns: range, rows: range
+) -> None:
+    seen = Preprocess(size=(8, 10), interpolation="nearest", **options)(where(width, height))
+    assert seen[0, :, 0].tolist() == list(columns)
+    assert seen[:, 0, 1].tolist() == list(rows)
+
+
+@pytest.mark.parametrize("edge", [32, (32, 20), (20, 32)])
+def test_a_jpeg_is_decoded_at_no_less_than_twice_what_the_resize_needs(edge: int | tuple[int, int]) -> None:
+    """It can be halved as long as 64 pixels are left of each edge."""
+    rng = np.random.default_rng(0)
+    spec = Preprocess(size=(8, 8), resize="crop", resize_to=edge)
+    for side, halved in ((127, False), (128, True)):
+        data = encoded(Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)), "JPEG")
+        with Image.open(io.BytesIO(data)) as image:
+            expected = spec(np.asarray(image))
+        assert np.array_equal(replace(spec, decode="full")(data), expected)
+        assert np.array_equal(spec(data), expected) is not halved
+
+
+def test_words_of_wrong_edges() -> None:
+    pair = "resize_to must be (height, width), at least (8, 10), found "
+    number = 'resize_to has a meaning as one number for resize="crop" only; give (height, width)'
+    for resize, edge, words in (
+        ("crop", (8,), pair + "(8,)"),
+        ("crop", (8, 10, 12), pair + "(8, 10, 12)"),
+        ("crop", (7, 10), pair + "(7, 10)"),
+        ("stretch", (8, 9), pair + "(8, 9)"),
+        ("stretch", (8, 4097), pair + "(8, 4097)"),
+        ("stretch", (8.0, 10), pair + "(8.0, 10)"),
+        ("stretch", 12, number),
+        ("crop", 9, "resize_to must be 10 to 4096, found 9"),
+        ("crop", 4097, "resize_to must be 10 to 4096, found 4097"),
+        ("crop", 12.0, "resize_to must be 10 to 4096, found 12.0"),
+    ):
+        with pytest.raises(ValueError, match="resize_to") as caught:
+            Preprocess(size=(8, 10), resize=resize, resize_to=edge)  # type: ignore[arg-type]
+        assert str(caught.value) == words
+    for resize, edge in (("crop", 10), ("crop", 4096), ("crop", (8, 10)), ("stretch", (8, 4096))):
+        spec = Preprocess(size=(8, 10), resize=resize, resize_to=edge)  # type: ignore[arg-type]
+        document = spec.to_dict()
+        assert document["resize_to"] == (list(edge) if isinstance(edge, tuple) else edge)
+        assert Preprocess.from_dict(json.loads(json.dumps(document))) == spec
+
+
+def test_words_of_unknown_and_missing_fields() -> None:
+    document = Preprocess().to_dict()
+    known = "decode, exif, interpolation, resize, resize_to, size, white_level"
+    with pytest.raises(ValueError, match="unknown") as caught:
+        Preprocess.from_dict(document | {"std": 1, "mean": 0})
+    assert str(caught.value) == f"unknown preprocessing mean, std; known: {known}"
+    del document["size"], document["exif"]
+    with pytest.raises(ValueError, match="lacks") as caught:
+        Preprocess.from_dict(document)
+    assert str(caught.value) == "preprocessing lacks exif, size"
+
+
+def test_the_same_view_at_another_size() -> None:
+    assert scale_resize_to(None, 8 / 7) is None
+    assert scale_resize_to(256, 8 / 7) == 293
+    assert scale_resize_to((224, 256), 8 / 7) == (256, 293)
