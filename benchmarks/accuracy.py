@@ -39,6 +39,7 @@ class Photos:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     return run_command("benchmarks.accuracy", lambda: _measure(options))
 
@@ -135,6 +136,7 @@ def _logits(model: Opened, images: Sequence[Array]) -> Array:
 
 
 def accuracy_table(found: Mapping[str, Drift]) -> str:
+    """Return the drift of each way as a table."""
     rows = [
         (name, f"{drift.top1:.1f}", f"{drift.agreement:.1f}", "" if drift.sqnr > 90 else f"{drift.sqnr:.1f}")
         for name, drift in found.items()
@@ -143,6 +145,7 @@ def accuracy_table(found: Mapping[str, Drift]) -> str:
 
 
 def speed_table(times: Mapping[str, Timing]) -> str:
+    """Return the latency of each way as a table, beside that of the baseline."""
     rows = [
         (name, f"{time.median:.1f}", f"{time.min:.1f}", f"{times[BASELINE].min / time.min:.2f}x")
         for name, time in times.items()

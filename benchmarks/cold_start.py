@@ -57,6 +57,8 @@ ViTImageProcessorPil().save_pretrained(sys.argv[1])
 
 @dataclass(frozen=True)
 class Start:
+    """Wall time and peak resident set of one process."""
+
     seconds: float
     mebibytes: float
 

@@ -27,6 +27,7 @@ NOTE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     if options.target_graph is not None and len(options.sizes) != 1:
         print("--target-graph is a graph of one size: name that size alone with --sizes", file=sys.stderr)

@@ -53,6 +53,7 @@ class Judge:
     merged: int  # tokens per middle block
 
     def row(self, name: str, model: ViT) -> tuple[str, ...]:
+        """Return a row of the table: top-1 and loss of a model without merging and with it."""
         merging = set_merging(copy.deepcopy(model), merge_schedule(model.config, self.merged))
         cells = []
         for each in (model, merging):
@@ -65,6 +66,7 @@ class Judge:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     return run_command("benchmarks.merged_training", lambda: _compare(options))
 

@@ -122,6 +122,7 @@ def passed(outcome: Outcome) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="families whose name has it")
     # torchscript alone: where it cannot, dynamo.
@@ -306,6 +307,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits of transformers alone."""
         return self.model(pixel_values=pixel_values).logits  # type: ignore[no-any-return]
 
 

@@ -56,6 +56,7 @@ NOISE_AND_QUALITY = ((4, 92), (2, 85), (0, 75))  # from a phone at night to an i
 
 
 def rate(script: str, *arguments: object) -> float:
+    """Run a script in a new process and return the rate that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
     )
@@ -65,6 +66,7 @@ def rate(script: str, *arguments: object) -> float:
 
 
 def best(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Return the highest rate of each way over interleaved rounds."""
     found = dict.fromkeys(ways, 0.0)
     for _ in range(rounds):
         for name, run in ways.items():
@@ -165,11 +167,13 @@ def compare_decoding(options: ThroughputOptions, folder: Path, noise: float, qua
 
 
 def mean_megabytes(folder: Path) -> float:
+    """Return the mean size of the images of a folder, in megabytes."""
     sizes = [path.stat().st_size for path in find_images(folder)]
     return sum(sizes) / len(sizes) / 1e6
 
 
 def show(title: str, rates: dict[str, float], reference: str) -> None:
+    """Print the rates as a table in Markdown."""
     print(f"\n| {title} | images per second | {reference} is faster by |\n|---|---|---|")
     for name, found in rates.items():
         print(f"| {name} | {found:.1f} | {rates[reference] / found:.2f} |")

@@ -38,6 +38,7 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the three models, write the figures, and return the exit code."""
     argparse.ArgumentParser(prog="python -m tools.expected_drift", description=__doc__).parse_args(arguments)
     torch.set_num_threads(1)  # as the tests do
     with temporary_folder() as folder:

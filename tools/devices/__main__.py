@@ -45,6 +45,7 @@ SHORT = tuple(path for path in TESTS if "test_cli" not in path and "test_find_im
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     options = parse(arguments)
     say = stopwatch()
     work = options.work.resolve()
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.devices", description=__doc__)
     parser.add_argument(
         "--cpu", nargs="*", choices=tuple(CPUS), default=list(CPUS), help="which to emulate (default: all)"

@@ -17,6 +17,7 @@ import openvino
 
 
 def main(model: str, pixels: str, height: str, width: str) -> None:
+    """Print the logits of OpenVINO for each image, as JSON."""
     images = np.fromfile(pixels, np.uint8).reshape(-1, 1, int(height), int(width), 3)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(model, "CPU", settings)

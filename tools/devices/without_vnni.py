@@ -34,6 +34,7 @@ CPUID, TRAP = b"\x0f\xa2", b"\x0f\x0b"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     command = list(sys.argv[1:] if arguments is None else arguments)
     return run_command("tools.devices.without_vnni", lambda: _run(command))
 
@@ -75,6 +76,7 @@ def _check(command: Sequence[str]) -> None:
 
 
 def compiled(source: Path, library: Path) -> None:
+    """Compile a shared library."""
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
 
 
