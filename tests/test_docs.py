@@ -213,16 +213,53 @@ def test_options_named_in_the_text_exist(parsers: dict[str, argparse.ArgumentPar
     assert checked > 150
 
 
+FOLDERS_IN_TEXT = "|".join((*FOLDERS, "vit_edge", "tests", "docs", "javascript", "requirements"))
+PATH = re.compile(rf"(?<![\w./-])(?:{FOLDERS_IN_TEXT})/[\w./-]*\w")
+DOTTED = re.compile(rf"(?<![\w./-])(?:{FOLDERS_IN_TEXT})(?:\.\w+)+(?![\w/-])")
+
+
+def code_in(page: Path) -> list[str]:
+    """Return the code of a page: what is between backticks, in the text and in blocks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
+    return [*blocks, *re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))]
+
+
 def test_files_named_in_the_text_exist() -> None:
+    named = [(page, path) for page in PAGES for path in PATH.findall(page.read_text(encoding="utf-8"))]
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for file in (*sources, ROOT / "Makefile", ROOT / "pyproject.toml"):
+        paths = PATH.findall(file.read_text(encoding="utf-8"))
+        named += [(file, path) for path in paths if path.endswith((".md", ".py"))]
+    assert len(named) > 150
+    missing = [f"{page.relative_to(ROOT)}: {path}" for page, path in named if not (ROOT / path).exists()]
+    assert not missing, "\n".join(missing)
+
+
+def test_modules_and_tests_named_in_the_text_exist() -> None:
+    """`vit.model.ViT` is a file, or a name in one; what begins with test_ and has four words is a test."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests += " ".join(f"def {path.stem}(" for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = []
     for page in PAGES:
-        for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)+)`", page.read_text(encoding="utf-8")):
-            if (ROOT / name.split("/")[0]).is_dir() and name.split("/")[0] in (
-                *FOLDERS,
-                "docs",
-                "tests",
-                "javascript",
-            ):
-                assert (ROOT / name).exists(), f"{page.relative_to(ROOT)}: {name} does not exist"
+        for code in code_in(page):
+            wrong = [name for name in DOTTED.findall(code) if not is_in_the_code(name)]
+            if re.fullmatch(r"test(_[a-z]+){3,}", code) and f"def {code}(" not in tests:
+                wrong.append(code)
+            missing += [f"{page.relative_to(ROOT)}: {name}" for name in wrong]
+    assert not missing, "\n".join(missing)
+
+
+def is_in_the_code(name: str) -> bool:
+    """Return whether a dotted name is a module or folder, or the start of it is and has the next part."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:end])
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file.is_file() or path.is_dir():
+            rest = parts[end : end + 1]
+            return not rest or re.search(rf"\b{rest[0]}\b", file.read_text(encoding="utf-8")) is not None
+    return False
 
 
 def names_in(page: Path, section: str) -> set[str]:
