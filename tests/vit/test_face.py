@@ -12,7 +12,7 @@ import vit
 NAMES = sorted(
     [
         *("Checkpoint", "CheckpointError", "ConfigError", "Recipe", "TrainingData", "ViT", "ViTConfig"),
-        *("load_checkpoint", "make_config", "new_model", "open_data", "preset", "read_source"),
+        *("load_checkpoint", "make_config", "new_model", "open_data", "preset", "import_model"),
         *("save_checkpoint", "train"),
     ]
 )

@@ -129,7 +129,7 @@ def test_every_command_line_registers_them() -> None:
         "runtime/command_line.py",
         "runtime/batch/ray_engine.py",
         "vit/commands/main.py",
-        "export/command/main.py",
+        "export/command_line.py",
     ):
         assert "    register_openers()" in (ROOT / module).read_text(encoding="utf-8"), module
 
