@@ -114,10 +114,7 @@ class Store:
 
 UNKNOWN = 4 << 30  # bytes, where the system reports nothing: a small computer of today
 # Files with the memory that a container may use, and that it uses: cgroup v2, then v1.
-LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
+LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
 def available_share() -> int:

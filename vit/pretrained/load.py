@@ -57,11 +57,7 @@ class ImportedModel:
 
 
 def import_model(
-    source: Path | str,
-    *,
-    heads: int | None = None,
-    activation: str | None = None,
-    weights: str | None = None,
+    source: Path | str, *, heads: int | None = None, activation: str | None = None, weights: str | None = None
 ) -> ImportedModel:
     """Read a folder or file of weights; the format is recognized from the names of the tensors.
 
