@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vit.data.training_images import TrainingData, open_data
     from vit.document import CheckpointError
     from vit.model import ViT, new_model
-    from vit.pretrained import read_source
+    from vit.pretrained import import_model
     from vit.training.recipe import Recipe, preset
     from vit.training.train import train
 
@@ -45,12 +45,12 @@ __all__ = [
     "TrainingData",
     "ViT",
     "ViTConfig",
+    "import_model",
     "load_checkpoint",
     "make_config",
     "new_model",
     "open_data",
     "preset",
-    "read_source",
     "save_checkpoint",
     "train",
 ]
@@ -61,7 +61,7 @@ _HOMES = {
     "vit.data.training_images": ("TrainingData", "open_data"),
     "vit.document": ("CheckpointError",),
     "vit.model": ("ViT", "new_model"),
-    "vit.pretrained": ("read_source",),
+    "vit.pretrained": ("import_model",),
     "vit.training.recipe": ("Recipe", "preset"),
     "vit.training.train": ("train",),
 }
