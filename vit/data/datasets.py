@@ -366,8 +366,8 @@ def match_labels(images: Images, labels: tuple[str, ...]) -> Images:
     if unknown := [label for label in images.labels if label not in known]:
         count = format_count(len(images.labels), "class", "classes")
         raise DataError(
-            f"{images.name}: the class {unknown[0]!r} ({count}) is not one of the model's {len(labels)} labels; "
-            "give folders named as the model's classes, or loose images"
+            f"{images.name}: the class {unknown[0]!r} ({count}) is not one of the model's {len(labels)} "
+            "labels; give folders named as the model's classes, or loose images"
         )
     first = {label: index for index, label in reversed(list(enumerate(labels)))}
     index = np.array([first[label] for label in images.labels], np.int64)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
 from runtime.strict_json import parse_json
-from vit.config import ConfigError
+from vit.config import ConfigError, is_number
 
 if TYPE_CHECKING:
     from vit.pretrained.formats import Tensors
@@ -110,8 +110,11 @@ def choose_labels(config: Mapping[str, Any], classes: int | None = None) -> tupl
         listed = named
     count = len(listed) if isinstance(listed, (list, Mapping)) else 0
     classes = count if classes is None else classes
-    fits = isinstance(listed, list) and all(isinstance(i, str) or is_number(i) for i in listed)
-    if fits and count == classes:
+    if (
+        isinstance(listed, list)
+        and all(isinstance(i, str) or is_number(i) for i in listed)
+        and count == classes
+    ):
         return tuple(map(str, listed)), []
     unfit = f"; config.json names {count}, which are not 0 to {classes - 1}" if listed else ""
     guessed = [f"the class indices, 0 to {classes - 1}, as their labels{unfit} (--labels FILE names them)"]
@@ -124,11 +127,6 @@ def choose_labels(config: Mapping[str, Any], classes: int | None = None) -> tupl
 def as_fields(value: Any) -> Mapping[str, Any]:
     """Return a JSON object, or an empty one in the place of anything else."""
     return value if isinstance(value, Mapping) else {}
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def is_whole(value: Any, least: int = 1) -> bool:

@@ -53,14 +53,7 @@ EXAMPLES: Mapping[str, ExampleRun] = {
 
 
 def find_example(name: str) -> ExampleRun:
-    """Return an example.
-
-    Args:
-        name: digits, fashion or fashion-quick.
-
-    Raises:
-        RecipeError: for an unknown name.
-    """
+    """Return the example digits, fashion or fashion-quick; any other name is a `RecipeError`."""
     if name not in EXAMPLES:
         raise RecipeError(f"unknown example {name!r}; known: {', '.join(EXAMPLES)}")
     return EXAMPLES[name]
