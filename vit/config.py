@@ -203,7 +203,7 @@ def make_config(size: str, **changes: Any) -> ViTConfig:
 
 
 def check_grid(old: ViTConfig, new: ViTConfig) -> None:
-    """Refuse another grid of patches for a model whose positions, in the attention, cannot be interpolated."""
+    """Refuse another grid of patches for positions in the attention, which cannot be interpolated."""
     if old.grid != new.grid and (old.rotary or old.attention_bias):
         height, width = old.image_size
         raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")
