@@ -71,6 +71,9 @@ MOST_UNPACKED = 100  # bytes for each byte of an archive; weights, compressed, h
 def find_weights(source: Path) -> Path:
     """Return the file of weights in a folder, or `source` itself when it is a file.
 
+    Args:
+        source: a file, or a folder with one.
+
     Raises:
         SourceError: when there is none, or more than one and none has the usual name.
     """
@@ -109,7 +112,11 @@ def identify_other(name: str) -> str:
 
 
 def holds_weights(path: Path) -> bool:
-    """Return whether a file or folder holds weights of another project, not a checkpoint of this one."""
+    """Return whether a file or folder holds weights of another project, not a checkpoint of this one.
+
+    Args:
+        path: whatever it is; reading it as a checkpoint finds what is wrong with it.
+    """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         return path.is_dir() and any(each.name.endswith(WEIGHTS) for each in path.iterdir())
@@ -130,7 +137,10 @@ def find_description_folder(source: Path, file: Path) -> Path | None:
 
 
 def refuse_other_files(file: Path) -> None:
-    """Refuse a regular file that is known to hold no weights, by its name or its first bytes.
+    """Refuse a file that is known to hold no weights, by its name or its first bytes.
+
+    Args:
+        file: a regular file.
 
     Raises:
         SourceError: saying what it is, and what to do.

@@ -50,7 +50,10 @@ class Augment:
 
 
 def shift(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Pad each image with black, and cut it back to its size at `offsets` (down, across; int64 `[N, 2]`)."""
+    """Pad each image with black, and cut it back to its size at another place.
+
+    `offsets` are down and across, int64 `[N, 2]`, 0 to 2·padding.
+    """
     height, width = pixels.shape[1:3]
     padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     rows = offsets[:, :1] + torch.arange(height, device=pixels.device)  # (N, H)

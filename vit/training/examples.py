@@ -53,7 +53,14 @@ EXAMPLES: Mapping[str, ExampleRun] = {
 
 
 def find_example(name: str) -> ExampleRun:
-    """Return the example digits, fashion or fashion-quick; any other name is a `RecipeError`."""
+    """Return an example.
+
+    Args:
+        name: digits, fashion or fashion-quick.
+
+    Raises:
+        RecipeError: for an unknown name.
+    """
     if name not in EXAMPLES:
         raise RecipeError(f"unknown example {name!r}; known: {', '.join(EXAMPLES)}")
     return EXAMPLES[name]

@@ -60,9 +60,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
     if recipe.freeze:
         unused = sorted({*options.recipe_changes} - PROBE_FIELDS - {"merge_tokens"})
         dense = "trains a head on the features of a dense backbone; leave --merge-tokens out"
-        other = (
-            f"is a logistic regression on frozen features and has no {(unused or ['more'])[0]}; leave it out"
-        )
+        other = f"is a logistic regression on frozen features and has no {''.join(unused[:1])}; leave it out"
         alone = "learns from labels alone; leave --teacher out"
         for wrong, why in ((recipe.merge_tokens, dense), (unused, other), (options.teacher, alone)):
             if wrong:
