@@ -45,12 +45,12 @@ __all__ = [
     "TrainingData",
     "ViT",
     "ViTConfig",
+    "import_model",
     "load_checkpoint",
     "make_config",
     "new_model",
     "open_data",
     "preset",
-    "import_model",
     "save_checkpoint",
     "train",
 ]

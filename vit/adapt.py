@@ -30,32 +30,26 @@ def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None
     config = replace(model.config, classes=classes, image_size=size, representation=None)
     adapted = ViT(config)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    weights |= _interpolate_positions(model, config)
+    weights["position"] = _interpolate_to(model, config)
     head = {f"head.{name}": torch.zeros_like(value) for name, value in adapted.head.state_dict().items()}
     adapted.load_state_dict(weights | head)
     return adapted.train(model.training)
 
 
 def resize(model: ViT, image_size: tuple[int, int]) -> ViT:
-    """Return a copy of `model` with its head, and positions interpolated to another size.
-
-    Args:
-        model: a trained model.
-        image_size: (height, width) in pixels.
+    """Return a copy of `model` with its head, and positions interpolated to (height, width) in pixels.
 
     Raises:
         ConfigError: when the positions are in the attention, and cannot be interpolated.
     """
     resized = ViT(replace(model.config, image_size=image_size))
-    resized.load_state_dict(model.state_dict() | _interpolate_positions(model, resized.config))
+    resized.load_state_dict(model.state_dict() | {"position": _interpolate_to(model, resized.config)})
     return resized.train(model.training)
 
 
-def _interpolate_positions(model: ViT, config: ViTConfig) -> dict[str, Tensor]:
-    """Return the position embeddings of `model` for the grid of `config`, by their name."""
+def _interpolate_to(model: ViT, config: ViTConfig) -> Tensor:
     check_grid(model.config, config)
-    old, new = model.config.grid, config.grid
-    return {"position": interpolate_position(model.position.detach(), old, new)}
+    return interpolate_position(model.position.detach(), model.config.grid, config.grid)
 
 
 def interpolate_position(

@@ -56,11 +56,7 @@ class Checkpoint(Document):
 
 
 def describe_test(recipe: Mapping[str, Any]) -> str:
-    """Return the accuracy on the test images in words, or why there is none.
-
-    Args:
-        recipe: as in the checkpoint.
-    """
+    """Return the accuracy on the test images in words, or why a checkpoint's recipe has none."""
     if "test_accuracy" in recipe:
         of = f" of {format_count(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
         return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
@@ -100,7 +96,8 @@ def save_checkpoint(
         CheckpointError: when the labels or the preprocessing do not fit the model, or a row of the history or
             a fact of the recipe would not be read back.
     """
-    path = _checkpoint_file(path)
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() or not path.suffix else path
     labels, history, recipe = tuple(labels), list(history), dict(recipe or {})
     check_fit(model.config, preprocess, labels)
     try:
@@ -152,22 +149,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(**vars(found), model=model.eval(), digest=digest, path=file)
 
 
-def _checkpoint_file(path: Path | str) -> Path:
-    path = Path(path)
-    return path / FILE_NAME if path.is_dir() or not path.suffix else path
-
-
 # --- Safetensors files ---
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, which appears under its name only when it is complete on the disk.
-
-    Args:
-        path: the file.
-        tensors: on any device.
-        metadata: texts by name, in the header of the file.
-    """
+    """Write a safetensors file, which appears under its name only when it is complete on the disk."""
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     write_atomically(path, data)
 
@@ -183,11 +169,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, on the CPU, and its metadata.
-
-    Raises:
-        CheckpointError: when the file is no safetensors file, or is cut off.
-    """
+    """Return the tensors of a safetensors file, on the CPU, and its metadata; refuse an incomplete file."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             # Copied: the file may be replaced while the tensors are in use.
@@ -198,11 +180,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors file, without reading their values.
-
-    Raises:
-        CheckpointError: when the file is no safetensors file, or is cut off.
-    """
+    """Return the shapes of the tensors in a safetensors file, without reading their values."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118

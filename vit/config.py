@@ -95,10 +95,9 @@ class ViTConfig:
             raise ConfigError(_no_multiple(self.image_size, self.patch_size))
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std must be positive, found {self.std}")
-        if self.norm_epsilon <= 0:
-            raise ConfigError(f"norm_epsilon must be positive, found {self.norm_epsilon}")
+        for name, least in (("std", min(self.std)), ("norm_epsilon", self.norm_epsilon)):
+            if least <= 0:
+                raise ConfigError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be from 0 to below 1, found {self.dropout}")
         if self.representation is not None and not 1 <= self.representation <= MOST:
@@ -161,10 +160,8 @@ class ViTConfig:
         if not isinstance(document, Mapping):
             raise ConfigError(f"expected a configuration with named fields, found {document!r:.60}")
         known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(document) - known):
-            raise ConfigError(
-                f"unknown configuration {', '.join(unknown):.60}; known: {', '.join(sorted(known))}"
-            )
+        if unknown := ", ".join(sorted(set(document) - known)):
+            raise ConfigError(f"unknown configuration {unknown:.60}; known: {', '.join(sorted(known))}")
         values: Any = {n: tuple(value) if isinstance(value, list) else value for n, value in document.items()}
         try:
             return cls(**values)
@@ -206,22 +203,14 @@ def make_config(size: str, **changes: Any) -> ViTConfig:
 
 
 def check_grid(old: ViTConfig, new: ViTConfig) -> None:
-    """Refuse another grid of patches for a model whose positions are in the attention.
-
-    Raises:
-        ConfigError: when the positions cannot be interpolated.
-    """
+    """Refuse another grid of patches for positions in the attention, which cannot be interpolated."""
     if old.grid != new.grid and (old.rotary or old.attention_bias):
         height, width = old.image_size
         raise ConfigError(f"the positions of this model are made for {height}x{width}; keep that size")
 
 
 def check_mergeable(config: ViTConfig) -> None:
-    """Refuse a model whose computation changes when tokens merge.
-
-    Raises:
-        ConfigError: naming the field that differs from the paper's model.
-    """
+    """Refuse a model whose computation changes when tokens merge: it differs from the paper's in a field."""
     plain = ViTConfig()
     for name in ("class_token", "registers", "pooling", "attention_bias", "rotary", "qk_norm"):
         if (found := getattr(config, name)) != getattr(plain, name):
@@ -247,8 +236,6 @@ def merge_schedule(config: ViTConfig, merged: int) -> dict[int, int]:
     patches = config.tokens - 1  # the class token never merges
     most = patches // (len(blocks) + 1) if blocks else 0
     if not 0 <= merged <= most:
-        raise ConfigError(
-            f"expected 0 to {most} merged tokens per block for {patches} patches and "
-            f"{len(blocks)} blocks that merge, found {merged}"
-        )
+        of = f"{patches} patches and {len(blocks)} blocks that merge"
+        raise ConfigError(f"expected 0 to {most} merged tokens per block for {of}, found {merged}")
     return dict.fromkeys(blocks, merged) if merged else {}

@@ -24,18 +24,16 @@ KEY = "vit_edge"
 MAKE = "`python -m vit train` or `python -m vit import` make one"
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
 
 
 # Fields of a recipe that programs read → their check; all other fields are for people.
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
-    "data": _is_text,
-    "imported": _is_text,
-    "from_name": _is_text,
-    "trained_on": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    **dict.fromkeys(("data", "imported", "from_name"), lambda value: isinstance(value, str)),
+    "trained_on": lambda value: _is_list(value, str),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (
         isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
@@ -102,11 +100,7 @@ def read_document(path: Path | str) -> Document:
 
 
 def read_header(file: Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file; its size is checked, its tensors are not read.
-
-    Raises:
-        CheckpointError: when the file is no safetensors file, or is cut off.
-    """
+    """Return the metadata in the header of a safetensors file; checks its size, and reads no tensors."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return dict(opened.metadata() or {})
@@ -115,11 +109,7 @@ def read_header(file: Path) -> dict[str, str]:
 
 
 def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
-    """Return the document in the metadata of a safetensors file; `file` is named in errors.
-
-    Raises:
-        CheckpointError: naming the file, what is wrong with it and what to do.
-    """
+    """Return the document in the metadata of a safetensors file; `file` is named in errors."""
     try:
         document = parse_json(metadata[KEY])
         version = document["version"]
@@ -129,12 +119,10 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         preprocess = Preprocess.from_dict(document["preprocess"])
         labels, history, recipe = (document[name] for name in ("labels", "history", "recipe"))
         finished = document.get("finished", True)
-        for name, value, good in (
-            ("labels", labels, _is_list(labels, str)),
-            ("finished", finished, isinstance(finished, bool)),
-        ):
-            if not good:
-                raise ValueError(f"{name} is {value!r:.60}")
+        if not _is_list(labels, str):
+            raise ValueError(f"labels is {labels!r:.60}")
+        if not isinstance(finished, bool):
+            raise ValueError(f"finished is {finished!r:.60}")
         check_record(history, recipe)
         found = Document(config, preprocess, tuple(labels), history, recipe, finished)
     except CheckpointError:
@@ -152,15 +140,7 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
 
 
 def check_record(history: Any, recipe: Any) -> None:
-    """Check the record of the training in a checkpoint.
-
-    Args:
-        history: one row per epoch.
-        recipe: how the model was trained, or where it came from.
-
-    Raises:
-        ValueError: naming the field that does not have the expected type.
-    """
+    """Check the record of the training in a checkpoint; a `ValueError` names a field of another type."""
     if not is_history(history):
         raise ValueError(f"history is {history!r:.60}, expected one row of numbers per epoch, counted from 1")
     if not isinstance(recipe, dict):
@@ -181,37 +161,18 @@ def is_history(value: Any) -> bool:
     )
 
 
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
-
-
 def check_fit(config: ViTConfig, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
-    """Refuse labels and preprocessing of another model.
-
-    Raises:
-        CheckpointError: saying what was expected.
-    """
+    """Refuse labels and preprocessing of another model."""
     if len(labels) != config.classes:
-        raise CheckpointError(
-            f"expected {format_count(config.classes, 'label')}, one per class of the model, found "
-            f"{len(labels)}"
-        )
-    if tuple(preprocess.size) != tuple(config.image_size):
-        raise CheckpointError(
-            f"the model takes {config.image_size} pixels, preprocessing gives {preprocess.size}"
-        )
+        expected = f"{format_count(config.classes, 'label')}, one per class of the model"
+        raise CheckpointError(f"expected {expected}, found {len(labels)}")
+    if preprocess.size != config.image_size:
+        found = f"preprocessing gives {preprocess.size}"
+        raise CheckpointError(f"the model takes {config.image_size} pixels, {found}")
 
 
 def refuse_incomplete(file: Path, error: Exception) -> NoReturn:
-    """Raise the error of a file that is no safetensors file, or is cut off.
-
-    Args:
-        file: named in the message.
-        error: why it cannot be read.
-
-    Raises:
-        CheckpointError: saying what the file is and what to do.
-    """
+    """Raise the error of a file that is no safetensors file, or is cut off: what it is and what to do."""
     kind, words = detect_file_kind(file)
     if kind not in ("safetensors", "unknown"):
         advice = {

@@ -199,11 +199,9 @@ def split_heads(features: Tensor, heads: int) -> Tensor:
 
 
 def apply_rotary(features: Tensor, turn: Tensor) -> Tensor:
-    """Rotate each pair (feature i, feature i + d / 2) by the token's angle (RoPE, arXiv 2104.09864).
+    """Rotate each pair (feature i, feature i + d / 2) of `[N, h, T, d]` by the token's angle (RoPE).
 
-    Args:
-        features: queries or keys, `[N, h, T, d]`.
-        turn: cosine and sine of the angles, `[2, T, d]`.
+    `turn` has cosine and sine of the angles, `[2, T, d]` (arXiv 2104.09864).
     """
     cosine, sine = turn  # (T, d) each
     first, second = features.chunk(2, -1)  # (N, h, T, d / 2) each
@@ -313,17 +311,10 @@ def _initialize(module: nn.Module) -> None:
 def compare_shapes(
     config: ViTConfig, found: Mapping[str, Sequence[int]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Compare the shapes of tensors with those of a model, which takes no memory for it.
+    """Compare the shapes `found` with those of a model, which takes no memory for it.
 
-    Args:
-        config: of the model.
-        found: the shapes by the names of the tensors.
-
-    Returns:
-        names that are missing, names that are left over, and one sentence per shape that differs.
-
-    Raises:
-        ConfigError: for a config that is far larger than the tensors.
+    Returns names that are missing, names that are left over, and one sentence per shape that differs. A
+    config that is far larger than the tensors is a `ConfigError`.
     """
     blocks = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     if blocks != config.depth:  # first: even without weights, a block takes time to make

@@ -23,11 +23,7 @@ STATE = "state.safetensors"
 
 
 def lock_run_folder(out: Path) -> AbstractContextManager[None]:
-    """Keep other runs out of the folder of a run; the processes that torchrun starts are one run.
-
-    Raises:
-        OutputError: on entering, if another process writes into it.
-    """
+    """Keep other runs out of the folder of a run; the processes that torchrun starts are one run."""
     return only_writer(out) if is_first_process() else nullcontext()
 
 
@@ -42,12 +38,7 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
     "auto" resumes where a state was saved, and starts a run where none was: a process that torchrun starts
     again has the arguments of the first. The state is saved after all processes of a run have joined, so that
     all of them find it or none does. A best checkpoint that an interrupted first epoch left is replaced.
-
-    Args:
-        out: the folder of the run.
-        resume: None, "yes" or "auto".
-        overwrite: replace the run that is there.
-        report: called with a line about what "auto" does.
+    `report` is called with a line about what "auto" does.
 
     Raises:
         OutputError: for a folder that cannot be written to, and for a run that would be lost.
@@ -64,44 +55,28 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
             report(f"--resume auto: resuming the run in {out}")
             return True
         report(f"--resume auto: no state of a run in {out}, starting one")
-        if not _is_finished(out):
+        if not ((out / FILE_NAME).exists() and read_document(out).finished):
             return False
     found = next((name for name in (FILE_NAME, STATE) if (out / name).exists()), None)
     if found and not overwrite:
-        resume_it = "resume it by --resume, " if (out / STATE).exists() else ""
-        raise OutputError(
-            f"{out}: a run is there already ({found}); {resume_it}replace it by --overwrite, or choose "
-            "another --out"
-        )
+        hint = "resume it by --resume, " if (out / STATE).exists() else ""
+        hint += "replace it by --overwrite, or choose another --out"
+        raise OutputError(f"{out}: a run is there already ({found}); {hint}")
     return False
 
 
 def find_state(out: Path) -> Path:
-    """Return the file with the state of an unfinished run.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
+    """Return the file with the state of an unfinished run; none is a `CheckpointError`."""
     if not (out / STATE).is_file():
         raise CheckpointError(f"{out}: no {STATE} to resume from; start without --resume")
     return out / STATE
-
-
-def _is_finished(out: Path) -> bool:
-    return (out / FILE_NAME).exists() and read_document(out).finished
 
 
 # --- Metrics ---
 
 
 def write_metrics(path: Path, history: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> None:
-    """Write the history as CSV.
-
-    Args:
-        path: the file.
-        history: one row per epoch.
-        seconds: duration of each epoch.
-    """
+    """Write the history, one row per epoch, and the seconds of each epoch as CSV."""
     text = io.StringIO()
     rows = [{**row, "seconds": round(t, 3)} for row, t in zip(history, seconds, strict=True)]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -111,11 +86,7 @@ def write_metrics(path: Path, history: Sequence[Mapping[str, Any]], seconds: Seq
 
 
 def check_tensorboard() -> None:
-    """Refuse to write for TensorBoard where it is not installed.
-
-    Raises:
-        MissingPackageError: with the line that installs it.
-    """
+    """Refuse to write for TensorBoard where it is not installed."""
     if not installed("tensorboard"):
         raise MissingPackageError(f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}")
 

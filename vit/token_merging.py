@@ -23,12 +23,7 @@ KEPT = 1  # tokens that never merge: the class token
 
 
 class MergingBlocks(nn.Sequential):
-    """A model's blocks, of which some merge similar patches between attention and MLP.
-
-    Args:
-        blocks: the blocks of a `ViT`.
-        schedule: number of patches that a block merges, by its index.
-    """
+    """A model's blocks, of which those in `schedule` merge that many patches between attention and MLP."""
 
     def __init__(self, blocks: nn.Sequential, schedule: Mapping[int, int]) -> None:
         super().__init__(*blocks)
@@ -48,15 +43,9 @@ class MergingBlocks(nn.Sequential):
 
 
 def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Run attention in which a token counts once per patch that it stands for.
+    """Run attention in which a token counts once per patch that it stands for (`size`, `[N, T, 1]`).
 
-    Args:
-        attention: of a block.
-        tokens: `[N, T, D]`.
-        size: `[N, T, 1]`, number of patches that each token stands for.
-
-    Returns:
-        The output `[N, T, D]` and the keys `[N, h, T, d]`.
+    Returns the output `[N, T, D]` and the keys `[N, h, T, d]`.
     """
     q, k = attention.queries_and_keys(tokens)
     weight = size.log().transpose(1, 2).unsqueeze(1).to(q.dtype)  # (N, 1, 1, T), added to the scores

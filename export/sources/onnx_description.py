@@ -15,11 +15,11 @@ from typing import Any
 
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
+from vit.config import is_number
 from vit.pretrained.description import (
     PREPROCESSOR,
     SourceError,
     choose_labels,
-    is_number,
     is_whole,
     read_json,
     read_preprocessor,

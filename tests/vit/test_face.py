@@ -12,7 +12,7 @@ import vit
 NAMES = sorted(
     [
         *("Checkpoint", "CheckpointError", "ConfigError", "Recipe", "TrainingData", "ViT", "ViTConfig"),
-        *("load_checkpoint", "make_config", "new_model", "open_data", "preset", "import_model"),
+        *("import_model", "load_checkpoint", "make_config", "new_model", "open_data", "preset"),
         *("save_checkpoint", "train"),
     ]
 )

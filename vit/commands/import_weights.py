@@ -89,15 +89,13 @@ def _check(options: ImportOptions) -> tuple[str, ...] | None:
     check_folder(options.out)
     if not _replaceable(options.out):
         raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
-    refuse_kinds(
-        file, NO_WEIGHTS, "weights of a model", "give a .safetensors, .pth or .npz file or its folder"
-    )
+    hint = "give a .safetensors, .pth or .npz file or its folder"
+    refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
     _refuse_checkpoint(file)
     return labels
 
 
 def _refuse_checkpoint(file: Path) -> None:
-    """Refuse what is a checkpoint of this project already."""
     from vit.document import KEY, CheckpointError, read_header
 
     if detect_file_kind(file)[0] == "safetensors" and KEY in read_header(file):

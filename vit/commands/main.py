@@ -80,12 +80,7 @@ HINTS = {
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit") -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        arguments: None takes those of the process.
-        prog: the command as it was typed, for usage.
-    """
+    """Run the command line and return its exit code; `prog` is the command as it was typed, for usage."""
     found = make_parser(prog).parse_args(arguments)
 
     def work() -> int:
@@ -100,11 +95,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m vit")
 
 
 def make_parser(prog: str) -> Parser:
-    """Return the parser of all commands.
-
-    Args:
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Return the parser of all commands; `prog` is the command as it was typed, for usage and examples."""
     top = Parser(
         prog=prog,
         description="Train Vision Transformers, import them, and look inside.",
@@ -121,9 +112,7 @@ def make_parser(prog: str) -> Parser:
         "Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        parser = commands.add_parser(
-            name, help=command.summary, options=command.options, first_word="vit", hints=HINTS
-        )
-        parser.add_examples(*command.examples)
+    for name, (options, _, summary, examples) in COMMANDS.items():
+        parser = commands.add_parser(name, help=summary, options=options, first_word="vit", hints=HINTS)
+        parser.add_examples(*examples)
     return top

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,9 @@ class Store:
         self.bad[index] = reason
         if len(self.bad) > self.bad_share * len(self.images):
             first = min(self.bad)
+            why = f"{self.images.describe(first)}: {self.bad[first]}"
             count = f"{len(self.bad)} of {format_count(len(self.images), 'image')} cannot be decoded"
-            raise DataError(
-                f"{self.images.describe(first)}: {self.bad[first]} ({count}); remove or replace it"
-            )
+            raise DataError(f"{why} ({count}); remove or replace it")
 
 
 # --- Free memory ---
@@ -114,10 +114,7 @@ class Store:
 
 UNKNOWN = 4 << 30  # bytes, where the system reports nothing: a small computer of today
 # Files with the memory that a container may use, and that it uses: cgroup v2, then v1.
-LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
+LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
 def available_share() -> int:
@@ -139,19 +136,12 @@ def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
 
 
 def _read_available(meminfo: Path) -> int:
-    try:
+    with suppress(OSError, ValueError, StopIteration):
         lines = meminfo.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return _half_of_physical()
-
-
-def _half_of_physical() -> int:
-    """Return half of the built-in memory, where it is not known how much is free (macOS)."""
-    try:
+    with suppress(AttributeError, ValueError, OSError):  # macOS does not say how much is free: half of all
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):
-        return UNKNOWN
+    return UNKNOWN
 
 
 def _read_number(file: Path) -> int | None:

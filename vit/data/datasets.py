@@ -16,28 +16,10 @@ import numpy as np
 from runtime.command.file_kinds import Kind, refuse_kinds
 from runtime.images.find_images import SkippedFiles, find_images, image_suffixes, suffix_of
 from runtime.text import format_count, suggest
-from vit.data.folders import (
-    DataError,
-    class_folders,
-    describe_unread_folders,
-    describe_wrapper,
-    find_layout,
-    has_classes,
-)
+from vit.data.folders import DataError as DataError
+from vit.data.folders import class_folders, describe_wrapper, find_layout, has_classes
 from vit.data.idx import find_idx, idx_labels, read_idx
 from vit.data.public import public_name
-
-__all__ = [
-    "DataError",
-    "Images",
-    "describe_shared_names",
-    "describe_unread_folders",
-    "find_splits",
-    "match_labels",
-    "open_images",
-    "refuse_among_classes",
-    "split_images",
-]
 
 Item = Path | np.ndarray
 Split = Literal["train", "val", "test", "all"]
@@ -166,27 +148,15 @@ def find_splits(source: Path | str) -> tuple[Split, ...]:
 
 
 def refuse_among_classes(out: Path, source: str) -> None:
-    """Refuse a folder to write to among the classes of a data set: its plots would be images of a class.
-
-    Args:
-        out: the folder to write to.
-        source: as in `open_images`.
-
-    Raises:
-        DataError: saying where it lies.
-    """
-    folder = Path(source)
+    """Refuse a folder to write to among the classes of a data set: its plots would be images of a class."""
+    folder, place = Path(source).resolve(), out.resolve()
     if not folder.is_dir():
         return
-    inside, place = folder.resolve(), out.resolve()
     # A folder beside the splits is skipped; one in a split, or in what a split is packed in, is not.
-    splits = {path.resolve().relative_to(inside).parts[0] for path in find_layout(folder).splits.values()}
-    if place.is_relative_to(inside) and (
-        not splits or not splits.isdisjoint(place.relative_to(inside).parts[:1])
-    ):
-        raise DataError(
-            f"{out}: lies in {source} and would be a class of it the next time; choose another --out"
-        )
+    splits = {path.resolve().relative_to(folder).parts[0] for path in find_layout(folder).splits.values()}
+    if place.is_relative_to(folder) and (not splits or {*place.relative_to(folder).parts[:1]} & splits):
+        here = f"lies in {source} and would be a class of it the next time"
+        raise DataError(f"{out}: {here}; choose another --out")
 
 
 def split_images(images: Images, share: float, seed: int) -> tuple[Images, Images]:
@@ -223,10 +193,10 @@ def _open_digits(split: Split) -> Images:
     data = load_digits()
     gray = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     everything = Images(_to_rgb(gray), data.target.astype(np.int64), tuple("0123456789"), "digits")
-    if split == "all":
-        return everything
     if split == "val":
         raise DataError("digits: has no val split; it has train and test")
+    if split == "all":
+        return everything
     # A plain stratified share would round each class for itself and miss 360 by a few.
     order = np.random.default_rng(0).permutation(len(everything))
     order = order[np.argsort(everything.targets[order], kind="stable")]  # type: ignore[index]
@@ -270,9 +240,8 @@ def _open_folder(folder: Path, split: Split) -> Images:
         return _join([_open_classes(splits[name], labels) for name in with_classes], folder)
     if split not in splits:
         raise DataError(f"{folder}: has no {split} split; it has {', '.join(splits)}")
-    return (
-        _open_classes(splits[split], labels) if split in with_classes else _open_loose(splits[split], "all")
-    )
+    path = splits[split]
+    return _open_classes(path, labels) if split in with_classes else _open_loose(path, "all")
 
 
 def _open_classes_or_loose(folder: Path, split: Split) -> Images:
@@ -294,24 +263,19 @@ def _open_classes(folder: Path, labels: tuple[str, ...]) -> Images:
     if unknown := sorted(set(folders) - set(labels)):
         same = next((name for name in labels if name.casefold() == unknown[0].casefold()), None)
         advice = f"; rename it to {same}" if same else ""
-        raise DataError(
-            f"{folders[unknown[0]]}: this class is not among those to train on ({', '.join(labels)}){advice}"
-        )
+        others = f"this class is not among those to train on ({', '.join(labels)})"
+        raise DataError(f"{folders[unknown[0]]}: {others}{advice}")
     if len(labels) < 2:
-        found = f"only {labels[0]!r}" if labels else "none"
-        raise DataError(
-            f"{folder}: expected a folder for each of two or more classes, found {found}"
-            f"{describe_wrapper(folder)}"
-        )
+        found = (f"only {labels[0]!r}" if labels else "none") + describe_wrapper(folder)
+        raise DataError(f"{folder}: expected a folder for each of two or more classes, found {found}")
     items: list[Item] = []
     targets: list[int] = []
     left_out = SkippedFiles()
     for name, path in folders.items():
         paths = list(find_images([path], skipped=left_out))
         if not paths:
-            raise DataError(
-                f"{path}: a class folder without images{left_out.in_brackets()}; fill it or remove it"
-            )
+            found = f"a class folder without images{left_out.in_brackets()}"
+            raise DataError(f"{path}: {found}; fill it or remove it")
         items.extend(paths)
         targets.extend([labels.index(name)] * len(paths))
     if not items:
@@ -323,14 +287,11 @@ def _open_loose(folder: Path, split: Split) -> Images:
     left_out = SkippedFiles()
     paths: list[Item] = list(find_images([folder], skipped=left_out))
     if not paths:
-        raise DataError(
-            f"{folder}: no images here{left_out.in_brackets()}; expected images, class folders, or train "
-            "and test folders"
-        )
+        expected = "expected images, class folders, or train and test folders"
+        raise DataError(f"{folder}: no images here{left_out.in_brackets()}; {expected}")
     if split != "all":
-        raise DataError(
-            f"{folder}: has images but no class folders, so there is no {split} split to learn from"
-        )
+        none = f"there is no {split} split to learn from"
+        raise DataError(f"{folder}: has images but no class folders, so {none}")
     return Images(paths, None, None, str(folder), left_out)
 
 
@@ -338,9 +299,8 @@ def _join(parts: Sequence[Images], folder: Path) -> Images:
     items = [item for part in parts for item in part.items]
     known = [part.targets for part in parts if part.targets is not None]
     targets = np.concatenate(known) if known else None
-    return Images(
-        items, targets, parts[0].labels, str(folder), SkippedFiles.merge(part.left_out for part in parts)
-    )
+    left_out = SkippedFiles.merge(part.left_out for part in parts)
+    return Images(items, targets, parts[0].labels, str(folder), left_out)
 
 
 # --- Class indices of a model ---
@@ -364,10 +324,10 @@ def match_labels(images: Images, labels: tuple[str, ...]) -> Images:
         return images
     known = set(labels)
     if unknown := [label for label in images.labels if label not in known]:
+        count = format_count(len(images.labels), "class", "classes")
         raise DataError(
-            f"{images.name}: the class {unknown[0]!r} ({format_count(len(images.labels), 'class', 'classes')}) is "
-            f"not one of the model's {len(labels)} labels; give folders named as the model's classes, or "
-            "loose images"
+            f"{images.name}: the class {unknown[0]!r} ({count}) is not one of the model's {len(labels)} "
+            "labels; give folders named as the model's classes, or loose images"
         )
     first = {label: index for index, label in reversed(list(enumerate(labels)))}
     index = np.array([first[label] for label in images.labels], np.int64)

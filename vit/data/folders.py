@@ -64,11 +64,8 @@ def find_layout(folder: Path) -> Layout:
 
     A folder named as a split is one when it holds folders of its own, or only splits are beside it,
     or another split does; among other folders of images, `train` is a class. Names such as `seg_train` are
-    splits where `seg_test` is beside them.
-
-    Raises:
-        DataError: for two folders that mean the same split, and for folders that are no classes: splits in
-            each, the same folders in each, the folds of a cross-validation.
+    splits where `seg_test` is beside them. Two folders of one split are refused, and folders that are no
+    classes: splits in each, the same folders in each, the folds of a cross-validation.
     """
     inside = subfolders(folder)
     named = _find_splits(folder, inside)
@@ -87,16 +84,13 @@ def find_layout(folder: Path) -> Layout:
     found: dict[str, Path] = {}
     for split, path in named:
         if split in found:
-            raise DataError(
-                f"{folder}: {found[split].name} and {path.name} both mean the {split} split; "
-                "rename or remove one of them"
-            )
+            both = f"{found[split].name} and {path.name} both mean the {split} split"
+            raise DataError(f"{folder}: {both}; rename or remove one of them")
         found[split] = path
     ordered = {split: found[split] for split in SPELLINGS if split in found}
     beside = tuple(path.name for path in others)
-    return Layout(
-        _unwrap(ordered), beside, (*(f"{name}: skipped, it is no split" for name in beside), *loose)
-    )
+    skipped = (f"{name}: skipped, it is no split" for name in beside)
+    return Layout(_unwrap(ordered), beside, (*skipped, *loose))
 
 
 def split_of(name: str) -> str | None:
@@ -120,9 +114,8 @@ def _find_splits(folder: Path, inside: Sequence[Path]) -> list[tuple[str, Path]]
     whole = [group for group in groups.values() if {"train"} < {split for split, _ in group}]
     if len(whole) > 1:
         names = ", ".join(path.name for group in whole for _, path in group)
-        raise DataError(
-            f"{folder}: {names} name a split and something else; expected train/<class>/… and test/<class>/…"
-        )
+        expected = "expected train/<class>/… and test/<class>/…"
+        raise DataError(f"{folder}: {names} name a split and something else; {expected}")
     return whole[0] if whole else []
 
 
@@ -156,18 +149,13 @@ def _without_wrapper(path: Path, classes: Collection[str] = ()) -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder by name, without hidden ones and those that systems leave behind.
-
-    Raises:
-        DataError: for a folder that cannot be listed.
-    """
+    """Return the folders in a folder by name, without hidden ones and those that systems leave behind."""
     try:
         with os.scandir(folder) as entries:
             names = [each.name for each in entries if _is_folder(each) and not is_system_file(each.name)]
     except OSError as error:
-        raise DataError(
-            f"{folder}: it cannot be listed ({error.strerror}); allow it, or move it away"
-        ) from error
+        why = f"it cannot be listed ({error.strerror})"
+        raise DataError(f"{folder}: {why}; allow it, or move it away") from error
     return [folder / name for name in sorted(names)]
 
 
@@ -177,26 +165,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """Return the folder of each class, named in Unicode's composed form: a Mac's "café" is Linux's.
-
-    Raises:
-        DataError: for two folders of one class.
-    """
+    """Return the folder of each class, named in Unicode's composed form: a Mac's "café" is Linux's."""
     found: dict[str, Path] = {}
     for path in subfolders(folder):
         name = unicodedata.normalize("NFC", path.name)
-        if name in found:
-            raise DataError(
-                f"{path}: looks like {found[name].name} beside it; put their images into one folder"
-            )
-        found[name] = path
-    return {name: found[name] for name in sorted(found)}
+        if (first := found.setdefault(name, path)) is not path:
+            raise DataError(f"{path}: looks like {first.name} beside it; put their images into one folder")
+    return dict(sorted(found.items()))
 
 
 def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
     """Refuse folders that are splits by another name, or hold the splits, and no classes."""
-    packed = {path: subfolders(path) for path in inside}
-    packed = {path: within for path, within in packed.items() if within}
+    packed = {path: within for path in inside if (within := subfolders(path))}
     if holders := [path for path, within in packed.items() if _holds_splits(within)]:
         _refuse_inner_splits(folder, holders, packed[holders[0]])
     if len(inside) > 1 and all(path.name.casefold() in _PARTS for path in inside):
@@ -314,15 +294,10 @@ def _describe_missing(splits: Mapping[str, Path]) -> list[str]:
     if "train" not in splits:
         return []
     classes = set(class_folders(splits["train"]))
-    missing = {
-        split: sorted(classes - set(class_folders(path)))
-        for split, path in splits.items()
-        if has_classes(splits, split)
-    }
     return [
-        f"the {split} split has no images of {', '.join(names[:5])}"
-        for split, names in missing.items()
-        if names
+        f"the {split} split has no images of {', '.join(missing[:5])}"
+        for split, path in splits.items()
+        if has_classes(splits, split) and (missing := sorted(classes - set(class_folders(path))))
     ]
 
 

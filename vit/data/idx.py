@@ -10,16 +10,8 @@ from pathlib import Path
 import numpy as np
 
 FASHION_LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 PREFIXES = {"train": "train", "test": "t10k"}
 
@@ -61,20 +53,13 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: the IDX file is cut off in its header; copy it again")
     shape = struct.unpack(f">{rank}I", data[4:start])
     expected = int(np.prod(shape, dtype=np.int64))
-    if len(data) - start != expected:
-        raise ValueError(
-            f"{path}: expected {expected} bytes of data, found {len(data) - start}; copy it again"
-        )
+    if (found := len(data) - start) != expected:
+        raise ValueError(f"{path}: expected {expected} bytes of data, found {found}; copy it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def idx_labels(folder: Path, classes: int) -> tuple[str, ...]:
-    """Return the labels of a folder of IDX files, which hold class indices only.
-
-    Args:
-        folder: Fashion-MNIST is recognized by its name; of other folders, class indices are the labels.
-        classes: number of classes.
-    """
+    """Return the labels of IDX files: those of Fashion-MNIST by the folder's name, else class indices."""
     if "fashion" in str(folder).lower() and classes == len(FASHION_LABELS):
         return FASHION_LABELS
     return tuple(str(index) for index in range(classes))

@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 HOMES = ("home", "Users")  # folders whose folders are called like people
@@ -48,19 +49,9 @@ def _public_word(word: str) -> str:
 
 def _is_private(folder: Path, here: Path) -> bool:
     """Return whether the name of a folder reveals who uses this machine, or how it is set up."""
-    own = (_home(), _temporary(), here)
+    own = [here]
+    with suppress(FileNotFoundError):  # no folder at all can be written to
+        own.append(Path(tempfile.gettempdir()))
+    with suppress(RuntimeError):  # a user without an entry, as in some containers
+        own.append(Path.home())
     return folder.parent.name in HOMES or any(each.is_relative_to(folder) for each in own)
-
-
-def _temporary() -> Path:
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # no folder at all can be written to
-        return Path("/")
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a user without an entry, as in some containers
-        return Path("/")

@@ -12,15 +12,8 @@ import numpy as np
 from runtime.command.file_kinds import detect_file_kind
 from runtime.images.find_images import SkippedFiles, describe_skipped
 from runtime.text import format_count
-from vit.data.datasets import (
-    DataError,
-    Images,
-    describe_unread_folders,
-    find_splits,
-    open_images,
-    split_images,
-)
-from vit.data.folders import find_layout, find_tables
+from vit.data.datasets import DataError, Images, find_splits, open_images, split_images
+from vit.data.folders import describe_unread_folders, find_layout, find_tables
 from vit.data.idx import find_idx
 
 MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
@@ -117,10 +110,9 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     test = None if test is None or test.targets is None else test
     val = open_images(source, "val") if "val" in splits else None
     notes = (*describe_unread_folders(source), *describe_left_out(train, val, test))
-    if val is not None and val.targets is not None:
+    val = None if val is None or val.targets is None else val
+    if val is not None or not holdout:
         return TrainingData(train, val, test, notes)
-    if not holdout:
-        return TrainingData(train, None, test, notes)
     train, val = split_images(train, holdout, seed)
     if not len(val):
         few = f"no validation images: no class has enough for a share of {holdout:g} (holdout)"
@@ -152,9 +144,7 @@ def digest_images(images: Images) -> list[str]:
 def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]:
     """Return a sentence about images in two classes, and one per split whose images are trained on too.
 
-    Args:
-        data: the images.
-        digests: of the images to train on, as `digest_images` returns them.
+    `digests` are those of the training images, as `digest_images` returns them.
     """
     train = data.train
     first: dict[str, int] = {}
@@ -170,9 +160,8 @@ def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]
             f"in two classes: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
         )
     for name, images in (("validation", data.val), ("test", data.test)):
-        if images is None:
-            continue
-        if shared := sum(bool(digest) and digest in first for digest in digest_images(images)):
-            of = format_count(len(images), f"{name} image")
+        others = () if images is None else digest_images(images)
+        if shared := sum(bool(digest) and digest in first for digest in others):
+            of = format_count(len(others), f"{name} image")
             sentences.append(f"trained on too: {shared:,} of {of}; take them out of one")
     return sentences

@@ -34,15 +34,9 @@ PAGE = "index.html"
 
 
 def write_plots(checkpoint: Checkpoint, images: Images | None, out: Path) -> Path:
-    """Write every plot that is possible into `out` as PNG, and all of them into `index.html` there.
+    """Write every plot that is possible into `out` as PNG, and a page with all of them; return the page.
 
-    Args:
-        checkpoint: the run.
-        images: images with known classes; None leaves out confusion, attention and mistakes, with a note.
-        out: the folder.
-
-    Returns:
-        The page.
+    Without `images` of known classes confusion, attention and mistakes are left out, with a note.
     """
     history = checkpoint.history
     curves = {kind: plot_curve(history, kind) for kind in ("loss", "accuracy")} if len(history) > 1 else {}
@@ -148,7 +142,7 @@ def _describe_epochs(checkpoint: Checkpoint) -> str:
     done, planned = len(checkpoint.history), checkpoint.recipe.get("recipe", {}).get("epochs")
     if not done:
         return "no epochs are recorded"
-    epochs = f"{done} epoch" + ("" if done == 1 else "s")
+    epochs = format_count(done, "epoch")
     if checkpoint.finished:
         return epochs
     return f"not finished: the best of {epochs} so far" + (f", {planned} are planned" if planned else "")

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vit.inspect.predictions import Attended, Predictions
 from vit.model import ViT
+from vit.page.confusion import count_labels
 from vit.training.evaluate import choose_epoch
 
 COLUMNS = 8  # images in a row
@@ -64,15 +65,13 @@ def plot_positions(model: ViT) -> Figure:
 def plot_confusion(predictions: Predictions, labels: Sequence[str]) -> Figure:
     """Plot how often each class is taken for each other; rows are the true classes, in percent of them."""
     count = len(labels)
-    table = np.zeros((count, count))
-    np.add.at(table, (predictions.targets, predictions.predicted), 1)
+    table = count_labels(predictions.targets, predictions.predicted, count)
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
     size = min(3 + 0.45 * count, 14)
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
     axes = figure.subplots()
-    figure.colorbar(
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=100), label="% of the true class", shrink=0.8
-    )
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="% of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 30:
         names = [_caption(label) for label in labels]
@@ -104,9 +103,8 @@ def plot_mistakes(predictions: Predictions, labels: Sequence[str], worst: Sequen
         f"is {_caption(labels[predictions.targets[i]])}"
         for i in worst
     ]
-    return plot_tiles(
-        list(predictions.pixels(worst)), columns=min(COLUMNS, len(worst)), size=1.6, titles=titles
-    )
+    tiles = list(predictions.pixels(worst))
+    return plot_tiles(tiles, columns=min(COLUMNS, len(worst)), size=1.6, titles=titles)
 
 
 def plot_tiles(
@@ -118,15 +116,10 @@ def plot_tiles(
     rows: tuple[str, ...] = (),
     **style: Any,
 ) -> Figure:
-    """Plot images in a grid.
+    """Plot images in a grid, row by row.
 
-    Args:
-        tiles: the images, row by row.
-        columns: images in a row.
-        size: edge of an image in inches.
-        titles: above the first images.
-        rows: names of the rows, at their left.
-        style: options of `imshow`.
+    `size` is the edge of an image in inches, `titles` stand above the first images, the names of `rows` at
+    their left; `style` has options of `imshow`.
     """
     count = -(-len(tiles) // columns)
     height = size + (0.45 if titles else 0.0)

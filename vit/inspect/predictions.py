@@ -23,9 +23,7 @@ from vit.training.evaluate import predict
 def attention_maps(model: ViT, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the attention probabilities `[blocks, N, h, T, T]`, and the logits `[N, classes]`.
 
-    Args:
-        model: set to evaluation mode.
-        pixels: uint8 `[N, H, W, 3]`.
+    `pixels` are uint8 `[N, H, W, 3]`; the model is set to evaluation mode.
     """
     maps: list[Tensor] = []
 
@@ -49,12 +47,9 @@ def attention_maps(model: ViT, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def rollout(maps: Tensor, config: ViTConfig | None = None) -> Tensor:
     """Return the share of each patch in the class token, `[N, T - 1]`, each row summing to 1 (figure 6).
 
-    The heads are averaged, half of each block is its residual, and the blocks are multiplied.
-
-    Args:
-        maps: attention probabilities, `[blocks, N, h, T, T]`.
-        config: of the model, whose registers are left out. Without a class token, the share is the mean over
-            all patches. None: a class token and no registers.
+    The heads of `maps`, `[blocks, N, h, T, T]`, are averaged, half of each block is its residual, and the
+    blocks are multiplied. Registers are left out. Without a class token, the share is the mean over all
+    patches. None for `config`: a class token and no registers.
     """
     mean = maps.mean(2)  # (blocks, N, T, T)
     half = 0.5 * (mean + torch.eye(mean.shape[-1]))
@@ -148,12 +143,8 @@ def show_attention(checkpoint: Checkpoint, predictions: Predictions) -> list[Att
     low, high = masks.min((1, 2), keepdims=True), masks.max((1, 2), keepdims=True)
     masks = (masks - low) / (high - low + 1e-12)  # every patch gets some: what counts is where it gets more
     lit = np.rint(pixels * (0.15 + 0.85 * masks[..., None])).astype(np.uint8)
+    given = predictions.predicted[first]
+    right = given == predictions.targets[first]
     return [
-        Attended(
-            pixels[i],
-            lit[i],
-            checkpoint.labels[predictions.predicted[index]],
-            bool(predictions.predicted[index] == predictions.targets[index]),
-        )
-        for i, index in enumerate(first)
+        Attended(pixels[i], lit[i], checkpoint.labels[label], bool(right[i])) for i, label in enumerate(given)
     ]

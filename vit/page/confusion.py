@@ -46,8 +46,8 @@ def confusion_matrix(
     Returns:
         Rows are the true classes, columns the labels given.
     """
-    after = _counts(targets, given, classes)
-    before = after if reference is None else _counts(targets, reference, classes)
+    after = count_labels(targets, given, classes)
+    before = after if reference is None else count_labels(targets, reference, classes)
     totals = np.maximum(after.sum(axis=1), 1)
     return [
         [
@@ -95,7 +95,8 @@ def are_short(labels: Sequence[str]) -> bool:
     return all(len(label) <= SHORT for label in labels)
 
 
-def _counts(targets: np.ndarray, given: np.ndarray, classes: int) -> np.ndarray:
+def count_labels(targets: np.ndarray, given: np.ndarray, classes: int) -> np.ndarray:
+    """Return how often each class (row) gets each label (column), int64 `[classes, classes]`."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (targets, given), 1)
     return counts

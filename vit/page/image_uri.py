@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.images.preprocess import Preprocess
+from runtime.images.preprocess import Interpolation, Preprocess
 
 EDGE = 168  # pixels; a card is 140 to 168 wide
 TINY = 64  # an image below this many pixels is shown with its pixels, not blurred
@@ -38,7 +38,7 @@ def png_uri(pixels: np.ndarray, *, colors: int | None = None) -> str:
 
 def file_uri(png: Path) -> str:
     """Return a PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
+    return _encode(png.read_bytes(), "png")
 
 
 def thumbnail(image: Path | np.ndarray) -> str:
@@ -48,9 +48,8 @@ def thumbnail(image: Path | np.ndarray) -> str:
         image: path, or pixels `uint8 [H, W, 3]`.
     """
     tiny = isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY
-    shrink = Preprocess(
-        size=(EDGE, EDGE), resize="crop", interpolation="nearest" if tiny else "lanczos", decode="draft"
-    )
+    scale: Interpolation = "nearest" if tiny else "lanczos"
+    shrink = Preprocess(size=(EDGE, EDGE), resize="crop", interpolation=scale, decode="draft")
     try:
         return jpeg_uri(shrink(image))
     except (ValueError, OSError):
@@ -68,8 +67,11 @@ def enlarge(pixels: np.ndarray, edge: int = EDGE) -> np.ndarray:
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _uri(image: Image.Image, kind: str, quality: int | None = None) -> str:
+def _uri(image: Image.Image, kind: str, **options: int) -> str:
     file = io.BytesIO()
-    options = {} if quality is None else {"quality": quality}
     image.save(file, kind, optimize=True, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return _encode(file.getvalue(), kind.lower())
+
+
+def _encode(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -29,9 +29,6 @@ def render_page(
         template: file name of the template, which extends "page.html.j2".
         filters: filters of the template, by name.
         content: variables of the template. The terms that occur in it are explained at the page's end.
-
-    Returns:
-        The document.
     """
     environment = _environment(package)
     environment.filters.update(filters)
@@ -55,12 +52,9 @@ def _environment(package: str) -> Environment:
         raise TemplateNotFound(name)
 
     environment = Environment(
-        loader=FunctionLoader(source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    environment.loader = FunctionLoader(source)
     environment.globals["style"] = Markup(source("page.css"))
     return environment
 

@@ -19,6 +19,7 @@ where there may be no torch.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ __all__ = ["ImportedModel", "SourceError", "import_model", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SourceError":
-        from vit.pretrained.description import SourceError
-
-        return SourceError
-    if name in __all__:
-        from vit.pretrained import load
-
-        return getattr(load, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "description" if name == "SourceError" else "load"
+    return getattr(import_module(f"vit.pretrained.{home}"), name)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vit.config import SIZES, ConfigError, ViTConfig
+from vit.config import CHOICES, SIZES, ConfigError, ViTConfig
 from vit.pretrained.description import (
     ONE_CLASS,
     Description,
@@ -40,33 +40,17 @@ from vit.pretrained.preprocessing import View
 CLEAR = 5.0  # the smallest F ratio that shows a number of heads
 AHEAD = 1.5  # its smallest lead over that of every other number of heads
 NARROWEST = 8  # features of a head
-ACTIVATIONS = {name: name for name in ("gelu", "gelu_tanh", "quick_gelu", "silu")} | {
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "quickgelu": "quick_gelu",
-    "swish": "silu",
-}
+ACTIVATIONS = {name: name for name in CHOICES["activation"]}
+ACTIVATIONS |= {"gelu_python": "gelu", "quickgelu": "quick_gelu", "swish": "silu"}
+ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh")
 # Architectures of timm whose GELU is the one with tanh; its other SigLIPs have the exact one.
 TIMM_TANH = re.compile(
     r"vit_(?:base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|vit_large_patch16_siglip.*_512"
 )
 # Heads by (width, depth), of timm's and DINOv2's named sizes beside those of `SIZES`.
-HEADS: Mapping[tuple[int, int], int] = {(each.width, each.depth): each.heads for each in SIZES.values()} | {
-    (256, 14): 4,
-    (320, 14): 5,
-    (384, 36): 6,
-    (512, 12): 8,
-    (512, 20): 8,
-    (640, 12): 10,
-    (1152, 27): 16,
-    (1408, 40): 16,
-    (1536, 40): 24,
-    (1664, 48): 16,
-    (4096, 40): 32,
-}
+HEADS = {(each.width, each.depth): each.heads for each in SIZES.values()}
+HEADS |= {(256, 14): 4, (320, 14): 5, (384, 36): 6, (512, 12): 8, (512, 20): 8, (640, 12): 10, (1152, 27): 16}
+HEADS |= {(1408, 40): 16, (1536, 40): 24, (1664, 48): 16, (4096, 40): 32}
 MOST_PATCHES = 2**18  # of an image whose positions no tensor holds: 4096 pixels in patches of 8
 MAX_EDGE = 4096  # of an image that a model takes, as in runtime.images.preprocess
 PATCHES = (8, 14, 16, 32)  # pixels along an edge, of the models in HEADS
@@ -84,17 +68,9 @@ def build_config(
 ) -> tuple[ViTConfig, list[str]]:
     """Return the configuration of an imported model, and one sentence per assumption.
 
-    Args:
-        form: format of the source.
-        tensors: the weights, with the names of `vit.model`.
-        fields: of `ViTConfig`, that `convert_tensors` found: image_size, pooling and other differences from
-            the paper.
-        description: of the source.
-        view: preprocessing of the source.
-
-    Raises:
-        ConfigError: when the shapes describe no ViT.
-        SourceError: when the source does not state what no shape does, or states what cannot be followed.
+    `tensors` and `fields` (of `ViTConfig`) are those that `convert_tensors` returns. Raises a `ConfigError`
+    when the shapes describe no ViT, and a `SourceError` when the source does not state what no shape does, or
+    states what cannot be followed.
     """
     assumed = refuse_other_facts(description, tensors)
     if form is TIMM and fields.get("final_norm") == "after" and description.first("global_pool") is None:
@@ -146,9 +122,8 @@ def choose_heads(tensors: Tensors, description: Description, width: int, depth: 
     if heads is None:
         raise UnstatedError(f"{nothing}, and no known model has width {width} and depth {depth}; {say}{look}")
     if patch not in PATCHES:
-        raise UnstatedError(
-            f"{nothing}, and no known model {model} has patches of {patch} pixels; {say}{look}"
-        )
+        rare = f"no known model {model} has patches of {patch} pixels"
+        raise UnstatedError(f"{nothing}, and {rare}; {say}{look}")
     if inferred not in (None, heads):
         raise UnstatedError(
             f"{nothing}: known models {model} have {heads}, and its weights look like {inferred}; "
@@ -214,7 +189,7 @@ def choose_activation(form: Format, description: Description, *, gated: bool) ->
     if (
         gated
         and description.activation is None
-        and (form is TIMM or "gated" not in str(list(description.facts)))
+        and (form is TIMM or "gated" not in str([*description.facts]))
     ):
         return "silu", []  # SwiGLU, whatever hidden_act says: DINOv2's code has it fixed
     if stated is None and "quickgelu" in description.architecture:
@@ -234,7 +209,6 @@ def choose_activation(form: Format, description: Description, *, gated: bool) ->
 
 
 def _choose_epsilon(form: Format, description: Description) -> float:
-    """Return the number that LayerNorm adds to the variance."""
     stated = description.first("layer_norm_eps")
     if stated is not None:
         return parse_number(stated, "layer_norm_eps", above=0)
@@ -249,10 +223,7 @@ def choose_grid(
 ) -> tuple[int, int, int]:
     """Return rows and columns of patches, and how many of `positions` stand before them.
 
-    The source's own size decides where it fits the number; else the grid is a square.
-
-    Raises:
-        ConfigError: when the positions are of no grid.
+    The source's own size decides where it fits the number; else the grid is a square, or a `ConfigError`.
     """
     size = _read_image_size(description)
     fits = sorted({prefix, min(prefix, 1), 0}, reverse=True)
@@ -274,8 +245,7 @@ def choose_grid(
 def _read_image_size(description: Description) -> tuple[int, int] | None:
     """Return (height, width) as the source writes it, or None."""
     size = description.first("img_size", "image_size", "input_size")
-    if size is None:
-        size = as_fields(description.first("pretrained_cfg")).get("input_size")
+    size = as_fields(description.first("pretrained_cfg")).get("input_size") if size is None else size
     if size is None:
         return None
     pair = size[-2:] if isinstance(size, (list, tuple)) and len(size) >= 2 else (size, size)

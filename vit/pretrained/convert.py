@@ -30,26 +30,15 @@ TOKENS = ("class_token", "distillation", "registers")  # in the order of their p
 def convert_tensors(
     form: Format, tensors: Tensors, description: Description
 ) -> tuple[Tensors, dict[str, Any]]:
-    """Convert tensors to those of the model here.
+    """Convert what `Format.rename` gives: the tensors of the model here, and the fields of `ViTConfig`.
 
-    Args:
-        form: format of the source.
-        tensors: by their names here, as `Format.rename` gives them.
-        description: of the source.
-
-    Returns:
-        the tensors, and the fields of `ViTConfig` that they imply.
-
-    Raises:
-        ConfigError: where tensors are missing or of other shapes than a ViT's, or the grid of patches is in
-            doubt.
+    Raises a `ConfigError` where tensors are missing or of other shapes than a ViT's, or the grid is in doubt.
     """
     tensors = dict(tensors)
     if tensors["patch_embedding.weight"].ndim != 4:
         raise ConfigError("its patches are cut before the model (NaFlex), which this model does not know")
-    pooling = _choose_pooling(form, tensors, description)
     fields: dict[str, Any] = {
-        **pooling,
+        **_choose_pooling(form, tensors, description),
         "pre_norm": "pre_norm.weight" in tensors,
         "qk_norm": "blocks.0.attention.query_norm.weight" in tensors,
         "gated": "blocks.0.mlp.gate.weight" in tensors,
@@ -88,7 +77,6 @@ def check_dimensions(tensors: Tensors) -> None:
 
 
 def _take(tensors: Tensors, name: str) -> Tensor:
-    """Remove a tensor and return it; refuse a source that lacks it."""
     if name not in tensors:
         raise ConfigError(f"it lacks {name!r}")
     return tensors.pop(name)
@@ -116,15 +104,8 @@ def convert_gray(tensors: Tensors) -> tuple[Tensors, list[str]]:
 def choose_head(tensors: Tensors, unknown: Tensors) -> tuple[Tensors, Tensors, list[str]]:
     """Find a head among the tensors that no rule knows: `heads = Sequential(Dropout, Linear)`, `linear`.
 
-    Args:
-        tensors: the tensors by their names here.
-        unknown: those that no rule knows, by their own names.
-
-    Returns:
-        the tensors with the head, those still unknown, and a sentence for what was left out or chosen.
-
-    Raises:
-        ConfigError: for a head of several layers, whose activation no tensor tells.
+    Returns the tensors with the head, those still unknown, and a sentence for what was left out or chosen.
+    Raises a `ConfigError` for a head of several layers, whose activation no tensor tells.
     """
     unknown, notes = _drop_pretraining(tensors, unknown)
     layers = {name.rpartition(".")[0] for name in unknown}
@@ -198,9 +179,8 @@ def _convert_pooling(tensors: Tensors, fields: Mapping[str, Any]) -> None:
             first, second = _take(tensors, f"head.{part}"), _take(tensors, f"head_distillation.{part}")
             if first.shape != second.shape:
                 raise ConfigError(f"head.{part} and head_distillation.{part} have different shapes")
-            tensors[f"head.{part}"] = (
-                torch.cat([first, second], dim=1) if first.ndim > 1 else first + second
-            ) / 2
+            both = torch.cat([first, second], dim=1) if first.ndim > 1 else first + second
+            tensors[f"head.{part}"] = both / 2
     if "pool.probe" in tensors:
         probe, weight = _take(tensors, "pool.probe"), _take(tensors, "pool.query.weight")
         bias = tensors.pop("pool.query.bias", torch.zeros(len(weight)))
@@ -223,9 +203,8 @@ def _convert_positions(tensors: Tensors, fields: dict[str, Any], description: De
     position = tensors.get("position")
     position = None if position is None else position.reshape(1, -1, position.shape[-1])
     count = None if position is None else position.shape[1]
-    rows, columns, before = choose_grid(
-        count, sum(tensors[name].shape[1] for name in names), description, patch
-    )
+    prefix = sum(tensors[name].shape[1] for name in names)
+    rows, columns, before = choose_grid(count, prefix, description, patch)
     if position is None:
         position = torch.zeros(1, rows * columns, width)
     elif position.shape[-1] != width and names not in ([], ["class_token"]):
@@ -273,10 +252,9 @@ def _convert_attention(
 def rotary_angles(
     width: int, fields: Mapping[str, Any], description: Description, grid: tuple[int, int]
 ) -> Tensor:
-    """Return DINOv3's angles: the patches' centers in -1 to 1, times 2π over periods that grow to rope_theta.
+    """Return cosines and sines of DINOv3's angles, `[2, tokens, width / heads]`.
 
-    Returns:
-        cosines and sines, `[2, tokens, width / heads]`.
+    An angle is a patch's center in -1 to 1, times 2π over periods that grow to rope_theta.
     """
     theta = description.first("rope_theta")
     if theta is None and isinstance(parameters := description.first("rope_parameters"), Mapping):
@@ -310,9 +288,7 @@ def _refuse_rotary(tensors: Tensors, description: Description, *, absolute: bool
 def expand_bias_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Expand BEiT's table of one number per head and relative place to `[1, heads, tokens, tokens]`.
 
-    Args:
-        table: `[(2 rows - 1)(2 columns - 1) + 3, heads]`; the last three are the class token's.
-        grid: rows and columns of patches.
+    `table` is `[(2 rows - 1)(2 columns - 1) + 3, heads]`; the last three are the class token's.
     """
     rows, columns = grid
     if len(table) != (2 * rows - 1) * (2 * columns - 1) + 3:
@@ -321,12 +297,9 @@ def expand_bias_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
         raise ConfigError(
             f"relative positions of {rows} x {columns} patches (limit: {MOST_BIASED:,} patches)"
         )
-    down, across = (
-        each.flatten() for each in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    )
+    down, across = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).T  # (patches) each
     index = torch.zeros(rows * columns + 1, rows * columns + 1, dtype=torch.long)
-    index[1:, 1:] = (
-        (down[:, None] - down + rows - 1) * (2 * columns - 1) + across[:, None] - across + columns - 1
-    )
+    below, beside = down[:, None] - down + rows - 1, across[:, None] - across + columns - 1
+    index[1:, 1:] = below * (2 * columns - 1) + beside
     index[0, :], index[:, 0], index[0, 0] = len(table) - 3, len(table) - 2, len(table) - 1
     return table[index].permute(2, 0, 1)[None].contiguous()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
 from runtime.strict_json import parse_json
-from vit.config import ConfigError
+from vit.config import ConfigError, is_number
 
 if TYPE_CHECKING:
     from vit.pretrained.formats import Tensors
@@ -50,14 +50,11 @@ class OtherModelError(ConfigError):
 
 
 def read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return a JSON object from a file.
+    """Return the fields of the JSON object in a file.
 
     Args:
         file: a link that leads nowhere is an error.
         required: if false, a file that does not exist is an empty object.
-
-    Returns:
-        the fields.
 
     Raises:
         SourceError: when the file cannot be read, or holds no JSON object.
@@ -115,8 +112,8 @@ def choose_labels(config: Mapping[str, Any], classes: int | None = None) -> tupl
     classes = count if classes is None else classes
     if (
         isinstance(listed, list)
-        and count == classes
         and all(isinstance(i, str) or is_number(i) for i in listed)
+        and count == classes
     ):
         return tuple(map(str, listed)), []
     unfit = f"; config.json names {count}, which are not 0 to {classes - 1}" if listed else ""
@@ -130,11 +127,6 @@ def choose_labels(config: Mapping[str, Any], classes: int | None = None) -> tupl
 def as_fields(value: Any) -> Mapping[str, Any]:
     """Return a JSON object, or an empty one in the place of anything else."""
     return value if isinstance(value, Mapping) else {}
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
@@ -164,11 +156,7 @@ def parse_number(value: Any, name: str, *, above: float = -math.inf) -> float:
 
 
 def parse_channels(values: Any, name: str, *, above: float = -math.inf) -> Triple:
-    """Return one number per channel, each above `above`; a single one stands for all three.
-
-    Raises:
-        SourceError: for anything else than one or three such numbers.
-    """
+    """Return one number per channel, each above `above`; a single one stands for all three."""
     listed = list(values) if isinstance(values, (list, tuple)) else [values]
     check_field(name, values, len(listed) in (1, 3), "a number per channel: red, green, blue")
     numbers = [parse_number(value, name, above=above) for value in listed]
@@ -251,16 +239,13 @@ _TYPES = (
 )
 MODEL_TYPES = frozenset(_TYPES.split())
 POOLINGS = {"token": ("class", "class_and_last"), "avg": ("mean",), "map": ("attention",)}
+_MANY = "its blocks hold several attentions and MLPs side by side (parallel blocks), this model's one"
+_BESIDE = "attention and MLP of a block run side by side (parallel blocks), this model's one after the other"
+_HYBRID = "a hybrid, whose patches a convolutional network (R26, R50) makes; this model's are one convolution"
 OTHER_MODELS = {  # by the names of their tensors
-    r"blocks\.\d+\.(?:attns|ffns)\..*": (
-        "its blocks hold several attentions and MLPs side by side (parallel blocks), this model's one"
-    ),
-    r"blocks\.\d+\.(?:in_proj|attn_out_proj|mlp_out_proj|in_norm)\b.*": (
-        "attention and MLP of a block run side by side (parallel blocks), this model's one after the other"
-    ),
-    r"(?:patch_embed|embeddings\.patch_embeddings)\.backbone\..*": (
-        "a hybrid, whose patches a convolutional network (R26, R50) makes; this model's are one convolution"
-    ),
+    r"blocks\.\d+\.(?:attns|ffns)\..*": _MANY,
+    r"blocks\.\d+\.(?:in_proj|attn_out_proj|mlp_out_proj|in_norm)\b.*": _BESIDE,
+    r"(?:patch_embed|embeddings\.patch_embeddings)\.backbone\..*": _HYBRID,
 }
 
 
@@ -281,19 +266,14 @@ def refuse_other_scores(config: Mapping[str, Any]) -> None:
     Raises:
         SourceError: naming the problem type, or the function that makes scores of the outputs.
     """
+    ours = "this project's scores are a softmax over the classes"
     applied = config.get("function_to_apply")  # as the pipelines of transformers read it
     if applied not in (None, "", "softmax"):
-        raise SourceError(
-            f"function_to_apply is {applied!r:.60} in config.json; this project's scores are a softmax over "
-            "the classes"
-        )
+        raise SourceError(f"function_to_apply is {applied!r:.60} in config.json; {ours}")
     problem = config.get("problem_type")
     if problem not in (None, "", "single_label_classification"):
         meaning = OTHER_SCORES.get(str(problem), "its outputs are not known here")
-        raise SourceError(
-            f"problem_type is {problem!r:.60} in config.json: {meaning}; this project's scores are a softmax "
-            "over the classes"
-        )
+        raise SourceError(f"problem_type is {problem!r:.60} in config.json: {meaning}; {ours}")
 
 
 def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
@@ -317,28 +297,22 @@ def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
     if "_rpn_" in str(facts.get("architecture")):
         raise OtherModelError("its blocks normalize after attention and MLP, this model's before (rpn)")
     _refuse_other_sizes(description.stated, tensors)
-    kind = description.model_type
-    unknown = kind and kind not in MODEL_TYPES
-    return (
-        [f"its steps are those of a ViT (the model type {kind!r:.60} is not known here)"] if unknown else []
-    )
+    if (kind := description.model_type) in {"", *MODEL_TYPES}:
+        return []
+    return [f"its steps are those of a ViT (the model type {kind!r:.60} is not known here)"]
 
 
 def _refuse_other_sizes(stated: Mapping[str, Any], tensors: Tensors) -> None:
     """Refuse a description of another model: its own library would build what it states."""
     patches = tensors["patch_embedding.weight"]
-    depth = len(list_blocks(tensors))
-    for names, found in (
-        (("hidden_size", "embed_dim"), patches.shape[0]),
-        (("num_hidden_layers", "depth"), depth),
-        (("patch_size",), patches.shape[-1]),
-    ):
-        for name in names:
-            value = stated.get(name)
-            if isinstance(value, (list, tuple)) and len(set(map(str, value))) == 1:
-                value = value[0]
-            if value is not None and value != found:
-                raise ConfigError(f"its description says {name} {value!r:.60}, its tensors {found}")
+    sizes = dict.fromkeys(("hidden_size", "embed_dim"), patches.shape[0])
+    sizes |= dict.fromkeys(("num_hidden_layers", "depth"), len(list_blocks(tensors)))
+    for name, found in (sizes | {"patch_size": patches.shape[-1]}).items():
+        value = stated.get(name)
+        if isinstance(value, (list, tuple)) and len(set(map(str, value))) == 1:
+            value = value[0]
+        if value is not None and value != found:
+            raise ConfigError(f"its description says {name} {value!r:.60}, its tensors {found}")
 
 
 def list_blocks(tensors: Tensors) -> list[str]:

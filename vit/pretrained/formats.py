@@ -32,8 +32,7 @@ class Format:
     def rename(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """Return the tensors by their names here, and those that no rule knows.
 
-        Raises:
-            ConfigError: for two tensors of one part of the model, and fused tensors that cannot be split.
+        Raises a `ConfigError` for two tensors of one part, and fused tensors that cannot be split.
         """
         known: list[tuple[str, str, Tensor]] = []
         unknown: Tensors = {}
@@ -55,22 +54,16 @@ def recognize_format(names: Iterable[str]) -> Format | None:
 
 
 def rename_tensors(names: Iterable[tuple[str, str, Tensor]]) -> Tensors:
-    """Return tensors by their new names; each name is given once.
+    """Return tensors by their new names, from old name, new name and tensor.
 
-    Args:
-        names: old name, new name and tensor.
-
-    Raises:
-        ConfigError: for two tensors that would have one name; the same one twice (tied weights) is one.
+    Raises a `ConfigError` for two tensors that would have one name; the same one twice (tied weights) is one.
     """
-    found: Tensors = {}
-    old_names: dict[str, str] = {}
+    found: dict[str, tuple[str, Tensor]] = {}
     for old, new, value in names:
-        if new in found and not (found[new].shape == value.shape and found[new].equal(value)):
-            raise ConfigError(f"it has two tensors for {new!r}: {old_names[new]} and {old}")
-        found.setdefault(new, value)
-        old_names.setdefault(new, old)
-    return found
+        first, there = found.setdefault(new, (old, value))
+        if there is not value and not (there.shape == value.shape and there.equal(value)):
+            raise ConfigError(f"it has two tensors for {new!r}: {first} and {old}")
+    return {name: value for name, (_, value) in found.items()}
 
 
 # --- Fused tensors are split, and kernels turned the way that torch has them ---
@@ -83,6 +76,9 @@ def split_tensor(name: str, value: Tensor, *parts: str) -> Tensors:
     return {part: each.contiguous() for part, each in zip(parts, value.chunk(len(parts)), strict=True)}
 
 
+QKV = ("query", "key", "value")
+
+
 def split_qkv(tensors: Tensors) -> Tensors:
     """Split query, key and value, which timm and torchvision stack in this order.
 
@@ -91,11 +87,9 @@ def split_qkv(tensors: Tensors) -> Tensors:
     split: Tensors = {}
     for name, value in tensors.items():
         if match := re.fullmatch(r"(.*)(?:qkv\.|in_proj_)(weight|bias)", name):
-            split |= split_tensor(
-                name, value, *(f"{match[1]}{p}.{match[2]}" for p in ("query", "key", "value"))
-            )
+            split |= split_tensor(name, value, *(f"{match[1]}{part}.{match[2]}" for part in QKV))
         elif match := re.fullmatch(r"(attn_pool\.)kv\.(weight|bias)", name):
-            split |= split_tensor(name, value, *(f"{match[1]}{part}.{match[2]}" for part in ("key", "value")))
+            split |= split_tensor(name, value, *(f"{match[1]}{part}.{match[2]}" for part in QKV[1:]))
         elif match := re.fullmatch(r"(.*attn\.)([qv])_bias", name):
             split[f"{match[1]}{'query' if match[2] == 'q' else 'value'}.bias"] = value
         else:
@@ -117,12 +111,12 @@ def split_gates(tensors: Tensors) -> Tensors:
     return split
 
 
+BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vit_mae|vit_msn"
+
+
 def split_timm(tensors: Tensors) -> Tensors:
     """Split all that timm fuses."""
     return split_gates(split_qkv(tensors))
-
-
-BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vit_mae|vit_msn"
 
 
 def strip_backbone(tensors: Tensors) -> Tensors:
@@ -170,17 +164,17 @@ HUGGING_FACE = Format(
         (r"embeddings\.patch_embeddings(?:\.projection)?" + END, r"patch_embedding.\1"),
         (HF_BLOCK + r"(?:layernorm_before|norm1)" + END, r"blocks.\1.norm1.\2"),
         (HF_BLOCK + r"(?:layernorm_after|norm2)" + END, r"blocks.\1.norm2.\2"),
-        (HF_BLOCK + r"attention\.(?:attention\.query|q_proj)" + END, r"blocks.\1.attention.query.\2"),
-        (HF_BLOCK + r"attention\.(?:attention\.key|k_proj)" + END, r"blocks.\1.attention.key.\2"),
-        (HF_BLOCK + r"attention\.(?:attention\.value|v_proj)" + END, r"blocks.\1.attention.value.\2"),
+        *(
+            (HF_BLOCK + rf"attention\.(?:attention\.{p}|{p[0]}_proj)" + END, rf"blocks.\1.attention.{p}.\2")
+            for p in QKV
+        ),
         (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)" + END, r"blocks.\1.attention.proj.\2"),
         (HF_BLOCK + r"attention\..*relative_position_bias_table", r"blocks.\1.attention.bias_table"),
         (r"encoder\.relative_position_bias\.relative_position_bias_table", "bias_table"),
         (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1|mlp\.up_proj)" + END, r"blocks.\1.mlp.fc1.\2"),
         (HF_BLOCK + r"mlp\.gate(?:_proj)?" + END, r"blocks.\1.mlp.gate.\2"),
         (HF_BLOCK + r"(?:output\.dense|mlp\.fc2|mlp\.down_proj)" + END, r"blocks.\1.mlp.fc2.\2"),
-        (HF_BLOCK + r"(?:layer_scale([12])\.lambda1)", r"blocks.\1.scale\2.factor"),
-        (HF_BLOCK + r"lambda_([12])", r"blocks.\1.scale\2.factor"),
+        (HF_BLOCK + r"(?:layer_scale([12])\.lambda1|lambda_([12]))", r"blocks.\1.scale\2\3.factor"),
         (r"(?:layernorm|norm)" + END, r"norm.\1"),
         (r"pooler\.layernorm" + END, r"fc_norm.\1"),
         (r"(?:cls_)?classifier" + END, r"head.\1"),
@@ -201,9 +195,7 @@ CLIP = Format(
         (r"embeddings\.patch_embedding" + END, r"patch_embedding.\1"),
         (r"pre_layrnorm" + END, r"pre_norm.\1"),
         (CLIP_BLOCK + r"layer_norm([12])" + END, r"blocks.\1.norm\2.\3"),
-        (CLIP_BLOCK + r"self_attn\.q_proj" + END, r"blocks.\1.attention.query.\2"),
-        (CLIP_BLOCK + r"self_attn\.k_proj" + END, r"blocks.\1.attention.key.\2"),
-        (CLIP_BLOCK + r"self_attn\.v_proj" + END, r"blocks.\1.attention.value.\2"),
+        *((CLIP_BLOCK + rf"self_attn\.{p[0]}_proj" + END, rf"blocks.\1.attention.{p}.\2") for p in QKV),
         (CLIP_BLOCK + r"self_attn\.out_proj" + END, r"blocks.\1.attention.proj.\2"),
         (CLIP_BLOCK + r"mlp\.fc([12])" + END, r"blocks.\1.mlp.fc\2.\3"),
         (r"post_layernorm" + END, r"norm.\1"),
@@ -230,17 +222,14 @@ TIMM = Format(
         (r"patch_embed\.proj" + END, r"patch_embedding.\1"),
         (r"norm_pre" + END, r"pre_norm.\1"),
         (TIMM_BLOCK + r"norm([12])" + END, r"blocks.\1.norm\2.\3"),
-        (TIMM_BLOCK + r"attn\.q_norm" + END, r"blocks.\1.attention.query_norm.\2"),
-        (TIMM_BLOCK + r"attn\.k_norm" + END, r"blocks.\1.attention.key_norm.\2"),
+        *((TIMM_BLOCK + rf"attn\.{p[0]}_norm" + END, rf"blocks.\1.attention.{p}_norm.\2") for p in QKV[:2]),
         (TIMM_BLOCK + r"attn\.(query|key|value|proj)" + END, r"blocks.\1.attention.\2.\3"),
         (TIMM_BLOCK + r"attn\.relative_position_bias_table", r"blocks.\1.attention.bias_table"),
         (r"rel_pos_bias\.relative_position_bias_table", "bias_table"),
         (TIMM_BLOCK + r"mlp\.fc([12])" + END, r"blocks.\1.mlp.fc\2.\3"),
         (TIMM_BLOCK + r"mlp\.gate" + END, r"blocks.\1.mlp.gate.\2"),
-        (TIMM_BLOCK + r"ls([12])\.gamma", r"blocks.\1.scale\2.factor"),
-        (TIMM_BLOCK + r"gamma_([12])", r"blocks.\1.scale\2.factor"),
-        (r"norm" + END, r"norm.\1"),
-        (r"fc_norm" + END, r"fc_norm.\1"),
+        (TIMM_BLOCK + r"(?:ls([12])\.gamma|gamma_([12]))", r"blocks.\1.scale\2\3.factor"),
+        (r"((?:fc_)?norm)" + END, r"\1.\2"),
         (r"attn_pool\.latent", "pool.probe"),
         (r"attn_pool\.q" + END, r"pool.query.\1"),
         (r"attn_pool\.(key|value|proj|norm)" + END, r"pool.\1.\2"),
@@ -296,4 +285,3 @@ GOOGLE = Format(
 )
 
 FORMATS = (HUGGING_FACE, CLIP, TIMM, TORCHVISION, GOOGLE)
-SIGNATURES = tuple(form.signature for form in FORMATS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.text import format_count
 from vit.adapt import interpolate_position
-from vit.config import ConfigError, ViTConfig
+from vit.config import ConfigError
 from vit.model import ViT, compare_shapes
 from vit.pretrained.config import MOST_PATCHES, build_config, check_heads
 from vit.pretrained.convert import check_dimensions, choose_head, convert_gray, convert_tensors
@@ -57,11 +57,7 @@ class ImportedModel:
 
 
 def import_model(
-    source: Path | str,
-    *,
-    heads: int | None = None,
-    activation: str | None = None,
-    weights: str | None = None,
+    source: Path | str, *, heads: int | None = None, activation: str | None = None, weights: str | None = None
 ) -> ImportedModel:
     """Read a folder or file of weights; the format is recognized from the names of the tensors.
 
@@ -105,11 +101,14 @@ def import_model(
     except OtherModelError as error:
         raise SourceError(f"{file}: {error}; {ONNX_ADVICE}") from error
     except InputError as error:
-        unfit = "; ".join(filter(None, (_describe_misfit([], sorted(unknown), []), ONNX_ADVICE)))
-        raise SourceError(
-            f"{file}: the tensors describe no ViT that is known here ({error}); {unfit}"
-        ) from error
-    model = _build_model(file, config, tensors, unknown)
+        known = f"the tensors describe no ViT that is known here ({error})"
+        unfit = filter(None, (known, _describe_misfit([], sorted(unknown), []), ONNX_ADVICE))
+        raise SourceError(f"{file}: {'; '.join(unfit)}") from error
+    missing, left_over, misshapen = compare_shapes(config, {n: each.shape for n, each in tensors.items()})
+    if misfit := _describe_misfit(missing, sorted([*unknown, *left_over]), misshapen):
+        raise SourceError(f"{file}: {misfit}; {ONNX_ADVICE}")
+    model = ViT(config).eval()
+    model.load_state_dict(tensors)
     try:
         model, preprocess, resized = resize_to_preprocessing(model, view)
     except ValueError as error:  # of ViTConfig and Preprocess: sizes that they do not have
@@ -127,20 +126,12 @@ def import_model(
 
 
 def load_model(source: Path | str) -> ViT:
-    """Return the model in a folder or file of Hugging Face, timm, torchvision or Google, in evaluation mode.
-
-    Raises:
-        SourceError: for a file that cannot be read, and tensors that are missing, left over or misshapen.
-    """
+    """Return the model in a folder or file of weights, in evaluation mode; raises as `import_model`."""
     return import_model(source).model
 
 
 def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:
-    """Return the same model with the labels that were read from a file.
-
-    Raises:
-        SourceError: when their number is not that of the classes.
-    """
+    """Return the same model with the labels that were read from a file, one per class."""
     classes = found.model.config.classes
     if len(labels) != classes:
         there, expected = format_count(len(labels), "label"), format_count(classes, "class", "classes")
@@ -155,25 +146,16 @@ def _read_flax_heads(tensors: Tensors) -> dict[str, int]:
     return {"num_attention_heads": shapes[0][1]} if shapes and len(shapes[0]) == 3 else {}
 
 
-def _build_model(file: Path, config: ViTConfig, tensors: Tensors, unknown: Iterable[str]) -> ViT:
-    missing, left_over, misshapen = compare_shapes(config, {n: each.shape for n, each in tensors.items()})
-    if unfit := _describe_misfit(missing, sorted([*unknown, *left_over]), misshapen):
-        raise SourceError(f"{file}: {unfit}; {ONNX_ADVICE}")
-    model = ViT(config)
-    model.load_state_dict(tensors)
-    return model.eval()
-
-
 def _describe_misfit(missing: Sequence[str], left_over: Sequence[str], misshapen: Sequence[str]) -> str:
     """List the tensors that do not fit, with a hint if the reason is known; empty if all fit."""
     kinds = (("missing", missing), ("left over", left_over), ("misshapen", misshapen))
-    parts = [
+    found = [
         f"{len(names)} {kind}: {', '.join(names[:LISTED])}{', …' * (len(names) > LISTED)}"
         for kind, names in kinds
         if names
     ]
-    hints = [hint for pattern, hint in HINTS if any(re.search(pattern, name) for name in left_over)]
-    return "; ".join([*parts, *hints]) and "tensors do not fit: " + "; ".join([*parts, *hints])
+    found += [hint for pattern, hint in HINTS if any(re.search(pattern, name) for name in left_over)]
+    return f"tensors do not fit: {'; '.join(found)}" if found else ""
 
 
 def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, list[str]]:
@@ -191,10 +173,9 @@ def resize_to_preprocessing(model: ViT, view: View) -> tuple[ViT, Preprocess, li
     if patches > MOST_PATCHES:
         raise ConfigError(f"{size[0]}x{size[1]} pixels are {patches:,} patches (limit: {MOST_PATCHES:,})")
     resized = ViT(replace(config, image_size=size))
+    old, new = config.grid, resized.config.grid
     # transformers does not average where the grid shrinks.
-    position = interpolate_position(
-        model.position.detach(), config.grid, resized.config.grid, antialias=False
-    )
+    position = interpolate_position(model.position.detach(), old, new, antialias=False)
     resized.load_state_dict(model.state_dict() | {"position": position})
     note = f"the model is for {height}x{width} pixels, its preprocessing gives {size[0]}x{size[1]}: "
     note += "positions interpolated to that, as the source does"

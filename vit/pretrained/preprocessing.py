@@ -77,11 +77,10 @@ class View:
 def choose_view(form: Format, config: Mapping[str, Any], preprocessor: Mapping[str, Any], file: Path) -> View:
     """Read preprocessor_config.json or timm's pretrained_cfg; else assume what such models mostly take."""
     model_type = str(config.get("model_type") or "")
+    timm = config.get("pretrained_cfg")
     try:
-        if preprocessor:
-            return read_processor(preprocessor, model_type)
-        if timm := config.get("pretrained_cfg"):
-            return read_pretrained_cfg(timm)
+        if preprocessor or timm:
+            return read_processor(preprocessor, model_type) if preprocessor else read_pretrained_cfg(timm)
     except SourceError as error:
         raise SourceError(f"{file.parent}: the preprocessing cannot be followed ({error})") from error
     model_type = model_type.removesuffix("_vision_model")
@@ -95,10 +94,7 @@ def read_pretrained_cfg(document: Any) -> View:
     """Read the pretrained_cfg in a timm folder's config.json, as timm's own transform for evaluation does.
 
     Args:
-        document: its fields.
-
-    Returns:
-        the view, whose size does not change the model's.
+        document: its fields. Their size does not change the model's.
 
     Raises:
         SourceError: for a field that cannot be followed, or a value that makes no sense.
@@ -237,23 +233,18 @@ def _choose_processor(document: Mapping[str, Any], model_type: str) -> tuple[str
     name = document.get("image_processor_type") or document.get("feature_extractor_type")
     if name is None and not model_type:
         return "ViT", ["the steps of a ViTImageProcessor (no image_processor_type says which)"]
-    if name is None and model_type in PROCESSORS:
-        return PROCESSORS[model_type], []
     if name is None:
-        raise SourceError(
-            f"no image_processor_type says how images are prepared, and that of the model type "
-            f"{model_type!r:.60} is not known here; {ADVICE}"
-        )
+        if model_type not in PROCESSORS:
+            what = f"that of the model type {model_type!r:.60} is not known here"
+            raise SourceError(f"no image_processor_type says how images are prepared, and {what}; {ADVICE}")
+        return PROCESSORS[model_type], []
     kind = str(name)
     for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         kind = kind.removesuffix(ending)
-    if kind == "MobileViT":
-        raise SourceError(f"the image processor {str(name)!r:.60}: {BGR}, and {ADVICE}")
     if kind not in DEFAULTS:
-        raise SourceError(
-            f"the image processor {str(name)!r:.60} may have steps that its fields do not say; known are "
-            f"{', '.join(DEFAULTS)}; {ADVICE}"
-        )
+        steps = f" may have steps that its fields do not say; known are {', '.join(DEFAULTS)}; "
+        steps = f": {BGR}, and " if kind == "MobileViT" else steps
+        raise SourceError(f"the image processor {str(name)!r:.60}{steps}{ADVICE}")
     return kind, []
 
 
@@ -289,10 +280,8 @@ def _read_geometry(kind: str, fields: Mapping[str, Any]) -> View:
     crop = _parse_edges(fields.get("crop_size", size), "crop_size") if fields.get("do_center_crop") else None
     if not fields.get("do_resize", True):
         if crop is not None:
-            raise SourceError(
-                "do_resize is false and do_center_crop true: the middle of the image is cut out at its own "
-                f"size, which cannot be followed here; {ADVICE}"
-            )
+            cut = "the middle of the image is cut out at its own size, which cannot be followed here"
+            raise SourceError(f"do_resize is false and do_center_crop true: {cut}; {ADVICE}")
         note = "images of other sizes are stretched to the input (the source takes none, do_resize is false)"
         return View("stretch", interpolation, assumed=(note,))
     shortest = as_fields(size).get("shortest_edge")
@@ -308,9 +297,8 @@ def _read_geometry(kind: str, fields: Mapping[str, Any]) -> View:
         note = "the middle square of an image (the source keeps the whole, whatever its shape)"
         return View("crop", interpolation, size=(shortest, shortest), edge=shortest, assumed=(note,))
     if max(crop) > shortest:
-        raise SourceError(
-            f"crop_size {crop} is larger than shortest_edge {shortest}: the border would be black"
-        )
+        larger = f"crop_size {crop} is larger than shortest_edge {shortest}"
+        raise SourceError(f"{larger}: the border would be black")
     return View("crop", interpolation, size=crop, edge=shortest)
 
 
@@ -326,7 +314,6 @@ def _crop_as_convnext(
 
 
 def _stretch_and_crop(interpolation: Interpolation, size: Size, crop: Size | None) -> View:
-    """Return the view of an image that is stretched to `size`, of which the middle `crop` is kept."""
     if crop is None or crop == size:
         return View("stretch", interpolation, size=size)
     kept = crop[0] / size[0], crop[1] / size[1]
@@ -340,8 +327,8 @@ def _parse_edges(size: Any, name: str) -> Size:
     if isinstance(size, Mapping):
         names = ["shortest_edge"] * 2 if size.get("shortest_edge") is not None else ["height", "width"]
         if any(size.get(each) is None for each in names):
-            given, expected = ", ".join(map(str, size)) or "nothing", "height and width or shortest_edge"
-            raise SourceError(f"{name} says {given}, expected {expected}")
+            given = ", ".join(map(str, size)) or "nothing"
+            raise SourceError(f"{name} says {given}, expected height and width or shortest_edge")
         size = [size[each] for each in names]
     pair = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size, size]
     return parse_whole(pair[0], name), parse_whole(pair[1], name)
@@ -367,8 +354,7 @@ def usual_view(model_type: str) -> View:
     kept = view.kept if view.edge is None else (size[0] / view.edge, size[1] / view.edge)
     kept = None if kept == (1, 1) else kept
     how = "images stretched to the input" if view.resize == "stretch" else "shorter edge to the input"
-    if kept is not None:
-        how += f" and beyond, of which the middle {kept[0]:.1%} is kept"
+    how += "" if kept is None else f" and beyond, of which the middle {kept[0]:.1%} is kept"
     mean = ", ".join(f"{value:.3g}" for value in view.mean)
     note = f"{how}, {view.interpolation}; mean {mean}, as published models of the type {model_type} take it"
     return replace(view, size=None, edge=None, kept=kept, by_input=False, assumed=(note,))
@@ -381,10 +367,11 @@ def _assume_view(form: Format, file: Path) -> View:
         kind: Any = "bilinear" if form is TORCHVISION else "bicubic"
         how = f"shorter edge to 8/7 of the input, {kind}, center crop; ImageNet's mean and deviation"
         return View("crop", kind, IMAGENET_MEAN, IMAGENET_STD, kept=(7 / 8, 7 / 8), assumed=(how,))
-    if form is TIMM:
-        means = (CLIP_MEAN, CLIP_STD) if "clip" in name else (HALF, HALF)
-        what = "CLIP's mean and deviation" if "clip" in name else "mean and deviation 0.5"
-        how = f"shorter edge to 1/0.9 of the input, bicubic, center crop; {what}"
-        return View("crop", "bicubic", *means, kept=(0.9, 0.9), assumed=(how,))
-    how = "images stretched to the input, bilinear; mean and deviation 0.5"
-    return View("stretch", "bilinear", assumed=(how,))
+    if form is not TIMM:
+        how = "images stretched to the input, bilinear; mean and deviation 0.5"
+        return View("stretch", "bilinear", assumed=(how,))
+    what, mean, std = "mean and deviation 0.5", HALF, HALF
+    if "clip" in name:
+        what, mean, std = "CLIP's mean and deviation", CLIP_MEAN, CLIP_STD
+    how = f"shorter edge to 1/0.9 of the input, bicubic, center crop; {what}"
+    return View("crop", "bicubic", mean, std, kept=(0.9, 0.9), assumed=(how,))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vit.config import ConfigError
 from vit.pretrained.description import SourceError, as_fields
-from vit.pretrained.formats import SIGNATURES, Tensors, rename_tensors
+from vit.pretrained.formats import FORMATS, Tensors, rename_tensors
 from vit.pretrained.weight_files import LORA
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
@@ -42,22 +42,14 @@ class StateDict:
 
 
 def unwrap_state_dict(content: Any, file: Path, *, weights: str | None = None) -> StateDict:
-    """Find the state dictionary in what a file holds, and its tensors' own names.
+    """Find the state dictionary in what a file holds, as `torch.load` gives it, and its tensors' own names.
 
-    Args:
-        content: of the file, as `torch.load` or safetensors gives it.
-        file: path of the file, for messages.
-        weights: the container to take ("state_dict", "model", …);
-            None prefers a moving average, as timm does.
-
-    Raises:
-        SourceError: for adapters, quantized weights, numbers that are none, and for what is no state dict.
+    `weights` is the container to take ("state_dict", "model", …); None prefers a moving average, as timm
+    does. Raises a `SourceError` for adapters, quantized weights, NaN, infinity, and what is no state dict.
     """
     found, notes, arguments = _open_containers(content, file, weights)
     try:
-        tensors = rename_tensors(
-            (str(name), INNER.sub("", str(name)), value) for name, value in found.items()
-        )
+        tensors = rename_tensors((str(n), INNER.sub("", str(n)), value) for n, value in found.items())
         _merge_adapters(tensors, file)
         tensors, more = _strip_prefix(tensors, weights)
     except ConfigError as error:
@@ -88,7 +80,7 @@ def _open_containers(
         notes += _note_choice(sets[0], sets[1:])
         content = content[sets[0]]
     hint = "save the state_dict() of the model"
-    if not isinstance(content, Mapping) or not content:
+    if not (isinstance(content, Mapping) and content):
         kind = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise SourceError(f"{file}: expected a dictionary of tensors by their names, found {kind}; {hint}")
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
@@ -109,9 +101,8 @@ def _note_choice(chosen: str, others: list[str]) -> list[str]:
 
 def _find_prefixes(names: Iterable[Any]) -> list[str]:
     """Return what stands in front of the names of each model in the dictionary."""
-    matches = (
-        re.fullmatch(rf"((?:.*\.)?)(?:{signature})", str(name)) for name in names for signature in SIGNATURES
-    )
+    patterns = [rf"((?:.*\.)?)(?:{form.signature})" for form in FORMATS]
+    matches = (re.fullmatch(pattern, str(name)) for name in names for pattern in patterns)
     return list(dict.fromkeys(match[1] for match in matches if match))
 
 
@@ -122,8 +113,7 @@ def _strip_prefix(tensors: Tensors, weights: str | None) -> tuple[Tensors, list[
         return tensors, []
     chosen = min(prefixes, key=lambda each: (_rank(each, weights), len(each)))
     parts = chosen.split(".")[:-1]
-    others = [prefix for prefix in prefixes if prefix != chosen]
-    outside = tuple(prefix for prefix in others if not chosen.startswith(prefix))
+    outside = tuple(prefix for prefix in prefixes if not chosen.startswith(prefix))
     own: list[tuple[str, str, Tensor]] = []
     for name, value in tensors.items():
         if name.startswith(outside) or COMPANIONS.fullmatch(name):
@@ -131,7 +121,7 @@ def _strip_prefix(tensors: Tensors, weights: str | None) -> tuple[Tensors, list[
         words = name.split(".")
         shared = next((i for i, (a, b) in enumerate(zip(parts, words, strict=False)) if a != b), len(parts))
         own.append((name, ".".join(words[shared:]), value))
-    return rename_tensors(own), _note_choice(chosen, others)
+    return rename_tensors(own), _note_choice(chosen, [prefix for prefix in prefixes if prefix != chosen])
 
 
 def _rank(prefix: str, weights: str | None) -> int:

@@ -40,16 +40,17 @@ WRONG_KINDS: Mapping[Kind, str] = {
     "archive": "unpack it, and give what is inside",
     "empty": "copy it again",
 }
+GIVE_WEIGHTS = "give the weights that it was made from"
 OTHERS = {  # by the end of the name, where the content does not show it
     ".msgpack": f"weights of Flax; {AS_PYTORCH}",
     ".h5": f"weights of Keras or TensorFlow (HDF5); {AS_PYTORCH}",
     ".keras": f"weights of Keras; {AS_PYTORCH}",
     ".pdparams": f"weights of PaddlePaddle; {AS_PYTORCH}",
     ".gguf": f"weights of llama.cpp (GGUF); {AS_PYTORCH}",
-    ".tflite": "a model of TensorFlow Lite; give the weights that it was made from",
-    **dict.fromkeys((".mlmodel", ".mlpackage"), "a model of Core ML; give the weights that it was made from"),
-    ".engine": "a plan of TensorRT; give the weights that it was made from",
-    ".xml": "a model of OpenVINO; give the weights that it was made from",
+    ".tflite": f"a model of TensorFlow Lite; {GIVE_WEIGHTS}",
+    **dict.fromkeys((".mlmodel", ".mlpackage"), f"a model of Core ML; {GIVE_WEIGHTS}"),
+    ".engine": f"a plan of TensorRT; {GIVE_WEIGHTS}",
+    ".xml": f"a model of OpenVINO; {GIVE_WEIGHTS}",
     ".pt2": "a program of torch.export; save the state_dict() of the model that it was made from",
     **dict.fromkeys((".zip", ".tar.gz"), "an archive; unpack it, and give what is inside"),
     ".onnx": "an ONNX model; export it with `python -m export --onnx`",
@@ -156,11 +157,7 @@ def refuse_other_files(file: Path) -> None:
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
-    """Read the names of the classes, one per line.
-
-    Raises:
-        SourceError: for a file that cannot be read, or has no names.
-    """
+    """Read the names of the classes, one per line; a file without names is a `SourceError`."""
     expected = "a text file with the name of a class on each line"
     if not file.exists():
         raise SourceError(f"{file}: no such file; give {expected}")
@@ -178,17 +175,11 @@ def read_labels(file: Path) -> tuple[str, ...]:
 
 
 def read_weights(file: Path) -> Any:
-    """Return what the file holds: the tensors by their names, in containers where a pickle has some.
-
-    Raises:
-        SourceError: naming the file, and what it is where it is something else than weights.
-    """
+    """Return what the file holds: the tensors by their names, in containers where a pickle has some."""
     refuse_other_files(file)
     if file.name.endswith(INDEX):
         return _read_shards(file)
-    if file.suffix == ".npz":
-        return _read_npz(file)
-    return _read_shard(file)
+    return _read_npz(file) if file.suffix == ".npz" else _read_shard(file)
 
 
 def _read_shard(file: Path) -> Any:
@@ -203,7 +194,6 @@ def _read_shard(file: Path) -> Any:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """Read the tensors of all files that an index names, each of which lies beside it."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise SourceError(f"{index}: expected weight_map, an object of tensors and their files")
@@ -238,20 +228,16 @@ def _check_archive(file: Path) -> None:
     """Refuse what an archive claims and cannot hold, before memory is taken for it."""
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MOST_UNPACKED * max(file.stat().st_size, 2**20):
-            raise SourceError(
-                f"{file}: an archive of {file.stat().st_size:,} bytes that unpacks to {unpacked:,} is no "
-                "file of weights; do not use it"
-            )
+        if unpacked > MOST_UNPACKED * max(packed := file.stat().st_size, 2**20):
+            found = f"an archive of {packed:,} bytes that unpacks to {unpacked:,}"
+            raise SourceError(f"{file}: {found} is no file of weights; do not use it")
         for entry in archive.infolist():
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as opened:
                     claimed = _count_claimed_bytes(opened)
                 if claimed > entry.file_size:
-                    raise SourceError(
-                        f"{file}: {entry.filename:.60} claims {claimed:,} bytes and holds "
-                        f"{entry.file_size:,}; copy it again"
-                    )
+                    found = f"{entry.filename:.60} claims {claimed:,} bytes and holds {entry.file_size:,}"
+                    raise SourceError(f"{file}: {found}; copy it again")
 
 
 def _count_claimed_bytes(opened: IO[bytes]) -> int:

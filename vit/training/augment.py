@@ -18,12 +18,7 @@ from vit.training.recipe import Recipe
 
 
 class Augment:
-    """The random changes of one recipe to images.
-
-    Args:
-        recipe: chooses the changes.
-        size: (height, width) of the result, in pixels.
-    """
+    """The random changes of one recipe to images, which become `size` (height, width) in pixels."""
 
     def __init__(self, recipe: Recipe, size: tuple[int, int]) -> None:
         self.recipe, self.size = recipe, size
@@ -31,11 +26,7 @@ class Augment:
     def __call__(self, pixels: Tensor, random: Generator, total: int, start: int) -> Tensor:
         """Change some images of a batch, and return `float [n, height, width, 3]` in 0..255.
 
-        Args:
-            pixels: uint8 or float `[n, H, W, 3]`, images `start, start + 1, …` of the batch.
-            random: gives the random numbers of the whole batch.
-            total: number of images in the batch.
-            start: index of the first image in the batch.
+        `pixels` are uint8 or float `[n, H, W, 3]`, the images `start, start + 1, …` of `total` in the batch.
         """
         recipe, mine = self.recipe, slice(start, start + len(pixels))
         pixels = pixels.float()
@@ -61,10 +52,7 @@ class Augment:
 def shift(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
     """Pad each image with black, and cut it back to its size at another place.
 
-    Args:
-        pixels: `[N, H, W, 3]`.
-        offsets: down and across, int64 `[N, 2]`, 0 to 2·padding.
-        padding: pixels at each edge.
+    `offsets` are down and across, int64 `[N, 2]`, 0 to 2·padding.
     """
     height, width = pixels.shape[1:3]
     padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
@@ -104,10 +92,7 @@ def warp(pixels: Tensor, matrices: Tensor, size: tuple[int, int] | None = None) 
 def erase(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
     """Fill a rectangle of 2 to 33 % of the area with the image's mean (arXiv 1708.04896).
 
-    Args:
-        pixels: `[N, H, W, 3]`.
-        probability: share of the images that are changed.
-        numbers: uniform in 0..1, `[N, 5]`: whether, area, aspect ratio, and place across and down.
+    `numbers` are uniform in 0..1, `[N, 5]`: whether, area, aspect ratio, and place across and down.
     """
     height, width = pixels.shape[1:3]
     chance, area, ratio, x, y = numbers.unbind(1)
@@ -124,13 +109,7 @@ def erase(pixels: Tensor, probability: float, numbers: Tensor) -> Tensor:
 
 
 def apply_operations(pixels: Tensor, choice: Tensor, strength: Tensor) -> Tensor:
-    """Apply one operation to each image, a round of RandAugment (arXiv 1909.13719).
-
-    Args:
-        pixels: `[N, H, W, 3]`.
-        choice: indices into `OPERATIONS`, int64 `[N]`.
-        strength: in -1..1, `[N]`.
-    """
+    """Apply to each image its `choice` of `OPERATIONS`: one round of RandAugment (arXiv 1909.13719)."""
     result = pixels.clone()
     for index, operation in enumerate(OPERATIONS):
         chosen = (choice == index).nonzero()[:, 0]
@@ -199,7 +178,6 @@ def posterize(pixels: Tensor, strength: Tensor) -> Tensor:
 
 
 def _transform(pixels: Tensor, *matrix: Tensor | float) -> Tensor:
-    """Transform each image by its affine matrix, six numbers or tensors `[N]`."""
     rows = [torch.as_tensor(each, device=pixels.device).expand(len(pixels)) for each in matrix]
     return warp(pixels, torch.stack(rows, 1).view(-1, 2, 3))
 
@@ -231,19 +209,8 @@ def move_y(pixels: Tensor, strength: Tensor) -> Tensor:
 
 
 OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    identity,
-    brightness,
-    contrast,
-    color,
-    sharpness,
-    autocontrast,
-    solarize,
-    posterize,
-    rotate,
-    shear_x,
-    shear_y,
-    move_x,
-    move_y,
+    *(identity, brightness, contrast, color, sharpness, autocontrast, solarize, posterize),
+    *(rotate, shear_x, shear_y, move_x, move_y),
 )
 
 
@@ -258,15 +225,10 @@ def mixing_share(alpha: float, seed: int) -> float:
 
 
 def mix_neighbors(pixels: Tensor, targets: Tensor, share: float, good: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix each image with its neighbor (mixup, arXiv 1710.09412).
+    """Mix each image and its target probabilities `[n, classes]` with its neighbor (mixup, arXiv 1710.09412).
 
-    Neighbors in a shuffled batch are random partners; an even number of images keeps them in one process.
-
-    Args:
-        pixels: `[n, H, W, 3]`.
-        targets: probabilities, `[n, classes]`.
-        share: weight of the image's own pixels and target probabilities.
-        good: bool `[n]`; an image whose neighbor could not be read stays as it is.
+    Neighbors in a shuffled batch are random partners; an even number of images keeps them in one process. An
+    image keeps the weight `share`, and all of it if its neighbor could not be read (`good`, bool `[n]`).
     """
     own = torch.arange(len(pixels), device=pixels.device)
     partner = (own ^ 1).clamp(max=len(pixels) - 1)

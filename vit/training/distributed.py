@@ -53,21 +53,15 @@ def join_world(device: torch.device) -> Iterator[World]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`.
-
-    Args:
-        name: "cpu", "cuda", "mps" or "auto": this process's CUDA device if there is one, else the CPU.
-
-    Raises:
-        InputError: when the device does not exist.
-    """
+    """Return the device of this name; "auto" is this process's CUDA device if there is one, else the CPU."""
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda or mps, found {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, and this PyTorch sees no CUDA device; use --device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device mps was asked for, and this PyTorch sees no Apple GPU; use --device cpu")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+    cuda = torch.cuda.is_available()
+    missing = "CUDA device" if name == "cuda" and not cuda else ""
+    missing = "Apple GPU" if name == "mps" and not torch.backends.mps.is_available() else missing
+    if missing:
+        raise InputError(f"device {name} was asked for, and this PyTorch sees no {missing}; use --device cpu")
+    if cuda and name in ("auto", "cuda"):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device

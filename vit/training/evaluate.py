@@ -22,6 +22,11 @@ class Batches(Protocol):
         """Yield for each group of indices the indices, the inputs `[n, …]` and which are good, bool `[n]`."""
 
 
+def split_batches(indices: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """Yield `batch` of the indices at a time."""
+    return (indices[start : start + batch] for start in range(0, len(indices), batch))
+
+
 @torch.no_grad()
 def predict(
     module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
@@ -37,8 +42,7 @@ def predict(
     """
     training = module.training
     module.eval()
-    groups = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    for group, inputs, good in source.batches(groups):
+    for group, inputs, good in source.batches(split_batches(indices, batch)):
         yield group, module(inputs.to(device)), good.to(device)
     module.train(training)
 
@@ -46,14 +50,9 @@ def predict(
 def measure(
     module: nn.Module, source: Batches, targets: np.ndarray, indices: np.ndarray, device: torch.device
 ) -> Tensor:
-    """Return the sums over the readable images: loss, correct labels, number; float64 `[3]`.
+    """Return the sums over the readable images at `indices`: loss, correct labels, number; float64 `[3]`.
 
-    Args:
-        module: maps a batch of `source` to logits.
-        source: the data set.
-        targets: int64, the classes of all images of `source`.
-        indices: int64, the images to measure on.
-        device: where `module` is.
+    `module` maps a batch of `source` to logits; `targets`, int64, are the classes of all its images.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for group, logits, good in predict(module, source, indices, device):
@@ -65,26 +64,12 @@ def measure(
 
 
 def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
-    """Count the readable images whose largest logit is their class's.
-
-    Args:
-        logits: `[n, classes]`.
-        targets: int64 `[n]`.
-        good: bool `[n]`; False for images that could not be read.
-
-    Returns:
-        float32, a scalar.
-    """
+    """Count the `good` images (bool `[n]`) whose largest logit `[n, classes]` is their class's; float32."""
     return ((logits.argmax(-1) == targets) * good).sum().float()
 
 
 def means(part: str, sums: Sequence[float]) -> dict[str, float]:
-    """Return loss and accuracy of a part of the data, for a row of the history.
-
-    Args:
-        part: "train", "val" or "test".
-        sums: loss, correct labels and number of images, as `measure` returns them.
-    """
+    """Return loss and accuracy of "train", "val" or "test" for a row of the history, from `measure`."""
     loss, correct, count = sums
     return {f"{part}_loss": loss / max(count, 1), f"{part}_accuracy": correct / max(count, 1)}
 
@@ -107,12 +92,7 @@ def choose_epoch(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) -> str:
-    """Return a sentence about the epoch that was kept and what chose it.
-
-    Args:
-        history: one row per epoch, at least one.
-        validation: number of validation images; None if it is not known.
-    """
+    """Say which epoch was kept and what chose it: how many `validation` images; None if that is not known."""
     kept = choose_epoch(history)
     of = f"epoch {kept} of {len(history)}"
     accuracy = history[kept - 1].get("val_accuracy")
@@ -124,10 +104,5 @@ def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) 
 
 
 def stop_early(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
-    """Return whether training ends early: none of the last `patience` epochs was the best.
-
-    Args:
-        history: one row per epoch.
-        patience: number of epochs; 0 never ends early.
-    """
+    """Return whether training ends early: none of the last `patience` (0: any number) epochs was the best."""
     return bool(patience) and len(history) - best_epoch(history) >= patience

@@ -33,16 +33,12 @@ class Loop:
     """Training of one module.
 
     Args:
-        module: maps a batch of `source` to logits.
+        module: maps a batch of `source` to logits, as `teacher` does to the teacher's.
         source: the images to train on.
         targets: int64 `[N]`, their classes.
-        classes: number of classes.
-        recipe: how to train.
-        device: where to train.
         size: (height, width) of the images after augmentation, in pixels.
         validation: images and targets that choose the best epoch; None keeps the last one.
         world: the processes that train together; None is this one alone.
-        teacher: maps the same batches to the teacher's logits.
     """
 
     def __init__(
@@ -73,10 +69,8 @@ class Loop:
         # Each process takes as many, and an even number of them, since mixup pairs neighbors.
         multiple = self.world.size * (2 if recipe.mixup and self.world.size > 1 else 1)
         if multiple > len(source):
-            raise RecipeError(
-                f"{self.world.size} processes take at least {multiple} images per step, found "
-                f"{len(source)} to train on; start fewer processes"
-            )
+            expected = f"{self.world.size} processes take at least {multiple} images per step"
+            raise RecipeError(f"{expected}, found {len(source)} to train on; start fewer processes")
         self.batch = max(batch - batch % multiple, multiple)
         self.steps = max(len(source) // self.batch, 1)
         self.all_steps = recipe.epochs * self.steps
@@ -126,12 +120,7 @@ class Loop:
         return self.average.module if self.average else self.module
 
     def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
-        """Return loss and accuracy of the weights to keep, over all processes, without augmentation.
-
-        Args:
-            source: the images.
-            targets: int64 `[N]`, their classes.
-        """
+        """Return loss and accuracy of the weights to keep, over all processes, without augmentation."""
         shard = np.arange(len(source))[self.world.rank :: self.world.size]
         with self._precision():
             sums = measure(self.best_module, source, targets, shard, self.device)
@@ -140,7 +129,8 @@ class Loop:
     def _epoch(self) -> Iterator[float]:
         """Train on the rest of the current epoch; yield one loss per step."""
         progress = self.progress
-        order = self._order()
+        random = np.random.default_rng((self.recipe.seed, ORDER, self._view()))
+        order = random.permutation(len(self.source))
         groups = (self._shard(order, step) for step in range(progress.step, self.steps))
         self.module.train()
         for indices, inputs, good in self.source.batches(groups):
@@ -231,10 +221,6 @@ class Loop:
         progress.finished = progress.finished or stop_early(progress.history, self.recipe.early_stop)
         return row, best_epoch(progress.history) == row["epoch"]
 
-    def _order(self) -> np.ndarray:
-        seed = (self.recipe.seed, ORDER, self._view())
-        return np.random.default_rng(seed).permutation(len(self.source))
-
     def _shard(self, order: np.ndarray, step: int) -> np.ndarray:
         """Return this process's part of a batch: batches are cut into one block per process."""
         share = self.batch // self.world.size
@@ -286,14 +272,10 @@ def class_weights(targets: np.ndarray, classes: int) -> Tensor:
 
 
 def sample_losses(recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return the loss of each image, `[n]`.
+    """Return the loss of each image, `[n]`, from logits, target probabilities and logits of the teacher.
 
-    Args:
-        recipe: gives the weight and the temperature of the distillation.
-        logits: the student's, `[n, classes]`.
-        targets: probabilities, `[n, classes]`.
-        teacher: the teacher's logits for the same pixels. Its part is soft distillation (arXiv 1503.02531;
-            arXiv 2012.12877, equation 2): the divergence of the softened probabilities times T².
+    The teacher's part is soft distillation (arXiv 1503.02531; arXiv 2012.12877, equation 2): the divergence
+    of the softened probabilities times T².
     """
     losses = -(targets * F.log_softmax(logits, -1)).sum(-1)
     if teacher is None:

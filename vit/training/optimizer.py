@@ -39,34 +39,21 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter decays: matrices and the patch embedding's filters.
-
-    Biases, norms, factors, the class token and the positions do not.
-    """
-    return parameter.ndim >= 2 and not name.endswith(
-        ("class_token", "position", "registers", "attention.bias", "pool.query")
-    )
+    """Return whether it is a matrix or the patch embedding: no bias, norm, factor, token or position."""
+    others = ("class_token", "position", "registers", "attention.bias", "pool.query")
+    return parameter.ndim >= 2 and not name.endswith(others)
 
 
 def _layer_of(name: str) -> int:
     """Return 0 for the embeddings, 1 and up for the blocks, HEAD for the last norm and the head."""
     if name.startswith("blocks."):
         return 1 + int(name.split(".")[1])
-    return (
-        0
-        if name.startswith(("patch_embedding", "class_token", "position", "registers", "pre_norm"))
-        else HEAD
-    )
+    embeddings = ("patch_embedding", "class_token", "position", "registers", "pre_norm")
+    return 0 if name.startswith(embeddings) else HEAD
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate: linear from zero over the warm-up, then half a cosine to zero.
-
-    Args:
-        recipe: gives the highest rate and the length of the warm-up.
-        step: counted from 0.
-        steps: of the whole training.
-    """
+    """Return the rate at `step` (from 0) of `steps`: linear over the warm-up, then half a cosine to zero."""
     warm = round(recipe.warmup * steps)
     if step < warm:
         return recipe.lr * (step + 1) / warm
@@ -82,10 +69,8 @@ def set_learning_rate(optimizer: AdamW, rate: float) -> None:
 def make_average(model: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average of a model's weights, which is more accurate than single steps.
 
-    Args:
-        model: the model that is trained; `update_parameters(model)` after each step blends its weights in.
-        decay: weight of the average in each blend. It grows with the steps, so that a short run does not keep
-            its initial weights.
+    `update_parameters(model)` after each step blends the weights in. `decay`, the weight of the average in
+    each blend, grows with the steps, so that a short run does not keep its initial weights.
     """
 
     def blend(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:

@@ -20,7 +20,7 @@ from vit.data.datasets import DataError, Images
 from vit.data.training_images import targets_of
 from vit.document import CheckpointError
 from vit.model import ViT
-from vit.training.evaluate import means, measure
+from vit.training.evaluate import means, measure, split_batches
 from vit.training.recipe import RecipeError
 from vit.training.session import Session
 
@@ -31,15 +31,8 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 DEFAULT_STRENGTH = 0.03
 
 
-def train_probe(
-    session: Session, device: torch.device, on_row: Callable[[dict[str, Any]], None] = lambda _: None
-) -> Path:
-    """Fit a new head, and write the checkpoint.
-
-    Args:
-        session: the run.
-        device: where features are computed.
-        on_row: called with the row of the history.
+def train_probe(session: Session, device: torch.device, on_row: Callable[[dict[str, Any]], None]) -> Path:
+    """Fit a new head on features computed on `device`, and write the checkpoint.
 
     Raises:
         RecipeError: for a model whose head is more than one linear layer.
@@ -56,7 +49,6 @@ def train_probe(
 
     train = features("train", data.train)
     val = None if data.val is None else features("val", data.val)
-
     started = time.perf_counter()
     strengths = (DEFAULT_STRENGTH,) if val is None else STRENGTHS
     heads = [fit_head(train, data.train, strength, balance=session.recipe.balance) for strength in strengths]
@@ -76,13 +68,8 @@ def train_probe(
 class Features:
     """Batches of features `float32 [n, width]` in place of the images of `store`.
 
-    Args:
-        model: the backbone.
-        store: the images.
-        device: where features are computed.
-        cache: a folder where features are kept under a name that depends on the backbone (weights and
-            config), the preprocessing and the images (path, size and time of change); None keeps nothing.
-        progress: called with the number of images done so far.
+    In the folder `cache` they are kept under a name that depends on the backbone (weights and config), the
+    preprocessing and the images (path, size and time of change).
     """
 
     def __init__(
@@ -90,15 +77,15 @@ class Features:
         model: ViT,
         store: Store,
         device: torch.device,
-        cache: Path | None = None,
+        cache: Path,
         progress: Callable[[int], object] = lambda _: None,
     ) -> None:
-        file = cache / f"{_fingerprint(model, store)}.safetensors" if cache else None
-        found = _read_features(file) if file else None
-        if found is None:
+        file = cache / f"{_fingerprint(model, store)}.safetensors"
+        try:
+            found = read_tensors(file)[0]
+        except CheckpointError:  # not there, or cut off: computed again
             found = _compute_features(model, store, device, progress)
-            if file:
-                write_tensors(file, found, {})
+            write_tensors(file, found, {})
         self.features, self.good = found["features"], found["good"].bool()
 
     def __len__(self) -> int:
@@ -113,17 +100,8 @@ class Features:
 def fit_head(source: Features, images: Images, strength: float, *, balance: bool) -> nn.Linear:
     """Fit a linear head by logistic regression on standardized features.
 
-    Args:
-        source: features of the images to train on.
-        images: those images, with their classes.
-        strength: C of scikit-learn's LogisticRegression; smaller is more regularization.
-        balance: weigh each class by the inverse of its frequency.
-
-    Returns:
-        The head for features that are not standardized: exact, since both steps are linear.
-
-    Raises:
-        DataError: for a class without a readable image.
+    `strength` is scikit-learn's C: smaller is more regularization. The head that is returned takes features
+    that are not standardized: exact, since both steps are linear.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -146,9 +124,7 @@ def fit_head(source: Features, images: Images, strength: float, *, balance: bool
 
 
 def _measure(part: str, head: nn.Module, source: Features, images: Images) -> dict[str, float]:
-    """Return the loss and the accuracy of a head, for a row of the history."""
-    sums = measure(head, source, targets_of(images), np.arange(len(source)), CPU)
-    return means(part, sums.tolist())
+    return means(part, measure(head, source, targets_of(images), np.arange(len(source)), CPU).tolist())
 
 
 @torch.no_grad()
@@ -157,20 +133,11 @@ def _compute_features(
 ) -> dict[str, Tensor]:
     model = model.to(device).eval()
     features, good = [], []
-    everything = np.arange(len(store))
-    groups = (everything[start : start + 32] for start in range(0, len(store), 32))
-    for group, pixels, fine in store.batches(groups):
+    for group, pixels, fine in store.batches(split_batches(np.arange(len(store)), 32)):
         features.append(model.features(pixels.to(device)).float().cpu())
         good.append(fine)
         progress(int(group[-1]) + 1)
     return {"features": torch.cat(features), "good": torch.cat(good).to(torch.uint8)}
-
-
-def _read_features(file: Path) -> dict[str, Tensor] | None:
-    try:
-        return read_tensors(file)[0]
-    except CheckpointError:  # not there, or cut off: computed again
-        return None
 
 
 def _fingerprint(model: ViT, store: Store) -> str:

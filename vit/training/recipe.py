@@ -21,11 +21,8 @@ class RecipeError(InputError):
 # Fields, what their numbers must be, and the same in words.
 LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("epochs", "batch"), lambda n: n >= 1, "at least 1"),
-    (
-        ("warmup", "smoothing", "erasing", "distill", "magnitude", "bad_images"),
-        lambda x: 0 <= x <= 1,
-        "between 0 and 1",
-    ),
+    (("warmup", "smoothing", "erasing", "distill"), lambda x: 0 <= x <= 1, "between 0 and 1"),
+    (("magnitude", "bad_images"), lambda x: 0 <= x <= 1, "between 0 and 1"),
     (("holdout", "ema", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("crop",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
     (("lr", "clip", "temperature", "layer_decay"), lambda x: 0 < x < math.inf, "positive and finite"),
@@ -47,8 +44,7 @@ class Recipe:
     epochs: int = 100
     batch: int = 256  # of all processes together
     seed: int = 0
-    # share of the training images that choose the best epoch, where there is no val split
-    holdout: float = 0.1
+    holdout: float = 0.1  # share of the training images that choose the epoch, where there is no val split
 
     # AdamW (arXiv 1711.05101) with linear warm-up and a cosine to zero, as in ViT and DeiT
     lr: float = 1e-3
@@ -60,8 +56,7 @@ class Recipe:
     merge_tokens: int = 0  # similar patches merged per block in the middle half of the blocks; 0 is off
     freeze: bool = False  # fit the head alone, a logistic regression on features that are computed once
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept; 0 is off
-    # epochs without a better accuracy before training ends; 0 is off
-    early_stop: int = 0
+    early_stop: int = 0  # epochs without a better accuracy before training ends; 0 is off
 
     # the loss
     smoothing: float = 0.1  # label smoothing
@@ -109,31 +104,12 @@ class Recipe:
 
 
 # Photos, from random weights: DeiT's recipe (arXiv 2012.12877, table 9) on a small scale.
-SCRATCH = Recipe(
-    name="scratch",
-    epochs=100,
-    ema=0.999,
-    mixup=0.2,
-    crop=0.3,
-    flip=True,
-    randaugment=2,
-    erasing=0.25,
-    early_stop=30,
-)
+SCRATCH = Recipe(ema=0.999, mixup=0.2, crop=0.3, flip=True, randaugment=2, erasing=0.25, early_stop=30)
 # Photos, from pretrained weights: all weights are trained, lower blocks at a lower rate. Made for a few
 # hundred images: small batches, an average of the last few dozen steps, much augmentation.
-FINETUNE = Recipe(
-    name="finetune",
-    epochs=10,
-    batch=16,
-    lr=7e-5,
-    layer_decay=0.75,
-    ema=0.95,
-    mixup=0.2,
-    crop=0.5,
-    flip=True,
-    randaugment=1,
-    early_stop=4,
+_AUGMENTED = Recipe(mixup=0.2, crop=0.5, flip=True, randaugment=1)
+FINETUNE = replace(
+    _AUGMENTED, name="finetune", epochs=10, batch=16, lr=7e-5, layer_decay=0.75, ema=0.95, early_stop=4
 )
 # Photos, from pre-trained weights, a new head on frozen features: under a second after the features.
 PROBE = Recipe(name="probe", epochs=1, holdout=0.0, freeze=True, smoothing=0.0)
@@ -164,11 +140,7 @@ _VALUES: Mapping[type, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """Parse NAME=VALUE of --set as a field of the recipe and a value of its type.
-
-    Raises:
-        argparse.ArgumentTypeError: saying what is expected.
-    """
+    """Parse NAME=VALUE of --set as a field of the recipe and a value of its type."""
     name, equals, value = text.partition("=")
     types = get_type_hints(Recipe)
     del types["name"]  # an example's brings its model along

@@ -53,13 +53,7 @@ def save_state(
 ) -> None:
     """Write the state beside the checkpoint; an older one is replaced only when this one is complete.
 
-    Args:
-        folder: of the run.
-        module: the module that is trained.
-        optimizer: its optimizer.
-        average: moving average of its weights, or None.
-        progress: of the run.
-        identity: what must be the same when the run resumes: recipe, images, shapes.
+    `identity` is what must be the same when the run resumes: recipe, images, shapes.
     """
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -80,9 +74,7 @@ def load_state(
     average: AveragedModel | None,
     identity: Mapping[str, Any],
 ) -> Progress:
-    """Put a saved state back into `module`, `optimizer` and `average`, and return the progress.
-
-    The arguments are those of `save_state`.
+    """Put what `save_state` wrote back into `module`, `optimizer` and `average`, and return the progress.
 
     Raises:
         CheckpointError: when there is none, when it is incomplete, or when it is of another run.
@@ -96,12 +88,11 @@ def load_state(
     fused = bool(optimizer.defaults.get("fused"))
     slots = _below(tensors, "optimizer.")
     for name, parameter in module.named_parameters():
-        # A name can be the start of another one, whose slots then still have a dot.
-        mine = {slot: value for slot, value in _below(slots, f"{name}.").items() if "." not in slot}
         # Adam's step counter stays where it was made; the moments live with their parameter.
         optimizer.state[parameter] = {
             slot: value if slot == "step" and not fused else value.to(parameter.device)
-            for slot, value in mine.items()
+            for slot, value in _below(slots, f"{name}.").items()
+            if "." not in slot  # a name can be the start of another one, whose slots then still have a dot
         }
     if average is not None:
         _load_weights(path, average, _below(tensors, "average."))
@@ -117,18 +108,12 @@ def _load_weights(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) 
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        message = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path}: its weights are not those of this run ({message:.200}); begin anew with --overwrite"
-        ) from error
+        message = f"its weights are not those of this run ({' '.join(str(error).split()):.200})"
+        raise CheckpointError(f"{path}: {message}; begin anew with --overwrite") from error
 
 
 def _read_progress(path: Path, document: Mapping[str, Any]) -> Progress:
-    """Return the progress in the document of a state, each field of its type.
-
-    Raises:
-        CheckpointError: naming the field.
-    """
+    """Return the progress in the document of a state, each field of its type."""
     try:
         for name, like in asdict(Progress()).items():
             value = document[name]
@@ -144,22 +129,13 @@ def _read_progress(path: Path, document: Mapping[str, Any]) -> Progress:
         if [len(found.seconds), len(found.history)] != [found.epoch] * 2:
             raise TypeError(f"{found.epoch} epochs are done, and {len(found.history)} are recorded")
     except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: the state of another version ({describe_error(error)}); begin anew with --overwrite"
-        ) from error
+        message = f"the state of another version ({describe_error(error)})"
+        raise CheckpointError(f"{path}: {message}; begin anew with --overwrite") from error
     return found
 
 
 def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the state of another run by its header, before images are read.
-
-    Args:
-        folder: of the run.
-        identity: a part of what `save_state` was given.
-
-    Raises:
-        CheckpointError: as `load_state`.
-    """
+    """Refuse the state of another run by its header; `identity` is a part of what `save_state` was given."""
     path = find_state(folder)
     saved = _read_document(path, read_header(path))["identity"]
     _check_identity(path, identity, {name: saved.get(name) for name in identity})
@@ -174,13 +150,11 @@ def _read_document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_identity(path: Path, identity: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse the state of another run, and name the first difference."""
     mine = json.loads(json.dumps(dict(identity)))  # lists where it has tuples, as in the file
     for name, old, new in _find_changes(saved, mine):
-        raise CheckpointError(
-            f"{path}: of another run ({name} was {old!r} and is now {new!r}); resume with the same, or begin "
-            "anew with --overwrite"
-        )
+        change = f"{name} was {old!r} and is now {new!r}"
+        hint = "resume with the same, or begin anew with --overwrite"
+        raise CheckpointError(f"{path}: of another run ({change}); {hint}")
 
 
 def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -94,13 +94,7 @@ class Session:
         self.report(f"epoch {row['epoch']}/{epochs}: {shown} ({seconds[-1]:.1f} s, {rate:.0f} images/s)")
 
     def measure_test(self, module: nn.Module, source: Batches | None, device: torch.device) -> dict[str, Any]:
-        """Report the accuracy on the test images or that there are none, and return it for the recipe.
-
-        Args:
-            module: maps a batch of `source` to logits.
-            source: the test images, or None.
-            device: where to compute.
-        """
+        """Report the accuracy on the test images or that there are none, and return it for the recipe."""
         facts: dict[str, Any] = {}
         if source is not None:
             facts = {"test_accuracy": self._test_accuracy(module, source, device), "test_images": len(source)}
@@ -186,22 +180,14 @@ class LoopSession(Session):
         loop.world.wait()
 
     def resume(self, loop: Loop) -> None:
-        """Put the saved state back into a loop.
-
-        Raises:
-            CheckpointError: where the state or the best weights are of another run, or incomplete.
-        """
+        """Put the saved state back into a loop; refuse a state or best weights of another run."""
         progress = loop.progress = load_state(self.out, **self._stateful(loop))
         if progress.history:
             self._check_kept(progress.history)
         self.report(f"resuming after epoch {progress.epoch}, step {progress.step}")
 
     def finish(self, loop: Loop) -> Path:
-        """Write the whole history and the result on the test images into the best checkpoint.
-
-        Raises:
-            TrainingError: if the best checkpoint is not the one that this run wrote.
-        """
+        """Write the whole history and the result on the test images into the best checkpoint of this run."""
         if not loop.world.first:
             return self.out / FILE_NAME
         weights = load_checkpoint(self.out).model.state_dict()
@@ -242,10 +228,8 @@ class LoopSession(Session):
         # One is longer by the epoch after which the run was killed, or by those after the best.
         both = min(len(there), len(mine))
         if not both or there[:both] != mine[:both]:
-            raise CheckpointError(
-                f"{self.out}: {FILE_NAME} is of another run than {STATE}; begin anew with --overwrite, or "
-                "choose another --out"
-            )
+            hint = "begin anew with --overwrite, or choose another --out"
+            raise CheckpointError(f"{self.out}: {FILE_NAME} is of another run than {STATE}; {hint}")
 
 
 def _enlarge(preprocess: Preprocess) -> Preprocess:
@@ -255,12 +239,7 @@ def _enlarge(preprocess: Preprocess) -> Preprocess:
 
 
 def make_teacher(teacher: ViT, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function that gives the teacher's logits for the student's pixels.
-
-    Args:
-        teacher: a trained model; the pixels `[N, H, W, 3]` are scaled to its own image size.
-        device: where to compute.
-    """
+    """Return a function that scales the student's pixels `[N, H, W, 3]` and gives the teacher's logits."""
     teacher = teacher.to(device).eval()  # its gradient is never asked for: the loop asks it under no_grad
     size = teacher.config.image_size
 

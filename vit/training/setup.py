@@ -46,38 +46,25 @@ class CheckedRun:
 def check_training(options: TrainOptions) -> CheckedRun:
     """Find what does not fit, without reading weights and without torch.
 
-    Args:
-        options: of the command line.
-
     Raises:
         RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
     """
     recipe = choose_recipe(options)
     if not options.source and (recipe.freeze or recipe.name == FINETUNE.name):
-        need = (
-            "trains a head on frozen features; give the backbone"
-            if recipe.freeze
-            else "starts from trained weights; give them"
-        )
+        need = "starts from trained weights; give them"
+        need = "trains a head on frozen features; give the backbone" if recipe.freeze else need
         raise RecipeError(
             f"preset {recipe.name} {need} with --from CHECKPOINT (python -m vit import makes one), or train "
             "from random weights with --preset scratch"
         )
-    if recipe.freeze and recipe.merge_tokens:
-        raise RecipeError(
-            f"preset {recipe.name} trains a head on the features of a dense backbone; leave "
-            "--merge-tokens out, or train the whole model (--preset finetune)"
-        )
-    if recipe.freeze and (unused := sorted({*options.recipe_changes} - PROBE_FIELDS - {"merge_tokens"})):
-        raise RecipeError(
-            f"preset {recipe.name} is a logistic regression on frozen features and has no {unused[0]}; leave "
-            "it out, or train the whole model (--preset finetune)"
-        )
-    if recipe.freeze and options.teacher:
-        raise RecipeError(
-            f"preset {recipe.name} learns from labels alone; leave --teacher out, or train the whole model "
-            "(--preset finetune)"
-        )
+    if recipe.freeze:
+        unused = sorted({*options.recipe_changes} - PROBE_FIELDS - {"merge_tokens"})
+        dense = "trains a head on the features of a dense backbone; leave --merge-tokens out"
+        other = f"is a logistic regression on frozen features and has no {''.join(unused[:1])}; leave it out"
+        alone = "learns from labels alone; leave --teacher out"
+        for wrong, why in ((recipe.merge_tokens, dense), (unused, other), (options.teacher, alone)):
+            if wrong:
+                raise RecipeError(f"preset {recipe.name} {why}, or train the whole model (--preset finetune)")
     source = read_document(options.source) if options.source else None
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
@@ -99,14 +86,9 @@ def check_training(options: TrainOptions) -> CheckedRun:
 
 
 def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -> PreparedRun:
-    """Put together what `python -m vit train` was asked for.
+    """Put together what `python -m vit train` was asked for; raises as `check_training`.
 
-    Args:
-        options: of the command line.
-        checked: what `check_training` returned for them; None to check them now.
-
-    Raises:
-        RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
+    `checked` is what `check_training` returned for the options; None checks them now.
     """
     checked = checked or check_training(options)
     from vit.checkpoint import load_checkpoint
@@ -127,43 +109,30 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
 
 
 def choose_recipe(options: TrainOptions) -> Recipe:
-    """Return the preset that fits the options, with the fields that they set.
-
-    Raises:
-        RecipeError: for a name that is no preset, and values that no recipe can have.
-    """
-    name = options.preset
-    if name is None:
-        fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
-        name = "finetune" if options.source else fallback
+    """Return the preset that fits the options, with the fields that they set."""
+    fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
+    name = options.preset if options.preset is not None else "finetune" if options.source else fallback
     recipes = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in recipes:
-        nearest = suggest(name, recipes)
-        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(recipes)}{nearest}")
+        raise RecipeError(f"unknown preset {name!r}; known: {', '.join(recipes)}{suggest(name, recipes)}")
     return replace(recipes[name], **options.recipe_changes)
 
 
 def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recipe, tuple[str, ...]]:
-    """Reduce the batch until an epoch has `STEPS` steps, with a note; a given batch stays.
+    """Reduce the batch until an epoch of `images` has `STEPS` steps, with a note; a given batch stays.
 
-    Args:
-        options: of the command line, which may set the batch.
-        recipe: the batch of an example's recipe stays, since its figures were measured with it.
-        images: number of images to train on.
-
-    Returns:
-        the recipe, and a note where the batch is or should be another one.
+    The batch of an example's recipe stays too, since its figures were measured with it.
     """
     fitting = 1 << max(images // STEPS, 2).bit_length() - 1  # a power of two
     steps = max(images // recipe.batch, 1)
     if recipe.freeze or steps >= STEPS or recipe.batch <= fitting or recipe.name in EXAMPLES:
         return recipe, ()
     few = f"{format_count(images, 'image')} to train on"
+    better = max(images // fitting, 1)
     if "batch" in options.recipe_changes:
-        note = f"{few}: a batch of {recipe.batch} gives {format_count(steps, 'step')} per epoch, which learns slowly"
-        return recipe, (f"{note}; --batch {fitting} gives {max(images // fitting, 1)}",)
-    steps = max(images // fitting, 1)
-    note = f"{few}: --batch {fitting}, not {recipe.batch}, for {format_count(steps, 'step')} per epoch"
+        slow = f"a batch of {recipe.batch} gives {format_count(steps, 'step')} per epoch, which learns slowly"
+        return recipe, (f"{few}: {slow}; --batch {fitting} gives {better}",)
+    note = f"{few}: --batch {fitting}, not {recipe.batch}, for {format_count(better, 'step')} per epoch"
     if options.source is None and images < FEW:
         note += "; so few images learn more from a pretrained model (--from)"
     return replace(recipe, batch=fitting), (note,)
@@ -172,17 +141,7 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
 def choose_config(
     options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Document | None
 ) -> ViTConfig:
-    """Return the shape of the model to train.
-
-    Args:
-        options: of the command line.
-        recipe: that of an example has a shape of its own.
-        labels: of the images.
-        source: the document of the checkpoint to start from.
-
-    Raises:
-        ConfigError: for sizes that no model can have.
-    """
+    """Return the shape of the model to train; `source` is the document of the checkpoint to start from."""
     changes: dict[str, Any] = {"classes": len(labels)}
     if options.image_size:
         changes["image_size"] = (options.image_size, options.image_size)
@@ -200,12 +159,7 @@ def choose_config(
 
 
 def build_model(checked: CheckedRun, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
-    """Return the model to train, new or made from a checkpoint, and its preprocessing.
-
-    Args:
-        checked: what `check_training` returned.
-        source: the checkpoint to start from; None for random weights.
-    """
+    """Return the model to train, new or made from a checkpoint, and its preprocessing."""
     from vit.adapt import adapt, resize
     from vit.model import new_model
 
@@ -233,22 +187,15 @@ def choose_preprocess(config: ViTConfig, recipe: Recipe) -> Preprocess:
 
 
 def open_test_images(source: str, labels: tuple[str, ...]) -> Images:
-    """Open the test split of `source`, else its val split, else all of it.
+    """Open the test split of `source`, else its val split, else all of it, with the model's class indices.
 
-    Args:
-        source: folder or name of the images.
-        labels: of the model; the class indices of the images are those of the model.
-
-    Raises:
-        DataError: for images whose classes are not known, or not among those of the model.
+    Raises a `DataError` for images whose classes are not known, or not among the model's `labels`.
     """
     if not labels:
         raise DataError("the model has no classes, so no answer can be judged; leave --data out")
     split = next((name for name in ("test", "val") if name in find_splits(source)), "all")
     images = match_labels(open_images(source, split), labels)  # type: ignore[arg-type]
     if images.targets is None:
-        raise DataError(
-            f"{source}: expected images in folders named as the model's {len(labels)} classes "
-            f"({list_first(labels)}), found images without classes"
-        )
+        named = f"images in folders named as the model's {len(labels)} classes ({list_first(labels)})"
+        raise DataError(f"{source}: expected {named}, found images without classes")
     return images

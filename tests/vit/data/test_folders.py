@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vit.data.batches import free_memory
-from vit.data.datasets import DataError, describe_unread_folders, find_splits, open_images
-from vit.data.folders import split_of
+from vit.data.datasets import DataError, find_splits, open_images
+from vit.data.folders import describe_unread_folders, split_of
 from vit.data.training_images import describe_duplicates, digest_images, open_data
 
 
