@@ -36,12 +36,7 @@ PROG = f"python -m {PACKAGE}"
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        arguments: None takes those of the process.
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Run the command line and return its exit code; `prog` is the command as it was typed."""
     parser = make_parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
     if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
@@ -53,11 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
 
 
 def make_parser(prog: str) -> Parser:
-    """Return the parser of the command line.
-
-    Args:
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Return the parser of the command line; `prog` is the command as it was typed."""
     parser = Parser(
         prog=prog,
         options=RunOptions,
@@ -92,12 +83,7 @@ def _run(options: RunOptions) -> int:
 
 
 def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
-    """Run the command line in a process of its own: no library but this one writes to the terminal.
-
-    Args:
-        arguments: as for `main`.
-        prog: as for `main`.
-    """
+    """Run the command line in a process of its own: no library but this one writes to the terminal."""
     _quiet()
     return main(arguments, prog=prog)
 

@@ -85,12 +85,7 @@ def _prepare_streams() -> None:
 
 
 def set_stop_message(name: str, message: str) -> None:
-    """Set the line that is printed when a signal ends the process.
-
-    Args:
-        name: the command, the first word. Where no command line handles signals, nothing changes.
-        message: the rest of the line.
-    """
+    """Set the line that is printed when a signal ends the process, where a command line handles signals."""
     if _state.name:
         _state.name, _state.message = name, message
 

@@ -76,12 +76,7 @@ def make_prediction(
 
 
 def explain_unsure(prediction: Prediction, min_score: float | None) -> str | None:
-    """Return why a prediction has no label; None where it has one.
-
-    Args:
-        prediction: of a classifier.
-        min_score: that of the classifier.
-    """
+    """Return why a prediction has no label, given the classifier's `min_score`; None where it has one."""
     if prediction.label is not None:
         return None
     digits = 2  # and more where the rounded score would reach the minimum

@@ -161,17 +161,13 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _folder_of(path: Path) -> Path:
-    """Return the temporary folder that belongs to a temporary file, its lock."""
     return path.with_suffix("")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove from a folder the temporary files and folders of this user's processes that have ended.
 
-    A file stays that is locked, or cannot be locked.
-
-    Args:
-        folder: the folder; nothing is done where it does not exist or cannot be listed.
+    A file stays that is locked, or cannot be locked. Nothing is done where the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as listing:
@@ -225,22 +221,12 @@ def _temporary_name(place: Path, digits: str) -> Path:
 
 
 def lock_path(place: Path) -> Path:
-    """Return the path of the lock file of an output, which `remove_leftovers` removes if it is left.
-
-    Args:
-        place: the output.
-    """
+    """Return the path of the lock file of an output, which `remove_leftovers` removes if it is left."""
     return _temporary_name(place, blake2b(os.fsencode(place.name), digest_size=8).hexdigest())
 
 
 def lock_file(descriptor: int) -> bool:
-    """Lock an open file until it is closed or its process ends.
-
-    Args:
-        descriptor: of the file.
-
-    Returns:
-        False where the disk has no locks.
+    """Lock an open file until it is closed or its process ends; return False where the disk has no locks.
 
     Raises:
         BlockingIOError: if it is locked already.

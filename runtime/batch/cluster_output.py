@@ -43,11 +43,7 @@ class Parts:
     run: int
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Write the part `number` of this run and return its name; an earlier attempt's is replaced.
-
-        Args:
-            number: of the chunk that the part holds, from 1.
-            rows: the records of its result lines.
+        """Write the records of chunk `number` (from 1) as a part, replacing an earlier one; return its name.
 
         Raises:
             StaleRunError: if another run has resumed this output meanwhile.
@@ -83,10 +79,7 @@ class Parts:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
     def remove_late(self) -> list[str]:
-        """Remove the parts that earlier runs wrote after this one began: it has labeled their images again.
-
-        Returns:
-            The names of these parts.
+        """Remove and return parts that earlier runs wrote after this one began: it labels their images again.
 
         Raises:
             StaleRunError: if another run has resumed this output meanwhile.
@@ -108,18 +101,11 @@ class Parts:
 def open_parts(
     location: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool, top: int = 5
 ) -> Parts:
-    """Begin or resume an output.
+    """Begin or resume an output in a folder, made if it is missing, or at a URI.
 
-    `_run.json` in it names the model, so that no output mixes the answers of two, and counts the runs.
-    `_known-<run>.json` lists the parts that a run found.
-
-    Args:
-        location: a folder, made if it is missing, or a URI.
-        model: the SHA-256 of the model file.
-        form: None keeps the form of an output that is resumed, and is Parquet for a new one.
-        resume: continue an existing output.
-        overwrite: replace an existing output.
-        top: candidates in a line.
+    `_run.json` in it names the model by its SHA-256, so that no output mixes the answers of two, and counts
+    the runs. `_known-<run>.json` lists the parts that a run found. A `form` of None keeps the form of an
+    output that is resumed, and is Parquet for a new one.
 
     Raises:
         OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model,

@@ -64,12 +64,9 @@ def hide_secrets(uri: str) -> str:
 
 
 def open_location(location: str) -> tuple[FileSystem, str]:
-    """Open the file system of a path or URI, and return it with the path there.
+    """Open the file system of a URI, or of a path that may be relative; return it with the path there.
 
     A URI is opened with pyarrow, or with fsspec where pyarrow does not know the scheme.
-
-    Args:
-        location: a path, relative to the current folder, or a URI.
 
     Raises:
         LocationError: if neither opens the URI.
@@ -104,11 +101,7 @@ def _open_uri(uri: str) -> tuple[FileSystem, str]:
 
 @lru_cache(1024)
 def find_store(uri: str) -> tuple[Store, str]:
-    """Return the store that a URI is in, and its path there.
-
-    Raises:
-        LocationError: if no file system opens it.
-    """
+    """Return the store that a URI is in, and its path there; raise LocationError if nothing opens it."""
     path, scheme = _open_uri(uri)[1], urlsplit(uri).scheme
     if scheme == "file":
         return Store(), path
@@ -121,10 +114,7 @@ def find_store(uri: str) -> tuple[Store, str]:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Check that each source exists.
-
-    Args:
-        sources: paths, URIs, and Parquet files with a column `path` of either.
+    """Check that each source exists: paths, URIs, and Parquet files with a column `path` of either.
 
     Raises:
         LocationError: if one does not exist or cannot be read, with what to do.
@@ -159,14 +149,10 @@ def list_stored_images(
 ) -> Iterator[tuple[Store, str]]:
     """Yield the store and the key of each image, in an order that depends on nothing but their names.
 
-    A file that is named is yielded whatever its suffix; in a folder the suffix decides. A folder that cannot
-    be listed is yielded itself, so that it fails where every other failure is reported. At most one folder's
-    listing is held at a time, and those of the folders around it.
-
-    Args:
-        sources: as `check_sources` takes them.
-        all_files: yield every file in a folder, whatever its suffix.
-        left_out: counts the files in folders that are left out.
+    A file that is named is yielded whatever its suffix; in a folder the suffix decides, unless `all_files`.
+    A folder that cannot be listed is yielded itself, so that it fails where every other failure is reported.
+    At most one folder's listing is held at a time, and those of the folders around it. `left_out` counts the
+    files in folders that are left out.
 
     Raises:
         LocationError: if no file system opens a source.
@@ -246,13 +232,7 @@ class Content(NamedTuple):
 
 
 def read_ahead(store: Store, keys: Sequence[str], *, largest: int) -> Iterator[Content]:
-    """Read files in order, some of them ahead on other threads.
-
-    Args:
-        store: the file system of the files.
-        keys: the files' names in `store`.
-        largest: a remote file with more bytes than this is an error.
-    """
+    """Read files of a store in order, some ahead on other threads; more than `largest` bytes are an error."""
     read = partial(_read, store, largest=largest, limit=min(_LARGE, largest))
     for key, content in zip(keys, in_parallel(read, keys, workers=_THREADS, ahead=_AHEAD), strict=True):
         content = content or _read(store, key, largest=largest, limit=largest)

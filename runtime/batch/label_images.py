@@ -26,9 +26,6 @@ from .tally import Report
 def run(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code.
 
-    Args:
-        options: of `python -m runtime`.
-
     Raises:
         UsageError: if there are no images.
         ArtifactError: if the model cannot be used.

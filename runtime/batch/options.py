@@ -92,10 +92,7 @@ class RunOptions:
         "local", "local: this machine (default); ray: a cluster", group=_CLUSTER
     )
     address: str | None = option(
-        None,
-        "cluster to connect to (default: the variable RAY_ADDRESS)",
-        metavar="HOST:PORT",
-        group=_CLUSTER,
+        None, "cluster to connect to (default: the variable RAY_ADDRESS)", metavar="HOST:PORT", group=_CLUSTER
     )
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
 

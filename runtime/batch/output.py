@@ -52,11 +52,6 @@ def to_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) ->
 
     JSON has its own escapes. CSV has none: a label is exact in `top`, which is JSON, and by its `index`. In a
     file the path stays as it is, since a run is resumed and images are found by it.
-
-    Args:
-        values: by the names of `FIELDS`.
-        form: of the line.
-        to_file: whether the line goes to a file.
     """
     if form == "jsonl":
         return (_to_json(values) + "\n").encode()
@@ -82,8 +77,7 @@ class Lines:
     """Result lines on their way out: each is flushed, and a file is synced to the disk every two seconds.
 
     Args:
-        file: open for writing, at its end.
-        form: how a line is written; CSV begins with the names of the fields.
+        file: open for writing, at its end. CSV begins with the names of the fields.
         to_file: whether it is a plain file; a device, a pipe or standard output has nothing to sync.
     """
 
@@ -121,11 +115,7 @@ class Lines:
 
 
 class DoneImages:
-    """The images that earlier runs have written, in 16 bytes each.
-
-    Args:
-        paths: of their lines; a path may occur several times.
-    """
+    """The images that earlier runs have written, in 16 bytes each; a path may occur several times."""
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         hashes = np.frombuffer(array("Q", map(_hash_path, paths)), np.uint64)
@@ -141,13 +131,7 @@ class DoneImages:
         return True
 
     def skip(self, images: Iterable[T], report: Report, path_of: Callable[[T], str] = str) -> Iterator[T]:
-        """Yield the images that are not done, and count the others.
-
-        Args:
-            images: as they were listed.
-            report: counts those that are done.
-            path_of: returns what the output calls an image.
-        """
+        """Yield the images that are not done, and count the others; `path_of` gives their name in the output."""
         for image in images:
             if self.take(path_of(image)):
                 report.skipped += 1
@@ -158,18 +142,11 @@ class DoneImages:
 def open_output(
     path: Path | None, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[Lines, DoneImages]:
-    """Open an output, and return with it the images that it holds already.
+    """Open an output, None for standard output, and return with it the images that it holds already.
 
     `<path>.run` beside the file holds the settings, so that no file mixes the answers of two models, or lines
-    of two kinds. Only one run at a time writes a file, where the disk has locks.
-
-    Args:
-        path: the output file; None for standard output.
-        form: how lines are written.
-        settings: what a line depends on, as JSON values: `model` (the SHA-256 of the model file), and options
-            by their names.
-        resume: continue an existing output.
-        overwrite: replace an existing output.
+    of two kinds: what a line depends on, as JSON values, `model` (the SHA-256 of the model file) and options
+    by their names. Only one run at a time writes a file, where the disk has locks.
 
     Raises:
         OutputError: if it exists and neither `resume` nor `overwrite` is set, was written with other settings
@@ -203,14 +180,7 @@ def is_resumable(path: Path) -> bool:
 
 
 def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
-    """Return the error of an output whose lines were written with another value of an option.
-
-    Args:
-        output: its name.
-        name: of the option, with underscores.
-        before: the value that wrote the lines; None where it was not given.
-        now: the value that was found.
-    """
+    """Return the error of an output whose lines were written with another value of an option; None: without."""
     was, found = ("not given" if value is None else str(value) for value in (before, now))
     option = "--" + name.replace("_", "-")
     return OutputError(
@@ -365,14 +335,7 @@ def _is_row(row: list[str]) -> bool:
 
 
 def _check_unfinished(file: IO[bytes], end: int, *, first: bool, quoted: bool) -> None:
-    """Refuse an end of a CSV file that is not the start of one line.
-
-    Args:
-        file: the file.
-        end: where its last whole line ends.
-        first: whether it has no whole line.
-        quoted: whether it ends within quotes.
-    """
+    """Refuse an end of a CSV file, behind its last whole line, that is not the start of one line."""
     file.seek(end)
     begun = file.read(_LOSABLE).rstrip(b"\0")
     if first and not ",".join(FIELDS).encode().startswith(begun.rstrip(b"\r")):

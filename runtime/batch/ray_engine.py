@@ -126,15 +126,10 @@ def _check_options(options: RunOptions) -> None:
 
 @contextmanager
 def connect(address: str | None) -> Iterator[int]:
-    """Connect to a running cluster, and yield the number of its cores.
-
-    This project's own code goes to its nodes.
-
-    Args:
-        address: as `ray.init` takes it; None reads RAY_ADDRESS.
+    """Connect to a running cluster, and yield the number of its cores; this project's code goes to its nodes.
 
     Raises:
-        UsageError: if there is neither.
+        UsageError: if there is neither an address nor RAY_ADDRESS.
         ClusterError: if there is no cluster at this address.
     """
     address = address or os.environ.get("RAY_ADDRESS")
@@ -161,11 +156,7 @@ def connect(address: str | None) -> Iterator[int]:
 
 
 def _check_port(address: str) -> None:
-    """Check that something listens at host:port; Ray itself would wait for minutes.
-
-    Raises:
-        OSError: if nothing does.
-    """
+    """Raise an OSError if nothing listens at host:port; Ray itself would wait for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and "/" not in address and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -174,13 +165,9 @@ def _check_port(address: str) -> None:
 def label_on_cluster(
     chunks: Iterable[Chunk], parts: Parts, labels: Labels, *, processes: int
 ) -> Iterator[Tally]:
-    """Label all chunks, and yield the counts of each when its part is written.
+    """Label all chunks, as many at the same time as `processes`; yield the counts of each written part.
 
-    Args:
-        chunks: the images; taken as processes become free.
-        parts: the output.
-        labels: what labels the images, with a model file of this machine, which travels to each node once.
-        processes: how many work at the same time.
+    The model file is of this machine, and travels to each node once.
 
     Raises:
         EngineError: if the work broke off; what is written stays.

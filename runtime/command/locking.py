@@ -21,11 +21,7 @@ _held: dict[str, int] = {}  # folders that this process has locked, and the thre
 
 
 def warn_no_locks(path: Path) -> None:
-    """Warn that a second writer would not be noticed.
-
-    Args:
-        path: the file or folder.
-    """
+    """Warn that a second writer to this file or folder would not be noticed."""
     _log.warning("note: %s: its disk has no locks; start no second command that writes there", path)
 
 
@@ -65,10 +61,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer_of(place: Path) -> Iterator[None]:
-    """Keep every other process from writing a file that gets its name when it is whole.
-
-    Args:
-        place: the name.
+    """Keep every other process from writing a file that gets its name `place` when it is whole.
 
     Raises:
         OutputError: if another one is writing it.
@@ -96,10 +89,7 @@ def _take_soon(place: Path, file: Path) -> int | None:
 
 
 def refuse_being_written(place: Path) -> None:
-    """Refuse to replace a file that another process has open for its lines.
-
-    Args:
-        place: the file; it need not exist.
+    """Refuse to replace a file, which need not exist, that another process has open for its lines.
 
     Raises:
         OutputError: if a process has.

@@ -83,13 +83,7 @@ def _options_of(kind: type[Any]) -> list[Field[Any]]:
 
 
 def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None:
-    """Add the option of a field to a parser or a group.
-
-    Args:
-        add: `add_argument` of it.
-        made: by `option`.
-        kind: the type of the field; of a union, the first type counts, which is not None.
-    """
+    """Add the option of a field to a parser or a group; of a union, the first type counts: it is not None."""
     texts, default, flag = made.metadata, cast("Any", made.default), made.metadata["flag"]
     if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
@@ -158,12 +152,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
 
     def add_examples(self, *lines: str, rest: str = "") -> None:
-        """End the help with command lines to copy.
-
-        Args:
-            lines: words behind the command.
-            rest: what follows, with its own line breaks.
-        """
+        """End the help with command lines to copy (the words behind the command), and `rest` with its breaks."""
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         shown = "\n".join(f"  {self.prog} {line}" for line in lines)
         self.epilog = f"examples:\n{shown}" + (f"\n\n{rest}" if rest else "")
@@ -199,7 +188,6 @@ class _ShowVersion(argparse.Action):
 
 
 def _version() -> str:
-    """Return the version of a checkout, or of what is installed."""
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
 

@@ -60,10 +60,8 @@ def is_supported(name: str) -> bool:
 def check_format(image: Image.Image, *, white_stated: bool, max_pixels: int) -> PixelFormat:
     """Check an image whose header is read; one that was decoded before has no statements.
 
-    Args:
-        image: of Pillow; the position of its file is kept.
-        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
-        max_pixels: limit of the caller.
+    The position of its file is kept. `white_stated`: the caller stated the value of a 16-bit gray pixel that
+    is white.
 
     Raises:
         ImageError: for a format or form of which Pillow makes other pixels than the file holds, and for one
@@ -103,11 +101,9 @@ _LONGEST_EDGE = 1024  # of an icon: Windows has up to 256, macOS up to this
 
 
 def check_parts(file: IO[bytes], length: int) -> None:
-    """Count the chunks of a PNG or the segments of a JPEG; files of other formats pass.
+    """Count the chunks of a PNG or the segments of a JPEG of `length` bytes; files of other formats pass.
 
-    Args:
-        file: at its start, where it is left.
-        length: of the file in bytes.
+    The file is at its start, where it is left.
 
     Raises:
         ImageError: for far more chunks or segments than its length explains, or bytes that are none.

@@ -24,11 +24,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def check_jpeg(image: JpegImageFile, file: IO[bytes]) -> None:
-    """Check a JPEG whose header is read: the number of its scans, and its colors.
-
-    Args:
-        image: an opened JPEG or MPO.
-        file: the file; its position changes.
+    """Check an opened JPEG or MPO: the number of its scans, and its colors. The file's position changes.
 
     Raises:
         ImageError: for thousands of scans, which keep a processor busy for hours; for CMYK without Adobe's
@@ -107,15 +103,9 @@ _PROFILES = {b"GRAY": 1, b"RGB ": 3}
 
 
 def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
-    """Check an opened JPEG 2000.
+    """Check an opened JPEG 2000 and return its bits per sample; the file's position changes.
 
-    Args:
-        image: its header is read, and its pixels are not.
-        file: the file; its position changes.
-        max_pixels: limit of the caller. OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel.
-
-    Returns:
-        Bits per sample.
+    OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel for `max_pixels`.
 
     Raises:
         ImageError: for a tile of too many samples, and for forms of which Pillow makes other pixels.

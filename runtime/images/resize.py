@@ -47,14 +47,7 @@ def resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling, 
 def size_between(
     before: tuple[int, int], after: tuple[int, int], method: Image.Resampling, box: Box
 ) -> tuple[int, int]:
-    """Return (width, height) of the image between the two passes, the largest one that `resize` makes.
-
-    Args:
-        before: (width, height) of the image, in pixels.
-        after: (width, height) of the result, in pixels.
-        method: the filter.
-        box: left, top, right, bottom in pixels, within the image.
-    """
+    """Return (width, height) of the image between the two passes, the largest one that `resize` makes."""
     if method == Image.Resampling.NEAREST:
         return after
     first, last = _rows_between(before, after, method, box)

@@ -43,11 +43,7 @@ class _Tags:
 
 
 def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
-    """Check the first image of an opened TIFF.
-
-    Args:
-        image: its tags are read, and its pixels are not.
-        white_stated: the caller stated the value that is white.
+    """Check the first image of an opened TIFF, whose pixels are not read yet.
 
     Returns:
         The value of a gray pixel that is white, where the file states less than 16 bits; else None.
@@ -78,7 +74,6 @@ def _check_tiles(size: tuple[int, int], tags: _Tags) -> None:
 
 
 def _find_flaw(tags: _Tags) -> str | None:
-    """Return what is wrong with the first image as a whole."""
     kind = tags.number(254)
     if kind & _PREVIEW:
         return "a preview of another image in the file (raw photos of cameras begin so)"
@@ -103,7 +98,6 @@ def _find_layout_flaw(tags: _Tags) -> str | None:
 
 
 def _find_color_flaw(tags: _Tags) -> str | None:
-    """Return what is wrong with the colors."""
     if tags.color == _BILEVEL_WHITE and tags.bits > 8:
         return f"gray of {tags.bits} bits where 0 is white"
     if tags.color == _PALETTE and 0 < max(tags.numbers(320, 0)) < 256:
@@ -117,7 +111,6 @@ def _find_color_flaw(tags: _Tags) -> str | None:
 
 
 def _find_number_flaw(tags: _Tags, white_stated: bool) -> str | None:
-    """Return what is wrong with the numbers that the samples are."""
     signed = "signed " if tags.form == _SIGNED else ""
     if tags.form not in (1, _SIGNED) or not (signed or tags.bits > 16):
         return None

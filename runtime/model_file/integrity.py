@@ -113,14 +113,7 @@ def _finish(found: hashlib._Hash, end: bytes) -> Digests:
 
 
 def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[int, ...]]:
-    """Check the second file of a model, which holds its weights.
-
-    Args:
-        model: outline of the .onnx file.
-        source: the .onnx file; bytes have no file beside them.
-
-    Returns:
-        The file, and its stamp which changes when it is replaced.
+    """Check the second file of a model, which holds its weights, and return it with its stamp.
 
     Raises:
         ArtifactError: when it is missing, has another size or SHA-256, or must not be opened. The message

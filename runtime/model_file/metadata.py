@@ -119,9 +119,6 @@ class Metadata:
     def from_json(text: str) -> Metadata:
         """Return the metadata in a document that `to_json` has written.
 
-        Args:
-            text: the document.
-
         Raises:
             ArtifactError: when the document is not exactly one that `to_json` of this version writes.
         """

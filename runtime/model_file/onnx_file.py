@@ -78,9 +78,6 @@ _FIELDS = {message: _by_tag(fields) for message, fields in _MESSAGES.items()}
 def summarize(data: bytes | mmap) -> OnnxSummary:
     """Read the outline of a serialized ModelProto.
 
-    Args:
-        data: all bytes of the model.
-
     Raises:
         OnnxError: when they are not a ModelProto, or one in another form than protobuf writes.
     """
