@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime.model_file.artifact import missing_file
-from runtime.writing import refuse_file_name
-
 from ..command.file_kinds import Kind, detect_file_kind
 from ..command.parser import REQUIRED, OptionGroup, argument, number, option
 from ..cpu import available_cores
 from ..errors import InputError
 from ..images.find_images import is_folder
-from ..writing import OTHER_FORMATS
+from ..writing import OTHER_FORMATS, refuse_file_name
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
@@ -136,7 +133,7 @@ def check_options(options: RunOptions) -> None:
 def _check_inputs(options: RunOptions) -> None:
     # these need Pillow and NumPy: --help needs neither
     from ..images.find_images import image_suffixes, suffix_of
-    from ..model_file.artifact import choose_file
+    from ..model_file.artifact import choose_file, missing_file
 
     if is_folder(options.model) and (options.model / _CHECKPOINT).is_file():
         raise UsageError(_not_exported(options.model, "the checkpoint of a run"))

@@ -131,7 +131,7 @@ class DoneImages:
         return True
 
     def skip(self, images: Iterable[T], report: Report, path_of: Callable[[T], str] = str) -> Iterator[T]:
-        """Yield the images that are not done, and count the others; `path_of` gives their name in the output."""
+        """Yield the images that are not done, and count others; `path_of` names one as the output does."""
         for image in images:
             if self.take(path_of(image)):
                 report.skipped += 1
@@ -180,7 +180,7 @@ def is_resumable(path: Path) -> bool:
 
 
 def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
-    """Return the error of an output whose lines were written with another value of an option; None: without."""
+    """Return the error of an output whose lines were written with another value of an option (or none)."""
     was, found = ("not given" if value is None else str(value) for value in (before, now))
     option = "--" + name.replace("_", "-")
     return OutputError(

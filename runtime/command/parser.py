@@ -152,7 +152,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
 
     def add_examples(self, *lines: str, rest: str = "") -> None:
-        """End the help with command lines to copy (the words behind the command), and `rest` with its breaks."""
+        """End the help with command lines to copy, the words behind the command, and `rest` as it is."""
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         shown = "\n".join(f"  {self.prog} {line}" for line in lines)
         self.epilog = f"examples:\n{shown}" + (f"\n\n{rest}" if rest else "")

@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from runtime.text import make_printable
-
 from ..errors import InputError
-from ..text import format_count
+from ..text import format_count, make_printable
 
 VARIABLE = "VIT_EDGE_PROGRESS"  # seconds between two lines in a log; 0 for none
 _LOG, _TERMINAL = 30.0, 0.2  # seconds between two lines
