@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ..errors import FailureError
+from ..strict_json import read_field
 from ..writing import OutputError
 from .cluster_sources import hide_secrets, is_uri, open_location
-from .output import option_mismatch, to_line
+from .output import check_settings, to_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -49,13 +51,10 @@ class Parts:
             StaleRunError: if another run has resumed this output meanwhile.
             OSError: if it cannot be written.
         """
-        if self.form == "parquet":
-            data = _to_parquet(rows)
-        else:
-            data = b"".join(to_line(row, "jsonl") for row in rows)
-        system, folder = self._open()
+        parquet = self.form == "parquet"
+        data = _to_parquet(rows) if parquet else b"".join(to_line(row, "jsonl") for row in rows)
         name = f"part-{self.run:04}-{number:09}.{self.form}"
-        _put(system, folder, name, data)
+        _put(*self._open(), name, data)
         return name
 
     def list_all(self) -> list[str]:
@@ -135,13 +134,14 @@ def open_parts(
             )
         else:
             _remove(system, folder, earlier)
-            earlier = []
+            earlier.clear()
         # Processes of an earlier run that was interrupted stop writing when the number grows.
         parts = Parts(location, form or "parquet", last.run + 1)
         _put(system, folder, _name_list(parts.run), json.dumps(earlier).encode())
         note = {"model": model, "format": parts.form, "top": top, "run": parts.run}
         _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
-        _remove(system, folder, [name for name in names if _is_left_over(name)])
+        left_over = re.compile(r"_known-.*|\.(part-|_).*\.tmp", re.DOTALL)
+        _remove(system, folder, filter(left_over.fullmatch, names))
     except OSError as error:
         raise OutputError(f"{shown}: it cannot be written to: {error.strerror or error}") from error
     return parts
@@ -154,25 +154,19 @@ def _check_resumed(
         raise OutputError(
             f"{shown}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
         )
-    if note["model"] != model:
-        raise OutputError(
-            f"another model wrote {shown} (SHA-256 {note['model']}, this one {model}); use a new --output"
-        )
+    check_settings(note, {"model": model, "top": top}, shown)
     if form not in (None, note["format"]):
         raise OutputError(f"{shown} is {note['format']}, found --format {form}; leave --format out to resume")
-    if note["top"] != top:
-        raise option_mismatch(shown, "top", note["top"], top)
     return cast(PartFormat, note["format"])
 
 
 def _read_note(system: FileSystem, folder: str) -> dict[str, Any] | None:
     """Return the note of the last run; None if it is damaged."""
+    types: dict[str, type[Any]] = {"model": str, "format": str, "run": int, "top": int}
     try:
         note = _read_json(system, folder, _NOTE)
+        note = {name: read_field(note, name, kind, where=_NOTE) for name, kind in types.items()}
     except (OSError, ValueError):
-        return None
-    types = {"model": str, "format": str, "run": int, "top": int}
-    if not isinstance(note, dict) or any(not isinstance(note.get(name), types[name]) for name in types):
         return None
     return note if note["format"] in get_args(PartFormat) else None
 
@@ -188,10 +182,6 @@ def _name_list(run: int) -> str:
 
 def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith((".parquet", ".jsonl"))
-
-
-def _is_left_over(name: str) -> bool:
-    return name.startswith("_known-") or (name.startswith((".part-", "._")) and name.endswith(".tmp"))
 
 
 def _list_names(system: FileSystem, folder: str) -> list[str]:

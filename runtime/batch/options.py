@@ -18,7 +18,7 @@ from ..writing import OTHER_FORMATS, refuse_file_name
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
-_SUFFIX_OF = {"jsonl": ".jsonl", "csv": ".csv"}
+_SUFFIXES = (".jsonl", ".csv")
 _CLUSTER = OptionGroup(
     "on a cluster (docs/guides/cluster.md)",
     "With --engine ray, IMAGES may be URIs (s3://…) and Parquet files with a column path; --output is a "
@@ -92,16 +92,6 @@ class RunOptions:
         None, "cluster to connect to (default: the variable RAY_ADDRESS)", metavar="HOST:PORT", group=_CLUSTER
     )
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
-
-    @property
-    def line_format(self) -> Literal["jsonl", "csv"] | None:
-        """Format of a file of lines, where one is given that such a file can have."""
-        return None if self.format == "parquet" else self.format
-
-    @property
-    def part_format(self) -> Literal["jsonl", "parquet"] | None:
-        """Format of the parts that a cluster writes, where one is given that a part can have."""
-        return None if self.format == "csv" else self.format
 
 
 def check_options(options: RunOptions) -> None:
@@ -188,9 +178,7 @@ def _check_output(output: Path, options: RunOptions) -> None:
             f"{output}: expected a name in .jsonl or .csv, the formats of an output; "
             "with another name, say --format jsonl or --format csv"
         )
-    if options.line_format is None or suffix not in _SUFFIX_OF.values():
-        return
-    if suffix != (expected := _SUFFIX_OF[options.line_format]):
+    if options.format is not None and suffix in _SUFFIXES and suffix != (expected := f".{options.format}"):
         raise UsageError(
             f"{output}: expected a name in {expected} for --format {options.format}, found {suffix}; "
             "leave --format out, or change the name"

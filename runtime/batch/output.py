@@ -179,15 +179,6 @@ def is_resumable(path: Path) -> bool:
     return path.is_file() and path.absolute().parent not in (Path("/dev"), Path("/dev/fd"))
 
 
-def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
-    """Return the error of an output whose lines were written with another value of an option (or none)."""
-    was, found = ("not given" if value is None else str(value) for value in (before, now))
-    option = "--" + name.replace("_", "-")
-    return OutputError(
-        f"{output} was written with {option} {was}, found {found}; type the same, or use a new --output"
-    )
-
-
 def _begin(
     file: IO[bytes], path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> DoneImages:
@@ -221,14 +212,23 @@ def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{note} is gone or damaged, so {path} cannot be resumed; --overwrite begins anew"
         ) from None
-    if found["model"] != settings["model"]:
+    check_settings(found, settings, path)
+
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], output: Path | str) -> None:
+    """Raise an OutputError if the lines of an output were written with another model or other options."""
+    if before["model"] != now["model"]:
         raise OutputError(
-            f"another model wrote {path} (SHA-256 {found['model']}, this one {settings['model']}); "
+            f"another model wrote {output} (SHA-256 {before['model']}, this one {now['model']}); "
             "use a new --output"
         )
-    for name, value in settings.items():
-        if found[name] != value:
-            raise option_mismatch(path, name, found[name], value)
+    for name, value in now.items():
+        if before[name] != value:
+            was, found = ("not given" if each is None else str(each) for each in (before[name], value))
+            raise OutputError(
+                f"{output} was written with --{name.replace('_', '-')} {was}, found {found}; type the same, "
+                "or use a new --output"
+            )
 
 
 def _hash_path(path: str) -> int:
