@@ -89,13 +89,10 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
         ArtifactError: when they are not.
     """
     size, outputs = artifact.metadata.preprocess.size, artifact.metadata.outputs
+    rows = [(name, "tensor(float)", [features]) for name, features in outputs.items()]
     for what, expected, nodes in (
         ("input", [("pixels", "tensor(uint8)", [*size, 3])], session.get_inputs()),
-        (
-            "output",
-            [(name, "tensor(float)", [features]) for name, features in outputs.items()],
-            session.get_outputs(),
-        ),
+        ("output", rows, session.get_outputs()),
     ):
         try:
             found = [(node.name, node.type, node.shape[1:]) for node in nodes]

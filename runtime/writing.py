@@ -142,7 +142,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         ) from error
     try:
         lock = AtomicFile(where / "folder")
-        folder = _folder_of(lock.path)
+        folder = lock.path.with_suffix("")
         try:
             folder.mkdir(mode=0o700)
             yield folder
@@ -158,10 +158,6 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
                 f"{where}: the disk is full; free some space, or set TMPDIR to a folder on another disk"
             ) from error
         raise
-
-
-def _folder_of(path: Path) -> Path:
-    return path.with_suffix("")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -189,12 +185,12 @@ def _remove_if_unlocked(path: Path) -> None:
     try:
         if not lock_file(descriptor) or not os.path.samestat(os.fstat(descriptor), path.lstat()):
             return
-        shutil.rmtree(_folder_of(path), ignore_errors=True)
-        if os.name != "nt" and not _folder_of(path).exists():
+        shutil.rmtree(folder := path.with_suffix(""), ignore_errors=True)  # of which the file is the lock
+        if os.name != "nt" and not folder.exists():
             path.unlink()
     finally:
         os.close(descriptor)
-    if os.name == "nt" and not _folder_of(path).exists():  # which removes no open file
+    if os.name == "nt" and not folder.exists():  # which removes no open file
         path.unlink()
 
 

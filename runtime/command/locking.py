@@ -68,7 +68,13 @@ def only_writer_of(place: Path) -> Iterator[None]:
     """
     file = lock_path(place)
     with explain_output_errors(place):
-        descriptor = _take_soon(place, file)
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                descriptor = _take(place.parent, file, _NEW)
+                break
+            time.sleep(0.02)
+        else:
+            raise being_written(place)
     if descriptor is None:
         warn_no_locks(place)
     try:
@@ -78,14 +84,6 @@ def only_writer_of(place: Path) -> Iterator[None]:
             file.unlink()
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _take_soon(place: Path, file: Path) -> int | None:
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            return _take(place.parent, file, _NEW)
-        time.sleep(0.02)
-    raise being_written(place)
 
 
 def refuse_being_written(place: Path) -> None:

@@ -212,40 +212,22 @@ def _first_word(prog: str) -> str:
 # --- Values ---
 
 
-def positive(text: str) -> int:
-    """Parse a whole number from 1.
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return a parser of a whole number from `least`; it raises argparse.ArgumentTypeError for others.
 
     Args:
-        text: the value of an option.
-
-    Returns:
-        the number.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
+        least: the lowest number.
     """
-    return _whole(text, 1)
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
+        return int(text)
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """Parse a whole number from 0.
-
-    Args:
-        text: the value of an option.
-
-    Returns:
-        the number.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
-    return int(text)
+positive, natural = whole_number(1), whole_number(0)
 
 
 def number(
