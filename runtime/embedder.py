@@ -84,9 +84,6 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         """Embed many images; an image that cannot be read gives a result with the reason.
 
         Arguments and errors are those of `Classifier.stream`.
-
-        Returns:
-            A generator of one result per image.
         """
         found = self._run_many(images, workers=workers, batch=batch, ordered=ordered)
         return (Embedded(image, answer, error) for image, answer, error in found)

@@ -19,8 +19,6 @@ _INTERRUPTED = 130  # as in runtime.errors, which is not imported before the han
 
 
 class _State:
-    """State of the signal handlers of this process."""
-
     name = ""  # the command; empty where no command line handles signals
     message = "stopped"
     owner = 0  # the process that prints the message: a forked child has the handlers too

@@ -209,11 +209,7 @@ def devices_for(device: Device) -> tuple[Device, ...]:
 
 
 def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
-    """Return the result of `open_on` for the first device, best first, that works; log those that do not.
-
-    Raises:
-        DeviceError: when the last one does not work either.
-    """
+    """Return the result of `open_on` for the first device that works; log those that do not."""
     for device in devices[:-1]:
         try:
             return open_on(device)

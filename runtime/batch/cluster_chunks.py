@@ -65,8 +65,6 @@ def label_chunk(chunk: Chunk, parts: Parts, label: Callable[[Chunk], Rows]) -> T
 
     Raises:
         StoreError: if a store gives none of its images; that is no answer that should be kept.
-        StaleRunError: if another run has resumed the output meanwhile.
-        OSError: if the part cannot be written.
     """
     records, store_failed = zip(*label(chunk), strict=True)
     if all(store_failed) and len(records) >= _STORE_GONE:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import FailureError
 from ..strict_json import read_field
@@ -32,12 +32,9 @@ class StaleRunError(FailureError):
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder that a run writes its parts into. It can be sent to other machines.
+    """The folder, or URI, that a run writes its parts into. It can be sent to other machines, which see it.
 
-    Args:
-        uri: an absolute path that every machine sees, or a URI.
-        form: how the parts are written.
-        run: 1 for the run that began the output, one more for each that resumed it.
+    `run` is 1 for the run that began the output, one more for each that resumed it.
     """
 
     uri: str
@@ -45,12 +42,7 @@ class Parts:
     run: int
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Write the records of chunk `number` (from 1) as a part, replacing an earlier one; return its name.
-
-        Raises:
-            StaleRunError: if another run has resumed this output meanwhile.
-            OSError: if it cannot be written.
-        """
+        """Write the records of chunk `number` (from 1) as a part, replacing another; return its name."""
         parquet = self.form == "parquet"
         data = _to_parquet(rows) if parquet else b"".join(to_line(row, "jsonl") for row in rows)
         name = f"part-{self.run:04}-{number:09}.{self.form}"
@@ -78,11 +70,7 @@ class Parts:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
     def remove_late(self) -> list[str]:
-        """Remove and return parts that earlier runs wrote after this one began: it labels their images again.
-
-        Raises:
-            StaleRunError: if another run has resumed this output meanwhile.
-        """
+        """Remove and return parts that earlier runs wrote after this one began: their images come again."""
         system, folder = self._open()
         new = set(self.list_all()) - set(self.list_earlier())
         late = [name for name in new if name < f"part-{self.run:04}-"]
@@ -90,7 +78,7 @@ class Parts:
         return late
 
     def _open(self) -> tuple[FileSystem, str]:
-        """Open the folder to change it, which only the last run may."""
+        """Open the folder to change it; raise StaleRunError if another run has resumed it meanwhile."""
         system, folder = open_location(self.uri)
         if (found := _read_json(system, folder, _NOTE)["run"]) != self.run:
             raise StaleRunError(f"run {found} has taken over {hide_secrets(self.uri)} from run {self.run}")
@@ -104,11 +92,7 @@ def open_parts(
 
     `_run.json` in it names the model by its SHA-256, so that no output mixes the answers of two, and counts
     the runs. `_known-<run>.json` lists the parts that a run found. A `form` of None keeps the form of an
-    output that is resumed, and is Parquet for a new one.
-
-    Raises:
-        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model,
-            format or `top` wrote it, or it cannot be written to.
+    output that is resumed, and is Parquet for a new one. What is refused is an OutputError.
     """
     location = location if is_uri(location) else os.path.abspath(location)  # noqa: PTH100 (links stay as typed)
     shown = hide_secrets(location)
@@ -120,12 +104,18 @@ def open_parts(
         earlier = [name for name in names if _is_part(name)]
         last = Parts(location, form or "parquet", before["run"] if before else 0)
         if resume and earlier:
-            form = _check_resumed(before, shown, model, form, top)
+            anew = "so it cannot be resumed; --overwrite begins anew"
+            if before is None:
+                raise OutputError(f"{shown}/{_NOTE} is gone or damaged, {anew}")
+            check_settings(before, {"model": model, "top": top}, shown)
+            kept = before["format"]
+            if form not in (None, kept):
+                raise OutputError(f"{shown} is {kept}, found --format {form}; leave --format out to resume")
+            form = kept
             try:
                 late = last.remove_late()  # if the last run was interrupted before it could
             except FileNotFoundError:
-                gone = f"{shown}/{_name_list(last.run)} is gone"
-                raise OutputError(f"{gone}, so it cannot be resumed; --overwrite begins anew") from None
+                raise OutputError(f"{shown}/{_name_list(last.run)} is gone, {anew}") from None
             # Not listed anew: what appears from now on is removed at the end of this run.
             earlier = [name for name in earlier if name not in late]
         elif earlier and not overwrite:
@@ -147,21 +137,7 @@ def open_parts(
     return parts
 
 
-def _check_resumed(
-    note: dict[str, Any] | None, shown: str, model: str, form: PartFormat | None, top: int
-) -> PartFormat:
-    if note is None:
-        raise OutputError(
-            f"{shown}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
-        )
-    check_settings(note, {"model": model, "top": top}, shown)
-    if form not in (None, note["format"]):
-        raise OutputError(f"{shown} is {note['format']}, found --format {form}; leave --format out to resume")
-    return cast(PartFormat, note["format"])
-
-
 def _read_note(system: FileSystem, folder: str) -> dict[str, Any] | None:
-    """Return the note of the last run; None if it is damaged."""
     types: dict[str, type[Any]] = {"model": str, "format": str, "run": int, "top": int}
     try:
         note = _read_json(system, folder, _NOTE)

@@ -36,10 +36,6 @@ def run(options: RunOptions, out: Path) -> int:
 
     The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
     paths comes last, so a .npy file without one is of a run that was cut off.
-
-    Raises:
-        UsageError: for options that have no meaning here, an output that exists, or no images.
-        MissingPackageError: for .parquet without pyarrow.
     """
     _check_options(options, out)
     from ..embedder import Embedder

@@ -24,9 +24,6 @@ def list_images(
     """Yield the images of all sources, in their order; "-" stands for the paths on standard input.
 
     Those end in zero bytes with `null`, else in newlines. The others are arguments of `find_images`.
-
-    Raises:
-        UsageError: if standard input is closed, or has zero bytes without `null`.
     """
     for source in sources:
         paths = _read_standard_input(null) if source == "-" else [Path(source)]

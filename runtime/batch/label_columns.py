@@ -92,9 +92,6 @@ class Labels:
 
         Args:
             read_model: returns the bytes of the model file; None reads it from its path.
-
-        Raises:
-            ArtifactError: if the model file is gone, or another by now.
         """
         from ..classifier import Classifier
 

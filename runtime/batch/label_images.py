@@ -25,13 +25,7 @@ from .tally import Report
 
 
 def run(options: RunOptions) -> int:
-    """Classify the images, write one line for each, and return the exit code.
-
-    Raises:
-        UsageError: if there are no images.
-        ArtifactError: if the model cannot be used.
-        OutputError: if the output cannot be begun or resumed.
-    """
+    """Classify the images, write one line for each, and return the exit code."""
     classify = Classifier(
         options.model,
         device=options.device,

@@ -31,7 +31,6 @@ class UsageError(InputError):
 
 
 def _digest(text: str) -> str:
-    """Parse a SHA-256 in hexadecimal."""
     if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
         raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, found {text!r}")
     return text.lower()
@@ -95,12 +94,7 @@ class RunOptions:
 
 
 def check_options(options: RunOptions) -> None:
-    """Refuse options that do not go together on one machine, before anything is loaded or written.
-
-    Raises:
-        UsageError: saying what to type instead.
-        ArtifactError: if there is no model.
-    """
+    """Refuse options that do not go together on one machine, before anything is loaded or written."""
     _check_inputs(options)
     if options.resume and options.overwrite:
         raise UsageError("expected --resume (continue the file) or --overwrite (replace it), found both")

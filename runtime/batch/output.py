@@ -76,9 +76,8 @@ def _to_csv_line(values: list[Any]) -> bytes:
 class Lines:
     """Result lines on their way out: each is flushed, and a file is synced to the disk every two seconds.
 
-    Args:
-        file: open for writing, at its end. CSV begins with the names of the fields.
-        to_file: whether it is a plain file; a device, a pipe or standard output has nothing to sync.
+    The file is open for writing, at its end; with `to_file` it is plain, so that there is something to sync.
+    CSV begins with the names of the fields.
     """
 
     def __init__(self, file: IO[bytes], form: Format, *, to_file: bool) -> None:
@@ -195,7 +194,6 @@ def _begin(
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Keep every other run from writing the file for as long as it is open."""
     try:
         locked = lock_file(file.fileno())
     except BlockingIOError:
@@ -354,7 +352,6 @@ def _is_line(text: bytes) -> bool:
 
 
 def _quote_line(file: IO[bytes], at: int) -> str:
-    """Return the start of the line at a byte, for a message."""
     file.seek(at)
     line = file.read(_SHOWN).partition(b"\n")[0].rstrip(b"\r")
     text = make_printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)

@@ -111,12 +111,7 @@ def _check_options(options: RunOptions) -> None:
 
 @contextmanager
 def connect(address: str | None) -> Iterator[int]:
-    """Connect to a running cluster, and yield the number of its cores; this project's code goes to its nodes.
-
-    Raises:
-        UsageError: if there is neither an address nor RAY_ADDRESS.
-        ClusterError: if there is no cluster at this address.
-    """
+    """Connect to a running cluster, send this project's code to its nodes, and yield the number of cores."""
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
         raise UsageError(
@@ -144,10 +139,8 @@ def label_on_cluster(
 ) -> Iterator[Tally]:
     """Label all chunks, as many at the same time as `processes`; yield the counts of each written part.
 
-    The model file is of this machine, and travels to each node once.
-
-    Raises:
-        EngineError: if the work broke off; what is written stays.
+    The model file is of this machine, and travels to each node once. What is written before an EngineError
+    stays.
     """
     # In a list Ray passes the reference and not the object: only a process without the model fetches it.
     model = [ray.put(Path(labels.model).read_bytes())]
@@ -173,9 +166,6 @@ def label_on_cluster(
                     yield tally
     except ray_errors.RayError as error:
         raise EngineError(_last_line(getattr(error, "cause", None) or error)) from error
-
-
-# --- What runs on its nodes ---
 
 
 def _label_chunk(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]) -> Tally:

@@ -22,10 +22,7 @@ _REASONS = 50  # that are counted one by one
 
 @dataclass
 class Tally:
-    """Counts of a run, or of one chunk of it.
-
-    Its size is bounded by the labels of the model: a run may have a billion images.
-    """
+    """Counts of a run, which may have a billion images, or of one chunk; the model's labels bound it."""
 
     images: int = 0
     labels: Counter[str] = field(default_factory=Counter)

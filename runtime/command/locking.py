@@ -61,11 +61,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer_of(place: Path) -> Iterator[None]:
-    """Keep every other process from writing a file that gets its name `place` when it is whole.
-
-    Raises:
-        OutputError: if another one is writing it.
-    """
+    """Keep every other process from writing a file that gets its name `place` when it is whole."""
     file = lock_path(place)
     with explain_output_errors(place):
         for _ in range(_TRIES):
@@ -87,11 +83,7 @@ def only_writer_of(place: Path) -> Iterator[None]:
 
 
 def refuse_being_written(place: Path) -> None:
-    """Refuse to replace a file, which need not exist, that another process has open for its lines.
-
-    Raises:
-        OutputError: if a process has.
-    """
+    """Refuse to replace a file, which need not exist, that another process has open for its lines."""
     try:
         descriptor = os.open(place, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
     except OSError:  # it is missing, or may be replaced but not opened

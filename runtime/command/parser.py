@@ -17,8 +17,6 @@ T = TypeVar("T")
 REQUIRED = MISSING  # in the place of a default
 LONGEST = 2000  # characters of a message: parts of it may come from a file
 
-# --- Options as fields ---
-
 
 @dataclass(frozen=True)
 class OptionGroup:
@@ -114,9 +112,6 @@ def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None
     add(name, dest=made.name, required=default is REQUIRED, **settings)
 
 
-# --- The parser ---
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line with the nearest word, and not all of its options.
 
@@ -207,9 +202,6 @@ def _version() -> str:
 def _first_word(prog: str) -> str:
     """Return the first word of all messages of a command: vit for `python -m vit train`."""
     return prog.split()[2].rpartition(".")[2] if prog.startswith("python -m ") else prog
-
-
-# --- Values ---
 
 
 def whole_number(least: int) -> Callable[[str], int]:

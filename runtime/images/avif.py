@@ -30,11 +30,7 @@ class _Bits:
 
 
 def check_avif(file: IO[bytes], max_pixels: int) -> None:
-    """Check the AV1 images inside an AVIF, which are decoded at their own size; the file's position changes.
-
-    Raises:
-        ImageError: for an image of more pixels than the limit of the caller.
-    """
+    """Refuse an AVIF with an AV1 image of too many pixels: each is decoded at its own size."""
     boxes = list(islice(read_boxes(file, 0, file.seek(0, 2)), _MOST))
     starts = list(_images(file, boxes))
     if not starts or len(boxes) == _MOST:

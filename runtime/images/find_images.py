@@ -11,8 +11,6 @@ from typing import Literal, TypeVar
 
 from ..text import format_count, make_printable
 
-# --- Skipped files ---
-
 LINKS = "links to folders"
 _NO_SUFFIX, _OTHER = "no suffix", "other"
 _LONGEST, _KINDS, _SHOWN = 12, 200, 10  # characters of a suffix; kinds that are counted; that a line names

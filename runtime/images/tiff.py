@@ -43,14 +43,10 @@ class _Tags:
 
 
 def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
-    """Check the first image of an opened TIFF, whose pixels are not read yet.
+    """Return the gray value that is white, where an opened TIFF states less than 16 bits; else None.
 
-    Returns:
-        The value of a gray pixel that is white, where the file states less than 16 bits; else None.
-
-    Raises:
-        ImageError: for tiles far larger than the image, and for forms of which Pillow makes other pixels
-            than the file holds. Measured with files of every form that it opens.
+    ImageError is raised for tiles far larger than the image, and for forms of which Pillow makes other pixels
+    than the file holds, measured with files of every form that it opens.
     """
     tags = _Tags(image)
     _check_tiles(image.size, tags)

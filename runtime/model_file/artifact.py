@@ -126,7 +126,6 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
 
 
 def _describe_other(source: Path | bytes, error: OnnxError) -> str:
-    """Return the message for a file that is not an ONNX model."""
     from ..command.file_kinds import detect_file_kind
 
     kind, found = ("unknown", "") if isinstance(source, bytes) else detect_file_kind(source)

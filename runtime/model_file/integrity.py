@@ -145,7 +145,6 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
 
 
 def _read_data_entry(model: OnnxSummary) -> tuple[str, int, str]:
-    """Return name, bytes and SHA-256 of the second file, as the .onnx file states them."""
     text = model.metadata.get(DATA_KEY)
     if text is None:
         raise ArtifactError("its weights are in another file of unknown SHA-256; export it again")

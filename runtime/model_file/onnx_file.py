@@ -198,7 +198,6 @@ def _add(entries: dict[str, Any], key: str, value: object, what: str) -> None:
 
 
 def _pair(kind: str, message: memoryview) -> tuple[str, str]:
-    """Return key and value of a StringStringEntryProto."""
     entry = {number: value for number, _, value in _read(kind, message)}
     return _text(entry.get(1)), _text(entry.get(2))
 
