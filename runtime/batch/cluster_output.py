@@ -70,7 +70,7 @@ class Parts:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
     def remove_late(self) -> list[str]:
-        """Remove and return parts that earlier runs wrote after this one began: their images come again."""
+        """Remove and return parts that earlier runs wrote after this one began: it labels their images."""
         system, folder = self._open()
         new = set(self.list_all()) - set(self.list_earlier())
         late = [name for name in new if name < f"part-{self.run:04}-"]

@@ -24,10 +24,9 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def check_jpeg(image: JpegImageFile, file: IO[bytes]) -> None:
-    """Check an opened JPEG or MPO; the file's position changes.
+    """Refuse an opened JPEG or MPO of thousands of scans, or uncertain colors; the file's position changes.
 
-    Thousands of scans keep a processor busy for hours. CMYK without Adobe's marker may be stored inverted or
-    not.
+    So many scans keep a processor busy for hours. CMYK without Adobe's marker may be inverted or not.
     """
     if image.layers == 4 and "adobe_transform" not in image.info:
         raise ImageError("it is CMYK without Adobe's marker, so it may be a negative; convert it to RGB")

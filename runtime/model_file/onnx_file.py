@@ -76,7 +76,7 @@ _FIELDS = {message: _by_tag(fields) for message, fields in _MESSAGES.items()}
 
 
 def summarize(data: bytes | mmap) -> OnnxSummary:
-    """Read the outline of a serialized ModelProto.
+    """Read the outline of a ModelProto from all of its bytes.
 
     Raises:
         OnnxError: when they are not a ModelProto, or one in another form than protobuf writes.
