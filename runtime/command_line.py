@@ -36,12 +36,7 @@ PROG = f"python -m {PACKAGE}"
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        arguments: None takes those of the process.
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Run the command line and return its exit code; `prog` is the command as it was typed."""
     parser = make_parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
     if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
@@ -53,11 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
 
 
 def make_parser(prog: str) -> Parser:
-    """Return the parser of the command line.
-
-    Args:
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Return the parser of the command line; `prog` is the command as it was typed."""
     parser = Parser(
         prog=prog,
         options=RunOptions,
@@ -77,11 +68,13 @@ def _run_on_ray(options: RunOptions) -> int:
 
 
 def _run(options: RunOptions) -> int:
+    from PIL import Image
+
     from .images.other_formats import register_openers
 
     check_options(options)
     register_openers()
-    _allow_pixels(options.max_pixels)
+    Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow's own limit, which is the process's
     if options.embeddings is not None:
         from .batch.embed_images import run as embed
 
@@ -94,29 +87,15 @@ def _run(options: RunOptions) -> int:
 def run_quietly(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     """Run the command line in a process of its own: no library but this one writes to the terminal.
 
-    Args:
-        arguments: as for `main`.
-        prog: as for `main`.
+    What Pillow and the libraries below it say of odd images, results say.
     """
-    _quiet()
-    return main(arguments, prog=prog)
-
-
-def _quiet() -> None:
-    """Keep what Pillow and the libraries below it say of odd images off the terminal: results say it."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         kept = os.dup(2)
     except OSError:  # pythonw: there is no terminal
-        return
+        return main(arguments, prog=prog)
     sys.stderr = os.fdopen(kept, "w", buffering=1, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there itself
-
-
-def _allow_pixels(limit: int) -> None:
-    """Move Pillow's own limit, which is the process's, to where the user set ours."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = limit
+    return main(arguments, prog=prog)

@@ -69,15 +69,7 @@ def in_batches(
     workers: int,
     size: int,
 ) -> Iterator[S]:
-    """Yield the results of `run` for groups of items; threads prepare a group while the last one runs.
-
-    Args:
-        prepare: called with one item, in any of the threads.
-        run: called with a list of prepared items.
-        items: taken as they are needed.
-        workers: number of threads.
-        size: items in a group; the last one may have fewer.
-    """
+    """Yield the results of `run` for groups of items; threads `prepare` a group while the last one runs."""
     with closing(in_parallel(prepare, items, workers=workers, ahead=2 * size)) as prepared:
         while group := list(islice(prepared, size)):
             yield from run(group)

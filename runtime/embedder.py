@@ -84,9 +84,6 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         """Embed many images; an image that cannot be read gives a result with the reason.
 
         Arguments and errors are those of `Classifier.stream`.
-
-        Returns:
-            A generator of one result per image.
         """
         found = self._run_many(images, workers=workers, batch=batch, ordered=ordered)
         return (Embedded(image, answer, error) for image, answer, error in found)
@@ -99,14 +96,10 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
 
 
 def make_embedding(row: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
-    """Return an embedding that shares no memory with the output of the model.
-
-    Args:
-        row: float32 [D], a row of the output.
-        normalize: divide it by its length.
+    """Return an embedding, float32 [D], that shares no memory with `row`, the output of the model.
 
     Raises:
-        ImageError: when a feature is not finite, or the length that is divided by is 0.
+        ImageError: when a feature is not finite, or the length that `normalize` divides by is 0.
     """
     if not np.isfinite(row).all():
         raise ImageError("the model's answer to it is not finite")

@@ -55,11 +55,7 @@ class InputError(VitEdgeError, ValueError):
 
 
 class ImageError(InputError):
-    """An image that cannot be read. The message names its file, where it has one.
-
-    Args:
-        reason: why it cannot be read.
-    """
+    """An image that cannot be read, and the reason. The message names its file, where it has one."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

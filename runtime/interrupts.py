@@ -19,8 +19,6 @@ _INTERRUPTED = 130  # as in runtime.errors, which is not imported before the han
 
 
 class _State:
-    """State of the signal handlers of this process."""
-
     name = ""  # the command; empty where no command line handles signals
     message = "stopped"
     owner = 0  # the process that prints the message: a forked child has the handlers too
@@ -85,12 +83,7 @@ def _prepare_streams() -> None:
 
 
 def set_stop_message(name: str, message: str) -> None:
-    """Set the line that is printed when a signal ends the process.
-
-    Args:
-        name: the command, the first word. Where no command line handles signals, nothing changes.
-        message: the rest of the line.
-    """
+    """Set the line that is printed when a signal ends the process, where a command line handles signals."""
     if _state.name:
         _state.name, _state.message = name, message
 

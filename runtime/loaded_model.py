@@ -89,13 +89,10 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
         ArtifactError: when they are not.
     """
     size, outputs = artifact.metadata.preprocess.size, artifact.metadata.outputs
+    rows = [(name, "tensor(float)", [features]) for name, features in outputs.items()]
     for what, expected, nodes in (
         ("input", [("pixels", "tensor(uint8)", [*size, 3])], session.get_inputs()),
-        (
-            "output",
-            [(name, "tensor(float)", [features]) for name, features in outputs.items()],
-            session.get_outputs(),
-        ),
+        ("output", rows, session.get_outputs()),
     ):
         try:
             found = [(node.name, node.type, node.shape[1:]) for node in nodes]
@@ -213,7 +210,6 @@ class LoadedModel(ABC, Generic[A]):
         return partial(type(self), self._source, **self._options, sha256=self.info.sha256), ()
 
     def _run_one(self, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
-        """Return the row of an output for one image."""
         session = self._open_session()
         row: npt.NDArray[np.float32] = self._run(session, self._preprocess(image)[None], output)[0]
         return row
@@ -289,7 +285,6 @@ class LoadedModel(ABC, Generic[A]):
         return rows
 
     def _prepare(self, image: P) -> tuple[P, Pixels | str]:
-        """Return an image and its pixels, or the reason why there are none."""
         try:
             return image, self._preprocess(image)
         except ImageError as error:

@@ -52,14 +52,10 @@ def make_prediction(
     temperature: float = 1.0,
     min_score: float | None = None,
 ) -> Prediction:
-    """Return the prediction for the logits of one image.
+    """Return the prediction for the logits of one image, float32 [classes], with `top` candidates.
 
-    Args:
-        logits: float32 [classes].
-        labels: the name of each class.
-        top: number of candidates to list.
-        temperature: divides the logits before softmax; it changes scores and never their order.
-        min_score: below this score the prediction has no label and no index; None: it always has.
+    `temperature` divides the logits before softmax; it changes scores and never their order. Below
+    `min_score` the prediction has no label and no index.
 
     Raises:
         ImageError: when a logit is not finite.
@@ -76,12 +72,7 @@ def make_prediction(
 
 
 def explain_unsure(prediction: Prediction, min_score: float | None) -> str | None:
-    """Return why a prediction has no label; None where it has one.
-
-    Args:
-        prediction: of a classifier.
-        min_score: that of the classifier.
-    """
+    """Return why a prediction has no label, given the classifier's `min_score`; None where it has one."""
     if prediction.label is not None:
         return None
     digits = 2  # and more where the rounded score would reach the minimum

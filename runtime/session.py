@@ -209,15 +209,7 @@ def devices_for(device: Device) -> tuple[Device, ...]:
 
 
 def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
-    """Return the result of `open_on` for the first device that works; log those that do not.
-
-    Args:
-        devices: best first.
-        open_on: opens a model on a device; raises DeviceError where that does not work.
-
-    Raises:
-        DeviceError: when the last one does not work either.
-    """
+    """Return the result of `open_on` for the first device that works; log those that do not."""
     for device in devices[:-1]:
         try:
             return open_on(device)
@@ -266,11 +258,7 @@ def trim_memory() -> None:
 def translate_error(error: Exception, device: str, source: bytes | str, what: str) -> InputError:
     """Return a DeviceError or an ArtifactError for an error of ONNX Runtime.
 
-    Args:
-        error: raised by opening or running the model.
-        device: where the model was to run.
-        source: the model.
-        what: what ONNX Runtime does not do with the model, for the message ("does not accept").
+    `what` is what ONNX Runtime does not do with the model, for the message ("does not accept").
     """
     name, text = display_name(source), clean_line(str(error))
     if "allocate" in text or "bad alloc" in text:

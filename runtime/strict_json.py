@@ -94,7 +94,6 @@ def read_field(document: object, name: str, kind: type[T], *, where: str, defaul
 
 
 def _has_type(value: object, kind: Any) -> bool:
-    """Return whether a parsed JSON value has a type of `read_field`."""
     if origin := get_origin(kind):
         (inner,) = get_args(kind)
         return isinstance(value, origin) and all(_has_type(each, inner) for each in cast(list[object], value))

@@ -142,7 +142,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         ) from error
     try:
         lock = AtomicFile(where / "folder")
-        folder = _folder_of(lock.path)
+        folder = lock.path.with_suffix("")
         try:
             folder.mkdir(mode=0o700)
             yield folder
@@ -160,18 +160,10 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         raise
 
 
-def _folder_of(path: Path) -> Path:
-    """Return the temporary folder that belongs to a temporary file, its lock."""
-    return path.with_suffix("")
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove from a folder the temporary files and folders of this user's processes that have ended.
 
-    A file stays that is locked, or cannot be locked.
-
-    Args:
-        folder: the folder; nothing is done where it does not exist or cannot be listed.
+    A file stays that is locked, or cannot be locked. Nothing is done where the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as listing:
@@ -193,12 +185,12 @@ def _remove_if_unlocked(path: Path) -> None:
     try:
         if not lock_file(descriptor) or not os.path.samestat(os.fstat(descriptor), path.lstat()):
             return
-        shutil.rmtree(_folder_of(path), ignore_errors=True)
-        if os.name != "nt" and not _folder_of(path).exists():
+        shutil.rmtree(folder := path.with_suffix(""), ignore_errors=True)  # of which the file is the lock
+        if os.name != "nt" and not folder.exists():
             path.unlink()
     finally:
         os.close(descriptor)
-    if os.name == "nt" and not _folder_of(path).exists():  # which removes no open file
+    if os.name == "nt" and not folder.exists():  # which removes no open file
         path.unlink()
 
 
@@ -225,22 +217,12 @@ def _temporary_name(place: Path, digits: str) -> Path:
 
 
 def lock_path(place: Path) -> Path:
-    """Return the path of the lock file of an output, which `remove_leftovers` removes if it is left.
-
-    Args:
-        place: the output.
-    """
+    """Return the path of the lock file of an output, which `remove_leftovers` removes if it is left."""
     return _temporary_name(place, blake2b(os.fsencode(place.name), digest_size=8).hexdigest())
 
 
 def lock_file(descriptor: int) -> bool:
-    """Lock an open file until it is closed or its process ends.
-
-    Args:
-        descriptor: of the file.
-
-    Returns:
-        False where the disk has no locks.
+    """Lock an open file until it is closed or its process ends; return False where the disk has no locks.
 
     Raises:
         BlockingIOError: if it is locked already.

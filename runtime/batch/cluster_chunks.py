@@ -30,23 +30,13 @@ class Chunk(NamedTuple):
 
 
 def name_image(image: tuple[Store, str]) -> str:
-    """Return what the output calls an image: text that every format can hold.
-
-    Args:
-        image: store and key; bytes in the key that are no UTF-8 become backslash escapes.
-    """
+    """Return what the output calls an image; bytes in its key that are no UTF-8 become backslash escapes."""
     store, key = image
     return (store.prefix + key).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def list_chunks(images: Iterable[tuple[Store, str]], *, largest: int, cores: int) -> Iterator[Chunk]:
-    """Group images into chunks that grow with the number of images before.
-
-    Args:
-        images: store and key of each, as they are listed.
-        largest: images in a chunk, at most.
-        cores: of the cluster.
-    """
+    """Group images into chunks of at most `largest`, which grow with the number of images before."""
     number, store, keys = 0, Store(), list[str]()
     for listed, (at, key) in enumerate(images):
         size = min(largest, max(_SMALLEST, listed // (_CHUNKS_PER_CORE * cores)))
@@ -71,17 +61,10 @@ def read_and_label(chunk: Chunk, labels: Labels) -> Rows:
 
 
 def label_chunk(chunk: Chunk, parts: Parts, label: Callable[[Chunk], Rows]) -> Tally:
-    """Label the images of a chunk, write its part, and return its counts.
-
-    Args:
-        chunk: the images.
-        parts: the output.
-        label: as `read_and_label` does, with a model.
+    """Label the images of a chunk with `label`, write its part, and return its counts.
 
     Raises:
         StoreError: if a store gives none of its images; that is no answer that should be kept.
-        StaleRunError: if another run has resumed the output meanwhile.
-        OSError: if the part cannot be written.
     """
     records, store_failed = zip(*label(chunk), strict=True)
     if all(store_failed) and len(records) >= _STORE_GONE:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import FailureError
+from ..strict_json import read_field
 from ..writing import OutputError
 from .cluster_sources import hide_secrets, is_uri, open_location
-from .output import option_mismatch, to_line
+from .output import check_settings, to_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -30,12 +32,9 @@ class StaleRunError(FailureError):
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder that a run writes its parts into. It can be sent to other machines.
+    """The folder, or URI, that a run writes its parts into. It can be sent to other machines, which see it.
 
-    Args:
-        uri: an absolute path that every machine sees, or a URI.
-        form: how the parts are written.
-        run: 1 for the run that began the output, one more for each that resumed it.
+    `run` is 1 for the run that began the output, one more for each that resumed it.
     """
 
     uri: str
@@ -43,23 +42,11 @@ class Parts:
     run: int
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Write the part `number` of this run and return its name; an earlier attempt's is replaced.
-
-        Args:
-            number: of the chunk that the part holds, from 1.
-            rows: the records of its result lines.
-
-        Raises:
-            StaleRunError: if another run has resumed this output meanwhile.
-            OSError: if it cannot be written.
-        """
-        if self.form == "parquet":
-            data = _to_parquet(rows)
-        else:
-            data = b"".join(to_line(row, "jsonl") for row in rows)
-        system, folder = self._open()
+        """Write the records of chunk `number` (from 1) as a part, replacing another; return its name."""
+        parquet = self.form == "parquet"
+        data = _to_parquet(rows) if parquet else b"".join(to_line(row, "jsonl") for row in rows)
         name = f"part-{self.run:04}-{number:09}.{self.form}"
-        _put(system, folder, name, data)
+        _put(*self._open(), name, data)
         return name
 
     def list_all(self) -> list[str]:
@@ -83,14 +70,7 @@ class Parts:
                     yield from (json.loads(line)["path"] for line in file.readall().splitlines())
 
     def remove_late(self) -> list[str]:
-        """Remove the parts that earlier runs wrote after this one began: it has labeled their images again.
-
-        Returns:
-            The names of these parts.
-
-        Raises:
-            StaleRunError: if another run has resumed this output meanwhile.
-        """
+        """Remove and return parts that earlier runs wrote after this one began: it labels their images."""
         system, folder = self._open()
         new = set(self.list_all()) - set(self.list_earlier())
         late = [name for name in new if name < f"part-{self.run:04}-"]
@@ -98,7 +78,7 @@ class Parts:
         return late
 
     def _open(self) -> tuple[FileSystem, str]:
-        """Open the folder to change it, which only the last run may."""
+        """Open the folder to change it; raise StaleRunError if another run has resumed it meanwhile."""
         system, folder = open_location(self.uri)
         if (found := _read_json(system, folder, _NOTE)["run"]) != self.run:
             raise StaleRunError(f"run {found} has taken over {hide_secrets(self.uri)} from run {self.run}")
@@ -108,22 +88,11 @@ class Parts:
 def open_parts(
     location: str, model: str, *, form: PartFormat | None, resume: bool, overwrite: bool, top: int = 5
 ) -> Parts:
-    """Begin or resume an output.
+    """Begin or resume an output in a folder, made if it is missing, or at a URI.
 
-    `_run.json` in it names the model, so that no output mixes the answers of two, and counts the runs.
-    `_known-<run>.json` lists the parts that a run found.
-
-    Args:
-        location: a folder, made if it is missing, or a URI.
-        model: the SHA-256 of the model file.
-        form: None keeps the form of an output that is resumed, and is Parquet for a new one.
-        resume: continue an existing output.
-        overwrite: replace an existing output.
-        top: candidates in a line.
-
-    Raises:
-        OutputError: if it holds results and neither `resume` nor `overwrite` is set, or another model,
-            format or `top` wrote it, or it cannot be written to.
+    `_run.json` in it names the model by its SHA-256, so that no output mixes the answers of two, and counts
+    the runs. `_known-<run>.json` lists the parts that a run found. A `form` of None keeps the form of an
+    output that is resumed, and is Parquet for a new one. What is refused is an OutputError.
     """
     location = location if is_uri(location) else os.path.abspath(location)  # noqa: PTH100 (links stay as typed)
     shown = hide_secrets(location)
@@ -135,12 +104,18 @@ def open_parts(
         earlier = [name for name in names if _is_part(name)]
         last = Parts(location, form or "parquet", before["run"] if before else 0)
         if resume and earlier:
-            form = _check_resumed(before, shown, model, form, top)
+            anew = "so it cannot be resumed; --overwrite begins anew"
+            if before is None:
+                raise OutputError(f"{shown}/{_NOTE} is gone or damaged, {anew}")
+            check_settings(before, {"model": model, "top": top}, shown)
+            kept = before["format"]
+            if form not in (None, kept):
+                raise OutputError(f"{shown} is {kept}, found --format {form}; leave --format out to resume")
+            form = kept
             try:
                 late = last.remove_late()  # if the last run was interrupted before it could
             except FileNotFoundError:
-                gone = f"{shown}/{_name_list(last.run)} is gone"
-                raise OutputError(f"{gone}, so it cannot be resumed; --overwrite begins anew") from None
+                raise OutputError(f"{shown}/{_name_list(last.run)} is gone, {anew}") from None
             # Not listed anew: what appears from now on is removed at the end of this run.
             earlier = [name for name in earlier if name not in late]
         elif earlier and not overwrite:
@@ -149,44 +124,25 @@ def open_parts(
             )
         else:
             _remove(system, folder, earlier)
-            earlier = []
+            earlier.clear()
         # Processes of an earlier run that was interrupted stop writing when the number grows.
         parts = Parts(location, form or "parquet", last.run + 1)
         _put(system, folder, _name_list(parts.run), json.dumps(earlier).encode())
         note = {"model": model, "format": parts.form, "top": top, "run": parts.run}
         _put(system, folder, _NOTE, (json.dumps(note) + "\n").encode())
-        _remove(system, folder, [name for name in names if _is_left_over(name)])
+        left_over = re.compile(r"_known-.*|\.(part-|_).*\.tmp", re.DOTALL)
+        _remove(system, folder, filter(left_over.fullmatch, names))
     except OSError as error:
         raise OutputError(f"{shown}: it cannot be written to: {error.strerror or error}") from error
     return parts
 
 
-def _check_resumed(
-    note: dict[str, Any] | None, shown: str, model: str, form: PartFormat | None, top: int
-) -> PartFormat:
-    if note is None:
-        raise OutputError(
-            f"{shown}/{_NOTE} is gone or damaged, so it cannot be resumed; --overwrite begins anew"
-        )
-    if note["model"] != model:
-        raise OutputError(
-            f"another model wrote {shown} (SHA-256 {note['model']}, this one {model}); use a new --output"
-        )
-    if form not in (None, note["format"]):
-        raise OutputError(f"{shown} is {note['format']}, found --format {form}; leave --format out to resume")
-    if note["top"] != top:
-        raise option_mismatch(shown, "top", note["top"], top)
-    return cast(PartFormat, note["format"])
-
-
 def _read_note(system: FileSystem, folder: str) -> dict[str, Any] | None:
-    """Return the note of the last run; None if it is damaged."""
+    types: dict[str, type[Any]] = {"model": str, "format": str, "run": int, "top": int}
     try:
         note = _read_json(system, folder, _NOTE)
+        note = {name: read_field(note, name, kind, where=_NOTE) for name, kind in types.items()}
     except (OSError, ValueError):
-        return None
-    types = {"model": str, "format": str, "run": int, "top": int}
-    if not isinstance(note, dict) or any(not isinstance(note.get(name), types[name]) for name in types):
         return None
     return note if note["format"] in get_args(PartFormat) else None
 
@@ -202,10 +158,6 @@ def _name_list(run: int) -> str:
 
 def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith((".parquet", ".jsonl"))
-
-
-def _is_left_over(name: str) -> bool:
-    return name.startswith("_known-") or (name.startswith((".part-", "._")) and name.endswith(".tmp"))
 
 
 def _list_names(system: FileSystem, folder: str) -> list[str]:

@@ -44,9 +44,6 @@ class Store(NamedTuple):
     base: str = ""  # the folder that relative local paths start from
 
 
-# --- URIs and their file systems ---
-
-
 def is_uri(text: str) -> bool:
     """Return whether a source or output is a URI, `file:` among them, and not a path."""
     scheme, colon, _ = text.partition("://")
@@ -64,15 +61,9 @@ def hide_secrets(uri: str) -> str:
 
 
 def open_location(location: str) -> tuple[FileSystem, str]:
-    """Open the file system of a path or URI, and return it with the path there.
+    """Open the file system of a URI, or of a path that may be relative; return it with the path there.
 
-    A URI is opened with pyarrow, or with fsspec where pyarrow does not know the scheme.
-
-    Args:
-        location: a path, relative to the current folder, or a URI.
-
-    Raises:
-        LocationError: if neither opens the URI.
+    pyarrow opens a URI, or fsspec where pyarrow does not know the scheme, or LocationError is raised.
     """
     if is_uri(location):
         return _open_uri(location)
@@ -104,11 +95,7 @@ def _open_uri(uri: str) -> tuple[FileSystem, str]:
 
 @lru_cache(1024)
 def find_store(uri: str) -> tuple[Store, str]:
-    """Return the store that a URI is in, and its path there.
-
-    Raises:
-        LocationError: if no file system opens it.
-    """
+    """Return the store that a URI is in, and its path there; raise LocationError if nothing opens it."""
     path, scheme = _open_uri(uri)[1], urlsplit(uri).scheme
     if scheme == "file":
         return Store(), path
@@ -117,18 +104,8 @@ def find_store(uri: str) -> tuple[Store, str]:
     return Store(uri, plain.removesuffix(key) if plain.endswith(key) else f"{scheme}://"), path
 
 
-# --- Images of all sources ---
-
-
 def check_sources(sources: Sequence[str]) -> None:
-    """Check that each source exists.
-
-    Args:
-        sources: paths, URIs, and Parquet files with a column `path` of either.
-
-    Raises:
-        LocationError: if one does not exist or cannot be read, with what to do.
-    """
+    """Raise a LocationError unless each path, URI, and Parquet file with a column `path` of either exists."""
     for source in sources:
         system, path = open_location(source)
         shown = hide_secrets(source)
@@ -159,18 +136,9 @@ def list_stored_images(
 ) -> Iterator[tuple[Store, str]]:
     """Yield the store and the key of each image, in an order that depends on nothing but their names.
 
-    A file that is named is yielded whatever its suffix; in a folder the suffix decides. A folder that cannot
-    be listed is yielded itself, so that it fails where every other failure is reported. At most one folder's
-    listing is held at a time, and those of the folders around it.
-
-    Args:
-        sources: as `check_sources` takes them.
-        all_files: yield every file in a folder, whatever its suffix.
-        left_out: counts the files in folders that are left out.
-
-    Raises:
-        LocationError: if no file system opens a source.
-        StoreError: if a list cannot be read to its end.
+    A file that is named is yielded whatever its suffix; in a folder the suffix decides, unless `all_files`.
+    A folder that cannot be listed is yielded itself, so that it fails where every other failure is reported.
+    At most one folder's listing is held at a time, and those of the folders around it.
     """
     local = Store(base=str(Path.cwd()))
     for source in sources:
@@ -234,9 +202,6 @@ def _list_folder(system: FileSystem, folder: str) -> list[tuple[str, bool]] | No
     )
 
 
-# --- Contents, read a few files ahead of the one that is being labeled ---
-
-
 class Content(NamedTuple):
     """Content of one file, or why there is none."""
 
@@ -246,13 +211,7 @@ class Content(NamedTuple):
 
 
 def read_ahead(store: Store, keys: Sequence[str], *, largest: int) -> Iterator[Content]:
-    """Read files in order, some of them ahead on other threads.
-
-    Args:
-        store: the file system of the files.
-        keys: the files' names in `store`.
-        largest: a remote file with more bytes than this is an error.
-    """
+    """Read files of a store in order, some ahead on other threads; more than `largest` bytes are an error."""
     read = partial(_read, store, largest=largest, limit=min(_LARGE, largest))
     for key, content in zip(keys, in_parallel(read, keys, workers=_THREADS, ahead=_AHEAD), strict=True):
         content = content or _read(store, key, largest=largest, limit=largest)
@@ -267,12 +226,12 @@ def _read(store: Store, key: str, *, largest: int, limit: int) -> Content | None
     for pause in (*_PAUSES, None):
         try:
             return _read_remote(store, key, largest, limit)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            return Content(None, f"it cannot be opened: {_reason_of_errno(error)}")
         except OSError as error:
+            reason = _reason(os.strerror(error.errno) if error.errno else error)
+            if isinstance(error, FileNotFoundError | IsADirectoryError):
+                return Content(None, f"it cannot be opened: {reason}")
             if pause is None or isinstance(error, PermissionError):
-                reason = f"the store did not give it: {_reason_of_errno(error)}"
-                return Content(None, reason, store_failed=True)
+                return Content(None, f"the store did not give it: {reason}", store_failed=True)
             time.sleep(pause)
     raise AssertionError("the last attempt returns")
 
@@ -295,10 +254,6 @@ def _read_remote(store: Store, key: str, largest: int, limit: int) -> Content | 
         if size > largest:
             return Content(None, f"it has {size:,} bytes, more than the limit of {largest:,}")
         return Content(file.read(size)) if size <= limit else None
-
-
-def _reason_of_errno(error: OSError) -> str:
-    return _reason(os.strerror(error.errno) if error.errno else error)
 
 
 def _reason(error: Any) -> str:

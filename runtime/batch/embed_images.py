@@ -32,28 +32,16 @@ _ROWS = 1024  # of a group in Parquet
 
 
 def run(options: RunOptions, out: Path) -> int:
-    """Embed the images, write the array, and return the exit code.
+    """Embed the images, write the array to `out`, and return the exit code.
 
     The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
     paths comes last, so a .npy file without one is of a run that was cut off.
-
-    Args:
-        options: of `python -m runtime`.
-        out: the file for the embeddings.
-
-    Raises:
-        UsageError: for options that have no meaning here, an output that exists, or no images.
-        MissingPackageError: for .parquet without pyarrow.
     """
     _check_options(options, out)
     from ..embedder import Embedder
 
     embed = Embedder(
-        options.model,
-        device=options.device,
-        threads=1,
-        max_pixels=options.max_pixels,
-        sha256=options.sha256,
+        options.model, device=options.device, threads=1, max_pixels=options.max_pixels, sha256=options.sha256
     )
     began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
     features = embed.info.outputs["embedding"]

@@ -21,17 +21,9 @@ def list_images(
     all_files: bool = False,
     left_out: SkippedFiles | None = None,
 ) -> Iterator[Path]:
-    """Yield the images of all sources, in their order.
+    """Yield the images of all sources, in their order; "-" stands for the paths on standard input.
 
-    Args:
-        sources: files and folders; "-" stands for the paths on standard input.
-        null: paths on standard input end in zero bytes, not in newlines.
-        skip: a folder to leave out.
-        all_files: yield every file in a folder, whatever its suffix.
-        left_out: counts the files in folders that are left out.
-
-    Raises:
-        UsageError: if standard input is closed, or has zero bytes without `null`.
+    Those end in zero bytes with `null`, else in newlines. The others are arguments of `find_images`.
     """
     for source in sources:
         paths = _read_standard_input(null) if source == "-" else [Path(source)]
@@ -39,27 +31,13 @@ def list_images(
 
 
 def no_images(sources: Iterable[str], counts: Mapping[str, int]) -> UsageError:
-    """Return the error of a run that has found no image.
-
-    Args:
-        sources: as the user typed them.
-        counts: of a `LeftOut`.
-    """
+    """Return the error of a run that has found no image in its sources, given what was left out."""
     line = describe_skipped(counts)
     return UsageError(f"no images in {', '.join(sources)}" + (f"; {line}; {ALL_FILES}" if line else ""))
 
 
 def refuse_options(options: RunOptions, names: Iterable[str], where: str) -> None:
-    """Refuse options that have no meaning beside another one.
-
-    Args:
-        options: of `python -m runtime`.
-        names: of the options, with underscores.
-        where: the other option, and why, for the message.
-
-    Raises:
-        UsageError: if one of them was given.
-    """
+    """Raise a UsageError if one of these options (with underscores) was given beside `where`, another one."""
     # 0 is a value that was given, though it equals False.
     given = [name for name in names if not any(getattr(options, name) is unset for unset in (None, False))]
     if given:
@@ -68,7 +46,6 @@ def refuse_options(options: RunOptions, names: Iterable[str], where: str) -> Non
 
 
 def _read_standard_input(null: bool) -> Iterator[Path]:
-    """Yield the paths on standard input, one per line, or each ended by a zero byte."""
     for number, name in enumerate(_split_standard_input(b"\0" if null else b"\n")):
         if not null:  # Windows ends lines with CR LF, and its editors begin a file with a byte order mark
             name = (name.removeprefix(codecs.BOM_UTF8) if number == 0 else name).removesuffix(b"\r")

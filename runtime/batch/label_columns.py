@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 _opened: dict[tuple[Any, ...], Classifier] = {}
 _opening = threading.Lock()
 
-
-def _after_fork() -> None:
-    global _opening
-    _opening = threading.Lock()  # a thread that held the old one is not here
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # a thread that held the old lock is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_opening=threading.Lock()))
 
 
 class Labels:
@@ -98,9 +92,6 @@ class Labels:
 
         Args:
             read_model: returns the bytes of the model file; None reads it from its path.
-
-        Raises:
-            ArtifactError: if the model file is gone, or another by now.
         """
         from ..classifier import Classifier
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, complain
@@ -18,22 +19,13 @@ from ..results import Result
 from ..text import format_count
 from .inputs import list_images, no_images
 from .options import RunOptions
-from .output import Lines, choose_format, is_resumable, open_output
+from .output import Format, Lines, choose_format, is_resumable, open_output
 from .sorting import Sorter
 from .tally import Report
 
 
 def run(options: RunOptions) -> int:
-    """Classify the images, write one line for each, and return the exit code.
-
-    Args:
-        options: of `python -m runtime`.
-
-    Raises:
-        UsageError: if there are no images.
-        ArtifactError: if the model cannot be used.
-        OutputError: if the output cannot be begun or resumed.
-    """
+    """Classify the images, write one line for each, and return the exit code."""
     classify = Classifier(
         options.model,
         device=options.device,
@@ -61,7 +53,7 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
     }
     lines, done = open_output(
         output,
-        options.line_format or choose_format(output),
+        cast("Format | None", options.format) or choose_format(output),  # parquet is refused
         settings,
         resume=options.resume,
         overwrite=options.overwrite,

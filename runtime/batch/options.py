@@ -18,7 +18,7 @@ from ..writing import OTHER_FORMATS, refuse_file_name
 
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
-_SUFFIX_OF = {"jsonl": ".jsonl", "csv": ".csv"}
+_SUFFIXES = (".jsonl", ".csv")
 _CLUSTER = OptionGroup(
     "on a cluster (docs/guides/cluster.md)",
     "With --engine ray, IMAGES may be URIs (s3://…) and Parquet files with a column path; --output is a "
@@ -31,7 +31,6 @@ class UsageError(InputError):
 
 
 def _digest(text: str) -> str:
-    """Parse a SHA-256 in hexadecimal."""
     if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
         raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, found {text!r}")
     return text.lower()
@@ -89,31 +88,13 @@ class RunOptions:
         "local", "local: this machine (default); ray: a cluster", group=_CLUSTER
     )
     address: str | None = option(
-        None,
-        "cluster to connect to (default: the variable RAY_ADDRESS)",
-        metavar="HOST:PORT",
-        group=_CLUSTER,
+        None, "cluster to connect to (default: the variable RAY_ADDRESS)", metavar="HOST:PORT", group=_CLUSTER
     )
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
 
-    @property
-    def line_format(self) -> Literal["jsonl", "csv"] | None:
-        """Format of a file of lines, where one is given that such a file can have."""
-        return None if self.format == "parquet" else self.format
-
-    @property
-    def part_format(self) -> Literal["jsonl", "parquet"] | None:
-        """Format of the parts that a cluster writes, where one is given that a part can have."""
-        return None if self.format == "csv" else self.format
-
 
 def check_options(options: RunOptions) -> None:
-    """Refuse options that do not go together on one machine, before anything is loaded or written.
-
-    Raises:
-        UsageError: saying what to type instead.
-        ArtifactError: if there is no model.
-    """
+    """Refuse options that do not go together on one machine, before anything is loaded or written."""
     _check_inputs(options)
     if options.resume and options.overwrite:
         raise UsageError("expected --resume (continue the file) or --overwrite (replace it), found both")
@@ -191,9 +172,7 @@ def _check_output(output: Path, options: RunOptions) -> None:
             f"{output}: expected a name in .jsonl or .csv, the formats of an output; "
             "with another name, say --format jsonl or --format csv"
         )
-    if options.line_format is None or suffix not in _SUFFIX_OF.values():
-        return
-    if suffix != (expected := _SUFFIX_OF[options.line_format]):
+    if options.format is not None and suffix in _SUFFIXES and suffix != (expected := f".{options.format}"):
         raise UsageError(
             f"{output}: expected a name in {expected} for --format {options.format}, found {suffix}; "
             "leave --format out, or change the name"

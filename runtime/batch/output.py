@@ -52,11 +52,6 @@ def to_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) ->
 
     JSON has its own escapes. CSV has none: a label is exact in `top`, which is JSON, and by its `index`. In a
     file the path stays as it is, since a run is resumed and images are found by it.
-
-    Args:
-        values: by the names of `FIELDS`.
-        form: of the line.
-        to_file: whether the line goes to a file.
     """
     if form == "jsonl":
         return (_to_json(values) + "\n").encode()
@@ -81,10 +76,8 @@ def _to_csv_line(values: list[Any]) -> bytes:
 class Lines:
     """Result lines on their way out: each is flushed, and a file is synced to the disk every two seconds.
 
-    Args:
-        file: open for writing, at its end.
-        form: how a line is written; CSV begins with the names of the fields.
-        to_file: whether it is a plain file; a device, a pipe or standard output has nothing to sync.
+    The file is open for writing, at its end; with `to_file` it is plain, so that there is something to sync.
+    CSV begins with the names of the fields.
     """
 
     def __init__(self, file: IO[bytes], form: Format, *, to_file: bool) -> None:
@@ -121,11 +114,7 @@ class Lines:
 
 
 class DoneImages:
-    """The images that earlier runs have written, in 16 bytes each.
-
-    Args:
-        paths: of their lines; a path may occur several times.
-    """
+    """The images that earlier runs have written, in 16 bytes each; a path may occur several times."""
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         hashes = np.frombuffer(array("Q", map(_hash_path, paths)), np.uint64)
@@ -141,13 +130,7 @@ class DoneImages:
         return True
 
     def skip(self, images: Iterable[T], report: Report, path_of: Callable[[T], str] = str) -> Iterator[T]:
-        """Yield the images that are not done, and count the others.
-
-        Args:
-            images: as they were listed.
-            report: counts those that are done.
-            path_of: returns what the output calls an image.
-        """
+        """Yield the images that are not done, and count others; `path_of` names one as the output does."""
         for image in images:
             if self.take(path_of(image)):
                 report.skipped += 1
@@ -158,18 +141,11 @@ class DoneImages:
 def open_output(
     path: Path | None, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[Lines, DoneImages]:
-    """Open an output, and return with it the images that it holds already.
+    """Open an output, None for standard output, and return with it the images that it holds already.
 
     `<path>.run` beside the file holds the settings, so that no file mixes the answers of two models, or lines
-    of two kinds. Only one run at a time writes a file, where the disk has locks.
-
-    Args:
-        path: the output file; None for standard output.
-        form: how lines are written.
-        settings: what a line depends on, as JSON values: `model` (the SHA-256 of the model file), and options
-            by their names.
-        resume: continue an existing output.
-        overwrite: replace an existing output.
+    of two kinds: what a line depends on, as JSON values, `model` (the SHA-256 of the model file) and options
+    by their names. Only one run at a time writes a file, where the disk has locks.
 
     Raises:
         OutputError: if it exists and neither `resume` nor `overwrite` is set, was written with other settings
@@ -202,22 +178,6 @@ def is_resumable(path: Path) -> bool:
     return path.is_file() and path.absolute().parent not in (Path("/dev"), Path("/dev/fd"))
 
 
-def option_mismatch(output: Path | str, name: str, before: object, now: object) -> OutputError:
-    """Return the error of an output whose lines were written with another value of an option.
-
-    Args:
-        output: its name.
-        name: of the option, with underscores.
-        before: the value that wrote the lines; None where it was not given.
-        now: the value that was found.
-    """
-    was, found = ("not given" if value is None else str(value) for value in (before, now))
-    option = "--" + name.replace("_", "-")
-    return OutputError(
-        f"{output} was written with {option} {was}, found {found}; type the same, or use a new --output"
-    )
-
-
 def _begin(
     file: IO[bytes], path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> DoneImages:
@@ -234,7 +194,6 @@ def _begin(
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Keep every other run from writing the file for as long as it is open."""
     try:
         locked = lock_file(file.fileno())
     except BlockingIOError:
@@ -251,14 +210,23 @@ def _expect_same(note: Path, path: Path, settings: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{note} is gone or damaged, so {path} cannot be resumed; --overwrite begins anew"
         ) from None
-    if found["model"] != settings["model"]:
+    check_settings(found, settings, path)
+
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], output: Path | str) -> None:
+    """Raise an OutputError if the lines of an output were written with another model or other options."""
+    if before["model"] != now["model"]:
         raise OutputError(
-            f"another model wrote {path} (SHA-256 {found['model']}, this one {settings['model']}); "
+            f"another model wrote {output} (SHA-256 {before['model']}, this one {now['model']}); "
             "use a new --output"
         )
-    for name, value in settings.items():
-        if found[name] != value:
-            raise option_mismatch(path, name, found[name], value)
+    for name, value in now.items():
+        if before[name] != value:
+            was, found = ("not given" if each is None else str(each) for each in (before[name], value))
+            raise OutputError(
+                f"{output} was written with --{name.replace('_', '-')} {was}, found {found}; type the same, "
+                "or use a new --output"
+            )
 
 
 def _hash_path(path: str) -> int:
@@ -365,14 +333,7 @@ def _is_row(row: list[str]) -> bool:
 
 
 def _check_unfinished(file: IO[bytes], end: int, *, first: bool, quoted: bool) -> None:
-    """Refuse an end of a CSV file that is not the start of one line.
-
-    Args:
-        file: the file.
-        end: where its last whole line ends.
-        first: whether it has no whole line.
-        quoted: whether it ends within quotes.
-    """
+    """Refuse an end of a CSV file, behind its last whole line, that is not the start of one line."""
     file.seek(end)
     begun = file.read(_LOSABLE).rstrip(b"\0")
     if first and not ",".join(FIELDS).encode().startswith(begun.rstrip(b"\r")):
@@ -391,7 +352,6 @@ def _is_line(text: bytes) -> bool:
 
 
 def _quote_line(file: IO[bytes], at: int) -> str:
-    """Return the start of the line at a byte, for a message."""
     file.seek(at)
     line = file.read(_SHOWN).partition(b"\n")[0].rstrip(b"\r")
     text = make_printable(line.decode("utf-8", "backslashreplace"), longest=_SHOWN)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -23,7 +23,7 @@ from ..images.other_formats import register_openers
 from ..text import format_count
 from ..writing import refuse_file_name
 from .cluster_chunks import Chunk, Rows, label_chunk, list_chunks, name_image, read_and_label
-from .cluster_output import Parts, open_parts
+from .cluster_output import PartFormat, Parts, open_parts
 from .cluster_sources import StoreError, check_sources, hide_secrets, is_uri, list_stored_images
 from .inputs import no_images, refuse_options
 from .label_columns import Labels
@@ -38,12 +38,9 @@ except ImportError as error:
     raise MissingPackageError(f"--engine ray needs Ray ({error}); {install_line('ray,cpu')}") from error
 
 _CRASHES = 2  # of a process, each while it had the same image in work alone: then the image is left out
-_LOST = (  # processes, whatever they ran
-    ray_errors.WorkerCrashedError,
-    ray_errors.NodeDiedError,
-    ray_errors.LocalRayletDiedError,
-    ray_errors.OutOfMemoryError,
-)
+# Errors of processes, whatever they ran.
+_LOST: tuple[type[Exception], ...] = (ray_errors.WorkerCrashedError, ray_errors.NodeDiedError)
+_LOST += (ray_errors.LocalRayletDiedError, ray_errors.OutOfMemoryError)
 _PACKAGE = Path(__file__).parents[__name__.count(".") - 1]  # the top-level package, whatever its name
 
 
@@ -55,18 +52,10 @@ class EngineError(FailureError):
     """Work on a cluster that broke off."""
 
 
-# --- The command ---
-
-
 def run(options: RunOptions) -> int:
     """Label what the options of `python -m runtime` name, and return the exit code.
 
-    Raises:
-        UsageError: if an option has no meaning on a cluster, or there are no images.
-        ClusterError: if there is no cluster at the address.
-        ArtifactError: if the model cannot be used.
-        OutputError: if the output cannot be begun or resumed.
-        LocationError: if a source does not exist.
+    Whatever cannot be used (an option, source, model, output or cluster) is an InputError.
     """
     _check_options(options)
     check_sources(options.images)
@@ -76,7 +65,7 @@ def run(options: RunOptions) -> int:
     parts = open_parts(
         str(options.output),
         labels.sha256,
-        form=options.part_format,
+        form=cast("PartFormat | None", options.format),  # csv is refused
         resume=options.resume,
         overwrite=options.overwrite,
         top=options.top,
@@ -87,9 +76,8 @@ def run(options: RunOptions) -> int:
         with connect(options.address) as cores:
             listed = list_stored_images(options.images, all_files=options.all_files, left_out=report.left_out)
             done = DoneImages(parts.read_paths(parts.list_earlier()))
-            chunks = list_chunks(
-                done.skip(listed, report, name_image), largest=options.part_images, cores=cores
-            )
+            images = done.skip(listed, report, name_image)
+            chunks = list_chunks(images, largest=options.part_images, cores=cores)
             for tally in label_on_cluster(chunks, parts, labels, processes=options.workers or cores):
                 report.merge(tally)
     except KeyboardInterrupt:
@@ -101,8 +89,8 @@ def run(options: RunOptions) -> int:
         raise no_images(map(hide_secrets, options.images), report.left_out.counts)
     code = report.end(FAILED if report.tally.failed else DONE)
     if late:
-        parts_removed = format_count(len(late), "part")
-        print(f"removed {parts_removed} that the interrupted run wrote too late", file=sys.stderr)
+        found = format_count(len(late), "part")
+        print(f"removed {found} that the interrupted run wrote too late", file=sys.stderr)
     return code
 
 
@@ -121,22 +109,9 @@ def _check_options(options: RunOptions) -> None:
     refuse_options(options, of_one_machine, "--engine ray")
 
 
-# --- The cluster ---
-
-
 @contextmanager
 def connect(address: str | None) -> Iterator[int]:
-    """Connect to a running cluster, and yield the number of its cores.
-
-    This project's own code goes to its nodes.
-
-    Args:
-        address: as `ray.init` takes it; None reads RAY_ADDRESS.
-
-    Raises:
-        UsageError: if there is neither.
-        ClusterError: if there is no cluster at this address.
-    """
+    """Connect to a running cluster, send this project's code to its nodes, and yield the number of cores."""
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
         raise UsageError(
@@ -145,13 +120,12 @@ def connect(address: str | None) -> Iterator[int]:
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        _check_port(address)
-        ray.init(
-            address=address,
-            runtime_env={"py_modules": [str(_PACKAGE)]},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        host, colon, port = address.rpartition(":")
+        if colon and "/" not in address and port.isdecimal():
+            # Where nothing listens, Ray itself would wait for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        code = {"py_modules": [str(_PACKAGE)]}
+        ray.init(address=address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare ones too
         raise ClusterError(f"no Ray cluster at {address}: {_last_line(error)}") from error
     try:
@@ -160,30 +134,13 @@ def connect(address: str | None) -> Iterator[int]:
         ray.shutdown()
 
 
-def _check_port(address: str) -> None:
-    """Check that something listens at host:port; Ray itself would wait for minutes.
-
-    Raises:
-        OSError: if nothing does.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and "/" not in address and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 def label_on_cluster(
     chunks: Iterable[Chunk], parts: Parts, labels: Labels, *, processes: int
 ) -> Iterator[Tally]:
-    """Label all chunks, and yield the counts of each when its part is written.
+    """Label all chunks, as many at the same time as `processes`; yield the counts of each written part.
 
-    Args:
-        chunks: the images; taken as processes become free.
-        parts: the output.
-        labels: what labels the images, with a model file of this machine, which travels to each node once.
-        processes: how many work at the same time.
-
-    Raises:
-        EngineError: if the work broke off; what is written stays.
+    The model file is of this machine, and travels to each node once. What is written before an EngineError
+    stays.
     """
     # In a list Ray passes the reference and not the object: only a process without the model fetches it.
     model = [ray.put(Path(labels.model).read_bytes())]
@@ -209,9 +166,6 @@ def label_on_cluster(
                     yield tally
     except ray_errors.RayError as error:
         raise EngineError(_last_line(getattr(error, "cause", None) or error)) from error
-
-
-# --- What runs on its nodes ---
 
 
 def _label_chunk(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]) -> Tally:

@@ -45,12 +45,7 @@ def name_folders(labels: Sequence[str]) -> list[str]:
 
 
 class Sorter:
-    """Put images into `root/<label>/`. To repeat it changes nothing, so a run can be resumed.
-
-    Args:
-        root: the folder, made if it is missing.
-        labels: by class index.
-        copy: copy images instead of linking them.
+    """Put images into `root/<label>/`, as links or copies. To repeat it changes nothing, so a run can resume.
 
     Raises:
         OutputError: if files, or links without `copy`, cannot be made in `root`.
@@ -73,7 +68,6 @@ class Sorter:
 
         Raises:
             ImageError: if the image itself cannot be read any more.
-            OSError: if the disk does not take it.
         """
         try:
             return self._put(image, self._folders[index])

@@ -22,10 +22,7 @@ _REASONS = 50  # that are counted one by one
 
 @dataclass
 class Tally:
-    """Counts of a run, or of one chunk of it.
-
-    Its size is bounded by the labels of the model: a run may have a billion images.
-    """
+    """Counts of a run, which may have a billion images, or of one chunk; the model's labels bound it."""
 
     images: int = 0
     labels: Counter[str] = field(default_factory=Counter)
@@ -43,13 +40,7 @@ class Tally:
         return self.images - self.failed - self.labels.total()
 
     def add(self, path: object, *, error: str | None = None, label: str | None = None) -> None:
-        """Count one image.
-
-        Args:
-            path: of the image.
-            error: why it failed; None if it did not.
-            label: of its prediction, where there is one.
-        """
+        """Count one image: its label where it has one, or why it failed."""
         self.images += 1
         if error is not None:
             self._count_reason(re.sub(r"\d[\d,]*", "N", error), 1)
@@ -67,11 +58,7 @@ class Tally:
             self._count_reason(reason, count)
 
     def list_failures(self, where: str) -> list[str]:
-        """Return one line per failure for a summary, and one for those that it does not name.
-
-        Args:
-            where: what lists them all.
-        """
+        """Return one line per failure for a summary, and one for the others, which `where` lists."""
         lines = [f"   failed  {failure}" for failure in self.failures]
         more = self.failed - len(self.failures)
         return lines + count_others(more, "failure", f", listed in {where}")
@@ -84,10 +71,7 @@ class Tally:
 class Report:
     """Count a run, show its progress (in a log one line every 30 seconds), and sum up.
 
-    Args:
-        total: images of the run and of those that it continues; None where they were not counted.
-        clock: seconds that only grow.
-        cadence: when to print progress; None for the clock and standard error.
+    `total` is of the images of the run and of those that it continues; None where they were not counted.
     """
 
     def __init__(
@@ -162,29 +146,18 @@ class Report:
 
 
 def describe_left_out(counts: Mapping[str, int]) -> list[str]:
-    """Return the line of a summary about files that were left out, if there are any.
-
-    Args:
-        counts: of a `LeftOut`.
-    """
+    """Return the line of a summary about files that were left out, if there are any."""
     line = describe_skipped(counts)
     return [f"{line} ({ALL_FILES})"] if line else []
 
 
 def _list_counts(counts: Counter[str], noun: str, prefix: str = "") -> list[str]:
-    """Return one line per name for a summary, most frequent first, and one for those that it leaves out."""
     lines = [f"{count:9,}  {prefix}{_shorten(name)}" for name, count in counts.most_common(_SHOWN)]
     return lines + count_others(len(counts) - _SHOWN, noun)
 
 
 def count_others(count: int, noun: str, where: str = "") -> list[str]:
-    """Return the line of a summary about what it does not name, if there is anything.
-
-    Args:
-        count: how many there are.
-        noun: for one of them.
-        where: what names them.
-    """
+    """Return the line of a summary about what it does not name, and what does, if there is anything."""
     return [f"      and  {format_count(count, f'more {noun}')}{where}"] if count > 0 else []
 
 

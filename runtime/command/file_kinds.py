@@ -18,27 +18,20 @@ Kind = _Binary | _Other
 NO_WEIGHTS: tuple[Kind, ...] = ("image", "onnx", "text", "empty", "device")
 _HEAD = 512  # bytes that are read
 # Kind and words of a file that begins so.
-_BEGINNINGS: tuple[tuple[bytes, Kind, str], ...] = (
+_BEGINNINGS: tuple[tuple[bytes | tuple[bytes, ...], Kind, str], ...] = (
     (b"\xff\xd8\xff", "image", "a JPEG image"),
     (b"\x89PNG", "image", "a PNG image"),
     (b"GIF8", "image", "a GIF image"),
     (b"BM", "image", "a BMP image"),
-    (b"II*\0", "image", "a TIFF image"),
-    (b"MM\0*", "image", "a TIFF image"),
+    ((b"II*\0", b"MM\0*"), "image", "a TIFF image"),
     (b"\0\0\0\x0cjP  ", "image", "a JPEG 2000 image"),
     (b"\0\0\x01\0", "image", "an ICO image"),
-    *(
-        (f"P{number}".encode() + end, "image", "a Netpbm image")
-        for number in range(1, 7)
-        for end in (b"\n", b" ")
-    ),
+    (tuple(b"P%d%c" % (number, end) for number in range(1, 7) for end in b"\n "), "image", "a Netpbm image"),
     (b"#define", "image", "an XBM image"),
     (b"Image type:", "image", "an IM image"),
     (b"/* XPM", "image", "an XPM image"),
     (b"PK\x03\x04", "zip", "a ZIP archive"),
-    (b"\x1f\x8b", "archive", "a compressed archive"),
-    (b"BZh", "archive", "a compressed archive"),
-    (b"\xfd7zXZ", "archive", "a compressed archive"),
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "archive", "a compressed archive"),
     (b"7z\xbc\xaf", "archive", "a 7z archive"),
     (b"Rar!", "archive", "a RAR archive"),
     (b"\x93NUMPY", "array", "an array of NumPy"),
@@ -115,7 +108,7 @@ def _text(head: bytes) -> tuple[Kind, str]:
     try:
         text = head.decode("utf-8", "strict" if len(head) < _HEAD else "ignore")
     except UnicodeDecodeError:
-        return "unknown", "a file of an unknown kind"
+        text = "\0"
     if "\0" in text:
         return "unknown", "a file of an unknown kind"
     return "text", "JSON" if text.lstrip()[:1] in ("{", "[") else "text"

@@ -55,13 +55,7 @@ def run_command(
 
 
 def complain(name: str, message: object, code: int) -> int:
-    """Print one line of bounded length on standard error and return `code`.
-
-    Args:
-        name: the first word of the line.
-        message: an error, or its text.
-        code: the exit code.
-    """
+    """Print one line of bounded length on standard error, `name` first, and return `code`."""
     print(f"{name}: {make_printable(str(message), longest=LONGEST)}", file=sys.stderr)
     return code
 

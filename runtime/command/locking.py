@@ -21,11 +21,7 @@ _held: dict[str, int] = {}  # folders that this process has locked, and the thre
 
 
 def warn_no_locks(path: Path) -> None:
-    """Warn that a second writer would not be noticed.
-
-    Args:
-        path: the file or folder.
-    """
+    """Warn that a second writer to this file or folder would not be noticed."""
     _log.warning("note: %s: its disk has no locks; start no second command that writes there", path)
 
 
@@ -65,17 +61,16 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer_of(place: Path) -> Iterator[None]:
-    """Keep every other process from writing a file that gets its name when it is whole.
-
-    Args:
-        place: the name.
-
-    Raises:
-        OutputError: if another one is writing it.
-    """
+    """Keep every other process from writing a file that gets its name `place` when it is whole."""
     file = lock_path(place)
     with explain_output_errors(place):
-        descriptor = _take_soon(place, file)
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                descriptor = _take(place.parent, file, _NEW)
+                break
+            time.sleep(0.02)
+        else:
+            raise being_written(place)
     if descriptor is None:
         warn_no_locks(place)
     try:
@@ -87,23 +82,8 @@ def only_writer_of(place: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _take_soon(place: Path, file: Path) -> int | None:
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            return _take(place.parent, file, _NEW)
-        time.sleep(0.02)
-    raise being_written(place)
-
-
 def refuse_being_written(place: Path) -> None:
-    """Refuse to replace a file that another process has open for its lines.
-
-    Args:
-        place: the file; it need not exist.
-
-    Raises:
-        OutputError: if a process has.
-    """
+    """Refuse to replace a file, which need not exist, that another process has open for its lines."""
     try:
         descriptor = os.open(place, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
     except OSError:  # it is missing, or may be replaced but not opened

@@ -17,8 +17,6 @@ T = TypeVar("T")
 REQUIRED = MISSING  # in the place of a default
 LONGEST = 2000  # characters of a message: parts of it may come from a file
 
-# --- Options as fields ---
-
 
 @dataclass(frozen=True)
 class OptionGroup:
@@ -83,13 +81,7 @@ def _options_of(kind: type[Any]) -> list[Field[Any]]:
 
 
 def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None:
-    """Add the option of a field to a parser or a group.
-
-    Args:
-        add: `add_argument` of it.
-        made: by `option`.
-        kind: the type of the field; of a union, the first type counts, which is not None.
-    """
+    """Add the option of a field to a parser or a group; of a union, the first type counts: it is not None."""
     texts, default, flag = made.metadata, cast("Any", made.default), made.metadata["flag"]
     if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
@@ -118,9 +110,6 @@ def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None
         settings |= {"action": "append", "default": list(default)}
     name = flag or "--" + made.name.replace("_", "-")
     add(name, dest=made.name, required=default is REQUIRED, **settings)
-
-
-# --- The parser ---
 
 
 class Parser(argparse.ArgumentParser):
@@ -158,12 +147,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
 
     def add_examples(self, *lines: str, rest: str = "") -> None:
-        """End the help with command lines to copy.
-
-        Args:
-            lines: words behind the command.
-            rest: what follows, with its own line breaks.
-        """
+        """End the help with command lines to copy, the words behind the command, and `rest` as it is."""
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         shown = "\n".join(f"  {self.prog} {line}" for line in lines)
         self.epilog = f"examples:\n{shown}" + (f"\n\n{rest}" if rest else "")
@@ -199,7 +183,6 @@ class _ShowVersion(argparse.Action):
 
 
 def _version() -> str:
-    """Return the version of a checkout, or of what is installed."""
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
 
@@ -221,43 +204,22 @@ def _first_word(prog: str) -> str:
     return prog.split()[2].rpartition(".")[2] if prog.startswith("python -m ") else prog
 
 
-# --- Values ---
-
-
-def positive(text: str) -> int:
-    """Parse a whole number from 1.
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return a parser of a whole number from `least`; it raises argparse.ArgumentTypeError for others.
 
     Args:
-        text: the value of an option.
-
-    Returns:
-        the number.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
+        least: the lowest number.
     """
-    return _whole(text, 1)
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
+        return int(text)
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """Parse a whole number from 0.
-
-    Args:
-        text: the value of an option.
-
-    Returns:
-        the number.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
-    return int(text)
+positive, natural = whole_number(1), whole_number(0)
 
 
 def number(

@@ -30,15 +30,7 @@ class _Bits:
 
 
 def check_avif(file: IO[bytes], max_pixels: int) -> None:
-    """Check the AV1 images inside an AVIF, which are decoded at their own size.
-
-    Args:
-        file: an AVIF; its position changes.
-        max_pixels: limit of the caller.
-
-    Raises:
-        ImageError: for an image of more pixels.
-    """
+    """Refuse an AVIF with an AV1 image of too many pixels: each is decoded at its own size."""
     boxes = list(islice(read_boxes(file, 0, file.seek(0, 2)), _MOST))
     starts = list(_images(file, boxes))
     if not starts or len(boxes) == _MOST:
@@ -53,12 +45,8 @@ def check_avif(file: IO[bytes], max_pixels: int) -> None:
 def read_boxes(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield the kind of each box and where its content begins and ends; boxes inside others follow them.
 
-    This is the container of AVIF and JPEG 2000 (ISO/IEC 14496-12, 4.2): length, kind, content.
-
-    Args:
-        file: its position changes.
-        at: where the first box begins.
-        end: where the last box ends at the latest.
+    This is the container of AVIF and JPEG 2000 (ISO/IEC 14496-12, 4.2): length, kind, content. The first box
+    begins at `at`, and the last one ends at `end` at the latest. The file's position changes.
     """
     while True:
         header = _read(file, at, at + 16)

@@ -97,14 +97,12 @@ def decode_image(
 
 
 def _with_file(error: ImageError, image: ImageSource) -> ImageError:
-    """Add the path of the image to an error, where it has one."""
     if isinstance(image, os.PathLike | str):
         error.file = clean_line(os.fspath(image))
     return error
 
 
 def _to_rgb(image: Image.Image, found: PixelFormat, white_level: int) -> Image.Image:
-    """Convert a decoded image to RGB by what its file states."""
     if found.opaque and image.has_transparency_data:
         return image.convert("RGB")
     if not found.may_be_blank and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
@@ -250,11 +248,9 @@ def _read_orientation(image: Image.Image) -> int:
 
 
 def convert_to_rgb(image: Image.Image, white_level: int = WHITE_16) -> Image.Image:
-    """Convert an image of any of Pillow's modes to RGB: transparency over white, 16 bits scaled to 8.
+    """Convert a loaded image of any of Pillow's modes to RGB: transparency over white, 16 bits scaled to 8.
 
-    Args:
-        image: a Pillow image with its pixels loaded. An opaque RGB image is returned as it is.
-        white_level: the value of a 16-bit gray pixel that is white; higher ones are white, too.
+    An opaque RGB image is returned as it is. Gray values above `white_level` are white, too.
 
     Raises:
         ImageError: for pixels whose range no standard fixes.

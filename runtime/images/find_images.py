@@ -11,8 +11,6 @@ from typing import Literal, TypeVar
 
 from ..text import format_count, make_printable
 
-# --- Skipped files ---
-
 LINKS = "links to folders"
 _NO_SUFFIX, _OTHER = "no suffix", "other"
 _LONGEST, _KINDS, _SHOWN = 12, 200, 10  # characters of a suffix; kinds that are counted; that a line names
@@ -126,19 +124,18 @@ def walk(
     all_files: bool,
     skipped: SkippedFiles | None,
 ) -> Iterator[T]:
-    """Walk through folders on a disk or in a store, depth first; one listing per level is held in memory.
+    """Yield the files of a walk through folders on a disk or in a store, depth first.
+
+    One listing per level is held in memory. A folder that cannot be listed is yielded itself.
 
     Args:
         root: a folder.
         entries: lists a folder in the order of the walk. Each entry is True for a folder, False for a file
             that its suffix decides on, None for one that is yielded in any case. It returns None
-            for a folder that cannot be listed, which is yielded itself.
+            for a folder that cannot be listed.
         name_of: returns the name of a file.
         all_files: yield every file, whatever its suffix.
         skipped: counts the files that are not yielded.
-
-    Yields:
-        Files, and folders that cannot be listed.
     """
     suffixes = image_suffixes()
     # From the outermost to the one being listed.
@@ -206,12 +203,7 @@ def is_system_file(name: str) -> bool:
 
 
 class _Lister:
-    """Lists folders for a walk, depth first.
-
-    Args:
-        skip: a folder to skip.
-        skipped: counts links to folders.
-    """
+    """Lists folders for a walk, depth first, without the folder `skip`, and counts links to folders."""
 
     def __init__(self, skip: Path | None, skipped: SkippedFiles | None) -> None:
         self._skip = skip.stat() if skip is not None and is_folder(skip) else None

@@ -60,14 +60,9 @@ def is_supported(name: str) -> bool:
 def check_format(image: Image.Image, *, white_stated: bool, max_pixels: int) -> PixelFormat:
     """Check an image whose header is read; one that was decoded before has no statements.
 
-    Args:
-        image: of Pillow; the position of its file is kept.
-        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
-        max_pixels: limit of the caller.
-
-    Raises:
-        ImageError: for a format or form of which Pillow makes other pixels than the file holds, and for one
-            that takes far more memory or time than its size suggests.
+    The position of its file is kept. `white_stated`: the caller stated the value of a 16-bit gray pixel that
+    is white. ImageError is raised for a form of which Pillow makes other pixels than the file holds, and for
+    one that takes far more memory or time than its size suggests.
     """
     name, file, tiles = image.format or "", getattr(image, "fp", None), getattr(image, "tile", ())
     by_pillow = type(image).__module__.startswith("PIL.")
@@ -103,14 +98,9 @@ _LONGEST_EDGE = 1024  # of an icon: Windows has up to 256, macOS up to this
 
 
 def check_parts(file: IO[bytes], length: int) -> None:
-    """Count the chunks of a PNG or the segments of a JPEG; files of other formats pass.
+    """Refuse far more chunks of a PNG or segments of a JPEG than its length explains; other formats pass.
 
-    Args:
-        file: at its start, where it is left.
-        length: of the file in bytes.
-
-    Raises:
-        ImageError: for far more chunks or segments than its length explains, or bytes that are none.
+    The file is at its start, where it is left.
     """
     from .jpeg import read_segments
     from .png import read_chunks
@@ -131,12 +121,8 @@ def check_parts(file: IO[bytes], length: int) -> None:
 def check_ico(file: IO[bytes], check_size: Callable[[tuple[int, int]], object]) -> None:
     """Check the images inside an icon of Windows, which Pillow decodes as it opens the file.
 
-    Args:
-        file: any file, at its start, where it is left.
-        check_size: takes (width, height), and raises an error for a size that must not be decoded.
-
-    Raises:
-        ImageError: for an image larger than icons are.
+    The file, which may be any, is at its start, where it is left. `check_size` takes (width, height), and
+    raises an error for a size that must not be decoded.
     """
     start = file.read(6)
     if start.startswith(_ICO):

@@ -24,15 +24,9 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def check_jpeg(image: JpegImageFile, file: IO[bytes]) -> None:
-    """Check a JPEG whose header is read: the number of its scans, and its colors.
+    """Refuse an opened JPEG or MPO of thousands of scans, or uncertain colors; the file's position changes.
 
-    Args:
-        image: an opened JPEG or MPO.
-        file: the file; its position changes.
-
-    Raises:
-        ImageError: for thousands of scans, which keep a processor busy for hours; for CMYK without Adobe's
-            marker, which may be stored inverted or not.
+    So many scans keep a processor busy for hours. CMYK without Adobe's marker may be inverted or not.
     """
     if image.layers == 4 and "adobe_transform" not in image.info:
         raise ImageError("it is CMYK without Adobe's marker, so it may be a negative; convert it to RGB")
@@ -107,18 +101,10 @@ _PROFILES = {b"GRAY": 1, b"RGB ": 3}
 
 
 def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
-    """Check an opened JPEG 2000.
+    """Return the bits per sample of an opened JPEG 2000, whose forms that Pillow mistakes are refused.
 
-    Args:
-        image: its header is read, and its pixels are not.
-        file: the file; its position changes.
-        max_pixels: limit of the caller. OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel.
-
-    Returns:
-        Bits per sample.
-
-    Raises:
-        ImageError: for a tile of too many samples, and for forms of which Pillow makes other pixels.
+    OpenJPEG holds a tile in 32 bits per sample: each counts as a pixel for `max_pixels`. The file's position
+    changes.
     """
     boxes = _read_boxes(file)
     file.seek(boxes[b"jp2c"][0] if boxes else 0)

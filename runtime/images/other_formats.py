@@ -136,13 +136,9 @@ _NUMBERS = {1: "integers", 2: "signed integers", 3: "floats", 5: "complex intege
 
 
 def explain_failure(error: Exception, step: str, max_pixels: int, file: IO[bytes] | None = None) -> str:
-    """Return the message for an image that Pillow failed to read.
+    """Return the message for an image that Pillow failed to read; step is "read" or "decoded".
 
-    Args:
-        error: Pillow's exception.
-        step: "read" or "decoded", for the message.
-        max_pixels: the limit of the caller.
-        file: the file, where Pillow has not opened it; None where it failed later.
+    `file` is given where Pillow has not opened it, and is None where it failed later.
     """
     if isinstance(error, Image.DecompressionBombError):
         if Image.MAX_IMAGE_PIXELS is None or max_pixels > 2 * Image.MAX_IMAGE_PIXELS:

@@ -37,15 +37,9 @@ def read_chunks_before_pixels(file: IO[bytes], start: int) -> Iterator[tuple[byt
 
 
 def check_png(image: Image.Image, file: IO[bytes], *, white_stated: bool) -> None:
-    """Check a PNG whose header is read; correct the transparent color that Pillow states for few grays.
+    """Refuse forms of a PNG of which Pillow makes other pixels; correct the transparent color of few grays.
 
-    Args:
-        image: an opened PNG.
-        file: the file; its position changes.
-        white_stated: the caller stated the value of a 16-bit gray pixel that is white.
-
-    Raises:
-        ImageError: for forms of which Pillow makes other pixels than the file holds.
+    The file's position changes. `white_stated`: the caller stated the 16-bit gray value that is white.
     """
     file.seek(12)
     header = file.read(14)
@@ -69,12 +63,7 @@ def check_png(image: Image.Image, file: IO[bytes], *, white_stated: bool) -> Non
 def check_last_row(image: Image.Image, file: IO[bytes]) -> None:
     """Refuse a decoded PNG whose pixels end early: the missing rows are blank, or those of a pass.
 
-    Args:
-        image: a decoded PNG.
-        file: its position is kept; one that Pillow has closed by now is opened again.
-
-    Raises:
-        ImageError: for fewer bytes of pixels than its header states.
+    The file's position is kept; a file that Pillow has closed by now is opened again.
     """
     last_row = image.crop((0, image.height - 1, image.width, image.height))
     if image.info.get("interlace") or not any(last_row.tobytes()):

@@ -26,11 +26,8 @@ _SUPPORT = {  # half the width of each filter, in samples of the coarser grid
 def resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling, box: Box) -> Image.Image:
     """Return the part `box` of an image, scaled to `size`; a new image, also where nothing changes.
 
-    Args:
-        image: any Pillow image whose channels have 8 bits.
-        size: (width, height) of the result, in pixels.
-        method: one of Pillow's filters; it averages where the image shrinks.
-        box: left, top, right, bottom in pixels, within the image; rounded to float32, as Pillow does.
+    The channels of the image have 8 bits. The filter averages where the image shrinks. `size` is (width,
+    height); `box` is left, top, right, bottom in pixels, within the image, rounded to float32 as Pillow does.
     """
     if method == Image.Resampling.NEAREST:  # one pass that copies samples: there is no order
         return image.resize(size, method, box)
@@ -47,14 +44,7 @@ def resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling, 
 def size_between(
     before: tuple[int, int], after: tuple[int, int], method: Image.Resampling, box: Box
 ) -> tuple[int, int]:
-    """Return (width, height) of the image between the two passes, the largest one that `resize` makes.
-
-    Args:
-        before: (width, height) of the image, in pixels.
-        after: (width, height) of the result, in pixels.
-        method: the filter.
-        box: left, top, right, bottom in pixels, within the image.
-    """
+    """Return (width, height) of the image between the two passes, the largest one that `resize` makes."""
     if method == Image.Resampling.NEAREST:
         return after
     first, last = _rows_between(before, after, method, box)

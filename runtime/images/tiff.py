@@ -43,18 +43,10 @@ class _Tags:
 
 
 def check_tiff(image: TiffImageFile, *, white_stated: bool) -> int | None:
-    """Check the first image of an opened TIFF.
+    """Return the gray value that is white, where an opened TIFF states less than 16 bits; else None.
 
-    Args:
-        image: its tags are read, and its pixels are not.
-        white_stated: the caller stated the value that is white.
-
-    Returns:
-        The value of a gray pixel that is white, where the file states less than 16 bits; else None.
-
-    Raises:
-        ImageError: for tiles far larger than the image, and for forms of which Pillow makes other pixels
-            than the file holds. Measured with files of every form that it opens.
+    ImageError is raised for tiles far larger than the image, and for forms of which Pillow makes other pixels
+    than the file holds, measured with files of every form that it opens.
     """
     tags = _Tags(image)
     _check_tiles(image.size, tags)
@@ -78,7 +70,6 @@ def _check_tiles(size: tuple[int, int], tags: _Tags) -> None:
 
 
 def _find_flaw(tags: _Tags) -> str | None:
-    """Return what is wrong with the first image as a whole."""
     kind = tags.number(254)
     if kind & _PREVIEW:
         return "a preview of another image in the file (raw photos of cameras begin so)"
@@ -103,7 +94,6 @@ def _find_layout_flaw(tags: _Tags) -> str | None:
 
 
 def _find_color_flaw(tags: _Tags) -> str | None:
-    """Return what is wrong with the colors."""
     if tags.color == _BILEVEL_WHITE and tags.bits > 8:
         return f"gray of {tags.bits} bits where 0 is white"
     if tags.color == _PALETTE and 0 < max(tags.numbers(320, 0)) < 256:
@@ -117,7 +107,6 @@ def _find_color_flaw(tags: _Tags) -> str | None:
 
 
 def _find_number_flaw(tags: _Tags, white_stated: bool) -> str | None:
-    """Return what is wrong with the numbers that the samples are."""
     signed = "signed " if tags.form == _SIGNED else ""
     if tags.form not in (1, _SIGNED) or not (signed or tags.bits > 16):
         return None

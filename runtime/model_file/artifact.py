@@ -126,7 +126,6 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
 
 
 def _describe_other(source: Path | bytes, error: OnnxError) -> str:
-    """Return the message for a file that is not an ONNX model."""
     from ..command.file_kinds import detect_file_kind
 
     kind, found = ("unknown", "") if isinstance(source, bytes) else detect_file_kind(source)
@@ -153,14 +152,10 @@ def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
 
 
 def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
-    """Return the model file at a path: the path itself, or the preferred file in a folder.
-
-    Args:
-        path: of a file, which need not exist, or of a folder.
-        preference: variants, the preferred one first; the first one in the folder is returned.
+    """Return the model file at a path: the path itself, which need not exist, or that preferred in a folder.
 
     Raises:
-        ArtifactError: when the folder has none of these.
+        ArtifactError: when the folder has none of the variants in `preference`.
     """
     path = Path(path)
     if not is_folder(path):

@@ -113,14 +113,7 @@ def _finish(found: hashlib._Hash, end: bytes) -> Digests:
 
 
 def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[int, ...]]:
-    """Check the second file of a model, which holds its weights.
-
-    Args:
-        model: outline of the .onnx file.
-        source: the .onnx file; bytes have no file beside them.
-
-    Returns:
-        The file, and its stamp which changes when it is replaced.
+    """Check the second file of a model, which holds its weights, and return it with its stamp.
 
     Raises:
         ArtifactError: when it is missing, has another size or SHA-256, or must not be opened. The message
@@ -152,7 +145,6 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
 
 
 def _read_data_entry(model: OnnxSummary) -> tuple[str, int, str]:
-    """Return name, bytes and SHA-256 of the second file, as the .onnx file states them."""
     text = model.metadata.get(DATA_KEY)
     if text is None:
         raise ArtifactError("its weights are in another file of unknown SHA-256; export it again")

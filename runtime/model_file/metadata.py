@@ -57,22 +57,16 @@ class Metadata:
             raise ArtifactError(unknown_target(self.target))
         variants, labels, embedding = get_args(Variant), self.labels, self.embedding
         named = isinstance(labels, tuple) and all(map(_is_text, labels)) and bool(labels or embedding)
+        sized = embedding is None or (type(embedding) is int and embedding > 0)
+        scaled = type(self.temperature) in (int, float) and 0.01 <= self.temperature <= 100
         for name, expected, holds in (
             ("variant", f"one of {', '.join(variants)}", self.variant in variants),
             ("preprocess", "a Preprocess", isinstance(self.preprocess, Preprocess)),
-            (
-                "embedding",
-                "null or 1 and more",
-                embedding is None or (type(embedding) is int and embedding > 0),
-            ),
+            ("embedding", "null or 1 and more", sized),
             ("labels", "a list of at least one name, all of them text; only an embedding has none", named),
             ("producer", "text", _is_text(self.producer)),
             ("digest", "sha256 or null", self.digest in ("sha256", None)),
-            (
-                "temperature",
-                "0.01 to 100",
-                type(self.temperature) in (int, float) and 0.01 <= self.temperature <= 100,
-            ),
+            ("temperature", "0.01 to 100", scaled),
             ("source", "a JSON object", isinstance(self.source, Mapping)),
             ("measured", "a JSON object", isinstance(self.measured, Mapping)),
         ):
@@ -118,9 +112,6 @@ class Metadata:
     @staticmethod
     def from_json(text: str) -> Metadata:
         """Return the metadata in a document that `to_json` has written.
-
-        Args:
-            text: the document.
 
         Raises:
             ArtifactError: when the document is not exactly one that `to_json` of this version writes.

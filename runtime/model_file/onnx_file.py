@@ -76,10 +76,7 @@ _FIELDS = {message: _by_tag(fields) for message, fields in _MESSAGES.items()}
 
 
 def summarize(data: bytes | mmap) -> OnnxSummary:
-    """Read the outline of a serialized ModelProto.
-
-    Args:
-        data: all bytes of the model.
+    """Read the outline of a ModelProto from all of its bytes.
 
     Raises:
         OnnxError: when they are not a ModelProto, or one in another form than protobuf writes.
@@ -201,7 +198,6 @@ def _add(entries: dict[str, Any], key: str, value: object, what: str) -> None:
 
 
 def _pair(kind: str, message: memoryview) -> tuple[str, str]:
-    """Return key and value of a StringStringEntryProto."""
     entry = {number: value for number, _, value in _read(kind, message)}
     return _text(entry.get(1)), _text(entry.get(2))
 
