@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 
 from calibration.balance import STRENGTHS, BalanceGroup, compute_scales, find_balance_groups
-from calibration.graph.edit import Array
+from calibration.graph.edit import Array, producer
 from calibration.graph.layers import GraphLayers, Linear
 from calibration.observe import Extremes, Observation
 from calibration.plan import (
@@ -116,7 +116,8 @@ class _Decision:
                 found |= self._balance(group, linears)
         for name, linear in self.layers.linears.items():
             if name not in found and name not in self.fixed:
-                found[name] = self._choose_unbalanced(linear)
+                ones = np.ones(linear.weight.shape[0], np.float32)
+                (found[name],) = self._choose(str(linear.input.name), [linear], ones)
         chosen = {name: self._finish(found[name], choice) for name, choice in _weigh_costs(found).items()}
         chosen |= self.fixed
         self._clear_corrections(chosen)
@@ -139,11 +140,9 @@ class _Decision:
             if not quantize or name in self.keep_float:
                 found[name] = ProductPlan(precision="float32")
                 continue
-            left, right = (
-                _range_of_extremes(self.observed[str(value.name)]) for value in (product.left, product.right)
-            )
-            if product.mixes_probabilities:
-                left = PROBABILITY
+            inputs = (self.observed[str(value.name)].all for value in (product.left, product.right))
+            left, right = (Range.of(float(each.low.min()), float(each.high.max())) for each in inputs)
+            left = PROBABILITY if product.mixes_probabilities else left
             found[name] = ProductPlan(precision="int8", left=left, right=right)
         return found
 
@@ -174,10 +173,6 @@ class _Decision:
         self.balance[group.name] = BalancePlan(strength=strength, scales=_round_numbers(scales))
         return {name: replace(each, scales=scales) for name, each in found.items()}
 
-    def _choose_unbalanced(self, linear: Linear) -> Candidates:
-        ones = np.ones(linear.weight.shape[0], np.float32)
-        return self._choose(str(linear.input.name), [linear], ones)[0]
-
     def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
         """Return the best choices for the readers of a tensor divided by `scales`."""
         trial = self._trial(tensor, readers, scales)
@@ -199,8 +194,7 @@ class _Decision:
 
     def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
-        above = readers[0].input.producer()
-        gelu = above is not None and above.op_type == "Gelu"
+        gelu = producer(readers[0].input, "Gelu") is not None
         return Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
 
     def _finish(self, found: Candidates, choice: Choice) -> LinearPlan:
@@ -256,8 +250,3 @@ def _round_numbers(array: Array) -> tuple[float, ...]:
 def _gain(before: Choice, after: Choice) -> float:
     """Return by how much the error is lower, in dB."""
     return float(10 * np.log10(max(before.error, 1e-300) / max(after.error, 1e-300)))
-
-
-def _range_of_extremes(observation: Observation) -> Range:
-    extremes = observation.all
-    return Range.of(float(extremes.low.min()), float(extremes.high.max()))

@@ -37,16 +37,16 @@ class Extremes:
 
 
 class Reservoir:
-    """A uniform random sample of a stream of rows, at most `capacity`; the seed decides which.
+    """A uniform random sample of a stream of rows, at most `capacity`, the same in every run.
 
     Every row draws a key, and the rows with the smallest keys stay (Efraimidis and Spirakis, Information
     Processing Letters 97, 2006, with equal weights).
     """
 
-    def __init__(self, features: int, capacity: int, seed: int = 0) -> None:
+    def __init__(self, features: int, capacity: int) -> None:
         self._rows = np.empty((capacity, features), np.float32)
         self._keys = np.full(capacity, np.inf)
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(0)
 
     @property
     def rows(self) -> Array:
@@ -64,12 +64,11 @@ class Reservoir:
         self._keys[leaving] = keys[capacity + entering]
 
 
-@dataclass
 class RowStatistics:
     """Statistics of a tensor over some of the images. Memory does not grow with their number."""
 
-    extremes: Extremes
-    sample: Reservoir
+    def __init__(self, features: int, capacity: int) -> None:
+        self.extremes, self.sample = Extremes(features), Reservoir(features, capacity)
 
     @property
     def rows(self) -> Array:
@@ -88,11 +87,7 @@ class Observation:
     @classmethod
     def empty(cls, features: int, rows_per_image: int) -> Observation:
         """Return statistics of no image."""
-        return cls(
-            RowStatistics(Extremes(features), Reservoir(features, FIT_ROWS)),
-            RowStatistics(Extremes(features), Reservoir(features, HELD_ROWS)),
-            rows_per_image,
-        )
+        return cls(RowStatistics(features, FIT_ROWS), RowStatistics(features, HELD_ROWS), rows_per_image)
 
     @property
     def judged(self) -> RowStatistics:
@@ -106,11 +101,7 @@ class Observation:
 
 
 def open_observing_session(
-    model: ir.Model,
-    names: Sequence[str],
-    *,
-    threads: int | None = None,
-    target: Target = "any-cpu",
+    model: ir.Model, names: Sequence[str], *, threads: int | None = None, target: Target = "any-cpu"
 ) -> ort.InferenceSession:
     """Open a CPU session of a model that gives the named tensors as well as the logits.
 
@@ -136,16 +127,13 @@ def open_observing_session(
 def observe(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
-    """Run images through the float model, one at a time, and keep statistics of the named tensors.
+    """Return statistics of the named tensors, by name, over images that run through the float model.
 
     Args:
         model: the canonical float graph.
         names: the tensors, for example `GraphLayers.activations`.
         images: batches of `uint8 [N, H, W, 3]`; they are streamed.
         threads: CPU threads; None takes every core that this process may use.
-
-    Returns:
-        the statistics by the name of the tensor.
 
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
@@ -157,12 +145,11 @@ def observe(
     single = (image for batch in images for image in np.split(batch, len(batch)))
     count = 0
     for count, image in enumerate(single, start=1):
-        held = count % HOLD_EVERY == 0
         for name, tensor in zip(names, session.run(list(names), {feed: image}), strict=True):
             rows = tensor.reshape(-1, tensor.shape[-1])
             if name not in found:
                 found[name] = Observation.empty(rows.shape[1], len(rows))
-            part = found[name].held if held else found[name].fit
+            part = found[name].fit if count % HOLD_EVERY else found[name].held
             part.extremes.update(rows)
             part.sample.update(rows)
     if not count:

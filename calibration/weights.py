@@ -12,7 +12,7 @@ FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 
 
 
 def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30) -> tuple[Array, Array]:
-    """Round a weight to int8, so that weight ≈ int8 · scale.
+    """Return `int8 [in, out]` and scales `float32 [out]`, so that weight ≈ int8 · scale.
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
@@ -22,9 +22,6 @@ def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30)
         weight: `float32 [in, out]`.
         target: the form of the weights.
         least: the smallest scale, one number or `[out]`; the default avoids a division by 0.
-
-    Returns:
-        `int8 [in, out]`, and the scales `float32 [out]`.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127

@@ -69,14 +69,7 @@ class MergeWriter:
         return self._constant(name, (start + 2 * np.arange(count, dtype=np.int64))[:, None])
 
     def slice(
-        self,
-        value: ir.Value,
-        start: int,
-        end: int,
-        name: str,
-        *,
-        axis: int,
-        step: int = 1,
+        self, value: ir.Value, start: int, end: int, name: str, *, axis: int, step: int = 1
     ) -> ir.Value:
         """Return the slice `start:end:step` along an axis."""
         bounds = [self.integers(number) for number in (start, end, axis, step)]

@@ -275,11 +275,8 @@ def test_how_much_they_must_gain() -> None:
         each = trial(given_["gelu"], [linear], ones, gelu=True)
         largest = tuple(sorted(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist()))
         gain = 10 * np.log10(each.choose_per_tensor().error / each.choose_per_tensor(largest).error)
-        cheap = (
-            _Decision(find_layers(model), given_, "full-range", frozenset())
-            ._choose_unbalanced(linear)
-            .per_tensor
-        )
+        decision = _Decision(find_layers(model), given_, "full-range", frozenset())
+        cheap = decision._choose(str(linear.input.name), [linear], ones)[0].per_tensor
         assert cheap.columns == (largest if gain >= GAIN_OF_COLUMNS else ())
         split.append(bool(cheap.columns))
     assert 2 < sum(split) < 11
