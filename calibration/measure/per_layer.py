@@ -17,6 +17,7 @@ from calibration.measure.drift import decibels
 from calibration.observe import open_observing_session
 from calibration.plan import QuantizationPlan, Range
 from calibration.split import find_mlp
+from runtime.model_file.targets import Target
 from runtime.writing import temporary_folder
 
 # Bytes of float outputs that wait in a file until the INT8 session has run: 16 images of a ViT-B, 6 of a
@@ -55,7 +56,7 @@ def measure_layer_drift(
         with temporary_folder() as folder, (folder / "outputs").open("w+b") as file:
             some = _write_float_outputs(model, names, chain([first], single), file, threads)
             file.seek(0)
-            outputs = _run_int8(quantized, names, some, plan, threads)
+            outputs = _run_int8(quantized, names, some, plan.target, threads)
             for name, after in zip(list(layers.linears) * len(some), outputs, strict=True):
                 before = np.load(file, allow_pickle=False)
                 before = before[:, integer_columns[name]] if name in integer_columns else before
@@ -84,14 +85,10 @@ def _write_float_outputs(
 
 
 def _run_int8(
-    quantized: ir.Model,
-    names: Sequence[str],
-    images: Iterable[Array],
-    plan: QuantizationPlan,
-    threads: int | None,
+    quantized: ir.Model, names: Sequence[str], images: Iterable[Array], target: Target, threads: int | None
 ) -> Iterator[Array]:
     """Yield the INT8 model's tensors in the order in which `_write_float_outputs` wrote the float ones."""
-    session = open_observing_session(quantized, names, threads=threads, target=plan.target)
+    session = open_observing_session(quantized, names, threads=threads, target=target)
     for image in images:
         yield from session.run(names, {session.get_inputs()[0].name: image})
 
@@ -121,7 +118,7 @@ class LayerClipping:
 def measure_clipping(
     model: ir.Model, plan: QuantizationPlan, images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, LayerClipping]:
-    """Run images through the float model and count the activations outside the ranges of a plan.
+    """Return, by linear layer, the activations of the float model outside the ranges of a plan.
 
     Layers in float are left out, and layers with one scale per token, whose range no image can exceed.
 
@@ -130,9 +127,6 @@ def measure_clipping(
         plan: the plan with the ranges.
         images: batches of `uint8 [N, H, W, 3]`.
         threads: CPU threads; None takes every core that this process may use.
-
-    Returns:
-        the clipping by the name of the linear layer.
     """
     layers = find_layers(model)
     ranges = {
@@ -146,7 +140,12 @@ def measure_clipping(
     names = list(dict.fromkeys(tensors.values()))
     session = open_observing_session(model, names, threads=threads)
     feed = session.get_inputs()[0].name
-    divisors = _find_divisors(layers, plan)
+    divisors = {
+        linear.name: np.array(plan.balance[group.name].scales, np.float32)
+        for group in find_balance_groups(layers)
+        if group.name in plan.balance
+        for linear in group.linears
+    }
     shares: dict[str, list[float]] = {name: [] for name in ranges}
     for image in (image for batch in images for image in np.split(batch, len(batch))):
         found = dict(zip(names, session.run(names, {feed: image}), strict=True))
@@ -166,15 +165,6 @@ def find_clipped(values: Array, chosen: Range) -> Array:
     """
     low, high = -chosen.zero_point * chosen.scale, (255 - chosen.zero_point) * chosen.scale
     return np.asarray((values < low - chosen.scale) | (values > high + chosen.scale))
-
-
-def _find_divisors(layers: GraphLayers, plan: QuantizationPlan) -> dict[str, Array]:
-    """Return the scales by which the plan divides the input features of each linear."""
-    found: dict[str, Array] = {}
-    for group in find_balance_groups(layers):
-        if (balance := plan.balance.get(group.name)) is not None:
-            found |= {linear.name: np.array(balance.scales, np.float32) for linear in group.linears}
-    return found
 
 
 def _summarize(shares: list[float]) -> LayerClipping:

@@ -56,7 +56,8 @@ def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     for block, counts in merges.items():
         merge_block = stream.merge_blocks[block]
         uses = [(use.node, use.idx) for use in merge_block.tokens.uses()]
-        write = MergeWriter(_find_first(model, [node for node, _ in uses]), block)
+        readers = {node for node, _ in uses}
+        write = MergeWriter(next(node for node in model.graph if node in readers), block)
         batch = batch or _write_batch(model, write)
         merged, size = _MergeRows(write, merge_block, counts, batch, size).write()
         for node, index in uses:
@@ -68,26 +69,16 @@ def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     return model
 
 
-def _find_first(model: ir.Model, nodes: list[ir.Node]) -> ir.Node:
-    """Return the one of the nodes that stands first in the graph."""
-    wanted = set(nodes)
-    return next(node for node in model.graph if node in wanted)
-
-
 def _write_batch(model: ir.Model, write: MergeWriter) -> _Batch:
     """Return the number of images, which the graph has computed already where it expands the class token."""
     pixels = model.graph.inputs[0]
-    count = next(
-        (
-            use.node.outputs[0]
-            for use in pixels.uses()
-            if use.node.op_type == "Shape"
-            and (attribute(use.node, "start", 0), attribute(use.node, "end", None)) == (0, 1)
-        ),
-        None,
-    )
-    if count is None:
-        count = write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
+    shapes = [use.node for use in pixels.uses() if use.node.op_type == "Shape"]
+    counts = [
+        node.outputs[0]
+        for node in shapes
+        if attribute(node, "start", 0) == 0 and attribute(node, "end", None) == 1
+    ]
+    count = counts[0] if counts else write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
     scalar = write.add("Squeeze", [count, write.integers(0)], "batch.scalar", [], INT64)
     images = write.add("Range", [write.number(0), scalar, write.number(1)], "images")
     return _Batch(count, write.add("Mul", [count, write.integers(2)], "batch.twice", [1], INT64), images)
@@ -146,16 +137,17 @@ class _MergeRows:
     def _number_unmergeable(self) -> ir.Value:
         """Return the rows of the tokens that never merge: 0, 1, …, kept · batch - 1."""
         write = self.writer
-        count = write.add(
-            "Mul", [self.batch.count, write.integers(self.counts.kept)], "fixed.count", [1], INT64
-        )
+        factors = [self.batch.count, write.integers(self.counts.kept)]
+        count = write.add("Mul", factors, "fixed.count", [1], INT64)
         end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [])
         return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows")
 
     def _number_all_of_b(self) -> ir.Value:
         """Return the rows of every second patch, from the second one on."""
         write, batch = self.writer, self.batch
-        tokens = write.column(self.counts.kept + 1, self.counts.of_b)
+        start, count = self.counts.kept + 1, self.counts.of_b
+        column = (start + 2 * np.arange(count, dtype=np.int64))[:, None]
+        tokens = write.constant(f"integers.column.{start}.{count}", column)
         first = write.add("Mul", [tokens, batch.count], "b.first")
         rows = write.add("Add", [first, batch.images], "b.image")
         return write.add("Reshape", [rows, write.integers(-1)], "b.rows")
@@ -203,16 +195,15 @@ def _write_log_size(write: MergeWriter, size: ir.Value, tokens: int, heads: int,
     the last rows, which do not fill a vector, than in the others; logits would depend on the batch.
     """
     whole = write.add("Cast", [size], "size.whole", [None, 1], to=int(INT64))
-    log = write.add("Gather", [write.logarithms(patches), whole], "log_size", [None, 1], axis=0)
+    logarithms = np.log(np.maximum(np.arange(patches + 1), 1)).astype(np.float32)
+    table = write.constant(f"merging.logarithms.{patches}", logarithms)
+    log = write.add("Gather", [table, whole], "log_size", [None, 1], axis=0)
     by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
     by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])
     lifted = write.add("Unsqueeze", [by_image, write.integers(1, 2)], "log_size.lifted", [None, 1, 1, tokens])
-    spread = write.add(
-        "Expand", [lifted, write.integers(1, heads, 1, 1)], "log_size.spread", [None, heads, 1, tokens]
-    )
-    return write.add(
-        "Reshape", [spread, write.integers(-1, 1, tokens)], "log_size.by_head", [None, 1, tokens]
-    )
+    repeats, shape = write.integers(1, heads, 1, 1), write.integers(-1, 1, tokens)
+    spread = write.add("Expand", [lifted, repeats], "log_size.spread", [None, heads, 1, tokens])
+    return write.add("Reshape", [spread, shape], "log_size.by_head", [None, 1, tokens])
 
 
 # --- Readers of merged tokens: adapt shapes with the number of tokens, refuse what needs all patches ---
@@ -223,16 +214,8 @@ def _adapt_readers(
 ) -> list[ir.Node]:
     """Give everything downstream of `merged` the new number of tokens, up to where the class token is read.
 
-    Args:
-        merged: the tokens after a merge, `float32 [after · batch, width]`.
-        uses: their readers, as (node, input index).
-        counts: of the merge.
-
-    Returns:
-        every Softmax over the merged tokens.
-
-    Raises:
-        PlanError: for an operator that needs every patch in its place, such as a mean over patches.
+    Return every Softmax over the merged tokens. An operator that needs every patch in its place, such as a
+    mean over patches, is refused.
     """
     softmaxes, values = list[ir.Node](), {merged}
     waiting, done = [(node, index, False) for node, index in uses], set()
@@ -279,9 +262,8 @@ def _adapt_reader(node: ir.Node, index: int, across: bool, counts: MergeCounts) 
         return tuple(attribute(node, "perm", ())) == HEADS_LAST
     if node.op_type in ("MatMul", "Softmax"):
         return across
-    if across or index not in ((0, 1) if node.op_type in ELEMENT_WISE else (0,)):
-        raise _refuse(node)
-    if node.op_type not in ROW_WISE | ELEMENT_WISE:
+    row_wise = node.op_type in ROW_WISE and index == 0
+    if across or not (row_wise or node.op_type in ELEMENT_WISE):
         raise _refuse(node)
     return False
 
