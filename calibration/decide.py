@@ -61,15 +61,9 @@ def decide(
 ) -> QuantizationPlan:
     """Return a plan with every linear in int8, except `keep_float` and those that see one row per image.
 
-    Args:
-        layers: of the canonical float graph.
-        observed: statistics of the activations, by the name of the tensor.
-        target: the form of the weights.
-        keep_float: names of linears and products that stay in float32.
-        quantize_products: quantize the two products of attention as well.
-        single_rows: precision of the linears that see one row per image: the head, and in a class-token model
-            the query, proj, fc1 and fc2 of the last block. In float they take 1 % of the time of a prediction
-            and give 0.4 to 1.3 dB. Weights that float16 does not hold stay float32.
+    One row per image, in precision `single_rows`, is what the head sees, and in a class-token model the
+    query, proj, fc1 and fc2 of the last block. In float they take 1 % of the time of a prediction and give
+    0.4 to 1.3 dB. Weights that float16 does not hold stay float32. `observed` is by the name of the tensor.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.

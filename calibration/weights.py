@@ -16,12 +16,8 @@ def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30)
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
-    neighboring pair within ±128, so the sums are exact on every CPU.
-
-    Args:
-        weight: `float32 [in, out]`.
-        target: the form of the weights.
-        least: the smallest scale, one number or `[out]`; the default avoids a division by 0.
+    neighboring pair within ±128, so the sums are exact on every CPU. No scale is below `least`, one number or
+    `[out]`; the default avoids a division by 0.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127

@@ -46,12 +46,7 @@ class Kernels:
 
 
 def read_optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
-    """Return the graph after all of ONNX Runtime's optimizations for the CPU at hand.
-
-    Args:
-        model: the file or its bytes.
-        target: the form of its INT8 weights; the session is the one that the runtime opens.
-    """
+    """Return the graph after all optimizations for the CPU at hand, in the session that the runtime opens."""
     options = session_options(threads=1, target=target)
     with raise_on_signal(), temporary_folder() as folder:
         path = folder / "optimized.onnx"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph.edit import Array, GraphError, add_constant, graph_of, insert
+from calibration.graph.edit import Array, GraphError, graph_of, insert, reuse_constant
 from calibration.observe import open_observing_session
 from calibration.token_merging.merge_schedule import MergeCounts, count_merges
 from calibration.token_merging.token_stream import MergeBlock, find_token_stream
@@ -62,8 +62,8 @@ class MergeWriter:
         return self.add("Slice", [value, *bounds], name)
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """Return the initializer of this name, which stands for its content; add it where there is none."""
-        return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
+        """Return an initializer, one for each distinct content: the name says it."""
+        return reuse_constant(self.graph, name, array)
 
 
 @dataclass(frozen=True)

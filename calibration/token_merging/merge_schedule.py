@@ -178,13 +178,8 @@ def search_merging(
     """Find the most tokens that each block of the middle half can merge within a budget.
 
     Bisection: drift is taken to grow with the number of merged tokens. Where a few images say otherwise the
-    result is still within the budget on these images, if perhaps not the largest number that is.
-
-    Args:
-        model: the canonical float graph.
-        measure: the drift of a schedule on the search images.
-        misses: which limits a drift breaks, one phrase per limit.
-        dense: the drift of the same plan without merging; where it breaks a limit, nothing is tried.
+    result is still within the budget on these images, if perhaps not the largest number that is. Where
+    `dense`, the drift of the same plan without merging, breaks a limit, nothing is tried.
 
     Raises:
         PlanError: where the graph cannot merge.

@@ -36,11 +36,7 @@ class _Batch:
 
 
 def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
-    """Return a copy of a canonical float graph that merges tokens; the same graph where nothing merges.
-
-    Args:
-        model: a canonical float graph.
-        merging: number of tokens that each block merges, by the name of the block.
+    """Return a copy of a canonical float graph that merges so many tokens by block; the same for no block.
 
     Raises:
         PlanError: where the plan does not fit the graph.
