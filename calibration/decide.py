@@ -26,7 +26,7 @@ from calibration.plan import (
     QuantizationPlan,
     Range,
 )
-from calibration.split import find_mlp
+from calibration.split import find_mlp, find_planned_splits
 from calibration.trial import Choice, Trial
 from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
@@ -114,18 +114,14 @@ class _Decision:
                 (found[name],) = self._choose(str(linear.input.name), [linear], ones)
         chosen = {name: self._finish(found[name], choice) for name, choice in _weigh_costs(found).items()}
         chosen |= self.fixed
-        self._clear_corrections(chosen)
-        return {name: chosen[name] for name in self.layers.linears}
-
-    def _clear_corrections(self, chosen: dict[str, LinearPlan]) -> None:
-        """Take out the corrections of hidden features that are computed in float: they have no error."""
-        for name, plan in list(chosen.items()):
-            mlp = find_mlp(self.layers, self.layers.linears[name]) if plan.float_columns else None
-            if mlp is not None and chosen[mlp.first.name].correction:
-                first = chosen[mlp.first.name]
+        for mlp, columns in find_planned_splits(self.layers, chosen):
+            first = chosen[mlp.first.name]
+            if first.correction:
+                # Hidden features that are computed in float have no error to correct.
                 correction = np.array(first.correction)
-                correction[list(plan.float_columns)] = 0.0
+                correction[list(columns)] = 0.0
                 chosen[mlp.first.name] = replace(first, correction=_round_numbers(correction))
+        return {name: chosen[name] for name in self.layers.linears}
 
     def decide_products(self, quantize: bool) -> dict[str, ProductPlan]:
         """Return the plan of every attention product: min-max ranges, and 0 to 1 for probabilities."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,22 @@ def open_observing_session(
     return open_graph_session(observed, threads=threads, target=target)
 
 
+def run_each(
+    model: ir.Model,
+    names: Sequence[str],
+    images: Iterable[Array],
+    *,
+    threads: int | None = None,
+    target: Target = "any-cpu",
+) -> Iterator[list[Array]]:
+    """Yield the named tensors of one image after the other: those of a batch would be large."""
+    session = open_observing_session(model, names, threads=threads, target=target)
+    feed = session.get_inputs()[0].name
+    for batch in images:
+        for image in np.split(batch, len(batch)):
+            yield session.run(list(names), {feed: image})
+
+
 def observe(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
@@ -112,14 +128,10 @@ def observe(
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    session = open_observing_session(model, names, threads=threads)
-    feed = session.get_inputs()[0].name
     found: dict[str, Observation] = {}
-    # One image at a time: the tensors of a batch would be large.
-    single = (image for batch in images for image in np.split(batch, len(batch)))
     count = 0
-    for count, image in enumerate(single, start=1):
-        for name, tensor in zip(names, session.run(list(names), {feed: image}), strict=True):
+    for count, tensors in enumerate(run_each(model, names, images, threads=threads), start=1):
+        for name, tensor in zip(names, tensors, strict=True):
             rows = tensor.reshape(-1, tensor.shape[-1])
             if name not in found:
                 found[name] = Observation.empty(rows.shape[1], len(rows))
@@ -128,7 +140,6 @@ def observe(
     if not count:
         raise GraphError("expected at least one calibration image, found none")
     for name, observation in found.items():
-        extremes = observation.all
-        if not (np.isfinite(extremes.low).all() and np.isfinite(extremes.high).all()):
+        if not np.isfinite([observation.all.low, observation.all.high]).all():
             raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
     return found

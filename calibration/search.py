@@ -17,7 +17,7 @@ from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import open_graph_session
 from calibration.measure.drift import Drift, decibels, measure_drift
-from calibration.observe import open_observing_session
+from calibration.observe import run_each
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.token_merging.merge_schedule import MergeSearch, search_merging
 from calibration.write import write_plan
@@ -225,12 +225,10 @@ class _Trials:
         """Return each layer's share of what returning all of them to float would cost."""
         linears = find_layers(self.model).linears
         outputs = [str(linears[name].node.outputs[0].name) for name in names]
-        session = open_observing_session(self.model, outputs, threads=self.threads)
-        found = session.run(outputs, {session.get_inputs()[0].name: self.few[:1]})
+        (found,) = run_each(self.model, outputs, [self.few[:1]], threads=self.threads)
         rows = [array.size // array.shape[-1] for array in found]
-        costs = {
-            name: linears[name].weight.size * (count + LOAD) for name, count in zip(names, rows, strict=True)
-        }
+        pairs = zip(names, rows, strict=True)
+        costs = {name: linears[name].weight.size * (count + LOAD) for name, count in pairs}
         return {name: cost / sum(costs.values()) for name, cost in costs.items()}
 
     def _run(self, model: ir.Model, images: Sequence[Array]) -> Array:

@@ -7,7 +7,7 @@ features that it finds anew for every input. Here calibration decides once which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array, add_constant, graph_of, insert, only_reader, sizes, stand_in
 from calibration.graph.layers import GraphLayers, Linear
+from calibration.plan import LinearPlan
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ def find_mlp(layers: GraphLayers, second: Linear) -> MlpLayers | None:
     if first is None or only_reader(first.node.outputs[0]) is None:
         return None
     return MlpLayers(first, activation, second)
+
+
+def find_planned_splits(
+    layers: GraphLayers, plans: Mapping[str, LinearPlan]
+) -> Iterator[tuple[MlpLayers, tuple[int, ...]]]:
+    """Yield each MLP whose hidden features the plans split, with the indices of those features."""
+    for name, linear in layers.linears.items():
+        columns = plans[name].float_columns if name in plans else ()
+        if columns and (mlp := find_mlp(layers, linear)) is not None:
+            yield mlp, columns
 
 
 def split_columns(mlp: MlpLayers, columns: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from calibration.graph.edit import Array
 from calibration.observe import Extremes, Observation, RowStatistics
 from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
-from calibration.weights import fake_quantize_weight
+from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
 
 CORRECTION_ROWS = 256  # their mean is known well enough, and a product of them takes a third of the time
@@ -44,7 +44,8 @@ class Trial:
     ) -> None:
         self.observation, self.scales, self.gelu = observation, scales, gelu
         self.weight = weight.astype(np.float32)
-        self.rounded = fake_quantize_weight(self.weight, target)
+        stored, scale = quantize_weight(self.weight, target)
+        self.rounded = stored * scale
         self.judged = observation.judged.rows / scales
         self.exact = self.judged @ self.weight
 
@@ -70,9 +71,7 @@ class Trial:
             floor = max(float(peaks.max()) * 1e-4, 1e-6)
             return self._judge(Choice(0.0, Range.of(-1.0, 1.0), "exact", per_token=floor))
         floors = [max(float(floor), 1e-6) for floor in np.quantile(peaks, FLOORS)]
-        choices = [
-            Choice(0.0, Range.of(GELU_LEAST / floor, 1.0), "exact", per_token=floor) for floor in floors
-        ]
+        choices = [Choice(0.0, Range.of(GELU_LEAST / each, 1.0), "exact", per_token=each) for each in floors]
         return min(map(self._judge, choices), key=lambda choice: choice.error)
 
     def refit(self, choice: Choice) -> Choice:

@@ -27,12 +27,6 @@ def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
-def fake_quantize_weight(weight: Array, target: Target) -> Array:
-    """Return the weight as it reads after quantization, `float32 [in, out]`."""
-    stored, scale = quantize_weight(weight, target)
-    return np.asarray(stored * scale)
-
-
 def fits_float16(weight: Array) -> bool:
     """Return whether float16 holds the weights with an error 60 dB below them: neither huge nor all tiny."""
     if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:

@@ -27,7 +27,7 @@ from calibration.graph.edit import (
 from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
 from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.split import find_mlp, split_columns
+from calibration.split import find_mlp, find_planned_splits, split_columns
 from calibration.token_merging.write_merging import write_merging
 from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
@@ -54,8 +54,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     for group in find_balance_groups(layers):
         if (balance := plan.balance.get(group.name)) is not None:
             apply_scales(group, np.array(balance.scales, np.float32))
-    _write_corrections(find_layers(quantized), plan)
-    _write_columns(find_layers(quantized), plan)
+    _write_corrections_and_columns(quantized, plan)
     layers = find_layers(quantized)  # with the weights as they are now
     writer = _PairWriter(plan.target)
     for name, product in layers.products.items():
@@ -115,34 +114,27 @@ def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
 
 
 def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None:
-    inputs, outputs = linear.weight.shape
+    name, (inputs, outputs) = linear.name, linear.weight.shape
     if plan.correction and len(plan.correction) != outputs:
-        raise PlanError(f"{linear.name}: expected {outputs} corrections, found {len(plan.correction)}")
+        raise PlanError(f"{name}: expected {outputs} corrections, found {len(plan.correction)}")
     columns = plan.float_columns
     if columns and (find_mlp(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs):
-        raise PlanError(
-            f"{linear.name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}"
-        )
+        raise PlanError(f"{name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}")
     if plan.precision == "int8" and plan.input is None and not linear.reads_pixels:
-        raise PlanError(f"{linear.name}: the plan says int8 and gives no input range")
+        raise PlanError(f"{name}: the plan says int8 and gives no input range")
 
 
 # --- Exact changes of the float graph, and weights in float16 ---
 
 
-def _write_corrections(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    for name, linear in layers.linears.items():
+def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> None:
+    for name, linear in find_layers(model).linears.items():
         if correction := plan.linears[name].correction if name in plan.linears else ():
             bias = (linear.bias + np.array(correction)).astype(np.float32)
             corrected = add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
             linear.node.replace_input_with(2, corrected)
-
-
-def _write_columns(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    for name, linear in layers.linears.items():
-        columns = plan.linears[name].float_columns if name in plan.linears else ()
-        if columns and (mlp := find_mlp(layers, linear)) is not None:
-            split_columns(mlp, columns)
+    for mlp, columns in find_planned_splits(find_layers(model), plan.linears):
+        split_columns(mlp, columns)
 
 
 def _store_in_half(linear: Linear) -> None:

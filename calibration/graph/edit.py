@@ -15,6 +15,7 @@ from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
 from runtime.errors import FailureError
 
 Array = NDArray[Any]
+Sizes = Sequence[int | str | None]  # a number, the name of a symbolic size, None where it is not known
 
 
 class GraphError(FailureError):
@@ -104,7 +105,7 @@ def insert(
     inputs: Sequence[ir.Value | None],
     *,
     name: str,
-    shape: Sequence[int | str | None] | None = None,
+    shape: Sizes | None = None,
     dtype: ir.DataType | None = None,
     **attributes: Any,
 ) -> ir.Value:
@@ -131,12 +132,7 @@ def insert(
 
 
 def insert_reshape(
-    before: ir.Node,
-    value: ir.Value | None,
-    target: Sequence[int],
-    *,
-    name: str,
-    shape: Sequence[int | str | None] | None,
+    before: ir.Node, value: ir.Value | None, target: Sequence[int], *, name: str, shape: Sizes | None
 ) -> ir.Value:
     """Return the output of a new Reshape to constant sizes.
 

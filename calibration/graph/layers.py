@@ -83,13 +83,10 @@ class GraphLayers:
 
 
 def find_layers(model: ir.Model) -> GraphLayers:
-    """Find the linear layers and attention products of a graph.
+    """Return the linear layers and attention products of a graph, with the weights that they have now.
 
     Args:
         model: a graph in the form of `export.graph.canonicalize.canonicalize`.
-
-    Returns:
-        the layers, with the weights that they have now: call it again after a change of weights.
 
     Raises:
         GraphError: when there is nothing to quantize.
@@ -142,14 +139,11 @@ class MatchedLinear:
 
 
 def match_linear(last: ir.Node) -> MatchedLinear | None:
-    """Recognize the linear layer that ends in a node: MatMul, MatMul and Add, or Gemm.
+    """Return the linear layer that ends in a node: MatMul, MatMul and Add, or Gemm.
 
     Args:
-        last: any node.
-
-    Returns:
-        None where it ends no product with a constant matrix [in, out] on the right, or where it adds
-        something that is computed or differs between rows. For an Add, nothing else may read the product.
+        last: gives None unless it ends a product with a constant matrix [in, out] on the right, and adds at
+            most constants that are the same in every row. For an Add, nothing else may read the product.
     """
     if last.op_type == "Add":
         return _match_sum(last)

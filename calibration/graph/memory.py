@@ -80,14 +80,12 @@ def release_memory(model: ir.Model) -> None:
 
 @contextmanager
 def serialize_for_session(model: ir.Model) -> Iterator[bytes | Path]:
-    """Give the model as what ONNX Runtime opens: its bytes, or a temporary file with the weights beside it.
+    """Yield the bytes of a small model, the path of a temporary file with weights beside it of a large one.
+
+    A session that was opened from the file keeps working after the file is gone.
 
     Args:
         model: the graph, with its weights in memory or on disk.
-
-    Yields:
-        bytes of a small model, the path of a large one. A session that was opened from the file keeps working
-        after the file is gone.
     """
     external, total = _external_tensors(model), weight_bytes(model)
     in_memory = total - sum(each.nbytes for each in external)

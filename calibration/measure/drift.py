@@ -39,10 +39,8 @@ class Drift:
     @property
     def drop_interval(self) -> Interval | None:
         """Interval of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
-        if self.paired is None:
-            return None
-        found = self.paired.interval()
-        return Interval(-100 * found.high, -100 * found.low)
+        found = None if self.paired is None else self.paired.interval()
+        return None if found is None else Interval(-100 * found.high, -100 * found.low)
 
     @property
     def agreement_interval(self) -> Interval:

@@ -160,17 +160,8 @@ def sqnr_interval(
     signal, noise = np.square(exact).sum(axis=1), np.square(exact - variant).sum(axis=1)
     if not noise.any():
         return Interval(MOST_DECIBELS, MOST_DECIBELS)
-    found = bootstrap(
-        (signal, noise),
-        _decibels,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=50,
-        confidence_level=confidence,
-        method="percentile",
-        rng=seed,
-    )
+    how = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": RESAMPLES, "batch": 50}
+    found = bootstrap((signal, noise), _decibels, confidence_level=confidence, rng=seed, **how)
     return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 

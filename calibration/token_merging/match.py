@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph.edit import Array, GraphError, graph_of, insert, reuse_constant
+from calibration.graph.edit import Array, GraphError, add_constant, graph_of, insert
 from calibration.observe import open_observing_session
 from calibration.token_merging.merge_schedule import MergeCounts, count_merges
 from calibration.token_merging.token_stream import MergeBlock, find_token_stream
@@ -54,16 +54,14 @@ class MergeWriter:
         """Return an int64 scalar."""
         return self.constant(f"integer.{value}", np.array(value, np.int64))
 
-    def slice(
-        self, value: ir.Value, start: int, end: int, name: str, *, axis: int, step: int = 1
-    ) -> ir.Value:
+    def slice(self, value: ir.Value, start: int, end: int, name: str, *, axis: int, step: int) -> ir.Value:
         """Return the slice `start:end:step` along an axis."""
         bounds = [self.integers(number) for number in (start, end, axis, step)]
         return self.add("Slice", [value, *bounds], name)
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """Return an initializer, one for each distinct content: the name says it."""
-        return reuse_constant(self.graph, name, array)
+        return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,10 @@ def match_tokens(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> 
     best = write.add("ReduceMax", [similarity, last], "best", [None, counts.of_a], keepdims=0)
     closest = write.add("ArgMax", [similarity], "closest", [None, counts.of_a], INT64, axis=-1, keepdims=0)
     order = _sort(write, best, counts.of_a, "order", largest=True)[1]
-    source = write.slice(order, 0, counts.merged, "source", axis=1)
+    source = write.slice(order, 0, counts.merged, "source", axis=1, step=1)
     left = None
     if counts.left_of_a:
-        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1)
+        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1, step=1)
         left = _sort(write, rest, counts.left_of_a, "left", largest=False)[0]
     destination = write.add("GatherElements", [closest, source], "destination", axis=1)
     return TokenMatch(source, destination, left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -125,12 +125,10 @@ def _read_attention(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[in
     return keys[0], MergeBlock(name, residual, key.outputs[0], width // keys[1], keys[1])
 
 
-def _read_heads(
-    value: ir.Value | None, perm: tuple[int, ...]
-) -> tuple[ir.Node | None, tuple[int, int] | None]:
+def _read_heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
     """Return the producer of the rows that a product reads by head, and (tokens, features of a head)."""
     transpose = producer(value, "Transpose")
-    if transpose is None or tuple(attribute(transpose, "perm", ())) != perm:
+    if transpose is None or tuple(attribute(transpose, "perm", ())) != tuple(perm):
         return None, None
     reshape = producer(transpose.inputs[0], "Reshape")
     target = constant(reshape.inputs[1]) if reshape is not None else None
