@@ -49,23 +49,9 @@ _HOMES = {
     "write": ("write_plan",),
 }
 
-__all__ = [
-    "Budget",
-    "BudgetError",
-    "Drift",
-    "FallbackError",
-    "GraphError",
-    "PlanError",
-    "PlanSearch",
-    "QuantizationPlan",
-    "QuantizedModel",
-    "apply_plan",
-    "measure_drift",
-    "quantize",
-    "read_plan",
-    "search_plan",
-    "write_plan",
-]
+__all__ = ["Budget", "BudgetError", "Drift", "FallbackError", "GraphError", "PlanError", "PlanSearch"]
+__all__ += ["QuantizationPlan", "QuantizedModel", "apply_plan", "measure_drift", "quantize", "read_plan"]
+__all__ += ["search_plan", "write_plan"]
 
 
 def __getattr__(name: str) -> Any:

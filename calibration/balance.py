@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +26,6 @@ class BalanceGroup:
     """A producer whose output features can be divided by scales, and the linears that multiply them back."""
 
     name: str  # the producer: a LayerNormalization, or the value linear
-    kind: Literal["norm", "value"]
     producer: ir.Node
     linears: tuple[Linear, ...]
 
@@ -39,8 +37,7 @@ def find_balance_groups(layers: GraphLayers) -> list[BalanceGroup]:
 
 
 def _find_norms(layers: GraphLayers, by_node: dict[ir.Node, Linear]) -> Iterator[BalanceGroup]:
-    producers = dict.fromkeys(_find_producer(linear.input) for linear in layers.linears.values())
-    for producer in producers:
+    for producer in dict.fromkeys(_find_producer(linear.input) for linear in layers.linears.values()):
         if producer is None or producer.op_type != "LayerNormalization":
             continue
         # An embedding: whoever reads it outside the graph would read it divided.
@@ -50,7 +47,7 @@ def _find_norms(layers: GraphLayers, by_node: dict[ir.Node, Linear]) -> Iterator
         # Every reader must multiply the scales back, and the norm's factors must be constants to hold them.
         if constant(producer.inputs[1]) is not None and all(node in by_node for node in readers):
             linears = tuple(by_node[node] for node in dict.fromkeys(readers))
-            yield BalanceGroup(str(producer.name), "norm", producer, linears)
+            yield BalanceGroup(str(producer.name), producer, linears)
 
 
 def _find_values(layers: GraphLayers, by_node: dict[ir.Node, Linear]) -> Iterator[BalanceGroup]:
@@ -65,7 +62,7 @@ def _find_values(layers: GraphLayers, by_node: dict[ir.Node, Linear]) -> Iterato
         reader = by_node.get(readers[0])
         # With other widths the features do not match one to one, and a scale has no row to multiply.
         if reader is not None and reader.weight.shape[0] == by_node[value].weight.shape[1]:
-            yield BalanceGroup(by_node[value].name, "value", value, (reader,))
+            yield BalanceGroup(by_node[value].name, value, (reader,))
 
 
 def leaves_graph(value: ir.Value) -> bool:
@@ -77,13 +74,8 @@ def leaves_graph(value: ir.Value) -> bool:
 def compute_scales(low: Array, high: Array, strength: float) -> Array:
     """Return the divisor of each feature (SmoothQuant, equation 4, without the weights' factor).
 
-    Args:
-        low: smallest value of each feature, `float32 [features]`.
-        high: largest value of each feature.
-        strength: exponent of the feature's range, 0 to 1: SmoothQuant's migration strength.
-
-    Returns:
-        `float32 [features]` with a geometric mean of 1.
+    `low`, `high` and the result are `float32 [features]`, the result with a geometric mean of 1. `strength`
+    is the exponent of the feature's range, 0 to 1: SmoothQuant's migration strength.
     """
     reach = np.maximum(np.maximum(-low, high), 1e-12).astype(np.float64)
     reach = np.maximum(reach, reach.max() * 1e-3)  # a feature that never moves must not blow up its weight
@@ -92,10 +84,7 @@ def compute_scales(low: Array, high: Array, strength: float) -> Array:
 
 
 def apply_scales(group: BalanceGroup, scales: Array) -> None:
-    """Divide the producer's output by `scales`, multiply the next weights by them: the same logits.
-
-    SmoothQuant, equation 3.
-    """
+    """Divide the producer's output and multiply the next weights by `scales` (SmoothQuant, equation 3)."""
     graph, producer = graph_of(group.producer), group.producer
     for index, part in ((1, "weight"), (2, "bias")):
         if index < len(producer.inputs) and (array := constant(producer.inputs[index])) is not None:

@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 
 from calibration.balance import STRENGTHS, BalanceGroup, compute_scales, find_balance_groups
-from calibration.graph.edit import Array
+from calibration.graph.edit import Array, producer
 from calibration.graph.layers import GraphLayers, Linear
 from calibration.observe import Extremes, Observation
 from calibration.plan import (
@@ -26,7 +26,7 @@ from calibration.plan import (
     QuantizationPlan,
     Range,
 )
-from calibration.split import find_mlp
+from calibration.split import find_mlp, find_planned_splits
 from calibration.trial import Choice, Trial
 from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
@@ -61,15 +61,9 @@ def decide(
 ) -> QuantizationPlan:
     """Return a plan with every linear in int8, except `keep_float` and those that see one row per image.
 
-    Args:
-        layers: of the canonical float graph.
-        observed: statistics of the activations, by the name of the tensor.
-        target: the form of the weights.
-        keep_float: names of linears and products that stay in float32.
-        quantize_products: quantize the two products of attention as well.
-        single_rows: precision of the linears that see one row per image: the head, and in a class-token model
-            the query, proj, fc1 and fc2 of the last block. In float they take 1 % of the time of a prediction
-            and give 0.4 to 1.3 dB. Weights that float16 does not hold stay float32.
+    One row per image, in precision `single_rows`, is what the head sees, and in a class-token model the
+    query, proj, fc1 and fc2 of the last block. In float they take 1 % of the time of a prediction and give
+    0.4 to 1.3 dB. Weights that float16 does not hold stay float32. `observed` is by the name of the tensor.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.
@@ -116,21 +110,18 @@ class _Decision:
                 found |= self._balance(group, linears)
         for name, linear in self.layers.linears.items():
             if name not in found and name not in self.fixed:
-                found[name] = self._choose_unbalanced(linear)
+                ones = np.ones(linear.weight.shape[0], np.float32)
+                (found[name],) = self._choose(str(linear.input.name), [linear], ones)
         chosen = {name: self._finish(found[name], choice) for name, choice in _weigh_costs(found).items()}
         chosen |= self.fixed
-        self._clear_corrections(chosen)
-        return {name: chosen[name] for name in self.layers.linears}
-
-    def _clear_corrections(self, chosen: dict[str, LinearPlan]) -> None:
-        """Take out the corrections of hidden features that are computed in float: they have no error."""
-        for name, plan in list(chosen.items()):
-            mlp = find_mlp(self.layers, self.layers.linears[name]) if plan.float_columns else None
-            if mlp is not None and chosen[mlp.first.name].correction:
-                first = chosen[mlp.first.name]
+        for mlp, columns in find_planned_splits(self.layers, chosen):
+            first = chosen[mlp.first.name]
+            if first.correction:
+                # Hidden features that are computed in float have no error to correct.
                 correction = np.array(first.correction)
-                correction[list(plan.float_columns)] = 0.0
+                correction[list(columns)] = 0.0
                 chosen[mlp.first.name] = replace(first, correction=_round_numbers(correction))
+        return {name: chosen[name] for name in self.layers.linears}
 
     def decide_products(self, quantize: bool) -> dict[str, ProductPlan]:
         """Return the plan of every attention product: min-max ranges, and 0 to 1 for probabilities."""
@@ -139,11 +130,9 @@ class _Decision:
             if not quantize or name in self.keep_float:
                 found[name] = ProductPlan(precision="float32")
                 continue
-            left, right = (
-                _range_of_extremes(self.observed[str(value.name)]) for value in (product.left, product.right)
-            )
-            if product.mixes_probabilities:
-                left = PROBABILITY
+            inputs = (self.observed[str(value.name)].all for value in (product.left, product.right))
+            left, right = (Range.of(float(each.low.min()), float(each.high.max())) for each in inputs)
+            left = PROBABILITY if product.mixes_probabilities else left
             found[name] = ProductPlan(precision="int8", left=left, right=right)
         return found
 
@@ -174,10 +163,6 @@ class _Decision:
         self.balance[group.name] = BalancePlan(strength=strength, scales=_round_numbers(scales))
         return {name: replace(each, scales=scales) for name, each in found.items()}
 
-    def _choose_unbalanced(self, linear: Linear) -> Candidates:
-        ones = np.ones(linear.weight.shape[0], np.float32)
-        return self._choose(str(linear.input.name), [linear], ones)[0]
-
     def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
         """Return the best choices for the readers of a tensor divided by `scales`."""
         trial = self._trial(tensor, readers, scales)
@@ -199,8 +184,7 @@ class _Decision:
 
     def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
-        above = readers[0].input.producer()
-        gelu = above is not None and above.op_type == "Gelu"
+        gelu = producer(readers[0].input, "Gelu") is not None
         return Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
 
     def _finish(self, found: Candidates, choice: Choice) -> LinearPlan:
@@ -256,8 +240,3 @@ def _round_numbers(array: Array) -> tuple[float, ...]:
 def _gain(before: Choice, after: Choice) -> float:
     """Return by how much the error is lower, in dB."""
     return float(10 * np.log10(max(before.error, 1e-300) / max(after.error, 1e-300)))
-
-
-def _range_of_extremes(observation: Observation) -> Range:
-    extremes = observation.all
-    return Range.of(float(extremes.low.min()), float(extremes.high.max()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,36 +17,31 @@ FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number 
 HOLD_EVERY = 4  # each fourth image judges the ranges that are fitted to the others
 
 
+@dataclass(frozen=True)
 class Extremes:
     """The smallest and the largest value of each feature of a tensor, `float32 [features]`."""
 
-    def __init__(self, features: int) -> None:
-        self.low = np.full(features, np.inf, np.float32)
-        self.high = np.full(features, -np.inf, np.float32)
-
-    def update(self, rows: Array) -> None:
-        """Take in `float32 [rows, features]`."""
-        self.low = np.minimum(self.low, rows.min(axis=0))
-        self.high = np.maximum(self.high, rows.max(axis=0))
+    low: Array
+    high: Array
 
     def merge(self, other: Extremes) -> Extremes:
         """Return the extremes over both."""
-        both = Extremes(len(self.low))
-        both.low, both.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        return both
+        return Extremes(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
 
-class Reservoir:
-    """A uniform random sample of a stream of rows, at most `capacity`; the seed decides which.
+class RowStatistics:
+    """Extremes of a stream of rows, and a uniform random sample of them, the same in every run.
 
-    Every row draws a key, and the rows with the smallest keys stay (Efraimidis and Spirakis, Information
-    Processing Letters 97, 2006, with equal weights).
+    Memory does not grow with the number of images: every row draws a key, and the `capacity` rows with the
+    smallest keys stay (Efraimidis and Spirakis, Information Processing Letters 97, 2006, with equal weights).
     """
 
-    def __init__(self, features: int, capacity: int, seed: int = 0) -> None:
+    def __init__(self, features: int, capacity: int) -> None:
+        nothing = np.full(features, np.inf, np.float32)
+        self.extremes = Extremes(nothing, -nothing)
         self._rows = np.empty((capacity, features), np.float32)
         self._keys = np.full(capacity, np.inf)
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(0)
 
     @property
     def rows(self) -> Array:
@@ -55,6 +50,7 @@ class Reservoir:
 
     def update(self, rows: Array) -> None:
         """Take in `float32 [rows, features]`."""
+        self.extremes = self.extremes.merge(Extremes(rows.min(axis=0), rows.max(axis=0)))
         capacity = len(self._keys)
         keys = np.concatenate([self._keys, self._random.random(len(rows))])
         kept = np.argsort(keys, kind="stable")[:capacity]
@@ -62,19 +58,6 @@ class Reservoir:
         leaving = np.setdiff1d(np.arange(capacity), kept)
         self._rows[leaving] = rows[entering]
         self._keys[leaving] = keys[capacity + entering]
-
-
-@dataclass
-class RowStatistics:
-    """Statistics of a tensor over some of the images. Memory does not grow with their number."""
-
-    extremes: Extremes
-    sample: Reservoir
-
-    @property
-    def rows(self) -> Array:
-        """Some rows, `float32 [rows, features]`."""
-        return self.sample.rows
 
 
 @dataclass
@@ -88,11 +71,7 @@ class Observation:
     @classmethod
     def empty(cls, features: int, rows_per_image: int) -> Observation:
         """Return statistics of no image."""
-        return cls(
-            RowStatistics(Extremes(features), Reservoir(features, FIT_ROWS)),
-            RowStatistics(Extremes(features), Reservoir(features, HELD_ROWS)),
-            rows_per_image,
-        )
+        return cls(RowStatistics(features, FIT_ROWS), RowStatistics(features, HELD_ROWS), rows_per_image)
 
     @property
     def judged(self) -> RowStatistics:
@@ -106,19 +85,9 @@ class Observation:
 
 
 def open_observing_session(
-    model: ir.Model,
-    names: Sequence[str],
-    *,
-    threads: int | None = None,
-    target: Target = "any-cpu",
+    model: ir.Model, names: Sequence[str], *, threads: int | None = None, target: Target = "any-cpu"
 ) -> ort.InferenceSession:
-    """Open a CPU session of a model that gives the named tensors as well as the logits.
-
-    Args:
-        model: the graph; it stays as it is.
-        names: tensors anywhere in the graph.
-        threads: CPU threads; None takes every core that this process may use.
-        target: form of the INT8 weights, where there are any.
+    """Open a CPU session of a model that gives the named tensors, anywhere in the graph, and the logits.
 
     Raises:
         GraphError: for a name that no tensor has.
@@ -133,42 +102,44 @@ def open_observing_session(
     return open_graph_session(observed, threads=threads, target=target)
 
 
+def run_each(
+    model: ir.Model,
+    names: Sequence[str],
+    images: Iterable[Array],
+    *,
+    threads: int | None = None,
+    target: Target = "any-cpu",
+) -> Iterator[list[Array]]:
+    """Yield the named tensors of one image after the other: those of a batch would be large."""
+    session = open_observing_session(model, names, threads=threads, target=target)
+    feed = session.get_inputs()[0].name
+    for batch in images:
+        for image in np.split(batch, len(batch)):
+            yield session.run(list(names), {feed: image})
+
+
 def observe(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
-    """Run images through the float model, one at a time, and keep statistics of the named tensors.
+    """Return statistics of the named tensors, by name, over images that run through the float model.
 
-    Args:
-        model: the canonical float graph.
-        names: the tensors, for example `GraphLayers.activations`.
-        images: batches of `uint8 [N, H, W, 3]`; they are streamed.
-        threads: CPU threads; None takes every core that this process may use.
-
-    Returns:
-        the statistics by the name of the tensor.
+    The images are batches of `uint8 [N, H, W, 3]`; they are streamed.
 
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    session = open_observing_session(model, names, threads=threads)
-    feed = session.get_inputs()[0].name
     found: dict[str, Observation] = {}
-    # One image at a time: the tensors of a batch would be large.
-    single = (image for batch in images for image in np.split(batch, len(batch)))
     count = 0
-    for count, image in enumerate(single, start=1):
-        held = count % HOLD_EVERY == 0
-        for name, tensor in zip(names, session.run(list(names), {feed: image}), strict=True):
+    for count, tensors in enumerate(run_each(model, names, images, threads=threads), start=1):
+        for name, tensor in zip(names, tensors, strict=True):
             rows = tensor.reshape(-1, tensor.shape[-1])
             if name not in found:
                 found[name] = Observation.empty(rows.shape[1], len(rows))
-            part = found[name].held if held else found[name].fit
-            part.extremes.update(rows)
-            part.sample.update(rows)
+            part = found[name].fit if count % HOLD_EVERY else found[name].held
+            part.update(rows)
     if not count:
         raise GraphError("expected at least one calibration image, found none")
     for name, observation in found.items():
-        extremes = observation.all
-        if not (np.isfinite(extremes.low).all() and np.isfinite(extremes.high).all()):
+        if not np.isfinite([observation.all.low, observation.all.high]).all():
             raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
     return found

@@ -176,13 +176,10 @@ class QuantizationPlan:
 
 
 def read_plan(path: Path) -> QuantizationPlan:
-    """Read a plan.json.
+    """Return the plan of a plan.json; `calibration.write.write_plan` checks that it fits a graph.
 
     Args:
         path: the file.
-
-    Returns:
-        the plan; `calibration.write.write_plan` checks that it fits a graph.
 
     Raises:
         PlanError: naming the file, when it is not a plan.
@@ -204,8 +201,7 @@ def read_plan(path: Path) -> QuantizationPlan:
 
 def _format_entry(entry: Any) -> str:
     """Return the JSON of an entry without its empty fields."""
-    document = asdict(entry)
-    return json.dumps({key: value for key, value in document.items() if value is not None and value != ()})
+    return json.dumps({key: value for key, value in asdict(entry).items() if value not in (None, ())})
 
 
 # --- Read the sections of a plan.json: people edit it, so every field is checked ---
@@ -256,11 +252,10 @@ def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(accepts, value))
 
 
-def _is_range(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"scale", "zero_point"}
-
-
-RANGE = 'an object such as {"scale": 0.02, "zero_point": 128}', _is_range
+RANGE = (
+    'an object such as {"scale": 0.02, "zero_point": 128}',
+    lambda value: isinstance(value, dict) and set(value) == {"scale", "zero_point"},
+)
 # What each field of an entry must hold, and the test of it.
 EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "input": RANGE,

@@ -37,7 +37,7 @@ def quantize(
     single_rows: Precision = "float16",
     threads: int | None = None,
 ) -> QuantizedModel:
-    """Quantize a canonical float model, calibrated on images.
+    """Return a canonical float model in INT8, calibrated on images, with its plan.
 
     Args:
         model: the graph of a model.onnx that `python -m export` wrote; it stays as it is.
@@ -49,9 +49,6 @@ def quantize(
         quantize_products: quantize the attention products, too; they stay in float32 by default.
         single_rows: precision of the linears that see one row per image, such as the head.
         threads: CPU threads; None takes every core that this process may use.
-
-    Returns:
-        the INT8 model and its plan.
 
     Raises:
         PlanError: when `keep_float` names what is not in the graph.
@@ -75,14 +72,11 @@ def quantize(
 
 
 def apply_plan(model: ir.Model, plan: QuantizationPlan) -> QuantizedModel:
-    """Write a plan into a canonical float model, and check the kernels.
+    """Return the INT8 model that a plan makes of a canonical float model; check its kernels.
 
     Args:
         model: the float graph; it stays as it is.
         plan: of this graph, for example from `read_plan`.
-
-    Returns:
-        the INT8 model.
 
     Raises:
         PlanError: when the plan does not fit the graph.

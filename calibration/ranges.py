@@ -7,6 +7,7 @@ with a percentile and with the divergence. No rule wins everywhere, so that `cal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -33,10 +34,7 @@ class Histogram:
         if self.limit == 0.0:
             self.limit = largest
         while largest > self.limit > 0:
-            pairs = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.concatenate(
-                [np.zeros(BINS // 4, np.int64), pairs, np.zeros(BINS // 4, np.int64)]
-            )
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), BINS // 4)
             self.limit *= 2
         if self.limit > 0:
             self.counts += np.histogram(values, BINS, (-self.limit, self.limit))[0]
@@ -44,8 +42,7 @@ class Histogram:
     @property
     def centers(self) -> Array:
         """The middle of each bin."""
-        width = 2 * self.limit / BINS
-        return (np.arange(BINS) + 0.5) * width - self.limit
+        return (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
 
 
 def min_max(_histogram: Histogram, low: float, high: float) -> Bounds:
@@ -62,38 +59,17 @@ def percentile(histogram: Histogram, low: float, high: float) -> Bounds:
     """Return the bounds without the outermost 0.01 % of the values, half of it on each side."""
     if not histogram.counts.any():
         return low, high
-    shares = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
+    shares = np.cumsum(histogram.counts) / histogram.counts.sum()
     tail = (100 - PERCENTILE) / 200
     first, last = np.searchsorted(shares, [tail, 1 - tail])
     centers = histogram.centers
     return max(low, float(centers[first])), min(high, float(centers[min(last, BINS - 1)]))
 
 
-def mean_square_error(histogram: Histogram, low: float, high: float) -> Bounds:
-    """Return the share of the range with the least rounding and clipping error of the tensor itself."""
-    return _best_shrink(histogram, low, high, _error_energy)
-
-
-def entropy(histogram: Histogram, low: float, high: float) -> Bounds:
-    """Return the share of the range with the least Kullback-Leibler divergence of the 256 levels.
-
-    Migacz, 8-bit Inference with TensorRT, GTC 2017.
-    """
-    return _best_shrink(histogram, low, high, _divergence)
-
-
-RULES: Mapping[str, Callable[[Histogram, float, float], Bounds]] = {
-    "min-max": min_max,
-    "margin": with_margin,
-    "percentile": percentile,
-    "mse": mean_square_error,
-    "entropy": entropy,
-}
-
-
 def _best_shrink(
-    histogram: Histogram, low: float, high: float, cost: Callable[[Array, Array, Range], float]
+    cost: Callable[[Array, Array, Range], float], histogram: Histogram, low: float, high: float
 ) -> Bounds:
+    """Return the share of the extremes with the least cost."""
     if not histogram.counts.any():  # a tensor of zeros
         return low, high
     centers, counts = histogram.centers, histogram.counts.astype(np.float64)
@@ -103,15 +79,15 @@ def _best_shrink(
 
 
 def _error_energy(centers: Array, counts: Array, chosen: Range) -> float:
+    """Return the rounding and clipping error of the tensor itself."""
     return float((np.square(chosen.fake_quantize(centers) - centers) * counts).sum())
 
 
 def _divergence(centers: Array, counts: Array, chosen: Range) -> float:
+    """Return the Kullback-Leibler divergence of the 256 levels (Migacz, TensorRT, GTC 2017)."""
     levels = np.rint(chosen.fake_quantize(centers) / chosen.scale).astype(np.int64) + chosen.zero_point
-    inside = (centers >= (-chosen.zero_point - 0.5) * chosen.scale) & (
-        centers <= (255.5 - chosen.zero_point) * chosen.scale
-    )
-    occupied = (counts > 0) & inside
+    low, high = ((end - chosen.zero_point) * chosen.scale for end in (-0.5, 255.5))
+    occupied = (counts > 0) & (centers >= low) & (centers <= high)
     # Each level's share spread evenly over the bins that it stands for, as it would be read.
     bins = np.bincount(levels[occupied], minlength=256)
     mass = np.bincount(levels, weights=counts, minlength=256)
@@ -119,3 +95,12 @@ def _divergence(centers: Array, counts: Array, chosen: Range) -> float:
     p, q = counts / counts.sum(), spread / max(spread.sum(), 1e-300)
     present = counts > 0
     return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))).sum())
+
+
+RULES: Mapping[str, Callable[[Histogram, float, float], Bounds]] = {
+    "min-max": min_max,
+    "margin": with_margin,
+    "percentile": percentile,
+    "mse": partial(_best_shrink, _error_energy),
+    "entropy": partial(_best_shrink, _divergence),
+}

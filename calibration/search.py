@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import open_graph_session
 from calibration.measure.drift import Drift, decibels, measure_drift
-from calibration.observe import open_observing_session
+from calibration.observe import run_each
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.token_merging.merge_schedule import MergeSearch, search_merging
 from calibration.write import write_plan
@@ -29,7 +28,6 @@ FEW_IMAGES = 8  # enough to rank the layers by their noise
 MOST_FLOAT = 0.5  # of the linears' cost; with more of it in float, little of the speed of INT8 is left
 LOAD = 10.0  # multiply-adds whose gain in int8 is as long as reading one weight as float instead of int8
 FLOAT = LinearPlan(precision="float32")
-NO_MERGING: Mapping[str, int] = MappingProxyType({})
 
 
 class BudgetError(FailureError):
@@ -66,9 +64,8 @@ class Budget:
             if drift.top1_drop is None or interval is None:
                 raise ValueError("a limit on top-1 needs images whose classes are known")
             if (interval.low if surely else drift.top1_drop) > self.max_drift:
-                found.append(
-                    f"top-1 falls by {drift.top1_drop:.2f} points (limit: {self.max_drift:g} points)"
-                )
+                fall = f"{drift.top1_drop:.2f} points (limit: {self.max_drift:g} points)"
+                found.append(f"top-1 falls by {fall}")
         agreement = drift.agreement_interval.high if surely else drift.agreement
         if self.min_agreement is not None and agreement < self.min_agreement:
             found.append(f"agreement is {drift.agreement:.2f} % (minimum: {self.min_agreement:g} %)")
@@ -120,7 +117,7 @@ def search_plan(
     threads: int | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> PlanSearch:
-    """Return int8 linears of `plan` to float until the budget is met, as few and as cheap ones as possible.
+    """Return the plan within a budget, with as few and as cheap linears as possible returned to float.
 
     Where half of the linears' work in float is not enough on these images, but the 95 % intervals reach the
     limits, layers return until the intervals do: one label that changes by chance is no reason to give up the
@@ -137,9 +134,6 @@ def search_plan(
             merges none.
         threads: CPU threads; None takes every core that this process may use.
         progress: called with 1 after each plan that was tried.
-
-    Returns:
-        the plan, and what the search measured.
 
     Raises:
         BudgetError: when not even half of the linears' work in float is enough.
@@ -190,27 +184,25 @@ def return_to_float(plan: QuantizationPlan, names: Iterable[str]) -> Quantizatio
     return replace(plan, linears={**plan.linears, **dict.fromkeys(names, FLOAT)})
 
 
+@dataclass
 class _Trials:
     """Measures variations of one plan on the same images."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        plan: QuantizationPlan,
-        images: Sequence[Array],
-        truth: tuple[Array | None, Array | None],
-        threads: int | None,
-        progress: Callable[[int], object],
-    ) -> None:
-        self.model, self.plan, self.images, self.truth = model, plan, images, truth
-        self.threads, self.progress = threads, progress
-        self.few = np.concatenate(list(images))[:FEW_IMAGES]
-        self.exact = self._run(model, images)
+    model: ir.Model
+    plan: QuantizationPlan
+    images: Sequence[Array]
+    truth: tuple[Array | None, Array | None]
+    threads: int | None
+    progress: Callable[[int], object]
 
-    def measure(self, layers: Sequence[LayerSensitivity], merging: Mapping[str, int] = NO_MERGING) -> Drift:
+    def __post_init__(self) -> None:
+        self.few = np.concatenate(self.images)[:FEW_IMAGES]
+        self.exact = self._run(self.model, self.images)
+
+    def measure(self, layers: Sequence[LayerSensitivity], merging: Mapping[str, int] | None = None) -> Drift:
         """Measure the drift of the plan with these layers in float and this many tokens merged."""
         plan = return_to_float(self.plan, [layer.name for layer in layers])
-        written = write_plan(self.model, replace(plan, merging=merging))
+        written = write_plan(self.model, replace(plan, merging=merging or {}))
         return measure_drift(self.exact, self._run(written, self.images), *self.truth)
 
     def rank_layers(self) -> list[LayerSensitivity]:
@@ -231,16 +223,13 @@ class _Trials:
 
     def _estimate_costs(self, names: Sequence[str]) -> dict[str, float]:
         """Return each layer's share of what returning all of them to float would cost."""
-        present = find_layers(self.model).linears
-        linears = {name: present[name] for name in names}
-        outputs = [str(linear.node.outputs[0].name) for linear in linears.values()]
-        session = open_observing_session(self.model, outputs, threads=self.threads)
-        found = session.run(outputs, {session.get_inputs()[0].name: self.few[:1]})
+        linears = find_layers(self.model).linears
+        outputs = [str(linears[name].node.outputs[0].name) for name in names]
+        (found,) = run_each(self.model, outputs, [self.few[:1]], threads=self.threads)
         rows = [array.size // array.shape[-1] for array in found]
-        costs = [
-            each.weight.size * (count + LOAD) for each, count in zip(linears.values(), rows, strict=True)
-        ]
-        return {name: cost / sum(costs) for name, cost in zip(linears, costs, strict=True)}
+        pairs = zip(names, rows, strict=True)
+        costs = {name: linears[name].weight.size * (count + LOAD) for name, count in pairs}
+        return {name: cost / sum(costs.values()) for name, cost in costs.items()}
 
     def _run(self, model: ir.Model, images: Sequence[Array]) -> Array:
         session = open_graph_session(model, threads=self.threads, target=self.plan.target)
@@ -249,4 +238,4 @@ class _Trials:
         singles = [image for batch in images for image in np.split(batch, len(batch))]
         logits = np.concatenate([session.run(None, {feed: image})[0] for image in singles])
         self.progress(1)
-        return np.asarray(logits)
+        return logits

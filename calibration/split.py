@@ -7,7 +7,7 @@ features that it finds anew for every input. Here calibration decides once which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array, add_constant, graph_of, insert, only_reader, sizes, stand_in
 from calibration.graph.layers import GraphLayers, Linear
+from calibration.plan import LinearPlan
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,31 @@ def find_mlp(layers: GraphLayers, second: Linear) -> MlpLayers | None:
     # A second reader of the hidden features would miss the columns that are split off.
     if activation is None or activation.op_type != "Gelu" or only_reader(second.input) is None:
         return None
-    above = activation.inputs[0]
-    first = next((each for each in layers.linears.values() if each.node.outputs[0] is above), None)
-    if first is None or above is None or only_reader(above) is None:
+    linears = layers.linears.values()
+    first = next((each for each in linears if each.node.outputs[0] is activation.inputs[0]), None)
+    if first is None or only_reader(first.node.outputs[0]) is None:
         return None
     return MlpLayers(first, activation, second)
+
+
+def find_planned_splits(
+    layers: GraphLayers, plans: Mapping[str, LinearPlan]
+) -> Iterator[tuple[MlpLayers, tuple[int, ...]]]:
+    """Yield each MLP whose hidden features the plans split, with the indices of those features."""
+    for name, linear in layers.linears.items():
+        columns = plans[name].float_columns if name in plans else ()
+        if columns and (mlp := find_mlp(layers, linear)) is not None:
+            yield mlp, columns
 
 
 def split_columns(mlp: MlpLayers, columns: Sequence[int]) -> None:
     """Move hidden features into a float path of their own (LLM.int8(), equation 8).
 
     The integer product enters the float Gemm as its third input, so that the sum needs no operator.
-
-    Args:
-        mlp: the MLP; its nodes are changed.
-        columns: indices of the hidden features, each once.
     """
     first, second = mlp.first, mlp.second
     graph = graph_of(second.node)
-    in_float = np.zeros(second.weight.shape[0], bool)
-    in_float[list(columns)] = True
+    in_float = np.isin(np.arange(len(second.weight)), columns)
     count = int(in_float.sum())
 
     def add_constants(name: str, **arrays: Array) -> list[ir.Value]:

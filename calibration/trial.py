@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.observe import Extremes, Observation
+from calibration.observe import Extremes, Observation, RowStatistics
 from calibration.plan import Range
 from calibration.ranges import RULES, Histogram
-from calibration.weights import fake_quantize_weight
+from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
 
 CORRECTION_ROWS = 256  # their mean is known well enough, and a product of them takes a third of the time
@@ -27,21 +27,13 @@ GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to quantize a tensor for its readers: one scale for all rows, or one per row.
+    """A way to quantize a tensor for its readers: one scale for all rows, or one per row."""
 
-    Attributes:
-        error: energy of the output's error on the held-out images.
-        input: range of the tensor, or of its rows in units of their peaks.
-        rule: how the range was chosen; "exact" with one scale per row.
-        per_token: the smallest peak that a row is divided by; None for one scale for all rows.
-        columns: features that are multiplied in float.
-    """
-
-    error: float
-    input: Range
-    rule: str
-    per_token: float | None = None
-    columns: tuple[int, ...] = ()
+    error: float  # energy of the output's error on the held-out images
+    input: Range  # of the tensor, or of its rows in units of their peaks
+    rule: str  # how the range was chosen; "exact" with one scale per row
+    per_token: float | None = None  # the smallest peak that a row is divided by; None for one scale for all
+    columns: tuple[int, ...] = ()  # features that are multiplied in float
 
 
 class Trial:
@@ -52,7 +44,8 @@ class Trial:
     ) -> None:
         self.observation, self.scales, self.gelu = observation, scales, gelu
         self.weight = weight.astype(np.float32)
-        self.rounded = fake_quantize_weight(self.weight, target)
+        stored, scale = quantize_weight(self.weight, target)
+        self.rounded = stored * scale
         self.judged = observation.judged.rows / scales
         self.exact = self.judged @ self.weight
 
@@ -60,13 +53,10 @@ class Trial:
         self, columns: tuple[int, ...] = (), rules: Collection[str] = tuple(RULES)
     ) -> Choice:
         """Return the rule with the least error for one scale, where `columns` are multiplied in float."""
-        rest = self._other_columns(columns)
-        histogram = Histogram()
-        histogram.update((self.observation.fit.rows / self.scales)[:, rest])
-        choices = []
-        for rule in rules:
-            chosen = Range.of(*RULES[rule](histogram, *self._bounds(self.observation.fit.extremes, rest)))
-            choices.append(self._judge(Choice(0.0, chosen, rule, columns=columns)))
+        fit, rest = self.observation.fit, self._other_columns(columns)
+        histogram, bounds = self._histogram(rest, fit), self._bounds(fit.extremes, rest)
+        ranges = {rule: Range.of(*RULES[rule](histogram, *bounds)) for rule in rules}
+        choices = [self._judge(Choice(0.0, each, rule, columns=columns)) for rule, each in ranges.items()]
         return min(choices, key=lambda choice: choice.error)
 
     def choose_per_token(self) -> Choice:
@@ -81,9 +71,7 @@ class Trial:
             floor = max(float(peaks.max()) * 1e-4, 1e-6)
             return self._judge(Choice(0.0, Range.of(-1.0, 1.0), "exact", per_token=floor))
         floors = [max(float(floor), 1e-6) for floor in np.quantile(peaks, FLOORS)]
-        choices = [
-            Choice(0.0, Range.of(GELU_LEAST / floor, 1.0), "exact", per_token=floor) for floor in floors
-        ]
+        choices = [Choice(0.0, Range.of(GELU_LEAST / each, 1.0), "exact", per_token=each) for each in floors]
         return min(map(self._judge, choices), key=lambda choice: choice.error)
 
     def refit(self, choice: Choice) -> Choice:
@@ -91,9 +79,7 @@ class Trial:
         if choice.per_token is not None:
             return choice
         rest = self._other_columns(choice.columns)
-        histogram = Histogram()
-        for part in (self.observation.fit, self.observation.held):
-            histogram.update((part.rows / self.scales)[:, rest])
+        histogram = self._histogram(rest, self.observation.fit, self.observation.held)
         bounds = RULES[choice.rule](histogram, *self._bounds(self.observation.all, rest))
         return replace(choice, input=Range.of(*bounds))
 
@@ -126,9 +112,13 @@ class Trial:
 
     def _other_columns(self, columns: tuple[int, ...]) -> Array:
         """Return which features are quantized, `bool [features]`."""
-        rest = np.ones(self.weight.shape[0], bool)
-        rest[list(columns)] = False
-        return rest
+        return np.isin(np.arange(len(self.weight)), columns, invert=True)
+
+    def _histogram(self, rest: Array, *parts: RowStatistics) -> Histogram:
+        histogram = Histogram()
+        for part in parts:
+            histogram.update((part.rows / self.scales)[:, rest])
+        return histogram
 
     def _bounds(self, extremes: Extremes, rest: Array) -> tuple[float, float]:
         low, high = extremes.low / self.scales, extremes.high / self.scales

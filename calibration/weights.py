@@ -12,19 +12,12 @@ FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 
 
 
 def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30) -> tuple[Array, Array]:
-    """Round a weight to int8, so that weight ≈ int8 · scale.
+    """Return `int8 [in, out]` and scales `float32 [out]`, so that weight ≈ int8 · scale.
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
-    neighboring pair within ±128, so the sums are exact on every CPU.
-
-    Args:
-        weight: `float32 [in, out]`.
-        target: the form of the weights.
-        least: the smallest scale, one number or `[out]`; the default avoids a division by 0.
-
-    Returns:
-        `int8 [in, out]`, and the scales `float32 [out]`.
+    neighboring pair within ±128, so the sums are exact on every CPU. No scale is below `least`, one number or
+    `[out]`; the default avoids a division by 0.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
@@ -32,12 +25,6 @@ def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30)
         largest = np.maximum(largest, _pair_sums(weight).max(axis=0) / (INT16_MAX // 255 - 1))
     scale = np.maximum(largest, np.asarray(least, np.float32)).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
-
-
-def fake_quantize_weight(weight: Array, target: Target) -> Array:
-    """Return the weight as it reads after quantization, `float32 [in, out]`."""
-    stored, scale = quantize_weight(weight, target)
-    return np.asarray(stored * scale)
 
 
 def fits_float16(weight: Array) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from calibration.balance import BalanceGroup, apply_scales, find_balance_groups, leaves_graph
+from calibration.balance import apply_scales, find_balance_groups, leaves_graph
 from calibration.graph.edit import (
     Array,
     add_constant,
     graph_of,
     insert,
     only_reader,
+    producer,
     replace,
     reuse_constant,
     sizes,
@@ -26,7 +27,7 @@ from calibration.graph.edit import (
 from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
 from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.split import find_mlp, split_columns
+from calibration.split import find_mlp, find_planned_splits, split_columns
 from calibration.token_merging.write_merging import write_merging
 from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
@@ -53,8 +54,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     for group in find_balance_groups(layers):
         if (balance := plan.balance.get(group.name)) is not None:
             apply_scales(group, np.array(balance.scales, np.float32))
-    _write_corrections(find_layers(quantized), plan)
-    _write_columns(find_layers(quantized), plan)
+    _write_corrections_and_columns(quantized, plan)
     layers = find_layers(quantized)  # with the weights as they are now
     writer = _PairWriter(plan.target)
     for name, product in layers.products.items():
@@ -77,11 +77,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
 
 
 def check_plan_fits_graph(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    """Refuse a plan that does not fit a graph.
-
-    Args:
-        layers: of the float graph.
-        plan: its merging is checked where it is written.
+    """Refuse a plan that does not fit a graph; its merging is checked where it is written.
 
     Raises:
         PlanError: for a layer or a balance that the graph does not have, an int8 layer without a range, and
@@ -102,7 +98,7 @@ def check_plan_fits_graph(layers: GraphLayers, plan: QuantizationPlan) -> None:
 
 
 def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    groups: dict[str, BalanceGroup] = {group.name: group for group in find_balance_groups(layers)}
+    groups = {group.name: group for group in find_balance_groups(layers)}
     for name, balance in plan.balance.items():
         if name not in groups:
             graph = graph_of(next(iter(layers.linears.values())).node)
@@ -118,42 +114,31 @@ def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
 
 
 def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None:
-    inputs, outputs = linear.weight.shape
+    name, (inputs, outputs) = linear.name, linear.weight.shape
     if plan.correction and len(plan.correction) != outputs:
-        raise PlanError(f"{linear.name}: expected {outputs} corrections, found {len(plan.correction)}")
+        raise PlanError(f"{name}: expected {outputs} corrections, found {len(plan.correction)}")
     columns = plan.float_columns
     if columns and (find_mlp(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs):
-        raise PlanError(
-            f"{linear.name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}"
-        )
+        raise PlanError(f"{name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}")
     if plan.precision == "int8" and plan.input is None and not linear.reads_pixels:
-        raise PlanError(f"{linear.name}: the plan says int8 and gives no input range")
+        raise PlanError(f"{name}: the plan says int8 and gives no input range")
 
 
 # --- Exact changes of the float graph, and weights in float16 ---
 
 
-def _write_corrections(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    for name, linear in layers.linears.items():
+def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> None:
+    for name, linear in find_layers(model).linears.items():
         if correction := plan.linears[name].correction if name in plan.linears else ():
             bias = (linear.bias + np.array(correction)).astype(np.float32)
             corrected = add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
             linear.node.replace_input_with(2, corrected)
-
-
-def _write_columns(layers: GraphLayers, plan: QuantizationPlan) -> None:
-    for name, linear in layers.linears.items():
-        columns = plan.linears[name].float_columns if name in plan.linears else ()
-        if columns and (mlp := find_mlp(layers, linear)) is not None:
-            split_columns(mlp, columns)
+    for mlp, columns in find_planned_splits(find_layers(model), plan.linears):
+        split_columns(mlp, columns)
 
 
 def _store_in_half(linear: Linear) -> None:
-    """Store the weight in float16, in front of a Cast that ONNX Runtime does once, when it opens the file.
-
-    Raises:
-        PlanError: for a weight that float16 cannot hold.
-    """
+    """Store the weight in float16, in front of a Cast that ONNX Runtime does once, when it opens the file."""
     if np.abs(linear.weight).max(initial=0) > np.finfo(np.float16).max:
         raise PlanError(f"{linear.name}: its weights exceed float16 (65504); give it precision float32")
     half = linear.weight.astype(np.float16)
@@ -166,12 +151,6 @@ def _store_in_half(linear: Linear) -> None:
 # --- Pairs of QuantizeLinear and DequantizeLinear ---
 
 
-def _approximate_gelu(above: ir.Node | None) -> None:
-    """Use the faster tanh form of a GELU that is quantized: its error is 5e-4, a step is 50 times that."""
-    if above is not None and above.op_type == "Gelu" and above.domain == "":
-        above.attributes["approximate"] = ir.AttrString("approximate", "tanh")
-
-
 class _PairWriter:
     """Writes the pairs of a plan; a tensor that several layers read with one range is quantized once."""
 
@@ -180,13 +159,12 @@ class _PairWriter:
         self.pairs: dict[tuple[ir.Value, Range], ir.Value] = {}
 
     def write_linear(self, linear: Linear, plan: LinearPlan) -> None:
-        """Quantize the input, the weight and the bias of a linear layer.
-
-        Raises:
-            PlanError: when the bias does not fit int32.
-        """
+        """Quantize the input, the weight and the bias of a linear layer; refuse a bias that exceeds int32."""
         node, graph, name = linear.node, graph_of(linear.node), linear.name
-        _approximate_gelu(linear.input.producer())
+        gelu = producer(linear.input, "Gelu")
+        if gelu is not None and gelu.domain == "":
+            # The faster tanh form of a GELU that is quantized: its error is 5e-4, a step is 50 times that.
+            gelu.attributes["approximate"] = ir.AttrString("approximate", "tanh")
         bias = linear.bias.astype(np.float64)
         if linear.reads_pixels:
             input_scale = 1.0
@@ -239,11 +217,8 @@ class _PairWriter:
         """Return the value behind a pair; one more above its layout changes lets them move single bytes."""
         moves: list[ir.Node] = []
         source = value
-        while (
-            (above := source.producer()) is not None
-            and above.op_type in LAYOUT
-            and only_reader(source) is not None  # another reader would get rounded numbers
-        ):
+        # Another reader of the source would get rounded numbers.
+        while (above := producer(source, *LAYOUT)) is not None and only_reader(source) is not None:
             moves.append(above)
             source = expect_input(above, 0)
         if moves and len(source.uses()) == 1:
@@ -257,9 +232,8 @@ class _PairWriter:
         other runtimes take a pair with two different scales for one fake quantization, and fail.
         """
         node, graph, name, value = linear.node, graph_of(linear.node), linear.name, linear.input
-        above, shape = value.producer(), sizes(value)
-        rows = value
-        if above is None or above.op_type != "Gelu":  # Gelu's largest magnitude is its largest value
+        rows, shape = value, sizes(value)
+        if producer(value, "Gelu") is None:  # Gelu's largest magnitude is its largest value
             rows = insert(node, "Abs", [value], name=f"{name}.magnitude", shape=shape)
         last = reuse_constant(graph, "axis.last", np.array([-1], np.int64))
         least = add_constant(graph, f"{name}.least_peak", np.array(floor, np.float32))

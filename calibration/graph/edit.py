@@ -15,6 +15,7 @@ from onnx_ir.passes.common.unused_removal import RemoveUnusedNodesPass
 from runtime.errors import FailureError
 
 Array = NDArray[Any]
+Sizes = Sequence[int | str | None]  # a number, the name of a symbolic size, None where it is not known
 
 
 class GraphError(FailureError):
@@ -25,17 +26,12 @@ class GraphError(FailureError):
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """Return the array behind an initializer or a Constant node.
+    """Return the array behind an initializer or a Constant node; None where the value is computed.
 
     Args:
-        value: of a graph; None for an input that is left out.
-
-    Returns:
-        None where the value is computed, or left out.
+        value: of a graph; None for an input that is left out, which gives None.
     """
-    if value is None:
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
@@ -60,20 +56,16 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Add an initializer.
+    """Return the value of a new initializer.
 
     Args:
         graph: gets the initializer.
         name: taken as it is, or with the first free ending of `.1`, `.2` and so on.
         array: of any shape and type.
-
-    Returns:
-        its value.
     """
-    unique = _free_name(graph, name)
-    array = np.ascontiguousarray(array)
-    tensor = ir.Tensor(array, name=unique)
-    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=_choose_name(name, _value_names(graph)))
+    dtype = ir.TensorType(tensor.dtype)
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=dtype, const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -113,11 +105,11 @@ def insert(
     inputs: Sequence[ir.Value | None],
     *,
     name: str,
-    shape: Sequence[int | str | None] | None = None,
+    shape: Sizes | None = None,
     dtype: ir.DataType | None = None,
     **attributes: Any,
 ) -> ir.Value:
-    """Insert a node in front of another one.
+    """Return the output of a new node in front of another one.
 
     Args:
         before: the other node.
@@ -127,31 +119,22 @@ def insert(
         shape: of the output; None where it is not known.
         dtype: of the output; None for that of the first input, or what a Cast is `to`.
         attributes: of the operator.
-
-    Returns:
-        its output.
     """
     graph = graph_of(before)
     output = ir.Value(
-        name=_free_name(graph, name),
+        name=_choose_name(name, _value_names(graph)),
         type=ir.TensorType(dtype or _dtype(op_type, inputs, attributes)),
         shape=None if shape is None else ir.Shape(shape),
     )
-    node_names = {node.name for node in graph}
-    name = name if name not in node_names else _first_free(name, node_names)
+    name = _choose_name(name, {node.name for node in graph})
     graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], name=name))
     return output
 
 
 def insert_reshape(
-    before: ir.Node,
-    value: ir.Value | None,
-    target: Sequence[int],
-    *,
-    name: str,
-    shape: Sequence[int | str | None] | None,
+    before: ir.Node, value: ir.Value | None, target: Sequence[int], *, name: str, shape: Sizes | None
 ) -> ir.Value:
-    """Insert a Reshape to constant sizes.
+    """Return the output of a new Reshape to constant sizes.
 
     Args:
         before: the node in front of which it stands.
@@ -159,9 +142,6 @@ def insert_reshape(
         target: sizes, -1 for the one that is computed.
         name: as for `insert`.
         shape: as for `insert`.
-
-    Returns:
-        its output.
     """
     inputs = [value, shape_constant(graph_of(before), target)]
     return insert(before, "Reshape", inputs, name=name, shape=shape)
@@ -185,28 +165,22 @@ def rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
     outputs = (output for node in graph for output in node.outputs)
     for other in (*graph.inputs, *graph.initializers.values(), *outputs):
         if other.name == name and other is not value:
-            other.name = _free_name(graph, name)
+            other.name = _choose_name(name, _value_names(graph))
     value.name = name
 
 
-def _free_name(graph: ir.Graph, name: str) -> str:
-    taken = {output.name for node in graph for output in node.outputs} | set(graph.initializers)
-    taken |= {value.name for value in graph.inputs}
-    return name if name not in taken else _first_free(name, taken)
+def _value_names(graph: ir.Graph) -> set[str | None]:
+    outputs = {output.name for node in graph for output in node.outputs}
+    return outputs.union(graph.initializers, (value.name for value in graph.inputs))
 
 
-def _first_free(name: str, taken: Set[str | None]) -> str:
-    return next(unique for count in itertools.count(1) if (unique := f"{name}.{count}") not in taken)
+def _choose_name(name: str, taken: Set[str | None]) -> str:
+    endings = (f".{count}" for count in itertools.count(1))
+    return next(free for end in itertools.chain([""], endings) if (free := name + end) not in taken)
 
 
 def stand_in(new: ir.Value, old: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
-    """Let a value that is computed from `old` take its name and its readers.
-
-    Args:
-        new: is computed from `old`.
-        old: gets another name.
-        readers: of `old` before `new` was inserted.
-    """
+    """Let `new`, which is computed from `old`, take its name and the readers it had before `new`."""
     name = str(old.name)
     old.name, new.name = f"{name}.part", name
     for node, index in readers:
@@ -262,28 +236,20 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value.
+    """Return the one node that reads a value; None where there are several, or none.
 
     Args:
-        value: of a graph.
-
-    Returns:
-        None where there are several readers or none, or the value is an output of the graph.
+        value: of a graph; an output of the graph gives None.
     """
     readers = value.uses()
-    if len(readers) != 1 or value.is_graph_output():
-        return None
-    return next(iter(readers)).node
+    return None if len(readers) != 1 or value.is_graph_output() else next(iter(readers)).node
 
 
 def sizes(value: ir.Value | None) -> list[int | None] | None:
-    """Return the shape of a value, None for a symbolic size.
+    """Return the shape of a value, None for a symbolic size; None where not even the rank is known.
 
     Args:
         value: of a graph; None for an input that is left out.
-
-    Returns:
-        None where not even the rank is known.
     """
     if value is None or value.shape is None:
         return None
@@ -323,13 +289,10 @@ def copy_attributes(node: ir.Node) -> dict[str, Any]:
 
 
 def permutation(node: ir.Node | None) -> tuple[int, ...]:
-    """Return the axes of a Transpose in their new order.
+    """Return the axes of a Transpose in their new order; reversed where the node names none.
 
     Args:
-        node: None for a value that no node computes.
-
-    Returns:
-        the reversed axes where the node names none; () for any other node, and for an unknown rank.
+        node: any other node, and an unknown rank, give (); None for a value that no node computes.
     """
     if node is None or node.op_type != "Transpose":
         return ()
@@ -359,15 +322,12 @@ def tidy(model: ir.Model) -> None:
 
 
 def rewrite_each(model: ir.Model, rules: Mapping[str, Callable[[ir.Node], bool]]) -> int:
-    """Apply rules to nodes, then tidy if something changed.
+    """Return how many nodes the rules rewrote; tidy the graph if there is one.
 
     Args:
         model: the graph, changed in place.
         rules: operators, separated by spaces, to what rewrites one such node and returns whether it did;
             one rule after the other, each in graph order.
-
-    Returns:
-        the number of nodes that were rewritten.
     """
     changes = sum(rule(node) for names, rule in rules.items() for node in by_type(model, *names.split()))
     if changes:

@@ -39,8 +39,8 @@ class Linear:
     @property
     def reads_pixels(self) -> bool:
         """True if the input is the image itself, which has 8 bits already."""
-        cast = self.input.producer()
-        source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        cast = producer(self.input, "Cast")
+        source = cast.inputs[0] if cast is not None else None
         return source is not None and source.dtype == ir.DataType.UINT8
 
 
@@ -64,8 +64,7 @@ class Product:
     @property
     def mixes_probabilities(self) -> bool:
         """True for the mix, False for the scores."""
-        above = self.left.producer()
-        return above is not None and above.op_type == "Softmax"
+        return producer(self.left, "Softmax") is not None
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,10 @@ class GraphLayers:
 
 
 def find_layers(model: ir.Model) -> GraphLayers:
-    """Find the linear layers and attention products of a graph.
+    """Return the linear layers and attention products of a graph, with the weights that they have now.
 
     Args:
         model: a graph in the form of `export.graph.canonicalize.canonicalize`.
-
-    Returns:
-        the layers, with the weights that they have now: call it again after a change of weights.
 
     Raises:
         GraphError: when there is nothing to quantize.
@@ -113,10 +109,7 @@ def read_linear(node: ir.Node) -> Linear | None:
     """Return the linear layer that a node is: a plain Gemm with constant parameters.
 
     Args:
-        node: any node.
-
-    Returns:
-        None where the node is something else, or scales or transposes an operand.
+        node: any node; one that is something else, or scales or transposes an operand, gives None.
     """
     found = match_linear(node) if node.op_type == "Gemm" else None
     if found is None or found.bias is None or not found.is_plain:
@@ -125,11 +118,7 @@ def read_linear(node: ir.Node) -> Linear | None:
 
 
 def expect_input(node: ir.Node, index: int) -> ir.Value:
-    """Return an input that the operator cannot do without.
-
-    Raises:
-        GraphError: where it is left out.
-    """
+    """Return an input that the operator cannot do without; a GraphError where it is left out."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         raise GraphError(f"expected input {index} of node {node.name!r} ({node.op_type}), found none")
@@ -141,30 +130,20 @@ def expect_input(node: ir.Node, index: int) -> ir.Value:
 
 @dataclass(frozen=True)
 class MatchedLinear:
-    """A linear layer, x W + b.
+    """A linear layer, x W + b."""
 
-    Attributes:
-        product: the MatMul or the Gemm.
-        weight: float32 [in, out]; transB and alpha are applied.
-        bias: float32 [out]; beta is applied. None without a bias.
-        is_plain: true for a Gemm whose parameters are these arrays.
-    """
-
-    product: ir.Node
-    weight: Array
-    bias: Array | None
-    is_plain: bool = False
+    product: ir.Node  # the MatMul or the Gemm
+    weight: Array  # float32 [in, out]; transB and alpha are applied
+    bias: Array | None  # float32 [out]; beta is applied
+    is_plain: bool = False  # a Gemm whose parameters are these arrays
 
 
 def match_linear(last: ir.Node) -> MatchedLinear | None:
-    """Recognize the linear layer that ends in a node: MatMul, MatMul and Add, or Gemm.
+    """Return the linear layer that ends in a node: MatMul, MatMul and Add, or Gemm.
 
     Args:
-        last: any node.
-
-    Returns:
-        None where it ends no product with a constant matrix [in, out] on the right, or where it adds
-        something that is computed or differs between rows. For an Add, nothing else may read the product.
+        last: gives None unless it ends a product with a constant matrix [in, out] on the right, and adds at
+            most constants that are the same in every row. For an Add, nothing else may read the product.
     """
     if last.op_type == "Add":
         return _match_sum(last)

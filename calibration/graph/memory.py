@@ -37,6 +37,11 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
+def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return [each for each in tensors if isinstance(each, ir.ExternalTensor)]
+
+
 @contextmanager
 def weights_on_disk(model: ir.Model) -> Iterator[bool]:
     """Keep the weights of a large model in a temporary file while a block runs, instead of in memory.
@@ -64,8 +69,7 @@ def release_memory(model: ir.Model) -> None:
     Args:
         model: its weights are read again when they are needed; a model in memory is left as it is.
     """
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    external = [each for each in tensors if isinstance(each, ir.ExternalTensor)]
+    external = _external_tensors(model)
     for each in external:
         if each.raw is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
             each.raw.madvise(mmap.MADV_DONTNEED)
@@ -76,24 +80,19 @@ def release_memory(model: ir.Model) -> None:
 
 @contextmanager
 def serialize_for_session(model: ir.Model) -> Iterator[bytes | Path]:
-    """Give the model as what ONNX Runtime opens: its bytes, or a temporary file with the weights beside it.
+    """Yield the bytes of a small model, the path of a temporary file with weights beside it of a large one.
+
+    A session that was opened from the file keeps working after the file is gone.
 
     Args:
         model: the graph, with its weights in memory or on disk.
-
-    Yields:
-        bytes of a small model, the path of a large one. A session that was opened from the file keeps working
-        after the file is gone.
     """
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    external = [each for each in tensors if isinstance(each, ir.ExternalTensor)]
-    total = weight_bytes(model)
+    external, total = _external_tensors(model), weight_bytes(model)
+    in_memory = total - sum(each.nbytes for each in external)
+    folders = {str(each.base_dir) for each in external}
     # Weights that lie in one folder are not written again: the graph goes beside them.
-    if (
-        total - sum(each.nbytes for each in external) < LARGE
-        and len({str(e.base_dir) for e in external}) == 1
-    ):
-        with tempfile.NamedTemporaryFile(dir=str(external[0].base_dir), suffix=".onnx", delete=False) as file:
+    if in_memory < LARGE and len(folders) == 1:
+        with tempfile.NamedTemporaryFile(dir=folders.pop(), suffix=".onnx", delete=False) as file:
             file.write(ir.to_proto(model).SerializeToString())
         try:
             yield Path(file.name)
@@ -112,15 +111,12 @@ def serialize_for_session(model: ir.Model) -> Iterator[bytes | Path]:
 def open_graph_session(
     model: ir.Model, *, threads: int | None = None, target: Target = "any-cpu"
 ) -> ort.InferenceSession:
-    """Open a session of a graph on the CPU.
+    """Return a CPU session of a graph; errors are those of `runtime.session.open_session`.
 
     Args:
         model: the graph.
         threads: CPU threads; None takes every core that this process may use.
         target: form of the INT8 weights, where there are any.
-
-    Returns:
-        the session; errors are those of `runtime.session.open_session`.
     """
     with serialize_for_session(model) as data:
         return open_session(data, device="cpu", threads=threads, target=target)

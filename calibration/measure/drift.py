@@ -39,10 +39,8 @@ class Drift:
     @property
     def drop_interval(self) -> Interval | None:
         """Interval of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
-        if self.paired is None:
-            return None
-        found = self.paired.interval()
-        return Interval(-100 * found.high, -100 * found.low)
+        found = None if self.paired is None else self.paired.interval()
+        return None if found is None else Interval(-100 * found.high, -100 * found.low)
 
     @property
     def agreement_interval(self) -> Interval:
@@ -54,17 +52,14 @@ class Drift:
 def measure_drift(
     reference: Array, variant: Array, targets: Array | None = None, same_name: Array | None = None
 ) -> Drift:
-    """Compare the logits `[images, classes]` of the float model and of a variant.
+    """Return the drift between the logits `[images, classes]` of the float model and of a variant.
 
     Args:
         reference: logits of the float model.
         variant: logits of the variant, for the same images.
-        targets: the true classes, `int64 [images]`, where they are known.
+        targets: the true classes, `int64 [images]`; None leaves out the figures of top-1.
         same_name: for each class the first class of the same name, `int64 [classes]`, where any class of the
             true name is right; None where only the true class itself is.
-
-    Returns:
-        the drift; without figures of top-1 where `targets` is None.
 
     Raises:
         ValueError: for no images, or shapes that differ.
@@ -83,11 +78,9 @@ def measure_drift(
     names = np.arange(reference.shape[1]) if same_name is None else same_name
     before, after = (names[found] == names[targets] for found in (of_float, of_variant))
     paired = Paired.of(before, after)
-    float_top1, top1 = (100 * float(np.mean(right)) for right in (before, after))
-    drop = float_top1 - top1
-    return Drift(
-        **common, float_top1=float_top1, top1=top1, top1_drop=drop, lost=paired.lost, gained=paired.gained
-    )
+    old, new = (100 * float(np.mean(right)) for right in (before, after))
+    counts = {"lost": paired.lost, "gained": paired.gained}
+    return Drift(**common, float_top1=old, top1=new, top1_drop=old - new, **counts)
 
 
 def sqnr(reference: Array, variant: Array) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import IO
@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from calibration.balance import find_balance_groups
 from calibration.graph.edit import Array
-from calibration.graph.layers import GraphLayers, find_layers
+from calibration.graph.layers import find_layers
 from calibration.measure.drift import decibels
-from calibration.observe import open_observing_session
+from calibration.observe import open_observing_session, run_each
 from calibration.plan import QuantizationPlan, Range
-from calibration.split import find_mlp
+from calibration.split import find_planned_splits
 from runtime.writing import temporary_folder
 
 # Bytes of float outputs that wait in a file until the INT8 session has run: 16 images of a ViT-B, 6 of a
@@ -48,15 +48,20 @@ def measure_layer_drift(
     """
     layers = find_layers(model)
     names = [str(linear.node.outputs[0].name) for linear in layers.linears.values()]
-    integer_columns = _find_integer_columns(layers, plan)
+    # Outputs that the first linear of an MLP still computes where others are split off.
+    integer_columns = {
+        mlp.first.name: np.setdiff1d(np.arange(len(mlp.second.weight)), columns)
+        for mlp, columns in find_planned_splits(layers, plan.linears)
+    }
     signal, noise = dict.fromkeys(layers.linears, 0.0), dict.fromkeys(layers.linears, 0.0)
     single = (image for batch in images for image in np.split(batch, len(batch)))
     for first in single:
         with temporary_folder() as folder, (folder / "outputs").open("w+b") as file:
             some = _write_float_outputs(model, names, chain([first], single), file, threads)
             file.seek(0)
-            outputs = _run_int8(quantized, names, some, plan, threads)
-            for name, after in zip(list(layers.linears) * len(some), outputs, strict=True):
+            outputs = run_each(quantized, names, some, threads=threads, target=plan.target)
+            tensors = chain.from_iterable(outputs)
+            for name, after in zip(list(layers.linears) * len(some), tensors, strict=True):
                 before = np.load(file, allow_pickle=False)
                 before = before[:, integer_columns[name]] if name in integer_columns else before
                 scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
@@ -83,30 +88,6 @@ def _write_float_outputs(
     return done
 
 
-def _run_int8(
-    quantized: ir.Model,
-    names: Sequence[str],
-    images: Iterable[Array],
-    plan: QuantizationPlan,
-    threads: int | None,
-) -> Iterator[Array]:
-    """Yield the INT8 model's tensors in the order in which `_write_float_outputs` wrote the float ones."""
-    session = open_observing_session(quantized, names, threads=threads, target=plan.target)
-    for image in images:
-        yield from session.run(names, {session.get_inputs()[0].name: image})
-
-
-def _find_integer_columns(layers: GraphLayers, plan: QuantizationPlan) -> dict[str, Array]:
-    """Return the outputs that the first linear of an MLP still computes where others are split off."""
-    found = {}
-    for name, linear in layers.linears.items():
-        columns = plan.linears[name].float_columns if name in plan.linears else ()
-        mlp = find_mlp(layers, linear) if columns else None
-        if mlp is not None:
-            found[mlp.first.name] = np.setdiff1d(np.arange(linear.weight.shape[0]), columns)
-    return found
-
-
 # --- Activations outside the ranges ---
 
 
@@ -121,7 +102,7 @@ class LayerClipping:
 def measure_clipping(
     model: ir.Model, plan: QuantizationPlan, images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, LayerClipping]:
-    """Run images through the float model and count the activations outside the ranges of a plan.
+    """Return, by linear layer, the share of the float model's activations outside the ranges of a plan.
 
     Layers in float are left out, and layers with one scale per token, whose range no image can exceed.
 
@@ -130,9 +111,6 @@ def measure_clipping(
         plan: the plan with the ranges.
         images: batches of `uint8 [N, H, W, 3]`.
         threads: CPU threads; None takes every core that this process may use.
-
-    Returns:
-        the clipping by the name of the linear layer.
     """
     layers = find_layers(model)
     ranges = {
@@ -144,12 +122,15 @@ def measure_clipping(
         return {}
     tensors = {name: str(layers.linears[name].input.name) for name in ranges}
     names = list(dict.fromkeys(tensors.values()))
-    session = open_observing_session(model, names, threads=threads)
-    feed = session.get_inputs()[0].name
-    divisors = _find_divisors(layers, plan)
+    divisors = {
+        linear.name: np.array(plan.balance[group.name].scales, np.float32)
+        for group in find_balance_groups(layers)
+        if group.name in plan.balance
+        for linear in group.linears
+    }
     shares: dict[str, list[float]] = {name: [] for name in ranges}
-    for image in (image for batch in images for image in np.split(batch, len(batch))):
-        found = dict(zip(names, session.run(names, {feed: image}), strict=True))
+    for tensors_of_image in run_each(model, names, images, threads=threads):
+        found = dict(zip(names, tensors_of_image, strict=True))
         for name, chosen in ranges.items():
             clipped = find_clipped(found[tensors[name]] / divisors.get(name, 1.0), chosen)
             # The range is not for the features that are multiplied in float.
@@ -166,15 +147,6 @@ def find_clipped(values: Array, chosen: Range) -> Array:
     """
     low, high = -chosen.zero_point * chosen.scale, (255 - chosen.zero_point) * chosen.scale
     return np.asarray((values < low - chosen.scale) | (values > high + chosen.scale))
-
-
-def _find_divisors(layers: GraphLayers, plan: QuantizationPlan) -> dict[str, Array]:
-    """Return the scales by which the plan divides the input features of each linear."""
-    found: dict[str, Array] = {}
-    for group in find_balance_groups(layers):
-        if (balance := plan.balance.get(group.name)) is not None:
-            found |= {linear.name: np.array(balance.scales, np.float32) for linear in group.linears}
-    return found
 
 
 def _summarize(shares: list[float]) -> LayerClipping:

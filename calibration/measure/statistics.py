@@ -33,15 +33,12 @@ class Interval:
 
 
 def wilson(hits: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return Wilson's score interval of a share; it is right also near 0 and 1.
+    """Return Wilson's score interval of a share, in 0..1; it is right also near 0 and 1.
 
     Args:
         hits: images that count.
         total: all images.
         confidence: of the interval, 0 to 1.
-
-    Returns:
-        bounds of the share, in 0..1.
 
     Raises:
         ValueError: unless 0 <= hits <= total and total > 0.
@@ -54,15 +51,10 @@ def wilson(hits: int, total: int, *, confidence: float = CONFIDENCE) -> Interval
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same images: how many only one of them gets right.
+    """Two models on the same images: how many only one of them gets right."""
 
-    Attributes:
-        lost: right in the first model, wrong in the second.
-        gained: wrong in the first, right in the second.
-    """
-
-    lost: int
-    gained: int
+    lost: int  # right in the first model, wrong in the second
+    gained: int  # wrong in the first, right in the second
     total: int
 
     @classmethod
@@ -96,7 +88,7 @@ class Paired:
 
 
 def score_interval(lost: float, gained: float, total: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return Tango's asymptotic score interval of a paired difference.
+    """Return Tango's asymptotic score interval of the second model's share minus the first one's, -1 to 1.
 
     It holds all differences that the score test does not reject. With few images that only one model gets
     right it still covers the truth: where 0.5 % are lost and 600 images are measured, it ends above the truth
@@ -108,17 +100,13 @@ def score_interval(lost: float, gained: float, total: float, *, confidence: floa
         gained: images that only the second one gets right.
         total: all images.
         confidence: of the interval, 0 to 1.
-
-    Returns:
-        bounds of the second model's share minus the first one's, -1 to 1.
     """
     found, z = (gained - lost) / total, NormalDist().inv_cdf((1 + confidence) / 2)
-    ends = (-1.0, 1.0)
     low, high = (
         end
         if abs(_score(lost, gained, total, end)) < z
         else brentq(lambda value: abs(_score(lost, gained, total, value)) - z, end, found, xtol=1e-12)
-        for end in ends
+        for end in (-1.0, 1.0)
     )
     return Interval(float(low), float(high))
 
@@ -137,14 +125,11 @@ def _score(lost: float, gained: float, total: float, difference: float) -> float
 
 
 def mean_interval(values: Array, *, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of the mean of some numbers by Student's t.
+    """Return the interval of the mean of some numbers by Student's t; None for fewer than two.
 
     Args:
         values: `float [numbers]`.
         confidence: of the interval, 0 to 1.
-
-    Returns:
-        None for fewer than two numbers.
     """
     if len(values) < 2:
         return None
@@ -156,16 +141,13 @@ def mean_interval(values: Array, *, confidence: float = CONFIDENCE) -> Interval 
 def sqnr_interval(
     reference: Array, variant: Array, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval | None:
-    """Return the interval of the SQNR in dB by a bootstrap over images.
+    """Return the interval of the SQNR in dB by a bootstrap over images; None for fewer than two images.
 
     Args:
         reference: logits of the float model, `[images, classes]`.
-        variant: logits of the variant, for the same images.
+        variant: logits of the variant, for the same images; no difference at all gives 200 to 200.
         confidence: of the interval, 0 to 1.
         seed: decides the resamples.
-
-    Returns:
-        None for fewer than two images; 200 to 200 where there is no difference at all.
 
     Raises:
         ValueError: when the shapes differ.
@@ -178,17 +160,8 @@ def sqnr_interval(
     signal, noise = np.square(exact).sum(axis=1), np.square(exact - variant).sum(axis=1)
     if not noise.any():
         return Interval(MOST_DECIBELS, MOST_DECIBELS)
-    found = bootstrap(
-        (signal, noise),
-        _decibels,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=50,
-        confidence_level=confidence,
-        method="percentile",
-        rng=seed,
-    )
+    how = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": RESAMPLES, "batch": 50}
+    found = bootstrap((signal, noise), _decibels, confidence_level=confidence, rng=seed, **how)
     return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 

@@ -38,20 +38,15 @@ class Kernels:
 
     def summary(self) -> str:
         """One line, e.g. "74 of 74 linears and 24 of 24 products in integer kernels"."""
-        parts = []
-        for kind, kernels in (("linears", self.linears), ("products", self.products)):
-            integer = sum(kernel in INTEGER_KERNELS for kernel in kernels.values())
-            parts.append(f"{integer} of {len(kernels)} {kind}")
-        return " and ".join(parts) + " in integer kernels"
+        linears, products = (
+            f"{sum(kernel in INTEGER_KERNELS for kernel in kernels.values())} of {len(kernels)}"
+            for kernels in (self.linears, self.products)
+        )
+        return f"{linears} linears and {products} products in integer kernels"
 
 
 def read_optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.Model:
-    """Return the graph after all of ONNX Runtime's optimizations for the CPU at hand.
-
-    Args:
-        model: the file or its bytes.
-        target: the form of its INT8 weights; the session is the one that the runtime opens.
-    """
+    """Return the graph after all optimizations for the CPU at hand, in the session that the runtime opens."""
     options = session_options(threads=1, target=target)
     with raise_on_signal(), temporary_folder() as folder:
         path = folder / "optimized.onnx"
@@ -62,27 +57,23 @@ def read_optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.
 
 
 def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
-    """Find the kernel of every layer that the plan calls int8.
+    """Return the kernel of every layer that the plan calls int8, all of them in integers.
 
     Args:
         model: the file or its bytes, with the plan written in.
         plan: the plan.
 
-    Returns:
-        the kernels, all of them in integers.
-
     Raises:
         FallbackError: when one of them became a float product; it names all of those.
     """
     graph = read_optimized_graph(model, plan.target).graph
-    products = {
-        str(node.name): node.op_type for node in graph if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
-    }
-    planned_products = [name for name, each in plan.products.items() if each.precision == "int8"]
+    kinds = INTEGER_KERNELS | FLOAT_KERNELS
+    found = {str(node.name): node.op_type for node in graph if node.op_type in kinds}
+    int8_products = [name for name, each in plan.products.items() if each.precision == "int8"]
     kernels = Kernels(
         counts=dict(Counter(node.op_type for node in graph)),
-        linears={name: _kernel(name, products) for name in plan.int8_linears()},
-        products={name: _kernel(name, products) for name in planned_products},
+        linears={name: _kernel(name, found) for name in plan.int8_linears()},
+        products={name: _kernel(name, found) for name in int8_products},
     )
     both = {**kernels.linears, **kernels.products}
     if fallen := [f"{name} ({kernel})" for name, kernel in both.items() if kernel not in INTEGER_KERNELS]:

@@ -48,41 +48,19 @@ class MergeWriter:
 
     def integers(self, *numbers: int) -> ir.Value:
         """Return an int64 vector, one initializer for each distinct content."""
-        return self._constant("integers." + "_".join(map(str, numbers)), np.array(numbers, np.int64))
+        return self.constant("integers." + "_".join(map(str, numbers)), np.array(numbers, np.int64))
 
     def number(self, value: int) -> ir.Value:
         """Return an int64 scalar."""
-        return self._constant(f"integer.{value}", np.array(value, np.int64))
+        return self.constant(f"integer.{value}", np.array(value, np.int64))
 
-    def real(self, name: str, value: float) -> ir.Value:
-        """Return a float32 scalar."""
-        return self._constant(f"merging.{name}", np.array(value, np.float32))
-
-    def logarithms(self, most: int) -> ir.Value:
-        """Return `float32 [most + 1]`: the natural logarithm of each index, 0 for index 0."""
-        counts = np.maximum(np.arange(most + 1), 1)
-        return self._constant(f"merging.logarithms.{most}", np.log(counts).astype(np.float32))
-
-    def column(self, start: int, count: int) -> ir.Value:
-        """Return `int64 [count, 1]`: start, start + 2, start + 4 and so on."""
-        name = f"integers.column.{start}.{count}"
-        return self._constant(name, (start + 2 * np.arange(count, dtype=np.int64))[:, None])
-
-    def slice(
-        self,
-        value: ir.Value,
-        start: int,
-        end: int,
-        name: str,
-        *,
-        axis: int,
-        step: int = 1,
-    ) -> ir.Value:
+    def slice(self, value: ir.Value, start: int, end: int, name: str, *, axis: int, step: int) -> ir.Value:
         """Return the slice `start:end:step` along an axis."""
         bounds = [self.integers(number) for number in (start, end, axis, step)]
         return self.add("Slice", [value, *bounds], name)
 
-    def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """Return an initializer, one for each distinct content: the name says it."""
         return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
 
 
@@ -101,14 +79,6 @@ def match_tokens(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> 
     Ties: ArgMax and TopK both take the lower index first, so equal similarities give one result everywhere.
     What is left of A is sorted into its old order again, so that neighbors fall into different sets at the
     next merge (20.7 dB on a ViT-B/16; 18.9 dB without).
-
-    Args:
-        write: where the operators are inserted.
-        block: whose keys are compared.
-        counts: of this merge.
-
-    Returns:
-        indices within the sets.
     """
     a, b = _normalize_keys(write, block, counts)
     similarity = write.add("MatMul", [a, b], "similarity", [None, counts.of_a, counts.of_b])
@@ -116,10 +86,10 @@ def match_tokens(write: MergeWriter, block: MergeBlock, counts: MergeCounts) -> 
     best = write.add("ReduceMax", [similarity, last], "best", [None, counts.of_a], keepdims=0)
     closest = write.add("ArgMax", [similarity], "closest", [None, counts.of_a], INT64, axis=-1, keepdims=0)
     order = _sort(write, best, counts.of_a, "order", largest=True)[1]
-    source = write.slice(order, 0, counts.merged, "source", axis=1)
+    source = write.slice(order, 0, counts.merged, "source", axis=1, step=1)
     left = None
     if counts.left_of_a:
-        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1)
+        rest = write.slice(order, counts.merged, TO_THE_END, "rest", axis=1, step=1)
         left = _sort(write, rest, counts.left_of_a, "left", largest=False)[0]
     destination = write.add("GatherElements", [closest, source], "destination", axis=1)
     return TokenMatch(source, destination, left)
@@ -131,16 +101,13 @@ def _normalize_keys(write: MergeWriter, block: MergeBlock, counts: MergeCounts) 
     heads = write.add("Reshape", [block.key, write.integers(*by_head)], "key.heads")
     key = write.add("ReduceMean", [heads, write.integers(2)], "key.mean", keepdims=0)
     norm = write.add("ReduceL2", [key, write.integers(-1)], "key.norm", keepdims=1)
-    norm = write.add("Max", [norm, write.real("smallest_norm", SMALLEST_NORM)], "key.norm.positive")
+    least = write.constant("merging.smallest_norm", np.array(SMALLEST_NORM, np.float32))
+    norm = write.add("Max", [norm, least], "key.norm.positive")
     unit = write.add("Div", [key, norm], "key.unit")
-    a, b = (
-        write.slice(unit, counts.kept + place, TO_THE_END, name, axis=0, step=2)
-        for place, name in ((0, "a"), (1, "b"))
-    )
-    return (
-        write.add("Transpose", [a], "a.by_image", perm=[1, 0, 2]),
-        write.add("Transpose", [b], "b.by_image", perm=[1, 2, 0]),
-    )
+    a = write.slice(unit, counts.kept, TO_THE_END, "a", axis=0, step=2)
+    b = write.slice(unit, counts.kept + 1, TO_THE_END, "b", axis=0, step=2)
+    by_image = write.add("Transpose", [a], "a.by_image", perm=[1, 0, 2])
+    return by_image, write.add("Transpose", [b], "b.by_image", perm=[1, 2, 0])
 
 
 def _sort(
@@ -178,11 +145,8 @@ class MergedPatches:
         stream = find_token_stream(model)
         self.tokens, self.kept = stream.tokens, stream.kept
         self.merges = count_merges(merging, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
-        self.names = [
-            f"{block}.merging.{part}"
-            for block, counts in self.merges.items()
-            for part in _index_names(counts)
-        ]
+        merges = self.merges.items()
+        self.names = [f"{block}.merging.{part}" for block, each in merges for part in _index_names(each)]
         self.session = open_observing_session(written, self.names, threads=1, **session)  # type: ignore[arg-type]
 
     def __call__(self, pixels: Array) -> Array:

@@ -7,7 +7,7 @@ half of the blocks merges r tokens each, and r is given or the largest one withi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -24,10 +24,8 @@ def middle_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
     logits in block 0 of a ViT-B/16, 423e-6 in block 3, 24e-6 in block 6. After it, little is saved.
 
     Args:
-        blocks: all block names, the last block included, in graph order.
-
-    Returns:
-        their names; the last block is never one of them, since only its class token is read.
+        blocks: all block names in graph order, the last block included; it is never one of those that merge,
+            since only its class token is read.
     """
     depth = len(blocks)
     return tuple(blocks[depth // 4 : max(3 * depth // 4, depth // 4 + 1)][: max(depth - 1, 0)])
@@ -124,19 +122,15 @@ def count_merges(
     for block in (name for name in blocks if name in schedule):
         most, merged = patches // 2, schedule[block]
         if not 1 <= merged <= most:
+            each, same = max_merged_per_block(whole, len(schedule)), len(set(schedule.values())) == 1
+            advice = f"; {each} per block fit all {len(schedule)} blocks" if each and same else ""
             raise PlanError(
                 f"merging: {block} has {patches} patches left and can merge 1 to {most} of them, "
-                f"found {merged}{_advice(schedule, whole)}"
+                f"found {merged}{advice}"
             )
         merges[block] = MergeCounts(kept + patches, kept, merged)
         patches -= merged
     return merges
-
-
-def _advice(schedule: Mapping[str, int], patches: int) -> str:
-    """Return how many patches every block of the schedule can merge, where they all merge the same number."""
-    most, same = max_merged_per_block(patches, len(schedule)), len(set(schedule.values())) == 1
-    return f"; {most} per block fit all {len(schedule)} blocks" if most and same else ""
 
 
 # --- Search: the most merging within a budget ---
@@ -171,10 +165,7 @@ class MergeSearch:
             "merged_per_block": self.merged,
             "most": self.most,
             "dense": self.dense.to_dict(),
-            "trials": [
-                {"merged": each.merged, "drift": each.drift.to_dict(), "misses": list(each.misses)}
-                for each in self.trials
-            ],
+            "trials": [{**asdict(each), "misses": list(each.misses)} for each in self.trials],
         }
 
 
@@ -187,13 +178,8 @@ def search_merging(
     """Find the most tokens that each block of the middle half can merge within a budget.
 
     Bisection: drift is taken to grow with the number of merged tokens. Where a few images say otherwise the
-    result is still within the budget on these images, if perhaps not the largest number that is.
-
-    Args:
-        model: the canonical float graph.
-        measure: the drift of a schedule on the search images.
-        misses: which limits a drift breaks, one phrase per limit.
-        dense: the drift of the same plan without merging; where it breaks a limit, nothing is tried.
+    result is still within the budget on these images, if perhaps not the largest number that is. Where
+    `dense`, the drift of the same plan without merging, breaks a limit, nothing is tried.
 
     Raises:
         PlanError: where the graph cannot merge.
@@ -206,9 +192,8 @@ def search_merging(
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
         drift = measure(even_schedule(blocks, middle))
-        broken = misses(drift)
-        trials.append(MergeTrial(merged=middle, drift=drift, misses=tuple(broken)))
-        if broken:
+        trials.append(MergeTrial(merged=middle, drift=drift, misses=tuple(misses(drift))))
+        if trials[-1].misses:
             too_many = middle
         else:
             enough = middle

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calibration.graph.edit import attribute, constant
+from calibration.graph.edit import attribute, constant, producer
 from calibration.graph.layers import GraphLayers, Linear, Product, find_layers
 from calibration.plan import PlanError
 
@@ -41,13 +42,10 @@ class TokenStream:
 
 
 def find_token_stream(model: ir.Model) -> TokenStream:
-    """Find the tokens and the blocks that can merge them.
+    """Return the tokens of a graph, and the blocks that can merge them: at least one.
 
     Args:
         model: a canonical float graph.
-
-    Returns:
-        the stream, with at least one block that can merge.
 
     Raises:
         PlanError: for a graph without a class token or without blocks of the canonical form.
@@ -56,11 +54,8 @@ def find_token_stream(model: ir.Model) -> TokenStream:
     patches = _count_patches(layers)
     linears = {linear.node: linear for linear in layers.linears.values()}
     found: dict[str, MergeBlock] = {}
-    names: list[str] = []
-    counts: set[int] = set()
-    for product in layers.products.values():
-        if not product.mixes_probabilities:
-            continue
+    names, counts = list[str](), set[int]()
+    for product in (each for each in layers.products.values() if each.mixes_probabilities):
         tokens, block = _read_attention(product, linears)
         names.append(block.name if block else product.name.removesuffix(".mix").removesuffix(".attention"))
         counts.add(tokens)
@@ -110,9 +105,9 @@ def _count_patches(layers: GraphLayers) -> int:
 
 def _read_attention(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[int, MergeBlock | None]:
     """Return the number of an attention's tokens, and its block if all of them have a query, too."""
-    softmax = _producer(mix.left)
-    scores = _producer(softmax.inputs[0]) if softmax is not None else None
-    if scores is None or scores.op_type != "MatMul":
+    softmax = producer(mix.left)
+    scores = producer(softmax.inputs[0], "MatMul") if softmax is not None else None
+    if scores is None:
         return 0, None
     key, keys = _read_heads(scores.inputs[1], HEADS_LAST)
     _, queries = _read_heads(scores.inputs[0], HEADS_FIRST)
@@ -130,22 +125,16 @@ def _read_attention(mix: Product, linears: Mapping[ir.Node, Linear]) -> tuple[in
     return keys[0], MergeBlock(name, residual, key.outputs[0], width // keys[1], keys[1])
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return value.producer() if value is not None else None
-
-
 def _read_heads(value: ir.Value | None, perm: Sequence[int]) -> tuple[ir.Node | None, tuple[int, int] | None]:
     """Return the producer of the rows that a product reads by head, and (tokens, features of a head)."""
-    transpose = _producer(value)
-    if transpose is None or transpose.op_type != "Transpose":
+    transpose = producer(value, "Transpose")
+    if transpose is None or tuple(attribute(transpose, "perm", ())) != tuple(perm):
         return None, None
-    reshape = _producer(transpose.inputs[0])
-    target = constant(reshape.inputs[1]) if reshape is not None and reshape.op_type == "Reshape" else None
+    reshape = producer(transpose.inputs[0], "Reshape")
+    target = constant(reshape.inputs[1]) if reshape is not None else None
     if reshape is None or target is None or len(target) != 3 or target[1] != -1:
         return None, None
-    if tuple(attribute(transpose, "perm", ())) != tuple(perm):
-        return None, None
-    return _producer(reshape.inputs[0]), (int(target[0]), int(target[2]))
+    return producer(reshape.inputs[0]), (int(target[0]), int(target[2]))
 
 
 def _find_residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value | None:
@@ -164,10 +153,7 @@ def _find_residual(mix: Product, linears: Mapping[ir.Node, Linear]) -> ir.Value 
 
 def _block_name(product: str, residual: ir.Value) -> str:
     """Return the words that the names of a block's attention and of its second norm begin with."""
-    norms = [use.node for use in residual.uses() if use.node.op_type == "LayerNormalization"]
-    common: list[str] = []
-    for word, other in zip(product.split("."), str(norms[0].name).split(".") if norms else [], strict=False):
-        if word != other:
-            break
-        common.append(word)
+    norms = (str(use.node.name) for use in residual.uses() if use.node.op_type == "LayerNormalization")
+    pairs = zip(product.split("."), next(norms, "").split("."), strict=False)
+    common = [word for word, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
     return ".".join(common) or product.removesuffix(".mix")

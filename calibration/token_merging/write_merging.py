@@ -9,7 +9,7 @@ races in ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import attribute, constant, graph_of, insert, shape_constant, sizes, tidy
 from calibration.plan import PlanError
-from calibration.token_merging.match import INT64, MergeWriter, TokenMatch, match_tokens
+from calibration.token_merging.match import INT64, MergeWriter, match_tokens
 from calibration.token_merging.merge_schedule import MergeCounts, count_merges
 from calibration.token_merging.token_stream import HEADS_LAST, MergeBlock, TokenStream, find_token_stream
 
@@ -36,11 +36,7 @@ class _Batch:
 
 
 def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
-    """Return a copy of a canonical float graph that merges tokens; the same graph where nothing merges.
-
-    Args:
-        model: a canonical float graph.
-        merging: number of tokens that each block merges, by the name of the block.
+    """Return a copy of a canonical float graph that merges so many tokens by block; the same for no block.
 
     Raises:
         PlanError: where the plan does not fit the graph.
@@ -56,7 +52,8 @@ def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     for block, counts in merges.items():
         merge_block = stream.merge_blocks[block]
         uses = [(use.node, use.idx) for use in merge_block.tokens.uses()]
-        write = MergeWriter(_find_first(model, [node for node, _ in uses]), block)
+        readers = {node for node, _ in uses}
+        write = MergeWriter(next(node for node in model.graph if node in readers), block)
         batch = batch or _write_batch(model, write)
         merged, size = _MergeRows(write, merge_block, counts, batch, size).write()
         for node, index in uses:
@@ -68,26 +65,12 @@ def write_merging(model: ir.Model, merging: Mapping[str, int]) -> ir.Model:
     return model
 
 
-def _find_first(model: ir.Model, nodes: list[ir.Node]) -> ir.Node:
-    """Return the one of the nodes that stands first in the graph."""
-    wanted = set(nodes)
-    return next(node for node in model.graph if node in wanted)
-
-
 def _write_batch(model: ir.Model, write: MergeWriter) -> _Batch:
     """Return the number of images, which the graph has computed already where it expands the class token."""
     pixels = model.graph.inputs[0]
-    count = next(
-        (
-            use.node.outputs[0]
-            for use in pixels.uses()
-            if use.node.op_type == "Shape"
-            and (attribute(use.node, "start", 0), attribute(use.node, "end", None)) == (0, 1)
-        ),
-        None,
-    )
-    if count is None:
-        count = write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
+    shapes = [use.node for use in pixels.uses() if use.node.op_type == "Shape"]
+    done = [each for each in shapes if (attribute(each, "start", 0), attribute(each, "end", 0)) == (0, 1)]
+    count = done[0].outputs[0] if done else write.add("Shape", [pixels], "batch", [1], INT64, start=0, end=1)
     scalar = write.add("Squeeze", [count, write.integers(0)], "batch.scalar", [], INT64)
     images = write.add("Range", [write.number(0), scalar, write.number(1)], "images")
     return _Batch(count, write.add("Mul", [count, write.integers(2)], "batch.twice", [1], INT64), images)
@@ -105,9 +88,14 @@ class _MergeRows:
     def write(self) -> tuple[ir.Value, ir.Value]:
         """Return merged tokens, `float32 [after · batch, width]`, and their sizes, `[after · batch, 1]`."""
         write, found = self.writer, match_tokens(self.writer, self.block, self.counts)
-        kept = self._number_kept(found)
-        source = self._number_rows(found.source, self.batch.twice, self.counts.kept, "source")
-        destination = self._number_destinations(found)
+        batch, first = self.batch, self.counts.kept
+        left = [] if found.left is None else [self._number_rows(found.left, batch.twice, first, "left")]
+        stay = [self._number_unmergeable(), *left, self._number_all_of_b()]
+        kept = write.add("Concat", stay, "kept.rows", axis=0)  # in their new order: int64 [after · batch]
+        source = self._number_rows(found.source, batch.twice, first, "source")
+        # The sources are added to these rows of the new order, int64 [merged · batch, 1].
+        rows = self._number_rows(found.destination, batch.count, first + self.counts.left_of_a, "destination")
+        destination = write.add("Unsqueeze", [rows, write.integers(1)], "destination.column", [None, 1])
         kept_size = write.add("Gather", [self.size, kept], "kept.size", [None, 1], axis=0)
         source_size = write.add("Gather", [self.size, source], "source.size", [None, 1], axis=0)
         size = self._write_sum(kept_size, destination, source_size, "size")
@@ -119,9 +107,8 @@ class _MergeRows:
         for name, rows, weight in (("kept", kept, share), ("source", source, source_share)):
             tokens = write.add("Gather", [self.block.tokens, rows], f"{name}.tokens", [None, width], axis=0)
             parts.append(write.add("Mul", [tokens, weight], f"{name}.part", [None, width]))
-        spread = write.add(
-            "Expand", [destination, write.integers(1, width or 0)], "destination.spread", [None, width]
-        )
+        shape = write.integers(1, width or 0)
+        spread = write.add("Expand", [destination, shape], "destination.spread", [None, width])
         return self._write_sum(parts[0], spread, parts[1], "tokens"), size
 
     def _write_sum(self, data: ir.Value, indices: ir.Value, updates: ir.Value, name: str) -> ir.Value:
@@ -136,36 +123,23 @@ class _MergeRows:
         one = ir.Tensor(np.ones(1, np.float32))
         return write.add("ConstantOfShape", [shape], "ones", [None, 1], ir.DataType.FLOAT, value=one)
 
-    def _number_kept(self, found: TokenMatch) -> ir.Value:
-        """Return the rows that stay, in their new order: `int64 [after · batch]`."""
-        kept, batch = self.counts.kept, self.batch
-        left = [] if found.left is None else [self._number_rows(found.left, batch.twice, kept, "left")]
-        parts = [self._number_unmergeable(), *left, self._number_all_of_b()]
-        return self.writer.add("Concat", parts, "kept.rows", axis=0)
-
     def _number_unmergeable(self) -> ir.Value:
         """Return the rows of the tokens that never merge: 0, 1, …, kept · batch - 1."""
         write = self.writer
-        count = write.add(
-            "Mul", [self.batch.count, write.integers(self.counts.kept)], "fixed.count", [1], INT64
-        )
+        factors = [self.batch.count, write.integers(self.counts.kept)]
+        count = write.add("Mul", factors, "fixed.count", [1], INT64)
         end = write.add("Squeeze", [count, write.integers(0)], "fixed.end", [])
         return write.add("Range", [write.number(0), end, write.number(1)], "fixed.rows")
 
     def _number_all_of_b(self) -> ir.Value:
         """Return the rows of every second patch, from the second one on."""
         write, batch = self.writer, self.batch
-        tokens = write.column(self.counts.kept + 1, self.counts.of_b)
+        start, count = self.counts.kept + 1, self.counts.of_b
+        column = (start + 2 * np.arange(count, dtype=np.int64))[:, None]
+        tokens = write.constant(f"integers.column.{start}.{count}", column)
         first = write.add("Mul", [tokens, batch.count], "b.first")
         rows = write.add("Add", [first, batch.images], "b.image")
         return write.add("Reshape", [rows, write.integers(-1)], "b.rows")
-
-    def _number_destinations(self, found: TokenMatch) -> ir.Value:
-        """Return the rows that the sources are added to, in the new order: `int64 [merged · batch, 1]`."""
-        first = self.counts.kept + self.counts.left_of_a
-        rows = self._number_rows(found.destination, self.batch.count, first, "destination")
-        one = self.writer.integers(1)
-        return self.writer.add("Unsqueeze", [rows, one], "destination.column", [None, 1])
 
     def _number_rows(self, index: ir.Value, stride: ir.Value, first: int, name: str) -> ir.Value:
         """Return the rows `(first + stride · index) · batch + image` of `index [batch, n]`, token by token.
@@ -203,36 +177,25 @@ def _write_log_size(write: MergeWriter, size: ir.Value, tokens: int, heads: int,
     the last rows, which do not fill a vector, than in the others; logits would depend on the batch.
     """
     whole = write.add("Cast", [size], "size.whole", [None, 1], to=int(INT64))
-    log = write.add("Gather", [write.logarithms(patches), whole], "log_size", [None, 1], axis=0)
+    logarithms = np.log(np.maximum(np.arange(patches + 1), 1)).astype(np.float32)
+    table = write.constant(f"merging.logarithms.{patches}", logarithms)
+    log = write.add("Gather", [table, whole], "log_size", [None, 1], axis=0)
     by_token = write.add("Reshape", [log, write.integers(tokens, -1)], "log_size.by_token", [tokens, None])
     by_image = write.add("Transpose", [by_token], "log_size.by_image", [None, tokens], perm=[1, 0])
     lifted = write.add("Unsqueeze", [by_image, write.integers(1, 2)], "log_size.lifted", [None, 1, 1, tokens])
-    spread = write.add(
-        "Expand", [lifted, write.integers(1, heads, 1, 1)], "log_size.spread", [None, heads, 1, tokens]
-    )
-    return write.add(
-        "Reshape", [spread, write.integers(-1, 1, tokens)], "log_size.by_head", [None, 1, tokens]
-    )
+    repeats, shape = write.integers(1, heads, 1, 1), write.integers(-1, 1, tokens)
+    spread = write.add("Expand", [lifted, repeats], "log_size.spread", [None, heads, 1, tokens])
+    return write.add("Reshape", [spread, shape], "log_size.by_head", [None, 1, tokens])
 
 
 # --- Readers of merged tokens: adapt shapes with the number of tokens, refuse what needs all patches ---
 
 
-def _adapt_readers(
-    merged: ir.Value, uses: Sequence[tuple[ir.Node, int]], counts: MergeCounts
-) -> list[ir.Node]:
+def _adapt_readers(merged: ir.Value, uses: list[tuple[ir.Node, int]], counts: MergeCounts) -> list[ir.Node]:
     """Give everything downstream of `merged` the new number of tokens, up to where the class token is read.
 
-    Args:
-        merged: the tokens after a merge, `float32 [after · batch, width]`.
-        uses: their readers, as (node, input index).
-        counts: of the merge.
-
-    Returns:
-        every Softmax over the merged tokens.
-
-    Raises:
-        PlanError: for an operator that needs every patch in its place, such as a mean over patches.
+    Return every Softmax over the merged tokens. An operator that needs every patch in its place, such as a
+    mean over patches, is refused.
     """
     softmaxes, values = list[ir.Node](), {merged}
     waiting, done = [(node, index, False) for node, index in uses], set()
@@ -265,7 +228,9 @@ def _adapt_readers(
 def _ends(node: ir.Node, index: int, across: bool, kept: int) -> bool:
     """Return whether the merged tokens end at this reader: its output has no axis of tokens."""
     if node.op_type == "Gather" and not across:
-        return _selects_kept(node, kept)
+        # It picks tokens that never merge, such as the class token.
+        chosen = constant(node.inputs[1]) if attribute(node, "axis", 0) == 0 else None
+        return chosen is not None and bool(((chosen >= 0) & (chosen < kept)).all())
     # The mix sums over the tokens of its second input.
     return node.op_type == "MatMul" and index == int(not across)
 
@@ -279,19 +244,10 @@ def _adapt_reader(node: ir.Node, index: int, across: bool, counts: MergeCounts) 
         return tuple(attribute(node, "perm", ())) == HEADS_LAST
     if node.op_type in ("MatMul", "Softmax"):
         return across
-    if across or index not in ((0, 1) if node.op_type in ELEMENT_WISE else (0,)):
-        raise _refuse(node)
-    if node.op_type not in ROW_WISE | ELEMENT_WISE:
+    row_wise = node.op_type in ROW_WISE and index == 0
+    if across or not (row_wise or node.op_type in ELEMENT_WISE):
         raise _refuse(node)
     return False
-
-
-def _selects_kept(node: ir.Node, kept: int) -> bool:
-    """Return whether a Gather picks tokens that never merge, such as the class token."""
-    index = constant(node.inputs[1])
-    return (
-        attribute(node, "axis", 0) == 0 and index is not None and bool(((index >= 0) & (index < kept)).all())
-    )
 
 
 def _resize(node: ir.Node, counts: MergeCounts) -> None:

@@ -67,13 +67,13 @@ def test_a_range_beside_zero_counts_by_its_larger_end() -> None:
 def test_the_places_are_the_norms_and_the_value_linear() -> None:
     model = block()
     found = {
-        name: (group.kind, group.producer, [linear.name for linear in group.linears])
+        name: (group.producer, [linear.name for linear in group.linears])
         for name, group in groups(model).items()
     }
     assert found == {
-        "norm1": ("norm", node(model, "norm1"), ["query", "key", "value"]),
-        "norm2": ("norm", node(model, "norm2"), ["fc1"]),
-        "value": ("value", node(model, "value"), ["proj"]),
+        "norm1": (node(model, "norm1"), ["query", "key", "value"]),
+        "norm2": (node(model, "norm2"), ["fc1"]),
+        "value": (node(model, "value"), ["proj"]),
     }
 
 

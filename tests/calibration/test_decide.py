@@ -52,8 +52,7 @@ def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation
             rows = tensor.reshape(-1, tensor.shape[-1])
             each = found.setdefault(name, Observation.empty(rows.shape[1], len(rows)))
             part = each.held if number % 4 == 3 else each.fit
-            part.extremes.update(rows)
-            part.sample.update(rows)
+            part.update(rows)
     return found
 
 
@@ -162,8 +161,7 @@ def test_pixels_are_int8_already() -> None:
     """
     graph = build(lines, constants, inputs="uint8[N, 2, 2, 3] pixels", outputs="float[N, 2] y")
     given_ = Observation.empty(4, 1)
-    given_.fit.extremes.update(np.ones((3, 4), np.float32))
-    given_.fit.sample.update(np.ones((3, 4), np.float32))
+    given_.fit.update(np.ones((3, 4), np.float32))
     sites = find_layers(graph)
     assert sites.activations == ["n"]
     plan = decide(sites, {"n": given_}, target="full-range", single_rows="int8")
@@ -275,11 +273,8 @@ def test_how_much_they_must_gain() -> None:
         each = trial(given_["gelu"], [linear], ones, gelu=True)
         largest = tuple(sorted(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist()))
         gain = 10 * np.log10(each.choose_per_tensor().error / each.choose_per_tensor(largest).error)
-        cheap = (
-            _Decision(find_layers(model), given_, "full-range", frozenset())
-            ._choose_unbalanced(linear)
-            .per_tensor
-        )
+        decision = _Decision(find_layers(model), given_, "full-range", frozenset())
+        cheap = decision._choose(str(linear.input.name), [linear], ones)[0].per_tensor
         assert cheap.columns == (largest if gain >= GAIN_OF_COLUMNS else ())
         split.append(bool(cheap.columns))
     assert 2 < sum(split) < 11

@@ -26,8 +26,7 @@ def observation(fit: np.ndarray, held: np.ndarray | None = None) -> Observation:
     made = Observation.empty(fit.shape[1], 4)
     for part, rows in ((made.fit, fit), (made.held, held)):
         if rows is not None:
-            part.extremes.update(rows.astype(np.float32))
-            part.sample.update(rows.astype(np.float32))
+            part.update(rows.astype(np.float32))
     return made
 
 

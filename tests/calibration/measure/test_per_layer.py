@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from calibration import observe
 from calibration.graph.layers import find_layers
 from calibration.measure import per_layer
 from calibration.measure.per_layer import measure_layer_drift
@@ -39,7 +40,8 @@ def test_layer_drift_holds_one_session_and_the_images_in_rounds(canonical, image
         opened.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(per_layer, "open_observing_session", counting)
+    for module in (observe, per_layer):
+        monkeypatch.setattr(module, "open_observing_session", counting)
     one = sum(tensor.nbytes for tensor in outputs_of(canonical["plain"], made.plan, others[:1]))
     monkeypatch.setattr(per_layer, "MOST_WAITING", one * 3 // 2)  # full after two images
     assert measure_layer_drift(canonical["plain"], made.model, made.plan, [others[:5]], threads=1) == at_once
