@@ -260,13 +260,7 @@ def _walk_up_rows(value: ir.Value | None) -> Iterator[ir.Node]:
     """Yield the Reshapes above that regroup rows and keep their features, and the node above those."""
     while (node := producer(value)) is not None:
         yield node
-        rows, grouped = sizes(node.inputs[0]), sizes(value)
-        if (
-            node.op_type != "Reshape"
-            or not rows
-            or not grouped
-            or rows[-1] != grouped[-1]
-            or rows[-1] is None
-        ):
+        rows, grouped = sizes(node.inputs[0]) or [None], sizes(value) or [None]
+        if node.op_type != "Reshape" or rows[-1] is None or rows[-1] != grouped[-1]:
             return
         value = node.inputs[0]

@@ -104,7 +104,7 @@ def _turn(node: ir.Node, shape: Sequence[int | None] = (), **attributes: int | l
     output = node.outputs[0]
     if not shape and _is_by_image(output):
         # [N, T, w] → [T, N, w]; [N, T, H, d] → [T, N · H, d]; [N, H, …, …] → [N · H, …, …]
-        _, tokens, *rest = sizes(output) or ()
+        _, tokens, *rest = sizes(output) or []
         by_token = len(rest) == 1 or _splits_heads(output)
         shape = [tokens, None, rest[-1]] if by_token else [None, *rest]
     if shape:
@@ -241,7 +241,7 @@ def _row_wise(node: ir.Node) -> Step | None:
     if attribute(node, "axis", -1) not in (-1, _rank(node.outputs[0]) - 1):
         return None
     has_axis = node.op_type in ("LayerNormalization", "Softmax")
-    return lambda: _turn(node, **({"axis": -1} if has_axis else {}))
+    return (lambda: _turn(node, axis=-1)) if has_axis else lambda: _turn(node)
 
 
 # Left what was there, right what becomes of it; T tokens, H heads, d features of a head, w of a token.
