@@ -125,10 +125,9 @@ def fold_normalization(model: ir.Model) -> int:
                 factor = operand if node.op_type == "Mul" else 1.0 / operand
                 gain, offset = gain * factor, offset * factor
         bias = bias + np.einsum("dchw,c->d", weight, offset)
+        parameters = _add_parameters(conv, weight * gain[None, :, None, None], bias)
         conv.resize_inputs(3)
-        for index, value in enumerate(
-            _add_parameters(conv, weight * gain[None, :, None, None], bias), start=1
-        ):
+        for index, value in enumerate(parameters, start=1):
             conv.replace_input_with(index, value)
         _read_raw(conv, list(chain), list(steps))
         tidy(model)
