@@ -69,10 +69,7 @@ _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def canonicalize(model: ir.Model) -> Mapping[str, int]:
-    """Bring a graph that reads raw pixels into the form that quantizes well.
-
-    Args:
-        model: with the input `pixels`, uint8 [N, H, W, 3]; changed in place.
+    """Bring a graph that reads `pixels`, uint8 [N, H, W, 3], into the form that quantizes well, in place.
 
     Returns:
         the number of places that each rewrite changed, by its name.
@@ -116,12 +113,11 @@ def canonicalize_onnx(
 
 
 def _run(
-    model: ir.Model, rewrites: Iterable[Rewrite], before: Callable[[ir.Model], object] | None = None
+    model: ir.Model, rewrites: Iterable[Rewrite], before: Callable[[ir.Model], object] = lambda _: None
 ) -> dict[str, int]:
     changes = {}
     for each in rewrites:
-        if before is not None:
-            before(model)
+        before(model)
         name_rewrite(each.__name__)
         changes[each.__name__] = each(model)
     return changes
