@@ -103,8 +103,7 @@ def _cast_embedding(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType],
     for index, output in enumerate(half.graph.outputs):
         if output.name != "embedding" or output.dtype != HALF:
             continue
-        cast = casts.get((output, FLOAT))
-        if cast is None:
+        if (cast := casts.get((output, FLOAT))) is None:
             node = ir.node("Cast", [output], {"to": int(FLOAT)}, name="embedding.float32")
             half.graph.append(node)
             cast = node.outputs[0]
@@ -131,9 +130,7 @@ def _convert(
 
 
 def _to_half(array: Array, name: str) -> Array:
-    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
-        raise GraphError(
-            f"expected weights within float16's range, found {np.abs(array).max():.3g} in {name!r}; "
-            "this model has no float16 variant"
-        )
+    if (largest := np.abs(array).max(initial=0)) > np.finfo(np.float16).max:
+        found = f"found {largest:.3g} in {name!r}; this model has no float16 variant"
+        raise GraphError(f"expected weights within float16's range, {found}")
     return array.astype(np.float16)

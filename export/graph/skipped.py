@@ -58,7 +58,6 @@ def skip(node: ir.Node, reason: str) -> Literal[False]:
         node: starts like the pattern of the rewrite; no other node is a candidate.
         reason: what about it does not fit, in plain words.
     """
-    collector = _collector.get()
-    if collector is not None:
+    if (collector := _collector.get()) is not None:
         collector.reasons[collector.rewrite, node] = reason
     return False

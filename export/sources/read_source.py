@@ -173,10 +173,8 @@ def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path |
     if onnx is not None:
         return OnnxReader(onnx, preprocess)
     if not installed("torch") or not installed("safetensors"):
-        raise MissingPackageError(
-            f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
-            "model does not: python -m export --onnx MODEL"
-        )
+        needs = f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}"
+        raise MissingPackageError(f"{needs}; an ONNX model does not: python -m export --onnx MODEL")
     if checkpoint is None:
         return ExampleReader()
     from vit.pretrained.weight_files import holds_weights
@@ -233,11 +231,7 @@ def describe_unfinished(history: Sequence[object], recipe: Mapping[str, Any]) ->
 
 
 def complete_example(folder: Path) -> Path:
-    """Return the checkpoint of the digits model in `folder`, after training what is left to train.
-
-    Raises:
-        Interrupted: by Ctrl-C in training, whose state is kept.
-    """
+    """Return the checkpoint of the digits model in `folder`, after training what is left to train."""
     from vit.run_folder import STATE
     from vit.training.examples import train_example
 

@@ -60,11 +60,7 @@ def _find_patch_embeddings(model: ir.Model) -> Iterator[tuple[ir.Node, Array, Ar
 def _walk_to_input(conv: ir.Node) -> dict[ir.Node, Array | None]:
     """The nodes between the graph's input and the convolution, first to last.
 
-    Returns:
-        Each node with the constant of a step of normalization, `float64 [1]` or `[3]`, None for layout.
-
-    Raises:
-        GraphError: when something stands there that is neither normalization nor layout.
+    Each with the constant of a step of normalization, `float64 [1]` or `[3]`, None for layout.
     """
     chain: dict[ir.Node, Array | None] = {}
     value, channels = conv.inputs[0], 1  # the axis of the channels, of four
@@ -76,10 +72,8 @@ def _walk_to_input(conv: ir.Node) -> dict[ir.Node, Array | None]:
             value = node.inputs[0]
             channels = permutation(node)[channels] if node.op_type == "Transpose" else channels
         else:
-            raise GraphError(
-                f"expected normalization or layout before the patch embedding, found {node.op_type} "
-                f"({node.name})"
-            )
+            found = f"{node.op_type} ({node.name})"
+            raise GraphError(f"expected normalization or layout before the patch embedding, found {found}")
     return dict(reversed(chain.items()))
 
 
@@ -91,10 +85,8 @@ def _read_operand(node: ir.Node, channels: int) -> Array:
     one_each = [3 if axis == channels else 1 for axis in range(4)]
     misplaced = left is not None and (right is not None or node.op_type in ("Sub", "Div"))
     if array is None or misplaced or (array.size != 1 and [1, 1, 1, 1, *array.shape][-4:] != one_each):
-        raise GraphError(
-            f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant "
-            "per channel"
-        )
+        step = f"{node.op_type} ({node.name}) before the patch embedding"
+        raise GraphError(f"expected {step} to have one constant per channel")
     return np.asarray(array, np.float64).reshape(-1)
 
 
@@ -230,13 +222,8 @@ def _find_tokens(conv: ir.Node) -> ir.Node | None:
 def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
     """Replace the float input by `pixels`, `uint8 [N, H, W, 3]`, and normalize them in the graph.
 
-    Args:
-        model: with one input, float32 [N, 3, H, W] or [N, H, W, 3] for any N; changed in place.
-        mean: mean of each channel, for pixels scaled to 0..1.
-        std: standard deviation of each channel, for pixels scaled to 0..1.
-
-    Raises:
-        GraphError: when the input is the output, too.
+    The float input is `[N, 3, H, W]` or `[N, H, W, 3]` for any N; `mean` and `std` of each channel are for
+    pixels scaled to 0..1.
     """
     (old,) = model.graph.inputs
     shape, first = sizes(old) or [], next(iter(model.graph))

@@ -200,8 +200,7 @@ RULES: dict[str, Rule] = {name: rule for names, rule, _ in (*ARITHMETIC, *LAYOUT
 def free_batch(model: ir.Model) -> int:
     """Let Reshape targets, class tokens and repeated constants no longer contain the number of images.
 
-    Args:
-        model: with static shapes and the batch as the first axis of its input; changed in place.
+    All shapes of the model are static, and the batch is the first axis of its input.
 
     Raises:
         GraphError: naming the node where the batch could not be followed.

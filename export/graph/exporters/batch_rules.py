@@ -45,12 +45,9 @@ SYMBOL = "batch"
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """Where the images lie in a shape.
+    """Where the images lie in a shape: an axis, and what is in front of the next image in that axis.
 
-    Attributes:
-        axis: the axis that holds them.
-        before: positions of something else in front of the images in that axis: 1 in `[tokens, N, width]`
-            with axis 1, `tokens` in `[tokens · N, width]` with axis 0.
+    `before` is 1 in `[tokens, N, width]` with axis 1, `tokens` in `[tokens · N, width]` with axis 0.
     """
 
     axis: int
@@ -58,20 +55,14 @@ class BatchAxis:
 
 
 class BatchWalk:
-    """State of the walk from the input down. All shapes are static.
-
-    Attributes:
-        pixels: the graph's input.
-        size: the number of images that the graph was fixed to.
-        axes: where each value holds the images; values that are not in it are the same for every image.
-        changes: the number of places of the graph that were changed so far.
-    """
+    """State of the walk from the input down. All shapes are static."""
 
     def __init__(self, model: ir.Model) -> None:
         (self.pixels,) = model.graph.inputs
-        self.size = shape_of(self.pixels)[0]
+        self.size = shape_of(self.pixels)[0]  # the number of images that the graph was fixed to
+        # Where each value holds the images; values that are not in it are the same for every image.
         self.axes: dict[ir.Value, BatchAxis] = {self.pixels: BatchAxis(0)}
-        self.changes = 0
+        self.changes = 0  # places of the graph
 
     def of_input(self, node: ir.Node, index: int) -> BatchAxis | None:
         """Return where an input holds the images; None if it is left out or the same for every image."""
@@ -138,15 +129,10 @@ def take_one_part(array: Array, axis: int, times: int) -> Array | None:
 
 
 def shape_of(value: ir.Value | None) -> list[int]:
-    """Return the static shape of a value.
-
-    Raises:
-        GraphError: where it is not known.
-    """
+    """Return the static shape of a value; GraphError where it is not known."""
     if value is None or value.shape is None or not value.shape.is_static():
-        raise GraphError(
-            f"expected the shape of {value.name if value else 'an input'!r} to be known, found none"
-        )
+        name = value.name if value else "an input"
+        raise GraphError(f"expected the shape of {name!r} to be known, found none")
     return [int(size) for size in value.shape.numpy()]
 
 
