@@ -45,16 +45,11 @@ ELEMENT_WISE: dict[str, Callable[..., Array]] = {
     "Div": np.divide,
     "Pow": np.power,
 }
-
-
-def gelu(x: Array) -> Array:
-    """X · Φ(x) with Φ of the normal distribution (arXiv 1606.08415, section 2)."""
-    return np.asarray(0.5 * x * (1 + erf(x / math.sqrt(2))))
-
-
-def gelu_tanh(x: Array) -> Array:
-    """The approximation of the same section, by tanh."""
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+# x · Φ(x) with Φ of the normal distribution, and its approximation by tanh (arXiv 1606.08415, section 2).
+GELUS = {
+    "Erf": ("none", 0.5 * GRID * (1 + erf(GRID / math.sqrt(2)))),
+    "Tanh": ("tanh", 0.5 * GRID * (1 + np.tanh(math.sqrt(2 / math.pi) * (GRID + 0.044715 * GRID**3)))),
+}
 
 
 def fuse_gelu(model: ir.Model) -> int:
@@ -68,8 +63,7 @@ def fuse_gelu(model: ir.Model) -> int:
 
 def _fuse_gelu_around(node: ir.Node) -> bool:
     """Fuse a value x above the node, and the node below it that computes GELU(x)."""
-    exact = node.op_type == "Erf"
-    expected, approximate = (gelu(GRID), "none") if exact else (gelu_tanh(GRID), "tanh")
+    approximate, expected = GELUS[node.op_type]
     for last, source in itertools.product(_below(node), _above(node)):
         with np.errstate(all="ignore"):
             values = _evaluate(last.outputs[0], source)
@@ -79,7 +73,7 @@ def _fuse_gelu_around(node: ir.Node) -> bool:
             replace(last.outputs[0], fused)
             return True
     # A Tanh alone is an activation of its own, that of the pooler for example.
-    return skip(node, "the operators around it do not give the values of a GELU") if exact else False
+    return node.op_type == "Erf" and skip(node, "the operators around it do not give the values of a GELU")
 
 
 def _below(node: ir.Node) -> Iterator[ir.Node]:
