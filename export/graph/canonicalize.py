@@ -69,10 +69,7 @@ _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def canonicalize(model: ir.Model) -> Mapping[str, int]:
-    """Bring a graph that reads raw pixels into the form that quantizes well.
-
-    Args:
-        model: with the input `pixels`, uint8 [N, H, W, 3]; changed in place.
+    """Bring a graph that reads `pixels`, uint8 [N, H, W, 3], into the form that quantizes well, in place.
 
     Returns:
         the number of places that each rewrite changed, by its name.
@@ -90,14 +87,13 @@ def canonicalize(model: ir.Model) -> Mapping[str, int]:
 def canonicalize_onnx(
     model: ir.Model, *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Mapping[str, int]:
-    """Bring a float graph of another exporter into the same form.
+    """Bring a float graph of another exporter into the same form, in place.
 
     Args:
-        model: with one float input of images; changed in place. The input becomes `pixels`,
-            uint8 [N, H, W, 3] for any N.
+        model: its one float input of images becomes `pixels`, uint8 [N, H, W, 3] for any N.
         size: height and width of the images, pixels.
-        mean: mean of each channel, for pixels scaled to 0..1.
-        std: standard deviation of each channel, for pixels scaled to 0..1.
+        mean: mean of each channel, for pixels scaled to 0..1; `std` likewise.
+        std: standard deviation.
 
     Returns:
         the number of places that each rewrite changed, by its name.
@@ -116,12 +112,11 @@ def canonicalize_onnx(
 
 
 def _run(
-    model: ir.Model, rewrites: Iterable[Rewrite], before: Callable[[ir.Model], object] | None = None
+    model: ir.Model, rewrites: Iterable[Rewrite], before: Callable[[ir.Model], object] = lambda _: None
 ) -> dict[str, int]:
     changes = {}
     for each in rewrites:
-        if before is not None:
-            before(model)
+        before(model)
         name_rewrite(each.__name__)
         changes[each.__name__] = each(model)
     return changes
@@ -132,26 +127,24 @@ def _check_float32(model: ir.Model) -> None:
     for node in by_type(model, "Conv", "MatMul", "Gemm"):
         for value in node.inputs:
             if value is not None and value.dtype in _OTHER_FLOATS:
-                raise GraphError(
-                    f"expected products in float32, found {value.dtype.name} in {node.op_type} "
-                    f"({node.name}); give the model before its conversion, or export it again in float32"
-                )
+                found = f"{value.dtype.name} in {node.op_type} ({node.name})"
+                advice = "give the model before its conversion, or export it again in float32"
+                raise GraphError(f"expected products in float32, found {found}; {advice}")
 
 
 def _choose_fixed_shape(model: ir.Model, size: tuple[int, int]) -> tuple[int, ...]:
     """Return the input's shape with a fixed batch: the model's own, or `BATCH` where it is free."""
     (pixels,) = model.graph.inputs
     shape = sizes(pixels)
+    found = f"found {pixels.name!r} of shape {shape}"
     if shape is None or len(shape) != 4:
-        raise GraphError(f"expected images [N, 3, H, W] as input, found {pixels.name!r} of shape {shape}")
+        raise GraphError(f"expected images [N, 3, H, W] as input, {found}")
     if shape[1] not in (3, None) and shape[3] not in (3, None):
-        raise GraphError(f"expected color images as input, found {pixels.name!r} of shape {shape}")
+        raise GraphError(f"expected color images as input, {found}")
     channels_last = shape[3] == 3 and shape[1] != 3
     expected = [None, *size, 3] if channels_last else [None, 3, *size]
     if any(None not in pair and pair[0] != pair[1] for pair in zip(shape[1:], expected[1:], strict=True)):
-        raise GraphError(
-            f"expected an input of height and width {list(size)} as in the preprocessing, found "
-            f"{pixels.name!r} of shape {shape}; correct the size in the preprocessing"
-        )
+        wanted = f"an input of height and width {list(size)} as in the preprocessing"
+        raise GraphError(f"expected {wanted}, {found}; correct the size in the preprocessing")
     batch = BATCH if shape[0] is None else shape[0]
     return (batch, *size, 3) if channels_last else (batch, 3, *size)

@@ -35,13 +35,8 @@ def to_float16(model: ir.Model) -> ir.Model:
     """Return a copy with weights and most operators in float16; pixels uint8 in, logits float32 out.
 
     Softmax, and the head with what follows it, stay in float32: that costs nothing and keeps classes with
-    nearly equal logits in their order.
-
-    Args:
-        model: a canonical float32 graph; it stays as it is.
-
-    Returns:
-        the copy, whose output `embedding`, if any, is float32 too.
+    nearly equal logits in their order. An output `embedding` is float32 too. The canonical float32 graph
+    stays as it is.
 
     Raises:
         GraphError: when a weight is beyond float16's range.
@@ -74,11 +69,10 @@ def _center_pixels(model: ir.Model) -> None:
         source = node.inputs[0] if node.inputs else None
         if node.op_type != "Cast" or source is None or source.dtype != ir.DataType.UINT8:
             continue
-        gemm, shape = only_reader(node.outputs[0]), sizes(node.outputs[0])
+        gemm, shape, graph = only_reader(node.outputs[0]), sizes(node.outputs[0]), graph_of(node)
         linear = None if gemm is None else read_linear(gemm)
         if gemm is None or linear is None:
             continue
-        graph = graph_of(node)
         value = insert(node, "Cast", [source], name="pixels.half", shape=shape, dtype=HALF, to=HALF)
         for op_type, number in (("Sub", CENTER), ("Mul", 1 / SPREAD)):
             operand = add_constant(graph, f"pixels.{op_type.lower()}", np.array(number, np.float16))
@@ -95,14 +89,12 @@ def _center_pixels(model: ir.Model) -> None:
 def _find_head(model: ir.Model) -> set[ir.Node]:
     """Return the last product and everything after it."""
     found: set[ir.Node] = set()
-    heads = [value for value in model.graph.outputs if value.name != "embedding"]
-    queue = [value.producer() for value in heads]
+    queue = [value.producer() for value in model.graph.outputs if value.name != "embedding"]
     for node in queue:
-        if node is None or node in found:
-            continue
-        found.add(node)
-        if node.op_type not in ("Gemm", "MatMul"):
-            queue += [value.producer() for value in node.inputs if value is not None]
+        if node is not None and node not in found:
+            found.add(node)
+            if node.op_type not in ("Gemm", "MatMul"):
+                queue += [value.producer() for value in node.inputs if value is not None]
     return found
 
 
@@ -111,8 +103,7 @@ def _cast_embedding(half: ir.Model, casts: Mapping[tuple[ir.Value, ir.DataType],
     for index, output in enumerate(half.graph.outputs):
         if output.name != "embedding" or output.dtype != HALF:
             continue
-        cast = casts.get((output, FLOAT))
-        if cast is None:
+        if (cast := casts.get((output, FLOAT))) is None:
             node = ir.node("Cast", [output], {"to": int(FLOAT)}, name="embedding.float32")
             half.graph.append(node)
             cast = node.outputs[0]
@@ -130,18 +121,16 @@ def _convert(
         if array is None:
             name = f"{value.name}.{dtype.name.lower()}"
             cast = insert(node, "Cast", [value], name=name, shape=sizes(value), dtype=dtype, to=dtype)
-            casts[value, dtype] = cast
         else:
             name = str(value.name)
             converted = _to_half(array, name) if dtype == HALF else array.astype(np.float32)
-            casts[value, dtype] = add_constant(graph_of(node), name, converted)
+            cast = add_constant(graph_of(node), name, converted)
+        casts[value, dtype] = cast
     return casts[value, dtype]
 
 
 def _to_half(array: Array, name: str) -> Array:
-    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
-        raise GraphError(
-            f"expected weights within float16's range, found {np.abs(array).max():.3g} in {name!r}; "
-            "this model has no float16 variant"
-        )
+    if (largest := np.abs(array).max(initial=0)) > np.finfo(np.float16).max:
+        found = f"found {largest:.3g} in {name!r}; this model has no float16 variant"
+        raise GraphError(f"expected weights within float16's range, {found}")
     return array.astype(np.float16)

@@ -15,6 +15,8 @@ INPUT, OUTPUT, EMBEDDING = "pixels", "logits", "embedding"
 # Operators between the head's product and the logits.
 _BEHIND_HEAD = ("Add", "Reshape", "Squeeze", "Identity", "Cast", "Softmax", "Sigmoid", "Mul", "Div")
 
+_EXPECTED_HEAD = "expected one linear layer that makes the logits"
+
 
 @dataclass(frozen=True)
 class FloatModel:
@@ -25,10 +27,7 @@ class FloatModel:
 
 
 def add_embedding(model: ir.Model) -> int:
-    """Add the output `embedding`, float32 [N, D], in place: the tensor that the head multiplies.
-
-    Returns:
-        the number of features D; nothing more is computed for them.
+    """Add the output `embedding`, float32 [N, D], in place: what the head multiplies; return D.
 
     Raises:
         GraphError: when the logits are not made by one linear layer of one vector per image.
@@ -70,11 +69,9 @@ def _find_head_input(model: ir.Model) -> ir.Value:
     while node is not None and node not in by_type(model, "Gemm", "MatMul"):
         above = [value for value in node.inputs if value is not None and constant(value) is None]
         if len(above) != 1 or node.op_type not in _BEHIND_HEAD:
-            raise GraphError(
-                f"expected one linear layer that makes the logits, found {node.op_type} {node.name!r} of "
-                f"{len(above)} tensors; leave --embedding out"
-            )
+            found = f"{node.op_type} {node.name!r} of {len(above)} tensors"
+            raise GraphError(f"{_EXPECTED_HEAD}, found {found}; leave --embedding out")
         node = above[0].producer()
     if node is None or node.inputs[0] is None or constant(node.inputs[1]) is None:
-        raise GraphError("expected one linear layer that makes the logits, found none; leave --embedding out")
+        raise GraphError(f"{_EXPECTED_HEAD}, found none; leave --embedding out")
     return node.inputs[0]

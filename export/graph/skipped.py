@@ -13,15 +13,10 @@ import onnx_ir as ir
 
 @dataclass
 class Skipped:
-    """The candidates that rewrites left alone, with the reasons, in the order of the rewrites.
+    """The candidates that rewrites left alone, with the reasons, in the order of the rewrites."""
 
-    Attributes:
-        rewrite: the name of the rewrite that runs, see `name_rewrite`.
-        reasons: by rewrite and node.
-    """
-
-    rewrite: str = ""
-    reasons: dict[tuple[str, ir.Node], str] = field(default_factory=dict)
+    rewrite: str = ""  # the one that runs, see `name_rewrite`
+    reasons: dict[tuple[str, ir.Node], str] = field(default_factory=dict)  # by rewrite and node
 
     def lines(self) -> list[str]:
         """Return one line per node, grouped by rewrite.
@@ -47,11 +42,7 @@ def name_rewrite(name: str) -> None:
 
 @contextmanager
 def collect_skipped(wanted: bool = True) -> Iterator[Skipped]:
-    """Collect what rewrites skip while a block runs; outside of such a block `skip` does nothing.
-
-    Args:
-        wanted: False collects nothing, as outside of the block.
-    """
+    """Collect what rewrites skip while a block runs, if wanted; outside of it `skip` does nothing."""
     skipped = Skipped()
     token = _collector.set(skipped if wanted else None)
     try:
@@ -67,7 +58,6 @@ def skip(node: ir.Node, reason: str) -> Literal[False]:
         node: starts like the pattern of the rewrite; no other node is a candidate.
         reason: what about it does not fit, in plain words.
     """
-    collector = _collector.get()
-    if collector is not None:
+    if (collector := _collector.get()) is not None:
         collector.reasons[collector.rewrite, node] = reason
     return False

@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 def export_checkpoint(checkpoint: Checkpoint) -> Source:
     """Export a checkpoint's model, one without a head as an embedding; torch is its reference.
 
-    Args:
-        checkpoint: a finished or unfinished run.
-
-    Returns:
-        the graph with labels, preprocessing, and the origin of the weights without private folders.
+    The description names the origin of the weights without private folders.
     """
     recipe = checkpoint.recipe
     origin = {"imported": "imported", "data": "trained_on", "from_name": "trained_from"}
@@ -51,13 +47,9 @@ def export_checkpoint(checkpoint: Checkpoint) -> Source:
 
 
 def export_weights(path: Path) -> Source:
-    """Import weights of another project, a model without a head as an embedding; torch is the reference.
+    """Import a file of weights of another project, or a folder with one; torch is the reference.
 
-    Args:
-        path: a file of weights, or a folder with one.
-
-    Returns:
-        the graph with labels, preprocessing, and what was assumed.
+    A model without a head becomes an embedding. The description names what was assumed.
 
     Raises:
         SourceError: for weights that cannot be read or do not fit.

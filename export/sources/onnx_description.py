@@ -50,31 +50,19 @@ class OnnxDescription:
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """The file of an ONNX model with its description.
-
-    Attributes:
-        file: the .onnx file.
-        name: the name of its exports.
-        description: its preprocessing and its labels.
-        assumed: what no document states, one sentence each.
-    """
+    """The file of an ONNX model with its description."""
 
     file: Path
-    name: str
+    name: str  # of its exports
     description: OnnxDescription
-    assumed: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what no document states, one sentence each
 
 
 def read_description(path: Path) -> OnnxDescription:
-    """Read `{"preprocess": {…}, "mean": […], "std": […], "labels": […]}`.
+    """Read `{"preprocess": {…}, "mean": […], "std": […], "labels": […]}` from a JSON file.
 
-    Args:
-        path: the JSON file. `preprocess` takes the fields of `runtime.Preprocess`, with its defaults for the
-            others. `mean` and `std` are for pixels scaled to 0..1. Without `labels` the classes are called
-            0, 1, 2, …
-
-    Returns:
-        preprocessing and labels.
+    `preprocess` takes the fields of `runtime.Preprocess`, with its defaults for the others. `mean` and `std`
+    are for pixels scaled to 0..1. Without `labels` the classes are called 0, 1, 2, …
 
     Raises:
         OnnxModelError: naming the field.
@@ -102,9 +90,8 @@ def _parse(document: Mapping[str, Any], path: Path) -> OnnxDescription:
         preprocess = Preprocess.from_dict({**Preprocess().to_dict(), **fields})
     except (TypeError, ValueError) as error:
         raise OnnxModelError(f"{path}: preprocess: {error}") from error
-    if labels is not None and not (
-        isinstance(labels, list) and all(isinstance(each, str) for each in labels)
-    ):
+    names = [] if labels is None else labels
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         raise OnnxModelError(
             f"{path}: labels must be a list of names in the order of the classes; an empty one says that the "
             "model has no classes and gives an embedding"
@@ -136,9 +123,6 @@ def describe_onnx(source: Path, preprocess: Path | None = None) -> DescribedMode
         source: an .onnx file, or a folder with `model.onnx` or `onnx/model.onnx`.
         preprocess: a description or a preprocessor_config.json; None to look beside the model.
 
-    Returns:
-        the model's file with its description.
-
     Raises:
         OnnxModelError: where there is no model, no description, or one that cannot be followed.
     """
@@ -159,8 +143,7 @@ def describe_onnx(source: Path, preprocess: Path | None = None) -> DescribedMode
     except SourceError as error:
         raise OnnxModelError(str(error)) from error
     labels, guessed = choose_labels(config)
-    named = None if guessed or not labels else labels
-    assumed = list(view.assumed)
+    named, assumed = None if guessed or not labels else labels, list(view.assumed)
     if named is None:
         assumed.append(f"the classes' numbers as their labels ({folder / CONFIG} names none)")
     found, expected = view.preprocess.size, _image_size(config)
@@ -172,10 +155,7 @@ def describe_onnx(source: Path, preprocess: Path | None = None) -> DescribedMode
 
 
 def find_onnx(source: Path) -> Path:
-    """Return the .onnx file that is meant by a file or a folder.
-
-    Args:
-        source: returned as it is if it is no folder.
+    """Return the .onnx file of a folder; anything else as it is.
 
     Raises:
         OnnxModelError: for a folder with no model, or several of which none is called model.onnx.
@@ -219,21 +199,15 @@ def _read_beside(folder: Path, config: Mapping[str, Any], source: Path) -> tuple
 
 def _is_of_another_project(document: Mapping[str, Any]) -> bool:
     """Return whether it is a preprocessor_config.json, or a config.json of timm, and no description."""
-    fields = (
-        "image_processor_type",
-        "feature_extractor_type",
-        "pretrained_cfg",
-        "image_mean",
-        "do_normalize",
-    )
-    return "preprocess" not in document and any(field in document for field in fields)
+    processor = ("image_processor_type", "feature_extractor_type", "image_mean", "do_normalize")
+    named = any(field in document for field in (*processor, "pretrained_cfg"))
+    return named and "preprocess" not in document
 
 
 def _read_view(document: Mapping[str, Any], file: Path, model_type: str) -> View:
     try:
-        if timm := document.get("pretrained_cfg"):
-            return read_pretrained_cfg(timm)
-        return read_processor(document, model_type)
+        timm = document.get("pretrained_cfg")
+        return read_pretrained_cfg(timm) if timm else read_processor(document, model_type)
     except SourceError as error:
         raise OnnxModelError(f"{file}: the preprocessing cannot be followed ({error})") from error
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from io import BufferedReader
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,6 @@ def read_onnx(model: Path, preprocess: Path | None = None) -> Source:
         model: an .onnx file, or the folder of optimum or transformers.js.
         preprocess: the description, or a preprocessor_config.json; None to look beside the model.
 
-    Returns:
-        the graph with labels and preprocessing.
-
     Raises:
         OnnxModelError: for files that cannot be used.
     """
@@ -69,12 +65,8 @@ def read_onnx(model: Path, preprocess: Path | None = None) -> Source:
 def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
     """Read a float ONNX classifier and bring it into the form that quantizes well.
 
-    Args:
-        path: the .onnx file; its external data, if any, must lie in the same folder.
-        description: its preprocessing and labels.
-
-    Returns:
-        the graph, described by the name and the digest of the file alone.
+    External data, if any, must lie in the same folder. The source is described by the name and the digest of
+    the file alone.
 
     Raises:
         OnnxModelError: for a file that is no float image classifier with one input.
@@ -138,9 +130,11 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
 
 def _read_external(model: onnx.ModelProto, path: Path) -> None:
     """Read the weights that the model has in files beside it, each of which is opened once."""
-    outside = [each for each in _tensors(model) if each.data_location == onnx.TensorProto.EXTERNAL]
-    for location, group in groupby(sorted(outside, key=_location), _location):
-        tensors = list(group)
+    outside: dict[str, list[onnx.TensorProto]] = {}
+    for each in _tensors(model):
+        if each.data_location == onnx.TensorProto.EXTERNAL:
+            outside.setdefault(_entry(each).get("location", ""), []).append(each)
+    for location, tensors in sorted(outside.items()):
         weight, beside = repr(clean_line(tensors[0].name)), repr(clean_line(location))
         if not is_beside(location):
             raise OnnxModelError(
@@ -154,9 +148,8 @@ def _read_external(model: onnx.ModelProto, path: Path) -> None:
                     tensor.data_location = onnx.TensorProto.DEFAULT
                     del tensor.external_data[:]
         except FileNotFoundError as error:
-            raise OnnxModelError(
-                f"{path}: the weight {weight} lies in {beside}, which is missing beside it"
-            ) from error
+            lies = f"the weight {weight} lies in {beside}"
+            raise OnnxModelError(f"{path}: {lies}, which is missing beside it") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OnnxModelError(f"{path}: its external data cannot be read ({beside}: {reason})") from error
@@ -173,20 +166,12 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(each)
 
 
-def _location(tensor: onnx.TensorProto) -> str:
-    return _entry(tensor).get("location", "")
-
-
 def _entry(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def _read_values(tensor: onnx.TensorProto, file: BufferedReader) -> bytes:
-    """Read the values of a tensor from the file that holds them.
-
-    Raises:
-        ValueError: when they are not there.
-    """
+    """Read the values of a tensor from the file that holds them; ValueError where they are not there."""
     entry, size, name = _entry(tensor), os.fstat(file.fileno()).st_size, repr(clean_line(tensor.name))
     try:
         length = (prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
@@ -222,23 +207,17 @@ def _standardize(model: onnx.ModelProto, path: Path) -> ir.Model:
             "without ONNX Runtime's optimizer"
         )
     types = {node.op_type for node in nodes}
-    if quantized := sorted(types.intersection(QUANTIZED)):
-        raise OnnxModelError(
-            f"{path}: expected a float model, found {quantized[0]}; give the model before INT8"
-        )
-    if branching := sorted(types.intersection({"Loop", "Scan"})):
-        raise OnnxModelError(
-            f"{path}: {branching[0]} is in it, whose shapes are not fixed; trace, do not script"
-        )
+    if found := sorted(types.intersection(QUANTIZED)):
+        raise OnnxModelError(f"{path}: expected a float model, found {found[0]}; give the model before INT8")
+    if found := sorted(types.intersection({"Loop", "Scan"})):
+        raise OnnxModelError(f"{path}: {found[0]} is in it, whose shapes are not fixed; trace, do not script")
     if version >= OPSET:
         return graph
     try:
         converted = _convert_opset(graph)
     except Exception as error:  # the converter is C++ and raises plain RuntimeError among others
-        raise OnnxModelError(
-            f"{path}: opset {version} cannot be brought to {OPSET} ({clean_line(str(error))}); export it again "
-            f"with opset {OPSET}"
-        ) from error
+        failed = f"opset {version} cannot be brought to {OPSET} ({clean_line(str(error))})"
+        raise OnnxModelError(f"{path}: {failed}; export it again with opset {OPSET}") from error
     return _prepare(converted)
 
 
@@ -279,11 +258,7 @@ def _prepare(model: ir.Model) -> ir.Model:
 
 
 def _run(session: ort.InferenceSession, pixels: Array, description: OnnxDescription, path: Path) -> Array:
-    """Return the output `logits`, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`.
-
-    Raises:
-        OnnxModelError: when ONNX Runtime cannot run it.
-    """
+    """Return the output `logits`, `float32 [N, classes]`, for `uint8 [N, H, W, 3]`."""
     (taken,) = session.get_inputs()
     images = ((pixels.astype(np.float64) / 255 - description.mean) / description.std).astype(np.float32)
     if taken.shape[1] == 3 or taken.shape[3] != 3:
@@ -303,30 +278,25 @@ def _run(session: ort.InferenceSession, pixels: Array, description: OnnxDescript
 
 def _list_float_layers(model: ir.Model) -> tuple[str, ...]:
     """Return the layers with constant weights that are no plain Gemm and so stay float, as Conv does."""
-    names = []
-    for node in model.graph:
-        heavy = node.op_type in ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention")
-        parts = node.inputs[:2] if node.op_type in ("MatMul", "Gemm") else ()
-        weighs = any(constant(value) is not None for value in parts)
-        if heavy or (weighs and read_linear(node) is None):
-            names.append(f"{node.name} ({node.op_type})")
-    return tuple(names)
+    heavy = ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+    products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", *heavy)]
+    return tuple(
+        f"{node.name} ({node.op_type})"
+        for node in products
+        if node.op_type in heavy
+        or (any(constant(value) is not None for value in node.inputs[:2]) and read_linear(node) is None)
+    )
 
 
 def _check_classifier(model: ir.Model, path: Path) -> None:
     """Check for one float32 input of images and one output of logits, and name that output "logits"."""
-    inputs = model.graph.inputs
+    inputs, outputs = model.graph.inputs, list(model.graph.outputs)
     if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
         listed = ", ".join(f"{value.name} ({value.dtype}, {value.shape})" for value in inputs)
         raise OnnxModelError(f"{path}: expected one input of float32 images, found {listed or 'none'}")
-    outputs = list(model.graph.outputs)
-    named = [value for value in outputs if value.name == OUTPUT]
-    flat = [
-        value
-        for value in outputs
-        if (value.dtype in (None, *FLOATS)) and ((shape := sizes(value)) is None or len(shape) == 2)
-    ]
-    chosen = named or flat
+    numbers = [value for value in outputs if value.dtype in (None, *FLOATS)]
+    flat = [value for value in numbers if (shape := sizes(value)) is None or len(shape) == 2]
+    chosen = [value for value in outputs if value.name == OUTPUT] or flat
     if len(chosen) != 1:
         listed = ", ".join(f"{value.name} {value.shape}" for value in outputs)
         raise OnnxModelError(
@@ -348,8 +318,6 @@ def _choose_labels(model: ir.Model, labels: tuple[str, ...] | None, path: Path) 
     if labels is None:
         return tuple(map(str, range(shape[1])))
     if len(labels) != shape[1]:
-        raise OnnxModelError(
-            f"{path}: the model has {format_count(shape[1], 'class', 'classes')}, the description "
-            f"{format_count(len(labels), 'label')}"
-        )
+        classes, names = format_count(shape[1], "class", "classes"), format_count(len(labels), "label")
+        raise OnnxModelError(f"{path}: the model has {classes}, the description {names}")
     return labels

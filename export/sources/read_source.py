@@ -24,26 +24,20 @@ if TYPE_CHECKING:
 EXAMPLE = "digits"  # of vit.training.examples; also the name of its images
 _EXAMPLE_RUN = Path("runs/digits")
 _NOT_ONNX: tuple[Kind, ...] = (
-    *("image", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "others", "folder"),
+    "image", "safetensors", "zip", "archive", "array", "pickle", "page", "pointer", "others", "folder",
     "device",
-)
+)  # fmt: skip
 
 Announce = Callable[[str], AbstractContextManager[object]]  # shows what is being done while it lasts
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Facts about a source that need none of its weights.
+    """Facts about a source that need none of its weights."""
 
-    Attributes:
-        labels: of the classes; None where only the weights tell.
-        config: of a checkpoint's model; None where only the graph tells.
-        notes: sentences for people.
-    """
-
-    labels: tuple[str, ...] | None = None
-    config: ViTConfig | None = None
-    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None  # of the classes; None where only the weights tell
+    config: ViTConfig | None = None  # of a checkpoint's model; None where only the graph tells
+    notes: tuple[str, ...] = ()  # sentences for people
 
 
 @dataclass(frozen=True)
@@ -118,9 +112,8 @@ class WeightsReader:
 
         file = find_weights(self.path)
         refuse_other_files(file)
-        refuse_kinds(
-            file, NO_WEIGHTS, "a checkpoint or weights of a model", "give a run, or a file of weights"
-        )
+        advice = "give a run, or a file of weights"
+        refuse_kinds(file, NO_WEIGHTS, "a checkpoint or weights of a model", advice)
         return SourceFacts()
 
     def read_source(self, step: Announce) -> Source:
@@ -180,10 +173,8 @@ def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path |
     if onnx is not None:
         return OnnxReader(onnx, preprocess)
     if not installed("torch") or not installed("safetensors"):
-        raise MissingPackageError(
-            f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}; an ONNX "
-            "model does not: python -m export --onnx MODEL"
-        )
+        needs = f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}"
+        raise MissingPackageError(f"{needs}; an ONNX model does not: python -m export --onnx MODEL")
     if checkpoint is None:
         return ExampleReader()
     from vit.pretrained.weight_files import holds_weights
@@ -192,20 +183,18 @@ def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path |
         return WeightsReader(checkpoint)
     inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
     files = [checkpoint] if checkpoint.suffix == ".onnx" else inside
-    made = [(file, variant) for file in files if (variant := _variant_of(file)) is not None]
-    if made:
-        raise InputError(f"{checkpoint}: expected a checkpoint, found {_describe_exported(*made[0])}")
+    for file in files:
+        if variant := _variant_of(file):
+            raise InputError(
+                f"{checkpoint}: expected a checkpoint, found {_describe_exported(file, variant)}"
+            )
     if files:
         raise InputError(f"{checkpoint}: an ONNX model; write --onnx {checkpoint}")
     return CheckpointReader(checkpoint)
 
 
 def check_onnx(file: Path) -> None:
-    """Refuse what is no ONNX model, or one that an export of this project made.
-
-    Raises:
-        InputError: saying what was found and what to do.
-    """
+    """Refuse what is no ONNX model, or one that an export of this project made."""
     if not os.path.lexists(file):
         raise InputError(f"{file}: no such file; give an .onnx file or its folder")
     kinds = _NOT_ONNX if file.suffix == ".onnx" else (*_NOT_ONNX, "text")
@@ -233,12 +222,7 @@ def _describe_exported(file: Path, variant: str) -> str:
 
 
 def describe_unfinished(history: Sequence[object], recipe: Mapping[str, Any]) -> str:
-    """Return how far a run has come whose checkpoint is not the final one, and what to do.
-
-    Args:
-        history: of the checkpoint, one entry per epoch.
-        recipe: of the checkpoint, as JSON values.
-    """
+    """Return how far a run has come whose checkpoint is not the final one, and what to do."""
     epochs = recipe.get("recipe", {}).get("epochs", "?")
     return (
         f"the training is not finished (epoch {len(history)} of {epochs}); this exports the best epoch "
@@ -247,11 +231,7 @@ def describe_unfinished(history: Sequence[object], recipe: Mapping[str, Any]) ->
 
 
 def complete_example(folder: Path) -> Path:
-    """Return the checkpoint of the digits model in `folder`, after training what is left to train.
-
-    Raises:
-        Interrupted: by Ctrl-C in training, whose state is kept.
-    """
+    """Return the checkpoint of the digits model in `folder`, after training what is left to train."""
     from vit.run_folder import STATE
     from vit.training.examples import train_example
 
@@ -260,9 +240,8 @@ def complete_example(folder: Path) -> Path:
     try:
         return train_example(EXAMPLE, folder, resume=(folder / STATE).is_file())
     except Interrupted as error:
-        raise Interrupted(
-            f"stopped in training; its state is kept in {folder}: the same command resumes it"
-        ) from error
+        resumes = f"its state is kept in {folder}: the same command resumes it"
+        raise Interrupted(f"stopped in training; {resumes}") from error
 
 
 def _is_trained(folder: Path) -> bool:

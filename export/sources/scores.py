@@ -35,10 +35,7 @@ MANY_NUMBERS = 256  # numbers, from which it is no chance that all lie within 0 
 def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
     """Take off the softmax at the end of a model, in place, where the runtime's own gives the same scores.
 
-    Args:
-        model: with one output.
-        path: of the file, for messages.
-        run: runs the model on a few images, `[N, classes]`.
+    `run` gives the model's output for a few images, `[N, classes]`.
 
     Raises:
         OnnxModelError: naming the operator at the end whose results are no logits.
@@ -60,17 +57,12 @@ def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]
     found = np.exp(found - found.max(axis=-1, keepdims=True))
     found /= found.sum(axis=-1, keepdims=True)
     if found.shape != scores.shape or not np.abs(found - scores).max() <= SAME:
-        raise OnnxModelError(
-            f"{path}: {node.op_type} ({node.name}) ends the model, and its scores are not a softmax over the "
-            f"classes; {ADVICE}"
-        )
+        what = f"{node.op_type} ({node.name}) ends the model, and its scores"
+        raise OnnxModelError(f"{path}: {what} are not a softmax over the classes; {ADVICE}")
 
 
 def expect_logits(outputs: Array) -> None:
-    """Refuse outputs that are scores already, whatever operators made them.
-
-    Args:
-        outputs: of the original model for a few images, `[N, classes]`.
+    """Refuse outputs `[N, classes]` that are scores already, whatever operators made them.
 
     Raises:
         OnnxModelError: when every row lies within 0 and 1 and sums to 1, or very many numbers all lie there.
@@ -132,12 +124,10 @@ def _is_computed(value: ir.Value) -> bool:
     visited, waiting = set[ir.Value](), [value]
     while waiting:
         each = waiting.pop()
-        if each in visited:
-            continue
-        visited.add(each)
         if each.is_graph_input():
             return True
-        node = each.producer()
+        node = None if each in visited else each.producer()
+        visited.add(each)
         waiting += [] if node is None else [one for one in node.inputs if one is not None]
     return False
 
@@ -151,7 +141,7 @@ def _logits_of(node: ir.Node) -> ir.Value | None:
         return below.inputs[0] if below is not None and below.op_type == "LogSoftmax" else node.inputs[0]
     if node.op_type not in ("Div", "Mul"):
         return None
-    for first, second in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+    for first, second in (node.inputs, node.inputs[::-1]):
         exponential, total = _producer(first), _producer(second)
         if node.op_type == "Mul" and total is not None and total.op_type == "Reciprocal":
             total = _producer(total.inputs[0])

@@ -55,12 +55,6 @@ class Source:
 def ensure_embedding(source: Source) -> Source:
     """Add the output `embedding` to the graph of a source, in place; one without classes has it already.
 
-    Args:
-        source: its graph is changed.
-
-    Returns:
-        the source with the number of features.
-
     Raises:
         GraphError: when the logits are not made by one linear layer of one vector per image.
     """

@@ -62,7 +62,7 @@ def _move_up(node: ir.Node) -> bool:
             skip(node, f"it cannot move above {above.op_type} ({above.name}): {reads}")
         return False
     value = _select(source, 1, int(index.reshape(())), node)
-    target = [-1, width] if index.ndim == 0 else [-1, 1, width]
+    target = [-1, *[1] * index.ndim, width]
     name, shape = f"{node.name}.selected", sizes(node.outputs[0])
     replace(node.outputs[0], insert_reshape(node, value, target, name=name, shape=shape))
     return True
@@ -76,13 +76,11 @@ def _find_inputs_to_select(value: ir.Value, axis: int) -> dict[int, int] | None:
     rank = len(shape)
     if node.op_type in ELEMENT_WISE:
         # Broadcasting counts axes from the end; an input without the axis, or with 1 there, stays whole.
-        return {
-            index: axis - (rank - len(inner))
-            for index, each in enumerate(node.inputs)
-            if (inner := sizes(each)) is not None
-            and axis >= rank - len(inner)
-            and inner[axis - (rank - len(inner))] == shape[axis]
+        inputs = {
+            index: inner for index, each in enumerate(node.inputs) if (inner := sizes(each)) is not None
         }
+        moved = {index: axis - rank + len(inner) for index, inner in inputs.items()}
+        return {index: at for index, at in moved.items() if at >= 0 and inputs[index][at] == shape[axis]}
     if node.op_type in ("LayerNormalization", "Softmax") and axis != rank - 1:
         return {0: axis} if attribute(node, "axis", -1) in (-1, rank - 1) else None
     inner = sizes(node.inputs[0])
@@ -100,38 +98,27 @@ def _keeps_axis(inner: list[int | None], outer: list[int | None], axis: int) -> 
     """Return whether a Reshape leaves an axis and those in front of it as they are."""
     if inner[: axis + 1] != outer[: axis + 1] or len(inner) <= axis or inner[axis] is None:
         return False
-    if None not in inner[:axis]:
-        return True
     # Two sizes that are not known are the same where as many numbers stand behind them.
     behind = inner[axis + 1 :], outer[axis + 1 :]
-    counts = [math.prod(size or 0 for size in each) for each in behind]
-    return None not in behind[0] + behind[1] and counts[0] == counts[1]
+    counts = {math.prod(size or 0 for size in each) for each in behind}
+    return None not in inner[:axis] or (None not in behind[0] + behind[1] and len(counts) == 1)
 
 
 def _select(value: ir.Value, axis: int, index: int, before: ir.Node) -> ir.Value:
-    """Build the graph of one selected position beside the old one, which nothing reads then.
-
-    Args:
-        value: of which one position is wanted.
-        axis: of the positions.
-        index: the position.
-        before: where new nodes are inserted.
-    """
+    """Build the graph of one position of the value's axis beside the old one, which nothing reads then."""
     node, moved = value.producer(), _find_inputs_to_select(value, axis)
     shape = [1 if each == axis else size for each, size in enumerate(sizes(value) or [])]
     # What else reads the value needs all positions: they are computed anyway.
     if node is None or not moved or len(value.uses()) != 1:
         name = f"class_token.index.{index}"
         indices = reuse_constant(graph_of(before), name, np.array([index], np.int64))
-        return insert(
-            before, "Gather", [value, indices], name=f"{value.name}{_MOVED}", shape=shape, axis=axis
-        )
+        name = f"{value.name}{_MOVED}"
+        return insert(before, "Gather", [value, indices], name=name, shape=shape, axis=axis)
     inputs = [
         _select(each, moved[i], index, before) if i in moved and each else each
         for i, each in enumerate(node.inputs)
     ]
     if node.op_type == "Reshape":
-        target = [-1 if size is None else size for size in shape]
-        inputs[1] = shape_constant(graph_of(before), target)
+        inputs[1] = shape_constant(graph_of(before), [-1 if size is None else size for size in shape])
     name, node.name = str(node.name), f"{node.name}.all_tokens"
     return insert(before, node.op_type, inputs, name=name, shape=shape, **copy_attributes(node))

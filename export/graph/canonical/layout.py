@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -64,8 +65,7 @@ def _shorten_detour(node: ir.Node) -> bool:
     start, merged, end = sizes(merge.inputs[0]), sizes(merge.outputs[0]), sizes(node.outputs[0])
     if start is None or merged is None or end is None or len(start) != 4 or len(end) != 4:
         return False
-    batch, matrix = start[:2], start[2:]
-    if merged[1:] != matrix or end != [*batch, *reversed(matrix)]:
+    if merged[1:] != start[2:] or end != [*start[:2], start[3], start[2]]:
         return skip(node, "the two Reshapes around the Transpose do not merge and restore the same axes")
     name, source = f"{node.name}.swapped", merge.inputs[0]
     replace(node.outputs[0], insert(node, "Transpose", [source], name=name, shape=end, perm=[0, 1, 3, 2]))
@@ -79,8 +79,7 @@ def _merge_transposes(node: ir.Node) -> bool:
     inner, outer = permutation(first), permutation(node)
     if len(inner) != len(outer):
         return skip(node, "the rank of a Transpose is not known")
-    name, shape = f"{node.name}.merged", sizes(node.outputs[0])
-    perm = [inner[axis] for axis in outer]
+    name, shape, perm = f"{node.name}.merged", sizes(node.outputs[0]), [inner[axis] for axis in outer]
     replace_node(node, insert(node, "Transpose", [first.inputs[0]], name=name, shape=shape, perm=perm))
     return True
 
@@ -104,13 +103,9 @@ def keep_tokens_as_rows(model: ir.Model) -> int:
 
 def _find_rows(value: ir.Value | None) -> ir.Value | None:
     """The matrix `[rows, width]` that a Reshape only regrouped into `value`, or None."""
-    node = producer(value, "Reshape")
-    if node is None:
-        return None
-    source, inner, outer = node.inputs[0], sizes(node.inputs[0]), sizes(value)
-    if inner is None or outer is None or len(inner) != 2 or len(outer) < 3 or inner[1] != outer[-1]:
-        return None
-    return source
+    source = node.inputs[0] if (node := producer(value, "Reshape")) is not None else None
+    inner, outer = sizes(source) or (), sizes(value) or ()
+    return source if len(inner) == 2 and len(outer) > 2 and inner[1] == outer[-1] else None
 
 
 def _merge_reshape(node: ir.Node) -> bool:
@@ -118,22 +113,17 @@ def _merge_reshape(node: ir.Node) -> bool:
     value, shape = node.inputs[0], input_constant(node, 1)
     if value is None or shape is None or (shape == 0).any():  # 0 takes the size of the input
         return False
-    first, current = producer(value, "Reshape"), sizes(value)
+    first, current, target = producer(value, "Reshape"), sizes(value), shape.tolist()
     if first is not None and constant(first.inputs[1]) is not None:
         node.replace_input_with(0, first.inputs[0])
         return True
-    if current is not None and _is_same(current, shape.tolist()):
-        replace_node(node, value)
-        return True
-    return False
-
-
-def _is_same(current: list[int | None], target: list[int]) -> bool:
-    """Return whether a Reshape to `target` changes nothing; one -1 may stand for one symbolic size."""
-    if len(current) != len(target):
+    if current is None or len(current) != len(target):
         return False
-    differing = [(have, want) for have, want in zip(current, target, strict=True) if have != want]
-    return not differing or (len(differing) == 1 and differing[0][1] == -1)
+    differing = [want for have, want in zip(current, target, strict=True) if have != want]
+    if differing not in ([], [-1]):  # one -1 may stand for one symbolic size
+        return False
+    replace_node(node, value)
+    return True
 
 
 def _sink_below_row_wise(node: ir.Node) -> bool:
@@ -153,17 +143,14 @@ def _sink_below_row_wise(node: ir.Node) -> bool:
         return False
     if target is None:
         return skip(node, "more than one size of its output is not known")
-    if rows is None:
-        rows = _insert_rows(node, source)
-    attributes = copy_attributes(node)
+    rows, attributes = rows or _insert_rows(node, source), copy_attributes(node)
     if is_norm:  # the axes are counted from the front, and there are fewer now
         attributes.pop("axis", None)
         attributes["axis"] = -1
     name, node.name = str(node.name), f"{node.name}.before"
     inputs = [rows, *node.inputs[1:]]
     flat = insert(node, node.op_type, inputs, name=name, shape=sizes(rows), **attributes)
-    _regroup(node, flat, target)
-    return True
+    return _regroup(node, flat, target)
 
 
 def _sink_below_add(node: ir.Node) -> bool:
@@ -178,9 +165,7 @@ def _sink_below_add(node: ir.Node) -> bool:
             skip(node, "neither of its inputs is a matrix of rows that was regrouped")
         return False
     rows = [_find_rows(value) or _insert_rows(node, value) for value in (left, right)]
-    total = insert(node, "Add", rows, name=f"{node.name}.rows", shape=sizes(rows[0]))
-    _regroup(node, total, target)
-    return True
+    return _regroup(node, insert(node, "Add", rows, name=f"{node.name}.rows", shape=sizes(rows[0])), target)
 
 
 def _insert_rows(node: ir.Node, value: ir.Value) -> ir.Value:
@@ -191,7 +176,8 @@ def _insert_rows(node: ir.Node, value: ir.Value) -> ir.Value:
     return insert_reshape(node, value, [-1, width or 0], name=name, shape=[rows, width])
 
 
-def _regroup(node: ir.Node, rows: ir.Value, target: list[int]) -> None:
-    """Put Reshape(rows) in the place of the node's output, and remove the node."""
+def _regroup(node: ir.Node, rows: ir.Value, target: list[int]) -> Literal[True]:
+    """Put Reshape(rows) in the place of the node."""
     shape, name = sizes(node.outputs[0]), f"{node.name}.grouped"
     replace_node(node, insert_reshape(node, rows, target, name=name, shape=shape))
+    return True

@@ -26,7 +26,7 @@ from calibration.graph.edit import (
     scalar,
     sizes,
 )
-from calibration.graph.layers import is_per_channel, match_linear, read_linear
+from calibration.graph.layers import MatchedLinear, is_per_channel, match_linear, read_linear
 from export.graph.skipped import skip
 
 # --- Names ---
@@ -44,12 +44,12 @@ def name_products(model: ir.Model) -> int:
     taken: set[str] = set()
     named = 0
     for node in by_type(model, "MatMul", "Gemm", "Conv", "LayerNormalization"):
-        has_weight = any(constant(value) is not None for value in node.inputs[:2])
-        name = _find_module_name(node) if has_weight else f"{_find_module_name(node)}.{_find_role(node)}"
-        unique, count = name, 1
-        while unique in taken:
-            count += 1
-            unique = f"{name}#{count}"
+        name = _find_module_name(node)
+        if all(constant(value) is None for value in node.inputs[:2]):
+            # One of attention's two products: the mix reads a Softmax, the scores are read by one.
+            name += ".scores" if producer(node.inputs[0], "Softmax") is None else ".mix"
+        endings = ("", *(f"#{count}" for count in range(2, len(taken) + 2)))
+        unique = next(each for ending in endings if (each := name + ending) not in taken)
         taken.add(unique)
         named += node.name != unique
         node.name = unique
@@ -62,19 +62,12 @@ def _find_module_name(node: ir.Node) -> str:
         modules = [scope.strip(" '\"") for scope in scopes.strip("[]").split(",")]
         if len(modules) >= 2 and modules[-2]:
             return modules[-2]
-    parameters = list(node.inputs[1:])
-    if (reader := only_reader(node.outputs[0])) is not None and reader.op_type == "Add":
-        parameters += list(reader.inputs)
-    for value in parameters:
+    reader = only_reader(node.outputs[0])
+    for value in (*node.inputs[1:], *(reader.inputs if reader and reader.op_type == "Add" else ())):
         if value is not None and value.name and value.name.endswith((".weight", ".bias")):
             return value.name.rsplit(".", 1)[0]
     # torch's older exporter names nodes like paths: /blocks.3/mlp/fc2/MatMul
     return (node.name or "linear").strip("/").removesuffix("/MatMul").removesuffix("/Gemm").replace("/", ".")
-
-
-def _find_role(product: ir.Node) -> str:
-    """Which of attention's two products this is: the mix reads a Softmax, the scores are read by one."""
-    return "scores" if producer(product.inputs[0], "Softmax") is None else "mix"
 
 
 def name_parameters(model: ir.Model) -> int:
@@ -122,8 +115,7 @@ def _replace_matmul(node: ir.Node) -> bool:
     if target is None:
         return skip(node, "more than one size of its output is not known, so that no Reshape can restore it")
     (rows, features), name = linear.weight.shape, str(node.name)
-    bias = np.zeros(features, np.float32) if linear.bias is None else linear.bias
-    parameters = [node.inputs[1], add_constant(graph_of(node), f"{name}.bias", bias)]
+    parameters = [node.inputs[1], add_constant(graph_of(node), f"{name}.bias", _read_bias(linear))]
     matrix = insert_reshape(last, node.inputs[0], [-1, rows], name=f"{name}.rows", shape=[None, rows])
     node.name = f"{name}.matmul"  # which stays until `tidy`, and leaves its name to the Gemm
     product = insert(last, "Gemm", [matrix, *parameters], name=name, shape=[None, features])
@@ -140,9 +132,12 @@ def _normalize_gemm(node: ir.Node) -> bool:
             skip(node, "transA is set, or what it adds is computed or differs between rows")
         return False
     if not linear.is_plain:
-        no_bias = np.zeros(linear.weight.shape[1], np.float32)
-        _set_parameters(node, linear.weight, no_bias if linear.bias is None else linear.bias)
+        _set_parameters(node, linear.weight, _read_bias(linear))
     return not linear.is_plain
+
+
+def _read_bias(linear: MatchedLinear) -> Array:
+    return np.zeros(linear.weight.shape[1], np.float32) if linear.bias is None else linear.bias
 
 
 def _set_parameters(node: ir.Node, weight: Array, bias: Array) -> None:
@@ -171,20 +166,16 @@ def _fold_scale_above(softmax: ir.Node) -> bool:
     behind, scores = _strip(softmax.inputs[0])
     product, above = producer(scores, "MatMul"), producer(scores, "Add", "Mul", "Div")
     if product is None or only_reader(product.outputs[0]) is None:
-        if (
-            above is not None
-            and above.op_type != "Add"
-            and any(constant(each) is not None for each in above.inputs)
-        ):
+        is_sum, inputs = above is not None and above.op_type == "Add", () if above is None else above.inputs
+        if not is_sum and any(constant(each) is not None for each in inputs):
             skip(softmax, "the scale of its scores is not one number: it differs per head, or is zero")
-        elif above is not None and above.op_type == "Add" and any(_strip(each)[0] for each in above.inputs):
+        elif is_sum and any(_strip(each)[0] for each in inputs):
             skip(softmax, "a mask or a position bias is added between the scale and the softmax")
         elif behind:
             skip(softmax, "what is scaled is no product of query and key alone, or something else reads it")
         return False
     before_query, query = _strip(product.inputs[0])
-    before_key, _ = _strip(product.inputs[1])
-    scalings = behind + before_query + before_key
+    scalings = [*behind, *before_query, *_strip(product.inputs[1])[0]]
     if not scalings:
         return False
     gemm = producer(query, "Gemm")
@@ -259,8 +250,7 @@ def _fold_factors(node: ir.Node) -> bool:
             return skip(node, "its factors are not one per output feature of the linear layer above it")
         if any(only_reader(each.outputs[0]) is None for each in _walk_up_rows(product)):
             return skip(node, "something else reads the linear layer above it")
-        scales = factors.reshape(-1)
-        _set_parameters(gemm, linear.weight * scales, linear.bias * scales)
+        _set_parameters(gemm, linear.weight * factors.reshape(-1), linear.bias * factors.reshape(-1))
         replace_node(node, product)
         return True
     return False
@@ -270,9 +260,7 @@ def _walk_up_rows(value: ir.Value | None) -> Iterator[ir.Node]:
     """Yield the Reshapes above that regroup rows and keep their features, and the node above those."""
     while (node := producer(value)) is not None:
         yield node
-        rows, grouped = sizes(node.inputs[0]), sizes(value)
-        if node.op_type != "Reshape" or rows is None or grouped is None:
-            return
-        if rows[-1] is None or rows[-1] != grouped[-1]:
+        rows, grouped = sizes(node.inputs[0]) or [None], sizes(value) or [None]
+        if node.op_type != "Reshape" or rows[-1] is None or rows[-1] != grouped[-1]:
             return
         value = node.inputs[0]

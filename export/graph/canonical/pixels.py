@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,7 @@ from calibration.graph.edit import (
     rename,
     replace,
     replace_node,
+    reshape_target,
     shape_constant,
     sizes,
     tidy,
@@ -36,79 +37,57 @@ PIXELS = "pixels"
 # --- The patch embedding ---
 
 
-def _find_patch_embeddings(model: ir.Model) -> list[ir.Node]:
-    """Convolutions over three channels whose patches do not overlap and have no padding."""
-    found = []
+def _find_patch_embeddings(model: ir.Model) -> Iterator[tuple[ir.Node, Array, Array]]:
+    """Yield the convolutions over three channels whose patches do not overlap and have no padding.
+
+    Each with its weight, float64 [width, 3, patch, patch], and its bias, float64 [width].
+    """
     for node in by_type(model, "Conv"):
-        weight = input_constant(node, 1)
+        weight, bias = input_constant(node, 1), input_constant(node, 2)
         if weight is None or weight.ndim != 4 or weight.shape[1] != 3:
             continue
-        padded = any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in (
-            "NOTSET",
-            "VALID",
-        )
+        padded = any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "").startswith("SAME")
         # Padding adds zeros behind the normalization; folded, they would be pixels of another color.
         if padded or weight.shape[2] != weight.shape[3] or set(attribute(node, "dilations", (1,))) != {1}:
             skip(node, "its patches are padded, not square, or dilated")
         elif list(attribute(node, "strides", (1, 1))) != list(weight.shape[2:]):
             skip(node, "its patches overlap, or there are pixels between them")
         else:
-            found.append(node)
-    return found
-
-
-def _read_parameters(conv: ir.Node) -> tuple[Array, Array]:
-    """Return the weight, float64 [width, 3, patch, patch], and the bias, float64 [width]."""
-    weight, bias = input_constant(conv, 1), input_constant(conv, 2)
-    if weight is None:
-        raise GraphError(f"expected a constant weight in {conv.name}, found a computed one")
-    return weight.astype(np.float64), np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
+            shift = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
+            yield node, weight.astype(np.float64), shift
 
 
 def _walk_to_input(conv: ir.Node) -> dict[ir.Node, Array | None]:
     """The nodes between the graph's input and the convolution, first to last.
 
-    Returns:
-        Each node with the constant of a step of normalization, `float64 [1]` or `[3]`, None for layout.
-
-    Raises:
-        GraphError: when something stands there that is neither normalization nor layout.
+    Each with the constant of a step of normalization, `float64 [1]` or `[3]`, None for layout.
     """
     chain: dict[ir.Node, Array | None] = {}
     value, channels = conv.inputs[0], 1  # the axis of the channels, of four
     while value is not None and (node := value.producer()) is not None:
-        operand = None
+        chain[node] = None
         if node.op_type in ("Sub", "Div", "Mul", "Add"):
-            operand, value = _read_operand(node, channels), _find_computed_input(node)
+            chain[node], value = _read_operand(node, channels), _find_computed_input(node)
         elif node.op_type == "Cast" or len(permutation(node)) == 4:
             value = node.inputs[0]
             channels = permutation(node)[channels] if node.op_type == "Transpose" else channels
         else:
-            raise GraphError(
-                f"expected normalization or layout before the patch embedding, found {node.op_type} "
-                f"({node.name})"
-            )
-        chain[node] = operand
+            found = f"{node.op_type} ({node.name})"
+            raise GraphError(f"expected normalization or layout before the patch embedding, found {found}")
     return dict(reversed(chain.items()))
 
 
 def _read_operand(node: ir.Node, channels: int) -> Array:
     """The constant of a normalization step: one number, or one per channel, along this axis of four."""
-    constants = [array for value in node.inputs if (array := constant(value)) is not None]
-    is_right = constant(node.inputs[1]) is not None
-    spread = (1, 1, 1, 1, *(constants[0].shape if constants else ()))[-4:]
+    left, right = map(constant, node.inputs)
+    array = right if left is None else left
     # Broadcasting counts axes from the end: [3] is one per channel for channels last, [3, 1, 1] for first.
-    one_each = tuple(3 if axis == channels else 1 for axis in range(4))
-    if (
-        len(constants) != 1
-        or (constants[0].size != 1 and spread != one_each)
-        or (node.op_type in ("Sub", "Div") and not is_right)
-    ):
-        raise GraphError(
-            f"expected {node.op_type} ({node.name}) before the patch embedding to have one constant "
-            "per channel"
-        )
-    return np.asarray(constants[0], np.float64).reshape(-1)
+    one_each = [3 if axis == channels else 1 for axis in range(4)]
+    misplaced = left is not None and (right is not None or node.op_type in ("Sub", "Div"))
+    if array is None or misplaced or (array.size != 1 and [1, 1, 1, 1, *array.shape][-4:] != one_each):
+        step = f"{node.op_type} ({node.name}) before the patch embedding"
+        raise GraphError(f"expected {step} to have one constant per channel")
+    return np.asarray(array, np.float64).reshape(-1)
 
 
 def _find_computed_input(node: ir.Node) -> ir.Value:
@@ -125,7 +104,7 @@ def fold_normalization(model: ir.Model) -> int:
     The normalization (x - mean) / std has g = 1 / std and o = -mean / std. Exact, since a patch embedding has
     no padding.
     """
-    for conv in _find_patch_embeddings(model):
+    for conv, weight, bias in _find_patch_embeddings(model):
         chain = _walk_to_input(conv)
         steps = {node: operand for node, operand in chain.items() if operand is not None}
         if not steps:
@@ -137,17 +116,20 @@ def fold_normalization(model: ir.Model) -> int:
             else:
                 factor = operand if node.op_type == "Mul" else 1.0 / operand
                 gain, offset = gain * factor, offset * factor
-        weight, bias = _read_parameters(conv)
-        graph, name = graph_of(conv), str(conv.name)
-        folded = weight * gain[None, :, None, None]
-        shifted = bias + np.einsum("dchw,c->d", weight, offset)
+        bias = bias + np.einsum("dchw,c->d", weight, offset)
+        parameters = _add_parameters(conv, weight * gain[None, :, None, None], bias)
         conv.resize_inputs(3)
-        conv.replace_input_with(1, add_constant(graph, f"{name}.weight", folded.astype(np.float32)))
-        conv.replace_input_with(2, add_constant(graph, f"{name}.bias", shifted.astype(np.float32)))
+        for index, value in enumerate(parameters, start=1):
+            conv.replace_input_with(index, value)
         _read_raw(conv, list(chain), list(steps))
         tidy(model)
         return 1
     return 0
+
+
+def _add_parameters(conv: ir.Node, weight: Array, bias: Array) -> list[ir.Value]:
+    arrays = {f"{conv.name}.weight": weight, f"{conv.name}.bias": bias}
+    return [add_constant(graph_of(conv), name, array.astype(np.float32)) for name, array in arrays.items()]
 
 
 def _read_raw(conv: ir.Node, chain: list[ir.Node], steps: list[ir.Node]) -> None:
@@ -179,7 +161,7 @@ def patches_as_gemm(model: ir.Model) -> int:
     result comes directly out of the integer kernel, already as rows of tokens.
     """
     pixels = model.graph.inputs[0]
-    for conv in _find_patch_embeddings(model):
+    for conv, weight, bias in _find_patch_embeddings(model):
         chain, last, shape = _walk_to_input(conv), _find_tokens(conv), sizes(pixels)
         if sorted(node.op_type for node in chain) != ["Cast", "Transpose"]:
             skip(conv, "more than a Cast and a Transpose stands between the pixels and it")
@@ -188,41 +170,27 @@ def patches_as_gemm(model: ir.Model) -> int:
         elif shape is None or shape[1] is None or shape[2] is None or shape[3] != 3:
             skip(conv, f"expected pixels [N, H, W, 3] of known height and width, found {shape}")
         else:
-            _replace_conv(conv, last, pixels, (shape[1], shape[2]))
+            width, _, patch, _ = weight.shape
+            rows = _cut_patches(pixels, last, shape[1] // patch, shape[2] // patch, patch)
+            matrix = weight.transpose(2, 3, 1, 0).reshape(-1, width)  # (row, column, channel) as pixels lie
+            name, parameters = str(conv.name), _add_parameters(conv, matrix, bias)
+            conv.name = f"{name}.conv"  # which stays until `tidy`, and leaves its name to the Gemm
+            tokens = insert(last, "Gemm", [rows, *parameters], name=name, shape=[None, width])
+            grouped, name = sizes(last.outputs[0]), f"{name}.grouped"
+            target = reshape_target(grouped) or []
+            replace(last.outputs[0], insert_reshape(last, tokens, target, name=name, shape=grouped))
             tidy(model)
             return 1
     return 0
 
 
-def _replace_conv(conv: ir.Node, last: ir.Node, pixels: ir.Value, size: tuple[int, int]) -> None:
-    weight, bias = _read_parameters(conv)
-    width, patch = weight.shape[0], weight.shape[2]
-    down, across = size[0] // patch, size[1] // patch
-    graph, name, features = graph_of(conv), str(conv.name), patch * patch * 3
-    cut = _cut_patches(pixels, last, (down, across), patch)
-    shape: list[int | None] = [None, features]
-    rows = insert(last, "Cast", [cut], name=f"{PIXELS}.float", shape=shape, to=ir.DataType.FLOAT)
-    matrix = weight.transpose(2, 3, 1, 0).reshape(features, width)  # (row, column, channel) as pixels lie
-    conv.name = f"{name}.conv"  # which stays until `tidy`, and leaves its name to the Gemm
-    parameters = [
-        add_constant(graph, f"{name}.weight", matrix.astype(np.float32)),
-        add_constant(graph, f"{name}.bias", bias.astype(np.float32)),
-    ]
-    tokens = insert(last, "Gemm", [rows, *parameters], name=name, shape=[None, width])
-    tokens_shape = sizes(last.outputs[0]) or []
-    grid = [down, across] if len(tokens_shape) == 4 else [down * across]
-    target = [-1, *grid, width]
-    replace(last.outputs[0], insert_reshape(last, tokens, target, name=f"{name}.grouped", shape=tokens_shape))
-
-
-def _cut_patches(pixels: ir.Value, before: ir.Node, grid: tuple[int, int], patch: int) -> ir.Value:
-    """Cut uint8 pixels [N, H, W, 3] into rows of one patch each, [N · down · across, patch² · 3].
+def _cut_patches(pixels: ir.Value, before: ir.Node, down: int, across: int, patch: int) -> ir.Value:
+    """Cut uint8 pixels [N, H, W, 3] into rows of one patch each, float32 [N · down · across, patch² · 3].
 
     A row of a patch stays together: the Transpose then moves whole runs of patch · 3 bytes. Pixels that fill
     no patch, below and on the right, are left out, as a convolution leaves them out.
     """
-    (down, across), run = grid, patch * 3
-    cut, whole = pixels, [down * patch, across * patch]
+    cut, run, whole = pixels, patch * 3, [down * patch, across * patch]
     if (sizes(pixels) or [])[1:3] != whole:
         bounds = [shape_constant(graph_of(before), each) for each in ([0, 0], whole, [1, 2])]
         cut = insert(before, "Slice", [cut, *bounds], name=f"{PIXELS}.whole", shape=[None, *whole, 3])
@@ -230,7 +198,9 @@ def _cut_patches(pixels: ir.Value, before: ir.Node, grid: tuple[int, int], patch
     cut = insert_reshape(before, cut, [-1, *lines], name=f"{PIXELS}.cut", shape=[None, *lines])
     ordered = [None, down, across, patch, run]
     cut = insert(before, "Transpose", [cut], name=f"{PIXELS}.ordered", shape=ordered, perm=[0, 1, 3, 2, 4])
-    return insert_reshape(before, cut, [-1, patch * run], name=f"{PIXELS}.rows", shape=[None, patch * run])
+    rows: list[int | None] = [None, patch * run]
+    cut = insert_reshape(before, cut, [-1, patch * run], name=f"{PIXELS}.rows", shape=rows)
+    return insert(before, "Cast", [cut], name=f"{PIXELS}.float", shape=rows, to=ir.DataType.FLOAT)
 
 
 def _find_tokens(conv: ir.Node) -> ir.Node | None:
@@ -238,10 +208,10 @@ def _find_tokens(conv: ir.Node) -> ir.Node | None:
     after = only_reader(conv.outputs[0])
     if permutation(after) == (0, 2, 3, 1):
         return after
-    grid, flat = sizes(conv.outputs[0]), sizes(after.outputs[0]) if after is not None else None
-    if after is None or after.op_type != "Reshape" or grid is None or flat is None or None in grid[1:]:
+    grid = sizes(conv.outputs[0])
+    if after is None or after.op_type != "Reshape" or grid is None or None in grid[1:]:
         return None
-    last = only_reader(after.outputs[0])
+    last, flat = only_reader(after.outputs[0]), sizes(after.outputs[0]) or []
     width, *places = [size or 0 for size in grid[1:]]
     return last if flat[1:] == [width, math.prod(places)] and permutation(last) == (0, 2, 1) else None
 
@@ -252,56 +222,31 @@ def _find_tokens(conv: ir.Node) -> ir.Node | None:
 def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[float]) -> int:
     """Replace the float input by `pixels`, `uint8 [N, H, W, 3]`, and normalize them in the graph.
 
-    Args:
-        model: with one input, float32 [N, 3, H, W] or [N, H, W, 3]; changed in place.
-        mean: mean of each channel, for pixels scaled to 0..1.
-        std: standard deviation of each channel, for pixels scaled to 0..1.
-
-    Raises:
-        GraphError: when the input is no batch of color images.
+    The float input is `[N, 3, H, W]` or `[N, H, W, 3]` for any N; `mean` and `std` of each channel are for
+    pixels scaled to 0..1.
     """
     (old,) = model.graph.inputs
-    shape = sizes(old)
-    if shape is None or len(shape) != 4 or 3 not in (shape[1], shape[3]):
-        raise GraphError(
-            f"expected an input of color images, [N, 3, H, W] or [N, H, W, 3], found {old.name!r} of "
-            f"shape {shape}"
-        )
-    first = next(iter(model.graph))
-    channels_last = shape[3] == 3
-    height, width = shape[1:3] if channels_last else shape[2:]
-    pixels = ir.Value(
-        name=old.name,
-        shape=ir.Shape(["batch" if shape[0] is None else shape[0], height, width, 3]),
-        type=ir.TensorType(ir.DataType.UINT8),
-    )
+    shape, first = sizes(old) or [], next(iter(model.graph))
+    raw = shape if shape[3] == 3 else [None, *shape[2:], 3]
+    byte = ir.TensorType(ir.DataType.UINT8)
+    pixels = ir.Value(name=old.name, shape=ir.Shape(["batch", *raw[1:]]), type=byte)
     model.graph.inputs[:] = [pixels]
-    raw = [shape[0], height, width, 3]
     value = insert(first, "Cast", [pixels], name=f"{PIXELS}.float", shape=raw, to=ir.DataType.FLOAT)
     for op_type, name, numbers in (("Sub", "mean", mean), ("Div", "std", std)):
         # mean and std are of pixels in 0..1: (x / 255 - mean) / std = (x - 255 mean) / (255 std)
         operand = add_constant(model.graph, f"normalize.{name}", 255 * np.asarray(numbers, np.float32))
         value = insert(first, op_type, [value, operand], name=f"normalize.{name}.apply", shape=raw)
-    if not channels_last:
-        channels_first = [shape[0], 3, height, width]
-        value = insert(
-            first, "Transpose", [value], name=f"{PIXELS}.channels", shape=channels_first, perm=[0, 3, 1, 2]
-        )
+    if shape != raw:
+        name = f"{PIXELS}.channels"
+        value = insert(first, "Transpose", [value], name=name, shape=shape, perm=[0, 3, 1, 2])
     if old.is_graph_output():
         raise GraphError(f"expected a model, found the input {old.name!r} as its output")
-    _count_raw_images(old, pixels)
+    # Shape(normalized)[0:1] → Shape(pixels)[0:1], as many images: the float images are then read by the patch
+    # embedding alone, and can be put in another order with it.
+    for node in [use.node for use in old.uses() if use.node.op_type == "Shape"]:
+        if (attribute(node, "start", 0), attribute(node, "end", None)) == (0, 1):
+            node.replace_input_with(0, pixels)
     replace(old, value)
     rename(model.graph, pixels, PIXELS)
     tidy(model)
     return 1
-
-
-def _count_raw_images(old: ir.Value, pixels: ir.Value) -> None:
-    """Shape(normalized)[0:1] → Shape(pixels)[0:1]: as many images are in either.
-
-    The float images are then read by the patch embedding alone, and can be put in another order with it.
-    """
-    for use in list(old.uses()):
-        node = use.node
-        if node.op_type == "Shape" and (attribute(node, "start", 0), attribute(node, "end", None)) == (0, 1):
-            node.replace_input_with(use.idx, pixels)

@@ -9,13 +9,13 @@ operator that is not in it, or that handles tokens in another way, keeps the who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import onnx_ir as ir
 
 from calibration.graph.edit import (
     Array,
-    GraphError,
     add_constant,
     attribute,
     constant,
@@ -73,29 +73,16 @@ def _rank(value: ir.Value | None) -> int:
     return len(sizes(value) or ())
 
 
-def _swaps_images(node: ir.Node) -> bool:
-    """Return whether a node is [N, T, w] → [T, N, w] or back, around torch's own attention."""
-    return permutation(node) == (1, 0, 2)
-
-
 def _splits_heads(value: ir.Value) -> bool:
     """Return whether a value is [N, T, H, d], not [N, H, T, d]: a Reshape made it, or a Reshape reads it."""
     above = producer(value)
     return above is not None and "Reshape" in (above.op_type, *(use.node.op_type for use in value.uses()))
 
 
-def _reorder_shape(shape: list[int | None], *, heads: bool) -> list[int | None]:
-    """[N, T, width] → [T, N, width]; [N, T, H, d] → [T, N · H, d]; [N, H, …, …] → [N · H, …, …]."""
-    if len(shape) == 3:
-        return [shape[1], None, shape[2]]
-    return [shape[1], None, shape[3]] if heads else [None, *shape[2:]]
-
-
-def _first_input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    if value is None:
-        raise GraphError(f"expected {node.op_type} ({node.name}) to have an input, found none")
-    return value
+def _bypass(node: ir.Node) -> None:
+    """Let the readers of a node read its first input."""
+    if (source := node.inputs[0]) is not None:
+        replace(node.outputs[0], source)
 
 
 # --- Rules: how each operator changes ---
@@ -103,19 +90,25 @@ def _first_input(node: ir.Node) -> ir.Value:
 
 Step = Callable[[], None]  # changes one node; runs when every node is known to have one
 Rule = Callable[[ir.Node], Step | None]  # what changes the node; None for one that cannot be changed
+SWAP = (1, 0, 2)  # [N, T, w] → [T, N, w] or back, around torch's own attention
 MIXED = (2, 0, 1, 3)  # [N, H, T, d] → [T, N, H, d], as torch writes it
 # The permutation of [N, T, H, d], to the one of [T, N · H, d] with the same result.
 HEADS = {(0, 2, 1, 3): (1, 0, 2), (0, 2, 3, 1): (1, 2, 0)}
-PIXELS = (0, 1, 3, 2, 4), (1, 3, 0, 2, 4)  # [N, down, patch, across, patch · 3] → rows of patches
+PIXELS = (0, 1, 3, 2, 4), [1, 3, 0, 2, 4]  # [N, down, patch, across, patch · 3] → rows of patches
 
 
-def _turn(node: ir.Node, **attributes: int | list[int]) -> None:
-    """Give the node other attributes, and its output the shape in the new order."""
+def _turn(node: ir.Node, shape: Sequence[int | None] = (), **attributes: int | list[int]) -> None:
+    """Give the node other attributes, and its output this shape; () for its own in the new order."""
     for name, value in attributes.items():
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
     output = node.outputs[0]
-    if (shape := sizes(output)) is not None and _is_by_image(output):
-        output.shape = ir.Shape(_reorder_shape(shape, heads=_splits_heads(output)))
+    if not shape and _is_by_image(output):
+        # [N, T, w] → [T, N, w]; [N, T, H, d] → [T, N · H, d]; [N, H, …, …] → [N · H, …, …]
+        _, tokens, *rest = sizes(output) or []
+        by_token = len(rest) == 1 or _splits_heads(output)
+        shape = [tokens, None, rest[-1]] if by_token else [None, *rest]
+    if shape:
+        output.shape = ir.Shape(shape)
 
 
 def _reshape(node: ir.Node) -> Step | None:
@@ -125,7 +118,7 @@ def _reshape(node: ir.Node) -> Step | None:
     inner, outer = [size or 0 for size in before[1:]], [size or 0 for size in after[1:]]
     # Heads of torch's own attention, to be split by image: [N · H, T, d] is the order that is wanted.
     if len(before) == 3 and len(after) == 4 and _is_of_heads(node.inputs[0]) and inner == outer[1:]:
-        return lambda: replace(node.outputs[0], _first_input(node))
+        return lambda: _bypass(node)
     # Rows of a matrix in either order: [N, T, w] or [N, T, H, d] → [N · T, w].
     if len(after) == 2 and outer[0] == inner[-1] * (inner[-2] if len(before) == 4 else 1):
         return lambda: None
@@ -151,35 +144,22 @@ def _is_read_as_heads(value: ir.Value) -> bool:
 
 
 def _transpose(node: ir.Node) -> Step | None:
-    perm, source = permutation(node), node.inputs[0]
-    if source is not None and source.dtype == ir.DataType.UINT8:
-        return (lambda: _turn_pixels(node)) if perm == PIXELS[0] else None
-    if _swaps_images(node):
-        if any(use.node.op_type == "MatMul" for use in node.outputs[0].uses()):
+    perm, source, output = permutation(node), node.inputs[0], node.outputs[0]
+    shape = sizes(source) or []
+    if source is not None and source.dtype == ir.DataType.UINT8:  # where the pixels are cut into patches
+        ordered = [shape[axis] for axis in PIXELS[1]] if perm == PIXELS[0] and shape else []
+        return (lambda: _turn(node, ordered, perm=PIXELS[1])) if ordered else None
+    if perm == SWAP:
+        if any(use.node.op_type == "MatMul" for use in output.uses()):
             return None  # one head: [T, N, d] → [N, T, d], which the product needs
-        return lambda: replace(node.outputs[0], _first_input(node))  # tokens come first on both sides now
-    if perm == (0, 1, 3, 2) and _rank(source) == 4 and not _splits_heads(node.outputs[0]):
+        return lambda: _bypass(node)  # tokens come first on both sides now
+    if perm == (0, 1, 3, 2) and shape and not _splits_heads(output):
         return lambda: _turn(node, perm=[0, 2, 1])
-    if perm == MIXED and _rank(source) == 4:
-        return lambda: _turn_to_tokens(node)
+    if perm == MIXED and shape:  # [N, H, T, d] → [T, N, H, d]: [N · H, T, d] → [T, N · H, d]
+        return lambda: _turn(node, [shape[2], None, shape[3]], perm=list(SWAP))
     if perm not in HEADS:
         return None
     return lambda: _turn(node, perm=list(HEADS[perm]))
-
-
-def _turn_to_tokens(node: ir.Node) -> None:
-    """[N·H, T, d] → [T, N·H, d], in the place of [N, H, T, d] → [T, N, H, d]."""
-    shape = sizes(node.outputs[0]) or []
-    node.attributes["perm"] = ir.AttrInt64s("perm", (1, 0, 2))
-    node.outputs[0].shape = ir.Shape([shape[0], None, shape[-1]])
-
-
-def _turn_pixels(node: ir.Node) -> None:
-    """Order the patches token by token where the pixels are cut into them."""
-    shape = sizes(node.inputs[0])
-    node.attributes["perm"] = ir.AttrInt64s("perm", PIXELS[1])
-    if shape is not None:
-        node.outputs[0].shape = ir.Shape([shape[axis] for axis in PIXELS[1]])
 
 
 def _expand(node: ir.Node) -> Step | None:
@@ -188,8 +168,7 @@ def _expand(node: ir.Node) -> Step | None:
     if shape is None or len(shape.inputs) != 3 or _rank(node.outputs[0]) != 3:
         return None
     batch, count, width = shape.inputs
-    fixed, tokens = constant(count), constant(node.inputs[0])
-    token = sizes(node.inputs[0])
+    fixed, tokens, token = constant(count), constant(node.inputs[0]), sizes(node.inputs[0])
     # Only the batch may be expanded.
     if token is None or token[0] != 1 or fixed is None or fixed.tolist() != [token[1]]:
         return None
@@ -238,17 +217,7 @@ def _concat_or_gather(node: ir.Node) -> Step | None:
     return (lambda: _turn(node, axis=0)) if along else None
 
 
-def _slice(node: ir.Node) -> Step | None:
-    """Take a range of tokens."""
-    return _turn_axes_input(node, 3)
-
-
-def _reduce_mean(node: ir.Node) -> Step | None:
-    """Take the mean of all tokens."""
-    return _turn_axes_input(node, 1)
-
-
-def _turn_axes_input(node: ir.Node, index: int) -> Step | None:
+def _turn_axes(index: int, node: ir.Node) -> Step | None:
     """Let the input with the axes be 0 in the place of 1."""
     axes = input_constant(node, index)
     if axes is None or axes.tolist() != [1] or _rank(node.inputs[0]) != 3:
@@ -272,7 +241,7 @@ def _row_wise(node: ir.Node) -> Step | None:
     if attribute(node, "axis", -1) not in (-1, _rank(node.outputs[0]) - 1):
         return None
     has_axis = node.op_type in ("LayerNormalization", "Softmax")
-    return lambda: _turn(node, **({"axis": -1} if has_axis else {}))
+    return (lambda: _turn(node, axis=-1)) if has_axis else lambda: _turn(node)
 
 
 # Left what was there, right what becomes of it; T tokens, H heads, d features of a head, w of a token.
@@ -281,10 +250,10 @@ TABLE: tuple[tuple[str, Rule, str], ...] = (
     (
         "Transpose",
         _transpose,
-        "[N, T, H, d] → [N, H, T, d]: [T, N·H, d] → [N·H, T, d]; a swap of N and T: nothing",
+        "[N, T, H, d] → [N, H, T, d]: [T, N·H, d] → [N·H, T, d]; swap of N, T: nothing",
     ),
-    ("Slice", _slice, "x[:, a:b]: x[a:b]"),
-    ("ReduceMean", _reduce_mean, "mean over axis 1: over axis 0"),
+    ("Slice", partial(_turn_axes, 3), "x[:, a:b]: x[a:b]"),
+    ("ReduceMean", partial(_turn_axes, 1), "mean over axis 1: over axis 0"),
     ("Concat", _concat_or_gather, "[x, y] over T, axis 1: axis 0"),
     ("Gather", _concat_or_gather, "x[:, t]: x[t]"),
     ("Expand", _expand, "class token (N, 1, w): (1, N, w)"),
@@ -314,12 +283,10 @@ def tokens_before_batch(model: ir.Model) -> int:
         rule = RULES.get(node.op_type)
         step = rule(node) if rule is not None else None
         if step is None:
-            why = (
-                "its operator has no rule" if rule is None else "it works across tokens, or differs per image"
-            )
+            why = "it works across tokens, or differs per image" if rule else "its operator has no rule"
             skip(node, f"{why}; all rows of the model stay ordered image by image")
             return 0
-        heads += node.op_type == "Transpose" and (_rank(node.inputs[0]) == 4 or _swaps_images(node))
+        heads += node.op_type == "Transpose" and (_rank(node.inputs[0]) == 4 or permutation(node) == SWAP)
         steps.append(step)
     # Without heads there is nothing to gain, and what enters or leaves by image must keep its order.
     given = [value for value in model.graph.inputs if value.dtype != ir.DataType.UINT8]

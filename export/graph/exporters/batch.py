@@ -28,6 +28,7 @@ from export.graph.exporters.batch_rules import (
     BatchWalk,
     Rule,
     axes_of,
+    keep_axis,
     keep_first_axis,
     rank_of,
     shape_of,
@@ -97,38 +98,22 @@ def _expand_to_batch(walk: BatchWalk, node: ir.Node, value: ir.Value, batch: Bat
     return expanded
 
 
-def _follow_slice(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis, which must stay whole."""
-    batch = walk.of_first(node)
-    walk.expect(node, shape_of(node.inputs[0])[batch.axis] == shape_of(node.outputs[0])[batch.axis])
-    return batch
+@keep_axis
+def _keep_whole_axis(node: ir.Node, axis: int) -> bool:
+    return shape_of(node.inputs[0])[axis] == shape_of(node.outputs[0])[axis]
 
 
-def _follow_split(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis; the one that is split must be another."""
-    batch = walk.of_first(node)
-    walk.expect(node, attribute(node, "axis", 0) % rank_of(node.inputs[0]) != batch.axis)
-    return batch
+@keep_axis
+def _follow_split(node: ir.Node, axis: int) -> bool:
+    return bool(axis != attribute(node, "axis", 0) % rank_of(node.inputs[0]))
 
 
-def _follow_pad(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis, along which nothing may be added."""
-    batch, pads, axes = walk.of_first(node), input_constant(node, 1), input_constant(node, 3)
-    if pads is None:
-        raise walk.error_at(node)
-    rank = rank_of(node.inputs[0])
-    listed = [int(axis) % rank for axis in (range(rank) if axes is None else axes.reshape(-1))]
+@keep_axis
+def _follow_pad(node: ir.Node, axis: int) -> bool:
+    pads, axes, rank = input_constant(node, 1), input_constant(node, 3), rank_of(node.inputs[0])
+    listed = [int(each) % rank for each in (range(rank) if axes is None else axes.reshape(-1))]
     # First what is added in front of each axis, then what is added behind it.
-    padded = {axis for axis, pad in zip(listed * 2, pads.tolist(), strict=True) if pad}
-    walk.expect(node, batch.axis not in padded)
-    return batch
-
-
-def _follow_tile(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis, which must not be repeated."""
-    batch, repeats = walk.of_first(node), input_constant(node, 1)
-    walk.expect(node, repeats is not None and repeats[batch.axis] == 1)
-    return batch
+    return pads is not None and all(not pad for at, pad in zip(listed * 2, pads, strict=True) if at == axis)
 
 
 def _follow_expand(walk: BatchWalk, node: ir.Node) -> BatchAxis:
@@ -176,26 +161,16 @@ def _follow_flatten(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """
     batch = walk.of_first(node)
     inner, outer = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    before = math.prod(inner[: batch.axis]) * batch.before
+    before, last = math.prod(inner[: batch.axis]) * batch.before, len(outer) - 1
     found = []
     for axis, size in enumerate(outer):
         steps, rest = divmod(before, math.prod(outer[:axis]))
         if steps and not rest and size % (steps * walk.size) == 0:
-            found.append(BatchAxis(axis, steps))
+            # For a batch of one several axes may fit: the features, last, never hold it, and an axis of its
+            # own is likeliest.
+            found.append((axis == last, size != walk.size, steps != 1, axis != batch.axis, axis, steps))
     walk.expect(node, bool(found))
-    # For a batch of one several axes may fit: the features, last, never hold it, and an axis of its own is
-    # likeliest.
-    last = len(outer) - 1
-    return min(
-        found,
-        key=lambda each: (
-            each.axis == last,
-            outer[each.axis] != walk.size,
-            each.before != 1,
-            each.axis != batch.axis,
-            each.axis,
-        ),
-    )
+    return BatchAxis(*min(found)[-2:])
 
 
 # --- The table ---
@@ -205,10 +180,10 @@ LAYOUT: tuple[tuple[str, Rule, str], ...] = (
     ("Transpose", _follow_transpose, "x[…, n, …] → y[…, n, …] with n at perm.index(axis)"),
     ("Gather", _follow_gather, "x[n][…, i, …]; x.flat[n · k + i] = x.reshape(N, k)[n, i]"),
     ("Concat", _follow_concat, "[c, x][n] = [c, x[n]]"),
-    ("Slice", _follow_slice, "x[n][…, a:b, …]"),
+    ("Slice", _keep_whole_axis, "x[n][…, a:b, …]"),
     ("Split", _follow_split, "x[n] in parts"),
     ("Pad", _follow_pad, "pad(x)[n] = pad(x[n])"),
-    ("Tile", _follow_tile, "tile(x)[n] = tile(x[n])"),
+    ("Tile", _keep_whole_axis, "tile(x)[n] = tile(x[n])"),
     ("Expand", _follow_expand, "expand(x, [N, …])[n] = expand(x[n], […])"),
     ("Unsqueeze", _follow_unsqueeze, "x[n] with axes of one"),
     ("Squeeze", _follow_squeeze, "x[n] without axes of one"),
@@ -225,11 +200,7 @@ RULES: dict[str, Rule] = {name: rule for names, rule, _ in (*ARITHMETIC, *LAYOUT
 def free_batch(model: ir.Model) -> int:
     """Let Reshape targets, class tokens and repeated constants no longer contain the number of images.
 
-    Args:
-        model: with static shapes and the batch as the first axis of its input; changed in place.
-
-    Returns:
-        the number of places that were changed.
+    All shapes of the model are static, and the batch is the first axis of its input.
 
     Raises:
         GraphError: naming the node where the batch could not be followed.
@@ -247,8 +218,7 @@ def free_batch(model: ir.Model) -> int:
     for value, batch in walk.axes.items():
         shape: list[int | str | None] = list(shape_of(value))
         # An axis that holds more than the images has a size without a name.
-        alone = batch.before == 1 and shape[batch.axis] == walk.size
-        shape[batch.axis] = SYMBOL if alone else None
+        shape[batch.axis] = SYMBOL if batch.before == 1 and shape[batch.axis] == walk.size else None
         value.shape = ir.Shape(shape)
     RemoveUnusedNodesPass()(model)  # nodes that were replaced still read constants for the fixed batch
     return walk.changes

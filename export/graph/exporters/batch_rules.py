@@ -45,12 +45,9 @@ SYMBOL = "batch"
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """Where the images lie in a shape.
+    """Where the images lie in a shape: an axis, and what is in front of the next image in that axis.
 
-    Attributes:
-        axis: the axis that holds them.
-        before: positions of something else in front of the images in that axis: 1 in `[tokens, N, width]`
-            with axis 1, `tokens` in `[tokens · N, width]` with axis 0.
+    `before` is 1 in `[tokens, N, width]` with axis 1, `tokens` in `[tokens · N, width]` with axis 0.
     """
 
     axis: int
@@ -58,20 +55,14 @@ class BatchAxis:
 
 
 class BatchWalk:
-    """State of the walk from the input down. All shapes are static.
-
-    Attributes:
-        pixels: the graph's input.
-        size: the number of images that the graph was fixed to.
-        axes: where each value holds the images; values that are not in it are the same for every image.
-        changes: the number of places of the graph that were changed so far.
-    """
+    """State of the walk from the input down. All shapes are static."""
 
     def __init__(self, model: ir.Model) -> None:
         (self.pixels,) = model.graph.inputs
-        self.size = shape_of(self.pixels)[0]
+        self.size = shape_of(self.pixels)[0]  # the number of images that the graph was fixed to
+        # Where each value holds the images; values that are not in it are the same for every image.
         self.axes: dict[ir.Value, BatchAxis] = {self.pixels: BatchAxis(0)}
-        self.changes = 0
+        self.changes = 0  # places of the graph
 
     def of_input(self, node: ir.Node, index: int) -> BatchAxis | None:
         """Return where an input holds the images; None if it is left out or the same for every image."""
@@ -98,17 +89,10 @@ class BatchWalk:
         )
 
     def narrow_constants(self, node: ir.Node, axis: int) -> None:
-        """Replace the constants that repeat one image's part by that part, which broadcasts.
-
-        Args:
-            node: reads the constants.
-            axis: of the batch, counted from the end.
-        """
+        """Replace the constants that repeat one image's part by that part; the axis counts from the end."""
         for index, value in enumerate(node.inputs):
-            if value is None or value in self.axes:
-                continue
-            shape = shape_of(value)
-            if len(shape) >= -axis and shape[axis] != 1:
+            shape = [] if value is None or value in self.axes else shape_of(value)
+            if value is not None and len(shape) >= -axis and shape[axis] != 1:
                 node.replace_input_with(index, self.add_one_image(node, value, axis))
 
     def add_one_image(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
@@ -145,15 +129,10 @@ def take_one_part(array: Array, axis: int, times: int) -> Array | None:
 
 
 def shape_of(value: ir.Value | None) -> list[int]:
-    """Return the static shape of a value.
-
-    Raises:
-        GraphError: where it is not known.
-    """
+    """Return the static shape of a value; GraphError where it is not known."""
     if value is None or value.shape is None or not value.shape.is_static():
-        raise GraphError(
-            f"expected the shape of {value.name if value else 'an input'!r} to be known, found none"
-        )
+        name = value.name if value else "an input"
+        raise GraphError(f"expected the shape of {name!r} to be known, found none")
     return [int(size) for size in value.shape.numpy()]
 
 
@@ -165,9 +144,8 @@ def rank_of(value: ir.Value | None) -> int:
 def axes_of(node: ir.Node) -> Sequence[int] | None:
     """Return the axes of a reduction or a squeeze: the attribute (older opsets), or the second input."""
     found = input_constant(node, 1)
-    listed: Sequence[int] | None
-    listed = attribute(node, "axes", None) if found is None else found.reshape(-1).tolist()
-    return listed
+    listed: Sequence[int] | None = attribute(node, "axes", None)
+    return listed if found is None else found.reshape(-1).tolist()
 
 
 # --- Rules for operators that compute ---
@@ -178,17 +156,15 @@ Rule = Callable[[BatchWalk, ir.Node], BatchAxis]
 
 def _follow_element_wise(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Follow broadcasting: axes are counted from the end, and all inputs must agree on the batch."""
-    (output,) = node.outputs
-    rank = rank_of(output)
-    batched = [value for value in node.inputs if value is not None and value in walk.axes]
-    found = {
-        BatchAxis(walk.axes[value].axis + rank - rank_of(value), walk.axes[value].before) for value in batched
-    }
+    outer = shape_of(node.outputs[0])
+    rank = len(outer)
+    batched = {value: walk.axes[value] for value in node.inputs if value is not None and value in walk.axes}
+    found = {BatchAxis(each.axis + rank - rank_of(value), each.before) for value, each in batched.items()}
     walk.expect(node, len(found) == 1)
     (batch,) = found
     axis = batch.axis - rank
     # A constant that is longer than the batch's axis would multiply the images.
-    walk.expect(node, any(shape_of(value)[axis] == shape_of(output)[axis] for value in batched))
+    walk.expect(node, any(shape_of(value)[axis] == outer[axis] for value in batched))
     if not _split_windows(walk, node, batch):
         walk.narrow_constants(node, axis)
     return batch
@@ -204,15 +180,13 @@ def _split_windows(walk: BatchWalk, node: ir.Node, batch: BatchAxis) -> bool:
     windows, rest = divmod(shape[axis], walk.size)
     if batch.before != 1 or rest or windows == 1 or len(node.inputs) != 2:
         return False
-    index, other = (0, 1) if walk.of_input(node, 0) is None else (1, 0)
-    repeated, source = node.inputs[index], node.inputs[other]
-    array = constant(repeated)
-    if array is None or source is None or repeated is None or walk.of_input(node, other) is None:
+    index = 0 if walk.of_input(node, 0) is None else 1
+    repeated, source = node.inputs[index], node.inputs[1 - index]
+    array, inner = constant(repeated), shape_of(source)
+    if array is None or source is None or repeated is None or array.ndim < -axis:
         return False
-    inner = shape_of(source)
-    if array.ndim < -axis or array.shape[axis] != shape[axis] or inner[axis] != shape[axis]:
-        return False
-    one = take_one_part(array, axis, walk.size)
+    fits = array.shape[axis] == inner[axis] == shape[axis]
+    one = take_one_part(array, axis, walk.size) if fits else None
     if one is None:
         return False
 
@@ -220,11 +194,9 @@ def _split_windows(walk: BatchWalk, node: ir.Node, batch: BatchAxis) -> bool:
         at = len(sizes) + axis
         return [*sizes[:at], count, windows, *sizes[at + 1 :]]
 
-    at = BatchAxis(len(inner) + axis)
-    grouped = walk.insert_reshape(node, source, split(inner, walk.size), at)
+    grouped = walk.insert_reshape(node, source, split(inner, walk.size), BatchAxis(len(inner) + axis))
     inputs = [grouped, grouped]
-    single = one.reshape(split(array.shape, 1))
-    inputs[index] = add_constant(graph_of(node), f"{repeated.name}.one", single)
+    inputs[index] = add_constant(graph_of(node), f"{repeated.name}.one", one.reshape(split(array.shape, 1)))
     dtype, name = node.outputs[0].dtype or ir.DataType.FLOAT, f"{node.name}.by_windows"
     result = insert(node, node.op_type, inputs, name=name, shape=split(shape, walk.size), dtype=dtype)
     walk.axes[result] = BatchAxis(batch.axis)
@@ -232,31 +204,46 @@ def _split_windows(walk: BatchWalk, node: ir.Node, batch: BatchAxis) -> bool:
     return True
 
 
-def keep_first_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the first axis, which must be the batch's."""
-    batch = walk.of_first(node)
-    walk.expect(node, batch.axis == 0)
-    return batch
+def keep_axis(fits: Callable[[ir.Node, int], bool]) -> Rule:
+    """Make a rule of a condition `fits(node, axis)`, under which an operator keeps the batch's axis."""
+
+    def rule(walk: BatchWalk, node: ir.Node) -> BatchAxis:
+        batch = walk.of_first(node)
+        walk.expect(node, fits(node, batch.axis))
+        return batch
+
+    return rule
 
 
-def _follow_gemm(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the rows of the first matrix."""
-    walk.expect(node, not attribute(node, "transA", 0))
-    return keep_first_axis(walk, node)
+keep_first_axis = keep_axis(lambda _, axis: axis == 0)
+_follow_gemm = keep_axis(lambda node, axis: axis == 0 and not attribute(node, "transA", 0))
+
+
+@keep_axis
+def _keep_other_axis(node: ir.Node, axis: int) -> bool:
+    return bool(axis != attribute(node, "axis", -1) % rank_of(node.inputs[0]))
+
+
+@keep_axis
+def _keep_earlier_axis(node: ir.Node, axis: int) -> bool:
+    return bool(axis < attribute(node, "axis", -1) % rank_of(node.outputs[0]))
+
+
+@keep_axis
+def _follow_cumsum(node: ir.Node, axis: int) -> bool:
+    summed = input_constant(node, 1)
+    return summed is not None and axis != int(summed.reshape(())) % rank_of(node.inputs[0])
 
 
 def _follow_matmul(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     """Keep the batch among the leading axes or the rows; it must not be summed over."""
     rank, found = rank_of(node.outputs[0]), set()
     for index, value in enumerate(node.inputs):
-        batch = walk.of_input(node, index)
-        if value is None or batch is None:
-            continue
-        inner = rank_of(value)
-        summed = inner - 1 if index == 0 else inner - 2
-        # Columns of the second matrix become columns of the output, which hold features.
-        walk.expect(node, batch.axis != summed and not (index == 1 and batch.axis == inner - 1))
-        found.add(BatchAxis(batch.axis + rank - inner, batch.before))
+        if (batch := walk.of_input(node, index)) is not None:
+            inner = rank_of(value)
+            # Columns of the second matrix become columns of the output, which hold features.
+            walk.expect(node, batch.axis < inner - 1 - index)
+            found.add(BatchAxis(batch.axis + rank - inner, batch.before))
     walk.expect(node, len(found) == 1)
     (batch,) = found
     if batch.axis < rank - 2 and not _split_windows(walk, node, batch):
@@ -278,27 +265,6 @@ def _follow_einsum(walk: BatchWalk, node: ir.Node) -> BatchAxis:
     repeated = any(letter in term and walk.of_input(node, i) is None for i, term in enumerate(letters))
     walk.expect(node, letter in result and not repeated)
     return BatchAxis(result.index(letter), before)
-
-
-def _keep_other_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis; the operator's own must be another one."""
-    batch, rank = walk.of_first(node), rank_of(node.inputs[0])
-    walk.expect(node, batch.axis != attribute(node, "axis", -1) % rank)
-    return batch
-
-
-def _keep_earlier_axis(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis, which must stand before those from `axis` on."""
-    batch, rank = walk.of_first(node), rank_of(node.outputs[0])
-    walk.expect(node, batch.axis < attribute(node, "axis", -1) % rank)
-    return batch
-
-
-def _follow_cumsum(walk: BatchWalk, node: ir.Node) -> BatchAxis:
-    """Keep the axis; that of the running sum is an input."""
-    batch, axis = walk.of_first(node), input_constant(node, 1)
-    walk.expect(node, axis is not None and batch.axis != int(axis.reshape(())) % rank_of(node.inputs[0]))
-    return batch
 
 
 def _follow_reduction(walk: BatchWalk, node: ir.Node) -> BatchAxis:

@@ -6,8 +6,6 @@ of them is a constant, whatever computes it; `free_batch` makes the batch dynami
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -22,14 +20,7 @@ RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "Random
 
 
 def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
-    """Fix the input's shape, turn all that depends on no pixel into initializers, and set all shapes.
-
-    Args:
-        model: with one input; changed in place.
-        sizes: of the input, with the batch.
-
-    Returns:
-        the number of new initializers.
+    """Give the input these sizes, turn all that depends on no pixel into initializers, and set all shapes.
 
     Raises:
         GraphError: when ONNX Runtime cannot run the graph with an input of this shape.
@@ -44,7 +35,8 @@ def freeze_shapes(model: ir.Model, sizes: tuple[int, ...]) -> int:
     known = _find_known(model)
     # An output without a name is an optional one that is left out.
     computed = [o for node in model.graph for o in node.outputs if o.name and o not in known]
-    wanted = [value for value in known if _is_boundary(value, known)]
+    # The known values that nodes read which need pixels.
+    wanted = [v for v in known if any(o not in known for use in v.uses() for o in use.node.outputs)]
     shapes, values = _observe(model, computed, wanted)
     for value, shape in zip(computed, shapes, strict=True):
         value.shape = ir.Shape(shape.tolist())
@@ -58,12 +50,7 @@ def take_branches(model: ir.Model) -> int:
     """If(condition on shapes alone) → the branch that is taken for an input of this shape.
 
     Exporters write an If where an operator, a Squeeze for example, depends on a size that they do not know.
-
-    Args:
-        model: whose input has a fixed shape; changed in place.
-
-    Returns:
-        the number of branches that were taken.
+    The input must have a fixed shape.
 
     Raises:
         GraphError: when a condition depends on pixels.
@@ -71,16 +58,13 @@ def take_branches(model: ir.Model) -> int:
     taken = 0
     while branching := [node for node in model.graph if node.op_type == "If"]:
         known = _find_known(model)  # again: a branch that was taken can hold the condition of another one
-        decided = (
-            each for each in branching if each.inputs[0] in known or constant(each.inputs[0]) is not None
-        )
-        node = next(decided, None)
-        if node is None:
+        decided = [n for n in branching if n.inputs[0] in known or constant(n.inputs[0]) is not None]
+        if not decided:
             raise GraphError(
                 f"expected shapes that depend on no pixel, found If ({branching[0].name}) whose condition "
                 "does; export the model by tracing, not scripting"
             )
-        _take(model, node)
+        _take(model, decided[0])
         taken += 1
     return taken
 
@@ -112,16 +96,10 @@ def _find_known(model: ir.Model) -> dict[ir.Value, None]:
         # A subgraph reads values of the outer graph that are not among its inputs.
         if node.op_type in RANDOM or node.attributes.get("body") or node.attributes.get("then_branch"):
             continue
-        if node.op_type == "Shape" or all(
-            each is None or each in known or constant(each) is not None for each in node.inputs
-        ):
+        fixed = (each is None or each in known or constant(each) is not None for each in node.inputs)
+        if node.op_type == "Shape" or all(fixed):
             known.update(dict.fromkeys(node.outputs))
     return known
-
-
-def _is_boundary(value: ir.Value, known: Collection[ir.Value]) -> bool:
-    """Return whether a value that is known is read by a node that needs pixels."""
-    return any(output not in known for use in value.uses() for output in use.node.outputs)
 
 
 def _observe(
@@ -136,8 +114,7 @@ def _observe(
         shape = ir.Value(name=f"observed.shape.{index}", type=ir.TensorType(ir.DataType.INT64))
         graph.append(ir.node("Shape", [values[str(value.name)]], outputs=[shape]))
         graph.outputs.append(shape)
-    for value in wanted:
-        graph.outputs.append(values[str(value.name)])
+    graph.outputs.extend(values[str(value.name)] for value in wanted)
     (pixels,) = model.graph.inputs
     if pixels.shape is None or pixels.dtype is None:
         raise GraphError(f"expected an input of known shape and type, found {pixels}")
@@ -163,9 +140,8 @@ def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     name, node = str(value.name), value.producer()
     value.name = f"{name}.computed"
     tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
-    fixed = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+    shape, dtype = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+    fixed = ir.Value(name=name, shape=shape, type=dtype, const_value=tensor)
     graph.register_initializer(fixed)
     if value.is_graph_output() and node is not None:
         # A graph output must be computed by a node, even if it is constant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -32,29 +33,23 @@ GRID = np.concatenate([np.linspace(-9, 9, 721), [-30.0, 30.0]])
 TOLERANCE = 2e-6  # constants such as √2 are written with six to eight digits
 STEPS = 8  # operators of a GELU above or below its Erf or Tanh, at most
 
-UNARY: dict[str, Callable[[Array], Array]] = {
+erf = np.vectorize(math.erf)
+ELEMENT_WISE: dict[str, Callable[..., Array]] = {
     "Tanh": np.tanh,
-    "Erf": np.vectorize(math.erf),
+    "Erf": erf,
     "Neg": np.negative,
-    "Identity": lambda x: x,
-}
-BINARY: dict[str, Callable[[Array, Array], Array]] = {
+    "Identity": np.positive,
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
     "Div": np.divide,
     "Pow": np.power,
 }
-
-
-def gelu(x: Array) -> Array:
-    """X · Φ(x) with Φ of the normal distribution (arXiv 1606.08415, section 2)."""
-    return np.asarray(0.5 * x * (1 + UNARY["Erf"](x / math.sqrt(2))))
-
-
-def gelu_tanh(x: Array) -> Array:
-    """The approximation of the same section, by tanh."""
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+# x · Φ(x) with Φ of the normal distribution, and its approximation by tanh (arXiv 1606.08415, section 2).
+GELUS = {
+    "Erf": ("none", 0.5 * GRID * (1 + erf(GRID / math.sqrt(2)))),
+    "Tanh": ("tanh", 0.5 * GRID * (1 + np.tanh(math.sqrt(2 / math.pi) * (GRID + 0.044715 * GRID**3)))),
+}
 
 
 def fuse_gelu(model: ir.Model) -> int:
@@ -67,34 +62,25 @@ def fuse_gelu(model: ir.Model) -> int:
 
 
 def _fuse_gelu_around(node: ir.Node) -> bool:
-    exact = node.op_type == "Erf"
-    found = _find_gelu(node, gelu if exact else gelu_tanh)
-    if found is None:
-        # A Tanh alone is an activation of its own, that of the pooler for example.
-        return skip(node, "the operators around it do not give the values of a GELU") if exact else False
-    source, last = found
-    approximate = "none" if exact else "tanh"
-    (output,), name = last.outputs, f"{node.name}.gelu"
-    replace(output, insert(last, "Gelu", [source], name=name, shape=sizes(output), approximate=approximate))
-    return True
-
-
-def _find_gelu(node: ir.Node, function: Callable[[Array], Array]) -> tuple[ir.Value, ir.Node] | None:
-    """Return a value x above the node and the node below it that computes function(x)."""
-    for last in _below(node):
-        for source in _above(node):
-            with np.errstate(all="ignore"):
-                values = _evaluate(last.outputs[0], source)
-            if values is not None and np.allclose(values, function(GRID), rtol=TOLERANCE, atol=TOLERANCE):
-                return source, last
-    return None
+    """Fuse a value x above the node, and the node below it that computes GELU(x)."""
+    approximate, expected = GELUS[node.op_type]
+    for last, source in itertools.product(_below(node), _above(node)):
+        with np.errstate(all="ignore"):
+            values = _evaluate(last.outputs[0], source)
+        if values is not None and np.allclose(values, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            name, shape = f"{node.name}.gelu", sizes(last.outputs[0])
+            fused = insert(last, "Gelu", [source], name=name, shape=shape, approximate=approximate)
+            replace(last.outputs[0], fused)
+            return True
+    # A Tanh alone is an activation of its own, that of the pooler for example.
+    return node.op_type == "Erf" and skip(node, "the operators around it do not give the values of a GELU")
 
 
 def _below(node: ir.Node) -> Iterator[ir.Node]:
     """Yield the element-wise operators behind the node, as far as each is the only reader of the last one."""
     for _ in range(STEPS):
         reader = only_reader(node.outputs[0])
-        if reader is None or reader.op_type not in BINARY | UNARY:
+        if reader is None or reader.op_type not in ELEMENT_WISE:
             return
         node = reader
         yield node
@@ -108,7 +94,7 @@ def _above(node: ir.Node) -> Iterator[ir.Value]:
             continue
         seen.add(value)
         yield value
-        if (above := producer(value, *BINARY, *UNARY)) is not None:
+        if (above := producer(value, *ELEMENT_WISE)) is not None:
             queue += [each for each in above.inputs if each is not None]
 
 
@@ -123,13 +109,9 @@ def _evaluate(output: ir.Value, source: ir.Value, depth: int = 2 * STEPS) -> Arr
         return None
     inputs = [_evaluate(value, source, depth - 1) for value in node.inputs if value is not None]
     operands = [each for each in inputs if each is not None]
-    if len(operands) != len(inputs):
+    if len(operands) != len(inputs) or node.op_type not in ELEMENT_WISE:
         return None
-    if node.op_type in UNARY and len(operands) == 1:
-        return UNARY[node.op_type](operands[0])
-    if node.op_type in BINARY and len(operands) == 2:
-        return np.asarray(BINARY[node.op_type](operands[0], operands[1]))
-    return None
+    return np.asarray(ELEMENT_WISE[node.op_type](*operands))
 
 
 # --- LayerNorm ---
@@ -159,17 +141,15 @@ def _fuse_layer_norm_around(root: ir.Node) -> bool:
     if scaled is None:
         return skip(root, "something else than the centered values is divided by the deviation, or reads it")
     last, weight = _find_parameter(scaled, "Mul")
-    bias = None
-    if weight is not None:
-        last, bias = _find_parameter(last, "Add")
+    inputs = [source, weight]
+    if weight is None:
+        inputs[1] = add_constant(graph_of(root), f"{root.name}.ones", np.ones(width, np.float32))
     else:
-        weight = add_constant(graph_of(root), f"{root.name}.ones", np.ones(width, np.float32))
-    inputs = [source, weight] if bias is None else [source, weight, bias]
-    (output,), name = last.outputs, f"{root.name}.layer_norm"
-    fused = insert(
-        last, "LayerNormalization", inputs, name=name, shape=sizes(output), axis=-1, epsilon=epsilon
-    )
-    replace(output, fused)
+        last, bias = _find_parameter(last, "Add")
+        inputs += [] if bias is None else [bias]
+    name, shape = f"{root.name}.layer_norm", sizes(last.outputs[0])
+    fused = insert(last, "LayerNormalization", inputs, name=name, shape=shape, axis=-1, epsilon=epsilon)
+    replace(last.outputs[0], fused)
     return True
 
 
@@ -218,12 +198,11 @@ def _find_quotient(root: ir.Value, source: ir.Value, *, reciprocal: bool) -> ir.
     inverts = reader.op_type == "Reciprocal" or (reader.op_type == "Div" and scalar(reader.inputs[0]) == 1.0)
     if inverts and not reciprocal:
         return _find_quotient(reader.outputs[0], source, reciprocal=True)
-    if reader.op_type != ("Mul" if reciprocal else "Div") or (
-        not reciprocal and reader.inputs[1] is not root
-    ):
+    if reader.op_type != ("Mul" if reciprocal else "Div"):
         return None
-    operands = [value for value in reader.inputs if value is not root]
-    return reader if operands and _find_centered(operands[0]) is source else None
+    # Only a product may have the deviation on either side; one that is divided is not centered.
+    index = 1 if reciprocal and reader.inputs[0] is root else 0
+    return reader if _find_centered(reader.inputs[index]) is source else None
 
 
 def _find_parameter(node: ir.Node, op_type: str) -> tuple[ir.Node, ir.Value | None]:
@@ -232,7 +211,6 @@ def _find_parameter(node: ir.Node, op_type: str) -> tuple[ir.Node, ir.Value | No
     reader, shape = only_reader(value), sizes(value)
     if reader is None or reader.op_type != op_type or shape is None:
         return node, None
-    operands = [each for each in reader.inputs if each is not value and each is not None]
-    if len(operands) != 1 or (array := constant(operands[0])) is None or array.shape != (shape[-1],):
-        return node, None
-    return reader, operands[0]
+    (parameter,) = [each for each in reader.inputs if each is not value] or [None]
+    array = constant(parameter)
+    return (node, None) if array is None or array.shape != (shape[-1],) else (reader, parameter)

@@ -19,7 +19,6 @@ from calibration.graph.edit import (
     Array,
     add_constant,
     attribute,
-    constant,
     copy_attributes,
     graph_of,
     input_constant,
@@ -32,6 +31,7 @@ from calibration.graph.edit import (
     sizes,
 )
 from calibration.graph.layers import MatchedLinear, match_linear
+from export.graph.exporters.simplify import read_slice
 from export.graph.skipped import skip
 
 LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
@@ -54,17 +54,16 @@ class Selection:
 
 def _read_selections(node: ir.Node, value: ir.Value) -> list[Selection]:
     """Return what a node selects of a value that it reads, in the order of its outputs; [] if nothing."""
-    shape = sizes(value)
-    if shape is None or node.inputs[0] is not value:
+    shape, numbers = sizes(value), read_slice(node) if node.op_type == "Slice" else []
+    if shape is None or node.inputs[0] is not value or not (numbers or node.op_type in ("Gather", "Split")):
         return []
-    if node.op_type == "Slice":
-        return _read_slice(node, shape)
-    if node.op_type not in ("Gather", "Split"):
-        return []
-    axis = attribute(node, "axis", 0) % len(shape)
+    axis = (numbers[2] if numbers else attribute(node, "axis", 0)) % len(shape)
     size = shape[axis]
-    if size is None:
+    if size is None or numbers[3:] not in ([], [1]):
         return []
+    if numbers:
+        mask = _make_mask(size, range(*slice(*numbers[:2]).indices(size)))
+        return [Selection(node, node.outputs[0], axis, mask)]
     if node.op_type == "Gather":
         index = input_constant(node, 1)
         if index is None or index.size != 1 or index.ndim > 1:
@@ -81,19 +80,6 @@ def _read_selections(node: ir.Node, value: ir.Value) -> list[Selection]:
     ]
 
 
-def _read_slice(node: ir.Node, shape: list[int | None]) -> list[Selection]:
-    arrays = [constant(each) for each in node.inputs[1:]]
-    if any(array is None or array.size != 1 for array in arrays) or len(arrays) < 3:
-        return []
-    start, stop, axis, *step = [int(array.reshape(())) for array in arrays if array is not None]
-    axis %= len(shape)
-    size = shape[axis]
-    if size is None or (step and step[0] != 1):
-        return []
-    mask = _make_mask(size, range(*slice(start, stop).indices(size)))
-    return [Selection(node, node.outputs[0], axis, mask)]
-
-
 def _make_mask(size: int, chosen: Sequence[int]) -> Mask:
     mask = np.zeros(size, bool)
     mask[np.asarray(chosen, np.int64)] = True
@@ -104,21 +90,19 @@ def _make_mask(size: int, chosen: Sequence[int]) -> Mask:
 
 
 @dataclass(frozen=True)
-class _LayoutStep:
-    """A change of layout between the linear layer and the selection, with what is selected in its output."""
-
-    node: ir.Node
-    axis: int
-    size: int  # of the axis, in one part
-
-
-@dataclass(frozen=True)
 class _Branch:
-    """Query, key or value: the selection, the changes of layout above it, and the features that it takes."""
+    """Query, key or value: its selection, and what that takes of the output of the linear layer.
+
+    Attributes:
+        steps: the changes of layout in between, each with the axis of the selection and its size in one part.
+        axis: of the linear layer's output.
+        mask: along that axis.
+    """
 
     selection: Selection
-    steps: list[_LayoutStep]
-    features: Mask
+    steps: list[tuple[ir.Node, int, int]]
+    axis: int
+    mask: Mask
 
 
 def split_qkv(model: ir.Model) -> int:
@@ -136,8 +120,7 @@ def _split(last: ir.Node) -> bool:
     # A bias with more axes than the product adds axes that a linear layer of its own would not have.
     if linear is None or len(sizes(last.outputs[0]) or ()) != len(sizes(linear.product.outputs[0]) or ()):
         return False
-    branches = _find_branches(last)
-    base = _choose_name(last, linear.product)
+    branches, base = _find_branches(last), _choose_name(last, linear.product)
     names = NAMES.get(len(branches), tuple(f"part{i}" for i in range(len(branches))))
     for branch, name in zip(branches, names, strict=True):
         _replace_branch(last, linear, branch, f"{base}.{name}")
@@ -147,46 +130,41 @@ def _split(last: ir.Node) -> bool:
 def _find_branches(last: ir.Node) -> list[_Branch]:
     """Return what is selected behind the layout, in the order of the features; [] if it cannot be split."""
     (value,) = last.outputs
-    shape = sizes(value)
-    if shape is None or shape[-1] is None:
-        return []
-    end = value
+    end, shape = value, sizes(value) or [None]
     while (reader := only_reader(end)) is not None and reader.op_type in LAYOUT and reader.inputs[0] is end:
         end = reader.outputs[0]
     by_reader = [_read_selections(use.node, end) for use in end.uses()]
     selections = [each for found in by_reader for each in found]
-    if len(selections) < 2:
+    if len(selections) < 2 or shape[-1] is None:
         return []
     if not all(by_reader):
         skip(last, "parts of its features are selected, and something else reads all of them")
         return []
     branches = []
-    for selection in selections:
-        branch, axis = _follow_up(selection, end, value)
+    for branch in (_follow_up(selection, end, value) for selection in selections):
         if branch is None:
             skip(last, "its features cannot be followed through the Reshapes behind it")
             return []
-        if axis != len(shape) - 1:  # a selection of tokens or images, not of features
+        if branch.axis != len(shape) - 1:  # a selection of tokens or images, not of features
             return []
         branches.append(branch)
-    if (np.sum([each.features for each in branches], axis=0) != 1).any():
+    if (np.sum([each.mask for each in branches], axis=0) != 1).any():
         skip(last, "the parts of its features leave some out, or take some twice")
         return []
-    return sorted(branches, key=lambda each: int(np.argmax(each.features)))
+    return sorted(branches, key=lambda each: int(np.argmax(each.mask)))
 
 
-def _follow_up(selection: Selection, end: ir.Value, linear: ir.Value) -> tuple[_Branch | None, int]:
-    """Carry a selection from the end of the layout up to the linear layer's output; its axis there."""
-    value, axis, mask, steps = end, selection.axis, selection.mask, list[_LayoutStep]()
+def _follow_up(selection: Selection, end: ir.Value, linear: ir.Value) -> _Branch | None:
+    """Carry a selection from the end of the layout up to the linear layer's output."""
+    value, axis, mask, steps = end, selection.axis, selection.mask, list[tuple[ir.Node, int, int]]()
     while value is not linear:
         node = value.producer()
         moved = None if node is None else _move_above(node, axis, mask)
         if node is None or moved is None or node.inputs[0] is None:
-            return None, axis
-        steps.append(_LayoutStep(node, axis, int(mask.sum())))
-        axis, mask = moved
-        value = node.inputs[0]
-    return _Branch(selection, steps[::-1], mask), axis
+            return None
+        steps.append((node, axis, int(mask.sum())))
+        value, (axis, mask) = node.inputs[0], moved
+    return _Branch(selection, steps[::-1], axis, mask)
 
 
 def _move_above(node: ir.Node, axis: int, mask: Mask) -> tuple[int, Mask] | None:
@@ -216,8 +194,7 @@ def _move_above(node: ir.Node, axis: int, mask: Mask) -> tuple[int, Mask] | None
 
 
 def _count(shape: Sequence[int | None]) -> int | None:
-    known = [size for size in shape if size is not None]
-    return math.prod(known) if len(known) == len(shape) else None
+    return None if None in shape else math.prod(size or 0 for size in shape)
 
 
 # --- The new nodes ---
@@ -225,21 +202,26 @@ def _count(shape: Sequence[int | None]) -> int | None:
 
 def _choose_name(last: ir.Node, product: ir.Node) -> str:
     """Return the name of the module, as the weight, the bias or torch's in_proj_bias has it."""
-    for node in (product, last):
-        for value in node.inputs:
-            if value is not None and value.name and value.name.endswith((".weight", ".bias")):
-                return value.name.rsplit(".", 1)[0]
-            if value is not None and value.name and value.name.endswith("in_proj_bias"):
-                return value.name.removesuffix("_bias")
+    for name in [value.name or "" for value in (*product.inputs, *last.inputs) if value is not None]:
+        if name.endswith((".weight", ".bias")):
+            return name.rsplit(".", 1)[0]
+        if name.endswith("in_proj_bias"):
+            return name.removesuffix("_bias")
     return str(product.name)
 
 
 def _replace_branch(last: ir.Node, linear: MatchedLinear, branch: _Branch, name: str) -> None:
     """Let the readers of a selection read the layout of a linear layer of these features alone."""
-    value = _insert_linear(last, linear, branch.features, name)
-    for step in branch.steps:
-        value = _insert_step(step, value, last)
-    selection = branch.selection
+    value, selection = _insert_linear(last, linear, branch.mask, name), branch.selection
+    for node, axis, size in branch.steps:  # the same change of layout of one part, whose axis is shorter
+        shape = list(sizes(node.outputs[0]) or [])
+        shape[axis], inner = size, f"{node.name}.{value.name}"
+        if node.op_type == "Reshape":
+            target = [-1 if each is None else each for each in shape]
+            value = insert_reshape(last, value, target, name=inner, shape=shape)
+        else:
+            inputs, attributes = [value, *node.inputs[1:]], copy_attributes(node)
+            value = insert(last, node.op_type, inputs, name=inner, shape=shape, **attributes)
     if selection.drops_axis:
         axes = add_constant(graph_of(last), "axes", np.array([selection.axis], np.int64))
         shape = [size for axis, size in enumerate(sizes(value) or []) if axis != selection.axis]
@@ -256,20 +238,6 @@ def _insert_linear(last: ir.Node, linear: MatchedLinear, features: Mask, name: s
     if linear.product.op_type == "Gemm":
         return insert(last, "Gemm", [source, *parameters], name=name, shape=shape)
     value = insert(last, "MatMul", [source, parameters[0]], name=name, shape=shape)
-    return (
-        value
-        if linear.bias is None
-        else insert(last, "Add", [value, parameters[1]], name=f"{name}.sum", shape=shape)
-    )
-
-
-def _insert_step(step: _LayoutStep, value: ir.Value, before: ir.Node) -> ir.Value:
-    """Insert the same change of layout of one part, whose selected axis is shorter."""
-    node, shape = step.node, list(sizes(step.node.outputs[0]) or [])
-    shape[step.axis] = step.size
-    name = f"{node.name}.{value.name}"
-    if node.op_type == "Reshape":
-        target = [-1 if size is None else size for size in shape]
-        return insert_reshape(before, value, target, name=name, shape=shape)
-    inputs = [value, *node.inputs[1:]]
-    return insert(before, node.op_type, inputs, name=name, shape=shape, **copy_attributes(node))
+    for bias in parameters[1:]:
+        value = insert(last, "Add", [value, bias], name=f"{name}.sum", shape=shape)
+    return value

@@ -20,6 +20,7 @@ from calibration.graph.edit import (
     replace,
     reshape_target,
     rewrite_each,
+    scalar,
     sizes,
     tidy,
 )
@@ -66,7 +67,7 @@ def _is_no_op(node: ir.Node, source: ir.Value) -> bool:
     if node.op_type == "Dropout":  # its second output is the mask, which is computed for who reads it
         return not node.outputs[1:] or not node.outputs[1].uses()
     if node.op_type == "Cast":
-        return source.dtype is not None and source.dtype == ir.DataType(attribute(node, "to", 0))
+        return source.dtype == ir.DataType(attribute(node, "to", 0))
     shape = sizes(source)
     # A sum may broadcast, and a Slice or Expand may change a size that is not known.
     if node.op_type in ("Slice", "Expand", "Reshape", *NEUTRAL) and (
@@ -79,9 +80,8 @@ def _is_no_op(node: ir.Node, source: ir.Value) -> bool:
     if (neutral := NEUTRAL.get(node.op_type)) is not None:
         operands = [constant(value) for value in node.inputs if value is not source]
         return len(operands) == 1 and operands[0] is not None and bool((operands[0] == neutral).all())
-    return node.op_type in ("Expand", "Reshape") or (
-        node.op_type in ("Sum", "Concat") and len(node.inputs) == 1
-    )
+    alone = node.op_type in ("Sum", "Concat") and len(node.inputs) == 1
+    return alone or node.op_type in ("Expand", "Reshape")
 
 
 def drop_nan_guards(model: ir.Model) -> int:
@@ -136,8 +136,8 @@ def _fold_blocks(node: ir.Node) -> bool:
     count, channels = source[0] or 0, (source[1] or 0) // (rows * columns)
     apart = [count, channels, rows, columns, height // rows, width // columns]
     perm = [0, 1, 4, 2, 5, 3]  # down, rows, across, columns
-    value = insert_reshape(node, node.inputs[0], apart, name=f"{node.name}.apart", shape=apart)
     ordered = [apart[axis] for axis in perm]
+    value = insert_reshape(node, node.inputs[0], apart, name=f"{node.name}.apart", shape=apart)
     value = insert(node, "Transpose", [value], name=f"{node.name}.turned", shape=ordered, perm=perm)
     whole = [count, channels, height, width]
     replace(node.outputs[0], insert_reshape(node, value, whole, name=f"{node.name}.whole", shape=whole))
@@ -154,9 +154,8 @@ def _overwrite(node: ir.Node) -> bool:
     every = np.indices(places).reshape(len(places), -1).T  # every place once, in the order of Reshape
     if len(flat) != math.prod(places) or not np.array_equal(flat, every):
         return skip(node, "it does not write every place once and in order")
-    replace(
-        node.outputs[0], insert_reshape(node, node.inputs[2], shape, name=f"{node.name}.all", shape=shape)
-    )
+    whole = insert_reshape(node, node.inputs[2], shape, name=f"{node.name}.all", shape=shape)
+    replace(node.outputs[0], whole)
     return True
 
 
@@ -177,15 +176,17 @@ def _to_plain_layout(node: ir.Node) -> bool:
     return True
 
 
+def read_slice(node: ir.Node) -> list[int]:
+    """Return start, end, axis and, if any, step of a Slice along one axis; [] for any other Slice."""
+    numbers = [int(number) for value in node.inputs[1:] if (number := scalar(value)) is not None]
+    return numbers if len(numbers) == len(node.inputs) - 1 >= 3 else []
+
+
 def _to_gather(node: ir.Node) -> bool:
-    arrays = [constant(each) for each in node.inputs[1:]]
-    inner, outer = sizes(node.inputs[0]), sizes(node.outputs[0])
-    if len(arrays) < 3 or inner is None or outer is None:
+    numbers, inner, outer = read_slice(node), sizes(node.inputs[0]), sizes(node.outputs[0])
+    if not numbers or inner is None or outer is None:
         return False
-    if any(array is None or array.size != 1 for array in arrays):
-        return False
-    start, axis = (int(array.reshape(())) for array in (arrays[0], arrays[2]) if array is not None)
-    axis %= len(inner)
+    start, axis = numbers[0], numbers[2] % len(inner)
     size = inner[axis]
     if size is None or outer[axis] != 1:
         return False

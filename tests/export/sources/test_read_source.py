@@ -13,8 +13,8 @@ from export.sources.read_source import ExampleReader, complete_example, describe
 from runtime.errors import Interrupted
 from vit.checkpoint import load_checkpoint
 from vit.document import FILE_NAME
+from vit.run_folder import STATE
 from vit.training import examples
-from vit.training import resume as state
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_an_interrupted_example_goes_on_and_ends_as_if_nothing_had_happened(
     folder = tmp_path / "digits"
     interrupt(folder, monkeypatch, after=1)
     assert not load_checkpoint(folder).finished
-    assert (folder / state.FILE_NAME).is_file()
+    assert (folder / STATE).is_file()
     assert ExampleReader(folder).read_facts().notes == (
         f"{folder}: the training was interrupted; it resumes",
     )
@@ -69,7 +69,7 @@ def test_without_its_state_an_unfinished_example_is_trained_anew(
 ) -> None:
     folder = tmp_path / "digits"
     interrupt(folder, monkeypatch, after=1)
-    (folder / state.FILE_NAME).unlink()
+    (folder / STATE).unlink()
     complete_example(folder)
     assert load_checkpoint(folder).finished
 
