@@ -98,10 +98,10 @@ def _make_variants(
 def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
     """Measure each section of the report, and write the model files, whose metadata holds some figures."""
     with show_step("comparing layers"):
-        run.section(QuantizedLayers)
+        run.once(QuantizedLayers.measure)
     with show_step("judging the evidence"):
-        run.section(Evidence)
-    sections = tuple(section for kind in SECTIONS if (section := run.section(kind)) is not None)
+        run.once(Evidence.measure)
+    sections = tuple(section for kind in SECTIONS if (section := run.once(kind.measure)) is not None)
     measured = {each.variant: _collect_metadata(run, each.variant) for each in run.variants}
     evaluation = run.images.evaluation
     return Results(
@@ -127,14 +127,14 @@ def _collect_metadata(run: Run, variant: str) -> dict[str, Any]:
     evaluation = run.images.evaluation
     measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
     for kind in SECTIONS:
-        if (section := run.section(kind)) is not None:
+        if (section := run.once(kind.measure)) is not None:
             measured |= section.metadata(variant)
     return measured
 
 
 def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
     """Write the file of a variant."""
-    source, reliability, name = run.source, run.section(Reliability), FILE_NAMES[each.variant]
+    source, reliability, name = run.source, run.once(Reliability.measure), FILE_NAMES[each.variant]
     metadata = Metadata(
         variant=each.variant,
         preprocess=source.preprocess,

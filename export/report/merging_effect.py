@@ -16,7 +16,7 @@ from calibration.measure.drift import Drift, measure_drift
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.merge_schedule import count_merges
 from calibration.token_merging.token_stream import find_token_stream
-from export.measure.inference import DENSE, ModelFile, Run, batches, top1
+from export.measure.inference import DENSE, ModelFile, Run, top1
 from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import format_count
@@ -120,18 +120,16 @@ class MergingEffect(Section):
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the names of the images that changed their label, and some images with merged patches."""
         name = results.images.public_name
-        return {
-            "changed": [name(row) for row in self.changed],
-            "images": [
-                {
-                    "name": name(each.row),
-                    "tokens": len(np.unique(each.groups)),
-                    "changed": each.changed,
-                    "uri": png_uri(paint_groups(each), colors=128),
-                }
-                for each in self.images
-            ],
-        }
+        images = [
+            {
+                "name": name(each.row),
+                "tokens": len(np.unique(each.groups)),
+                "changed": each.changed,
+                "uri": png_uri(paint_groups(each), colors=128),
+            }
+            for each in self.images
+        ]
+        return {"changed": [name(row) for row in self.changed], "images": images}
 
     @property
     def schedule_text(self) -> str:
@@ -146,19 +144,17 @@ class MergingEffect(Section):
 
 
 def _find_merged_patches(run: Run, merged: ModelFile, changed: Sequence[int]) -> tuple[MergedImage, ...]:
-    """Return the merged patches of the images that changed their label, then of others."""
     assert merged.quantized is not None  # the caller has checked
     evaluation, plan = run.images.evaluation, merged.quantized.plan
     patches = MergedPatches(run.source.exported.model, merged.model, plan.merging, target=plan.target)
     rows = list(dict.fromkeys([*changed, *range(len(evaluation))]))[:IMAGES]
     found = []
-    singles = batches(evaluation.subset(rows), run.source.preprocess, size=1)
-    for row, pixels in zip(rows, singles, strict=True):
-        groups = patches(pixels)
-        height, width = pixels.shape[1:3]
+    for row, (pixels,) in zip(rows, run.batches(evaluation.subset(rows), size=1), strict=True):
+        groups = patches(pixels[None])
+        height, width = pixels.shape[:2]
         edge = math.isqrt(height * width // len(groups))
         grid = groups.reshape(height // edge, width // edge)
-        found.append(MergedImage(row, pixels[0], grid, row in changed))
+        found.append(MergedImage(row, pixels, grid, row in changed))
     return tuple(found)
 
 

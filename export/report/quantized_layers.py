@@ -36,11 +36,9 @@ class LayerCounts:
 
     def to_text(self) -> str:
         """Return a sentence: "26 linear layers, 21 in INT8 (all in integer kernels), 5 stay float32: …"."""
-        parts = [
-            _count(self.int8_linears, self.float_linears, "linear layer"),
-            _count(self.int8_products, self.float_products, "attention product"),
-        ]
-        return "; ".join(part for part in parts if part)
+        linears = _count(self.int8_linears, self.float_linears, "linear layer")
+        products = _count(self.int8_products, self.float_products, "attention product")
+        return "; ".join(filter(None, (linears, products)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ class QuantizedLayers(Section):
             return {"float_layers": []}
         int8: dict[str, Any] = {}
         if self.kernels:
-            int8 |= {"kernels": dict(self.kernels), "integer_kernels": self.integer_kernels}
+            int8 = {"kernels": dict(self.kernels), "integer_kernels": self.integer_kernels}
         if self.sqnr:
             int8["layers_sqnr_db"] = {name: round(value, 2) for name, value in self.sqnr.items()}
         return {
@@ -125,7 +123,5 @@ def _count(int8: int, in_float: Sequence[str], noun: str) -> str:
     if not int8:
         return f"{total}, all in float32"
     stay = "stays" if len(in_float) == 1 else "stay"
-    return (
-        f"{total}, {int8} in INT8 (all in integer kernels), {len(in_float)} {stay} float32: "
-        f"{shorten(in_float)}"
-    )
+    kept = f"{len(in_float)} {stay} float32: {shorten(in_float)}"
+    return f"{total}, {int8} in INT8 (all in integer kernels), {kept}"
