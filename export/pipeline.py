@@ -102,8 +102,13 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
     with show_step("judging the evidence"):
         run.once(Evidence.measure)
     sections = tuple(section for kind in SECTIONS if (section := run.once(kind.measure)) is not None)
-    measured = {each.variant: _collect_metadata(run, each.variant) for each in run.variants}
     evaluation = run.images.evaluation
+    variants = []
+    for each in run.variants:
+        measured = {"images": len(evaluation), "source": public_name(evaluation.name)}
+        for section in sections:
+            measured |= section.metadata(each.variant)
+        variants.append(_write_variant(run, each, measured, folder))
     return Results(
         producer=name_producer(),
         source=run.source.description,
@@ -117,23 +122,12 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
             "chosen": run.images.note,
         },
         images=evaluation,
-        variants=tuple(_write_variant(run, each, measured[each.variant], folder) for each in run.variants),
+        variants=tuple(variants),
         sections=sections,
     )
 
 
-def _collect_metadata(run: Run, variant: str) -> dict[str, Any]:
-    """Return the field `measured` of the metadata."""
-    evaluation = run.images.evaluation
-    measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
-    for kind in SECTIONS:
-        if (section := run.once(kind.measure)) is not None:
-            measured |= section.metadata(variant)
-    return measured
-
-
 def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
-    """Write the file of a variant."""
     source, reliability, name = run.source, run.once(Reliability.measure), FILE_NAMES[each.variant]
     metadata = Metadata(
         variant=each.variant,
@@ -160,6 +154,5 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
 def _write_reports(run: Run, results: Results, folder: Path) -> None:
     if run.int8 is not None and run.int8.quantized is not None:
         (folder / "plan.json").write_text(run.int8.quantized.plan.to_json(), encoding="utf-8")
-    document = json.dumps(results.to_dict(), indent=1) + "\n"
-    (folder / "report.json").write_text(document, encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(results.to_html(), encoding="utf-8")

@@ -112,7 +112,7 @@ def fit_temperature(logits: Array, targets: Array, same_name: Array | None = Non
 
 
 def calibration_error(logits: Array, targets: Array, same_name: Array | None = None) -> float:
-    """Return the expected calibration error with 15 equal bins of the score, 0 to 1; see `fit_temperature`."""
+    """Return the expected calibration error with 15 equal bins of the score, from 0 to 1."""
     classes, scores = top1(logits)
     names = np.arange(logits.shape[1]) if same_name is None else same_name
     right = names[classes] == names[targets]

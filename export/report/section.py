@@ -75,12 +75,8 @@ class VariantResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the model in report.json that no section has."""
-        return {
-            "file": self.file,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "latency_ms": dict(self.latency),
-        }
+        latency = dict(self.latency)
+        return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256, "latency_ms": latency}
 
 
 @dataclass(frozen=True, kw_only=True)
