@@ -53,7 +53,7 @@ def choose_images(
         evaluation_samples: how many images measure at most; None for all.
         search: whether a plan is searched for, which takes images of its own from the calibration source:
             what is left of it, or a quarter when nothing would be.
-        seed: seed of the choice of images.
+        seed: of the choice of images.
 
     Raises:
         DataError: for a source without images, or too few to share out.
@@ -81,19 +81,14 @@ def choose_images(
     return ExportImages(calibrate, measure, note, searched, describe_left_out(everything, measure))
 
 
-def choose_evaluation_images(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
-    """Open images to measure with, where nothing is calibrated; they take the place of both sets.
-
-    Args:
-        evaluation: folder or name of the images.
-        count: how many at most; None for all.
-        seed: seed of the choice of images.
+def choose_evaluation_images(evaluation: str | Path, count: int | None) -> ExportImages:
+    """Open at most `count` images to measure with, where nothing calibrates; they are both sets.
 
     Raises:
         DataError: for a source without images.
     """
     measure = _open_held_out(evaluation)
-    chosen = sample(measure, count, seed)
+    chosen = sample(measure, count, seed=0)
     return ExportImages(chosen, chosen, "images of their own", notes=describe_left_out(measure))
 
 
@@ -127,8 +122,7 @@ def sample(images: Images, count: int | None, seed: int) -> Images:
     """Choose at most `count` images at random, the classes in turn so that each is there; None for all."""
     if count is None or len(images) <= count:
         return images
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(images))
+    order = np.random.default_rng(seed).permutation(len(images))
     if images.targets is not None:
         # Rank within the class first: all first images of each class, then all second ones, …
         rank = np.zeros(len(order), np.int64)

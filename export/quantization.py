@@ -22,16 +22,7 @@ from vit.data.datasets import Images
 def quantize_source(
     source: Source, images: ExportImages, options: Options, show_step: ShowStep
 ) -> tuple[QuantizedModel, PlanSearch | None]:
-    """Quantize the model of a source.
-
-    Args:
-        source: the float model.
-        images: those for calibration and search.
-        options: what to do.
-        show_step: shows each long step.
-
-    Returns:
-        The INT8 model with its plan, and the search where one was made.
+    """Return the INT8 model of a source with its plan, and the search where one was made.
 
     Raises:
         PlanError: for a plan that cannot be read or does not fit.

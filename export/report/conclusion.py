@@ -23,8 +23,9 @@ from runtime.model_file.artifact import MAX_BYTES
 from runtime.model_file.integrity import DATA_SUFFIX
 from runtime.text import format_count
 
-STYLES = {  # CSS classes by status
-    "met": "met", "missed": "unjudged", "not judged": "unjudged", "no limit": "unset",
+Status = Literal["missed", "not judged", "met", "no limit"]
+STYLES: Mapping[Status, str] = {  # CSS classes by status, worst first
+    "missed": "unjudged", "not judged": "unjudged", "met": "met", "no limit": "unset",
 }  # fmt: skip
 PREFERENCE = ("int8", "float32", "float16")  # the variant to ship, as `choose_file` of the runtime takes it
 PHOTO = "photo.jpg"
@@ -58,12 +59,10 @@ class Conclusion(Section):
         )
 
     @property
-    def status(self) -> Literal["met", "missed", "not judged", "no limit"]:
+    def status(self) -> Status:
         """The worst status of a limit."""
-        if not self.limits:
-            return "no limit"
-        found = {each.status for each in self.limits}
-        return "missed" if "missed" in found else "not judged" if "not judged" in found else "met"
+        found: set[Status] = {"no limit", *(each.status for each in self.limits)}
+        return next(status for status in STYLES if status in found)
 
     @property
     def text(self) -> str:

@@ -104,14 +104,8 @@ def find_warnings(
 ) -> tuple[EvidenceWarning, ...]:
     """Return what the images of an export cannot show, each with the limits that it leaves open.
 
-    Args:
-        evaluation: the images that are measured on.
-        search: the images that a search used.
-        labels: of the model.
-        logits: of float32 on the evaluation images, float32 [images, classes].
-        trained_on: digests of the images that the model was trained on.
-        clipped: clipped activations by layer.
-        pixels: calibration images as the model sees them, `uint8 [H, W, 3]`; a few dozen are enough.
+    `logits` are those of float32 on the evaluation images, [images, classes]; `trained_on` has the digests
+    of the training images; `pixels` are some calibration images as the model sees them, `uint8 [H, W, 3]`.
     """
     both = {MEASURED: evaluation, SEARCHED: search}
     judging = {what: images for what, images in both.items() if images is not None and len(images)}

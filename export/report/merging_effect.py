@@ -163,22 +163,15 @@ def paint_groups(image: MergedImage) -> Array:
 
     Patches that merged with no other stay as they are.
     """
-    down, across = image.groups.shape
     pixels = enlarge(image.pixels).astype(np.float32)
-    height, width = pixels.shape[0] // down, pixels.shape[1] // across
+    rows, columns = (pixels.shape[axis] // image.groups.shape[axis] for axis in (0, 1))
+    groups = image.groups.repeat(rows, axis=0).repeat(columns, axis=1)  # of each pixel
     counts = np.bincount(image.groups.ravel())
-    colors = np.array([colorsys.hsv_to_rgb(index * GOLDEN % 1, 0.85, 1) for index in range(len(counts))])
-    for row, column in np.argwhere(counts[image.groups] > 1):
-        cell = pixels[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        cell *= 1 - TINT
-        cell += TINT * 255 * colors[image.groups[row, column]].astype(np.float32)
-    _draw_borders(pixels, image.groups, height, width)
+    colors = [colorsys.hsv_to_rgb(index * GOLDEN % 1, 0.85, 1) for index in range(len(counts))]
+    merged = counts[groups] > 1
+    pixels[merged] *= 1 - TINT
+    pixels[merged] += TINT * 255 * np.array(colors, np.float32)[groups[merged]]
+    # White between neighbors that ended in different tokens.
+    pixels[1:][groups[1:] != groups[:-1]] = 255
+    pixels[:, 1:][groups[:, 1:] != groups[:, :-1]] = 255
     return np.asarray(np.rint(pixels), np.uint8)
-
-
-def _draw_borders(pixels: Array, groups: Array, height: int, width: int) -> None:
-    """Draw a line between neighbors that ended in different tokens."""
-    for row, column in np.argwhere(groups[1:] != groups[:-1]):
-        pixels[(row + 1) * height, column * width : (column + 1) * width] = 255
-    for row, column in np.argwhere(groups[:, 1:] != groups[:, :-1]):
-        pixels[row * height : (row + 1) * height, (column + 1) * width] = 255
