@@ -46,13 +46,9 @@ def choose_images(
 ) -> ExportImages:
     """Open the sources; without an evaluation source, images of the calibration source measure.
 
-    Args:
-        calibration: folder or name of the images to calibrate on.
-        evaluation: folder or name of the images to measure on; None takes held-out images of `calibration`.
-        samples: how many images calibrate; at most half of them where the same source also measures.
-        evaluation_samples: how many images measure at most; None for all.
-        search: whether a plan is searched for, which takes images of its own from the calibration source:
-            what is left of it, or a quarter when nothing would be.
+    A source, by folder or name, that also measures gives at most half of its images to calibrate with. The
+    search of a plan takes images of its own from the calibration source: what is left of it, or a quarter
+    when nothing would be. `evaluation_samples` None measures on all.
 
     Raises:
         DataError: for a source without images, or too few to share out.

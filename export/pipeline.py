@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calibration.graph.edit import Array
 from calibration.graph.memory import release_memory, weights_on_disk
+from calibration.plan import QuantizationPlan, read_plan
+from calibration.quantize_model import QuantizedModel, apply_plan, quantize
+from calibration.search import BudgetError, PlanSearch, search_plan
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.check_options import check_with_graph, open_export_images
-from export.check_results import check_limits, check_parity
+from export.check_results import check_limits, check_parity, drift_error
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, use_model_classes
-from export.measure.inference import ModelFile, Run, ShowStep, run_variants, show_nothing
+from export.measure.inference import ModelFile, Run, ShowStep, batches, run_variants, show_nothing
 from export.options import Options
-from export.quantization import quantize_source
 from export.report import SECTIONS
 from export.report.evidence import Evidence
 from export.report.provenance import describe_environment, name_producer
@@ -25,6 +31,7 @@ from export.sources.source import Source, ensure_embedding
 from export.write_artifact import find_stale_files, stage_files, write_model
 from runtime.command.locking import only_writer
 from runtime.model_file.artifact import FILE_NAMES, Metadata
+from vit.data.datasets import Images
 from vit.data.public import public_name
 
 
@@ -87,12 +94,71 @@ def _make_variants(
     """Return the variants other than float32."""
     variants = []
     if options.writes_int8:
-        quantized, search = quantize_source(source, images, options, show_step)
+        quantized, search = _quantize(source, images, options, show_step)
         variants.append(ModelFile("int8", quantized.model, quantized, search))
     if options.fp16:
         with show_step("writing float16"):
             variants.append(ModelFile("float16", to_float16(source.exported.model)))
     return variants
+
+
+def _quantize(
+    source: Source, images: ExportImages, options: Options, show_step: ShowStep
+) -> tuple[QuantizedModel, PlanSearch | None]:
+    """Calibrate and search a plan within the limits, or apply a plan file; None without a search."""
+    model, merging = source.exported.model, dict[str, int]()
+    if options.plan is not None:
+        with show_step("writing the plan"):
+            return apply_plan(model, read_plan(options.plan)), None
+    chosen = _calibrate(source, images.calibration, options, show_step)
+    if isinstance(options.merge_tokens, int):
+        merging = schedule_middle_blocks(model, options.merge_tokens)
+    if images.search is None:
+        return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
+    search = _search(source, images.search, chosen.plan, options, show_step)
+    plan = replace(search.plan, merging=merging or search.plan.merging)
+    with show_step("writing the plan"):
+        return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
+
+
+def _calibrate(source: Source, images: Images, options: Options, show_step: ShowStep) -> QuantizedModel:
+    with ExitStack() as step:
+        progress = step.enter_context(show_step("calibrating", len(images)))
+
+        def feed() -> Iterator[Array]:
+            for batch in batches(images, source.preprocess):
+                yield batch
+                progress(len(batch))
+            step.close()
+            step.enter_context(show_step("choosing ranges and checking the kernels"))
+
+        return quantize(
+            source.exported.model,
+            feed(),
+            target=options.int8_target,
+            keep_float=options.keep_float,
+            threads=options.threads,
+        )
+
+
+def _search(
+    source: Source, images: Images, plan: QuantizationPlan, options: Options, show_step: ShowStep
+) -> PlanSearch:
+    with show_step("searching a plan within the limits", unit="plan") as progress:
+        try:
+            return search_plan(
+                source.exported.model,
+                plan,
+                batches(images, source.preprocess),
+                options.budget,
+                targets=images.targets,
+                same_name=images.same_name,
+                merge_within=options.merge_budget,
+                threads=options.threads,
+                progress=progress,
+            )
+        except BudgetError as error:
+            raise drift_error("int8", str(error)) from error
 
 
 def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:

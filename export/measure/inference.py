@@ -85,7 +85,7 @@ class ModelFile:
         return None if self.quantized is None else self.quantized.plan.target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
     """The variants of an export, and what they gave for the evaluation images."""
 
@@ -157,20 +157,11 @@ def run_variants(
     names: list[str] = [*(each.variant for each in variants), *(DENSE for _ in dense)]
     by_name = dict(zip(names, outputs, strict=True))
     no_logits = np.zeros((len(evaluation), 0), np.float32)  # of a model without classes
-    return Run(
-        source=source,
-        images=images,
-        options=options,
-        variants=variants,
-        parity=parity,
-        logits={name: found.get("logits", no_logits) for name, found in by_name.items()},
-        embeddings={
-            name: found["embedding"]
-            for name, found in by_name.items()
-            if "embedding" in found and name != DENSE
-        },
-        latency=latency,
-    )
+    logits = {name: found.get("logits", no_logits) for name, found in by_name.items()}
+    embeddings = {
+        name: found["embedding"] for name, found in by_name.items() if "embedding" in found and name != DENSE
+    }
+    return Run(source, images, options, variants, parity, logits, embeddings, latency)
 
 
 def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:
@@ -215,12 +206,10 @@ def _run_all(
         for session, rows in zip(sessions, found, strict=True):
             rows.append(session.run(None, {session.get_inputs()[0].name: batch}))
         progress(len(batch))
+    names = [[node.name for node in session.get_outputs()] for session in sessions]
     return [
-        {
-            node.name: np.concatenate(parts)
-            for node, parts in zip(session.get_outputs(), zip(*rows, strict=True), strict=True)
-        }
-        for session, rows in zip(sessions, found, strict=True)
+        dict(zip(each, (np.concatenate(parts) for parts in zip(*rows, strict=True)), strict=True))
+        for each, rows in zip(names, found, strict=True)
     ]
 
 

@@ -17,7 +17,7 @@ MOST_IMAGES = 1_000_000  # the number of images that a limit takes is not counte
 NEVER = f"it takes more than {MOST_IMAGES:,} images"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LimitResult:
     """One limit on one variant, and what was measured."""
 
@@ -30,11 +30,6 @@ class LimitResult:
     text: str  # "0.12 of 0.5 points of top-1 lost"
     doubt: str = ""  # why it cannot be judged; empty where it can
     images_needed: int | None = None  # about how many images would decide it, where too few are the reason
-
-    @property
-    def undecidable(self) -> bool:
-        """True if it is open and no number of such images would decide it."""
-        return self.status == "not judged" and self.interval is not None and self.images_needed is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""
@@ -82,12 +77,7 @@ class LimitedFigure:
         return self.limit == "--max-drift"
 
     def judge(self, variant: str, doubt: str) -> LimitResult:
-        """Decide the limit.
-
-        Args:
-            variant: on which it was measured.
-            doubt: why the images cannot show that it is met, whatever their number; empty where they can.
-        """
+        """Decide the limit; `doubt`, where not empty, says why no number of such images can show it."""
         status: Literal["met", "missed", "not judged"] = "not judged"
         needed, words = None, _WORDS[self.limit]
         number = f"{self.found:.{words.digits}f}"
@@ -106,17 +96,8 @@ class LimitedFigure:
         elif not doubt:
             needed = self._count_needed()
             doubt = self._say_too_few(needed)
-        return LimitResult(
-            variant=variant,
-            limit=self.limit,
-            bound=self.bound,
-            found=self.found,
-            interval=self.interval,
-            status=status,
-            text=text,
-            doubt=doubt,
-            images_needed=needed,
-        )
+        figure = self.limit, self.bound, self.found, self.interval
+        return LimitResult(variant, *figure, status, text, doubt, needed)
 
     def _meets(self, interval: Interval) -> bool:
         return interval.high <= self.bound if self.lower else interval.low >= self.bound

@@ -17,7 +17,7 @@ from export.measure.limits import LimitResult, limit_cosine, limit_logits
 from export.report.comparison import Comparison
 from export.report.embedding_drift import EmbeddingDrift, EmbeddingFigures
 from export.report.evidence import Evidence, EvidenceWarning
-from export.report.number_formats import shorten, variant_title
+from export.report.number_formats import NAMES, shorten
 from export.report.section import Results, Section, VariantResult
 from runtime.model_file.artifact import MAX_BYTES
 from runtime.model_file.integrity import DATA_SUFFIX
@@ -80,9 +80,13 @@ class Conclusion(Section):
         return f"cannot be judged: {why}" + (f". Met: {kept}" if kept else "")
 
     @property
+    def _undecided(self) -> list[LimitResult]:
+        return [each for each in self.limits if each.status == "not judged"]
+
+    @property
     def images_needed(self) -> int | None:
         """About how many images would decide every limit; None where another number would not."""
-        found = [each.images_needed for each in self.limits if each.status == "not judged"]
+        found = [each.images_needed for each in self._undecided]
         return max((each or 0 for each in found), default=None) if None not in found else None
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
@@ -132,14 +136,14 @@ class Conclusion(Section):
         return f"{ship} if this drift is small enough for you; {limit} makes the export decide it"
 
     def _say_what_is_missing(self, results: Results) -> str:
-        warnings = results.get(Evidence).sentences
+        shown = [each for each in self._undecided if each.doubt not in results.get(Evidence).sentences]
         if self.images_needed is not None:
-            open_limits = {each.limit for each in self.limits if each.status == "not judged"}
-            known = " with known classes" if "--max-drift" in open_limits else ""
+            top1 = any(each.limit == "--max-drift" for each in self._undecided)
+            known = " with known classes" if top1 else ""
             count = _round_up(max(self.images_needed - results.evaluation["images"], 1))
             more = format_count(count, "more image")
             step = f"bring about {more}{known} to measure on (--evaluate), and export again"
-        elif any(each.undecidable and each.doubt not in warnings for each in self.limits):
+        elif any(each.interval is not None and each.images_needed is None for each in shown):
             step = "set a wider limit, which some number of images can show"
         else:
             step = "measure on images that can show it (--evaluate IMAGES), and export again"
@@ -188,7 +192,7 @@ def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text
     texts = {name: separator.join(dict.fromkeys(found)) for name, found in parts.items()}
     if len(texts) == 1:
         return next(iter(texts.values()))
-    return "; ".join(f"{variant_title(name)}{colon} {text}" for name, text in texts.items())
+    return "; ".join(f"{NAMES[name]}{colon} {text}" for name, text in texts.items())
 
 
 def _round_up(count: int) -> int:

@@ -69,10 +69,8 @@ def measure_reliability(
 ) -> Reliability | None:
     """Fit a temperature on all images, and judge it crosswise: each half by the fit of the other half.
 
-    Args:
-        logits: float32 [images, classes] by variant; "float32" decides the temperature.
-        targets: int64 [images], or None where the classes are not known.
-        same_name: int64 [classes], as `measure_drift` takes it.
+    Logits are float32 [images, classes] by variant; "float32" decides the temperature. Targets are int64
+    [images], or None where the classes are not known.
     """
     if targets is None or len(targets) < FEWEST_IMAGES:
         return None

@@ -71,7 +71,7 @@ class VariantResult:
     @property
     def title(self) -> str:
         """The name for people."""
-        return number_formats.variant_title(self.variant)
+        return number_formats.NAMES[self.variant]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the model in report.json that no section has."""
