@@ -70,7 +70,7 @@ def check_limits(results: Results) -> None:
         missed = [limit for limit in limits if limit.variant == each.variant and limit.status == "missed"]
         failures = [limit.text for limit in missed]
         far = each.variant == "int8" and any(limit.limit != "--min-cosine" for limit in missed)
-        if far and results.find(MergingEffect) is not None:
+        if far and any(isinstance(each, MergingEffect) for each in results.sections):
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
         elif far:
             worst = [f"{name} ({db:.1f} dB)" for name, db in results.get(QuantizedLayers).worst()]
@@ -81,7 +81,6 @@ def check_limits(results: Results) -> None:
 
 def drift_error(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
-    advice = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
-    if variant != "int8":
-        advice = "leave --fp16 out"
+    int8 = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
+    advice = int8 if variant == "int8" else "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from calibration.graph.edit import Array
 from calibration.graph.memory import release_memory, weights_on_disk
-from calibration.plan import QuantizationPlan, read_plan
+from calibration.plan import read_plan
 from calibration.quantize_model import QuantizedModel, apply_plan, quantize
 from calibration.search import BudgetError, PlanSearch, search_plan
 from calibration.token_merging.merge_schedule import schedule_middle_blocks
@@ -115,7 +115,21 @@ def _quantize(
         merging = schedule_middle_blocks(model, options.merge_tokens)
     if images.search is None:
         return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
-    search = _search(source, images.search, chosen.plan, options, show_step)
+    with show_step("searching a plan within the limits", unit="plan") as progress:
+        try:
+            search = search_plan(
+                model,
+                chosen.plan,
+                batches(images.search, source.preprocess),
+                options.budget,
+                targets=images.search.targets,
+                same_name=images.search.same_name,
+                merge_within=options.merge_budget,
+                threads=options.threads,
+                progress=progress,
+            )
+        except BudgetError as error:
+            raise drift_error("int8", str(error)) from error
     plan = replace(search.plan, merging=merging or search.plan.merging)
     with show_step("writing the plan"):
         return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
@@ -139,26 +153,6 @@ def _calibrate(source: Source, images: Images, options: Options, show_step: Show
             keep_float=options.keep_float,
             threads=options.threads,
         )
-
-
-def _search(
-    source: Source, images: Images, plan: QuantizationPlan, options: Options, show_step: ShowStep
-) -> PlanSearch:
-    with show_step("searching a plan within the limits", unit="plan") as progress:
-        try:
-            return search_plan(
-                source.exported.model,
-                plan,
-                batches(images, source.preprocess),
-                options.budget,
-                targets=images.targets,
-                same_name=images.same_name,
-                merge_within=options.merge_budget,
-                threads=options.threads,
-                progress=progress,
-            )
-        except BudgetError as error:
-            raise drift_error("int8", str(error)) from error
 
 
 def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:

@@ -187,14 +187,13 @@ def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Ite
         DataError: naming the image that cannot be read.
     """
     for start in range(0, len(images), size):
-        yield np.stack([_pixels(images, i, preprocess) for i in range(start, min(start + size, len(images)))])
-
-
-def _pixels(images: Images, index: int, preprocess: Preprocess) -> Array:
-    try:
-        return preprocess(images[index])
-    except (ValueError, OSError) as error:
-        raise DataError(f"{images.describe(index)}: {error}; repair the image or take it out") from error
+        batch = []
+        for i in range(start, min(start + size, len(images))):
+            try:
+                batch.append(preprocess(images[i]))
+            except (ValueError, OSError) as error:
+                raise DataError(f"{images.describe(i)}: {error}; repair the image or take it out") from error
+        yield np.stack(batch)
 
 
 def _run_all(

@@ -95,9 +95,8 @@ class Headlines(Section):
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the sentences and the tiles by variant, and where the weights come from."""
         say = {"headline": say_headline, "chance": say_chance, "tiles": make_tiles}
-        variants = [
-            {name: make(results, each) for name, make in say.items()} for each in results.variants[1:]
-        ]
+        others = results.variants[1:]
+        variants = [{name: make(results, each) for name, make in say.items()} for each in others]
         return {"variants": variants, "origin": _list_origin(results.source)}
 
 

@@ -119,16 +119,10 @@ class MergingEffect(Section):
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the names of the images that changed their label, and some images with merged patches."""
-        name = results.images.public_name
-        images = [
-            {
-                "name": name(each.row),
-                "tokens": len(np.unique(each.groups)),
-                "changed": each.changed,
-                "uri": png_uri(paint_groups(each), colors=128),
-            }
-            for each in self.images
-        ]
+        name, images = results.images.public_name, []
+        for each in self.images:
+            tokens, uri = len(np.unique(each.groups)), png_uri(paint_groups(each), colors=128)
+            images.append({"name": name(each.row), "tokens": tokens, "changed": each.changed, "uri": uri})
         return {"changed": [name(row) for row in self.changed], "images": images}
 
     @property
@@ -137,10 +131,8 @@ class MergingEffect(Section):
         blocks: dict[int, list[str]] = {}
         for block, merged in self.schedule.items():
             blocks.setdefault(merged, []).append(block)
-        return ", ".join(
-            f"{merged} in {'each of ' if len(names) > 1 else ''}{', '.join(names)}"
-            for merged, names in blocks.items()
-        )
+        each = {merged: "each of " if len(names) > 1 else "" for merged, names in blocks.items()}
+        return ", ".join(f"{merged} in {each[merged]}{', '.join(names)}" for merged, names in blocks.items())
 
 
 def _find_merged_patches(run: Run, merged: ModelFile, changed: Sequence[int]) -> tuple[MergedImage, ...]:

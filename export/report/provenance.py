@@ -132,13 +132,8 @@ def describe_environment() -> dict[str, Any]:
     for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow"):
         with suppress(PackageNotFoundError):  # an ONNX model needs no torch
             packages[name] = version(name)
-    return {
-        "cpu": cpu_name(),
-        "cpu_kind": cpu_kind(),
-        "vnni": has_vnni(),
-        "cores": available_cores(),
-        "packages": packages,
-    }
+    cpu = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "vnni": has_vnni(), "cores": available_cores()}
+    return {**cpu, "packages": packages}
 
 
 def cpu_name() -> str:

@@ -93,10 +93,6 @@ class Results:
     variants: tuple[VariantResult, ...]  # float32 first
     sections: tuple[Section, ...]
 
-    def find(self, kind: type[S]) -> S | None:
-        """Return the section of a class; None for an export that has none."""
-        return next((each for each in self.sections if isinstance(each, kind)), None)
-
     def get(self, kind: type[S]) -> S:
         """Return the section of a class that every export has."""
         return next(each for each in self.sections if isinstance(each, kind))
