@@ -11,8 +11,7 @@ In reading order:
     measure/        outputs and latency of each variant, and the limits on them
     report/         the sections of report.json, report.html and the terminal
     check_results   checks of the files: equal to the source, within the limits
-    quantization    calibrate, search a plan, or apply a given one
-    pipeline        the whole export
+    pipeline        the whole export: check, quantize, measure, write
     command_line    parser of python -m export, and the order of its work
     __main__        python -m export
 

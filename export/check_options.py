@@ -59,21 +59,14 @@ def check_combinations(options: Options) -> None:
         )
     if options.writes_int8:
         return
-    if options.target != "auto":
-        raise InputError("--target is for an INT8 file: add --quantize")
-    if choosing:
-        raise InputError(f"{choosing} is for an INT8 file: add --quantize")
+    if for_int8 := "--target" if options.target != "auto" else choosing:
+        raise InputError(f"{for_int8} is for an INT8 file: add --quantize")
     if not options.fp16 and (limit := _first_given(options, _LIMITS)):
         raise InputError(f"{limit} limits INT8 and float16 files: add --quantize, --plan or --fp16")
 
 
 def check_without_weights(options: Options, facts: SourceFacts, out: Path) -> None:
-    """Check the options against the facts of a source that need no weights.
-
-    Args:
-        options: of the export.
-        facts: of the source.
-        out: the folder to write to.
+    """Check the options, and the folder to write to, against the facts of a source that need no weights.
 
     Raises:
         OutputError: for a folder that cannot be written to, or where there is none for temporary files.
@@ -87,8 +80,7 @@ def check_without_weights(options: Options, facts: SourceFacts, out: Path) -> No
     if facts.labels is not None:
         _check_limits(facts.labels, options)
     plan = None if options.plan is None else read_plan(options.plan)
-    layers = None if config is None else layer_names(config)
-    if config is None or layers is None:
+    if config is None or (layers := layer_names(config)) is None:
         return
     _check_layers(options, plan, layers)
     if isinstance(options.merge_tokens, int):
@@ -119,11 +111,7 @@ def check_with_graph(options: Options, source: Source) -> None:
 
 
 def open_export_images(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
-    """Open the images that an export is made with; none is decoded yet.
-
-    Args:
-        options: of the export.
-        labels: of the model; None where they are not known yet.
+    """Open the images that an export is made with; none is decoded yet. Labels None: not known yet.
 
     Raises:
         DataError: for images that cannot be used.
@@ -155,20 +143,18 @@ def open_export_images(options: Options, labels: tuple[str, ...] | None) -> Expo
 
 
 def layer_names(config: ViTConfig) -> tuple[str, ...] | None:
-    """Return the names of the layers in the canonical graph of a checkpoint.
+    """Return the names of the layers in the canonical graph of a checkpoint; a test compares them with it.
 
-    None for a model that is not the paper's: its graph tells. A test compares the names with the graph's.
+    None for a model that is not the paper's: its graph tells.
     """
     plain = ViTConfig()
     special = ("pooling", "registers", "class_token", "gated", "qk_norm", "rotary", "attention_bias")
     if any(getattr(config, name) != getattr(plain, name) for name in special) or not config.classes:
         return None
     inside = ("query", "key", "value", "proj", "scores", "mix")
-    names = ["patch_embedding"]
-    for index in range(config.depth):
-        names += [f"blocks.{index}.attention.{part}" for part in inside]
-        names += [f"blocks.{index}.mlp.fc1", f"blocks.{index}.mlp.fc2"]
-    return (*names, *(("head.0", "head.2") if config.representation else ("head",)))
+    parts = (*(f"attention.{part}" for part in inside), "mlp.fc1", "mlp.fc2")
+    blocks = (f"blocks.{index}.{part}" for index in range(config.depth) for part in parts)
+    return ("patch_embedding", *blocks, *(("head.0", "head.2") if config.representation else ("head",)))
 
 
 def is_product(name: str) -> bool:

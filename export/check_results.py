@@ -29,12 +29,7 @@ class DriftError(ExportError):
 
 
 def check_parity(source: Source, session: ort.InferenceSession, images: Images) -> float:
-    """Compare the float32 file with its source on a few images.
-
-    Args:
-        source: the model that was exported.
-        session: the float32 file, running.
-        images: the first few of them are taken.
+    """Compare the float32 file, open as `session`, with its source on the first few images.
 
     Returns:
         the largest difference of a logit over the largest logit.
@@ -43,6 +38,7 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
         ExportError: if the file does not run, or differs by more than `PARITY`.
         OnnxModelError: if the source gives probabilities or other scores in the place of logits.
     """
+    report = f"please report this with: {dict(source.description)}"
     some = images.subset(range(min(PARITY_IMAGES, len(images))))
     batch = np.concatenate(list(batches(some, source.preprocess)))
     expected = source.reference(batch)
@@ -52,15 +48,13 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
         found = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise ExportError(
-            f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); please "
-            f"report this with: {dict(source.description)}"
+            f"ONNX Runtime cannot run the exported float model ({' '.join(str(error).split())}); {report}"
         ) from error
     difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= PARITY:
         raise ExportError(
             f"the exported float model differs from {source.reference_name} by {difference:.1e} of the "
-            f"logits' scale, expected at most {PARITY:.0e}; please report this with: "
-            f"{dict(source.description)}"
+            f"logits' scale, expected at most {PARITY:.0e}; {report}"
         )
     return difference
 
@@ -71,13 +65,14 @@ def check_limits(results: Results) -> None:
     Raises:
         DriftError: naming the variant, the limits that it misses, and what to do.
     """
-    missed = [each for each in results.get(Conclusion).limits if each.status == "missed"]
     for each in results.variants[1:]:
-        failures = [limit.text for limit in missed if limit.variant == each.variant]
-        far = any(limit.variant == each.variant and limit.limit != "--min-cosine" for limit in missed)
-        if far and each.variant == "int8" and results.find(MergingEffect) is not None:
+        limits = results.get(Conclusion).limits
+        missed = [limit for limit in limits if limit.variant == each.variant and limit.status == "missed"]
+        failures = [limit.text for limit in missed]
+        far = each.variant == "int8" and any(limit.limit != "--min-cosine" for limit in missed)
+        if far and any(isinstance(each, MergingEffect) for each in results.sections):
             failures.append("it merges tokens: merge fewer of them (--merge-tokens R) or none")
-        elif far and each.variant == "int8":
+        elif far:
             worst = [f"{name} ({db:.1f} dB)" for name, db in results.get(QuantizedLayers).worst()]
             failures.append(f"furthest from float32: {', '.join(worst)}")
         if failures:
@@ -86,7 +81,6 @@ def check_limits(results: Results) -> None:
 
 def drift_error(variant: Variant, why: str) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
-    advice = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
-    if variant != "int8":
-        advice = "leave --fp16 out"
+    int8 = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
+    advice = int8 if variant == "int8" else "leave --fp16 out"
     return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")

@@ -39,11 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m expor
 
 
 def make_parser(prog: str) -> Parser:
-    """Return the parser of the command line.
-
-    Args:
-        prog: the command as it was typed, for usage and examples.
-    """
+    """Return the parser of the command line; `prog` is the command as it was typed."""
     parser = Parser(prog=prog, options=Options, first_word="export")
     parser.add_version()
     parser.add_examples(
@@ -104,10 +100,9 @@ def _report_notes(source: Source, options: Options) -> None:
     """Print what was chosen or assumed of a source, and what in the folders of images is not taken."""
     from vit.data.folders import describe_unread_folders
 
-    for sentence in source.notes:
-        _note(sentence)
+    sentences = list(source.notes)
     for folder in dict.fromkeys(each for each in (options.calibration, options.evaluate) if each is not None):
-        for sentence in describe_unread_folders(folder):
-            _note(sentence)
-    for sentence in source.description.get("assumed", ()):
-        _note(f"assumed, since the source does not say: {sentence}")
+        sentences += describe_unread_folders(folder)
+    assumed = source.description.get("assumed", ())
+    for sentence in (*sentences, *(f"assumed, since the source does not say: {each}" for each in assumed)):
+        _note(sentence)

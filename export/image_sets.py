@@ -11,6 +11,7 @@ from vit.data.datasets import DataError, Images, Split, find_splits, match_label
 from vit.data.training_images import describe_left_out
 
 HELD_OUT: tuple[Split, ...] = ("test", "val")
+SEED = 0  # of the choice of images
 SEARCH_SHARE, SEARCH_IMAGES = 0.25, 512  # of the calibration source, to search a plan with
 
 
@@ -42,18 +43,12 @@ def choose_images(
     samples: int,
     evaluation_samples: int | None,
     search: bool = False,
-    seed: int = 0,
 ) -> ExportImages:
     """Open the sources; without an evaluation source, images of the calibration source measure.
 
-    Args:
-        calibration: folder or name of the images to calibrate on.
-        evaluation: folder or name of the images to measure on; None takes held-out images of `calibration`.
-        samples: how many images calibrate; at most half of them where the same source also measures.
-        evaluation_samples: how many images measure at most; None for all.
-        search: whether a plan is searched for, which takes images of its own from the calibration source:
-            what is left of it, or a quarter when nothing would be.
-        seed: seed of the choice of images.
+    A source, by folder or name, that also measures gives at most half of its images to calibrate with. The
+    search of a plan takes images of its own from the calibration source: what is left of it, or a quarter
+    when nothing would be. `evaluation_samples` None measures on all.
 
     Raises:
         DataError: for a source without images, or too few to share out.
@@ -69,31 +64,24 @@ def choose_images(
         if len(pool) < 2:
             raise DataError(f"{pool.name}: one image cannot both calibrate and measure; give at least two")
         samples = min(samples, len(pool) // 2)
-        pool, measure = _split_pool(pool, 1 - samples / len(pool), seed)
+        pool, measure = _split_pool(pool, 1 - samples / len(pool))
         note = "the images of the same source that calibration was not given"
-    searched = None
-    if search:
-        pool, searched = _reserve_search(pool, samples, seed)
-    calibrate, measure = sample(pool, samples, seed), sample(measure, evaluation_samples, seed)
+    pool, searched = _reserve_search(pool, samples) if search else (pool, None)
+    calibrate, measure = sample(pool, samples), sample(measure, evaluation_samples)
     for used in (calibrate, searched):
         if used is not None:
             _check_disjoint(used, measure)
     return ExportImages(calibrate, measure, note, searched, describe_left_out(everything, measure))
 
 
-def choose_evaluation_images(evaluation: str | Path, count: int | None, *, seed: int = 0) -> ExportImages:
-    """Open images to measure with, where nothing is calibrated; they take the place of both sets.
-
-    Args:
-        evaluation: folder or name of the images.
-        count: how many at most; None for all.
-        seed: seed of the choice of images.
+def choose_evaluation_images(evaluation: str | Path, count: int | None) -> ExportImages:
+    """Open at most `count` images to measure with, where nothing calibrates; they are both sets.
 
     Raises:
         DataError: for a source without images.
     """
     measure = _open_held_out(evaluation)
-    chosen = sample(measure, count, seed)
+    chosen = sample(measure, count)
     return ExportImages(chosen, chosen, "images of their own", notes=describe_left_out(measure))
 
 
@@ -102,33 +90,32 @@ def _open_held_out(source: str | Path) -> Images:
     return open_images(source, next((each for each in HELD_OUT if each in splits), "all"))
 
 
-def _split_pool(pool: Images, share: float, seed: int) -> tuple[Images, Images]:
+def _split_pool(pool: Images, share: float) -> tuple[Images, Images]:
     """Split at random, each class in proportion; without classes where each has a single image."""
-    first, second = split_images(pool, share, seed)
+    first, second = split_images(pool, share, SEED)
     if len(second):
         return first, second
-    order = np.random.default_rng(seed).permutation(len(pool))
+    order = np.random.default_rng(SEED).permutation(len(pool))
     count = min(max(round(len(pool) * share), 1), len(pool) - 1)
     return pool.subset(np.sort(order[count:])), pool.subset(np.sort(order[:count]))
 
 
-def _reserve_search(pool: Images, samples: int, seed: int) -> tuple[Images, Images]:
+def _reserve_search(pool: Images, samples: int) -> tuple[Images, Images]:
     """Return the images that are left to calibrate with, and those to search a plan with."""
     if len(pool) < 2:
         raise DataError(f"{pool.name}: one image cannot both calibrate and search; give at least two")
     share = max(1 - samples / len(pool), SEARCH_SHARE, 1 / len(pool))
-    pool, searched = split_images(pool, share, seed + 1)
+    pool, searched = split_images(pool, share, SEED + 1)
     if not len(searched):
         raise DataError(f"{pool.name}: a search needs at least two images per class, some to calibrate")
-    return pool, sample(searched, SEARCH_IMAGES, seed)
+    return pool, sample(searched, SEARCH_IMAGES)
 
 
-def sample(images: Images, count: int | None, seed: int) -> Images:
+def sample(images: Images, count: int | None, seed: int = SEED) -> Images:
     """Choose at most `count` images at random, the classes in turn so that each is there; None for all."""
     if count is None or len(images) <= count:
         return images
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(images))
+    order = np.random.default_rng(seed).permutation(len(images))
     if images.targets is not None:
         # Rank within the class first: all first images of each class, then all second ones, …
         rank = np.zeros(len(order), np.int64)

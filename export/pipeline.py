@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calibration.graph.edit import Array
 from calibration.graph.memory import release_memory, weights_on_disk
+from calibration.plan import read_plan
+from calibration.quantize_model import QuantizedModel, apply_plan, quantize
+from calibration.search import BudgetError, PlanSearch, search_plan
+from calibration.token_merging.merge_schedule import schedule_middle_blocks
 from export.check_options import check_with_graph, open_export_images
-from export.check_results import check_limits, check_parity
+from export.check_results import check_limits, check_parity, drift_error
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, use_model_classes
-from export.measure.inference import ModelFile, Run, ShowStep, run_variants, show_nothing
+from export.measure.inference import ModelFile, Run, ShowStep, batches, run_variants, show_nothing
 from export.options import Options
-from export.quantization import quantize_source
 from export.report import SECTIONS
 from export.report.evidence import Evidence
 from export.report.provenance import describe_environment, name_producer
@@ -25,6 +31,7 @@ from export.sources.source import Source, ensure_embedding
 from export.write_artifact import find_stale_files, stage_files, write_model
 from runtime.command.locking import only_writer
 from runtime.model_file.artifact import FILE_NAMES, Metadata
+from vit.data.datasets import Images
 from vit.data.public import public_name
 
 
@@ -87,7 +94,7 @@ def _make_variants(
     """Return the variants other than float32."""
     variants = []
     if options.writes_int8:
-        quantized, search = quantize_source(source, images, options, show_step)
+        quantized, search = _quantize(source, images, options, show_step)
         variants.append(ModelFile("int8", quantized.model, quantized, search))
     if options.fp16:
         with show_step("writing float16"):
@@ -95,15 +102,73 @@ def _make_variants(
     return variants
 
 
+def _quantize(
+    source: Source, images: ExportImages, options: Options, show_step: ShowStep
+) -> tuple[QuantizedModel, PlanSearch | None]:
+    """Calibrate and search a plan within the limits, or apply a plan file; None without a search."""
+    model, merging = source.exported.model, dict[str, int]()
+    if options.plan is not None:
+        with show_step("writing the plan"):
+            return apply_plan(model, read_plan(options.plan)), None
+    chosen = _calibrate(source, images.calibration, options, show_step)
+    if isinstance(options.merge_tokens, int):
+        merging = schedule_middle_blocks(model, options.merge_tokens)
+    if images.search is None:
+        return (apply_plan(model, replace(chosen.plan, merging=merging)) if merging else chosen), None
+    with show_step("searching a plan within the limits", unit="plan") as progress:
+        try:
+            search = search_plan(
+                model,
+                chosen.plan,
+                batches(images.search, source.preprocess),
+                options.budget,
+                targets=images.search.targets,
+                same_name=images.search.same_name,
+                merge_within=options.merge_budget,
+                threads=options.threads,
+                progress=progress,
+            )
+        except BudgetError as error:
+            raise drift_error("int8", str(error)) from error
+    plan = replace(search.plan, merging=merging or search.plan.merging)
+    with show_step("writing the plan"):
+        return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
+
+
+def _calibrate(source: Source, images: Images, options: Options, show_step: ShowStep) -> QuantizedModel:
+    with ExitStack() as step:
+        progress = step.enter_context(show_step("calibrating", len(images)))
+
+        def feed() -> Iterator[Array]:
+            for batch in batches(images, source.preprocess):
+                yield batch
+                progress(len(batch))
+            step.close()
+            step.enter_context(show_step("choosing ranges and checking the kernels"))
+
+        return quantize(
+            source.exported.model,
+            feed(),
+            target=options.int8_target,
+            keep_float=options.keep_float,
+            threads=options.threads,
+        )
+
+
 def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
     """Measure each section of the report, and write the model files, whose metadata holds some figures."""
     with show_step("comparing layers"):
-        run.section(QuantizedLayers)
+        run.once(QuantizedLayers.measure)
     with show_step("judging the evidence"):
-        run.section(Evidence)
-    sections = tuple(section for kind in SECTIONS if (section := run.section(kind)) is not None)
-    measured = {each.variant: _collect_metadata(run, each.variant) for each in run.variants}
+        run.once(Evidence.measure)
+    sections = tuple(section for kind in SECTIONS if (section := run.once(kind.measure)) is not None)
     evaluation = run.images.evaluation
+    variants = []
+    for each in run.variants:
+        measured = {"images": len(evaluation), "source": public_name(evaluation.name)}
+        for section in sections:
+            measured |= section.metadata(each.variant)
+        variants.append(_write_variant(run, each, measured, folder))
     return Results(
         producer=name_producer(),
         source=run.source.description,
@@ -117,24 +182,13 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
             "chosen": run.images.note,
         },
         images=evaluation,
-        variants=tuple(_write_variant(run, each, measured[each.variant], folder) for each in run.variants),
+        variants=tuple(variants),
         sections=sections,
     )
 
 
-def _collect_metadata(run: Run, variant: str) -> dict[str, Any]:
-    """Return the field `measured` of the metadata."""
-    evaluation = run.images.evaluation
-    measured: dict[str, Any] = {"images": len(evaluation), "source": public_name(evaluation.name)}
-    for kind in SECTIONS:
-        if (section := run.section(kind)) is not None:
-            measured |= section.metadata(variant)
-    return measured
-
-
 def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
-    """Write the file of a variant."""
-    source, reliability, name = run.source, run.section(Reliability), FILE_NAMES[each.variant]
+    source, reliability, name = run.source, run.once(Reliability.measure), FILE_NAMES[each.variant]
     metadata = Metadata(
         variant=each.variant,
         preprocess=source.preprocess,
@@ -160,6 +214,5 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
 def _write_reports(run: Run, results: Results, folder: Path) -> None:
     if run.int8 is not None and run.int8.quantized is not None:
         (folder / "plan.json").write_text(run.int8.quantized.plan.to_json(), encoding="utf-8")
-    document = json.dumps(results.to_dict(), indent=1) + "\n"
-    (folder / "report.json").write_text(document, encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(results.to_html(), encoding="utf-8")

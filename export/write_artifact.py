@@ -32,11 +32,7 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
     """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
 
     The file with the weights is named after its content, so that it never replaces that of another model.
-
-    Args:
-        path: the .onnx file.
-        model: the graph with its weights; stays as it is.
-        metadata: goes into the file.
+    The given model stays as it is.
 
     Returns:
         The size of both files in bytes, and the SHA-256 of the .onnx file, which holds size and SHA-256 of
@@ -44,22 +40,22 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
     """
     model = clear_metadata(model)
     model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
-    if weight_bytes(model) > ONE_FILE:
-        unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
-        ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
-        size, sha256 = unnamed.stat().st_size, digest_of(unnamed)
-        name = f"{path.name}.{sha256[:_DIGITS]}{DATA_SUFFIX}"
-        model.metadata_props[DATA_KEY] = json.dumps({"file": name, "bytes": size, "sha256": sha256})
-        proto = ir.to_proto(model)
-        for tensor in proto.graph.initializer:
-            for place in tensor.external_data:
-                place.value = name if place.key == "location" else place.value
-        unnamed.rename(path.with_name(name))
-        written = _write(path, [proto.SerializeToString()])
-        return written[0] + size, written[1]
-    written = _write(path, serialize_in_parts(model))
-    release_memory(model)
-    return written
+    if weight_bytes(model) <= ONE_FILE:
+        written = _write(path, _serialize_in_parts(model))
+        release_memory(model)
+        return written
+    unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
+    ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
+    size, sha256 = unnamed.stat().st_size, digest_of(unnamed)
+    name = f"{path.name}.{sha256[:_DIGITS]}{DATA_SUFFIX}"
+    model.metadata_props[DATA_KEY] = json.dumps({"file": name, "bytes": size, "sha256": sha256})
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        for place in tensor.external_data:
+            place.value = name if place.key == "location" else place.value
+    unnamed.rename(path.with_name(name))
+    graph_size, digest = _write(path, [proto.SerializeToString()])
+    return graph_size + size, digest
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
@@ -83,10 +79,10 @@ def digest_of(file: Path) -> str:
 
 def model_bytes(model: ir.Model) -> bytes:
     """Return the bytes of an .onnx file without metadata."""
-    return b"".join(serialize_in_parts(clear_metadata(model)))
+    return b"".join(_serialize_in_parts(clear_metadata(model)))
 
 
-def serialize_in_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
+def _serialize_in_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
     """Yield the bytes of an .onnx file in order, its large weights one by one: the whole is never in memory.
 
     A message within a message stands behind its number and its length, so all lengths are summed up first.
@@ -98,7 +94,9 @@ def serialize_in_parts(model: ir.Model) -> Iterator[bytes | memoryview]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             del tensor.external_data[:]
             tensor.ClearField("data_location")
-            content = _weight_bytes(model.graph.initializers[tensor.name])
+            value = model.graph.initializers[tensor.name].const_value
+            assert value is not None  # it is among the initializers of the file
+            content = value.numpy().reshape(-1).view(np.uint8).data
         weights.append((tensor.SerializeToString(), content))
     del proto.graph.initializer[:]
     before, after = _split_fields(proto.graph, last=5)  # initializers are field 5 of a graph
@@ -124,12 +122,6 @@ def _split_fields(message: Any, *, last: int) -> tuple[bytes, bytes]:
             if (field.number <= last) != wanted or field.number == last:
                 half.ClearField(field.name)
     return before.SerializeToString(), after.SerializeToString()
-
-
-def _weight_bytes(value: ir.Value) -> memoryview:
-    assert value.const_value is not None  # it is among the initializers of the file
-    content: memoryview = value.const_value.numpy().reshape(-1).view(np.uint8).data
-    return content
 
 
 def _field_head(number: int, length: int) -> bytes:
@@ -195,12 +187,7 @@ def _move_files(aside: Path, folder: Path) -> None:
 
 
 def find_stale_files(folder: Path, written: Collection[str]) -> list[Path]:
-    """Return the model files in a folder that are of an earlier export.
-
-    Args:
-        folder: of the files.
-        written: the names of the files that the last export wrote.
-    """
+    """Return the model files in a folder that are of an earlier export; the last one has `written` files."""
     names = [name for name in FILE_NAMES.values() if name not in written]
     plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
     found = [folder / name for name in (*names, *plan) if (folder / name).exists()]

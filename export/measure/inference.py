@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,7 @@ from vit.data.datasets import DataError, Images
 
 BATCH = 8  # images per run; a CPU gains nothing from more
 FEW_IMAGES = 16  # enough for figures of each layer
-WARM_UPS = 2  # runs that pay for memory and caches and are not timed
+WARM_UPS, TIMED_RUNS = 2, 15  # of each session; the first pay for memory and caches and are not timed
 # Models that are measured beside the variants and not written.
 BEFORE_SEARCH = "int8 before the search"
 DENSE = "int8 without merging"
@@ -41,7 +41,7 @@ ADVICE: Mapping[Variant, str] = {  # for outputs that are not finite
 }
 
 Progress = Callable[[int], object]
-Measured = TypeVar("Measured", bound="Measurable", covariant=True)
+T = TypeVar("T")
 
 
 class NotFiniteError(FailureError):
@@ -53,21 +53,10 @@ class ShowStep(Protocol):
 
     def __call__(self, what: str, total: int = 0, unit: str = "image") -> AbstractContextManager[Progress]:
         """Show the step while the context is open; what it gives takes the number of finished units."""
-        ...
 
 
-class Measurable(Protocol):
-    """A figure that is measured from a run."""
-
-    @classmethod
-    def measure(cls, run: Run) -> Self | None:
-        """Measure it; None for an export that has no such figure."""
-        ...
-
-
-def show_nothing(what: str, total: int = 0, unit: str = "image") -> AbstractContextManager[Progress]:
+def show_nothing(*_: object, **__: object) -> AbstractContextManager[Progress]:
     """Show no step."""
-    del what, total, unit
     return nullcontext(lambda _: None)
 
 
@@ -82,9 +71,8 @@ class ModelFile:
 
     def open(self, threads: int | None) -> ort.InferenceSession:
         """Open the model on the CPU; None for `threads` takes every core that this process may use."""
-        return open_graph_session(
-            clear_metadata(self.model), threads=threads, target=self.target or "any-cpu"
-        )
+        target = self.target or "any-cpu"
+        return open_graph_session(clear_metadata(self.model), threads=threads, target=target)
 
     @property
     def merges(self) -> bool:
@@ -97,7 +85,7 @@ class ModelFile:
         return None if self.quantized is None else self.quantized.plan.target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
     """The variants of an export, and what they gave for the evaluation images."""
 
@@ -109,23 +97,23 @@ class Run:
     logits: Mapping[str, Array]  # by variant, and of DENSE: float32 [images, classes]
     embeddings: Mapping[str, Array]  # by variant: float32 [images, features]; empty without the output
     latency: Mapping[str, Mapping[str, float]]  # ms of one image on one thread by variant: min, median
-    _sections: dict[type, Any] = field(default_factory=dict, repr=False)
+    _measured: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
     @property
     def int8(self) -> ModelFile | None:
         """The quantized variant, if there is one."""
         return next((each for each in self.variants if each.quantized is not None), None)
 
-    def section(self, kind: type[Measured]) -> Measured | None:
-        """Return a section of the report; it is measured when it is asked for the first time."""
-        if kind not in self._sections:
-            self._sections[kind] = kind.measure(self)
-        section: Measured | None = self._sections[kind]
-        return section
+    def once(self, measure: Callable[[Run], T]) -> T:
+        """Return what a section of the report measures (`Comparison.measure`), at the first call only."""
+        if measure not in self._measured:
+            self._measured[measure] = measure(self)
+        found: T = self._measured[measure]
+        return found
 
-    def batches(self, images: Images) -> Iterator[Array]:
+    def batches(self, images: Images, size: int = BATCH) -> Iterator[Array]:
         """Yield images as the model reads them, `uint8 [N, H, W, 3]`."""
-        return batches(images, self.source.preprocess)
+        return batches(images, self.source.preprocess, size=size)
 
     def few_images(self) -> Images:
         """Return the first evaluation images, for figures of each layer."""
@@ -141,28 +129,20 @@ def run_variants(
     parity: float,
     show_step: ShowStep = show_nothing,
 ) -> Run:
-    """Run each variant on the evaluation images and measure its latency.
-
-    Args:
-        source: the model that is exported.
-        images: the evaluation images are run.
-        options: of the export.
-        variants: float32 first.
-        parity: difference of the float32 file from its source, as `check_parity` returns it.
-        show_step: shows each long step.
+    """Run each variant, float32 first, on the evaluation images and measure its latency.
 
     Raises:
         NotFiniteError: for outputs that are NaN or infinite.
     """
     model, evaluation = source.exported.model, images.evaluation
-    dense = make_dense(source, variants)
+    dense = _make_dense(source, variants)
     with show_step("measuring", len(evaluation)) as progress:
         sessions = [each.open(options.threads) for each in (*variants, *dense)]
-        outputs = run_all(sessions, evaluation, source.preprocess, progress)
+        outputs = _run_all(sessions, evaluation, source.preprocess, progress)
         del sessions  # before those of the latencies are opened
         release_memory(model)
     for each, found in zip(variants, outputs, strict=False):
-        check_finite(each.variant, found, evaluation, ADVICE[each.variant])
+        _check_finite(each.variant, found, evaluation)
     with show_step("measuring latency"):
         timed = {str(each.variant): each.open(1) for each in variants}
         for each in variants:
@@ -171,28 +151,20 @@ def run_variants(
                 timed[BEFORE_SEARCH] = before.open(1)
         timed.update((DENSE, each.open(1)) for each in dense)
         image = next(batches(evaluation.subset(range(1)), source.preprocess, size=1))
-        latency = measure_latency(timed, image)
+        latency = _measure_latency(timed, image)
         del timed
     release_memory(model)
     names: list[str] = [*(each.variant for each in variants), *(DENSE for _ in dense)]
+    by_name = dict(zip(names, outputs, strict=True))
     no_logits = np.zeros((len(evaluation), 0), np.float32)  # of a model without classes
-    return Run(
-        source=source,
-        images=images,
-        options=options,
-        variants=variants,
-        parity=parity,
-        logits={name: found.get("logits", no_logits) for name, found in zip(names, outputs, strict=True)},
-        embeddings={
-            name: found["embedding"]
-            for name, found in zip(names, outputs, strict=True)
-            if "embedding" in found and name != DENSE
-        },
-        latency=latency,
-    )
+    logits = {name: found.get("logits", no_logits) for name, found in by_name.items()}
+    embeddings = {
+        name: found["embedding"] for name, found in by_name.items() if "embedding" in found and name != DENSE
+    }
+    return Run(source, images, options, variants, parity, logits, embeddings, latency)
 
 
-def make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:
+def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:
     """Return the same plan without merging, to be measured beside a merged model and not written."""
     found = []
     for each in variants:
@@ -204,94 +176,70 @@ def make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]
 
 
 def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Iterator[Array]:
-    """Yield the images as `uint8 [N, H, W, 3]`, decoded as they are asked for.
+    """Yield the images as `uint8 [N, H, W, 3]`, decoded as they are asked for; the last batch may be smaller.
 
     Args:
         images: the images.
         preprocess: what happens to each of them.
-        size: images per batch; the last batch may have fewer.
+        size: images per batch.
 
     Raises:
         DataError: naming the image that cannot be read.
     """
     for start in range(0, len(images), size):
-        yield np.stack([_pixels(images, i, preprocess) for i in range(start, min(start + size, len(images)))])
+        batch = []
+        for i in range(start, min(start + size, len(images))):
+            try:
+                batch.append(preprocess(images[i]))
+            except (ValueError, OSError) as error:
+                raise DataError(f"{images.describe(i)}: {error}; repair the image or take it out") from error
+        yield np.stack(batch)
 
 
-def _pixels(images: Images, index: int, preprocess: Preprocess) -> Array:
-    try:
-        return preprocess(images[index])
-    except (ValueError, OSError) as error:
-        raise DataError(f"{images.describe(index)}: {error}; repair the image or take it out") from error
-
-
-def run_all(
+def _run_all(
     sessions: Sequence[ort.InferenceSession], images: Images, preprocess: Preprocess, progress: Progress
 ) -> list[dict[str, Array]]:
     """Return every output of each session, `float32 [images, features]`; each image is decoded once."""
-    names = [[node.name for node in session.get_outputs()] for session in sessions]
     found: list[list[list[Array]]] = [[] for _ in sessions]
     for batch in batches(images, preprocess):
         for session, rows in zip(sessions, found, strict=True):
             rows.append(session.run(None, {session.get_inputs()[0].name: batch}))
         progress(len(batch))
+    names = [[node.name for node in session.get_outputs()] for session in sessions]
     return [
-        {name: np.concatenate(parts) for name, parts in zip(each, zip(*rows, strict=True), strict=True)}
+        dict(zip(each, (np.concatenate(parts) for parts in zip(*rows, strict=True)), strict=True))
         for each, rows in zip(names, found, strict=True)
     ]
 
 
-def check_finite(name: str, outputs: Mapping[str, Array], images: Images, advice: str) -> None:
-    """Refuse outputs that are no numbers: no limit would notice, since every comparison with NaN is false.
-
-    Args:
-        name: of the variant.
-        outputs: float32 [images, features] by name.
-        images: those that were measured.
-        advice: what to do.
-
-    Raises:
-        NotFiniteError: naming the first image.
-    """
+def _check_finite(variant: Variant, outputs: Mapping[str, Array], images: Images) -> None:
+    """Refuse outputs that are no numbers: no limit would notice, since every comparison with NaN is false."""
     for output, rows in outputs.items():
         wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(wrong):
             raise NotFiniteError(
-                f"{name}: expected numbers as {output}, found NaN or infinity on {len(wrong)} of "
+                f"{variant}: expected numbers as {output}, found NaN or infinity on {len(wrong)} of "
                 f"{format_count(len(rows), 'image')}, the first one is "
-                f"{images.describe(int(wrong[0]))}; {advice}"
+                f"{images.describe(int(wrong[0]))}; {ADVICE[variant]}"
             )
 
 
-def measure_latency(
-    sessions: Mapping[str, ort.InferenceSession], image: Array, *, runs: int = 15
+def _measure_latency(
+    sessions: Mapping[str, ort.InferenceSession], image: Array
 ) -> dict[str, dict[str, float]]:
-    """Return milliseconds of one image, by session; they run in turn, so that noise meets all alike.
-
-    Args:
-        sessions: by name.
-        image: `uint8 [1, H, W, 3]`.
-        runs: timed runs of each session, whose minimum and median are returned.
-    """
-    feeds = {name: {session.get_inputs()[0].name: image} for name, session in sessions.items()}
+    """Return milliseconds of one image, by session; they run in turn, so that noise meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for run in range(WARM_UPS + runs):
+    for run in range(WARM_UPS + TIMED_RUNS):
         for name, session in sessions.items():
+            feed = {session.get_inputs()[0].name: image}
             start = time.perf_counter()
-            session.run(None, feeds[name])
+            session.run(None, feed)
             if run >= WARM_UPS:
                 times[name].append((time.perf_counter() - start) * 1000)
     return {name: {"min": min(t), "median": float(np.median(t))} for name, t in times.items()}
 
 
 def top1(logits: Array) -> tuple[Array, Array]:
-    """Return the class with the highest logit of each image, and its softmax score.
-
-    Args:
-        logits: float [images, classes], at least one class.
-
-    Returns:
-        int64 [images], and float64 [images] from 0 to 1.
-    """
+    """Return the class of the highest of the `logits [images, classes]` and its softmax score, per image."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return logits.argmax(axis=1), np.asarray(1 / shifted.sum(axis=1))

@@ -17,7 +17,7 @@ MOST_IMAGES = 1_000_000  # the number of images that a limit takes is not counte
 NEVER = f"it takes more than {MOST_IMAGES:,} images"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LimitResult:
     """One limit on one variant, and what was measured."""
 
@@ -31,18 +31,35 @@ class LimitResult:
     doubt: str = ""  # why it cannot be judged; empty where it can
     images_needed: int | None = None  # about how many images would decide it, where too few are the reason
 
-    @property
-    def undecidable(self) -> bool:
-        """True if it is open and no number of such images would decide it."""
-        return self.status == "not judged" and self.interval is not None and self.images_needed is None
-
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json."""
         bounds = None if self.interval is None else [self.interval.low, self.interval.high]
         return {**asdict(self), "interval": bounds}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class _Words:
+    digits: int  # decimals of the figure
+    unit: str  # behind the figure, with its space
+    what: str  # the figure
+    kept: str  # before figure and limit, where the limit is not missed
+    missed: str  # before the figure, where the limit is missed
+    of: str = ""  # behind the limit
+
+
+_WORDS = {
+    "--max-drift": _Words(2, " points", "the drop of top-1", "", "top-1 falls by"),
+    "--min-agreement": _Words(
+        2, " %", "the share of same labels", "the same label on", "agreement is", " of same labels"
+    ),
+    "--min-sqnr": _Words(1, " dB", "the signal-to-noise ratio", "a signal-to-noise ratio of", "SQNR is"),
+    "--min-cosine": _Words(
+        4, "", "the mean cosine", "a mean cosine of", "the mean cosine of the embeddings is"
+    ),
+}
+
+
+@dataclass(frozen=True)
 class LimitedFigure:
     """A measured figure with a limit."""
 
@@ -51,55 +68,41 @@ class LimitedFigure:
     found: float
     interval: Interval | None  # of `found`, 95 %; None where too few images give none
     images: int
-    lower: bool = False  # whether less is better
-    digits: int  # decimals of the figure in words
-    unit: str  # behind the figure, with its space
-    what: str  # the figure in words: "the drop of top-1"
-    text: str  # figure and limit in words, where the limit is not missed
-    missed: str  # the figure in words, where the limit is missed
-    shown: str  # the limit in words: "0.5 points"
     expected: Callable[[float], Interval]  # of a number of images, if all shares stay as they are
     ideal: Callable[[float], Interval] | None = None  # if the figure is as good as it can be, where known
 
-    def judge(self, variant: str, doubt: str) -> LimitResult:
-        """Decide the limit.
+    @property
+    def lower(self) -> bool:
+        """True if less is better."""
+        return self.limit == "--max-drift"
 
-        Args:
-            variant: on which it was measured.
-            doubt: why the images cannot show that it is met, whatever their number; empty where they can.
-        """
+    def judge(self, variant: str, doubt: str) -> LimitResult:
+        """Decide the limit; `doubt`, where not empty, says why no number of such images can show it."""
         status: Literal["met", "missed", "not judged"] = "not judged"
-        needed, text = None, self.text
+        needed, words = None, _WORDS[self.limit]
+        number = f"{self.found:.{words.digits}f}"
+        if self.lower:
+            lost, gain = ("0", f" ({-self.found:.2f} gained)") if self.found < 0 else (number, "")
+            text = f"{lost} of {self.bound:g} points of top-1 lost{gain}"
+        else:
+            text = f"{words.kept} {number}{words.unit} (minimum: {self.bound:g}{words.unit})"
         if self.interval is not None and self._misses(self.interval):
             status, doubt = "missed", ""
-            kind = "limit" if self.lower else "minimum"
+            kind = f"({'limit' if self.lower else 'minimum'}: {self.bound:g}{words.unit})"
             bounds = self._bounds(self.interval, "to")
-            text = f"{self.missed}, 95 % interval {bounds} ({kind}: {self.bound:g}{self.unit})"
-        elif doubt:
-            pass
-        elif self.interval is not None and self._meets(self.interval):
+            text = f"{words.missed} {number}{words.unit}, 95 % interval {bounds} {kind}"
+        elif not doubt and self.interval is not None and self._meets(self.interval):
             status = "met"
-        else:
+        elif not doubt:
             needed = self._count_needed()
             doubt = self._say_too_few(needed)
-        return LimitResult(
-            variant=variant,
-            limit=self.limit,
-            bound=self.bound,
-            found=self.found,
-            interval=self.interval,
-            status=status,
-            text=text,
-            doubt=doubt,
-            images_needed=needed,
-        )
+        figure = self.limit, self.bound, self.found, self.interval
+        return LimitResult(variant, *figure, status, text, doubt, needed)
 
     def _meets(self, interval: Interval) -> bool:
-        """Return whether an interval lies wholly within the limit."""
         return interval.high <= self.bound if self.lower else interval.low >= self.bound
 
     def _misses(self, interval: Interval) -> bool:
-        """Return whether an interval lies wholly beyond the limit."""
         return interval.low > self.bound if self.lower else interval.high < self.bound
 
     def _count_needed(self) -> int | None:
@@ -113,8 +116,7 @@ class LimitedFigure:
             return None
         if self.found <= self.bound if self.lower else self.found >= self.bound:
             return self._search_count(lambda count: self._meets(self.expected(count)), self.images)
-        if self.ideal is not None:
-            ideal = self.ideal
+        if (ideal := self.ideal) is not None:
             perfect = self._search_count(lambda count: self._meets(ideal(count)), 1)
             if perfect is not None and perfect > self.images:
                 return perfect
@@ -131,113 +133,48 @@ class LimitedFigure:
         return high
 
     def _say_too_few(self, needed: int | None) -> str:
-        start = f"{format_count(self.images, 'image')} cannot show a limit of {self.shown}"
+        words = _WORDS[self.limit]
+        limit = f"{self.bound:g}{words.unit}{words.of}"
+        start = f"{format_count(self.images, 'image')} cannot show a limit of {limit}"
         if self.interval is None:
             return f"{start}: one image gives no interval"
         takes = f"it takes about {needed:,} images" if needed is not None else NEVER
         bounds = self._bounds(self.interval, "and")
-        return f"{start}: {self.what} lies between {bounds}{self.unit} (95 %); {takes}"
+        return f"{start}: {words.what} lies between {bounds}{words.unit} (95 %); {takes}"
 
     def _bounds(self, interval: Interval, word: str) -> str:
-        return f"{interval.low:.{self.digits}f} {word} {interval.high:.{self.digits}f}"
+        digits = _WORDS[self.limit].digits
+        return f"{interval.low:.{digits}f} {word} {interval.high:.{digits}f}"
 
 
 def limit_logits(budget: Budget, drift: Drift, sqnr: Interval | None) -> list[LimitedFigure]:
     """Return the figures of a variant's logits that have a limit.
 
-    Args:
-        budget: the limits.
-        drift: what was measured.
-        sqnr: the interval of the SQNR in dB; None where too few images give none.
+    `sqnr` is the interval of the SQNR in dB; None where too few images give none.
     """
-    found = []
-    if budget.max_drift is not None and drift.top1_drop is not None:
-        found.append(_limit_drop(budget.max_drift, drift.top1_drop, drift))
-    if budget.min_agreement is not None:
-        found.append(_limit_agreement(budget.min_agreement, drift))
-    if budget.min_sqnr is not None:
-        found.append(
-            LimitedFigure(
-                limit="--min-sqnr",
-                bound=budget.min_sqnr,
-                found=drift.sqnr,
-                interval=sqnr,
-                images=drift.images,
-                digits=1,
-                unit=" dB",
-                what="the signal-to-noise ratio",
-                text=f"a signal-to-noise ratio of {drift.sqnr:.1f} dB (minimum: {budget.min_sqnr:g} dB)",
-                missed=f"SQNR is {drift.sqnr:.1f} dB",
-                shown=f"{budget.min_sqnr:g} dB",
-                expected=partial(_narrow, drift.sqnr, sqnr, drift.images),
-            )
-        )
+    found, images = list[LimitedFigure](), drift.images
+    if (most := budget.max_drift) is not None and (drop := drift.top1_drop) is not None:
+        lost, gained = ((count or 0) / images for count in (drift.lost, drift.gained))
+        change = (lost + gained) / 2
+        shares = partial(_drop_interval, lost, gained), partial(_drop_interval, change, change)
+        found.append(LimitedFigure("--max-drift", most, drop, drift.drop_interval, images, *shares))
+    if (least := budget.min_agreement) is not None:
+        same, interval = drift.agreement, drift.agreement_interval
+        shares = partial(_agreement_interval, same / 100), partial(_agreement_interval, 1.0)
+        found.append(LimitedFigure("--min-agreement", least, same, interval, images, *shares))
+    if (least := budget.min_sqnr) is not None:
+        expected = partial(_narrow, drift.sqnr, sqnr, images)
+        found.append(LimitedFigure("--min-sqnr", least, drift.sqnr, sqnr, images, expected))
     return found
 
 
 def limit_cosine(minimum: float, cosine: float, interval: Interval | None, images: int) -> LimitedFigure:
     """Return the mean cosine of a variant's embeddings with its limit.
 
-    Args:
-        minimum: the limit.
-        cosine: the mean.
-        interval: 95 % interval of the mean; None for one image.
-        images: how many were measured.
+    `interval` is the 95 % interval of the mean; None for one image.
     """
-    return LimitedFigure(
-        limit="--min-cosine",
-        bound=minimum,
-        found=cosine,
-        interval=interval,
-        images=images,
-        digits=4,
-        unit="",
-        what="the mean cosine",
-        text=f"a mean cosine of {cosine:.4f} (minimum: {minimum:g})",
-        missed=f"the mean cosine of the embeddings is {cosine:.4f}",
-        shown=f"{minimum:g}",
-        expected=partial(_narrow, cosine, interval, images),
-    )
-
-
-def _limit_drop(limit: float, drop: float, drift: Drift) -> LimitedFigure:
-    lost, gained = ((count or 0) / drift.images for count in (drift.lost, drift.gained))
-    change = (lost + gained) / 2
-    gain = f" ({-drop:.2f} gained)" if drop < 0 else ""
-    return LimitedFigure(
-        limit="--max-drift",
-        bound=limit,
-        found=drop,
-        interval=drift.drop_interval,
-        images=drift.images,
-        lower=True,
-        digits=2,
-        unit=" points",
-        what="the drop of top-1",
-        text=f"{'0' if drop < 0 else f'{drop:.2f}'} of {limit:g} points of top-1 lost{gain}",
-        missed=f"top-1 falls by {drop:.2f} points",
-        shown=f"{limit:g} points",
-        expected=partial(_drop_interval, lost, gained),
-        ideal=partial(_drop_interval, change, change),
-    )
-
-
-def _limit_agreement(minimum: float, drift: Drift) -> LimitedFigure:
-    return LimitedFigure(
-        limit="--min-agreement",
-        bound=minimum,
-        found=drift.agreement,
-        interval=drift.agreement_interval,
-        images=drift.images,
-        digits=2,
-        unit=" %",
-        what="the share of same labels",
-        text=f"the same label on {drift.agreement:.2f} % (minimum: {minimum:g} %)",
-        missed=f"agreement is {drift.agreement:.2f} %",
-        shown=f"{minimum:g} % of same labels",
-        expected=partial(_agreement_interval, drift.agreement / 100),
-        ideal=partial(_agreement_interval, 1.0),
-    )
+    expected = partial(_narrow, cosine, interval, images)
+    return LimitedFigure("--min-cosine", minimum, cosine, interval, images, expected)
 
 
 def _drop_interval(lost: float, gained: float, images: float) -> Interval:

@@ -27,29 +27,21 @@ class ChangedImages(Section):
         """Return every changed image with both answers, in the fields of each model."""
         if not results.labels:
             return {}
-        models = {
-            each.variant: {"changed": [_describe(results, each, row) for row in results.find_changed(each)]}
-            for each in results.variants[1:]
-        }
+        models = {}
+        for each in results.variants[1:]:
+            rows = results.find_changed(each).tolist()
+            models[each.variant] = {"changed": [_describe(results, each, row) for row in rows]}
         return {"models": models}
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the cards of the images that are shown, and how many there are."""
-        exact = results.variants[0]
-        mistakes = list_mistakes(results)
-        changed = [(each, results.find_changed(each)) for each in results.variants[1:] if results.labels]
-        return {
-            "variants": [
-                {
-                    "title": each.title,
-                    "count": len(rows),
-                    "cards": [make_card(results, row, (exact, each)) for row in rows[:MOST_CHANGED]],
-                }
-                for each, rows in changed
-            ],
-            "mistakes": len(mistakes),
-            "mistake_cards": [make_card(results, row, (exact,)) for row in mistakes[:MOST_MISTAKES]],
-        }
+        (exact, *others), mistakes, variants = results.variants, list_mistakes(results), []
+        for each in others if results.labels else ():
+            rows = results.find_changed(each)
+            cards = [make_card(results, row, (exact, each)) for row in rows[:MOST_CHANGED]]
+            variants.append({"title": each.title, "count": len(rows), "cards": cards})
+        cards = [make_card(results, row, (exact,)) for row in mistakes[:MOST_MISTAKES]]
+        return {"variants": variants, "mistakes": len(mistakes), "mistake_cards": cards}
 
 
 def list_mistakes(results: Results) -> list[int]:
@@ -58,7 +50,7 @@ def list_mistakes(results: Results) -> list[int]:
         return []
     wrong = np.flatnonzero(~results.mark_right(results.variants[0]))
     scores = results.variants[0].answers[1][wrong]
-    return [int(row) for row in wrong[np.argsort(-scores, kind="stable")]]
+    return list(map(int, wrong[np.argsort(-scores, kind="stable")]))
 
 
 def name_true_classes(results: Results) -> Sequence[str]:
@@ -86,11 +78,10 @@ def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> 
     }
 
 
-def _describe(results: Results, variant: VariantResult, index: int) -> dict[str, Any]:
-    row = int(index)
+def _describe(results: Results, variant: VariantResult, row: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": results.images.public_name(row), "row": row}
     for each in (results.variants[0], variant):
-        index, score = (int(each.answers[0][row]), float(each.answers[1][row]))
+        index, score = (rows[row].item() for rows in each.answers)
         entry[each.variant] = {"label": results.labels[index], "index": index, "score": round(score, 4)}
     if results.targets is not None:
         entry["truth"] = results.labels[int(results.targets[row])]

@@ -23,7 +23,6 @@ _MARKERS = (  # paths around (0, 0), so that kinds can be told apart in gray
     "M-4-1.3H-1.3V-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4Z",
 )
 
-
 Bar = tuple[str, float, str, str]  # name of the row, length, text at its end, CSS class of its color
 
 
@@ -102,8 +101,7 @@ def layer_plot(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
     parts += _name_groups(groups, left, slot, bottom)
     order = {kind: i for i, kind in enumerate(list_kinds(layers))}
     for kind, i in order.items():
-        points = [(x(each), y(each.value)) for each in layers if each.kind == kind]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        path = " ".join(f"{x(each):.1f},{y(each.value):.1f}" for each in layers if each.kind == kind)
         parts.append(f'<polyline class="k{i} trend" points="{path}"/>')
     for layer in layers:
         style = f"k{order[layer.kind]}" if layer.kind else "alone"
@@ -116,8 +114,7 @@ def layer_plot(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
 
 def _name_groups(groups: Sequence[str], left: float, slot: float, bottom: float) -> list[str]:
     """Write block numbers, as many as fit; below them the names of what comes before and after the blocks."""
-    every = math.ceil(18 / slot)
-    parts = []
+    every, parts = math.ceil(18 / slot), []
     for i, group in enumerate(groups):
         at = left + (i + 0.5) * slot
         if group.isdigit():
@@ -144,7 +141,5 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> Marku
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    "bar_chart": bar_chart,
-    "layer_legend": layer_legend,
-    "layer_plot": layer_plot,
+    each.__name__: each for each in (bar_chart, layer_legend, layer_plot)
 }

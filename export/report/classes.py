@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,10 +25,6 @@ class ClassResult:
     images: int
     top1: Mapping[str, float]  # images with the right label in per cent, by variant
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document for report.json."""
-        return {**asdict(self), "top1": {name: round(value, 2) for name, value in self.top1.items()}}
-
 
 @dataclass(frozen=True)
 class Classes(Section):
@@ -38,7 +34,10 @@ class Classes(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return every class that has an image."""
-        classes = [each.to_dict() for each in measure_classes(results)]
+        classes = [
+            {**asdict(each), "top1": {name: round(value, 2) for name, value in each.top1.items()}}
+            for each in measure_classes(results)
+        ]
         return {"classes": classes} if classes else {}
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
@@ -46,17 +45,11 @@ class Classes(Section):
         if results.targets is None:
             return None
         found, labels = measure_classes(results), name_true_classes(results)
-        names = [each.variant for each in results.variants]
-        shown = found
-        if len(found) > MOST_CLASSES:
-            shown = sorted(found, key=lambda each: _rank(each, names))[:WORST]
-        return {
-            "rows": [(labels[each.index], each.images, each.top1) for each in shown],
-            "classes": len(found),
-            "fewest": min(each.images for each in found),
-            "most": max(each.images for each in found),
-            **_confuse(results),
-        }
+        images = [each.images for each in found]
+        shown = found if len(found) <= MOST_CLASSES else sorted(found, key=_rank)[:WORST]
+        rows = [(labels[each.index], each.images, each.top1) for each in shown]
+        counts = {"classes": len(found), "fewest": min(images), "most": max(images)}
+        return {"rows": rows, **counts, **_confuse(results)}
 
 
 def measure_classes(results: Results) -> list[ClassResult]:
@@ -76,10 +69,10 @@ def measure_classes(results: Results) -> list[ClassResult]:
     ]
 
 
-def _rank(each: ClassResult, names: Sequence[str]) -> tuple[float, float, int, int]:
+def _rank(each: ClassResult) -> tuple[float, float, int, int]:
     """Lowest top-1 of the last variant first, then the largest loss, then the most images."""
-    last = each.top1[names[-1]]
-    return last, last - each.top1[names[0]], -each.images, each.index
+    top1 = list(each.top1.values())
+    return top1[-1], top1[-1] - top1[0], -each.images, each.index
 
 
 def _confuse(results: Results) -> dict[str, Any]:

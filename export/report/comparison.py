@@ -12,21 +12,8 @@ import numpy as np
 from calibration.measure.drift import Drift, measure_drift
 from calibration.measure.statistics import Interval, Paired, sqnr_interval
 from export.measure.inference import Run
+from export.report import number_formats as show
 from export.report.embedding_drift import EmbeddingDrift
-from export.report.number_formats import (
-    TIMES,
-    cosine,
-    decibel_interval,
-    decibels,
-    megabytes,
-    milliseconds,
-    pace,
-    percent,
-    points,
-    share,
-    share_interval,
-    size_ratio,
-)
 from export.report.section import Results, Section, VariantResult
 from runtime.text import format_count
 
@@ -59,11 +46,10 @@ class Comparison(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return top-1 and drift, in the fields of each model."""
-        models: dict[str, dict[str, Any]] = {each.variant: {} for each in results.variants}
+        models = {}
         for each in results.variants:
-            if results.targets is not None:
-                models[each.variant]["top1"] = 100 * float(np.mean(results.mark_right(each)))
-            models[each.variant] |= self.metadata(each.variant)
+            top1 = {} if results.targets is None else {"top1": _top1(results, each)}
+            models[each.variant] = {**top1, **self.metadata(each.variant)}
         return {"models": models}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
@@ -71,35 +57,33 @@ class Comparison(Section):
         header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
         rows = [header, *(self._row(results, each, out) for each in results.variants)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        evaluation = results.evaluation
-        images = format_count(evaluation["images"], "image")
+        images = format_count(results.evaluation["images"], "image")
         return [
             *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
-            f"measured on {images} of {evaluation['source']} ({evaluation['chosen']})",
+            f"measured on {images} of {results.evaluation['source']} ({results.evaluation['chosen']})",
             f"latency: median of one image, one thread, {results.environment['cpu']}",
         ]
 
     def _row(self, results: Results, each: VariantResult, out: Path) -> tuple[str, ...]:
-        drift, known = self.drifts.get(each.variant), results.targets is not None
+        drift = self.drifts.get(each.variant)
         return (
             each.variant,
-            percent(100 * float(np.mean(results.mark_right(each))) if known else None),
-            percent(None if drift is None else drift.agreement),
-            "-" if drift is None else decibels(drift.sqnr),
-            milliseconds(each.latency["median"]),
-            megabytes(each.bytes),
+            show.percent(None if results.targets is None else _top1(results, each)),
+            show.percent(None if drift is None else drift.agreement),
+            "-" if drift is None else show.decibels(drift.sqnr),
+            show.milliseconds(each.latency["median"]),
+            show.megabytes(each.bytes),
             str(out / each.file),
         )
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the bars of latency and size: name, length, the text at the end, CSS class."""
-        times = [(each, each.latency["median"]) for each in results.variants]
-        return {
-            "times": [(each.title, ms, milliseconds(ms), each.variant) for each, ms in times],
-            "sizes": [
-                (each.title, each.bytes, megabytes(each.bytes), each.variant) for each in results.variants
-            ],
-        }
+        times, sizes = [], []
+        for each in results.variants:
+            ms, size = each.latency["median"], each.bytes
+            times.append((each.title, ms, show.milliseconds(ms), each.variant))
+            sizes.append((each.title, size, show.megabytes(size), each.variant))
+        return {"times": times, "sizes": sizes}
 
 
 @dataclass(frozen=True)
@@ -110,17 +94,10 @@ class Headlines(Section):
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the sentences and the tiles by variant, and where the weights come from."""
-        return {
-            "variants": [
-                {
-                    "headline": say_headline(results, each),
-                    "chance": say_chance(results, each),
-                    "tiles": make_tiles(results, each),
-                }
-                for each in results.variants[1:]
-            ],
-            "origin": _list_origin(results.source),
-        }
+        say = {"headline": say_headline, "chance": say_chance, "tiles": make_tiles}
+        others = results.variants[1:]
+        variants = [{name: make(results, each) for name, make in say.items()} for each in others]
+        return {"variants": variants, "origin": _list_origin(results.source)}
 
 
 def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
@@ -128,35 +105,33 @@ def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
     comparison, tiles, total = results.get(Comparison), list[Tile](), len(results.images)
     if results.labels:
         same = results.count_same(variant)
-        tiles.append(("same label", share(same, total), share_interval(same, total)))
+        tiles.append(("same label", show.share(same, total), show.share_interval(same, total)))
     else:
         each = results.get(EmbeddingDrift).variants[variant.variant]
-        tiles.append(("mean cosine", cosine(each.cosine), f"worst {cosine(each.worst_cosine)}"))
+        tiles.append(("mean cosine", show.cosine(each.cosine), f"worst {show.cosine(each.worst_cosine)}"))
     if results.targets is not None:
         paired = _pair(results, variant)
-        bounds = paired.interval()
-        note = f"{points(100 * bounds.low)} to {points(100 * bounds.high)} points"
-        tiles.append(("top-1 change", points(100 * paired.difference), note))
+        tiles.append(("top-1 change", show.points(100 * paired.difference), _bounds(paired, "to")))
     if results.labels:
         sqnr, interval = comparison.drifts[variant.variant].sqnr, comparison.sqnr[variant.variant]
-        tiles.append(("signal to noise", decibels(sqnr), decibel_interval(interval)))
-    time, size = milliseconds(variant.latency["median"]), megabytes(variant.bytes)
+        tiles.append(("signal to noise", show.decibels(sqnr), show.decibel_interval(interval)))
+    time, size = show.milliseconds(variant.latency["median"]), show.megabytes(variant.bytes)
     tiles.append(_make_ratio("faster", "slower", results.speedup(variant), time))
     return [*tiles, _make_ratio("smaller", "larger", results.compression(variant), size)]
 
 
 def _make_ratio(better: str, worse: str, ratio: float, note: str) -> Tile:
     word, ratio = (better, ratio) if ratio >= 1 else (worse, 1 / ratio)
-    return f"{word} than float32", f"{ratio:.2f}{TIMES}", note
+    return f"{word} than float32", f"{ratio:.2f}{show.TIMES}", note
 
 
 def say_headline(results: Results, variant: VariantResult) -> str:
     """Summarize the result in one sentence."""
-    size, speed = size_ratio(results.compression(variant)), pace(results.speedup(variant))
+    size, speed = show.size_ratio(results.compression(variant)), show.pace(results.speedup(variant))
     start = f"{variant.title} is {size}, {speed}, and"
     if not results.labels:
         found = results.get(EmbeddingDrift).variants[variant.variant].cosine
-        return f"{start} gives embeddings with a mean cosine of {cosine(found)} to float32's."
+        return f"{start} gives embeddings with a mean cosine of {show.cosine(found)} to float32's."
     same, total = results.count_same(variant), len(results.images)
     images = format_count(total, "image")
     label = f"all {images}" if same == total else f"{same:,} of {images}"
@@ -168,8 +143,7 @@ def say_chance(results: Results, variant: VariantResult) -> str:
     if results.targets is None:
         return ""
     paired = _pair(results, variant)
-    interval = paired.interval()
-    bounds = f"between {points(100 * interval.low)} and {points(100 * interval.high)} points (95 %)"
+    bounds = f"between {_bounds(paired, 'and')} (95 %)"
     if not paired.lost and not paired.gained:
         return (
             f"Both are right on exactly the same of the {paired.total:,} images. On others like them the "
@@ -177,12 +151,21 @@ def say_chance(results: Results, variant: VariantResult) -> str:
         )
     counts = f"{paired.lost} right in float32 only, {paired.gained} in {variant.title} only"
     p = paired.p_value()
-    verdict = "more than chance would give" if p < 0.05 else "no more than chance would give"
+    verdict = f"{'' if p < 0.05 else 'no '}more than chance would give"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}"
     return (
-        f"The top-1 difference of {points(100 * paired.difference)} points is {verdict} "
+        f"The top-1 difference of {show.points(100 * paired.difference)} points is {verdict} "
         f"({counts}; McNemar's exact test, {shown}). On other such images it lies {bounds}."
     )
+
+
+def _top1(results: Results, variant: VariantResult) -> float:
+    return 100 * float(np.mean(results.mark_right(variant)))
+
+
+def _bounds(paired: Paired, word: str) -> str:
+    interval = paired.interval()
+    return f"{show.points(100 * interval.low)} {word} {show.points(100 * interval.high)} points"
 
 
 def _pair(results: Results, variant: VariantResult) -> Paired:

@@ -17,14 +17,15 @@ from export.measure.limits import LimitResult, limit_cosine, limit_logits
 from export.report.comparison import Comparison
 from export.report.embedding_drift import EmbeddingDrift, EmbeddingFigures
 from export.report.evidence import Evidence, EvidenceWarning
-from export.report.number_formats import shorten, variant_title
+from export.report.number_formats import NAMES, shorten
 from export.report.section import Results, Section, VariantResult
 from runtime.model_file.artifact import MAX_BYTES
 from runtime.model_file.integrity import DATA_SUFFIX
 from runtime.text import format_count
 
-STYLES = {  # CSS classes by status
-    "met": "met", "missed": "unjudged", "not judged": "unjudged", "no limit": "unset",
+Status = Literal["missed", "not judged", "met", "no limit"]
+STYLES: Mapping[Status, str] = {  # CSS classes by status, worst first
+    "missed": "unjudged", "not judged": "unjudged", "met": "met", "no limit": "unset",
 }  # fmt: skip
 PREFERENCE = ("int8", "float32", "float16")  # the variant to ship, as `choose_file` of the runtime takes it
 PHOTO = "photo.jpg"
@@ -42,9 +43,8 @@ class Conclusion(Section):
     @classmethod
     def measure(cls, run: Run) -> Conclusion:
         """Judge each variant by the limits of the options; a merged one may have limits of its own."""
-        comparison, embeddings = run.section(Comparison), run.section(EmbeddingDrift)
-        evidence, options = run.section(Evidence), run.options
-        assert comparison is not None
+        comparison, embeddings = run.once(Comparison.measure), run.once(EmbeddingDrift.measure)
+        options = run.options
         budgets: dict[str, Budget] = {
             each.variant: (options.merge_budget if each.merges else None) or options.budget
             for each in run.variants
@@ -55,16 +55,14 @@ class Conclusion(Section):
             sqnr=comparison.sqnr,
             min_cosine=options.min_cosine,
             embeddings={} if embeddings is None else embeddings.variants,
-            warnings=() if evidence is None else evidence.warnings,
+            warnings=run.once(Evidence.measure).warnings,
         )
 
     @property
-    def status(self) -> Literal["met", "missed", "not judged", "no limit"]:
+    def status(self) -> Status:
         """The worst status of a limit."""
-        if not self.limits:
-            return "no limit"
-        found = {each.status for each in self.limits}
-        return "missed" if "missed" in found else "not judged" if "not judged" in found else "met"
+        found: set[Status] = {"no limit", *(each.status for each in self.limits)}
+        return next(status for status in STYLES if status in found)
 
     @property
     def text(self) -> str:
@@ -82,28 +80,26 @@ class Conclusion(Section):
         return f"cannot be judged: {why}" + (f". Met: {kept}" if kept else "")
 
     @property
+    def _undecided(self) -> list[LimitResult]:
+        return [each for each in self.limits if each.status == "not judged"]
+
+    @property
     def images_needed(self) -> int | None:
         """About how many images would decide every limit; None where another number would not."""
-        found = [each.images_needed for each in self.limits if each.status == "not judged"]
-        numbers = [each for each in found if each is not None]
-        return max(numbers) if numbers and len(numbers) == len(found) else None
+        found = [each.images_needed for each in self._undecided]
+        return max((each or 0 for each in found), default=None) if None not in found else None
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the verdict."""
-        verdict = {
-            "status": self.status,
-            "text": self.text,
-            "images_needed": self.images_needed,
-            "limits": [each.to_dict() for each in self.limits],
-        }
-        return {"verdict": verdict}
+        limits = [each.to_dict() for each in self.limits]
+        verdict = {"status": self.status, "text": self.text, "images_needed": self.images_needed}
+        return {"verdict": {**verdict, "limits": limits}}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return verdict, warnings and next step; the changed images where the verdict is open."""
-        open_verdict = self.status == "not judged"
         return [
             f"limits: {self.text}",
-            *(_list_changed(results) if open_verdict else ()),
+            *(_list_changed(results) if self.status == "not judged" else ()),
             *(f"warning: {sentence}" for sentence in self.other_warnings(results)),
             f"next: {self.next_step(results, f'{out}{os.sep}')}",
         ]
@@ -140,15 +136,14 @@ class Conclusion(Section):
         return f"{ship} if this drift is small enough for you; {limit} makes the export decide it"
 
     def _say_what_is_missing(self, results: Results) -> str:
-        warnings = results.get(Evidence).sentences
+        shown = [each for each in self._undecided if each.doubt not in results.get(Evidence).sentences]
         if self.images_needed is not None:
-            open_limits = {each.limit for each in self.limits if each.status == "not judged"}
-            known = " with known classes" if "--max-drift" in open_limits else ""
-            more = format_count(
-                round_up(max(self.images_needed - results.evaluation["images"], 1)), "more image"
-            )
+            top1 = any(each.limit == "--max-drift" for each in self._undecided)
+            known = " with known classes" if top1 else ""
+            count = _round_up(max(self.images_needed - results.evaluation["images"], 1))
+            more = format_count(count, "more image")
             step = f"bring about {more}{known} to measure on (--evaluate), and export again"
-        elif any(each.undecidable and each.doubt not in warnings for each in self.limits):
+        elif any(each.interval is not None and each.images_needed is None for each in shown):
             step = "set a wider limit, which some number of images can show"
         else:
             step = "measure on images that can show it (--evaluate IMAGES), and export again"
@@ -169,31 +164,23 @@ def judge(
     embeddings: Mapping[str, EmbeddingFigures] = NOTHING,
     warnings: Iterable[EvidenceWarning] = (),
 ) -> Conclusion:
-    """Compare what was measured with the limits, each by the 95 % interval of its figure.
+    """Compare what was measured, by variant, with the limits, each by the 95 % interval of its figure.
 
-    Args:
-        budgets: limits on the logits, by variant.
-        drifts: of the logits, by variant other than float32.
-        sqnr: interval of the SQNR in dB, by variant; None where one image gives none.
-        min_cosine: limit on the embeddings.
-        embeddings: figures of the embeddings, by variant.
-        warnings: about the evidence; they name the limits that no number of such images can show.
+    The warnings about the evidence name the limits that no number of such images can show.
     """
     open_limits = {name: each.sentence for each in reversed(tuple(warnings)) for name in each.limits}
-    limits = [
-        figure.judge(name, open_limits.get(figure.limit, ""))
+    figures = [
+        (name, figure)
         for name, drift in drifts.items()
         for figure in limit_logits(budgets[name], drift, sqnr.get(name))
     ]
     if min_cosine is not None:
-        limits += [
-            limit_cosine(min_cosine, each.cosine, each.cosine_interval, each.images).judge(
-                name, open_limits.get("--min-cosine", "")
-            )
+        figures += [
+            (name, limit_cosine(min_cosine, each.cosine, each.cosine_interval, each.images))
             for name, each in embeddings.items()
         ]
-    was_set = min_cosine is not None or any(each.limits for each in budgets.values())
-    return Conclusion(tuple(limits), was_set)
+    limits = tuple(figure.judge(name, open_limits.get(figure.limit, "")) for name, figure in figures)
+    return Conclusion(limits, min_cosine is not None or any(each.limits for each in budgets.values()))
 
 
 def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text") -> str:
@@ -205,17 +192,16 @@ def _join(limits: Sequence[LimitResult], field: Literal["text", "doubt"] = "text
     texts = {name: separator.join(dict.fromkeys(found)) for name, found in parts.items()}
     if len(texts) == 1:
         return next(iter(texts.values()))
-    return "; ".join(f"{variant_title(name)}{colon} {text}" for name, text in texts.items())
+    return "; ".join(f"{NAMES[name]}{colon} {text}" for name, text in texts.items())
 
 
-def round_up(count: int) -> int:
+def _round_up(count: int) -> int:
     """Round a number of images up to two digits."""
     unit = int(10 ** max(len(str(count)) - 2, 0))
     return math.ceil(count / unit) * unit
 
 
 def _list_changed(results: Results) -> list[str]:
-    """Name the images whose label changed by variant, highest score of float32 first."""
     lines, labels = [], results.labels
     for each in results.variants[1:]:
         before, after = results.variants[0].answers[0], each.answers[0]
@@ -238,21 +224,18 @@ class Usage(Section):
         """Return the file, the lines, and the name of a file that must lie beside it, else empty."""
         chosen = choose_variant(results)
         file = chosen.file
-        if results.labels:
-            name, make, show = "Classifier", "classify", f'classify("{PHOTO}").label'
-        else:
-            name, make, show = "Embedder", "embed", f'embed("{PHOTO}")'
-        rest = "" if results.labels else " --embeddings embeddings.npy"
+        name, make, call, rest = "Classifier", "classify", f'classify("{PHOTO}").label', ""
+        if not results.labels:
+            name, make, call, rest = "Embedder", "embed", f'embed("{PHOTO}")', " --embeddings embeddings.npy"
         return {
             "file": file,
             "photo": PHOTO,
             "beside": f"{file}.*{DATA_SUFFIX}" if chosen.bytes > MAX_BYTES else "",
-            "python": f'from runtime import {name}\n{make} = {name}("{file}")\nprint({show})',
+            "python": f'from runtime import {name}\n{make} = {name}("{file}")\nprint({call})',
             "shell": f"python -m runtime {file} {PHOTO}{rest}",
         }
 
 
 def choose_variant(results: Results) -> VariantResult:
     """Return the variant that the runtime takes from the folder of an export."""
-    by_name = {each.variant: each for each in results.variants}
-    return next(by_name[name] for name in PREFERENCE if name in by_name)
+    return min(results.variants, key=lambda each: PREFERENCE.index(each.variant))

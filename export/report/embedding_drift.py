@@ -52,14 +52,9 @@ class EmbeddingDrift(Section):
         """Compare the embeddings with float32's; None for a model without the output."""
         if not run.embeddings:
             return None
-        exact = _normalize(run.embeddings["float32"])
-        return cls(
-            {
-                name: _compare(exact, _normalize(rows))
-                for name, rows in run.embeddings.items()
-                if name != "float32"
-            }
-        )
+        exact, *others = map(_normalize, run.embeddings.values())
+        names = list(run.embeddings)[1:]
+        return cls({name: _compare(exact, rows) for name, rows in zip(names, others, strict=True)})
 
     def metadata(self, variant: str) -> Mapping[str, Any]:
         """Return the figures of a variant."""
@@ -90,8 +85,7 @@ class EmbeddingDrift(Section):
 
 def _compare(exact: Array, variant: Array) -> EmbeddingFigures:
     """Compare embeddings of length 1 with float32's, both float64 [images, features]."""
-    cosines = np.clip((exact * variant).sum(axis=1), -1.0, 1.0)
-    count = len(exact)
+    cosines, count = np.clip((exact * variant).sum(axis=1), -1.0, 1.0), len(exact)
     interval = mean_interval(cosines)
     return EmbeddingFigures(
         images=count,
@@ -106,7 +100,6 @@ def _compare(exact: Array, variant: Array) -> EmbeddingFigures:
 
 
 def _normalize(rows: Array) -> Array:
-    """Scale each row to length 1."""
     exact = rows.astype(np.float64)
     return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-300))
 

@@ -34,11 +34,6 @@ class Clipping:
     images: int  # the first so many of the evaluation images
     layers: Mapping[str, LayerClipping]  # with one range; a layer with a range per row cannot be exceeded
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document for report.json."""
-        shares = {name: float(f"{each.share:.3g}") for name, each in self.layers.items()}
-        return {"images": self.images, "layers": shares}
-
 
 @dataclass(frozen=True)
 class EvidenceWarning:
@@ -61,11 +56,9 @@ class Evidence(Section):
     @classmethod
     def measure(cls, run: Run) -> Evidence:
         """Count the clipped activations of a few images, and look for what the images cannot show."""
-        source, images, options = run.source, run.images, run.options
-        calibrated = options.quantize and options.plan is None
-        clipping = _measure_clipping(run)
+        source, images, clipping = run.source, run.images, _measure_clipping(run)
         few = images.calibration.subset(range(min(COMPARED_IMAGES, len(images.calibration))))
-        pixels = [image for batch in run.batches(few) for image in batch] if calibrated else []
+        calibrated = run.options.quantize and run.options.plan is None
         warnings = find_warnings(
             images.evaluation,
             images.search,
@@ -73,7 +66,7 @@ class Evidence(Section):
             run.logits["float32"],
             trained_on=source.trained_on,
             clipped={} if clipping is None else clipping.layers,
-            pixels=pixels,
+            pixels=[image for batch in run.batches(few) for image in batch] if calibrated else [],
         )
         return cls(calibration=_describe_calibration(run), clipping=clipping, warnings=warnings)
 
@@ -84,8 +77,11 @@ class Evidence(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the sentences, the calibration and the clipped activations."""
-        clipping = {} if self.clipping is None else {"clipping": self.clipping.to_dict()}
-        return {"warnings": self.sentences, "calibration": dict(self.calibration), **clipping}
+        document = {"warnings": self.sentences, "calibration": dict(self.calibration)}
+        if self.clipping is None:
+            return document
+        shares = {name: float(f"{each.share:.3g}") for name, each in self.clipping.layers.items()}
+        return {**document, "clipping": {"images": self.clipping.images, "layers": shares}}
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
         """Return the share of clipped activations by layer, most clipped first; None without INT8."""
@@ -108,24 +104,16 @@ def find_warnings(
 ) -> tuple[EvidenceWarning, ...]:
     """Return what the images of an export cannot show, each with the limits that it leaves open.
 
-    Args:
-        evaluation: the images that are measured on.
-        search: the images that a search used.
-        labels: of the model.
-        logits: of float32 on the evaluation images, float32 [images, classes].
-        trained_on: digests of the images that the model was trained on.
-        clipped: clipped activations by layer.
-        pixels: calibration images as the model sees them, `uint8 [H, W, 3]`; a few dozen are enough.
+    `logits` are those of float32 on the evaluation images, [images, classes]; `trained_on` has the digests
+    of the training images; `pixels` are some calibration images as the model sees them, `uint8 [H, W, 3]`.
     """
     both = {MEASURED: evaluation, SEARCHED: search}
     judging = {what: images for what, images in both.items() if images is not None and len(images)}
-    trained = _warn_trained_on(judging, trained_on)
     found = [
         EvidenceWarning(_warn_alike(list(pixels))),
         EvidenceWarning(_warn_clipped(evaluation, clipped or {})),
         EvidenceWarning(_warn_chance(evaluation, len(labels), logits), ("--max-drift",)),
-        trained,
-        EvidenceWarning("" if trained.sentence else _warn_training_folder(judging)),
+        _warn_trained_on(judging, trained_on) or EvidenceWarning(_warn_training_folder(judging)),
         EvidenceWarning(describe_shared_names(evaluation)),
     ]
     return tuple(each for each in found if each.sentence)
@@ -201,25 +189,19 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     )
 
 
-def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> EvidenceWarning:
-    counts = {
-        what: sum(digest in trained_on for digest in digest_images(images))
-        for what, images in judging.items()
-        if trained_on
-    }
-    found = {what: count for what, count in counts.items() if count}
-    if not found:
-        return EvidenceWarning("")
+def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> EvidenceWarning | None:
+    parts = {}
+    for what, images in judging.items() if trained_on else ():
+        if count := sum(digest in trained_on for digest in digest_images(images)):
+            parts[what] = f"{count:,} of the {format_count(len(images), 'image')} {what}"
+    if not parts:
+        return None
     # The images of a search come from the calibration source.
     options = {MEASURED: "--evaluate", SEARCHED: "another --calibration"}
-    parts = [
-        f"{count:,} of the {format_count(len(judging[what]), 'image')} {what}"
-        for what, count in found.items()
-    ]
     return EvidenceWarning(
-        f"the model was trained on {' and '.join(parts)}, so their top-1 is too good; give others "
-        f"({', '.join(options[what] for what in found)})",
-        ("--max-drift",) if MEASURED in found else (),
+        f"the model was trained on {' and '.join(parts.values())}, so their top-1 is too good; give others "
+        f"({', '.join(options[what] for what in parts)})",
+        ("--max-drift",) if MEASURED in parts else (),
     )
 
 

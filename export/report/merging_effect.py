@@ -16,7 +16,7 @@ from calibration.measure.drift import Drift, measure_drift
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.merge_schedule import count_merges
 from calibration.token_merging.token_stream import find_token_stream
-from export.measure.inference import DENSE, ModelFile, Run, batches, top1
+from export.measure.inference import DENSE, ModelFile, Run, top1
 from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import format_count
@@ -119,19 +119,11 @@ class MergingEffect(Section):
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the names of the images that changed their label, and some images with merged patches."""
-        name = results.images.public_name
-        return {
-            "changed": [name(row) for row in self.changed],
-            "images": [
-                {
-                    "name": name(each.row),
-                    "tokens": len(np.unique(each.groups)),
-                    "changed": each.changed,
-                    "uri": png_uri(paint_groups(each), colors=128),
-                }
-                for each in self.images
-            ],
-        }
+        name, images = results.images.public_name, []
+        for each in self.images:
+            tokens, uri = len(np.unique(each.groups)), png_uri(paint_groups(each), colors=128)
+            images.append({"name": name(each.row), "tokens": tokens, "changed": each.changed, "uri": uri})
+        return {"changed": [name(row) for row in self.changed], "images": images}
 
     @property
     def schedule_text(self) -> str:
@@ -139,26 +131,22 @@ class MergingEffect(Section):
         blocks: dict[int, list[str]] = {}
         for block, merged in self.schedule.items():
             blocks.setdefault(merged, []).append(block)
-        return ", ".join(
-            f"{merged} in {'each of ' if len(names) > 1 else ''}{', '.join(names)}"
-            for merged, names in blocks.items()
-        )
+        each = {merged: "each of " if len(names) > 1 else "" for merged, names in blocks.items()}
+        return ", ".join(f"{merged} in {each[merged]}{', '.join(names)}" for merged, names in blocks.items())
 
 
 def _find_merged_patches(run: Run, merged: ModelFile, changed: Sequence[int]) -> tuple[MergedImage, ...]:
-    """Return the merged patches of the images that changed their label, then of others."""
     assert merged.quantized is not None  # the caller has checked
     evaluation, plan = run.images.evaluation, merged.quantized.plan
     patches = MergedPatches(run.source.exported.model, merged.model, plan.merging, target=plan.target)
     rows = list(dict.fromkeys([*changed, *range(len(evaluation))]))[:IMAGES]
     found = []
-    singles = batches(evaluation.subset(rows), run.source.preprocess, size=1)
-    for row, pixels in zip(rows, singles, strict=True):
-        groups = patches(pixels)
-        height, width = pixels.shape[1:3]
+    for row, (pixels,) in zip(rows, run.batches(evaluation.subset(rows), size=1), strict=True):
+        groups = patches(pixels[None])
+        height, width = pixels.shape[:2]
         edge = math.isqrt(height * width // len(groups))
         grid = groups.reshape(height // edge, width // edge)
-        found.append(MergedImage(row, pixels[0], grid, row in changed))
+        found.append(MergedImage(row, pixels, grid, row in changed))
     return tuple(found)
 
 
@@ -167,22 +155,15 @@ def paint_groups(image: MergedImage) -> Array:
 
     Patches that merged with no other stay as they are.
     """
-    down, across = image.groups.shape
     pixels = enlarge(image.pixels).astype(np.float32)
-    height, width = pixels.shape[0] // down, pixels.shape[1] // across
+    rows, columns = (pixels.shape[axis] // image.groups.shape[axis] for axis in (0, 1))
+    groups = image.groups.repeat(rows, axis=0).repeat(columns, axis=1)  # of each pixel
     counts = np.bincount(image.groups.ravel())
-    colors = np.array([colorsys.hsv_to_rgb(index * GOLDEN % 1, 0.85, 1) for index in range(len(counts))])
-    for row, column in np.argwhere(counts[image.groups] > 1):
-        cell = pixels[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        cell *= 1 - TINT
-        cell += TINT * 255 * colors[image.groups[row, column]].astype(np.float32)
-    _draw_borders(pixels, image.groups, height, width)
+    colors = [colorsys.hsv_to_rgb(index * GOLDEN % 1, 0.85, 1) for index in range(len(counts))]
+    merged = counts[groups] > 1
+    pixels[merged] *= 1 - TINT
+    pixels[merged] += TINT * 255 * np.array(colors, np.float32)[groups[merged]]
+    # White between neighbors that ended in different tokens.
+    pixels[1:][groups[1:] != groups[:-1]] = 255
+    pixels[:, 1:][groups[:, 1:] != groups[:, :-1]] = 255
     return np.asarray(np.rint(pixels), np.uint8)
-
-
-def _draw_borders(pixels: Array, groups: Array, height: int, width: int) -> None:
-    """Draw a line between neighbors that ended in different tokens."""
-    for row, column in np.argwhere(groups[1:] != groups[:-1]):
-        pixels[(row + 1) * height, column * width : (column + 1) * width] = 255
-    for row, column in np.argwhere(groups[:, 1:] != groups[:, :-1]):
-        pixels[row * height : (row + 1) * height, (column + 1) * width] = 255

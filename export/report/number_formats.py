@@ -14,11 +14,6 @@ MANY_IMAGES = 1000  # above which one image is less than a tenth of a point: two
 NAMES_SHOWN = 3
 
 
-def variant_title(variant: str) -> str:
-    """Return a variant's name for people: "INT8"."""
-    return NAMES.get(variant, variant)
-
-
 def percent(value: float | None, digits: int = 2) -> str:
     """Return a figure in per cent: "98.33 %"; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f} %"

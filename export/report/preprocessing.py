@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from export.report.section import Results, Section
 from runtime.images.decode import decode_image
@@ -47,30 +46,24 @@ def describe_steps(preprocess: Preprocess) -> list[str]:
             "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, as long as both edges stay at least twice "
             "as long as the next step needs."
         )
-    steps += _describe_resize(preprocess)
-    steps.append(
-        "Hand over red, green and blue as whole numbers from 0 to 255; the model scales them itself."
-    )
-    return steps
-
-
-def _describe_resize(preprocess: Preprocess) -> list[str]:
-    how, size = RESIZE_FILTERS[preprocess.interpolation], _pixels(preprocess.size)
-    to = preprocess.resize_to
+    size, to, cut = preprocess.size, preprocess.resize_to, True
     if preprocess.resize == "stretch":
-        first = (
-            f"Stretch it to {_pixels(to if isinstance(to, tuple) else preprocess.size)}, whatever its shape"
-        )
-        cut = isinstance(to, tuple) and to != preprocess.size
+        target = to if isinstance(to, tuple) else size
+        step, cut = f"Stretch it to {_pixels(target)}, whatever its shape", target != size
     elif isinstance(to, int):
-        first, cut = f"Scale it until its shorter edge has {to} pixels, keeping its shape", True
+        step = f"Scale it until its shorter edge has {to} pixels, keeping its shape"
     else:
-        first = f"Scale it until it just covers {_pixels(to or preprocess.size)}, keeping its shape"
-        cut = True
-    return [f"{first} ({how}).", *([f"Cut out the middle {size}."] if cut else [])]
+        step = f"Scale it until it just covers {_pixels(to or size)}, keeping its shape"
+    steps.append(f"{step} ({RESIZE_FILTERS[preprocess.interpolation]}).")
+    if cut:
+        steps.append(f"Cut out the middle {_pixels(size)}.")
+    return [
+        *steps,
+        "Hand over red, green and blue as whole numbers from 0 to 255; the model scales them itself.",
+    ]
 
 
-def _pixels(size: tuple[int, int]) -> str:
+def _pixels(size: Sequence[int]) -> str:
     return f"{size[1]} \N{MULTIPLICATION SIGN} {size[0]} pixels"  # width first, as people say it
 
 
@@ -80,27 +73,20 @@ def make_example(results: Results) -> dict[str, str] | None:
         item = results.images[row]
         try:
             with decode_image(item, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as opened:
-                before, size = _shrink(opened), (opened.height, opened.width)
+                before, size = opened.copy(), (opened.height, opened.width)
+            before.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
             after = results.preprocess(item)
         except (ValueError, OSError):
             continue
         return {
             "name": results.images.public_name(row),
-            "before": _uri(before),
+            "before": _uri(np.asarray(before)),
             "before_size": _pixels(size),
             "after": _uri(after),
-            "after_size": _pixels((after.shape[0], after.shape[1])),
+            "after_size": _pixels(after.shape[:2]),
         }
     return None
 
 
-def _shrink(image: Image.Image) -> np.ndarray:
-    small = image.copy()
-    small.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
-    return np.asarray(small)
-
-
 def _uri(pixels: np.ndarray) -> str:
-    if max(pixels.shape[:2]) <= TINY:
-        return png_uri(enlarge(pixels))
-    return jpeg_uri(pixels, quality=88)
+    return png_uri(enlarge(pixels)) if max(pixels.shape[:2]) <= TINY else jpeg_uri(pixels, quality=88)

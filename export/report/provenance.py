@@ -35,10 +35,9 @@ class Provenance(Section):
     @classmethod
     def measure(cls, run: Run) -> Provenance:
         """Collect the facts."""
-        date = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
         command = {"command": run.options.command} if run.options.command else {}
         return cls(
-            made={**date, **command},
+            made={"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **command},
             passes=run.source.exported.passes,
             reference=run.source.reference_name,
             parity=run.parity,
@@ -56,17 +55,17 @@ class Provenance(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the parity and what a search found."""
-        lines = [f"float32 equals {self.reference} to {self.parity:.0e} of the largest logit"]
-        if self.search:
-            lines.append(self._say_search(results))
-            tried = self.search.get("merging")
-            if tried and not tried["merged_per_block"]:
-                lines.append(say_no_merging(tried))
-        return lines
+        tried = self.search.get("merging")
+        return [
+            f"float32 equals {self.reference} to {self.parity:.0e} of the largest logit",
+            *([self._say_search(results)] if self.search else []),
+            *([say_no_merging(tried)] if tried and not tried["merged_per_block"] else []),
+        ]
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the command, the layers of INT8, the rewrites and the facts in groups."""
         layers = results.get(QuantizedLayers).counts
+        difference = {"largest difference": f"{self.parity:.1e} of the largest logit"}
         return {
             "command": self.made.get("command", ""),
             "layers": "" if layers is None else layers.to_text(),
@@ -77,15 +76,12 @@ class Provenance(Section):
                 "Calibrated on": results.get(Evidence).calibration,
                 "Within the budget": self._describe_search(results) if self.search else {},
                 "Measured on": results.evaluation,
-                f"float32 against {self.reference}": {
-                    "largest difference": f"{self.parity:.1e} of the largest logit"
-                },
+                f"float32 against {self.reference}": difference,
                 "Measured with": results.environment,
             },
         }
 
     def _say_search(self, results: Results) -> str:
-        """Describe the layers that a search returned to float32, and their cost."""
         names = [layer["name"] for layer in self.search["returned_to_float"]]
         start = f"search: on {format_count(self.search['images'], 'image')} of its own"
         if results.get(Conclusion).status == "not judged":
@@ -136,13 +132,8 @@ def describe_environment() -> dict[str, Any]:
     for name in ("onnxruntime", "torch", "onnx", "numpy", "pillow"):
         with suppress(PackageNotFoundError):  # an ONNX model needs no torch
             packages[name] = version(name)
-    return {
-        "cpu": cpu_name(),
-        "cpu_kind": cpu_kind(),
-        "vnni": has_vnni(),
-        "cores": available_cores(),
-        "packages": packages,
-    }
+    cpu = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "vnni": has_vnni(), "cores": available_cores()}
+    return {**cpu, "packages": packages}
 
 
 def cpu_name() -> str:

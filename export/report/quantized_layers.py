@@ -27,20 +27,11 @@ class LayerCounts:
     int8_products: int
     float_products: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document for report.json."""
-        return {
-            "linears": {"int8": self.int8_linears, "float32": len(self.float_linears)},
-            "products": {"int8": self.int8_products, "float32": len(self.float_products)},
-        }
-
     def to_text(self) -> str:
         """Return a sentence: "26 linear layers, 21 in INT8 (all in integer kernels), 5 stay float32: …"."""
-        parts = [
-            _count(self.int8_linears, self.float_linears, "linear layer"),
-            _count(self.int8_products, self.float_products, "attention product"),
-        ]
-        return "; ".join(part for part in parts if part)
+        linears = _count(self.int8_linears, self.float_linears, "linear layer")
+        products = _count(self.int8_products, self.float_products, "attention product")
+        return "; ".join(filter(None, (linears, products)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +77,18 @@ class QuantizedLayers(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the counts, the layers in float32, and the fields of the INT8 model."""
-        if self.counts is None:
+        if (counts := self.counts) is None:
             return {"float_layers": []}
         int8: dict[str, Any] = {}
         if self.kernels:
-            int8 |= {"kernels": dict(self.kernels), "integer_kernels": self.integer_kernels}
+            int8 = {"kernels": dict(self.kernels), "integer_kernels": self.integer_kernels}
         if self.sqnr:
             int8["layers_sqnr_db"] = {name: round(value, 2) for name, value in self.sqnr.items()}
+        linears = {"int8": counts.int8_linears, "float32": len(counts.float_linears)}
+        products = {"int8": counts.int8_products, "float32": len(counts.float_products)}
         return {
-            "layers": self.counts.to_dict(),
-            "float_layers": [*self.counts.float_linears, *self.counts.float_products],
+            "layers": {"linears": linears, "products": products},
+            "float_layers": [*counts.float_linears, *counts.float_products],
             "models": {"int8": int8},
         }
 
@@ -125,7 +118,5 @@ def _count(int8: int, in_float: Sequence[str], noun: str) -> str:
     if not int8:
         return f"{total}, all in float32"
     stay = "stays" if len(in_float) == 1 else "stay"
-    return (
-        f"{total}, {int8} in INT8 (all in integer kernels), {len(in_float)} {stay} float32: "
-        f"{shorten(in_float)}"
-    )
+    kept = f"{len(in_float)} {stay} float32: {shorten(in_float)}"
+    return f"{total}, {int8} in INT8 (all in integer kernels), {kept}"

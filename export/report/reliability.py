@@ -49,13 +49,8 @@ class Reliability(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return temperature and errors."""
-        document = {
-            "temperature": self.temperature,
-            "images": self.images,
-            "ece_before": self.before,
-            "ece_after": self.after,
-        }
-        return {"reliability": document}
+        document = {"temperature": self.temperature, "images": self.images}
+        return {"reliability": {**document, "ece_before": self.before, "ece_after": self.after}}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the effect of the temperature on the scores."""
@@ -74,13 +69,8 @@ def measure_reliability(
 ) -> Reliability | None:
     """Fit a temperature on all images, and judge it crosswise: each half by the fit of the other half.
 
-    Args:
-        logits: float32 [images, classes] by variant; "float32" decides the temperature.
-        targets: int64 [images], or None where the classes are not known.
-        same_name: int64 [classes], as `measure_drift` takes it.
-
-    Returns:
-        None without known classes, or with fewer than 100 images.
+    Logits are float32 [images, classes] by variant; "float32" decides the temperature. Targets are int64
+    [images], or None where the classes are not known.
     """
     if targets is None or len(targets) < FEWEST_IMAGES:
         return None
@@ -101,19 +91,16 @@ def measure_reliability(
 def fit_temperature(logits: Array, targets: Array, same_name: Array | None = None) -> float:
     """Return the temperature with the least negative log-likelihood, three decimals, 0.05 to 20.
 
-    Args:
-        logits: float [images, classes].
-        targets: int64 [images].
-        same_name: int64 [classes], where the score of the true class is that of all classes of its name.
+    Logits are float [images, classes]; with `same_name`, int64 [classes], the score of the true class is
+    that of all classes of its name.
     """
     rows = np.arange(len(targets))
     others = None if same_name is None else same_name[None, :] != same_name[targets][:, None]
 
     def loss(log_temperature: float) -> float:
         divided = logits.astype(np.float64) / np.exp(log_temperature)
-        if others is None:
-            own = divided[rows, targets]
-        else:
+        own = divided[rows, targets]
+        if others is not None:
             own = logsumexp(np.where(others, -np.inf, divided), axis=1)
         return float((logsumexp(divided, axis=1) - own).mean())
 
@@ -123,13 +110,7 @@ def fit_temperature(logits: Array, targets: Array, same_name: Array | None = Non
 
 
 def calibration_error(logits: Array, targets: Array, same_name: Array | None = None) -> float:
-    """Return the expected calibration error with 15 equal bins of the score, 0 to 1.
-
-    Args:
-        logits: float [images, classes], divided by the temperature.
-        targets: int64 [images].
-        same_name: int64 [classes], as `measure_drift` takes it.
-    """
+    """Return the expected calibration error with 15 equal bins of the score, from 0 to 1."""
     classes, scores = top1(logits)
     names = np.arange(logits.shape[1]) if same_name is None else same_name
     right = names[classes] == names[targets]

@@ -71,16 +71,12 @@ class VariantResult:
     @property
     def title(self) -> str:
         """The name for people."""
-        return number_formats.variant_title(self.variant)
+        return number_formats.NAMES[self.variant]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the model in report.json that no section has."""
-        return {
-            "file": self.file,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "latency_ms": dict(self.latency),
-        }
+        latency = dict(self.latency)
+        return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256, "latency_ms": latency}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +92,6 @@ class Results:
     images: Images = field(repr=False)  # the evaluation images, in the order of the logits
     variants: tuple[VariantResult, ...]  # float32 first
     sections: tuple[Section, ...]
-
-    def find(self, kind: type[S]) -> S | None:
-        """Return the section of a class; None for an export that has none."""
-        return next((each for each in self.sections if isinstance(each, kind)), None)
 
     def get(self, kind: type[S]) -> S:
         """Return the section of a class that every export has."""
