@@ -66,7 +66,7 @@ def measure_memory(model: Path, paths: int) -> None:
     from runtime.batch.cluster_output import open_parts
     from runtime.batch.cluster_sources import list_stored_images
     from runtime.batch.label_columns import Labels
-    from runtime.batch.ray_engine import connect, label_on_cluster
+    from runtime.batch.ray_engine import connect_to_cluster, label_on_cluster
     from runtime.batch.tally import Tally
 
     labels = Labels(model)
@@ -79,7 +79,7 @@ def measure_memory(model: Path, paths: int) -> None:
                 file.write_table(pa.table({"path": names}))
         parts = open_parts(f"{folder}/out", labels.sha256, form=None, resume=False, overwrite=False)
         began, first, most, total = time.monotonic(), 0.0, 0.0, Tally()
-        with connect("local") as cores:
+        with connect_to_cluster("local") as cores:
             chunks = list_chunks(list_stored_images([str(source)]), largest=1000, cores=cores)
             for tally in label_on_cluster(chunks, parts, labels, processes=2):
                 total.merge(tally)

@@ -25,7 +25,7 @@ from vit.data.batches import Store
 from vit.data.training_images import TrainingData, open_data, targets_of
 from vit.model import ViT, new_model
 from vit.token_merging import set_merging
-from vit.training.evaluate import predict
+from vit.training.evaluate import predict_logits
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.train import train
 
@@ -122,7 +122,7 @@ def _trained(start: Start, data: TrainingData, teacher: ViT | None = None) -> Vi
 
 
 def _logits(model: ViT, test: Store) -> torch.Tensor:
-    found = predict(model, test, np.arange(len(test)), torch.device("cpu"), BATCH)
+    found = predict_logits(model, test, np.arange(len(test)), torch.device("cpu"), BATCH)
     return torch.cat([logits.float() for _, logits, _ in found])
 
 

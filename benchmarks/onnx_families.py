@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.other_libraries import import_timm, randomize_weights
 from export.sources.onnx_description import OnnxDescription
 from export.sources.onnx_file import read_onnx_file
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 from runtime.errors import VitEdgeError
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
@@ -90,7 +90,7 @@ def tried(name: str, make: Callable[[], nn.Module], exporter: str, batch: str, f
     description = OnnxDescription(Preprocess(size=(side, side)), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), None)
     try:
         found = read_onnx_file(file, description)
-        data = model_bytes(found.exported.model)
+        data = serialize_model(found.exported.model)
         session = open_session(data, device="cpu", threads=1)
         pixels = np.random.default_rng(3).integers(0, 256, (3, side, side, 3), np.uint8)
         expected, logits = found.reference(pixels), session.run(None, {"pixels": pixels})[0]

@@ -30,8 +30,8 @@ from benchmarks.nncf_files import accuracy_aware_file, nncf_file, quantizers
 from calibration.graph.edit import Array
 from calibration.quantize_model import apply_plan, quantize
 from calibration.token_merging.merge_schedule import schedule_middle_blocks
-from export.sources.from_torch import export_float
-from export.write_artifact import model_bytes
+from export.sources.from_torch import export_float_graph
+from export.write_artifact import serialize_model
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime
 from runtime.session import open_session
@@ -80,7 +80,7 @@ def build(bench: Bench, *, variations: bool = False, tools: bool = True) -> Iter
         variations: ONNX Runtime's tools with more options, too.
         tools: whether to build what other tools make; without, ONNX Runtime's float32 stays.
     """
-    ours = export_float(bench.model).model
+    ours = export_float_graph(bench.model).model
     plain = export_plain(bench.model, bench.folder / "plain.onnx")
     normalized = normalizing(bench.model)
     yield Peer(REFERENCE, lambda threads: torch_eager(bench.model, threads))
@@ -124,7 +124,7 @@ def export_plain(model: ViT, path: Path) -> Path:
 
 
 def _written(model: ir.Model, path: Path) -> Path:
-    path.write_bytes(model_bytes(model))
+    path.write_bytes(serialize_model(model))
     return path
 
 

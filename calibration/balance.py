@@ -71,7 +71,7 @@ def leaves_graph(value: ir.Value) -> bool:
     return value.is_graph_output() or any(map(leaves_graph, moved))
 
 
-def compute_scales(low: Array, high: Array, strength: float) -> Array:
+def compute_balance_scales(low: Array, high: Array, strength: float) -> Array:
     """Return the divisor of each feature (SmoothQuant, equation 4, without the weights' factor).
 
     `low`, `high` and the result are `float32 [features]`, the result with a geometric mean of 1. `strength`
@@ -83,7 +83,7 @@ def compute_scales(low: Array, high: Array, strength: float) -> Array:
     return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
 
 
-def apply_scales(group: BalanceGroup, scales: Array) -> None:
+def apply_balance_scales(group: BalanceGroup, scales: Array) -> None:
     """Divide the producer's output and multiply the next weights by `scales` (SmoothQuant, equation 3)."""
     graph, producer = graph_of(group.producer), group.producer
     for index, part in ((1, "weight"), (2, "bias")):

@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from calibration.balance import STRENGTHS, BalanceGroup, compute_scales, find_balance_groups
+from calibration.balance import STRENGTHS, BalanceGroup, compute_balance_scales, find_balance_groups
 from calibration.graph.edit import Array, producer
 from calibration.graph.layers import GraphLayers, Linear
 from calibration.observe import Extremes, Observation
@@ -50,7 +50,7 @@ class Candidates:
     one_row: bool = False  # an image has one row here
 
 
-def decide(
+def decide_plan(
     layers: GraphLayers,
     observed: Mapping[str, Observation],
     *,
@@ -144,13 +144,13 @@ class _Decision:
         fit = reduce(Extremes.merge, (self.observed[name].fit.extremes for name in tensors))
         errors = {}
         for strength in STRENGTHS:
-            scales = compute_scales(fit.low, fit.high, strength)
+            scales = compute_balance_scales(fit.low, fit.high, strength)
             trials = [self._trial(name, readers, scales) for name, readers in tensors.items()]
             # The two rules without a search over the histogram: enough to rank strengths.
             choices = [trial.choose_per_tensor(rules=("min-max", "margin")) for trial in trials]
             errors[strength] = sum(choice.error for choice in choices)
         strength = min(STRENGTHS, key=lambda each: errors[each])
-        scales = compute_scales(fit.low, fit.high, strength)
+        scales = compute_balance_scales(fit.low, fit.high, strength)
         found = {
             linear.name: candidates
             for name, readers in tensors.items()
@@ -159,7 +159,7 @@ class _Decision:
         if not strength:
             return found
         final = reduce(Extremes.merge, (self.observed[name].all for name in tensors))
-        scales = compute_scales(final.low, final.high, strength)
+        scales = compute_balance_scales(final.low, final.high, strength)
         self.balance[group.name] = BalancePlan(strength=strength, scales=_round_numbers(scales))
         return {name: replace(each, scales=scales) for name, each in found.items()}
 

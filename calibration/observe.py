@@ -118,7 +118,7 @@ def run_each(
             yield session.run(list(names), {feed: image})
 
 
-def observe(
+def observe_activations(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
     """Return statistics of the named tensors, by name, over images that run through the float model.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calibration.decide import decide
+from calibration.decide import decide_plan
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import release_memory, serialize_for_session
 from calibration.measure.verify import Kernels, check_kernels
-from calibration.observe import observe
+from calibration.observe import observe_activations
 from calibration.plan import Precision, QuantizationPlan
 from calibration.write import write_plan
 from runtime.model_file.targets import Target
@@ -56,9 +56,9 @@ def quantize(
         GraphError: when there is nothing to quantize, or no image.
     """
     layers = find_layers(model)
-    observed = observe(model, layers.activations, images, threads=threads)
+    observed = observe_activations(model, layers.activations, images, threads=threads)
     release_memory(model)
-    plan = decide(
+    plan = decide_plan(
         layers,
         observed,
         target=target,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import open_graph_session
-from calibration.measure.drift import Drift, decibels, measure_drift
+from calibration.measure.drift import Drift, measure_drift, to_decibels
 from calibration.observe import run_each
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.token_merging.merge_schedule import MergeSearch, search_merging
@@ -217,7 +217,7 @@ class _Trials:
             logits = self._run(write_plan(self.model, alone), [self.few])
             noises[name] = float(np.square(exact - logits, dtype=np.float64).sum())
         return [
-            LayerSensitivity(name=name, sqnr=decibels(signal, noises[name]), cost=costs[name])
+            LayerSensitivity(name=name, sqnr=to_decibels(signal, noises[name]), cost=costs[name])
             for name in sorted(names, key=lambda name: (-(noises[name] / costs[name]), name))
         ]
 

@@ -50,7 +50,7 @@ def find_planned_splits(
             yield mlp, columns
 
 
-def split_columns(mlp: MlpLayers, columns: Sequence[int]) -> None:
+def split_float_columns(mlp: MlpLayers, columns: Sequence[int]) -> None:
     """Move hidden features into a float path of their own (LLM.int8(), equation 8).
 
     The integer product enters the float Gemm as its third input, so that the sum needs no operator.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from calibration.balance import apply_scales, find_balance_groups, leaves_graph
+from calibration.balance import apply_balance_scales, find_balance_groups, leaves_graph
 from calibration.graph.edit import (
     Array,
     add_constant,
@@ -27,7 +27,7 @@ from calibration.graph.edit import (
 from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
 from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.split import find_mlp, find_planned_splits, split_columns
+from calibration.split import find_mlp, find_planned_splits, split_float_columns
 from calibration.token_merging.write_merging import write_merging
 from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
@@ -53,7 +53,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     check_plan_fits_graph(layers, plan)
     for group in find_balance_groups(layers):
         if (balance := plan.balance.get(group.name)) is not None:
-            apply_scales(group, np.array(balance.scales, np.float32))
+            apply_balance_scales(group, np.array(balance.scales, np.float32))
     _write_corrections_and_columns(quantized, plan)
     layers = find_layers(quantized)  # with the weights as they are now
     writer = _PairWriter(plan.target)
@@ -134,7 +134,7 @@ def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> N
             corrected = add_constant(graph_of(linear.node), f"{name}.bias.corrected", bias)
             linear.node.replace_input_with(2, corrected)
     for mlp, columns in find_planned_splits(find_layers(model), plan.linears):
-        split_columns(mlp, columns)
+        split_float_columns(mlp, columns)
 
 
 def _store_in_half(linear: Linear) -> None:

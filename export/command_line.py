@@ -14,7 +14,7 @@ from export.options import Options
 from runtime.command.line import run_command
 from runtime.command.locking import only_writer
 from runtime.command.parser import Parser, options_from
-from runtime.command.progress import Cadence, Step, tell
+from runtime.command.progress import Cadence, Step, print_for_people
 from runtime.errors import DONE
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
     """Make all checks that need no weights, then export."""
     from export.check_options import check_combinations, check_without_weights, open_export_images
     from export.graph.skipped import collect_skipped
-    from export.sources.read_source import EXAMPLE, choose_reader
+    from export.sources.read_source import EXAMPLE, choose_source_reader
     from runtime.images.other_formats import register_openers
     from vit.data.public import public_command
 
@@ -67,7 +67,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
         options = replace(options, calibration=EXAMPLE)
     # One clock for all steps, so that none is silent for long.
     step = partial(Step, "export", cadence=Cadence(first=_FIRST_LINE))
-    reader = choose_reader(options.checkpoint, options.onnx, options.preprocess)
+    reader = choose_source_reader(options.checkpoint, options.onnx, options.preprocess)
     out = options.out or Path("artifacts") / reader.name
     with step("looking at the model and the images"):
         facts = reader.read_facts()
@@ -93,7 +93,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
 
 
 def _note(line: str) -> None:
-    tell(f"export: {line}")
+    print_for_people(f"export: {line}")
 
 
 def _report_notes(source: Source, options: Options) -> None:

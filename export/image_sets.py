@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.data.datasets import DataError, Images, Split, find_splits, match_labels, open_images, split_images
+from vit.data.datasets import (
+    DataError,
+    Images,
+    Split,
+    find_splits,
+    match_image_labels,
+    open_images,
+    split_images,
+)
 from vit.data.training_images import describe_left_out
 
 HELD_OUT: tuple[Split, ...] = ("test", "val")
@@ -32,8 +40,8 @@ def use_model_classes(images: ExportImages, labels: tuple[str, ...]) -> ExportIm
     Raises:
         DataError: when the folders' classes are not the model's.
     """
-    search = None if images.search is None else match_labels(images.search, labels)
-    return replace(images, evaluation=match_labels(images.evaluation, labels), search=search)
+    search = None if images.search is None else match_image_labels(images.search, labels)
+    return replace(images, evaluation=match_image_labels(images.evaluation, labels), search=search)
 
 
 def choose_images(
@@ -67,7 +75,7 @@ def choose_images(
         pool, measure = _split_pool(pool, 1 - samples / len(pool))
         note = "the images of the same source that calibration was not given"
     pool, searched = _reserve_search(pool, samples) if search else (pool, None)
-    calibrate, measure = sample(pool, samples), sample(measure, evaluation_samples)
+    calibrate, measure = sample_images(pool, samples), sample_images(measure, evaluation_samples)
     for used in (calibrate, searched):
         if used is not None:
             _check_disjoint(used, measure)
@@ -81,7 +89,7 @@ def choose_evaluation_images(evaluation: str | Path, count: int | None) -> Expor
         DataError: for a source without images.
     """
     measure = _open_held_out(evaluation)
-    chosen = sample(measure, count)
+    chosen = sample_images(measure, count)
     return ExportImages(chosen, chosen, "images of their own", notes=describe_left_out(measure))
 
 
@@ -108,10 +116,10 @@ def _reserve_search(pool: Images, samples: int) -> tuple[Images, Images]:
     pool, searched = split_images(pool, share, SEED + 1)
     if not len(searched):
         raise DataError(f"{pool.name}: a search needs at least two images per class, some to calibrate")
-    return pool, sample(searched, SEARCH_IMAGES)
+    return pool, sample_images(searched, SEARCH_IMAGES)
 
 
-def sample(images: Images, count: int | None, seed: int = SEED) -> Images:
+def sample_images(images: Images, count: int | None, seed: int = SEED) -> Images:
     """Choose at most `count` images at random, the classes in turn so that each is there; None for all."""
     if count is None or len(images) <= count:
         return images

@@ -46,7 +46,7 @@ def write_model(path: Path, model: ir.Model, metadata: Metadata) -> tuple[int, s
         return written
     unnamed = path.with_name(f"{path.name}{DATA_SUFFIX}")
     ir.external_data.unload_from_model(model, path.parent, unnamed.name, size_threshold_bytes=SMALL)
-    size, sha256 = unnamed.stat().st_size, digest_of(unnamed)
+    size, sha256 = unnamed.stat().st_size, hash_file(unnamed)
     name = f"{path.name}.{sha256[:_DIGITS]}{DATA_SUFFIX}"
     model.metadata_props[DATA_KEY] = json.dumps({"file": name, "bytes": size, "sha256": sha256})
     proto = ir.to_proto(model)
@@ -71,13 +71,13 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def digest_of(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal, without reading it at once."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def model_bytes(model: ir.Model) -> bytes:
+def serialize_model(model: ir.Model) -> bytes:
     """Return the bytes of an .onnx file without metadata."""
     return b"".join(_serialize_in_parts(clear_metadata(model)))
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .batch.options import RunOptions, check_options
+from .batch.options import RunOptions, check_run_options
 from .command.file_kinds import detect_file_kind
 from .command.line import PACKAGE, run_command
 from .command.parser import Parser, options_from
@@ -62,9 +62,9 @@ def make_parser(prog: str) -> Parser:
 
 def _run_on_ray(options: RunOptions) -> int:
     with raise_on_signal():  # Ray starts processes, which have to be ended
-        from .batch.ray_engine import run
+        from .batch.ray_engine import run_on_ray
 
-        return run(options)
+        return run_on_ray(options)
 
 
 def _run(options: RunOptions) -> int:
@@ -72,14 +72,14 @@ def _run(options: RunOptions) -> int:
 
     from .images.other_formats import register_openers
 
-    check_options(options)
+    check_run_options(options)
     register_openers()
     Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow's own limit, which is the process's
     if options.embeddings is not None:
-        from .batch.embed_images import run as embed
+        from .batch.embed_images import embed_images as embed
 
         return embed(options, Path(options.embeddings))
-    from .batch.label_images import run as label
+    from .batch.label_images import label_images as label
 
     return label(options)
 

@@ -66,7 +66,7 @@ class ImageError(InputError):
         return self.reason if self.file is None else f"{self.file}: {self.reason}"
 
 
-def describe_limit(max_pixels: int) -> str:
+def describe_pixel_limit(max_pixels: int) -> str:
     """Return the limit on the pixels of an image, and how it is set, for a message."""
     return f"the limit of {max_pixels:,} (max_pixels; --max-pixels on the command line)"
 

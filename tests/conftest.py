@@ -192,9 +192,9 @@ def models() -> Mapping[str, ViT]:
 @pytest.fixture(scope="session")
 def raw_graphs(models: Mapping[str, ViT]) -> Mapping[str, ir.Model]:
     """Model that torch's exporter wrote; tests work on clones."""
-    from export.sources.from_torch import export_raw
+    from export.sources.from_torch import export_raw_graph
 
-    return {name: export_raw(model) for name, model in models.items()}
+    return {name: export_raw_graph(model) for name, model in models.items()}
 
 
 @pytest.fixture(scope="session")

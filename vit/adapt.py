@@ -12,7 +12,7 @@ from vit.config import ViTConfig, check_grid
 from vit.model import ViT
 
 
-def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None) -> ViT:
+def adapt_model(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None) -> ViT:
     """Return a copy of `model` with a new head, and positions interpolated to another size.
 
     The tanh layer that some pre-trained heads have is dropped, as in the paper. The new head is zero, as
@@ -36,7 +36,7 @@ def adapt(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None
     return adapted.train(model.training)
 
 
-def resize(model: ViT, image_size: tuple[int, int]) -> ViT:
+def resize_model(model: ViT, image_size: tuple[int, int]) -> ViT:
     """Return a copy of `model` with its head, and positions interpolated to (height, width) in pixels.
 
     Raises:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from runtime.command.line import installed
+from runtime.command.line import is_installed
 from runtime.command.locking import only_writer
 from runtime.errors import MissingPackageError, install_line
 from runtime.writing import OutputError, check_folder, write_atomically
@@ -87,7 +87,7 @@ def write_metrics(path: Path, history: Sequence[Mapping[str, Any]], seconds: Seq
 
 def check_tensorboard() -> None:
     """Refuse to write for TensorBoard where it is not installed."""
-    if not installed("tensorboard"):
+    if not is_installed("tensorboard"):
         raise MissingPackageError(f"--tensorboard needs it; {install_line('train,cpu,tensorboard')}")
 
 

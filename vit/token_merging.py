@@ -34,15 +34,15 @@ class MergingBlocks(nn.Sequential):
         size = tokens.new_ones(*tokens.shape[:2], 1)  # (N, T, 1), patches per token
         for index, block in enumerate(self):
             assert isinstance(block, Block)  # a ViT has no others
-            attended, keys = attend(block.attention, block.norm1(tokens), size)
+            attended, keys = attend_merged(block.attention, block.norm1(tokens), size)
             tokens = tokens + block.dropout(block.scale1(attended))
             if merged := self.schedule.get(index, 0):
-                tokens, size = merge(tokens, size, keys, merged)
+                tokens, size = merge_patches(tokens, size, keys, merged)
             tokens = tokens + block.dropout(block.scale2(block.mlp(block.norm2(tokens))))
         return tokens
 
 
-def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def attend_merged(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Run attention in which a token counts once per patch that it stands for (`size`, `[N, T, 1]`).
 
     Returns the output `[N, T, D]` and the keys `[N, h, T, d]`.
@@ -52,7 +52,7 @@ def attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor, 
     return attention.mix(q, k, tokens, weight), k
 
 
-def merge(tokens: Tensor, size: Tensor, keys: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+def merge_patches(tokens: Tensor, size: Tensor, keys: Tensor, merged: int) -> tuple[Tensor, Tensor]:
     """Merge the most similar patches into the means of their pairs.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson
+from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Drift:
     @property
     def agreement_interval(self) -> Interval:
         """Interval of `agreement`, in per cent (95 %)."""
-        found = wilson(round(self.agreement / 100 * self.images), self.images)
+        found = wilson_interval(round(self.agreement / 100 * self.images), self.images)
         return Interval(100 * found.low, 100 * found.high)
 
 
@@ -86,10 +86,10 @@ def measure_drift(
 def sqnr(reference: Array, variant: Array) -> float:
     """Return the signal-to-quantization-noise ratio of logits `[images, classes]` in dB."""
     exact = reference.astype(np.float64)
-    return decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
+    return to_decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
 
 
-def decibels(signal: float, noise: float) -> float:
+def to_decibels(signal: float, noise: float) -> float:
     """Return 10 · log10(signal / noise) of two energies; 200 stands for no difference at all."""
     if noise == 0:
         return MOST_DECIBELS

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from calibration.balance import find_balance_groups
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
-from calibration.measure.drift import decibels
+from calibration.measure.drift import to_decibels
 from calibration.observe import open_observing_session, run_each
 from calibration.plan import QuantizationPlan, Range
 from calibration.split import find_planned_splits
@@ -67,7 +67,7 @@ def measure_layer_drift(
                 scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
                 signal[name] += float(np.square(before, dtype=np.float64).sum())
                 noise[name] += float(np.square(before - after * scales, dtype=np.float64).sum())
-    return {name: decibels(signal[name], noise[name]) for name in layers.linears}
+    return {name: to_decibels(signal[name], noise[name]) for name in layers.linears}
 
 
 def _write_float_outputs(

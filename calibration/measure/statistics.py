@@ -32,7 +32,7 @@ class Interval:
     high: float
 
 
-def wilson(hits: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(hits: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Return Wilson's score interval of a share, in 0..1; it is right also near 0 and 1.
 
     Args:

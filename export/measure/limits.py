@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from calibration.measure.drift import Drift
-from calibration.measure.statistics import Interval, score_interval, wilson
+from calibration.measure.statistics import Interval, score_interval, wilson_interval
 from calibration.search import Budget
 from runtime.text import format_count
 
@@ -184,7 +184,7 @@ def _drop_interval(lost: float, gained: float, images: float) -> Interval:
 
 
 def _agreement_interval(share: float, images: float) -> Interval:
-    found = wilson(round(share * images), round(images))
+    found = wilson_interval(round(share * images), round(images))
     return Interval(100 * found.low, 100 * found.high)
 
 

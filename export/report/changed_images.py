@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.report.section import Results, Section, VariantResult
-from vit.page.confusion import distinguish
+from vit.page.confusion import distinguish_labels
 from vit.page.image_uri import thumbnail
 
 MOST_CHANGED = 48
@@ -55,12 +55,12 @@ def list_mistakes(results: Results) -> list[int]:
 
 def name_true_classes(results: Results) -> Sequence[str]:
     """Return the names of the true classes; a folder's name that several classes have means any of them."""
-    return results.labels if results.images.same_name is not None else distinguish(results.labels)
+    return results.labels if results.images.same_name is not None else distinguish_labels(results.labels)
 
 
 def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> dict[str, Any]:
     """Return one image with the answers of some variants, for the macro `card`."""
-    labels, item = distinguish(results.labels), results.images[row]
+    labels, item = distinguish_labels(results.labels), results.images[row]
     targets, truth = results.targets, name_true_classes(results)
     return {
         "name": item.name if isinstance(item, Path) else results.images.public_name(row),

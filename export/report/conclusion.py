@@ -49,7 +49,7 @@ class Conclusion(Section):
             each.variant: (options.merge_budget if each.merges else None) or options.budget
             for each in run.variants
         }
-        return judge(
+        return judge_limits(
             budgets,
             comparison.drifts,
             sqnr=comparison.sqnr,
@@ -155,7 +155,7 @@ class Conclusion(Section):
         return step + (f"; until then look at the {' and the '.join(changed)}" if changed else "")
 
 
-def judge(
+def judge_limits(
     budgets: Mapping[str, Budget],
     drifts: Mapping[str, Drift],
     *,

@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.graph.edit import Array
 from calibration.measure.per_layer import LayerClipping, measure_clipping
-from calibration.measure.statistics import wilson
+from calibration.measure.statistics import wilson_interval
 from export.measure.inference import Run, top1
 from export.report.section import Results, Section
 from runtime.text import format_count
@@ -175,12 +175,12 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
         return ""
     guesses, total = top1(logits)[0], len(logits)
     hits = int((evaluation.settle(guesses) == targets).sum())
-    if wilson(hits, total).low > 1 / classes:
+    if wilson_interval(hits, total).low > 1 / classes:
         return ""
     advice = "are the labels in the order that the model was trained with?"
     for shift in (1, -1):
         shifted = int((guesses == targets + shift).sum())
-        if wilson(shifted, total).low > max(2 / classes, hits / total):
+        if wilson_interval(shifted, total).low > max(2 / classes, hits / total):
             share = 100 * shifted / total
             advice = f"with class indices shifted by {shift:+d} it is {share:.1f} %: {advice}"
     return (

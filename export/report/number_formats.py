@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calibration.measure.statistics import MOST_DECIBELS, Interval, wilson
+from calibration.measure.statistics import MOST_DECIBELS, Interval, wilson_interval
 from runtime.text import format_count
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
@@ -26,7 +26,7 @@ def share(hits: int, total: int) -> str:
 
 def share_interval(hits: int, total: int) -> str:
     """Return the 95 % interval of a share (Wilson) in per cent without the unit: "94.0–100.0"."""
-    interval, digits = wilson(hits, total), _share_digits(total)
+    interval, digits = wilson_interval(hits, total), _share_digits(total)
     return f"{100 * interval.low:.{digits}f}{DASH}{100 * interval.high:.{digits}f}"
 
 

@@ -16,7 +16,7 @@ from calibration.graph.edit import Array
 from export.graph.canonicalize import canonicalize
 from export.graph.float_model import INPUT, OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.source import Reference, Source
-from export.write_artifact import digest_of
+from export.write_artifact import hash_file
 from vit.data.public import public_name
 from vit.pretrained.description import UnstatedError
 
@@ -70,7 +70,7 @@ def export_weights(path: Path) -> Source:
             "name": path.resolve().name if path.is_dir() else path.stem,
             "weights": file.name,
             "format": found.format,
-            "sha256": digest_of(file),
+            "sha256": hash_file(file),
             "config": found.model.config.to_dict(),
             **({"assumed": list(found.assumed)} if found.assumed else {}),
         },
@@ -78,7 +78,7 @@ def export_weights(path: Path) -> Source:
 
 
 def _export(found: Checkpoint | ImportedModel, *, description: Mapping[str, Any], **more: Any) -> Source:
-    exported = export_float(found.model)
+    exported = export_float_graph(found.model)
 
     def run(pixels: Array) -> Array:
         with torch.inference_mode():
@@ -96,16 +96,16 @@ def _export(found: Checkpoint | ImportedModel, *, description: Mapping[str, Any]
     )
 
 
-def export_float(model: ViT) -> FloatModel:
+def export_float_graph(model: ViT) -> FloatModel:
     """Export with a dynamic batch through torch.onnx (dynamo), then run every rewrite.
 
     The graph takes `pixels`, uint8 [N, H, W, 3], and gives `logits`, float32 [N, classes].
     """
-    exported = export_raw(model)
+    exported = export_raw_graph(model)
     return FloatModel(exported, canonicalize(exported))
 
 
-def export_raw(model: ViT) -> ir.Model:
+def export_raw_graph(model: ViT) -> ir.Model:
     """Return the model that torch.onnx.export writes, before any rewrite."""
     pixels = torch.zeros(2, *model.config.image_size, 3, dtype=torch.uint8)
     with _quiet_exporter():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
-from runtime.command.line import installed
+from runtime.command.line import is_installed
 from runtime.errors import InputError, Interrupted, MissingPackageError, install_line
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class OnnxReader:
 SourceReader = CheckpointReader | ExampleReader | WeightsReader | OnnxReader
 
 
-def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> SourceReader:
+def choose_source_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> SourceReader:
     """Return the reader for the source that a command line names.
 
     Args:
@@ -172,7 +172,7 @@ def choose_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path |
     """
     if onnx is not None:
         return OnnxReader(onnx, preprocess)
-    if not installed("torch") or not installed("safetensors"):
+    if not is_installed("torch") or not is_installed("safetensors"):
         needs = f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}"
         raise MissingPackageError(f"{needs}; an ONNX model does not: python -m export --onnx MODEL")
     if checkpoint is None:

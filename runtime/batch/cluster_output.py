@@ -15,7 +15,7 @@ from ..errors import FailureError
 from ..strict_json import read_field
 from ..writing import OutputError
 from .cluster_sources import hide_secrets, is_uri, open_location
-from .output import check_settings, to_line
+from .output import check_settings, format_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -44,7 +44,7 @@ class Parts:
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write the records of chunk `number` (from 1) as a part, replacing another; return its name."""
         parquet = self.form == "parquet"
-        data = _to_parquet(rows) if parquet else b"".join(to_line(row, "jsonl") for row in rows)
+        data = _to_parquet(rows) if parquet else b"".join(format_line(row, "jsonl") for row in rows)
         name = f"part-{self.run:04}-{number:09}.{self.form}"
         _put(*self._open(), name, data)
         return name

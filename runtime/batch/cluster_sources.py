@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ..concurrency import in_parallel
 from ..errors import FailureError, InputError
-from ..images.find_images import SkippedFiles, find_images, is_system_file, walk
+from ..images.find_images import SkippedFiles, find_images, is_system_file, walk_folder
 from ..text import clean_line
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _walk_store(store: Store, path: str, all_files: bool, left_out: SkippedFiles
         yield path
         return
     entries = partial(_list_folder, system)
-    yield from walk(path, entries, posixpath.basename, all_files=all_files, skipped=left_out)
+    yield from walk_folder(path, entries, posixpath.basename, all_files=all_files, skipped=left_out)
 
 
 def _list_folder(system: FileSystem, folder: str) -> list[tuple[str, bool]] | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..command.line import PACKAGE
-from ..command.locking import only_writer_of, refuse_being_written
+from ..command.locking import only_writer_of, refuse_busy_output
 from ..command.progress import Step
 from ..errors import DONE, FAILED, MissingPackageError
 from ..images.find_images import SkippedFiles, is_folder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _ROWS = 1024  # of a group in Parquet
 
 
-def run(options: RunOptions, out: Path) -> int:
+def embed_images(options: RunOptions, out: Path) -> int:
     """Embed the images, write the array to `out`, and return the exit code.
 
     The files appear when all images are done; an interrupted run leaves none of them. The list of the rows'
@@ -152,7 +152,7 @@ class _Files:
         """Refuse to replace what the user has not given up, or what a run that labels is writing."""
         for path in self._final.values():
             _check_overwrite(path, self._overwrite)
-            refuse_being_written(path)
+            refuse_busy_output(path)
 
     def _open(self, name: str) -> None:
         self._aside[name] = AtomicFile(self._final[name])

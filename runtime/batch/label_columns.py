@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..images.preprocess import MAX_PIXELS, ImageError
 from ..model_file.artifact import choose_file, read_artifact
 from ..results import Result
-from .output import FIELDS, to_record
+from .output import FIELDS, format_record
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -77,15 +77,15 @@ class Labels:
     def label(self, path: str, content: Any, error: Any = None) -> dict[str, Any]:
         """Label one image and return its row. Arguments are values of the columns that a call takes."""
         if isinstance(error, str):
-            return to_record(Result(path, None, error))
+            return format_record(Result(path, None, error))
         if content is None or isinstance(content, float):  # pandas' null
-            return to_record(Result(path, None, "it has no content (null)"))
+            return format_record(Result(path, None, "it has no content (null)"))
         try:
-            return to_record(Result(path, self.classifier()(content), None))
+            return format_record(Result(path, self.classifier()(content), None))
         except ImageError as failure:
-            return to_record(Result(path, None, failure.reason))
+            return format_record(Result(path, None, failure.reason))
         except MemoryError:
-            return to_record(Result(path, None, "not enough memory to label it"))
+            return format_record(Result(path, None, "not enough memory to label it"))
 
     def classifier(self, read_model: Callable[[], bytes] | None = None) -> Classifier:
         """Return the model as it is open in this process, and open it if it is not.

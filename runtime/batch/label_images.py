@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..classifier import Classifier
-from ..command.line import PACKAGE, complain
+from ..command.line import PACKAGE, print_error
 from ..command.locking import only_writer
 from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
@@ -24,7 +24,7 @@ from .sorting import Sorter
 from .tally import Report
 
 
-def run(options: RunOptions) -> int:
+def label_images(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code."""
     classify = Classifier(
         options.model,
@@ -76,7 +76,7 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
         lines.close()
         report.clear()
         message = f"interrupted after {format_count(report.found, 'image')}"
-        return complain(PACKAGE, message + _explain_resume(output), INTERRUPTED)
+        return print_error(PACKAGE, message + _explain_resume(output), INTERRUPTED)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -93,7 +93,7 @@ class RunOptions:
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
 
 
-def check_options(options: RunOptions) -> None:
+def check_run_options(options: RunOptions) -> None:
     """Refuse options that do not go together on one machine, before anything is loaded or written."""
     _check_inputs(options)
     if options.resume and options.overwrite:

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 
-from ..command.locking import being_written, warn_no_locks
+from ..command.locking import busy_output_error, warn_no_locks
 from ..results import Result
 from ..text import escape_controls, make_printable
 from ..writing import OutputError, explain_output_errors, lock_file, write_atomically
@@ -41,13 +41,13 @@ def choose_format(path: Path | None) -> Format:
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 
 
-def to_record(result: Result[Any]) -> dict[str, Any]:
+def format_record(result: Result[Any]) -> dict[str, Any]:
     """Return the fields of one line. Without a prediction all but `path` and `error` are None."""
     values: dict[str, Any] = dict.fromkeys(FIELDS) | {"path": str(result.image), "error": result.error}
     return values if result.prediction is None else values | asdict(result.prediction)
 
 
-def to_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) -> bytes:
+def format_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) -> bytes:
     """Return one record as a line in which characters that a terminal would obey are escaped.
 
     JSON has its own escapes. CSV has none: a label is exact in `top`, which is JSON, and by its `index`. In a
@@ -88,7 +88,7 @@ class Lines:
 
     def write(self, result: Result[Path]) -> None:
         """Append the line of one result."""
-        self._write(to_line(to_record(result), self._form, to_file=self._to_file))
+        self._write(format_line(format_record(result), self._form, to_file=self._to_file))
         if self._to_file and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -197,7 +197,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     try:
         locked = lock_file(file.fileno())
     except BlockingIOError:
-        raise being_written(path) from None
+        raise busy_output_error(path) from None
     if not locked:
         warn_no_locks(path)
 

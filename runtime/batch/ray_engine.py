@@ -52,7 +52,7 @@ class EngineError(FailureError):
     """Work on a cluster that broke off."""
 
 
-def run(options: RunOptions) -> int:
+def run_on_ray(options: RunOptions) -> int:
     """Label what the options of `python -m runtime` name, and return the exit code.
 
     Whatever cannot be used (an option, source, model, output or cluster) is an InputError.
@@ -73,7 +73,7 @@ def run(options: RunOptions) -> int:
     report = Report()
     resume = f"what is done is in {hide_secrets(parts.uri)}, the same command with --resume continues"
     try:
-        with connect(options.address) as cores:
+        with connect_to_cluster(options.address) as cores:
             listed = list_stored_images(options.images, all_files=options.all_files, left_out=report.left_out)
             done = DoneImages(parts.read_paths(parts.list_earlier()))
             images = done.skip(listed, report, name_image)
@@ -110,7 +110,7 @@ def _check_options(options: RunOptions) -> None:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[int]:
+def connect_to_cluster(address: str | None) -> Iterator[int]:
     """Connect to a running cluster, send this project's code to its nodes, and yield the number of cores."""
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..command.line import PACKAGE, complain
-from ..command.progress import Cadence, Clock, clock_time
+from ..command.line import PACKAGE, print_error
+from ..command.progress import Cadence, Clock, format_duration
 from ..images.find_images import SkippedFiles, describe_skipped
 from ..text import format_count, make_printable
 
@@ -109,7 +109,7 @@ class Report:
         """Print the summary, and a message if there is one; return the exit code."""
         self.clear()
         print(self.summary(), file=sys.stderr)
-        return complain(PACKAGE, message, code) if message else code
+        return print_error(PACKAGE, message, code) if message else code
 
     def summary(self) -> str:
         """Return all counts in lines: of one machine each failure by its path, of a cluster by its reason."""
@@ -136,7 +136,7 @@ class Report:
         if self._total is None:
             line = f"{format_count(self.tally.images, 'image')}, {self._rate():.1f} per second"
         else:
-            left = clock_time(max(0, self._total - self.found) / max(self._rate(), 1e-9))
+            left = format_duration(max(0, self._total - self.found) / max(self._rate(), 1e-9))
             done = f"{self.found:,} of {format_count(self._total, 'image')}"
             line = f"{done}, {self._rate():.1f} per second, {left} left"
         self._cadence.print(line + failed)

@@ -39,28 +39,28 @@ def run_command(
         return work()
     except VitEdgeError as error:
         if get_signal() is not None and not isinstance(error, Interrupted):
-            return complain(name, stopped, INTERRUPTED)  # what the work made of a Ctrl-C
-        return complain(name, error, error.exit_code)
+            return print_error(name, stopped, INTERRUPTED)  # what the work made of a Ctrl-C
+        return print_error(name, error, error.exit_code)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if extra is None or package in _OURS:
             raise
         package = _CALLED.get(package, package)
-        return complain(name, f"{package} is not installed; {install_line(extra)}", FAILED)
+        return print_error(name, f"{package} is not installed; {install_line(extra)}", FAILED)
     except KeyboardInterrupt:
-        return complain(name, stopped, INTERRUPTED)
+        return print_error(name, stopped, INTERRUPTED)
     except BrokenPipeError:  # the reader of standard output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
 
-def complain(name: str, message: object, code: int) -> int:
+def print_error(name: str, message: object, code: int) -> int:
     """Print one line of bounded length on standard error, `name` first, and return `code`."""
     print(f"{name}: {make_printable(str(message), longest=LONGEST)}", file=sys.stderr)
     return code
 
 
-def installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Return whether a package can be imported, without importing it.
 
     Args:

@@ -70,7 +70,7 @@ def only_writer_of(place: Path) -> Iterator[None]:
                 break
             time.sleep(0.02)
         else:
-            raise being_written(place)
+            raise busy_output_error(place)
     if descriptor is None:
         warn_no_locks(place)
     try:
@@ -82,7 +82,7 @@ def only_writer_of(place: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def refuse_being_written(place: Path) -> None:
+def refuse_busy_output(place: Path) -> None:
     """Refuse to replace a file, which need not exist, that another process has open for its lines."""
     try:
         descriptor = os.open(place, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
@@ -91,12 +91,12 @@ def refuse_being_written(place: Path) -> None:
     try:
         lock_file(descriptor)
     except BlockingIOError:
-        raise being_written(place) from None
+        raise busy_output_error(place) from None
     finally:
         os.close(descriptor)
 
 
-def being_written(place: Path) -> OutputError:
+def busy_output_error(place: Path) -> OutputError:
     """Return the error of a file that another run is writing."""
     return OutputError(f"{place}: another run is writing it; wait for its end, or stop it")
 

@@ -137,7 +137,7 @@ class Step:
         parts += [self.detail] if self.detail else []
         here, left = self.done - self._before, self.total - self.done
         if here > 0 and left > 0:
-            parts.append(f"{clock_time(seconds / here * left)} left")
+            parts.append(f"{format_duration(seconds / here * left)} left")
         else:
             parts.append(f"{seconds:.0f} s")
         return ("" if self._cadence.live else f"{self.command}: ") + ", ".join(parts)
@@ -158,7 +158,7 @@ class Step:
             self.tick()
 
 
-def tell(line: str) -> None:
+def print_for_people(line: str) -> None:
     """Print a line for people on standard error; on a terminal it replaces the line of progress.
 
     Args:
@@ -168,7 +168,7 @@ def tell(line: str) -> None:
     print(f"\r\x1b[K{line}" if is_on_terminal() else line, file=sys.stderr, flush=True)
 
 
-def clock_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as hours:minutes:seconds."""
     whole = int(seconds + 0.5)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

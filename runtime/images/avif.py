@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import IO
 
-from ..errors import ImageError, describe_limit
+from ..errors import ImageError, describe_pixel_limit
 
 _MOST = 10_000  # boxes, items or parts; real files have 50, and a grid of tiles some hundreds
 _START = 512  # bytes of an image, within which its sequence header stands
@@ -39,7 +39,7 @@ def check_avif(file: IO[bytes], max_pixels: int) -> None:
         columns, rows = _size_of(start)
         if columns * rows > max_pixels:
             found = f"it holds an image of {columns} x {rows} pixels"
-            raise ImageError(f"{found}, more than {describe_limit(max_pixels)}")
+            raise ImageError(f"{found}, more than {describe_pixel_limit(max_pixels)}")
 
 
 def read_boxes(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:

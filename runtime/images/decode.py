@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, describe_limit
+from ..errors import ImageError, describe_pixel_limit
 from ..text import clean_line
 from .formats import WHITE_16, PixelFormat, check_format, check_ico, check_parts
 
@@ -132,7 +132,7 @@ def reserve_memory(size: tuple[int, int], max_pixels: int) -> AbstractContextMan
     """
     if _memory(size) > 1.25 * max(max_pixels, _LARGE):
         found = f"{size[0]} x {size[1]} pixels between its two passes"
-        raise ImageError(f"resizing it takes {found}, too many rows for {describe_limit(max_pixels)}")
+        raise ImageError(f"resizing it takes {found}, too many rows for {describe_pixel_limit(max_pixels)}")
     return _one_large_image if _memory(size) > _LARGE else nullcontext()
 
 
@@ -159,10 +159,10 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if min(size) < 1:
         raise ImageError(f"it has no pixels ({found})")
     if size[0] * size[1] > max_pixels:
-        raise ImageError(f"it has {found} pixels, more than {describe_limit(max_pixels)}")
+        raise ImageError(f"it has {found} pixels, more than {describe_pixel_limit(max_pixels)}")
     if _memory(size) > 1.25 * max_pixels:
         raise ImageError(
-            f"it has {found} pixels, too narrow for so many rows and {describe_limit(max_pixels)}"
+            f"it has {found} pixels, too narrow for so many rows and {describe_pixel_limit(max_pixels)}"
         )
 
 
@@ -206,7 +206,9 @@ def _open_file(file: IO[bytes], length: int, max_pixels: int) -> Image.Image:
     if length == 0:
         raise ImageError("it is empty (zero bytes)")
     if length > 2**20 + 8 * max_pixels:  # more than 16-bit RGBA without compression takes
-        raise ImageError(f"it has {length:,} bytes, more than an image of {describe_limit(max_pixels)} needs")
+        raise ImageError(
+            f"it has {length:,} bytes, more than an image of {describe_pixel_limit(max_pixels)} needs"
+        )
     check_ico(file, lambda size: _check_size(size, max_pixels))
     if length > _MANY_BYTES:
         check_parts(file, length)

@@ -100,7 +100,9 @@ def find_images(
         path = Path(path)
         if is_folder(path):
             entries = _Lister(skip, skipped)
-            yield from walk(path, entries, lambda file: file.name, all_files=all_files, skipped=skipped)
+            yield from walk_folder(
+                path, entries, lambda file: file.name, all_files=all_files, skipped=skipped
+            )
         else:
             yield path
 
@@ -116,7 +118,7 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def walk(
+def walk_folder(
     root: T,
     entries: Callable[[T], Sequence[tuple[T, bool | None]] | None],
     name_of: Callable[[T], str],

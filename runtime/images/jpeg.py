@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import ImageError, describe_limit
+from ..errors import ImageError, describe_pixel_limit
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile  # slow to import, and the runtime has to start fast
@@ -118,7 +118,7 @@ def check_jpeg2000(image: Image.Image, file: IO[bytes], max_pixels: int) -> int:
     if tiles > _MOST_TILES:
         raise ImageError(f"it has {tiles:,} tiles (limit: {_MOST_TILES:,}); save it with larger ones")
     if samples > max(max_pixels, _SMALL):
-        raise ImageError(f"its tiles have {samples:,} samples, more than {describe_limit(max_pixels)}")
+        raise ImageError(f"its tiles have {samples:,} samples, more than {describe_pixel_limit(max_pixels)}")
     parts = file.read(3 * count)
     depth = parts[0] + 1 if parts else 0  # above 128: signed
     if (

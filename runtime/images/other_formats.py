@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ..errors import describe_limit
+from ..errors import describe_pixel_limit
 from ..text import clean_line
 
 # --- Packages that add formats, for the command lines; an app registers its own ---
@@ -143,7 +143,7 @@ def explain_failure(error: Exception, step: str, max_pixels: int, file: IO[bytes
     if isinstance(error, Image.DecompressionBombError):
         if Image.MAX_IMAGE_PIXELS is None or max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
             return "it has more pixels than Pillow opens; set PIL.Image.MAX_IMAGE_PIXELS as well to allow it"
-        return f"it has more pixels than {describe_limit(max_pixels)}"
+        return f"it has more pixels than {describe_pixel_limit(max_pixels)}"
     if isinstance(error, UnidentifiedImageError) and file is not None:
         return _identify(file)
     return f"it cannot be {step}: {translate_reason(error)}"

@@ -13,9 +13,9 @@ from mmap import mmap
 from pathlib import Path
 
 from ..images.find_images import is_folder
-from .integrity import Digests, check_data, hash_bytes, open_regular, stamp_of, start_hashing
+from .integrity import Digests, check_data, hash_bytes, open_regular, read_file_stamp, start_hashing
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
-from .onnx_file import OnnxError, OnnxSummary, summarize
+from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
 __all__ += ["choose_file", "read_artifact", "read_metadata"]
@@ -76,7 +76,7 @@ class Artifact:
         """
         for path, stamp in self._stamps:
             try:
-                same = stamp_of(path.stat()) == stamp
+                same = read_file_stamp(path.stat()) == stamp
             except OSError:
                 same = False
             if not same:
@@ -114,7 +114,7 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
     if computed is not None and computed.sha256 != str(sha256).strip().lower():
         raise ArtifactError(f"{path}: its SHA-256 is not the expected one, {sha256}; do not use this file")
     try:
-        model = summarize(data)
+        model = summarize_onnx(data)
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
         digests = start_hashing(source).result if computed is None else lambda: computed
@@ -187,7 +187,7 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
             # (Mapping the file would kill the process if another one truncated it meanwhile.)
             data = mmap(-1, max(status.st_size, 1))
             file.readinto(data)
-            return data, stamp_of(status)
+            return data, read_file_stamp(status)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 

@@ -127,7 +127,7 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
     path = source.parent / name
     try:
         with open_regular(path) as file:
-            stamp = stamp_of(os.fstat(file.fileno()))
+            stamp = read_file_stamp(os.fstat(file.fileno()))
             if stamp[2] != size:
                 raise ArtifactError(
                     f"its weights in {name} have {stamp[2]:,} bytes, expected {size:,}; copy both files again"
@@ -213,6 +213,6 @@ def _expect_regular(mode: int) -> None:
         raise OSError(errno.EINVAL, f"expected a file, found {_KINDS.get(stat.S_IFMT(mode), 'a device')}")
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+def read_file_stamp(status: os.stat_result) -> tuple[int, ...]:
     """Return numbers of which one changes when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

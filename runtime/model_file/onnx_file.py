@@ -75,7 +75,7 @@ def _by_tag(fields: str) -> dict[int, tuple[str, bool]]:
 _FIELDS = {message: _by_tag(fields) for message, fields in _MESSAGES.items()}
 
 
-def summarize(data: bytes | mmap) -> OnnxSummary:
+def summarize_onnx(data: bytes | mmap) -> OnnxSummary:
     """Read the outline of a ModelProto from all of its bytes.
 
     Raises:

@@ -56,7 +56,7 @@ def test_integer_files_are_smaller(built):
 def exported(bench, built, monkeypatch):
     """Our float graph as a file; exporting the same model again gives what there is already."""
     path = bench.folder / "ours.onnx"
-    monkeypatch.setattr(peers, "export_float", lambda model: FloatModel(ir.load(path), {}))
+    monkeypatch.setattr(peers, "export_float_graph", lambda model: FloatModel(ir.load(path), {}))
     monkeypatch.setattr(peers, "export_plain", lambda model, path: path)
     return path
 

@@ -39,7 +39,7 @@ def write_vit(path: Path) -> Path:
     from onnx import helper
 
     from export.graph.canonicalize import canonicalize
-    from export.sources.from_torch import export_raw
+    from export.sources.from_torch import export_raw_graph
     from runtime import Metadata, Preprocess
     from tests.support.small_models import lively
     from vit.config import ViTConfig
@@ -47,7 +47,7 @@ def write_vit(path: Path) -> Path:
     config = ViTConfig(
         image_size=(64, 64), patch_size=16, width=48, depth=2, heads=4, mlp_width=96, classes=20
     )
-    graph = export_raw(lively(config))
+    graph = export_raw_graph(lively(config))
     canonicalize(graph)
     spec = Preprocess(size=(64, 64), resize="crop", resize_to=72, interpolation="bicubic")
     labels = tuple(f"class {index}" for index in range(20))

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calibration.balance import STRENGTHS, BalanceGroup, apply_scales, compute_scales, find_balance_groups
+from calibration.balance import (
+    STRENGTHS,
+    BalanceGroup,
+    apply_balance_scales,
+    compute_balance_scales,
+    find_balance_groups,
+)
 from calibration.graph.edit import constant
 from calibration.graph.layers import find_layers
 from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
@@ -38,7 +44,7 @@ def test_scales_are_the_ranges_to_the_power_of_the_strength(
     one_sided = np.random.default_rng(seed).random(len(reach)) < 0.5
     other = reach * np.float32(0.25)
     low, high = -np.where(one_sided, reach, other), np.where(one_sided, other, reach)
-    scales = compute_scales(low, high, strength)
+    scales = compute_balance_scales(low, high, strength)
     assert scales.dtype == np.float32
     expected = (reach / reach[0]).astype(np.float64) ** strength
     np.testing.assert_allclose(scales / scales[0], expected, rtol=1e-5)
@@ -48,20 +54,22 @@ def test_scales_are_the_ranges_to_the_power_of_the_strength(
 @given(ranges)
 def test_a_strength_of_one_makes_all_features_equal_and_of_zero_leaves_them(reach: np.ndarray) -> None:
     reach = np.maximum(reach, reach.max() / 900)
-    np.testing.assert_array_equal(compute_scales(-reach, reach, 0.0), np.ones(len(reach), np.float32))
-    np.testing.assert_allclose(np.ptp(reach / compute_scales(-reach, reach, 1.0)), 0, atol=1e-3 * reach.max())
+    np.testing.assert_array_equal(compute_balance_scales(-reach, reach, 0.0), np.ones(len(reach), np.float32))
+    np.testing.assert_allclose(
+        np.ptp(reach / compute_balance_scales(-reach, reach, 1.0)), 0, atol=1e-3 * reach.max()
+    )
 
 
 def test_a_feature_that_never_moves_is_scaled_as_if_it_had_a_thousandth_of_the_range() -> None:
     low, high = np.array([-2.0, 0.0, -1e-9], np.float32), np.array([1.0, 0.0, 0.0], np.float32)
-    found = compute_scales(low, high, 0.5)
+    found = compute_balance_scales(low, high, 0.5)
     np.testing.assert_allclose(found[0] / found[1:], 1000**0.5, rtol=1e-5)
-    assert np.isfinite(compute_scales(np.zeros(3), np.zeros(3), 0.75)).all()
+    assert np.isfinite(compute_balance_scales(np.zeros(3), np.zeros(3), 0.75)).all()
 
 
 def test_a_range_beside_zero_counts_by_its_larger_end() -> None:
     low, high = np.array([3.0, -5.0], np.float32), np.array([4.0, -1.0], np.float32)
-    np.testing.assert_allclose(np.divide(*compute_scales(low, high, 0.5)), (4 / 5) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(np.divide(*compute_balance_scales(low, high, 0.5)), (4 / 5) ** 0.5, rtol=1e-5)
 
 
 def test_the_places_are_the_norms_and_the_value_linear() -> None:
@@ -85,7 +93,7 @@ scale_vectors = st.lists(st.floats(0.125, 8, width=32), min_size=8, max_size=8)
 def test_moving_scales_leaves_the_output(seed: int, name: str, scales: list[float]) -> None:
     model = block(seed=seed)
     expected = run(model, X)
-    apply_scales(groups(model)[name], np.array(scales, np.float32))
+    apply_balance_scales(groups(model)[name], np.array(scales, np.float32))
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
@@ -99,7 +107,7 @@ def test_a_value_linear_is_scaled_on_both_sides(seed: int, into: list[float], ou
     assert before is not None
     found = groups(model)
     for name, scales in {"norm1": into, "value": out_of}.items():
-        apply_scales(found[name], np.array(scales, np.float32))
+        apply_balance_scales(found[name], np.array(scales, np.float32))
     weight = constant(node(model, "value").inputs[1])
     np.testing.assert_allclose(weight, before * np.array(into)[:, None] / np.array(out_of), rtol=1e-5)
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=3e-5 * np.abs(expected).max())
@@ -111,7 +119,7 @@ def test_what_the_producer_gives_is_divided() -> None:
     before = {
         name: constant(node(model, "norm1").inputs[index]) for index, name in ((1, "scale"), (2, "bias"))
     }
-    apply_scales(groups(model)["norm1"], scales)
+    apply_balance_scales(groups(model)["norm1"], scales)
     norm = node(model, "norm1")
     for index, name in ((1, "scale"), (2, "bias")):
         now = constant(norm.inputs[index])
@@ -126,7 +134,7 @@ def test_a_norm_without_a_bias_is_a_place_too() -> None:
     model = block()
     node(model, "norm2").resize_inputs(2)
     expected = run(model, X)
-    apply_scales(groups(model)["norm2"], np.linspace(0.5, 4, 8, dtype=np.float32))
+    apply_balance_scales(groups(model)["norm2"], np.linspace(0.5, 4, 8, dtype=np.float32))
     assert len(node(model, "norm2").inputs) == 2
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.balance import STRENGTHS, compute_scales, find_balance_groups
+from calibration.balance import STRENGTHS, compute_balance_scales, find_balance_groups
 from calibration.decide import (
     FLOAT_COLUMNS,
     GAIN_OF_COLUMNS,
@@ -21,7 +21,7 @@ from calibration.decide import (
     Candidates,
     _Decision,
     _weigh_costs,
-    decide,
+    decide_plan,
 )
 from calibration.graph.edit import add_constant, constant
 from calibration.graph.layers import Linear, find_layers
@@ -58,7 +58,7 @@ def observed(model: ir.Model, inputs: list[np.ndarray]) -> dict[str, Observation
 
 def plan_of(model: ir.Model, inputs: list[np.ndarray] | None = None, **options: object) -> QuantizationPlan:
     given_ = observed(model, images() if inputs is None else inputs)
-    return decide(find_layers(model), given_, target="full-range", **options)  # type: ignore[arg-type]
+    return decide_plan(find_layers(model), given_, target="full-range", **options)  # type: ignore[arg-type]
 
 
 def change(model: ir.Model, name: str, index: int, factors: np.ndarray) -> None:
@@ -133,7 +133,7 @@ def test_what_is_to_stay_in_float_must_be_there(model: ir.Model) -> None:
 
 def test_products_get_the_range_that_was_seen_and_probabilities_theirs(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_layers(model), given_, target="full-range", quantize_products=True)
+    plan = decide_plan(find_layers(model), given_, target="full-range", quantize_products=True)
     seen = {name: (float(each.all.low.min()), float(each.all.high.max())) for name, each in given_.items()}
     scores, mix = plan.products["scores"], plan.products["mix"]
     assert scores.left == Range.of(*seen["query_first"])
@@ -164,14 +164,14 @@ def test_pixels_are_int8_already() -> None:
     given_.fit.update(np.ones((3, 4), np.float32))
     sites = find_layers(graph)
     assert sites.activations == ["n"]
-    plan = decide(sites, {"n": given_}, target="full-range", single_rows="int8")
+    plan = decide_plan(sites, {"n": given_}, target="full-range", single_rows="int8")
     assert (plan.linears["t"].precision, plan.linears["t"].input, plan.linears["t"].rule) == (
         "int8",
         None,
         None,
     )
     assert plan.linears["y"].input is not None
-    kept = decide(sites, {"n": given_}, target="full-range", keep_float=["t"])
+    kept = decide_plan(sites, {"n": given_}, target="full-range", keep_float=["t"])
     assert kept.linears["t"].precision == "float32"
 
 
@@ -198,7 +198,7 @@ def strength_by_brute_force(sites_of: ir.Model, given_: Mapping[str, Observation
     extremes = given_[str(group.linears[0].input.name)].fit.extremes
     errors = []
     for strength in STRENGTHS:
-        scales = compute_scales(extremes.low, extremes.high, strength)
+        scales = compute_balance_scales(extremes.low, extremes.high, strength)
         each = trial(given_[str(group.linears[0].input.name)], list(group.linears), scales)
         errors.append(each.choose_per_tensor(rules=("min-max", "margin")).error)
     return STRENGTHS[int(np.argmin(errors))]
@@ -213,7 +213,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
     for index in (1, 2):
         change(model, "norm1", index, outlier)
     given_ = observed(model, images())
-    plan = decide(find_layers(model), given_, target="full-range")
+    plan = decide_plan(find_layers(model), given_, target="full-range")
     for place, tensor in {"norm1": "norm1", "norm2": "norm2", "value": "joined"}.items():
         strength = strength_by_brute_force(model, given_, place)
         if strength == 0:
@@ -221,7 +221,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
         else:
             assert plan.balance[place].strength == strength
             # The scales themselves come from all images.
-            scales = compute_scales(given_[tensor].all.low, given_[tensor].all.high, strength)
+            scales = compute_balance_scales(given_[tensor].all.low, given_[tensor].all.high, strength)
             assert list(plan.balance[place].scales) == six_digits(scales)
     if factor == 40.0:
         assert plan.balance["norm1"].strength > 0
@@ -229,7 +229,7 @@ def test_the_strength_with_the_least_error_is_taken(seed: int, factor: float) ->
 
 def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_layers(model), given_, target="full-range")
+    plan = decide_plan(find_layers(model), given_, target="full-range")
     checked = 0
     for name, linear in find_layers(model).linears.items():
         each, tensor = plan.linears[name], given_[str(linear.input.name)].all
@@ -252,7 +252,7 @@ def test_a_range_is_that_of_the_divided_tensor_over_all_images(model: ir.Model) 
 
 def test_the_largest_hidden_features_go_to_float_where_they_gain_enough(model: ir.Model) -> None:
     given_ = observed(model, images())
-    plan = decide(find_layers(model), given_, target="full-range")
+    plan = decide_plan(find_layers(model), given_, target="full-range")
     columns = plan.linears["fc2"].float_columns
     assert set(columns) == set(np.argsort(-given_["gelu"].all.high, kind="stable")[:FLOAT_COLUMNS].tolist())
     assert list(columns) == sorted(columns)
@@ -288,7 +288,7 @@ def test_an_mlp_of_few_features_and_one_of_a_single_row_are_not_split(model: ir.
     assert not plan_of(few).linears["fc2"].float_columns
     given_ = observed(model, images())
     given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
-    plan = decide(find_layers(model), given_, target="full-range", single_rows="int8")
+    plan = decide_plan(find_layers(model), given_, target="full-range", single_rows="int8")
     assert not plan.linears["fc2"].float_columns
     assert plan.linears["fc2"].per_token is not None  # the row has a scale of its own instead
 
@@ -302,12 +302,12 @@ def test_linears_that_see_one_row_per_image_have_a_precision_of_their_own(
     for name in ("gelu", "norm2"):
         given_[name] = replace(given_[name], rows_per_image=1)
     sites = find_layers(model)
-    plan = decide(sites, given_, target="any-cpu", keep_float=["fc1"], single_rows=precision)
+    plan = decide_plan(sites, given_, target="any-cpu", keep_float=["fc1"], single_rows=precision)
     found = {name: each.precision for name, each in plan.linears.items()}
     assert found == dict.fromkeys(LINEARS, "int8") | {"fc1": "float32", "fc2": precision}
     if precision != "int8":
         assert plan.linears["fc2"] == LinearPlan(precision=precision)
-    default = decide(sites, given_, target="any-cpu")
+    default = decide_plan(sites, given_, target="any-cpu")
     assert {name for name, each in default.linears.items() if each.precision == "float16"} == {"fc1", "fc2"}
 
 
@@ -329,11 +329,11 @@ def test_hidden_features_in_float_get_no_correction(model: ir.Model) -> None:
 def test_a_correction_is_the_trials_own_to_six_digits(target: Target, model: ir.Model) -> None:
     """With weights of the same form: limited in pairs for any CPU they round more coarsely."""
     given_ = observed(model, images())
-    plan = decide(find_layers(model), given_, target=target, keep_float=["fc2"])
+    plan = decide_plan(find_layers(model), given_, target=target, keep_float=["fc2"])
     linear, each = find_layers(model).linears["fc1"], plan.linears["fc1"]
     scales = np.ones(WIDTH, np.float32)
     if "norm2" in plan.balance:
-        scales = compute_scales(
+        scales = compute_balance_scales(
             given_["norm2"].all.low, given_["norm2"].all.high, plan.balance["norm2"].strength
         )
     assert each.input is not None
@@ -380,7 +380,7 @@ def test_rows_with_their_own_scale_are_stored_as_the_trial_says() -> None:
     lines = (ATTENTION + MLP).replace("Gemm(norm2, fc1_weight", "Gemm(residual, fc1_weight")
     model = block(hidden=HIDDEN, lines=lines)
     given_ = observed(model, loud())
-    each = decide(find_layers(model), given_, target="full-range").linears["fc1"]
+    each = decide_plan(find_layers(model), given_, target="full-range").linears["fc1"]
     assert (each.input, each.rule, each.float_columns) == (Range.of(-1.0, 1.0), "exact", ())
     assert each.per_token == pytest.approx(np.abs(given_["residual"].fit.rows).max() * 1e-4, rel=1e-5)
 
@@ -436,7 +436,7 @@ def test_the_error_that_was_foretold_is_what_the_written_graph_makes(name: str) 
     model, inputs = uneven(HIDDEN // 2), images(1)
     given_ = observed(model, inputs)
     keep = [other for other in LINEARS if other != name]
-    plan = decide(find_layers(model), given_, target="any-cpu", keep_float=keep)
+    plan = decide_plan(find_layers(model), given_, target="any-cpu", keep_float=keep)
     chosen, linear = plan.linears[name], find_layers(model).linears[name]
     scales = np.ones(len(linear.weight), np.float32)
     if plan.balance:
@@ -492,7 +492,7 @@ def test_a_weight_that_float16_cannot_hold_stays_in_float32(
     change(model, "fc2", 1, np.full(WIDTH, factor))
     given_ = observed(model, images())
     given_["gelu"] = replace(given_["gelu"], rows_per_image=1)
-    plan = decide(find_layers(model), given_, target="any-cpu", single_rows="float16")
+    plan = decide_plan(find_layers(model), given_, target="any-cpu", single_rows="float16")
     assert plan.linears["fc2"] == LinearPlan(precision=expected)
 
 
@@ -501,7 +501,7 @@ def test_only_the_range_of_rows_behind_a_gelu_is_one_sided(model: ir.Model) -> N
     given_ = observed(model, images())
     for name in ("gelu", "joined"):
         given_[name] = replace(given_[name], rows_per_image=1)
-    plan = decide(find_layers(model), given_, target="full-range", single_rows="int8")
+    plan = decide_plan(find_layers(model), given_, target="full-range", single_rows="int8")
     fc2, proj = plan.linears["fc2"], plan.linears["proj"]
     assert fc2.per_token is not None
     assert proj.per_token is not None

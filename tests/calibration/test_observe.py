@@ -12,7 +12,7 @@ import pytest
 
 from calibration.graph.edit import GraphError, add_constant, by_type
 from calibration.graph.layers import find_layers
-from calibration.observe import observe, open_observing_session
+from calibration.observe import observe_activations, open_observing_session
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def images(models, pixels_for) -> np.ndarray:
 
 def test_extremes_are_those_of_all_images(graph: ir.Model, images: np.ndarray) -> None:
     names = find_layers(graph).activations
-    found = observe(graph, names, np.split(images, [4, 8]))
+    found = observe_activations(graph, names, np.split(images, [4, 8]))
     session = open_observing_session(graph, names)
     tensors = [session.run(names, {"pixels": image[None]}) for image in images]
     for index, name in enumerate(names):
@@ -38,7 +38,10 @@ def test_extremes_are_those_of_all_images(graph: ir.Model, images: np.ndarray) -
 
 def test_batches_do_not_matter(graph: ir.Model, images: np.ndarray) -> None:
     names = find_layers(graph).activations
-    one, many = observe(graph, names, [images]), observe(graph, names, np.split(images, 11))
+    one, many = (
+        observe_activations(graph, names, [images]),
+        observe_activations(graph, names, np.split(images, 11)),
+    )
     for name in names:
         np.testing.assert_array_equal(one[name].all.high, many[name].all.high)
         np.testing.assert_array_equal(one[name].fit.rows, many[name].fit.rows)
@@ -46,8 +49,8 @@ def test_batches_do_not_matter(graph: ir.Model, images: np.ndarray) -> None:
 
 def test_held_images_are_not_fitted(graph: ir.Model, images: np.ndarray) -> None:
     names = find_layers(graph).activations
-    every = observe(graph, names, [images])
-    without = observe(graph, names, [images[np.arange(11) % 4 != 3]])
+    every = observe_activations(graph, names, [images])
+    without = observe_activations(graph, names, [images[np.arange(11) % 4 != 3]])
     for name in names:
         assert len(every[name].held.rows)
         low = np.minimum(every[name].fit.extremes.low, every[name].held.extremes.low)
@@ -71,7 +74,7 @@ def test_images_are_streamed(graph: ir.Model, images: np.ndarray) -> None:
             gc.collect()
             most = max(most, sum(each() is not None for each in alive))
 
-    observe(graph, find_layers(graph).activations, feed())
+    observe_activations(graph, find_layers(graph).activations, feed())
     assert len(alive) == 11
     assert most <= 2  # the one just observed, and what the loop variable still names
 
@@ -79,7 +82,7 @@ def test_images_are_streamed(graph: ir.Model, images: np.ndarray) -> None:
 def test_rows_kept_are_bounded(graph: ir.Model, models, pixels_for) -> None:
     names = find_layers(graph).activations
     images = pixels_for(models["plain"].config, count=80)
-    few, many = observe(graph, names, [images[:60]]), observe(graph, names, [images])
+    few, many = observe_activations(graph, names, [images[:60]]), observe_activations(graph, names, [images])
     kept = set()
     for name in names:
         for found, fitted, held in ((few, 45, 15), (many, 60, 20)):  # each fourth image is held
@@ -92,12 +95,12 @@ def test_rows_kept_are_bounded(graph: ir.Model, models, pixels_for) -> None:
 
 def test_no_image(graph: ir.Model) -> None:
     with pytest.raises(GraphError, match="expected at least one calibration image, found none"):
-        observe(graph, find_layers(graph).activations, [])
+        observe_activations(graph, find_layers(graph).activations, [])
 
 
 def test_a_tensor_that_is_not_there(graph: ir.Model, images: np.ndarray) -> None:
     with pytest.raises(GraphError, match="expected a tensor 'nowhere' in the graph"):
-        observe(graph, ["nowhere"], [images])
+        observe_activations(graph, ["nowhere"], [images])
 
 
 def test_what_is_not_finite(graph: ir.Model, images: np.ndarray) -> None:
@@ -105,4 +108,4 @@ def test_what_is_not_finite(graph: ir.Model, images: np.ndarray) -> None:
     bias = np.full(64, np.inf, np.float32)
     gemm.replace_input_with(2, add_constant(graph.graph, "broken", bias))
     with pytest.raises(GraphError, match=r"is not finite on the calibration images"):
-        observe(graph, find_layers(graph).activations, [images])
+        observe_activations(graph, find_layers(graph).activations, [images])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from calibration.graph.edit import constant, sizes, tidy
 from calibration.graph.layers import find_layers
-from calibration.split import MlpLayers, find_mlp, split_columns
+from calibration.split import MlpLayers, find_mlp, split_float_columns
 from tests.support.small_graphs import ATTENTION, MLP, block, node, op_types, run
 
 HIDDEN = 16
@@ -67,7 +67,7 @@ def test_the_output_stays_whichever_features_go(seed: int, chosen: list[int], fo
     model = block(seed=seed)
     node(model, "gelu").attributes["approximate"] = ir.AttrString("approximate", form)
     expected = run(model, X)
-    split_columns(mlp_of(model), chosen)
+    split_float_columns(mlp_of(model), chosen)
     tidy(model)
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -78,7 +78,7 @@ def test_the_features_that_go_are_the_ones_that_were_named(chosen: list[int]) ->
     model = block()
     hidden = mlp_of(model)
     first, second = hidden.first, hidden.second
-    split_columns(hidden, chosen)
+    split_float_columns(hidden, chosen)
     rest = [index for index in range(HIDDEN) if index not in chosen]
     expected = {
         "fc1": (first.weight[:, rest], first.bias[rest]),
@@ -98,7 +98,7 @@ def test_what_is_left_can_be_quantized_and_the_float_path_is_beside_it() -> None
     model = block()
     node(model, "gelu").attributes["approximate"] = ir.AttrString("approximate", "tanh")
     was = op_types(model)
-    split_columns(mlp_of(model), [3, 5])
+    split_float_columns(mlp_of(model), [3, 5])
     now = op_types(model)
     assert {kind: now.count(kind) - was.count(kind) for kind in set(now)} == {
         kind: {"Gemm": 2, "Gelu": 1}.get(kind, 0) for kind in set(was)
@@ -145,6 +145,6 @@ def test_a_second_mlp_keeps_its_own_features() -> None:
         sites = find_layers(model)
         hidden = find_mlp(sites, sites.linears[name])
         assert hidden is not None
-        split_columns(hidden, chosen)
+        split_float_columns(hidden, chosen)
     tidy(model)
     np.testing.assert_allclose(run(model, X), expected, rtol=0, atol=2e-6 * np.abs(expected).max())

@@ -229,6 +229,6 @@ def test_a_head_that_is_no_one_layer_is_refused(other_onnx: Callable[..., Path],
 
 
 def _bytes(model: object) -> bytes:
-    from export.write_artifact import model_bytes
+    from export.write_artifact import serialize_model
 
-    return model_bytes(model)  # type: ignore[arg-type]
+    return serialize_model(model)  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.image_sets import ExportImages, choose_images, sample
-from vit.data.datasets import DataError, match_labels, open_images
+from export.image_sets import ExportImages, choose_images, sample_images
+from vit.data.datasets import DataError, match_image_labels, open_images
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -75,7 +75,7 @@ def test_loose_images(tmp_path: Path, count: int) -> None:
     chosen = choose(fill(tmp_path / "loose", count), samples=128)
     assert len(chosen.calibration) == count // 2
     assert len(chosen.evaluation) == count - count // 2
-    assert match_labels(chosen.evaluation, CLASSES).targets is None
+    assert match_image_labels(chosen.evaluation, CLASSES).targets is None
 
 
 def test_splits_are_kept(splits: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_choice_repeats(classes: Path) -> None:
 
 
 def test_a_sample_sees_every_class(classes: Path) -> None:
-    some = sample(open_images(classes), 3, seed=5)
+    some = sample_images(open_images(classes), 3, seed=5)
     assert sorted(some.targets) == [0, 1, 2]
 
 
@@ -127,14 +127,14 @@ def test_too_few(tmp_path: Path) -> None:
 def test_classes_in_the_models_own_order(classes: Path) -> None:
     chosen = choose(classes)
     model = ("eel", "ant", "cat", "dog")
-    found = match_labels(chosen.evaluation, model).targets
+    found = match_image_labels(chosen.evaluation, model).targets
     folders = [Path(str(item)).parent.name for item in chosen.evaluation.items]
     assert [model[index] for index in found] == folders
 
 
 def test_classes_that_the_model_does_not_have(classes: Path) -> None:
     with pytest.raises(DataError, match=r"class 'eel' \(3 classes\) is not one of the model's 2 labels"):
-        match_labels(choose(classes).evaluation, ("cat", "dog"))
+        match_image_labels(choose(classes).evaluation, ("cat", "dog"))
 
 
 def test_a_search_gets_images_of_its_own_however_few_there_are(classes: Path) -> None:

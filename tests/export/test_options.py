@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calibration.quantize_model import quantize
-from export.sources.from_torch import export_float
+from export.sources.from_torch import export_float_graph
 from tests.support.small_models import configs, lively
 
 # Together they use each option once; the families that have them are in benchmarks/families.py.
@@ -34,7 +34,7 @@ def test_options_export_exactly(name, logits_of, pixels_for):
     pixels = pixels_for(config, 4)
     with torch.inference_mode():
         expected = model(torch.from_numpy(pixels)).numpy()
-    exported = export_float(model).model
+    exported = export_float_graph(model).model
     found = logits_of(exported, pixels)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     rounded = logits_of(quantize(exported, [pixels], target="any-cpu").model, pixels)

@@ -15,8 +15,8 @@ import pytest
 
 from calibration.graph.edit import add_constant
 from calibration.graph.memory import open_graph_session, release_memory, weights_on_disk
-from export.sources.from_torch import export_float
-from export.write_artifact import clear_metadata, find_stale_files, model_bytes, stage_files, write_model
+from export.sources.from_torch import export_float_graph
+from export.write_artifact import clear_metadata, find_stale_files, serialize_model, stage_files, write_model
 from runtime import Classifier, Metadata, Preprocess
 from runtime.writing import OutputError
 from tests.support.small_models import configs, lively
@@ -111,21 +111,21 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def float_model() -> ir.Model:
-    return export_float(lively(configs()["rich"])).model
+    return export_float_graph(lively(configs()["rich"])).model
 
 
 def test_a_file_written_in_parts_has_the_bytes_of_the_whole(float_model: ir.Model, monkeypatch) -> None:
     model = float_model.clone()
     add_constant(model.graph, "half", np.arange(5, dtype=np.float16))
     whole = ir.to_proto(clear_metadata(model)).SerializeToString()
-    assert model_bytes(model) == whole
+    assert serialize_model(model) == whole
     monkeypatch.setattr("calibration.graph.memory.LARGE", 0)
     monkeypatch.setattr("calibration.graph.memory.SMALL", 100)
     with weights_on_disk(model) as large:
         assert large
         kept = [each.const_value for each in model.graph.initializers.values()]
         assert sum(isinstance(each, ir.ExternalTensor) for each in kept) > 5
-        assert model_bytes(model) == whole
+        assert serialize_model(model) == whole
 
 
 def test_weights_kept_aside_serve_every_session(float_model: ir.Model, monkeypatch) -> None:

@@ -14,7 +14,7 @@ import atheris
 
 with atheris.instrument_imports():
     from runtime.model_file.artifact import ArtifactError, Metadata, _metadata
-    from runtime.model_file.onnx_file import OnnxError, summarize
+    from runtime.model_file.onnx_file import OnnxError, summarize_onnx
 
 
 def check_message(text: str) -> None:
@@ -24,7 +24,7 @@ def check_message(text: str) -> None:
 
 def one_input(data: bytes) -> None:
     try:
-        metadata = _metadata(summarize(data))
+        metadata = _metadata(summarize_onnx(data))
         assert Metadata.from_json(metadata.to_json()) == metadata
     except (ArtifactError, OnnxError) as error:
         check_message(str(error))

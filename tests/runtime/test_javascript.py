@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.model_file.onnx_file import OnnxError, summarize
+from runtime.model_file.onnx_file import OnnxError, summarize_onnx
 from tests.support.onnx_mutants import mutants
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ console.log(JSON.stringify(readFileSync(0, "utf-8").split("\\n").map(judge), pla
 
 def outline(content: bytes) -> dict[str, object] | None:
     try:
-        found = summarize(content)
+        found = summarize_onnx(content)
     except OnnxError:
         return None
     return {

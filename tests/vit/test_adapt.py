@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vit.adapt import adapt, interpolate_position, resize
+from vit.adapt import adapt_model, interpolate_position, resize_model
 
 
 def test_same_grid_is_untouched(tiny_model):
@@ -28,7 +28,7 @@ def test_positions_are_interpolated_in_two_dimensions():
 
 
 def test_adapted_model_has_the_features_and_a_zero_head(tiny_model):
-    adapted = adapt(tiny_model, classes=5)
+    adapted = adapt_model(tiny_model, classes=5)
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(adapted.features(pixels), tiny_model.features(pixels))
@@ -40,7 +40,7 @@ def test_adapted_model_has_the_features_and_a_zero_head(tiny_model):
 
 @pytest.mark.parametrize("size", [(12, 8), (16, 16)])
 def test_resized_model_answers_at_the_new_size(tiny_model, size):
-    resized = resize(tiny_model, size)
+    resized = resize_model(tiny_model, size)
     assert resized.config.image_size == size
     with torch.no_grad():
         logits = resized(torch.full((1, *size, 3), 100.0))

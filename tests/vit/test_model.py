@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vit.adapt import resize
+from vit.adapt import resize_model
 from vit.config import SIZES, ConfigError, ViTConfig, make_config
 from vit.model import ViT
-from vit.token_merging import attend, set_merging
+from vit.token_merging import attend_merged, set_merging
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_dropout_stands_where_the_paper_has_it(tiny_config):
     places = {
         "positions": lambda: model.embed(pixels),
         "attention": lambda: block.attention(tokens),
-        "merging attention": lambda: attend(block.attention, tokens, sizes)[0],
+        "merging attention": lambda: attend_merged(block.attention, tokens, sizes)[0],
         "mlp": lambda: block.mlp(tokens),
         "block": lambda: block(tokens),
     }
@@ -171,4 +171,4 @@ def test_impossible_options_are_refused(tiny_config, changes, word):
 @pytest.mark.parametrize("options", [{"rotary": True}, {"attention_bias": True}])
 def test_positions_inside_the_attention_keep_their_size(options, tiny_config):
     with pytest.raises(ConfigError, match="made for 8x8"):
-        resize(ViT(replace(tiny_config, **options)), (16, 16))
+        resize_model(ViT(replace(tiny_config, **options)), (16, 16))

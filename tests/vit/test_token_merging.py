@@ -11,11 +11,11 @@ import torch
 
 from calibration.token_merging.merge_schedule import middle_blocks
 from calibration.token_merging.write_merging import write_merging as merged_graph
-from export.sources.from_torch import export_float
+from export.sources.from_torch import export_float_graph
 from runtime.session import open_session
 from vit.config import ConfigError, ViTConfig, merge_schedule
 from vit.model import ViT
-from vit.token_merging import merge, set_merging
+from vit.token_merging import merge_patches, set_merging
 
 CONFIG = ViTConfig(
     image_size=(40, 48), patch_size=8, width=32, depth=4, heads=4, mlp_width=64, classes=10, layer_scale=True
@@ -35,7 +35,7 @@ def model() -> ViT:
 
 @pytest.fixture(scope="module")
 def graph(model: ViT) -> ir.Model:
-    return export_float(model).model
+    return export_float_graph(model).model
 
 
 @pytest.mark.parametrize("schedule", [{1: 4}, {0: 15, 1: 7, 2: 2}, {1: 5, 2: 5}, {}])
@@ -73,7 +73,7 @@ def test_a_merged_token_is_the_mean_of_its_patches() -> None:
     tokens = torch.tensor([[[9.0], [1.0], [4.0], [7.0], [2.0]]])  # the class token, then A, B, A, B
     size = torch.tensor([[[1.0], [1.0], [2.0], [1.0], [1.0]]])
     keys = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.1], [-1.0, 0.5], [0.0, 1.0]]]).unsqueeze(1)
-    merged, sizes = merge(tokens, size, keys, 1)
+    merged, sizes = merge_patches(tokens, size, keys, 1)
     # Patch 1 (A) goes to patch 2 (B): (1 · 1 + 2 · 4) / 3; then the class token, A's rest, B.
     torch.testing.assert_close(merged, torch.tensor([[[9.0], [7.0], [3.0], [2.0]]]))
     torch.testing.assert_close(sizes, torch.tensor([[[1.0], [1.0], [3.0], [1.0]]]))

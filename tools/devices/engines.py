@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from runtime import read_metadata
-from runtime.command.line import installed
+from runtime.command.line import is_installed
 from runtime.errors import install_line
 from tools.devices.cpus import CPUS
 from tools.devices.emulate import REPOSITORY, Machine
@@ -94,7 +94,7 @@ def _logits(way: Way, model: Path, pixels: Path, size: tuple[int, int]) -> np.nd
 
 def _openvino(_work: Path) -> list[Way]:
     command = [sys.executable, "-m", "tools.devices.engine_openvino"]
-    if not installed("openvino"):
+    if not is_installed("openvino"):
         raise EngineError(f"OpenVINO is not installed; {install_line('bench')}")
     without = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     return [

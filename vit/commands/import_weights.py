@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
-from runtime.command.line import installed
+from runtime.command.line import is_installed
 from runtime.command.locking import only_writer
 from runtime.command.parser import REQUIRED, argument, option
-from runtime.command.progress import Step, tell
+from runtime.command.progress import Step, print_for_people
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
@@ -64,19 +64,19 @@ def run_import(options: ImportOptions) -> None:
         )
     config = found.model.config
     classes = format_count(config.classes, "class", "classes")
-    tell(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes}")
+    print_for_people(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes}")
     for sentence in found.notes:
-        tell(f"note: {sentence}")
+        print_for_people(f"note: {sentence}")
     for sentence in found.assumed:
-        tell(f"assumed, since the source does not say: {sentence}")
+        print_for_people(f"assumed, since the source does not say: {sentence}")
     if not config.classes:
-        tell("note: the weights have no head; fine-tune one with python -m vit train --from")
+        print_for_people("note: the weights have no head; fine-tune one with python -m vit train --from")
     print(path)
 
 
 def _check(options: ImportOptions) -> tuple[str, ...] | None:
     """Find what does not fit before weights are read, and return the labels of --labels."""
-    if not installed("torch"):
+    if not is_installed("torch"):
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
     from vit.pretrained.weight_files import find_weights, read_labels, refuse_other_files
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.command.line import installed
+from runtime.command.line import is_installed
 from runtime.command.locking import only_writer
 from runtime.command.parser import REQUIRED, argument, option
-from runtime.command.progress import Step, tell
+from runtime.command.progress import Step, print_for_people
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import suggest
 from runtime.writing import OutputError, check_folder
@@ -51,7 +51,7 @@ class PlotsOptions:
 
 def run_plots(options: PlotsOptions) -> None:
     """Draw the plots of a run and print the path of their page."""
-    if not installed("matplotlib"):
+    if not is_installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
     from vit.data.datasets import describe_shared_names, refuse_among_classes
     from vit.document import find_checkpoint, read_document
@@ -64,7 +64,7 @@ def run_plots(options: PlotsOptions) -> None:
     check_folder(out)
     images = open_test_images(options.data, labels) if options.data else None
     if images is not None and (sentence := describe_shared_names(images)):
-        tell(f"note: {sentence}")
+        print_for_people(f"note: {sentence}")
     from vit.checkpoint import load_checkpoint
 
     try:

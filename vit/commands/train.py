@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from runtime.command.progress import tell
+from runtime.command.progress import print_for_people
 from runtime.writing import check_folder
 from vit.training.recipe import TrainOptions
 
@@ -28,7 +28,9 @@ def run_train(options: TrainOptions) -> None:
     checked = check_training(options)
     check_folder(options.out)
     with lock_run_folder(options.out):
-        resume = open_run_folder(options.out, resume=options.resume, overwrite=options.overwrite, report=tell)
+        resume = open_run_folder(
+            options.out, resume=options.resume, overwrite=options.overwrite, report=print_for_people
+        )
         path = _train(options, checked, resume=resume)
     if is_first_process():
         _print_next_command(options, path)
@@ -39,10 +41,10 @@ def _train(options: TrainOptions, checked: CheckedRun, *, resume: bool) -> Path:
     from vit.training.setup import prepare_training
 
     run = prepare_training(options, checked)
-    tell(f"images: {run.data.describe()}")
+    print_for_people(f"images: {run.data.describe()}")
     for sentence in run.data.notes:
-        tell(f"note: {sentence}")
-    tell(f"recipe: {json.dumps(run.recipe.to_dict())}")
+        print_for_people(f"note: {sentence}")
+    print_for_people(f"recipe: {json.dumps(run.recipe.to_dict())}")
     from vit.training.train import train
 
     return train(
@@ -56,7 +58,7 @@ def _train(options: TrainOptions, checked: CheckedRun, *, resume: bool) -> Path:
         teacher=run.teacher,
         notes=run.notes,
         tensorboard=options.tensorboard,
-        report=tell,
+        report=print_for_people,
     )
 
 
@@ -66,6 +68,6 @@ def _print_next_command(options: TrainOptions, path: Path) -> None:
     from vit.training.evaluate import describe_kept
 
     document = read_document(path)
-    tell(describe_kept(document.history, document.recipe["images"].get("val")))
+    print_for_people(describe_kept(document.history, document.recipe["images"].get("val")))
     out, data = quote(str(options.out)), quote(options.data)
-    tell(f"next: python -m export {out} --quantize --calibration {data}")
+    print_for_people(f"next: python -m export {out} --quantize --calibration {data}")

@@ -306,7 +306,7 @@ def _join(parts: Sequence[Images], folder: Path) -> Images:
 # --- Class indices of a model ---
 
 
-def match_labels(images: Images, labels: tuple[str, ...]) -> Images:
+def match_image_labels(images: Images, labels: tuple[str, ...]) -> Images:
     """Return images with a model's own class indices; without classes when images or model have none.
 
     Where several classes of the model have one name, a folder of that name means any of them.

@@ -25,7 +25,13 @@ from vit.inspect.plots import (
     save_png,
 )
 from vit.inspect.predictions import Predictions, predict_labels, show_attention
-from vit.page.confusion import MATRIX_CLASSES, are_short, confusion_matrix, distinguish, rank_confusions
+from vit.page.confusion import (
+    MATRIX_CLASSES,
+    are_short,
+    confusion_matrix,
+    distinguish_labels,
+    rank_confusions,
+)
 from vit.page.image_uri import enlarge, file_uri, jpeg_uri
 from vit.page.template import render_page
 from vit.training.evaluate import describe_kept
@@ -67,7 +73,7 @@ def _save(figure: Figure, out: Path, name: str) -> str:
 
 def _show_predictions(checkpoint: Checkpoint, predictions: Predictions, out: Path) -> dict[str, Any]:
     """Return the content of the page that needs images with known classes."""
-    labels, given = distinguish(checkpoint.labels), predictions.predicted
+    labels, given = distinguish_labels(checkpoint.labels), predictions.predicted
     attended, mistakes = show_attention(checkpoint, predictions), predictions.surest_mistakes()
     save_png(plot_confusion(predictions, labels), out, "confusion")
     save_png(plot_rollout(attended), out, "attention-rollout")

@@ -14,7 +14,7 @@ from vit.config import ViTConfig
 from vit.data.batches import Store
 from vit.data.datasets import Images
 from vit.model import Attention, ViT
-from vit.training.evaluate import predict
+from vit.training.evaluate import predict_logits
 
 # --- Attention maps, and their rollout over the blocks ---
 
@@ -123,7 +123,8 @@ def predict_labels(checkpoint: Checkpoint, images: Images) -> Predictions:
     store = Store(images, checkpoint.preprocess, bad_share=BAD)
     everything = np.arange(len(store))
     batches = [
-        (pixels.softmax(1), good) for _, pixels, good in predict(checkpoint.model, store, everything, CPU)
+        (pixels.softmax(1), good)
+        for _, pixels, good in predict_logits(checkpoint.model, store, everything, CPU)
     ]
     places = np.flatnonzero(torch.cat([good for _, good in batches]).numpy())
     probabilities = torch.cat([share for share, _ in batches]).numpy()[places]

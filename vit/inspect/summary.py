@@ -22,7 +22,7 @@ class SummaryRow:
     macs: int  # multiply-adds of the matrix products; norms, softmax and GELU are not counted, as usual
 
 
-def summarize(config: ViTConfig) -> list[SummaryRow]:
+def summarize_model(config: ViTConfig) -> list[SummaryRow]:
     """Return the steps of the model of `config`, in the order of the computation.
 
     The model runs on the meta device, which stores no numbers.
@@ -77,7 +77,7 @@ def _list_steps(model: ViT) -> dict[str, list[nn.Module]]:
 
 def format_summary(config: ViTConfig) -> str:
     """Return the steps as a table, and their sums."""
-    rows = summarize(config)
+    rows = summarize_model(config)
     lines = [f"{'layer':<24}{'output':>16}{'parameters':>14}{'MMACs':>10}"]
     for row in rows:
         shape = " x ".join(map(str, row.output))

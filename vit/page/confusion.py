@@ -71,12 +71,12 @@ def rank_confusions(
     found = [_mistakes(targets, each) for each in given]
     keys = set().union(*found)
     order = sorted(keys, key=lambda key: (-sum(each[key] for each in found), key))
-    labels = distinguish(labels)
+    labels = distinguish_labels(labels)
     named = [Pair(labels[t], labels[g], tuple(each[t, g] for each in found)) for t, g in order]
     return named[:PAIRS], max(0, len(named) - PAIRS)
 
 
-def distinguish(labels: Sequence[str]) -> list[str]:
+def distinguish_labels(labels: Sequence[str]) -> list[str]:
     """Return the names, with the class index behind those that several classes have.
 
     Args:

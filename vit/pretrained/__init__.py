@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit.pretrained.description import SourceError
-    from vit.pretrained.load import ImportedModel, import_model, load_model
+    from vit.pretrained.load import ImportedModel, import_model, import_vit
 
-__all__ = ["ImportedModel", "SourceError", "import_model", "load_model"]
+__all__ = ["ImportedModel", "SourceError", "import_model", "import_vit"]
 
 
 def __getattr__(name: str) -> Any:

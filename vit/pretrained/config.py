@@ -218,7 +218,7 @@ def _choose_epsilon(form: Format, description: Description) -> float:
     return 1e-5 if clip else 1e-6
 
 
-def choose_grid(
+def choose_patch_grid(
     positions: int | None, prefix: int, description: Description, patch_size: int
 ) -> tuple[int, int, int]:
     """Return rows and columns of patches, and how many of `positions` stand before them.

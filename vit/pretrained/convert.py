@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vit.config import ConfigError
-from vit.pretrained.config import choose_grid
+from vit.pretrained.config import choose_patch_grid
 from vit.pretrained.description import Description, SourceError, check_pooling, list_blocks, parse_number
 from vit.pretrained.formats import CLIP, Format, Tensors
 
@@ -204,7 +204,7 @@ def _convert_positions(tensors: Tensors, fields: dict[str, Any], description: De
     position = None if position is None else position.reshape(1, -1, position.shape[-1])
     count = None if position is None else position.shape[1]
     prefix = sum(tensors[name].shape[1] for name in names)
-    rows, columns, before = choose_grid(count, prefix, description, patch)
+    rows, columns, before = choose_patch_grid(count, prefix, description, patch)
     if position is None:
         position = torch.zeros(1, rows * columns, width)
     elif position.shape[-1] != width and names not in ([], ["class_token"]):

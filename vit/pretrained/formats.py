@@ -79,7 +79,7 @@ def split_tensor(name: str, value: Tensor, *parts: str) -> Tensors:
 QKV = ("query", "key", "value")
 
 
-def split_qkv(tensors: Tensors) -> Tensors:
+def split_qkv_tensor(tensors: Tensors) -> Tensors:
     """Split query, key and value, which timm and torchvision stack in this order.
 
     BEiT has biases of the query and the value alone, beside the stacked weight.
@@ -116,7 +116,7 @@ BACKBONES = "vit|deit|dinov2|dinov2_with_registers|beit|data2vec_vision|ijepa|vi
 
 def split_timm(tensors: Tensors) -> Tensors:
     """Split all that timm fuses."""
-    return split_gates(split_qkv(tensors))
+    return split_gates(split_qkv_tensor(tensors))
 
 
 def strip_backbone(tensors: Tensors) -> Tensors:
@@ -245,7 +245,7 @@ TV_BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
 TORCHVISION = Format(
     name="torchvision",
     signature=r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight",
-    prepare=split_qkv,
+    prepare=split_qkv_tensor,
     rules=(
         (r"class_token", "class_token"),
         (r"encoder\.pos_embedding", "position"),

@@ -125,7 +125,7 @@ def import_model(
     )
 
 
-def load_model(source: Path | str) -> ViT:
+def import_vit(source: Path | str) -> ViT:
     """Return the model in a folder or file of weights, in evaluation mode; raises as `import_model`."""
     return import_model(source).model
 

@@ -39,7 +39,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: torch.device) -> Iterator[World]:
+def join_processes(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun this process is alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -28,7 +28,7 @@ def split_batches(indices: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def predict(
+def predict_logits(
     module: nn.Module, source: Batches, indices: np.ndarray, device: torch.device, batch: int = 256
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """Yield `indices, logits [n, classes], good [n]` in batches, in evaluation mode.
@@ -47,7 +47,7 @@ def predict(
     module.train(training)
 
 
-def measure(
+def measure_loss(
     module: nn.Module, source: Batches, targets: np.ndarray, indices: np.ndarray, device: torch.device
 ) -> Tensor:
     """Return the sums over the readable images at `indices`: loss, correct labels, number; float64 `[3]`.
@@ -55,7 +55,7 @@ def measure(
     `module` maps a batch of `source` to logits; `targets`, int64, are the classes of all its images.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    for group, logits, good in predict(module, source, indices, device):
+    for group, logits, good in predict_logits(module, source, indices, device):
         hard = torch.from_numpy(targets[group]).to(device)
         losses = F.cross_entropy(logits.float(), hard, reduction="none")
         correct = count_correct(logits, hard, good)
@@ -68,7 +68,7 @@ def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
     return ((logits.argmax(-1) == targets) * good).sum().float()
 
 
-def means(part: str, sums: Sequence[float]) -> dict[str, float]:
+def mean_metrics(part: str, sums: Sequence[float]) -> dict[str, float]:
     """Return loss and accuracy of "train", "val" or "test" for a row of the history, from `measure`."""
     loss, correct, count = sums
     return {f"{part}_loss": loss / max(count, 1), f"{part}_accuracy": correct / max(count, 1)}

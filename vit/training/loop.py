@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mix_neighbors, mixing_share
 from vit.training.distributed import World
-from vit.training.evaluate import Batches, best_epoch, count_correct, means, measure, stop_early
+from vit.training.evaluate import Batches, best_epoch, count_correct, mean_metrics, measure_loss, stop_early
 from vit.training.optimizer import learning_rate, make_average, make_optimizer, set_learning_rate
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, seed_generator
@@ -123,8 +123,8 @@ class Loop:
         """Return loss and accuracy of the weights to keep, over all processes, without augmentation."""
         shard = np.arange(len(source))[self.world.rank :: self.world.size]
         with self._precision():
-            sums = measure(self.best_module, source, targets, shard, self.device)
-        return means("val", self.world.sum(sums).tolist())
+            sums = measure_loss(self.best_module, source, targets, shard, self.device)
+        return mean_metrics("val", self.world.sum(sums).tolist())
 
     def _epoch(self) -> Iterator[float]:
         """Train on the rest of the current epoch; yield one loss per step."""
@@ -209,7 +209,7 @@ class Loop:
         """Evaluate, and return the row of the epoch and whether it is the best so far."""
         progress = self.progress
         rate = learning_rate(self.recipe, (progress.epoch + 1) * self.steps - 1, self.all_steps)
-        row = {"epoch": progress.epoch + 1, "lr": rate} | means("train", progress.sums)
+        row = {"epoch": progress.epoch + 1, "lr": rate} | mean_metrics("train", progress.sums)
         if self.validation:
             row |= self.evaluate(*self.validation)
             self._check_finite(row["val_loss"], "the validation loss", f"epoch {row['epoch']}")

@@ -20,7 +20,7 @@ from vit.data.datasets import DataError, Images
 from vit.data.training_images import targets_of
 from vit.document import CheckpointError
 from vit.model import ViT
-from vit.training.evaluate import means, measure, split_batches
+from vit.training.evaluate import mean_metrics, measure_loss, split_batches
 from vit.training.recipe import RecipeError
 from vit.training.session import Session
 
@@ -124,7 +124,9 @@ def fit_head(source: Features, images: Images, strength: float, *, balance: bool
 
 
 def _measure(part: str, head: nn.Module, source: Features, images: Images) -> dict[str, float]:
-    return means(part, measure(head, source, targets_of(images), np.arange(len(source)), CPU).tolist())
+    return mean_metrics(
+        part, measure_loss(head, source, targets_of(images), np.arange(len(source)), CPU).tolist()
+    )
 
 
 @torch.no_grad()

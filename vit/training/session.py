@@ -29,7 +29,7 @@ from vit.model import ViT
 from vit.run_folder import STATE, write_metrics
 from vit.token_merging import set_merging
 from vit.training.distributed import World
-from vit.training.evaluate import Batches, means, measure
+from vit.training.evaluate import Batches, mean_metrics, measure_loss
 from vit.training.loop import Loop, TrainingError
 from vit.training.recipe import Recipe
 from vit.training.resume import load_state, save_state
@@ -112,8 +112,8 @@ class Session:
     def _test_accuracy(self, module: nn.Module, source: Batches, device: torch.device) -> float:
         assert self.data.test is not None
         targets = targets_of(self.data.test)
-        sums = measure(module.to(device), source, targets, np.arange(len(source)), device)
-        return means("test", sums.tolist())["test_accuracy"]
+        sums = measure_loss(module.to(device), source, targets, np.arange(len(source)), device)
+        return mean_metrics("test", sums.tolist())["test_accuracy"]
 
 
 class LoopSession(Session):

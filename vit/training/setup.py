@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
 from vit.config import ConfigError, ViTConfig, check_grid, make_config, merge_schedule
-from vit.data.datasets import DataError, Images, find_splits, match_labels, open_images
+from vit.data.datasets import DataError, Images, find_splits, match_image_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
 from vit.training.examples import EXAMPLES
@@ -160,16 +160,16 @@ def choose_config(
 
 def build_model(checked: CheckedRun, source: Checkpoint | None) -> tuple[ViT, Preprocess]:
     """Return the model to train, new or made from a checkpoint, and its preprocessing."""
-    from vit.adapt import adapt, resize
+    from vit.adapt import adapt_model, resize_model
     from vit.model import new_model
 
     config, labels = checked.config, checked.data.labels
     if source is None:
         return new_model(config, checked.recipe.seed), choose_preprocess(config, checked.recipe)
     if source.labels == labels:  # the same classes: the head keeps learning
-        model = resize(source.model, config.image_size)
+        model = resize_model(source.model, config.image_size)
     else:
-        model = adapt(source.model, classes=len(labels), image_size=config.image_size)
+        model = adapt_model(source.model, classes=len(labels), image_size=config.image_size)
     # The shorter edge before a crop grows in proportion.
     size, before = config.image_size, source.preprocess
     edge = scale_resize_to(before.resize_to, max(size) / max(before.size))
@@ -194,7 +194,7 @@ def open_test_images(source: str, labels: tuple[str, ...]) -> Images:
     if not labels:
         raise DataError("the model has no classes, so no answer can be judged; leave --data out")
     split = next((name for name in ("test", "val") if name in find_splits(source)), "all")
-    images = match_labels(open_images(source, split), labels)  # type: ignore[arg-type]
+    images = match_image_labels(open_images(source, split), labels)  # type: ignore[arg-type]
     if images.targets is None:
         named = f"images in folders named as the model's {len(labels)} classes ({list_first(labels)})"
         raise DataError(f"{source}: expected {named}, found images without classes")

@@ -14,7 +14,7 @@ from vit.data.training_images import TrainingData
 from vit.document import FILE_NAME
 from vit.model import ViT
 from vit.run_folder import STATE, is_first_process, lock_run_folder, open_tensorboard
-from vit.training.distributed import choose_device, join_world
+from vit.training.distributed import choose_device, join_processes
 from vit.training.probe import train_probe
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, check_resumable
@@ -75,7 +75,7 @@ def train(
     random = torch.random.fork_rng([chosen] if chosen.type == "cuda" else [])
     with (
         lock_run_folder(session.out),
-        join_world(chosen) as world,
+        join_processes(chosen) as world,
         random,
         open_tensorboard(session.out, tensorboard and world.first) as write,
     ):

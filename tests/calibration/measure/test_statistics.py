@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from calibration.measure.statistics import Interval, Paired, mean_interval, sqnr_interval, wilson
+from calibration.measure.statistics import Interval, Paired, mean_interval, sqnr_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -15,26 +15,26 @@ from calibration.measure.statistics import Interval, Paired, mean_interval, sqnr
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_gives_the_published_intervals(hits, total, low, high):
-    found = wilson(hits, total)
+    found = wilson_interval(hits, total)
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_wilson_is_symmetric_and_stays_within_0_and_1():
-    some, others = wilson(3, 40), wilson(37, 40)
+    some, others = wilson_interval(3, 40), wilson_interval(37, 40)
     assert (some.low, some.high) == pytest.approx((1 - others.high, 1 - others.low))
-    assert wilson(40, 40).high == pytest.approx(1)
-    assert wilson(40, 40).low < 0.95
+    assert wilson_interval(40, 40).high == pytest.approx(1)
+    assert wilson_interval(40, 40).low < 0.95
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 0), (-1, 3), (4, 3)])
 def test_wilson_refuses_what_is_no_share(hits, total):
     with pytest.raises(ValueError, match="expected 0 <= hits <= total"):
-        wilson(hits, total)
+        wilson_interval(hits, total)
 
 
 def test_wilson_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(0)
-    intervals = [wilson(int(hits), 200) for hits in random.binomial(200, 0.97, 2000)]
+    intervals = [wilson_interval(int(hits), 200) for hits in random.binomial(200, 0.97, 2000)]
     covered = np.mean([each.low <= 0.97 <= each.high for each in intervals])
     assert 0.93 < covered < 0.98
 

@@ -77,7 +77,7 @@ class Pooled(ViT):
 
 def lively_graph(kind: type[ViT], *, positions: bool = True) -> ir.Model:
     from export.graph.canonicalize import canonicalize
-    from export.sources.from_torch import export_raw
+    from export.sources.from_torch import export_raw_graph
 
     torch.manual_seed(3)
     model = kind(CONFIG).eval()
@@ -87,7 +87,7 @@ def lively_graph(kind: type[ViT], *, positions: bool = True) -> ir.Model:
             parameter.copy_(torch.randn_like(parameter) * scale + ("norm" in name and "weight" in name))
         if not positions:
             model.position.zero_()
-    graph = export_raw(model)
+    graph = export_raw_graph(model)
     canonicalize(graph)
     return graph
 

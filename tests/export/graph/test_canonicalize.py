@@ -33,7 +33,7 @@ from export.graph.canonical.linears import (
 from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
 from export.graph.canonical.token_major import tokens_before_batch
 from export.graph.canonicalize import CANONICAL_REWRITES, Rewrite, canonicalize
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 from vit.model import ViT
 
 NAMES = ["plain", "odd", "rich"]
@@ -259,9 +259,9 @@ def test_the_canonical_form(name, raw_graphs) -> None:
 
 def test_heads_are_read_where_they_lie(before) -> None:
     graph = before("plain", tokens_before_batch)
-    was = Counter(node.op_type for node in read_optimized_graph(model_bytes(graph)).graph)
+    was = Counter(node.op_type for node in read_optimized_graph(serialize_model(graph)).graph)
     assert tokens_before_batch(graph) > 0
-    now = Counter(node.op_type for node in read_optimized_graph(model_bytes(graph)).graph)
+    now = Counter(node.op_type for node in read_optimized_graph(serialize_model(graph)).graph)
     # Query, key and value of two blocks; the last block's query is one row, which a Reshape moved before.
     assert now["Transpose"] == was["Transpose"] - 6
     assert now["FusedMatMul"] == was["FusedMatMul"] + 4

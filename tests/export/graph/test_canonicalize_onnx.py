@@ -14,7 +14,7 @@ from calibration.graph.edit import sizes
 from export.sources.onnx_description import OnnxDescription
 from export.sources.onnx_file import read_onnx_file
 from export.sources.source import Source
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 from runtime.images.preprocess import Preprocess
 from runtime.session import open_session
 
@@ -63,7 +63,7 @@ def pixels(count: int) -> np.ndarray:
 
 
 def logits(model: ir.Model, batch: np.ndarray) -> np.ndarray:
-    session = open_session(model_bytes(model), device="cpu", threads=1)
+    session = open_session(serialize_model(model), device="cpu", threads=1)
     assert [each.name for each in session.get_inputs()] == ["pixels"]
     return np.asarray(session.run(["logits"], {"pixels": batch})[0])
 
@@ -126,7 +126,7 @@ def test_the_last_block_computes_the_class_token_alone(key, read_other) -> None:
     session_model = read_other(*key).exported.model.clone()
     values = ir.convenience.create_value_mapping(session_model.graph)
     session_model.graph.outputs.append(values[str(fc1.outputs[0].name)])
-    session = open_session(model_bytes(session_model), device="cpu", threads=1)
+    session = open_session(serialize_model(session_model), device="cpu", threads=1)
     assert session.run(None, {"pixels": pixels(3)})[1].shape == (3, 48)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from calibration.graph.edit import GraphError, attribute
 from export.graph.float16 import to_float16
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 from runtime.session import open_session
 
 NAMES = ["plain", "odd", "rich"]
@@ -19,16 +19,16 @@ HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def run(model: ir.Model, pixels: np.ndarray) -> np.ndarray:
-    session = open_session(model_bytes(model), device="cpu", threads=1)
+    session = open_session(serialize_model(model), device="cpu", threads=1)
     return np.asarray(session.run(["logits"], {"pixels": pixels})[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_float32_and_near(name, canonical: Mapping[str, ir.Model], models, pixels_for) -> None:
     pixels = pixels_for(models[name].config, 16)
-    before = model_bytes(canonical[name])
+    before = serialize_model(canonical[name])
     half = to_float16(canonical[name])
-    assert model_bytes(canonical[name]) == before  # the float graph stays
+    assert serialize_model(canonical[name]) == before  # the float graph stays
     expected, found = run(canonical[name], pixels), run(half, pixels)
     assert found.dtype == np.float32
     assert 0 < np.square(expected - found).sum() < 1e-5 * np.square(expected).sum()  # 50 dB
@@ -36,7 +36,7 @@ def test_logits_are_float32_and_near(name, canonical: Mapping[str, ir.Model], mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_file_is_valid_standard_and_half_the_size(name, canonical) -> None:
-    data = model_bytes(to_float16(canonical[name]))
+    data = serialize_model(to_float16(canonical[name]))
     proto = onnx.load_from_string(data)
     onnx.checker.check_model(proto, full_check=True)  # types and shapes too
     assert {node.domain for node in proto.graph.node} == {""}

@@ -7,7 +7,7 @@ import pytest
 from calibration.measure.drift import Drift
 from calibration.measure.statistics import Interval
 from calibration.search import Budget
-from export.report.conclusion import Conclusion, judge
+from export.report.conclusion import Conclusion, judge_limits
 from export.report.embedding_drift import EmbeddingFigures
 from export.report.evidence import EvidenceWarning
 
@@ -34,16 +34,16 @@ def budgets(**limits) -> dict[str, Budget]:
 
 
 def verdict(each: Drift, **limits) -> Conclusion:
-    return judge(budgets(**limits), {"int8": each}, sqnr={"int8": Interval(30.5, 31.5)})
+    return judge_limits(budgets(**limits), {"int8": each}, sqnr={"int8": Interval(30.5, 31.5)})
 
 
 def test_no_limit_was_set() -> None:
-    found = judge(budgets(), {"int8": drift()})
+    found = judge_limits(budgets(), {"int8": drift()})
     assert (found.status, found.text) == ("no limit", "no limit was set")
 
 
 def test_limits_that_no_variant_was_judged_on() -> None:
-    found = judge(budgets(max_drift=0.5), {})
+    found = judge_limits(budgets(max_drift=0.5), {})
     assert (found.status, found.text) == ("no limit", "no limit was judged: float32 is the only file")
 
 
@@ -97,7 +97,7 @@ def test_agreement_is_decided_by_its_interval(images, changed, limit, status) ->
 def test_sqnr_and_cosine_are_decided_by_their_intervals(limit: float, status: str) -> None:
     assert verdict(drift(), min_sqnr=limit).status == status
     embedded = embeddings(cosine_low=0.305, cosine_high=0.315)
-    assert judge(budgets(), {}, min_cosine=limit / 100, embeddings=embedded).status == status
+    assert judge_limits(budgets(), {}, min_cosine=limit / 100, embeddings=embedded).status == status
 
 
 def embeddings(**changes) -> dict[str, EmbeddingFigures]:
@@ -106,9 +106,9 @@ def embeddings(**changes) -> dict[str, EmbeddingFigures]:
 
 
 def test_one_image_shows_neither() -> None:
-    alone = judge(budgets(min_sqnr=3.0), {"int8": drift(1, 0, 0)}, sqnr={"int8": None})
+    alone = judge_limits(budgets(min_sqnr=3.0), {"int8": drift(1, 0, 0)}, sqnr={"int8": None})
     assert alone.text == "cannot be judged: 1 image cannot show a limit of 3 dB: one image gives no interval"
-    assert judge(budgets(), {}, min_cosine=0.1, embeddings=embeddings(images=1)).status == "not judged"
+    assert judge_limits(budgets(), {}, min_cosine=0.1, embeddings=embeddings(images=1)).status == "not judged"
 
 
 @pytest.mark.parametrize(
@@ -137,19 +137,19 @@ def test_the_number_is_enough_if_nothing_changes() -> None:
 
 
 def test_each_variant_is_named_where_there_are_several() -> None:
-    found = judge(budgets(max_drift=0.5), {"float16": drift(lost=0), "int8": drift()})
+    found = judge_limits(budgets(max_drift=0.5), {"float16": drift(lost=0), "int8": drift()})
     assert found.text == "met: FP16 0.00 of 0.5 points of top-1 lost; INT8 0.12 of 0.5 points of top-1 lost"
-    few = judge(budgets(max_drift=0.5), {"float16": drift(153, 0), "int8": drift(153, 1)})
+    few = judge_limits(budgets(max_drift=0.5), {"float16": drift(153, 0), "int8": drift(153, 1)})
     assert few.text.startswith("cannot be judged: FP16: 153 images cannot show")
     assert "; INT8: 153 images cannot show" in few.text
-    mixed = judge(budgets(max_drift=0.5), {"float16": drift(lost=0), "int8": drift(153, 9)})
+    mixed = judge_limits(budgets(max_drift=0.5), {"float16": drift(lost=0), "int8": drift(153, 9)})
     assert mixed.status == "missed"
     assert mixed.text.startswith("missed: top-1 falls by 5.88 points, 95 % interval ")
 
 
 def test_embeddings_have_a_limit_of_their_own() -> None:
     each = embeddings(cosine=0.9987, cosine_low=0.9979, cosine_high=0.9995)
-    found = judge(budgets(), {}, min_cosine=0.99, embeddings=each)
+    found = judge_limits(budgets(), {}, min_cosine=0.99, embeddings=each)
     assert found.text == "met: a mean cosine of 0.9987 (minimum: 0.99)"
 
 
@@ -157,7 +157,7 @@ def test_a_limit_that_the_evidence_cannot_show_is_not_met() -> None:
     known = EvidenceWarning("the model knows them", ("--max-drift",))
 
     def found(each: Drift, **limits) -> Conclusion:
-        return judge(
+        return judge_limits(
             budgets(**limits),
             {"int8": each},
             sqnr={"int8": Interval(30.5, 31.5)},

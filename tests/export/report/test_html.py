@@ -20,7 +20,7 @@ from export.report.comparison import Comparison, make_tiles, say_chance, say_hea
 from export.report.evidence import Evidence
 from export.report.quantized_layers import QuantizedLayers
 from tests.support.html_page import Page
-from vit.page.confusion import are_short, confusion_matrix, distinguish, rank_confusions
+from vit.page.confusion import are_short, confusion_matrix, distinguish_labels, rank_confusions
 from vit.page.image_uri import EDGE, thumbnail
 
 PAIR = 2  # images: one before and after preprocessing
@@ -222,7 +222,7 @@ def test_matrix_counts_and_frames_what_differs(results):
     assert not any(cell.differs for row in before for cell in row)
     assert are_short(["0", "1"])
     assert not are_short(["shirt", "bag"])
-    assert distinguish(["crane", "egret", "crane"]) == ["crane (0)", "egret", "crane (2)"]
+    assert distinguish_labels(["crane", "egret", "crane"]) == ["crane (0)", "egret", "crane (2)"]
 
 
 def test_classes_have_their_names_in_the_matrix(results):

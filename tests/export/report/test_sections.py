@@ -19,7 +19,7 @@ from export.measure.limits import NEVER, LimitResult
 from export.report.changed_images import MOST_MISTAKES, ChangedImages, list_mistakes
 from export.report.classes import Classes, measure_classes
 from export.report.comparison import Comparison
-from export.report.conclusion import Conclusion, Usage, judge
+from export.report.conclusion import Conclusion, Usage, judge_limits
 from export.report.evidence import Clipping, Evidence, EvidenceWarning
 from export.report.preprocessing import describe_steps, make_example
 from export.report.quantized_layers import LayerCounts, QuantizedLayers
@@ -354,7 +354,7 @@ def test_a_limit_on_few_images_fails_only_where_chance_is_no_excuse(results, put
     def judged(count: int, **limits) -> Results:
         some = results(changed=count)
         comparison = some.get(Comparison)
-        return put(some, judge({"int8": Budget(**limits)}, comparison.drifts, sqnr=comparison.sqnr))
+        return put(some, judge_limits({"int8": Budget(**limits)}, comparison.drifts, sqnr=comparison.sqnr))
 
     some = judged(changed, max_drift=0.5)
     if missed:

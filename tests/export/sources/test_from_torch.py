@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 
 NAMES = ["plain", "odd", "rich"]
 
@@ -40,7 +40,7 @@ def test_the_extremes_of_pixels(canonical, models, logits_of) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_file_is_valid_and_says_nothing_of_this_machine(name, canonical, root) -> None:
-    data = model_bytes(canonical[name])
+    data = serialize_model(canonical[name])
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [each.domain for each in model.opset_import] == [""]
@@ -51,10 +51,10 @@ def test_the_file_is_valid_and_says_nothing_of_this_machine(name, canonical, roo
 
 
 def test_the_same_weights_are_the_same_file(canonical) -> None:
-    assert model_bytes(canonical["plain"]) == model_bytes(canonical["plain"].clone())
+    assert serialize_model(canonical["plain"]) == serialize_model(canonical["plain"].clone())
 
 
 def test_writing_leaves_the_graph_alone(canonical) -> None:
     before = ir.to_proto(canonical["plain"]).SerializeToString()
-    model_bytes(canonical["plain"])
+    serialize_model(canonical["plain"])
     assert ir.to_proto(canonical["plain"]).SerializeToString() == before

@@ -21,7 +21,7 @@ from PIL import Image
 
 from export.__main__ import main
 from export.sources.onnx_file import read_onnx
-from export.write_artifact import model_bytes
+from export.write_artifact import serialize_model
 from runtime import Classifier
 from runtime.session import open_session
 from tests.support.small_perceptron import SIDE, perceptron
@@ -127,7 +127,7 @@ def test_large_weights_stay_aside_while_the_opset_is_converted(opset: int, folde
     monkeypatch.setattr("export.sources.onnx_file.BIG_TENSOR", 100)
     source = read_onnx(folder)
     images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    session = open_session(model_bytes(source.exported.model), device="cpu")
+    session = open_session(serialize_model(source.exported.model), device="cpu")
     np.testing.assert_allclose(session.run(None, {"pixels": images})[0], source.reference(images), atol=1e-5)
 
 

@@ -155,10 +155,12 @@ def test_what_is_not_quantizable_is_listed(model: Path, tmp_path: Path) -> None:
     assert len(found.float_layers) == 1
     assert found.float_layers[0].endswith("(Conv)")
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    from export.write_artifact import model_bytes
+    from export.write_artifact import serialize_model
     from runtime.session import open_session
 
-    (logits,) = open_session(model_bytes(found.exported.model), device="cpu").run(None, {"pixels": pixels})
+    (logits,) = open_session(serialize_model(found.exported.model), device="cpu").run(
+        None, {"pixels": pixels}
+    )
     np.testing.assert_allclose(logits, found.reference(pixels), atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from runtime.batch.label_columns import Labels
-from runtime.batch.output import DoneImages, to_record
+from runtime.batch.output import DoneImages, format_record
 from runtime.batch.tally import Report, Tally
 from runtime.images.find_images import SkippedFiles
 from runtime.writing import OutputError
@@ -243,7 +243,7 @@ def test_the_rows_of_a_chunk_are_those_of_one_machine(model: Path, images: Path,
     tally = label(chunk_of(images), parts, model)
     (name,) = parts.list_all()
     rows = [json.loads(line) for line in Path(parts.uri, name).read_bytes().splitlines()]
-    expected = map(to_record, Classifier(model).stream(find_images(images)))
+    expected = map(format_record, Classifier(model).stream(find_images(images)))
     assert rows == json.loads(json.dumps(list(expected)))
     assert (tally.images, tally.failed, tally.labels["red"]) == (5, 2, 1)
 

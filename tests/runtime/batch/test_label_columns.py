@@ -15,7 +15,7 @@ from PIL import Image
 from runtime import ArtifactError, Classifier
 from runtime.batch import label_columns as module
 from runtime.batch.label_columns import Labels
-from runtime.batch.output import FIELDS, to_record
+from runtime.batch.output import FIELDS, format_record
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "cluster.md"
 
@@ -30,7 +30,7 @@ def test_the_rows_are_those_of_one_machine(model: Path, images: Path) -> None:
     found = Labels(model, top=2)(given)
     assert list(found) == list(FIELDS)
     rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
-    expected = list(map(to_record, Classifier(model, top=2).stream(map(Path, given["path"]))))
+    expected = list(map(format_record, Classifier(model, top=2).stream(map(Path, given["path"]))))
     assert json.dumps(rows) == json.dumps(expected)
     assert {row["label"] for row in rows} == {"red", "green", "blue", None}
 

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.batch.tally import Report, count_others
 from runtime.command import progress
-from runtime.command.progress import VARIABLE, Cadence, Step, clock_time, tell
+from runtime.command.progress import VARIABLE, Cadence, Step, format_duration, print_for_people
 from runtime.errors import InputError
 from runtime.text import format_count
 
@@ -156,7 +156,7 @@ def test_the_first_line_can_come_sooner(
 
 
 def test_messages_take_the_place_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    tell("note: this")  # captured output is no terminal
+    print_for_people("note: this")  # captured output is no terminal
     assert capsys.readouterr().err == "note: this\n"
 
 
@@ -174,4 +174,4 @@ def test_one_and_many() -> None:
 
 
 def test_durations() -> None:
-    assert [clock_time(seconds) for seconds in (0.4, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]
+    assert [format_duration(seconds) for seconds in (0.4, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]

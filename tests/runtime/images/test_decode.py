@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import ImageError, describe_limit
+from runtime.errors import ImageError, describe_pixel_limit
 from runtime.images import decode
 from runtime.images.decode import decode_image, reserve_memory
 
@@ -138,10 +138,10 @@ def test_each_shape_of_an_array_is_an_image(shape: tuple[int, ...]) -> None:
 def test_as_many_pixels_as_the_limit_are_an_image() -> None:
     data = encoded(Image.new("RGB", (20, 10), "red"))
     assert pixels(data, max_pixels=200).shape == (10, 20, 3)
-    assert refusal(data, max_pixels=199) == f"it has 20 x 10 pixels, more than {describe_limit(199)}"
+    assert refusal(data, max_pixels=199) == f"it has 20 x 10 pixels, more than {describe_pixel_limit(199)}"
     big = encoded(Image.new("L", (1, 4000)))
     assert pixels(big, max_pixels=9600).shape == (4000, 1, 3)  # (1 + 2) · 4000 is 1.25 times as much
-    narrow = f"it has 1 x 4000 pixels, too narrow for so many rows and {describe_limit(9599)}"
+    narrow = f"it has 1 x 4000 pixels, too narrow for so many rows and {describe_pixel_limit(9599)}"
     assert refusal(big, max_pixels=9599) == narrow
 
 
@@ -149,7 +149,7 @@ def test_a_file_may_have_eight_bytes_a_pixel_and_a_mebibyte() -> None:
     data = encoded(Image.new("RGB", (64, 64), "red"), "BMP")
     most = 2**20 + 8 * 4096
     assert pixels(data + b"\0" * (most - len(data)), max_pixels=4096).shape == (64, 64, 3)
-    words = f"it has {most + 1:,} bytes, more than an image of {describe_limit(4096)} needs"
+    words = f"it has {most + 1:,} bytes, more than an image of {describe_pixel_limit(4096)} needs"
     assert refusal(data + b"\0" * (most + 1 - len(data)), max_pixels=4096) == words
 
 
@@ -227,7 +227,7 @@ def test_too_many_rows_between_two_passes_are_refused_from_a_quarter_more_on() -
             with pytest.raises(ImageError) as caught:
                 reserve_memory((width, rows), 1000)
             found = f"resizing it takes {width} x {rows} pixels between its two passes"
-            assert str(caught.value) == f"{found}, too many rows for {describe_limit(1000)}"
+            assert str(caught.value) == f"{found}, too many rows for {describe_pixel_limit(1000)}"
     assert reserve_memory((19, rows), 2**25) is not None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import ImageError, describe_limit
+from runtime.errors import ImageError, describe_pixel_limit
 from runtime.images.jpeg import MAX_SCANS, count_scans
 from runtime.images.preprocess import MAX_PIXELS, Preprocess
 
@@ -100,11 +100,13 @@ def test_tiles_are_hardly_larger_than_the_image() -> None:
 
 def test_images_inside_icons_are_those_of_icons() -> None:
     small, icon = png(16, 16), "it is an icon that holds an image of "
-    limit = describe_limit(MAX_PIXELS)
+    limit = describe_pixel_limit(MAX_PIXELS)
     assert refusal(ico(png(13000, 13000))) == f"it has 13000 x 13000 pixels, more than {limit}"
     assert refusal(ico(small, bitmap(13000, 13000))) == f"it has 13000 x 13000 pixels, more than {limit}"
     assert refusal(ico(small, png(1025, 16))).startswith(f"{icon}1025 x 16 pixels")
-    assert refusal(ico(small), max_pixels=255) == f"it has 16 x 16 pixels, more than {describe_limit(255)}"
+    assert (
+        refusal(ico(small), max_pixels=255) == f"it has 16 x 16 pixels, more than {describe_pixel_limit(255)}"
+    )
     photo = encoded(Image.new("L", (1100, 1100)), "JPEG2000")
     for part in (png(1025, 1025), photo, encoded(Image.new("L", (1100, 1100)), "JPEG2000", no_jp2=True)):
         assert refusal(icns(part)).startswith(f"{icon}1")
@@ -122,7 +124,7 @@ def test_samples_of_a_jpeg_2000_tile_count_as_pixels() -> None:
     limit = 2**24
     assert (
         refusal(data, max_pixels=limit)
-        == f"its tiles have 18,750,000 samples, more than {describe_limit(limit)}"
+        == f"its tiles have 18,750,000 samples, more than {describe_pixel_limit(limit)}"
     )
     assert SEE(data, max_pixels=18_750_000).shape == (8, 8, 3)
     tiled = encoded(image, "JPEG2000", tile_size=(512, 512))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runtime.errors import ImageError, describe_limit
+from runtime.errors import ImageError, describe_pixel_limit
 from runtime.images.decode import decode_image
 from runtime.images.other_formats import translate_reason
 
@@ -277,11 +277,11 @@ def test_the_limit_that_is_named_is_the_one_that_was_set(monkeypatch: pytest.Mon
     """Pillow's own limit follows --max-pixels, and is twice as high."""
     image = encoded("PNG", size=(30, 30))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert refusal(image, max_pixels=100) == f"it has more pixels than {describe_limit(100)}"
+    assert refusal(image, max_pixels=100) == f"it has more pixels than {describe_pixel_limit(100)}"
     assert "set PIL.Image.MAX_IMAGE_PIXELS" in refusal(image, max_pixels=201)
     monkeypatch.undo()
-    assert refusal(image, max_pixels=100) == f"it has 30 x 30 pixels, more than {describe_limit(100)}"
-    assert describe_limit(100) == "the limit of 100 (max_pixels; --max-pixels on the command line)"
+    assert refusal(image, max_pixels=100) == f"it has 30 x 30 pixels, more than {describe_pixel_limit(100)}"
+    assert describe_pixel_limit(100) == "the limit of 100 (max_pixels; --max-pixels on the command line)"
 
 
 PYTHON = re.compile(r"unpack|buffer of|literal|index out|convert string|object|0x|EOF|Error")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
 from runtime.model_file.artifact import choose_file, read_artifact
-from runtime.model_file.onnx_file import OnnxError, summarize
+from runtime.model_file.onnx_file import OnnxError, summarize_onnx
 from runtime.onnx_runtime import onnxruntime
 
 MakeModel = Callable[..., Path]
@@ -69,7 +69,7 @@ def test_what_was_written_is_read(make_model: MakeModel) -> None:
 
 def test_the_outline_agrees_with_the_onnx_package(model: Path) -> None:
     proto = onnx.load(model)
-    found = summarize(model.read_bytes())
+    found = summarize_onnx(model.read_bytes())
     assert found.ir_version == proto.ir_version
     assert found.opsets == {entry.domain: entry.version for entry in proto.opset_import}
     assert found.metadata == {entry.key: entry.value for entry in proto.metadata_props}
@@ -227,14 +227,14 @@ def test_protobuf_lengths_are_checked() -> None:
         b"\x0a\x01a",  # a version that is text
     ):
         with pytest.raises(OnnxError):
-            summarize(content)
+            summarize_onnx(content)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_model_or_an_error(content: bytes) -> None:
     with contextlib.suppress(OnnxError):
-        summarize(content)
+        summarize_onnx(content)
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(model: Path) -> None:

@@ -24,7 +24,7 @@ from runtime import ArtifactError, Classifier, Embedder, read_metadata
 from runtime.__main__ import main
 from runtime.model_file.artifact import read_artifact
 from runtime.model_file.integrity import DIGEST_BYTES, DIGEST_KEY
-from runtime.model_file.onnx_file import summarize
+from runtime.model_file.onnx_file import summarize_onnx
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -210,8 +210,8 @@ def test_it_opens_where_no_thread_can_be_started(written: Path, monkeypatch: pyt
 def test_the_digest_is_what_the_page_says(written: Path) -> None:
     data = written.read_bytes()
     assert data[-64:].decode() == hashlib.sha256(data[:-DIGEST_BYTES]).hexdigest()
-    assert summarize(data).metadata[DIGEST_KEY] == data[-64:].decode()
-    assert list(summarize(data).metadata)[-1] == DIGEST_KEY
+    assert summarize_onnx(data).metadata[DIGEST_KEY] == data[-64:].decode()
+    assert list(summarize_onnx(data).metadata)[-1] == DIGEST_KEY
     onnx.checker.check_model(onnx.load(written))
     if shutil.which("sha256sum"):
         shell = f"head -c -{DIGEST_BYTES} '{written}' | sha256sum"

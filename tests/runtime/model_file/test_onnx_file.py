@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from runtime.model_file.onnx_file import OnnxError, OnnxSummary, summarize
+from runtime.model_file.onnx_file import OnnxError, OnnxSummary, summarize_onnx
 from tests.support.onnx_mutants import (
     FIXED32,
     FIXED64,
@@ -81,7 +81,7 @@ def parsed_by_onnx(content: bytes) -> onnx.ModelProto | None:
 @pytest.mark.parametrize("make", MODELS)
 def test_every_fact_is_seen_as_onnx_sees_it(make: Callable[[], onnx.ModelProto]) -> None:
     model = make()
-    assert facts_of(summarize(model.SerializeToString())) == facts_of_onnx(model)
+    assert facts_of(summarize_onnx(model.SerializeToString())) == facts_of_onnx(model)
 
 
 # Forms that protobuf reads and never writes ----------------------------------------------------------------
@@ -151,7 +151,7 @@ def changed(path: Callable[[Field], tuple[int, ...]], change: Change) -> bytes:
 @pytest.mark.parametrize("message", EVERY_MESSAGE)
 def test_a_form_that_protobuf_does_not_write_is_refused_in_every_message(message: str, form: str) -> None:
     with pytest.raises(OnnxError):
-        summarize(changed(EVERY_MESSAGE[message], FORMS[form]))
+        summarize_onnx(changed(EVERY_MESSAGE[message], FORMS[form]))
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def test_a_form_that_protobuf_does_not_write_is_refused_in_every_message(message
 )
 def test_what_protobuf_would_merge_or_read_otherwise_is_refused(path: Any, change: Change) -> None:
     with pytest.raises(OnnxError):
-        summarize(changed(path, change))
+        summarize_onnx(changed(path, change))
 
 
 def test_the_training_of_a_model_counts_as_its_subgraphs() -> None:
-    assert summarize(with_training().SerializeToString()).subgraphs
+    assert summarize_onnx(with_training().SerializeToString()).subgraphs
 
 
 def compare_with_onnx(count: int, seed: int) -> Counter[str]:
@@ -198,7 +198,7 @@ def compare_with_onnx(count: int, seed: int) -> Counter[str]:
         model = parsed_by_onnx(content)
         tally["read by onnx"] += model is not None
         try:
-            found = summarize(content)
+            found = summarize_onnx(content)
         except OnnxError:
             continue
         tally["read here"] += 1

@@ -14,7 +14,7 @@ from vit.data.datasets import (
     Images,
     describe_shared_names,
     find_splits,
-    match_labels,
+    match_image_labels,
     open_images,
     split_images,
 )
@@ -170,37 +170,37 @@ def images_in(*names: str, each: int = 2) -> Images:
 
 
 def test_a_folder_means_any_class_of_its_name() -> None:
-    images = match_labels(images_in("cat", "crane", "maillot"), LABELS)
+    images = match_image_labels(images_in("cat", "crane", "maillot"), LABELS)
     assert images.targets is not None
     assert images.targets.tolist() == [1, 1, 0, 0, 2, 2]
     given = np.array([1, 0, 6, 1, 5, 3])
     assert images.settle(given).tolist() == [1, 0, 0, 1, 2, 3]
     assert (images.settle(given) == images.targets).tolist() == [True, False, True, False, True, False]
     assert images.subset([2, 5]).settle(given[[2, 5]]).tolist() == [0, 3]
-    assert match_labels(images, LABELS) is images  # and it still knows
+    assert match_image_labels(images, LABELS) is images  # and it still knows
 
 
 def test_it_is_said_where_such_a_folder_has_images() -> None:
-    said = describe_shared_names(match_labels(images_in("cat", "crane"), LABELS))
+    said = describe_shared_names(match_image_labels(images_in("cat", "crane"), LABELS))
     assert said == (
         "several classes of the model have one name: 'crane' (0, 3, 6); an image in a folder of that name "
         "counts as right with any of them"
     )
     many = tuple(f"{n}" for n in range(9)) * 2
     assert "'0' (0, 9), '1' (1, 10), '2' (2, 11) and 6 more; " in describe_shared_names(
-        match_labels(images_in(*many[:9]), many)
+        match_image_labels(images_in(*many[:9]), many)
     )
-    assert describe_shared_names(match_labels(images_in("cat", "dog"), LABELS)) == ""
-    assert describe_shared_names(match_labels(images_in("a", "b"), ("b", "a"))) == ""
+    assert describe_shared_names(match_image_labels(images_in("cat", "dog"), LABELS)) == ""
+    assert describe_shared_names(match_image_labels(images_in("a", "b"), ("b", "a"))) == ""
 
 
 def test_class_indices_that_are_known_are_not_folded() -> None:
     """Images with the model's own indices say which of two classes of one name they show."""
     exact = Images([np.zeros((8, 8, 3), np.uint8)], np.array([3]), LABELS, "by index")
-    assert match_labels(exact, LABELS).settle(np.array([0])).tolist() == [0]
-    assert describe_shared_names(match_labels(exact, LABELS)) == ""
+    assert match_image_labels(exact, LABELS).settle(np.array([0])).tolist() == [0]
+    assert describe_shared_names(match_image_labels(exact, LABELS)) == ""
 
 
 def test_a_class_that_the_model_does_not_have() -> None:
     with pytest.raises(DataError, match=r"the class 'bird' \(2 classes\) is not one of the model's 7 labels"):
-        match_labels(images_in("bird", "crane"), LABELS)
+        match_image_labels(images_in("bird", "crane"), LABELS)

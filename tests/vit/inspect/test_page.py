@@ -12,7 +12,7 @@ import torch
 
 from tests.support.html_page import Page
 from vit.checkpoint import describe_test, load_checkpoint, save_checkpoint
-from vit.data.datasets import Images, match_labels, open_images
+from vit.data.datasets import Images, match_image_labels, open_images
 from vit.model import ViT
 
 pytest.importorskip("matplotlib")
@@ -185,6 +185,6 @@ def test_either_of_two_classes_of_one_name_is_right(tiny_model, tiny_preprocess,
     assert len(set(answers.tolist()) & {0, 2}) > 0
     kept = [items[i] for i in np.flatnonzero(answers != 1)]
     named = Images(kept, np.zeros(len(kept), np.int64), ("rose",), "photos")
-    predictions = predict_labels(found, match_labels(named, found.labels))
+    predictions = predict_labels(found, match_image_labels(named, found.labels))
     assert predictions.right == len(kept)
     assert predictions.surest_mistakes() == []

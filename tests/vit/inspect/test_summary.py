@@ -11,14 +11,14 @@ from vit.__main__ import main
 from vit.checkpoint import load_checkpoint, save_checkpoint
 from vit.config import SIZES
 from vit.inspect.predictions import attention_maps, rollout
-from vit.inspect.summary import summarize
+from vit.inspect.summary import summarize_model
 from vit.model import ViT, split_heads
 
 
 @pytest.mark.parametrize("changes", [{}, {"representation": 5}, {"layer_scale": True}, {"classes": 0}])
 def test_summary_counts_every_parameter(tiny_config, changes):
     config = replace(tiny_config, **changes)
-    assert sum(row.parameters for row in summarize(config)) == sum(
+    assert sum(row.parameters for row in summarize_model(config)) == sum(
         p.numel() for p in ViT(config).parameters()
     )
 
@@ -34,7 +34,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_summary_counts_the_parameters_of_each_option(options, tiny_config):
     config = replace(tiny_config, **options)
-    counted = sum(row.parameters for row in summarize(config))
+    counted = sum(row.parameters for row in summarize_model(config))
     assert counted == sum(p.numel() for p in ViT(config).parameters())
 
 
@@ -49,7 +49,7 @@ def test_attention_of_each_option_flows_from_patches(options, tiny_config):
 def test_summary_counts_the_published_multiply_adds():
     # DeiT's table 5 and timm's: 4.6 and 17.6 GMACs; 1.3 for Tiny
     for size, gmacs in (("tiny", 1.26), ("small", 4.61), ("base", 17.58)):
-        assert sum(row.macs for row in summarize(SIZES[size])) / 1e9 == pytest.approx(gmacs, rel=0.01)
+        assert sum(row.macs for row in summarize_model(SIZES[size])) / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
 def test_attention_maps_are_those_of_the_forward_pass(tiny_model):

@@ -11,7 +11,7 @@ from vit.config import ViTConfig
 from vit.data.batches import Store
 from vit.data.training_images import open_data
 from vit.model import new_model
-from vit.training.distributed import join_world
+from vit.training.distributed import join_processes
 from vit.training.loop import Loop
 from vit.training.recipe import Recipe
 
@@ -35,7 +35,7 @@ def main(photos: str, out: str) -> None:
     config = ViTConfig(image_size=(8, 8), patch_size=4, width=16, depth=2, heads=2, mlp_width=32, classes=3)
     losses = []
     device = torch.device("cpu")
-    with join_world(device) as world:
+    with join_processes(device) as world:
         loop = Loop(
             new_model(config, 0),
             Store(data.train, Preprocess(size=(10, 10)), bad_share=0.2),

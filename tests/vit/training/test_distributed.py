@@ -125,7 +125,7 @@ def test_only_the_first_process_writes_for_tensorboard(
     pytest.importorskip("tensorboard")
     for rank in range(2):
         monkeypatch.setattr(
-            "vit.training.train.join_world", lambda _device, rank=rank: nullcontext(World(rank, 1))
+            "vit.training.train.join_processes", lambda _device, rank=rank: nullcontext(World(rank, 1))
         )
         recipe, data = Recipe(epochs=1, batch=8, holdout=0.0), open_data(photos, holdout=0.0)
         parts = {"model": new_model(tiny_config, 0), "data": data, "preprocess": tiny_preprocess}
