@@ -261,7 +261,7 @@ def translate_error(error: Exception, device: str, source: bytes | str, what: st
     `what` is what ONNX Runtime does not do with the model, for the message ("does not accept").
     """
     name, text = display_name(source), clean_line(str(error))
-    if "allocate" in text or "bad alloc" in text:
+    if "allocate" in text or "bad alloc" in text or "bad_alloc" in text:
         return DeviceError(f"{device} has too little memory for {name}: {text}")
     failed = isinstance(error, RuntimeError) or type(error).__name__ in ("EPFail", "RuntimeException")
     if device != "cpu" and failed:

@@ -213,7 +213,7 @@ TABLE = [
     ("vit", f"{TRAIN} --device tpu", 2, "invalid choice: 'tpu'"),
     ("vit", "import nowhere --out new", 2, "nowhere: no such folder or file"),
     ("vit", "import empty --out new", 2, "expected one file of weights"),
-    ("vit", "import page.bin --out new", 2, "a web page, not weights"),
+    ("vit", "import page.bin --out new", 2, "expected weights of PyTorch, found a web page; download the file again"),
     ("vit", "import timm.bin --out file", 2, "found a file"),
     ("vit", "import timm.bin --out run", 2, "another model is there"),
     ("vit", "import photo.jpg --out new", 2, "expected weights of a model, found a JPEG image"),

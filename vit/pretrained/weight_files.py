@@ -151,7 +151,7 @@ def refuse_other_files(file: Path) -> None:
         return
     kind, words = detect_file_kind(file)
     if kind in WRONG_KINDS:
-        raise SourceError(f"{file}: {words}; {WRONG_KINDS[kind]}")
+        raise SourceError(f"{file}: expected weights of PyTorch, found {words}; {WRONG_KINDS[kind]}")
     if meaning := identify_other(file.name):
         raise SourceError(f"{file}: {meaning}")
 

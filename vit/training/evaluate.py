@@ -69,7 +69,7 @@ def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
 
 
 def mean_metrics(part: str, sums: Sequence[float]) -> dict[str, float]:
-    """Return loss and accuracy of "train", "val" or "test" for a row of the history, from `measure`."""
+    """Return loss and accuracy of "train", "val" or "test" for a row of the history, from `measure_loss`."""
     loss, correct, count = sums
     return {f"{part}_loss": loss / max(count, 1), f"{part}_accuracy": correct / max(count, 1)}
 
