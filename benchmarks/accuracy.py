@@ -20,7 +20,7 @@ from export.measure.inference import batches
 from runtime.command.line import run_command
 from runtime.cpu import available_cores, cpu_kind
 from runtime.images.preprocess import Preprocess
-from runtime.model_file.targets import target_for
+from runtime.model_file.targets import choose_target
 from runtime.writing import temporary_folder
 from vit.checkpoint import load_checkpoint
 from vit.data.datasets import DataError, Images
@@ -59,7 +59,7 @@ def _measure(options: argparse.Namespace) -> int:
             checkpoint.model,
             photos.calibration,
             folder,
-            target_for(cpu_kind()),
+            choose_target(cpu_kind()),
             options.merge_tokens,
             options.accuracy_aware,
         )

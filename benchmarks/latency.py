@@ -14,7 +14,7 @@ from benchmarks.engines import Peer, extra_graph
 from benchmarks.peers import BASELINE, OURS, Bench, Skipped, build
 from benchmarks.timing import Timing, add_merging, command, environment, positive, table, tell, time_in_turn
 from runtime.cpu import available_cores, cpu_kind
-from runtime.model_file.targets import target_for
+from runtime.model_file.targets import choose_target
 from runtime.writing import temporary_folder
 from vit.config import SIZES
 from vit.model import ViT
@@ -46,7 +46,7 @@ def _unfit(path: Path, size: str) -> str:
     if not path.is_file():
         return "expected an .onnx file, found none"
     try:
-        opened = extra_graph(path, target_for(cpu_kind())).open(1)
+        opened = extra_graph(path, choose_target(cpu_kind())).open(1)
         opened.run(opened.prepare(np.zeros((1, *SIZES[size].image_size, 3), np.uint8)))
     except Exception as error:  # ONNX Runtime's own classes have no common one
         return " ".join(str(error).split())
@@ -63,13 +63,13 @@ def _measure(size: str, options: argparse.Namespace) -> None:
         tell(f"quantizing {size} in every way")
         built = list(
             build(
-                Bench(model, images, folder, target_for(cpu_kind()), options.merge_tokens),
+                Bench(model, images, folder, choose_target(cpu_kind()), options.merge_tokens),
                 tools=options.tools,
             )
         )
         peers = [each for each in built if isinstance(each, Peer)]
         if options.target_graph is not None:
-            peers.append(extra_graph(options.target_graph, target_for(cpu_kind())))
+            peers.append(extra_graph(options.target_graph, choose_target(cpu_kind())))
         for threads in options.threads:
             opened = {peer.name: peer.open(threads) for peer in peers}
             times = time_in_turn(opened, images[0], runs=options.runs)

@@ -26,7 +26,7 @@ from calibration.plan import (
     QuantizationPlan,
     Range,
 )
-from calibration.split import find_mlp, find_planned_splits
+from calibration.split import find_mlp_to_split, find_planned_splits
 from calibration.trial import Choice, Trial
 from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
@@ -174,7 +174,7 @@ class _Decision:
             return [Candidates(linear, scales, best) for linear in readers]
         # In a narrow MLP, sixteen columns in float would be more than an eighth of the work.
         wide = len(scales) >= 8 * FLOAT_COLUMNS
-        if not one_row and wide and find_mlp(self.layers, readers[0]) is not None:
+        if not one_row and wide and find_mlp_to_split(self.layers, readers[0]) is not None:
             high = self.observed[tensor].all.high
             columns = tuple(sorted(np.argsort(-high, kind="stable")[:FLOAT_COLUMNS].tolist()))
             split = trial.choose_per_tensor(columns)

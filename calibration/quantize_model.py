@@ -11,7 +11,7 @@ from calibration.decide import decide_plan
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import release_memory, serialize_for_session
-from calibration.measure.verify import Kernels, check_kernels
+from calibration.measure.verify import Kernels, verify_kernels
 from calibration.observe import observe_activations
 from calibration.plan import Precision, QuantizationPlan
 from calibration.write import write_plan
@@ -85,4 +85,4 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan) -> QuantizedModel:
     written = write_plan(model, plan)
     with serialize_for_session(written) as data:
         release_memory(model)
-        return QuantizedModel(written, plan, check_kernels(data, plan))
+        return QuantizedModel(written, plan, verify_kernels(data, plan))

@@ -27,7 +27,7 @@ class MlpLayers:
     second: Linear
 
 
-def find_mlp(layers: GraphLayers, second: Linear) -> MlpLayers | None:
+def find_mlp_to_split(layers: GraphLayers, second: Linear) -> MlpLayers | None:
     """Return the MLP that `second` closes, when its hidden features can be split; else None."""
     activation = second.input.producer()
     # A second reader of the hidden features would miss the columns that are split off.
@@ -46,7 +46,7 @@ def find_planned_splits(
     """Yield each MLP whose hidden features the plans split, with the indices of those features."""
     for name, linear in layers.linears.items():
         columns = plans[name].float_columns if name in plans else ()
-        if columns and (mlp := find_mlp(layers, linear)) is not None:
+        if columns and (mlp := find_mlp_to_split(layers, linear)) is not None:
             yield mlp, columns
 
 

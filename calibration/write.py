@@ -27,7 +27,7 @@ from calibration.graph.edit import (
 from calibration.graph.layers import LAYOUT, GraphLayers, Linear, Product, expect_input, find_layers
 from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
-from calibration.split import find_mlp, find_planned_splits, split_float_columns
+from calibration.split import find_mlp_to_split, find_planned_splits, split_float_columns
 from calibration.token_merging.write_merging import write_merging
 from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
@@ -118,7 +118,9 @@ def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None
     if plan.correction and len(plan.correction) != outputs:
         raise PlanError(f"{name}: expected {outputs} corrections, found {len(plan.correction)}")
     columns = plan.float_columns
-    if columns and (find_mlp(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs):
+    if columns and (
+        find_mlp_to_split(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs
+    ):
         raise PlanError(f"{name}: float_columns must be hidden features behind a Gelu, 0 to {inputs - 1}")
     if plan.precision == "int8" and plan.input is None and not linear.reads_pixels:
         raise PlanError(f"{name}: the plan says int8 and gives no input range")

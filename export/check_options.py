@@ -15,8 +15,8 @@ from calibration.graph.layers import find_layers
 from calibration.plan import PlanError, QuantizationPlan, read_plan
 from calibration.token_merging.merge_schedule import (
     count_merges,
-    even_schedule,
-    middle_blocks,
+    list_middle_blocks,
+    make_even_schedule,
     schedule_middle_blocks,
 )
 from export.image_sets import ExportImages, choose_evaluation_images, choose_images, use_model_classes
@@ -80,12 +80,12 @@ def check_without_weights(options: Options, facts: SourceFacts, out: Path) -> No
     if facts.labels is not None:
         _check_limits(facts.labels, options)
     plan = None if options.plan is None else read_plan(options.plan)
-    if config is None or (layers := layer_names(config)) is None:
+    if config is None or (layers := list_layer_names(config)) is None:
         return
     _check_layers(options, plan, layers)
     if isinstance(options.merge_tokens, int):
         blocks = [f"blocks.{index}" for index in range(config.depth)]
-        schedule = even_schedule(middle_blocks(blocks), options.merge_tokens)
+        schedule = make_even_schedule(list_middle_blocks(blocks), options.merge_tokens)
         count_merges(schedule, blocks[:-1], tokens=config.tokens, patches=config.grid[0] * config.grid[1])
 
 
@@ -142,7 +142,7 @@ def open_export_images(options: Options, labels: tuple[str, ...] | None) -> Expo
     return chosen
 
 
-def layer_names(config: ViTConfig) -> tuple[str, ...] | None:
+def list_layer_names(config: ViTConfig) -> tuple[str, ...] | None:
     """Return the names of the layers in the canonical graph of a checkpoint; a test compares them with it.
 
     None for a model that is not the paper's: its graph tells.
@@ -162,7 +162,7 @@ def is_product(name: str) -> bool:
     return name.endswith((".scores", ".mix"))
 
 
-def check_names(keep_float: Collection[str], layers: Collection[str]) -> None:
+def check_layer_names(keep_float: Collection[str], layers: Collection[str]) -> None:
     """Refuse names that are no layer.
 
     Raises:
@@ -178,7 +178,7 @@ def check_names(keep_float: Collection[str], layers: Collection[str]) -> None:
 
 def _check_layers(options: Options, plan: QuantizationPlan | None, layers: Collection[str]) -> None:
     """Refuse a plan of another model, and names of --keep-float that are no layer of this one."""
-    check_names(options.keep_float, layers)
+    check_layer_names(options.keep_float, layers)
     if plan is None:
         return
     for kind, named in (("linear layer", plan.linears), ("attention product", plan.products)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.command.parser import argument, number, option, positive
 from runtime.cpu import cpu_kind
-from runtime.model_file.targets import TARGETS, Target, target_for, unknown_target
+from runtime.model_file.targets import TARGETS, Target, choose_target, unknown_target
 
 if TYPE_CHECKING:
     from calibration.search import Budget
@@ -129,7 +129,7 @@ class Options:
     @property
     def int8_target(self) -> Target:
         """The form of the INT8 weights, the one for this CPU in the place of "auto"."""
-        return target_for(cpu_kind()) if self.target == "auto" else self.target
+        return choose_target(cpu_kind()) if self.target == "auto" else self.target
 
     @property
     def budget(self) -> Budget:

@@ -27,7 +27,7 @@ from export.report.provenance import describe_environment, name_producer
 from export.report.quantized_layers import QuantizedLayers
 from export.report.reliability import Reliability
 from export.report.section import Results, VariantResult
-from export.sources.source import Source, ensure_embedding
+from export.sources.source import Source, ensure_source_embedding
 from export.write_artifact import find_stale_files, stage_files, write_model
 from runtime.command.locking import only_writer
 from runtime.model_file.artifact import FILE_NAMES, Metadata
@@ -66,7 +66,7 @@ def export(
     """
     check_with_graph(options, source)
     if options.embedding:
-        source = ensure_embedding(source)
+        source = ensure_source_embedding(source)
     images = use_model_classes(images or open_export_images(options, source.labels), source.labels)
     for sentence in images.notes:
         say(sentence)

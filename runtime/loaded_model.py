@@ -22,12 +22,12 @@ from .model_file.artifact import (
     ArtifactError,
     Metadata,
     Variant,
-    choose_file,
+    choose_model_file,
     display_name,
     read_artifact,
 )
 from .results import P
-from .session import Device, device_of, devices_for, open_first, open_session, translate_error
+from .session import Device, device_of, devices_for, open_first_device, open_session, translate_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,7 +57,7 @@ def load_model(
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
         on_cpu = choice in CPU_DEVICES
         preferred: tuple[Variant, ...] = ("int8", "float32") if on_cpu else ("float16", "float32", "int8")
-        source = model if isinstance(model, bytes) else choose_file(model, preferred)
+        source = model if isinstance(model, bytes) else choose_model_file(model, preferred)
         artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # CUDA has no integer kernels
@@ -79,7 +79,7 @@ def load_model(
         )
         return info, session
 
-    return open_first(devices_for(device), open_on)
+    return open_first_device(devices_for(device), open_on)
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact) -> None:

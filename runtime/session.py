@@ -161,7 +161,7 @@ def open_session(
             'kernels; use device="cpu", or make the file with python -m export --target any-cpu'
         )
     if device == "auto":
-        return open_first(devices_for(device), lambda choice: _open_on(choice, model, options))
+        return open_first_device(devices_for(device), lambda choice: _open_on(choice, model, options))
     if device not in available_devices():
         has = ", ".join(available_devices())
         raise DeviceError(
@@ -208,7 +208,7 @@ def devices_for(device: Device) -> tuple[Device, ...]:
     return ("cuda", "cpu") if "cuda" in available_devices() else ("cpu",)
 
 
-def open_first(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
+def open_first_device(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
     """Return the result of `open_on` for the first device that works; log those that do not."""
     for device in devices[:-1]:
         try:

@@ -213,7 +213,12 @@ TABLE = [
     ("vit", f"{TRAIN} --device tpu", 2, "invalid choice: 'tpu'"),
     ("vit", "import nowhere --out new", 2, "nowhere: no such folder or file"),
     ("vit", "import empty --out new", 2, "expected one file of weights"),
-    ("vit", "import page.bin --out new", 2, "expected weights of PyTorch, found a web page; download the file again"),
+    (
+        "vit",
+        "import page.bin --out new",
+        2,
+        "expected weights of PyTorch, found a web page; download the file again",
+    ),
     ("vit", "import timm.bin --out file", 2, "found a file"),
     ("vit", "import timm.bin --out run", 2, "another model is there"),
     ("vit", "import photo.jpg --out new", 2, "expected weights of a model, found a JPEG image"),
@@ -332,10 +337,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of_base() -> QuantizationPlan:
     """A plan for a ViT-B/16, whose layers are counted in the message."""
-    from export.check_options import is_product, layer_names
+    from export.check_options import is_product, list_layer_names
     from vit.config import ViTConfig
 
-    names = [name for name in layer_names(ViTConfig()) or () if not is_product(name)]
+    names = [name for name in list_layer_names(ViTConfig()) or () if not is_product(name)]
     return QuantizationPlan(
         target="any-cpu", linears={name: LinearPlan(precision="float32") for name in names}
     )
@@ -397,12 +402,12 @@ def test_keep_float_takes_one_name_and_leaves_the_checkpoint() -> None:
 
 
 def test_of_a_large_model_the_nearest_names_are_shown() -> None:
-    from export.check_options import check_names, layer_names
+    from export.check_options import check_layer_names, list_layer_names
     from vit.config import ViTConfig
 
-    layers = layer_names(ViTConfig()) or ()
+    layers = list_layer_names(ViTConfig()) or ()
     with pytest.raises(PlanError) as caught:
-        check_names(("blocks.3.mlp.fc3",), layers)
+        check_layer_names(("blocks.3.mlp.fc3",), layers)
     assert "blocks.3.mlp.fc1" in str(caught.value)
     assert str(caught.value).endswith(f"and {len(layers) - 3} more, all in plan.json")
     assert len(str(caught.value)) < 200

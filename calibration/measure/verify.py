@@ -56,7 +56,7 @@ def read_optimized_graph(model: bytes | Path, target: Target = "any-cpu") -> ir.
         return ir.from_proto(ir.to_proto(ir.load(path)))  # in memory: the folder goes
 
 
-def check_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
+def verify_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
     """Return the kernel of every layer that the plan calls int8, all of them in integers.
 
     Args:

@@ -17,7 +17,7 @@ from calibration.plan import PlanError
 from calibration.token_merging.token_stream import TokenStream, find_token_stream
 
 
-def middle_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
+def list_middle_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
     """Return the blocks that merge unless a plan says otherwise: the middle half of them.
 
     Before that, merging costs most: 16 tokens merged in one block alone make a noise of 6,602e-6 of the
@@ -31,7 +31,7 @@ def middle_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
     return tuple(blocks[depth // 4 : max(3 * depth // 4, depth // 4 + 1)][: max(depth - 1, 0)])
 
 
-def even_schedule(blocks: Sequence[str], merged: int) -> dict[str, int]:
+def make_even_schedule(blocks: Sequence[str], merged: int) -> dict[str, int]:
     """Return a schedule that merges the same number of tokens in each block.
 
     Args:
@@ -52,13 +52,13 @@ def schedule_middle_blocks(model: ir.Model, merged: int) -> dict[str, int]:
         PlanError: where the graph cannot merge, or not so many.
     """
     stream = find_token_stream(model)
-    schedule = even_schedule(_find_middle(stream), merged)
+    schedule = make_even_schedule(_find_middle(stream), merged)
     count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
     return schedule
 
 
 def _find_middle(stream: TokenStream) -> list[str]:
-    return [name for name in middle_blocks(stream.blocks) if name in stream.merge_blocks]
+    return [name for name in list_middle_blocks(stream.blocks) if name in stream.merge_blocks]
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,12 @@ def search_merging(
     enough, too_many = 0, 1 if misses(dense) else most + 1
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
-        drift = measure(even_schedule(blocks, middle))
+        drift = measure(make_even_schedule(blocks, middle))
         trials.append(MergeTrial(merged=middle, drift=drift, misses=tuple(misses(drift))))
         if trials[-1].misses:
             too_many = middle
         else:
             enough = middle
-    return MergeSearch(merging=even_schedule(blocks, enough), dense=dense, most=most, trials=tuple(trials))
+    return MergeSearch(
+        merging=make_even_schedule(blocks, enough), dense=dense, most=most, trials=tuple(trials)
+    )

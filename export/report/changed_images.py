@@ -38,9 +38,9 @@ class ChangedImages(Section):
         (exact, *others), mistakes, variants = results.variants, list_mistakes(results), []
         for each in others if results.labels else ():
             rows = results.find_changed(each)
-            cards = [make_card(results, row, (exact, each)) for row in rows[:MOST_CHANGED]]
+            cards = [make_image_card(results, row, (exact, each)) for row in rows[:MOST_CHANGED]]
             variants.append({"title": each.title, "count": len(rows), "cards": cards})
-        cards = [make_card(results, row, (exact,)) for row in mistakes[:MOST_MISTAKES]]
+        cards = [make_image_card(results, row, (exact,)) for row in mistakes[:MOST_MISTAKES]]
         return {"variants": variants, "mistakes": len(mistakes), "mistake_cards": cards}
 
 
@@ -58,7 +58,7 @@ def name_true_classes(results: Results) -> Sequence[str]:
     return results.labels if results.images.same_name is not None else distinguish_labels(results.labels)
 
 
-def make_card(results: Results, row: int, variants: Sequence[VariantResult]) -> dict[str, Any]:
+def make_image_card(results: Results, row: int, variants: Sequence[VariantResult]) -> dict[str, Any]:
     """Return one image with the answers of some variants, for the macro `card`."""
     labels, item = distinguish_labels(results.labels), results.images[row]
     targets, truth = results.targets, name_true_classes(results)

@@ -26,7 +26,7 @@ _MARKERS = (  # paths around (0, 0), so that kinds can be told apart in gray
 Bar = tuple[str, float, str, str]  # name of the row, length, text at its end, CSS class of its color
 
 
-def bar_chart(bars: Sequence[Bar], title: str) -> Markup:
+def draw_bar_chart(bars: Sequence[Bar], title: str) -> Markup:
     """Draw horizontal bars from zero, 340 units wide; names stand above them so that any fits."""
     largest = max((value for _, value, _, _ in bars), default=0) or 1
     parts = []
@@ -50,7 +50,7 @@ class LayerPoint:
     value: float
 
 
-def place_layers(layers: Mapping[str, float]) -> list[LayerPoint]:
+def place_chart_points(layers: Mapping[str, float]) -> list[LayerPoint]:
     """Read block and kind from names like "blocks.3.mlp.fc1"; any names that number the blocks."""
     found = []
     for name, value in layers.items():
@@ -66,23 +66,23 @@ def place_layers(layers: Mapping[str, float]) -> list[LayerPoint]:
     return [replace(each, kind=short[each.kind]) for each in found]
 
 
-def list_kinds(layers: Sequence[LayerPoint]) -> list[str]:
+def list_chart_kinds(layers: Sequence[LayerPoint]) -> list[str]:
     """Return the kinds in order of first appearance; layers outside of blocks have none."""
     return list(dict.fromkeys(layer.kind for layer in layers if layer.kind))
 
 
-def layer_legend(sqnr: Mapping[str, float]) -> list[tuple[str, Markup]]:
+def draw_chart_legend(sqnr: Mapping[str, float]) -> list[tuple[str, Markup]]:
     """Return each kind of layer with its sign in the plot."""
     head = 'viewBox="-6 -6 12 12" aria-hidden="true"'
     return [
         (kind, Markup(f'<svg class="k{i}" {head}><path d="{_MARKERS[i % len(_MARKERS)]}"/></svg>'))
-        for i, kind in enumerate(list_kinds(place_layers(sqnr)))
+        for i, kind in enumerate(list_chart_kinds(place_chart_points(sqnr)))
     ]
 
 
-def layer_plot(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
+def draw_layer_chart(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
     """Draw the SQNR over the depth of the network: a line and a marker for each kind of layer."""
-    layers = place_layers(sqnr)
+    layers = place_chart_points(sqnr)
     groups = list(dict.fromkeys(layer.group for layer in layers))
     low, high, step = _choose_scale([layer.value for layer in layers])
     left, right, top, bottom = 34, width - 10, 10, height - 42
@@ -99,7 +99,7 @@ def layer_plot(sqnr: Mapping[str, float], *, width: int, height: int) -> Markup:
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
     parts += _name_groups(groups, left, slot, bottom)
-    order = {kind: i for i, kind in enumerate(list_kinds(layers))}
+    order = {kind: i for i, kind in enumerate(list_chart_kinds(layers))}
     for kind, i in order.items():
         path = " ".join(f"{x(each):.1f},{y(each.value):.1f}" for each in layers if each.kind == kind)
         parts.append(f'<polyline class="k{i} trend" points="{path}"/>')
@@ -141,5 +141,5 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> Marku
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    each.__name__: each for each in (bar_chart, layer_legend, layer_plot)
+    each.__name__: each for each in (draw_bar_chart, draw_chart_legend, draw_layer_chart)
 }

@@ -94,13 +94,13 @@ class Headlines(Section):
 
     def context(self, results: Results) -> Mapping[str, Any]:
         """Return the sentences and the tiles by variant, and where the weights come from."""
-        say = {"headline": say_headline, "chance": say_chance, "tiles": make_tiles}
+        say = {"headline": say_headline, "chance": say_chance, "tiles": make_comparison_tiles}
         others = results.variants[1:]
         variants = [{name: make(results, each) for name, make in say.items()} for each in others]
         return {"variants": variants, "origin": _list_origin(results.source)}
 
 
-def make_tiles(results: Results, variant: VariantResult) -> list[Tile]:
+def make_comparison_tiles(results: Results, variant: VariantResult) -> list[Tile]:
     """Return the four or five figures that matter, for a variant other than float32."""
     comparison, tiles, total = results.get(Comparison), list[Tile](), len(results.images)
     if results.labels:

@@ -59,7 +59,7 @@ class Evidence(Section):
         source, images, clipping = run.source, run.images, _measure_clipping(run)
         few = images.calibration.subset(range(min(COMPARED_IMAGES, len(images.calibration))))
         calibrated = run.options.quantize and run.options.plan is None
-        warnings = find_warnings(
+        warnings = find_evidence_warnings(
             images.evaluation,
             images.search,
             source.labels,
@@ -92,7 +92,7 @@ class Evidence(Section):
         return {"shares": shares, "limit": CLIPPED, "worst": WORST}
 
 
-def find_warnings(
+def find_evidence_warnings(
     evaluation: Images,
     search: Images | None,
     labels: Collection[str],

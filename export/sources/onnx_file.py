@@ -34,7 +34,7 @@ from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedd
 from export.sources.onnx_description import OnnxDescription, OnnxModelError, describe_onnx
 from export.sources.scores import remove_softmax
 from export.sources.source import Reference, Source
-from runtime.model_file.integrity import is_beside, open_regular
+from runtime.model_file.integrity import is_beside, open_regular_file
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import clean_line, format_count
 from vit.pretrained.description import ONE_CLASS
@@ -106,7 +106,7 @@ def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise OnnxModelError(f"{path}: more bytes than an ONNX file can have ({MAX_BYTES:,})")
@@ -142,7 +142,7 @@ def _read_external(model: onnx.ModelProto, path: Path) -> None:
                 "below it; do not use this file, or export it again as one file"
             )
         try:
-            with open_regular(path.parent / location) as file:
+            with open_regular_file(path.parent / location) as file:
                 for tensor in tensors:
                     tensor.raw_data = _read_values(tensor, file)
                     tensor.data_location = onnx.TensorProto.DEFAULT

@@ -142,7 +142,7 @@ class OnnxReader:
         """Return the labels, where the description has them."""
         from export.sources.onnx_description import describe_onnx, find_onnx
 
-        check_onnx(find_onnx(self.model))
+        check_onnx_source(find_onnx(self.model))
         if self.preprocess is not None:
             refuse_kinds(self.preprocess, (*_NOT_ONNX, "onnx"), "a description in JSON", "give its file")
         return SourceFacts(describe_onnx(self.model, self.preprocess).description.labels)
@@ -193,7 +193,7 @@ def choose_source_reader(checkpoint: Path | None, onnx: Path | None, preprocess:
     return CheckpointReader(checkpoint)
 
 
-def check_onnx(file: Path) -> None:
+def check_onnx_source(file: Path) -> None:
     """Refuse what is no ONNX model, or one that an export of this project made."""
     if not os.path.lexists(file):
         raise InputError(f"{file}: no such file; give an .onnx file or its folder")

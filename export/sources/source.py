@@ -52,7 +52,7 @@ class Source:
             raise InputError(f"{self.description.get('name')}: {ONE_CLASS}")
 
 
-def ensure_embedding(source: Source) -> Source:
+def ensure_source_embedding(source: Source) -> Source:
     """Add the output `embedding` to the graph of a source, in place; one without classes has it already.
 
     Raises:

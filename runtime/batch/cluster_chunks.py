@@ -50,7 +50,7 @@ def list_chunks(images: Iterable[tuple[Store, str]], *, largest: int, cores: int
         yield Chunk(number + 1, store, keys)
 
 
-def read_and_label(chunk: Chunk, labels: Labels) -> Rows:
+def read_and_label_chunk(chunk: Chunk, labels: Labels) -> Rows:
     """Read and label the images of a chunk."""
     largest = 2**20 + 8 * labels.max_pixels  # bytes that the decoder takes
     contents = read_ahead(chunk.store, chunk.keys, largest=largest)

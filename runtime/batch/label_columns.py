@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images.preprocess import MAX_PIXELS, ImageError
-from ..model_file.artifact import choose_file, read_artifact
+from ..model_file.artifact import choose_model_file, read_artifact
 from ..results import Result
 from .output import FIELDS, format_record
 
@@ -49,7 +49,7 @@ class Labels:
     ) -> None:
         if top < 1 or max_pixels < 1:
             raise ValueError(f"top and max_pixels must be 1 or more, found {top} and {max_pixels}")
-        file = choose_file(model)
+        file = choose_model_file(model)
         self.model = str(file.absolute())
         self.sha256 = read_artifact(file, sha256=sha256).sha256
         self.top = top

@@ -19,7 +19,7 @@ from ..results import Result
 from ..text import format_count
 from .inputs import list_images, no_images
 from .options import RunOptions
-from .output import Format, Lines, choose_format, is_resumable, open_output
+from .output import Format, Lines, choose_output_format, is_resumable, open_output
 from .sorting import Sorter
 from .tally import Report
 
@@ -53,7 +53,7 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
     }
     lines, done = open_output(
         output,
-        cast("Format | None", options.format) or choose_format(output),  # parquet is refused
+        cast("Format | None", options.format) or choose_output_format(output),  # parquet is refused
         settings,
         resume=options.resume,
         overwrite=options.overwrite,

@@ -117,11 +117,11 @@ def check_run_options(options: RunOptions) -> None:
 def _check_inputs(options: RunOptions) -> None:
     # these need Pillow and NumPy: --help needs neither
     from ..images.find_images import image_suffixes, suffix_of
-    from ..model_file.artifact import choose_file, missing_file
+    from ..model_file.artifact import choose_model_file, missing_file
 
     if is_folder(options.model) and (options.model / _CHECKPOINT).is_file():
         raise UsageError(_not_exported(options.model, "the checkpoint of a run"))
-    model = choose_file(options.model)
+    model = choose_model_file(options.model)
     if not os.path.lexists(model):
         raise missing_file(model)
     kind, words = detect_file_kind(model)

@@ -36,7 +36,7 @@ _SHOWN = 80  # bytes of a line that a message shows
 # --- One line per image ---
 
 
-def choose_format(path: Path | None) -> Format:
+def choose_output_format(path: Path | None) -> Format:
     """Return CSV for a file of that name, JSON Lines for any other and for standard output."""
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 

@@ -22,7 +22,7 @@ from ..errors import DONE, FAILED, INTERRUPTED, FailureError, InputError, Missin
 from ..images.other_formats import register_openers
 from ..text import format_count
 from ..writing import refuse_file_name
-from .cluster_chunks import Chunk, Rows, label_chunk, list_chunks, name_image, read_and_label
+from .cluster_chunks import Chunk, Rows, label_chunk, list_chunks, name_image, read_and_label_chunk
 from .cluster_output import PartFormat, Parts, open_parts
 from .cluster_sources import StoreError, check_sources, hide_secrets, is_uri, list_stored_images
 from .inputs import no_images, refuse_options
@@ -176,7 +176,7 @@ def _label_images(chunk: Chunk, labels: Labels, model: list[Any]) -> Rows:
     register_openers()
     Image.MAX_IMAGE_PIXELS = labels.max_pixels  # Pillow's own limit is the process's
     labels.classifier(lambda: ray.get(model[0]))
-    return read_and_label(chunk, labels)
+    return read_and_label_chunk(chunk, labels)
 
 
 def _isolate_images(chunk: Chunk, parts: Parts, labels: Labels, model: list[Any]) -> Tally:

@@ -23,7 +23,7 @@ _NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNO
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
 
 
-def name_folders(labels: Sequence[str]) -> list[str]:
+def name_sort_folders(labels: Sequence[str]) -> list[str]:
     """Return one folder name per label: all different, safe on any disk, and close to the label.
 
     Labels come from a model file that may be hostile: no name leads out of the folder it is put in. Names
@@ -52,7 +52,7 @@ class Sorter:
     """
 
     def __init__(self, root: Path, labels: Sequence[str], *, copy: bool) -> None:
-        self._folders = [root / name for name in name_folders(labels)]
+        self._folders = [root / name for name in name_sort_folders(labels)]
         self._copy = copy
         self._tidied = set[Path]()
         with explain_output_errors(root, begun=True):

@@ -214,7 +214,7 @@ class _Lister:
         self._around: list[tuple[int, os.stat_result]] = []
 
     def __call__(self, folder: Path) -> Sequence[tuple[Path, bool | None]]:
-        """List a folder for `walk_folder`, sorted by name; if listing fails midway, the folder itself comes last.
+        """List a folder, sorted by name; if listing fails midway, the folder itself comes last.
 
         A folder that holds itself, as some mounted disks show it, counts as a link to a folder.
         """

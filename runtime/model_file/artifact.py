@@ -13,12 +13,12 @@ from mmap import mmap
 from pathlib import Path
 
 from ..images.find_images import is_folder
-from .integrity import Digests, check_data, hash_bytes, open_regular, read_file_stamp, start_hashing
+from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
 from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
-__all__ += ["choose_file", "read_artifact", "read_metadata"]
+__all__ += ["choose_model_file", "read_artifact", "read_metadata"]
 
 MAX_BYTES = 2**31 - 1  # what a protobuf can hold
 ORT_FORMAT = b"ORTM"  # at byte 4 of a file in ONNX Runtime's own format
@@ -151,7 +151,9 @@ def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
     return artifact.metadata
 
 
-def choose_file(path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")) -> Path:
+def choose_model_file(
+    path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")
+) -> Path:
     """Return the model file at a path: the path itself, which need not exist, or that preferred in a folder.
 
     Raises:
@@ -178,7 +180,7 @@ def _read(path: Path) -> tuple[mmap, tuple[int, ...]]:
     try:
         if not path.exists():
             raise missing_file(path)
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size > MAX_BYTES:
                 size = f"{status.st_size:,} bytes, more than an ONNX file can have ({MAX_BYTES:,})"

@@ -86,7 +86,7 @@ def start_hashing(source: Path | bytes) -> Future[Digests]:
 
 
 def _hash_file(path: Path) -> Digests:
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         found = _hash_next(file, os.fstat(file.fileno()).st_size - DIGEST_BYTES)
         return _finish(found, file.read(DIGEST_BYTES))
 
@@ -126,7 +126,7 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
         )
     path = source.parent / name
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             stamp = read_file_stamp(os.fstat(file.fileno()))
             if stamp[2] != size:
                 raise ArtifactError(
@@ -177,7 +177,7 @@ def is_beside(name: str) -> bool:
     return plain and name == name.rstrip(". ") != "" and stem not in _DEVICES
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular_file(path: Path) -> BufferedReader:
     """Open a regular file, or a link to one, without waiting for a pipe or opening a device.
 
     Args:

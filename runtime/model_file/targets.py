@@ -23,7 +23,7 @@ _RENAMED: Mapping[object, Target] = MappingProxyType(
 )
 
 
-def target_for(cpu: CpuKind) -> Target:
+def choose_target(cpu: CpuKind) -> Target:
     """Return the target with the most precise weights that is exact at full speed on a kind of CPU.
 
     Args:

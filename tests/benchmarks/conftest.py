@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.peers import Bench, build
 from runtime.cpu import cpu_kind
-from runtime.model_file.targets import target_for
+from runtime.model_file.targets import choose_target
 from vit.config import ViTConfig
 from vit.model import ViT
 
@@ -20,7 +20,7 @@ def bench(tmp_path_factory):
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (1, 32, 32, 3), np.uint8) for _ in range(4)]
-    return Bench(ViT(CONFIG).eval(), images, tmp_path_factory.mktemp("peers"), target_for(cpu_kind()))
+    return Bench(ViT(CONFIG).eval(), images, tmp_path_factory.mktemp("peers"), choose_target(cpu_kind()))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from calibration.graph.edit import constant, sizes, tidy
 from calibration.graph.layers import find_layers
-from calibration.split import MlpLayers, find_mlp, split_float_columns
+from calibration.split import MlpLayers, find_mlp_to_split, split_float_columns
 from tests.support.small_graphs import ATTENTION, MLP, block, node, op_types, run
 
 HIDDEN = 16
@@ -20,7 +20,7 @@ columns = st.sets(st.integers(0, HIDDEN - 1), min_size=1, max_size=HIDDEN - 1).m
 
 def mlp_of(model: ir.Model) -> MlpLayers:
     sites = find_layers(model)
-    hidden = find_mlp(sites, sites.linears["fc2"])
+    hidden = find_mlp_to_split(sites, sites.linears["fc2"])
     assert hidden is not None
     return hidden
 
@@ -32,7 +32,7 @@ def test_the_mlp_is_its_two_linears_and_the_activation() -> None:
     assert hidden.activation is node(model, "gelu")
     sites = find_layers(model)
     others = set(sites.linears) - {"fc2"}
-    assert {find_mlp(sites, sites.linears[name]) for name in others} == {None}
+    assert {find_mlp_to_split(sites, sites.linears[name]) for name in others} == {None}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_an_mlp_that_cannot_be_split(was: str, now: str) -> None:
     lines = ATTENTION + MLP
     assert lines.count(was) == 1
     sites = find_layers(block(lines=lines.replace(was, now)))
-    assert find_mlp(sites, sites.linears["fc2"]) is None
+    assert find_mlp_to_split(sites, sites.linears["fc2"]) is None
 
 
 @pytest.mark.parametrize("name", ["gelu", "fc1"])
@@ -58,7 +58,7 @@ def test_hidden_features_that_leave_the_graph_stay_whole(name: str) -> None:
     model = block()
     model.graph.outputs.append(node(model, name).outputs[0])
     sites = find_layers(model)
-    assert find_mlp(sites, sites.linears["fc2"]) is None
+    assert find_mlp_to_split(sites, sites.linears["fc2"]) is None
 
 
 @given(st.integers(0, 5), columns, st.sampled_from(["none", "tanh"]))
@@ -143,7 +143,7 @@ def test_a_second_mlp_keeps_its_own_features() -> None:
     expected = run(model, X)
     for name, chosen in {"fc2": [0, 1], "other_fc2": [15]}.items():
         sites = find_layers(model)
-        hidden = find_mlp(sites, sites.linears[name])
+        hidden = find_mlp_to_split(sites, sites.linears[name])
         assert hidden is not None
         split_float_columns(hidden, chosen)
     tidy(model)

@@ -22,7 +22,7 @@ from calibration.write import write_plan
 from export.__main__ import main
 from export.sources.from_torch import export_checkpoint
 from export.sources.onnx_file import read_onnx
-from export.sources.source import ensure_embedding
+from export.sources.source import ensure_source_embedding
 from runtime import ArtifactError, Classifier, Embedder, Preprocess, read_metadata
 from runtime.__main__ import main as runtime_command
 from runtime.session import open_session
@@ -176,7 +176,7 @@ def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> No
         group for group in find_balance_groups(find_layers(plain.exported.model)) if group.kind == "norm"
     ]
     head = next(group for group in norms if any(linear.name == "head" for linear in group.linears))
-    source = ensure_embedding(export_checkpoint(checkpoint))
+    source = ensure_source_embedding(export_checkpoint(checkpoint))
     model = source.exported.model
     pixels = np.stack([source.preprocess(path) for path in sorted(photos.glob("*.png"))[:8]])
     chosen = quantize(model, [pixels], target="any-cpu", single_rows="int8", threads=1)
@@ -195,7 +195,7 @@ def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> No
 
 def test_the_embedding_of_a_tanh_head_is_what_the_last_linear_reads(tmp_path: Path, photos: Path) -> None:
     checkpoint = load_checkpoint(made(tmp_path / "model.safetensors", classes=5, representation=20))
-    source = ensure_embedding(export_checkpoint(checkpoint))
+    source = ensure_source_embedding(export_checkpoint(checkpoint))
     assert source.embedding == 20
     pixels = source.preprocess(photos / "00.png")[None]
     logits, embedding = open_session(_bytes(source.exported.model), device="cpu", threads=1).run(
@@ -225,7 +225,7 @@ def test_a_head_that_is_no_one_layer_is_refused(other_onnx: Callable[..., Path],
     document = {"preprocess": {"size": [16, 16]}, "mean": 0.5, "std": 0.5}
     (tmp_path / "spec.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(GraphError, match="expected one linear layer that makes the logits, found Add"):
-        ensure_embedding(read_onnx(other_onnx("distilled"), tmp_path / "spec.json"))
+        ensure_source_embedding(read_onnx(other_onnx("distilled"), tmp_path / "spec.json"))
 
 
 def _bytes(model: object) -> bytes:

@@ -15,8 +15,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports():
-    from runtime.batch.output import choose_format, open_output
-    from runtime.batch.sorting import Sorter, name_folders
+    from runtime.batch.output import choose_output_format, open_output
+    from runtime.batch.sorting import Sorter, name_sort_folders
     from runtime.classifier import Result
     from runtime.images.find_images import find_images
     from runtime.text import make_printable
@@ -55,7 +55,7 @@ def make_images(folder: Path, names: list[bytes]) -> set[Path]:
 
 
 def check_output(file: Path, paths: list[Path]) -> None:
-    form = choose_format(file)
+    form = choose_output_format(file)
     lines, _ = open_output(file, form, {"model": "none"}, resume=False, overwrite=False)
     for path in paths:
         lines.write(Result(path, None, "none"))
@@ -70,7 +70,7 @@ def check_output(file: Path, paths: list[Path]) -> None:
 
 
 def check_labels(root: Path, labels: list[str]) -> None:
-    names = name_folders(labels)
+    names = name_sort_folders(labels)
     assert len({name.casefold() for name in names}) == len(labels)
     source = root / "source.png"
     source.touch()

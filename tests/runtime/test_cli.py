@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runtime.batch.sorting import Sorter, name_folders
+from runtime.batch.sorting import Sorter, name_sort_folders
 
 MakeModel = Callable[..., Path]
 FIELDS = ["path", "label", "index", "score", "top", "error"]
@@ -320,7 +320,7 @@ def test_sorting(model: Path, images: Path, way: list[str]) -> None:
 
 def test_labels_make_harmless_folders(tmp_path: Path) -> None:
     labels = ["crane", "Crane", "../../etc", "", ".", "..", "a/b", "nul", "tab\there", "x" * 300, "häuschen"]
-    names = name_folders(labels)
+    names = name_sort_folders(labels)
     assert len({name.casefold() for name in names}) == len(labels)
     root = tmp_path / "sorted"
     image = tmp_path / "p.png"

@@ -350,12 +350,12 @@ def test_the_first_device_that_works_is_taken_and_the_last_one_says_why_not(
 
         return open_on
 
-    assert session_module.open_first(("cuda", "cpu"), opening("cuda", "cpu")) == "on cuda"
+    assert session_module.open_first_device(("cuda", "cpu"), opening("cuda", "cpu")) == "on cuda"
     assert not caplog.records
-    assert session_module.open_first(("cuda", "cpu"), opening("cpu")) == "on cpu"
+    assert session_module.open_first_device(("cuda", "cpu"), opening("cpu")) == "on cpu"
     assert [record.getMessage() for record in caplog.records] == ["not on cuda: no cuda here"]
     with pytest.raises(DeviceError, match=r"^no cpu here$"):
-        session_module.open_first(("cuda", "cpu"), opening())
+        session_module.open_first_device(("cuda", "cpu"), opening())
 
 
 def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_single_device_is_tried_once(caplog: pytest.LogCaptureFixture) -> None
         raise DeviceError(f"no {device} here")
 
     with pytest.raises(DeviceError, match=r"^no cpu here$"):
-        session_module.open_first(("cpu",), open_on)
+        session_module.open_first_device(("cpu",), open_on)
     assert tried == ["cpu"]
     assert not caplog.records
 
@@ -430,7 +430,9 @@ def test_an_onnx_runtime_that_loads_no_libraries_opens_models_too(
     )
 
 
-@pytest.mark.parametrize("text", ["bad allocation", "std::bad_alloc", "Failed to allocate memory for 9 bytes"])
+@pytest.mark.parametrize(
+    "text", ["bad allocation", "std::bad_alloc", "Failed to allocate memory for 9 bytes"]
+)
 def test_too_little_memory_is_no_fault_of_the_model(
     text: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.token_merging.merge_schedule import middle_blocks
+from calibration.token_merging.merge_schedule import list_middle_blocks
 from calibration.token_merging.write_merging import write_merging as merged_graph
 from export.sources.from_torch import export_float_graph
 from runtime.session import open_session
@@ -83,7 +83,7 @@ def test_a_merged_token_is_the_mean_of_its_patches() -> None:
 def test_torch_and_export_merge_in_the_same_blocks(depth) -> None:
     config = replace(CONFIG, depth=depth)
     names = [f"blocks.{index}" for index in range(depth)]
-    expected = [names.index(name) for name in middle_blocks(names)]
+    expected = [names.index(name) for name in list_middle_blocks(names)]
     assert list(merge_schedule(config, 1) if depth > 1 else {}) == expected
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure.verify import INTEGER_KERNELS, check_kernels
+from calibration.measure.verify import INTEGER_KERNELS, verify_kernels
 from calibration.plan import QuantizationPlan
 from runtime import read_metadata
 from runtime.cpu import cpu_kind
@@ -40,7 +40,7 @@ def probe(folder: Path, images: Path) -> dict[str, Any]:
         labels[name] = [metadata.labels[index] for index in logits[name].argmax(1)]
     exact, found = logits["model.onnx"], logits["model.int8.onnx"]
     plan = QuantizationPlan.from_json((folder / "plan.json").read_text())
-    kernels = check_kernels((folder / "model.int8.onnx").read_bytes(), plan)  # raises for a float kernel
+    kernels = verify_kernels((folder / "model.int8.onnx").read_bytes(), plan)  # raises for a float kernel
     return {
         "machine": platform.machine(),
         "cpu_kind": cpu_kind(),

@@ -52,7 +52,7 @@ class Store:
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self.cache: np.ndarray | None = None
         shape = (len(images), *preprocess.size, 3)
-        if np.prod(shape, dtype=np.int64) <= (available_share() if memory is None else memory):
+        if np.prod(shape, dtype=np.int64) <= (available_memory_share() if memory is None else memory):
             self.cache = np.zeros(shape, np.uint8)
             for start in range(0, len(images), 256):
                 chosen = range(start, min(start + 256, len(images)))
@@ -117,7 +117,7 @@ UNKNOWN = 4 << 30  # bytes, where the system reports nothing: a small computer o
 LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
-def available_share() -> int:
+def available_memory_share() -> int:
     """Return the bytes of pixels that one split may keep: a share of the free memory, at most `MOST_MEMORY`.
 
     The processes of one machine, which torchrun counts, share it.

@@ -67,11 +67,11 @@ def find_layout(folder: Path) -> Layout:
     splits where `seg_test` is beside them. Two folders of one split are refused, and folders that are no
     classes: splits in each, the same folders in each, the folds of a cross-validation.
     """
-    inside = subfolders(folder)
+    inside = list_subfolders(folder)
     named = _find_splits(folder, inside)
     others = [path for path in inside if path not in [path for _, path in named]]
     kinds = {split for split, _ in named}
-    if len(kinds) == 1 and not any(subfolders(path) for _, path in named):
+    if len(kinds) == 1 and not any(list_subfolders(path) for _, path in named):
         if others:
             names = ", ".join(path.name for _, path in named)
             return Layout({}, notes=(f"{names}: taken as a class, like the folders beside it",))
@@ -135,20 +135,20 @@ def _unwrap(splits: dict[str, Path]) -> dict[str, Path]:
     found = {}
     for split, path in splits.items():
         found[split] = _without_wrapper(path, classes)
-        classes = classes or {each.name for each in subfolders(found[split])}
+        classes = classes or {each.name for each in list_subfolders(found[split])}
     return found
 
 
 def _without_wrapper(path: Path, classes: Collection[str] = ()) -> Path:
     """Return the folder inside, as long as it is the only one, is none of `classes` and holds folders."""
-    inside = subfolders(path)
-    if len(inside) != 1 or inside[0].name in classes or not subfolders(inside[0]):
+    inside = list_subfolders(path)
+    if len(inside) != 1 or inside[0].name in classes or not list_subfolders(inside[0]):
         return path
-    alone = len(subfolders(inside[0])) == 1 and split_of(inside[0].name) != split_of(path.name)
+    alone = len(list_subfolders(inside[0])) == 1 and split_of(inside[0].name) != split_of(path.name)
     return path if alone and not classes else _without_wrapper(inside[0], classes)
 
 
-def subfolders(folder: Path) -> list[Path]:
+def list_subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder by name, without hidden ones and those that systems leave behind."""
     try:
         with os.scandir(folder) as entries:
@@ -167,7 +167,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def class_folders(folder: Path) -> dict[str, Path]:
     """Return the folder of each class, named in Unicode's composed form: a Mac's "café" is Linux's."""
     found: dict[str, Path] = {}
-    for path in subfolders(folder):
+    for path in list_subfolders(folder):
         name = unicodedata.normalize("NFC", path.name)
         if (first := found.setdefault(name, path)) is not path:
             raise DataError(f"{path}: looks like {first.name} beside it; put their images into one folder")
@@ -176,7 +176,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
     """Refuse folders that are splits by another name, or hold the splits, and no classes."""
-    packed = {path: within for path in inside if (within := subfolders(path))}
+    packed = {path: within for path in inside if (within := list_subfolders(path))}
     if holders := [path for path, within in packed.items() if _holds_splits(within)]:
         _refuse_inner_splits(folder, holders, packed[holders[0]])
     if len(inside) > 1 and all(path.name.casefold() in _PARTS for path in inside):
@@ -184,7 +184,7 @@ def _refuse_no_classes(folder: Path, inside: Sequence[Path]) -> None:
             f"{folder}: {_some(inside)} look like the parts of a data set, not like classes; give the folder "
             "that holds a folder of images for each class"
         )
-    names = [{each.name.casefold() for each in subfolders(_without_wrapper(path))} for path in packed]
+    names = [{each.name.casefold() for each in list_subfolders(_without_wrapper(path))} for path in packed]
     shared = sorted(set.intersection(*names)) if len(names) > 1 else []
     if len(shared) >= 2:
         raise DataError(
@@ -203,15 +203,15 @@ def _holds_splits(within: Sequence[Path]) -> bool:
     splits = [split_of(path.name) for path in within]
     if None in splits or "train" not in splits:
         return False
-    return len(set(splits)) > 1 or any(subfolders(path) for path in within)
+    return len(set(splits)) > 1 or any(list_subfolders(path) for path in within)
 
 
 def _refuse_inner_splits(folder: Path, holders: Sequence[Path], within: Sequence[Path]) -> None:
     splits = ", ".join(path.name for path in within)
-    if len(subfolders(folder)) == 1:
+    if len(list_subfolders(folder)) == 1:
         advice = f"expected a folder for each of two or more classes, found only {holders[0].name!r}"
         raise DataError(f"{folder}: {advice}; give {holders[0]}, which holds {splits}")
-    if any(subfolders(path) for path in within):
+    if any(list_subfolders(path) for path in within):
         advice = "give one of them" if len(holders) > 1 else f"give {holders[0]}"
     else:
         advice = "expected the splits outside, train/<class>/… and test/<class>/…"
@@ -248,7 +248,7 @@ def _is_table(name: Path) -> bool:
 def describe_wrapper(folder: Path) -> str:
     """Return advice for a folder whose only folder holds what was expected of it; else an empty text."""
     inside = folder
-    while len(found := subfolders(inside)) == 1:
+    while len(found := list_subfolders(inside)) == 1:
         inside = found[0]
     return f"; give {inside}, which holds {', '.join(p.name for p in found[:4])}" if found else ""
 
@@ -268,9 +268,9 @@ def describe_unread_folders(source: Path | str) -> tuple[str, ...]:
         for split in layout.splits
         if split != "train" and not has_classes(layout.splits, split)
     ]
-    loose = [note for path in layout.splits.values() for note in _describe_loose(path, subfolders(path))]
+    loose = [note for path in layout.splits.values() for note in _describe_loose(path, list_subfolders(path))]
     classes = [p for each in layout.splits.values() or [folder] for p in class_folders(each).values()]
-    inside = [(each, p) for each in classes for p in subfolders(each)]
+    inside = [(each, p) for each in classes for p in list_subfolders(each)]
     links = [str(p) for _, p in inside if p.is_symlink()]
     linked = [f"{', '.join(links[:3])}: skipped, a link to a folder"] if links else []
     more = (*_describe_inner(inside), *_describe_missing(layout.splits))

@@ -140,7 +140,7 @@ def choose_heads(tensors: Tensors, description: Description, width: int, depth: 
 
 def infer_heads(tensors: Tensors) -> int | None:
     """Return the number of heads that the weights show; None where they show none, as untrained ones do."""
-    ratios = variance_ratios(tensors)
+    ratios = head_variance_ratios(tensors)
     best = max(ratios, key=lambda heads: ratios[heads], default=None)
     if best is None or ratios[best] < CLEAR:
         return None
@@ -148,7 +148,7 @@ def infer_heads(tensors: Tensors) -> int | None:
     return best if ratios[best] >= AHEAD * max(others, default=0.0) else None
 
 
-def variance_ratios(tensors: Tensors) -> dict[int, float]:
+def head_variance_ratios(tensors: Tensors) -> dict[int, float]:
     """Return the F ratio of each possible number of heads, the median over all layers."""
     rows = [
         (value if match[1] == "value" else value.T).float().norm(dim=1).clamp_min(1e-12).log()

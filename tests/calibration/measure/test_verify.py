@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import add_constant, by_type, graph_of
-from calibration.measure.verify import INTEGER_KERNELS, FallbackError, check_kernels
+from calibration.measure.verify import INTEGER_KERNELS, FallbackError, verify_kernels
 from calibration.quantize_model import quantize
 from calibration.write import write_plan
 
@@ -48,7 +48,7 @@ def test_a_doctored_bias_is_found(canonical, plan) -> None:
     with pytest.raises(
         FallbackError, match=r"would not run 1 layer of .* blocks\.1\.mlp\.fc1 \((Fused)?Gemm\)"
     ):
-        check_kernels(to_bytes(model), plan)
+        verify_kernels(to_bytes(model), plan)
 
 
 def test_a_doctored_product_is_found(canonical, plan) -> None:
@@ -58,7 +58,7 @@ def test_a_doctored_product_is_found(canonical, plan) -> None:
     assert before.op_type == "QuantizeLinear"
     mix.replace_input_with(1, before.inputs[0])
     with pytest.raises(FallbackError, match=r"blocks\.0\.attention\.mix \(.*MatMul\)"):
-        check_kernels(to_bytes(model), plan)
+        verify_kernels(to_bytes(model), plan)
 
 
 def test_a_layer_that_is_gone_is_found(canonical, plan) -> None:
@@ -66,4 +66,4 @@ def test_a_layer_that_is_gone_is_found(canonical, plan) -> None:
     (head,) = [node for node in by_type(model, "Gemm") if node.name == "head"]
     head.name = "tail"
     with pytest.raises(FallbackError, match=r"head \(not found\)"):
-        check_kernels(to_bytes(model), plan)
+        verify_kernels(to_bytes(model), plan)

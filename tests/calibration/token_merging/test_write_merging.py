@@ -20,9 +20,9 @@ from calibration.quantize_model import apply_plan, quantize
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.merge_schedule import (
     count_merges,
-    even_schedule,
+    list_middle_blocks,
+    make_even_schedule,
     max_merged_per_block,
-    middle_blocks,
 )
 from calibration.token_merging.token_stream import find_token_stream
 from calibration.token_merging.write_merging import write_merging
@@ -308,13 +308,13 @@ def test_models_that_need_every_patch_are_refused(graph) -> None:
 
 def test_schedules() -> None:
     names = [f"blocks.{index}" for index in range(12)]
-    assert middle_blocks(names) == tuple(names[3:9])
-    assert middle_blocks(names[:4]) == ("blocks.1", "blocks.2")
-    assert middle_blocks(names[:2]) == ("blocks.0",)
-    assert middle_blocks(names[:1]) == ()
+    assert list_middle_blocks(names) == tuple(names[3:9])
+    assert list_middle_blocks(names[:4]) == ("blocks.1", "blocks.2")
+    assert list_middle_blocks(names[:2]) == ("blocks.0",)
+    assert list_middle_blocks(names[:1]) == ()
     assert max_merged_per_block(196, 6) == 28
-    merges = count_merges(even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
+    merges = count_merges(make_even_schedule(names[3:9], 28), names[:11], tokens=197, patches=196)
     assert [each.after for each in merges.values()] == [169, 141, 113, 85, 57, 29]
     with pytest.raises(PlanError, match=r"blocks.8 has 51 patches left and can merge 1 to 25"):
-        count_merges(even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
-    assert even_schedule(names, 0) == {}
+        count_merges(make_even_schedule(names[3:9], 29), names[:11], tokens=197, patches=196)
+    assert make_even_schedule(names, 0) == {}

@@ -13,7 +13,7 @@ import pytest
 from calibration.measure.per_layer import LayerClipping, find_clipped, measure_clipping
 from calibration.plan import Range
 from calibration.quantize_model import quantize
-from export.report.evidence import find_warnings
+from export.report.evidence import find_evidence_warnings
 from vit.data.datasets import Images
 from vit.data.training_images import digest_images
 
@@ -26,7 +26,7 @@ def images(count: int, *, name: str = "photos", seed: int = 0) -> Images:
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of `find_warnings`."""
+    """Arguments of `find_evidence_warnings`."""
 
     evaluation: Images
     logits: np.ndarray
@@ -51,7 +51,7 @@ PIXELS = [np.asarray(item) for item in images(20, seed=1).items]
 
 def warnings(case: Case, pixels: Sequence[np.ndarray] = PIXELS) -> tuple[str, ...]:
     """The sentences alone."""
-    found = find_warnings(
+    found = find_evidence_warnings(
         case.evaluation,
         case.search,
         tuple("abcd"),

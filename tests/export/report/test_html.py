@@ -14,9 +14,9 @@ from PIL import Image
 
 from calibration.measure.drift import measure_drift
 from calibration.measure.statistics import sqnr_interval
-from export.report.changed_images import MOST_CHANGED, make_card
-from export.report.charts import bar_chart, layer_plot, list_kinds, place_layers
-from export.report.comparison import Comparison, make_tiles, say_chance, say_headline
+from export.report.changed_images import MOST_CHANGED, make_image_card
+from export.report.charts import draw_bar_chart, draw_layer_chart, list_chart_kinds, place_chart_points
+from export.report.comparison import Comparison, make_comparison_tiles, say_chance, say_headline
 from export.report.evidence import Evidence
 from export.report.quantized_layers import QuantizedLayers
 from tests.support.html_page import Page
@@ -77,7 +77,7 @@ def test_images_that_changed_are_shown_with_both_scores(results):
     some = results()
     rows = some.find_changed(some.variants[1])
     assert len(rows) == 3
-    first = make_card(some, rows[0], some.variants)
+    first = make_image_card(some, rows[0], some.variants)
     before, after = first["guesses"]
     assert (before["right"], after["right"]) == (True, False)
     assert before["label"] == first["truth"] != after["label"]
@@ -165,36 +165,39 @@ def test_figures_of_a_variant_without_any_drift(results, put):
     drift = measure_drift(exact.logits, exact.logits, some.targets)
     comparison = Comparison({"int8": drift}, {"int8": sqnr_interval(exact.logits, exact.logits)})
     some = put(replace(some, variants=(some.variants[0], exact)), comparison)
-    tiles = {name: value for name, value, _ in make_tiles(some, exact)}
+    tiles = {name: value for name, value, _ in make_comparison_tiles(some, exact)}
     assert (tiles["top-1 change"], tiles["signal to noise"]) == ("0", "no noise")
     assert "Logits, signal to noise - no noise Largest" in Page(some.to_html()).text
 
 
 def test_layers_are_read_from_names_that_number_the_blocks():
-    found = place_layers(
+    found = place_chart_points(
         {"patch_embedding": 1.0, "blocks.0.attention.query": 2.0, "blocks.10.mlp.fc2": 3.0, "head": 4.0}
     )
     assert [(layer.group, layer.kind) for layer in found] == [
         ("patch_embedding", ""), ("0", "query"), ("10", "fc2"), ("head", ""),
     ]  # fmt: skip
-    numbered = place_layers(
+    numbered = place_chart_points(
         {"/vit/encoder/layer.3/attention/dense/MatMul": 1.0, "/vit/encoder/layer.3/output/dense/MatMul": 2.0}
     )
     assert [(layer.group, layer.kind) for layer in numbered] == [
         ("3", "attention/dense/MatMul"), ("3", "output/dense/MatMul"),
     ]  # fmt: skip
-    assert [layer.group for layer in place_layers({"node_1": 1.0, "Gemm_12": 2.0})] == ["node_1", "Gemm_12"]
+    assert [layer.group for layer in place_chart_points({"node_1": 1.0, "Gemm_12": 2.0})] == [
+        "node_1",
+        "Gemm_12",
+    ]
 
 
 def test_more_kinds_than_colors_become_one():
-    layers = place_layers({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
-    assert list_kinds(layers) == ["layer"]
+    layers = place_chart_points({f"blocks.0.{letter}": 1.0 for letter in "abcdefghij"} | {"head": 2.0})
+    assert list_chart_kinds(layers) == ["layer"]
 
 
 @pytest.mark.parametrize("width", [340, 900])
 def test_layer_plot_puts_every_layer_inside_and_higher_when_closer(width):
     layers = {f"blocks.{b}.fc1": value for b, value in enumerate((20.0, 35.0, 200.0))} | {"head": 30.0}
-    svg = str(layer_plot(layers, width=width, height=300))
+    svg = str(draw_layer_chart(layers, width=width, height=300))
     dots = [tuple(map(float, found)) for found in re.findall(r"translate\(([\d.]+) ([\d.]+)\)", svg)]
     assert len(dots) == 4
     assert all(0 < x < width and 0 <= y < 300 for x, y in dots)
@@ -205,7 +208,7 @@ def test_layer_plot_puts_every_layer_inside_and_higher_when_closer(width):
 
 
 def test_bars_are_in_proportion():
-    svg = str(bar_chart([("a", 10, "10 ms", "float32"), ("b", 2.5, "2.5 ms", "int8")], "times"))
+    svg = str(draw_bar_chart([("a", 10, "10 ms", "float32"), ("b", 2.5, "2.5 ms", "int8")], "times"))
     long, short = (float(width) for width in re.findall(r'width="([\d.]+)"', svg))
     assert short / long == pytest.approx(0.25)
     assert 'aria-label="times"' in svg

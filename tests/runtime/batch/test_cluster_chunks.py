@@ -22,7 +22,7 @@ pa = pytest.importorskip("pyarrow", reason='needs pyarrow: pip install ".[ray]"'
 import pyarrow.parquet as pq  # noqa: E402
 
 from runtime.batch import cluster_sources as module  # noqa: E402
-from runtime.batch.cluster_chunks import Chunk, label_chunk, list_chunks, name_image, read_and_label  # noqa: E402
+from runtime.batch.cluster_chunks import Chunk, label_chunk, list_chunks, name_image, read_and_label_chunk  # noqa: E402
 from runtime.batch.cluster_output import Parts, StaleRunError, open_parts  # noqa: E402
 from runtime.batch.cluster_sources import (  # noqa: E402
     LocationError,
@@ -71,7 +71,7 @@ def chunk_of(*sources: Path | str) -> Chunk:
 
 
 def label(chunk: Chunk, parts: Parts, model: Path) -> Tally:
-    return label_chunk(chunk, parts, partial(read_and_label, labels=Labels(model)))
+    return label_chunk(chunk, parts, partial(read_and_label_chunk, labels=Labels(model)))
 
 
 def test_folders_files_and_lists_are_found_as_on_one_machine(

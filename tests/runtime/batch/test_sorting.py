@@ -17,7 +17,7 @@ from PIL import Image
 
 from runtime import ImageError
 from runtime.__main__ import main
-from runtime.batch.sorting import Sorter, name_folders
+from runtime.batch.sorting import Sorter, name_sort_folders
 from runtime.command.locking import only_writer
 
 
@@ -43,9 +43,12 @@ def test_every_label_has_a_folder_of_its_own(labels: list[str], tmp_path: Path) 
     sorter = Sorter(tmp_path / "sorted", labels, copy=False)
     assert len({sorter.put(image, index).parent for index in range(len(labels))}) == len(labels)
     if "cat [1]" in labels:
-        assert len({name.casefold() for name in name_folders(labels)}) == len(labels)
+        assert len({name.casefold() for name in name_sort_folders(labels)}) == len(labels)
     if "caf\u00e9" in labels:
-        assert name_folders(labels) == ["caf\u00e9 [0]", "cafe\u0301 [1]"]  # macOS takes both names for one
+        assert name_sort_folders(labels) == [
+            "caf\u00e9 [0]",
+            "cafe\u0301 [1]",
+        ]  # macOS takes both names for one
 
 
 @pytest.mark.parametrize("copy", [True, False])
@@ -127,7 +130,7 @@ def test_a_full_disk_leaves_no_half_of_the_embeddings(make_embedding_model: obje
 def test_names_of_folders_only_show(tmp_path: Path) -> None:
     """No C0, C1, mark of direction, separator, invisible or private character, none that is half a pair."""
     odd = "\x1b\x85\x9b\u202e\u2066\u061c\u2028\u200b\ufeff\ue000\ud800\U000e0041\x00\n"
-    names = name_folders([f"a{each}b" for each in odd] + ["100\u00a0%", "häuschen", "犬", "🦉 owl"])
+    names = name_sort_folders([f"a{each}b" for each in odd] + ["100\u00a0%", "häuschen", "犬", "🦉 owl"])
     assert all(name.isprintable() for name in names)
     assert len(set(names)) == len(names)
     assert names[-4:] == ["100 %", "häuschen", "犬", "🦉 owl"]

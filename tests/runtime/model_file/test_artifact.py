@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from runtime import ArtifactError, Classifier, Metadata, Preprocess, read_metadata
-from runtime.model_file.artifact import choose_file, read_artifact
+from runtime.model_file.artifact import choose_model_file, read_artifact
 from runtime.model_file.onnx_file import OnnxError, summarize_onnx
 from runtime.onnx_runtime import onnxruntime
 
@@ -206,14 +206,14 @@ def test_what_json_cannot_hold_is_not_written() -> None:
 
 def test_a_folder_means_the_file_that_suits(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no model in this folder"):
-        choose_file(tmp_path)
+        choose_model_file(tmp_path)
     single = make_model("model.onnx")
-    assert choose_file(tmp_path) == single
-    assert choose_file(single) == single
+    assert choose_model_file(tmp_path) == single
+    assert choose_model_file(single) == single
     int8 = make_model("model.int8.onnx")
     half = make_model("model.fp16.onnx")
-    assert choose_file(tmp_path, ("int8", "float32")) == int8
-    assert choose_file(tmp_path, ("float16", "float32", "int8")) == half
+    assert choose_model_file(tmp_path, ("int8", "float32")) == int8
+    assert choose_model_file(tmp_path, ("float16", "float32", "int8")) == half
 
 
 def test_protobuf_lengths_are_checked() -> None:

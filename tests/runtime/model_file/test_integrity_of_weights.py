@@ -18,7 +18,7 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from runtime import ArtifactError, Classifier
-from runtime.model_file.artifact import choose_file, read_artifact
+from runtime.model_file.artifact import choose_model_file, read_artifact
 from runtime.model_file.integrity import DATA_KEY, is_beside
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -218,7 +218,7 @@ def test_links_by_which_caches_store_models_are_followed(how: str, apart: Path, 
                 (tmp_path / "profile").symlink_to(store) if not index else None
                 (place / name).symlink_to(tmp_path / "profile" / kept.name)
     assert Classifier(place / "model.onnx")(IMAGE).label
-    assert choose_file(place, ("float32",)) == place / "model.onnx"
+    assert choose_model_file(place, ("float32",)) == place / "model.onnx"
 
 
 @posix
@@ -226,7 +226,7 @@ def test_a_link_that_leads_nowhere_does_not_hide_a_variant(apart: Path) -> None:
     """A cache that was emptied: the float model beside it is another file than the one that was meant."""
     (apart.parent / "model.int8.onnx").symlink_to("blobs/gone")
     with pytest.raises(ArtifactError, match="a link to a file that is not there"):
-        Classifier(choose_file(apart.parent))
+        Classifier(choose_model_file(apart.parent))
 
 
 OUT = ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "..\\x", "C:x", "C:\\x", "model.onnx:stream")

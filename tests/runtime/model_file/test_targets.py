@@ -16,7 +16,7 @@ from runtime import Classifier, DeviceError, Metadata, Preprocess
 from runtime import cpu as cpu_module
 from runtime import session as options_module
 from runtime.cpu import cpu_kind
-from runtime.model_file.targets import EXACT_ON, TARGETS, target_for
+from runtime.model_file.targets import EXACT_ON, TARGETS, choose_target
 from runtime.session import needs_exact_kernels, open_session, session_options
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +74,7 @@ def test_each_target_on_each_kind_of_cpu_runs_in_exact_kernels(
     pretend(cpu)
     _, _, kind, careful, chosen = CPUS[cpu]
     assert cpu_kind() == kind
-    assert target_for(cpu_kind()) == chosen
+    assert choose_target(cpu_kind()) == chosen
     assert needs_exact_kernels(target) == (target in careful)
     path = make_model(variant="int8", target=target)
     assert asks_for_exact_kernels(session_options(threads=1, target=target)) == (target in careful)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit.pretrained.config import CLEAR, infer_heads, variance_ratios
+from vit.pretrained.config import CLEAR, head_variance_ratios, infer_heads
 from vit.pretrained.description import SourceError
 from vit.pretrained.load import import_model
 
@@ -72,7 +72,7 @@ def test_weights_with_heads_of_their_own_norms_show_how_many(heads: int) -> None
 
 
 def test_untrained_weights_show_nothing() -> None:
-    assert max(variance_ratios(ours(None)).values()) < CLEAR / 2
+    assert max(head_variance_ratios(ours(None)).values()) < CLEAR / 2
     assert infer_heads(ours(None)) is None
     assert infer_heads({}) is None
 

@@ -146,9 +146,9 @@ def test_the_random_state_of_other_devices_is_let_alone(
 def test_processes_share_the_memory_for_images(monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda: 8 << 30)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert batches.available_share() == 2 << 30
+    assert batches.available_memory_share() == 2 << 30
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as torchrun says it
-    assert batches.available_share() == (2 << 30) // 8
+    assert batches.available_memory_share() == (2 << 30) // 8
 
 
 # Slow: after the restart the processes of torch find each other late on a busy machine, and then not at all.
