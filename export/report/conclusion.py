@@ -27,11 +27,8 @@ Status = Literal["missed", "not judged", "met", "no limit"]
 STYLES: Mapping[Status, str] = {  # CSS classes by status, worst first
     "missed": "unjudged", "not judged": "unjudged", "met": "met", "no limit": "unset",
 }  # fmt: skip
-PREFERENCE = (
-    "int8",
-    "float32",
-    "float16",
-)  # the variant to ship, as `choose_model_file` of the runtime takes it
+# The variant to ship, in the order of `choose_model_file` of the runtime.
+PREFERENCE = ("int8", "float32", "float16")
 PHOTO = "photo.jpg"
 NOTHING: Mapping[str, Any] = {}
 

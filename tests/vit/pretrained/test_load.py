@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vit.checkpoint import load_checkpoint
-from vit.pretrained import SourceError, import_model, load_model
+from vit.pretrained import SourceError, import_model, import_vit
 from vit.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vit.pretrained.weight_files import read_weights
 
@@ -94,7 +94,7 @@ def test_hugging_face_vit(tmp_path, changes):
     with torch.no_grad():
         expected = theirs(normalized((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))).logits
         assert_parity(found.model(pixels()), expected)
-        assert_parity(load_model(tmp_path)(pixels()), expected)
+        assert_parity(import_vit(tmp_path)(pixels()), expected)
 
 
 def test_hugging_face_dinov2_backbone(tmp_path):
