@@ -173,7 +173,9 @@ def test_balance_never_reaches_the_embedding(tmp_path: Path, photos: Path) -> No
     checkpoint = load_checkpoint(made(tmp_path / "model.safetensors", classes=5))
     plain = export_checkpoint(checkpoint)
     norms = [
-        group for group in find_balance_groups(find_layers(plain.exported.model)) if group.kind == "norm"
+        group
+        for group in find_balance_groups(find_layers(plain.exported.model))
+        if group.producer.op_type == "LayerNormalization"
     ]
     head = next(group for group in norms if any(linear.name == "head" for linear in group.linears))
     source = ensure_source_embedding(export_checkpoint(checkpoint))

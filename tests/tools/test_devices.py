@@ -53,8 +53,8 @@ def test_an_x86_cpu_loses_what_the_emulation_lacks(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="apt-get install qemu-user-static")
 def test_python_on_an_x86_cpu_without_vnni(tmp_path: Path) -> None:
     machine = Machine(CPUS["haswell"], tmp_path, tmp_path)
-    script = "from runtime.cpu import cpu_kind; from runtime.model_file.targets import target_for; "
-    script += "print(cpu_kind(), target_for(cpu_kind()))"
+    script = "from runtime.cpu import cpu_kind; from runtime.model_file.targets import choose_target; "
+    script += "print(cpu_kind(), choose_target(cpu_kind()))"
     command, environment = python_command(machine, ["-c", script])
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.split() == ["x86", "any-cpu"], done.stderr
