@@ -78,7 +78,7 @@ def modules_after(statement: str, root: Path) -> set[str]:
 def test_importing_the_runtime_brings_nothing_of_training(root: Path) -> None:
     names = "ArtifactError, Classifier, DeviceError, Metadata, ImageError, Prediction, Preprocess, Result"
     loaded = modules_after(f"from runtime import {names}", root)
-    assert "onnxruntime" in loaded  # the classifier is there in earnest
+    assert "onnxruntime" in loaded  # the classifier is really there
     assert not loaded & (NEVER_ON_A_DEVICE | (ROOMS - {"runtime"}))
 
 

@@ -1,4 +1,4 @@
-"""Which runs are begun, gone on with, or refused."""
+"""Which runs are begun, resumed, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An output that an interrupted run goes on with: the same settings, one run at a time, nothing lost."""
+"""An output that an interrupted run resumes: the same settings, one run at a time, nothing lost."""
 
 from __future__ import annotations
 
