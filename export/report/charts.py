@@ -59,7 +59,7 @@ def place_chart_points(layers: Mapping[str, float]) -> list[LayerPoint]:
         found.append(LayerPoint(name, block.group(1) if block and rest else name, rest, value))
     kinds = {layer.kind for layer in found}
     short = {kind: re.split(r"[._/]", kind)[-1] for kind in kinds}
-    if len(kinds) > MOST_KINDS + 1:  # nobody tells so many colors apart: one kind for all
+    if len(kinds) > MOST_KINDS + 1:  # too many colors to distinguish: one kind for all
         short = {kind: "layer" if kind else "" for kind in kinds}
     elif len(set(short.values())) < len(kinds):
         return found

@@ -19,7 +19,7 @@ _LONGEST, _KINDS, _SHOWN = 12, 200, 10  # characters of a suffix; kinds that are
 class SkippedFiles:
     """Number of files in folders that were skipped, by suffix, and of links to folders.
 
-    At most 200 kinds are counted apart, so that a folder of any content takes little memory.
+    At most 200 kinds are counted separately, so that a folder of any content takes little memory.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Order the rows token by token, so that attention reads its heads without moving them.
 
-    [N, T, w] → Reshape [N, T, H, d] → Transpose [N, H, T, d]    copies: the heads of an image lie apart
+    [N, T, w] → Reshape [N, T, H, d] → Transpose [N, H, T, d]    copies: the heads of an image are separate
     [T, N, w] → Reshape [T, N · H, d] → Transpose [N · H, T, d]  a stride, which the MatMul reads directly
 
 N images of T tokens, H heads of d features, w = H · d. A table says for each operator what becomes of it; an

@@ -200,7 +200,7 @@ def _to_gather(node: ir.Node) -> bool:
 def drop_unit_axes(model: ir.Model) -> int:
     """Reshape → Transpose → Reshape with axes of one in between → the same without them.
 
-    What is left of `[N, tokens, 3, heads, width]` when query, key and value are apart; two Transposes that
+    What is left of `[N, tokens, 3, heads, width]` when query, key and value are split; two Transposes that
     such axes kept from meeting can then become one.
     """
     return rewrite_each(model, {"Transpose": _drop_unit_axes_of})
