@@ -1,8 +1,8 @@
 """Run a command as on a CPU of Intel: `python -m tools.devices.as_intel COMMAND`.
 
-OpenVINO's plugin for ONNX Runtime serves Intel's CPUs alone, and ONNX Runtime reads the vendor by `cpuid`. In a
-copy of onnxruntime that instruction traps and is answered with Intel's name (`without_vnni.py` says how); all
-features of the CPU stay. With `without_vnni` in between, those are hidden as well.
+OpenVINO's plugin for ONNX Runtime serves Intel's CPUs alone, and ONNX Runtime reads the vendor by `cpuid`. In
+a copy of onnxruntime that instruction traps and is answered with Intel's name (`without_vnni.py` says how);
+all features of the CPU stay. With `without_vnni` in between, those are hidden as well.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ def changed_packages_folder() -> Path:
 
 
 def check_command(command: Sequence[str]) -> None:
+    """Check that a command can run as on another CPU: the system, the tools, the program itself."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise InputError(f"expected Linux on x86_64, found {sys.platform} on {platform.machine()}")
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
