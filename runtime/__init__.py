@@ -11,6 +11,7 @@ Each name is imported when it is first used, so that training and calibration ca
     classifier     classify images: the class that apps embed
     embedder       embed images
     loaded_model   base of both: a model file that is loaded and runs
+    placement      where the nodes of a model run
     session        a session of ONNX Runtime on a device
     results        from logits to a prediction
     concurrency    streams of images, with several threads
@@ -44,11 +45,21 @@ if TYPE_CHECKING:
     from .images.preprocess import ImageError, ImageSource, Preprocess
     from .loaded_model import ModelInfo
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
+    from .placement import Placement
     from .results import Candidate, Prediction, Result
     from .session import Device, DeviceError, available_devices
 
 __all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "Embedded", "Embedder"]
-__all__ += ["ImageError", "ImageSource", "Metadata", "ModelInfo", "Prediction", "Preprocess", "Result"]
+__all__ += [
+    "ImageError",
+    "ImageSource",
+    "Metadata",
+    "ModelInfo",
+    "Placement",
+    "Prediction",
+    "Preprocess",
+    "Result",
+]
 __all__ += ["available_devices", "find_images", "read_metadata"]
 
 _HOMES = {  # below this package, whatever its folder is called
@@ -58,6 +69,7 @@ _HOMES = {  # below this package, whatever its folder is called
     ".images.find_images": ("find_images",),
     ".loaded_model": ("ModelInfo",),
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
+    ".placement": ("Placement",),
     ".results": ("Candidate", "Prediction", "Result"),
     ".session": ("Device", "DeviceError", "available_devices"),
 }

@@ -7,7 +7,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakSet
@@ -26,6 +26,7 @@ from .model_file.artifact import (
     display_name,
     read_artifact,
 )
+from .placement import Placement, check_placement, read_multiply_adds, read_placement
 from .results import P
 from .session import Device, device_of, devices_for, open_first_device, open_session, translate_error
 
@@ -47,12 +48,21 @@ class ModelInfo(Metadata):
     sha256: str  # of the .onnx file
     device: str  # the one that "auto" chose
     threads: int
+    placement: Placement | None = field(repr=False)  # None where this ONNX Runtime cannot say
 
 
 def load_model(
-    model: os.PathLike[str] | str | bytes, *, device: Device, threads: int | None, sha256: str | None
+    model: os.PathLike[str] | str | bytes,
+    *,
+    device: Device,
+    threads: int | None,
+    sha256: str | None,
+    partial: bool,
 ) -> tuple[ModelInfo, InferenceSession]:
-    """Check a model file and open it; arguments and errors are those of `Classifier`."""
+    """Check a model file and open it; arguments and errors are those of `Classifier`.
+
+    `partial` accepts a device that holds less than 90 % of the multiply-adds.
+    """
 
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
         on_cpu = choice in CPU_DEVICES
@@ -61,6 +71,7 @@ def load_model(
         artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # CUDA has no integer kernels
+        multiply_adds = read_multiply_adds(artifact.metadata.measured, artifact.name)
         session = open_session(
             artifact.source,
             device=choice,
@@ -70,12 +81,16 @@ def load_model(
         )
         artifact.expect_unchanged()
         _check_signature(session, artifact)
+        placement = read_placement(session, multiply_adds)
+        if device not in ("auto", "cpu") and not partial:
+            check_placement(placement, device, artifact.name)
         info = ModelInfo(
             **vars(artifact.metadata),
             path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
             sha256=artifact.sha256,  # after every check that has a reason of its own
             device=device_of(session),
             threads=threads or available_cores(),
+            placement=placement,
         )
         return info, session
 
@@ -160,7 +175,7 @@ class LoadedModel(ABC, Generic[A]):
             raise ValueError(f"max_pixels must be 1 or more, found {max_pixels}")
         self._max_pixels = max_pixels
         self._options: dict[str, Any] = dict(device=device, threads=threads, max_pixels=max_pixels)
-        self.info, session = load_model(model, device=device, threads=threads, sha256=sha256)
+        self.info, session = load_model(model, device=device, threads=threads, sha256=sha256, partial=False)
         # To reload after a fork, or with one thread for streams.
         self._source: str | bytes = model if isinstance(model, bytes) else str(self.info.path)
         if self._output not in self.info.outputs:
@@ -262,7 +277,10 @@ class LoadedModel(ABC, Generic[A]):
 
     def _reload(self, threads: int | None) -> InferenceSession:
         device: Any = self.info.device
-        return load_model(self._source, device=device, threads=threads, sha256=self.info.sha256)[1]
+        # What the first session was accepted with: "auto" accepts any share.
+        return load_model(
+            self._source, device=device, threads=threads, sha256=self.info.sha256, partial=True
+        )[1]
 
     def _preprocess(self, image: ImageSource) -> Pixels:
         return self.info.preprocess(image, max_pixels=self._max_pixels)

@@ -125,6 +125,7 @@ def test_public_names_are_frozen() -> None:
         "ImageSource",
         "Metadata",
         "ModelInfo",
+        "Placement",
         "Prediction",
         "Preprocess",
         "Result",

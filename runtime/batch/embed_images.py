@@ -24,6 +24,7 @@ from ..writing import AtomicFile, explain_output_errors
 from .inputs import list_images, no_images, refuse_options
 from .options import RunOptions, UsageError
 from .tally import Tally, describe_left_out
+from .verbose import print_model
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,6 +44,8 @@ def embed_images(options: RunOptions, out: Path) -> int:
     embed = Embedder(
         options.model, device=options.device, threads=1, max_pixels=options.max_pixels, sha256=options.sha256
     )
+    if options.verbose:
+        print_model(embed.info)
     began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
     features = embed.info.outputs["embedding"]
     with raise_on_signal(), ExitStack() as stack:

@@ -74,6 +74,7 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"] = option(
         "auto", "where to predict (default: auto, CUDA where it works, else the CPU)"
     )
+    verbose: bool = option(False, "show the model, the device and where the nodes run, on standard error")
     workers: int | None = option(
         None, f"images in work at the same time (default: number of cores, here {available_cores()})"
     )
