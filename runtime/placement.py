@@ -97,8 +97,7 @@ def read_multiply_adds(measured: Mapping[str, Any], model: str) -> dict[str, int
         ArtifactError: for anything but counts.
     """
     found = measured.get(COUNTS, {})
-    counts = found.values() if isinstance(found, dict) else [found]
-    for count in counts:
+    for count in found.values() if isinstance(found, dict) else [repr(found)]:
         if type(count) is not int or not 0 <= count <= _MOST:
             raise ArtifactError(
                 f"{model}: expected measured.{COUNTS} of its metadata to hold a count (0 to {_MOST:,}) per "
