@@ -1,4 +1,4 @@
-"""Multiply-adds of each product: against the model in torch, in every variant, and where tokens are merged."""
+"""Multiply-adds of each product: against the model in torch, by variant, and where tokens are merged."""
 
 from __future__ import annotations
 
