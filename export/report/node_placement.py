@@ -18,6 +18,8 @@ class NodePlacement(Section):
 
     multiply_adds: Mapping[str, Mapping[str, int]]  # of one image, by variant and name of the node
     placement: Mapping[str, Placement | None]  # by variant; None where this ONNX Runtime cannot say
+    folded = True
+    template = "node_placement.j2"
 
     @classmethod
     def measure(cls, run: Run) -> NodePlacement:
@@ -41,9 +43,13 @@ class NodePlacement(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return where each variant ran."""
-        return [f"{variant} ran on {text}" for variant, text in self.describe().items()]
+        return [f"{variant} ran on {text}" for variant, text in self._describe().items()]
 
-    def describe(self) -> dict[str, str]:
+    def context(self, results: Results) -> Mapping[str, Any]:
+        """Return the same by variant."""
+        return {"ran_on": self._describe()}
+
+    def _describe(self) -> dict[str, str]:
         """Return the placement and the multiply-adds in words, by variant."""
         return {
             name: f"{describe_placement(placement)}; {_billions(self.multiply_adds[name])} per image"

@@ -14,7 +14,6 @@ from typing import Any
 from export.measure.inference import BEFORE_SEARCH, Run
 from export.report.conclusion import Conclusion
 from export.report.evidence import Evidence
-from export.report.node_placement import NodePlacement
 from export.report.number_formats import decibels, milliseconds, percent, shorten
 from export.report.quantized_layers import QuantizedLayers
 from export.report.section import Results, Section
@@ -79,7 +78,6 @@ class Provenance(Section):
                 "Measured on": results.evaluation,
                 f"float32 against {self.reference}": difference,
                 "Measured with": results.environment,
-                "Ran on": results.get(NodePlacement).describe(),
             },
         }
 

@@ -126,15 +126,15 @@ def test_the_parts_of_two_devices_are_added_up() -> None:
         Part(CPU, linears("c")),
         Part(OPENVINO, [*linears("a"), Node("x", "Add")]),
         Part(CPU, [Node("y", "Transpose")]),
-        Part(OPENVINO, [*linears("b"), Node("z", "Add")]),
+        Part(OPENVINO, [*linears("b"), Node("z", "Add"), Node("zz", "Add")]),
     )
     assert [(part.device, part.nodes, part.parts, part.share) for part in found.parts] == [
-        ("openvino", 4, 2, 0.9),
+        ("openvino", 5, 2, 0.9),
         ("cpu", 2, 2, 0.1),
     ]
-    assert list(found.parts[0].operators.items()) == [("Gemm", 2), ("Add", 2)]
+    assert list(found.parts[0].operators.items()) == [("Add", 3), ("Gemm", 2)]
     text = (
-        "openvino 4 nodes in 2 parts, 90.0 % of the multiply-adds; cpu 2 nodes, 10.0 % of the multiply-adds"
+        "openvino 5 nodes in 2 parts, 90.0 % of the multiply-adds; cpu 2 nodes, 10.0 % of the multiply-adds"
     )
     assert found.to_text() == text
     check_placement(found, "openvino", "model.onnx")  # 90 % are enough
@@ -165,6 +165,8 @@ def test_a_file_without_counts_has_unknown_shares(caplog: pytest.LogCaptureFixtu
     check_placement(found, "openvino", "model.onnx")
     assert "how much of model.onnx runs on openvino is unknown: export the model again" in caplog.text
     assert read({"a": 0}, Part(CPU, linears("a"))).unlisted is None
+    most_nodes_first = read({}, Part(CPU, linears("a")), Part(OPENVINO, linears("b", "c"))).parts
+    assert [part.nodes for part in most_nodes_first] == [2, 1]
 
 
 def test_an_older_onnx_runtime_says_unknown(caplog: pytest.LogCaptureFixture) -> None:
