@@ -9,24 +9,12 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from .compile_cache import entry_name, hash_files, open_cached
 from .cpu import available_cores, cpu_kind
-from .devices import (
-    DEVICES,
-    Device,
-    DeviceError,
-    DeviceOptions,
-    DeviceSpec,
-    find_plugin_devices,
-    is_built_in,
-    provider_options,
-    refuse_fork,
-    warn_once,
-)
+from .devices import DEVICES, Device, DeviceError, DeviceOptions, DeviceSpec
 from .errors import InputError
 from .model_file.artifact import ArtifactError, display_name
 from .model_file.targets import EXACT_ON, Target, unknown_target
@@ -65,10 +53,10 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
     for entry, value in waiting_options(onnxruntime.__version__).items():
         options.add_session_config_entry(entry, value)
     if needs_exact_kernels(target):
-        warn_once(_SLOW_KERNELS)
+        _warn_once(_SLOW_KERNELS)
         options.add_session_config_entry("session.x64quantprecision", "1")
     elif cpu_kind() not in EXACT_ON[target]:
-        warn_once(_UNTESTED_CPU.format(platform.machine()))
+        _warn_once(_UNTESTED_CPU.format(platform.machine()))
     return options
 
 
@@ -106,6 +94,11 @@ def needs_exact_kernels(target: Target) -> bool:
     return cpu_kind() == "x86" and "x86" not in EXACT_ON[target]
 
 
+@cache  # so that each message is logged once per process
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
 # --- Sessions and devices ---
 
 T = TypeVar("T")
@@ -120,6 +113,16 @@ class _Request:
     threads: int
     target: Target
     options: DeviceOptions
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the devices that can be opened here: built in, or by a plugin that finds its hardware.
+
+    It loads the plugins that are installed. The logger "runtime" has, as information, why others are missing.
+    """
+    from .plugins import list_devices
+
+    return tuple(list_devices())
 
 
 def open_session(
@@ -193,7 +196,8 @@ def devices_for(device: Device) -> tuple[Device, ...]:
     """Return the devices to try, best first: "auto" is CUDA where this ONNX Runtime has it, then the CPU."""
     if device != "auto":
         return (device,)
-    return ("cuda", "cpu") if is_built_in(DEVICES["cuda"]) else ("cpu",)
+    available = DEVICES["cuda"].provider in onnxruntime.get_available_providers()
+    return ("cuda", "cpu") if available else ("cpu",)
 
 
 def open_first_device(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
@@ -208,43 +212,30 @@ def open_first_device(devices: tuple[Device, ...], open_on: Callable[[Device], T
 
 def _open_on(spec: DeviceSpec, request: _Request) -> onnxruntime.InferenceSession:
     """Open a session on one device, from the cache where the caller named one and the device has one."""
-    plugin = None
-    if not is_built_in(spec):
-        plugin = _find_plugin_device(spec)
+    if spec.name == "cpu":
+        return _create(spec, None, request, {}, None)
+    from .plugins import find_plugin_device, provider_options, refuse_fork
+
+    plugin = find_plugin_device(spec)
+    if plugin is not None:
         refuse_fork(spec)
-    choose = partial(
-        provider_options,
-        spec,
-        plugin,
-        threads=request.threads,
-        cores=available_cores(),
-        given=request.options,
-    )
-    if request.options.cache is None or not spec.compiles:
+    given, cores = request.options, available_cores()
+    choose = partial(provider_options, spec, plugin, threads=request.threads, cores=cores, given=given)
+    if given.cache is None or not spec.compiles:
         return _create(spec, plugin, request, choose(folder=None), None)
+    from .compile_cache import entry_name, hash_files, open_cached
+
     files = (request.model, request.weights)
     model = hash_files(*files)
 
     def open_in(folder: Path) -> onnxruntime.InferenceSession:
         session = _create(spec, plugin, request, choose(folder=folder), folder)
         if hash_files(*files) != model:  # or the cache would keep another model under this one's name
-            raise ArtifactError(
-                f"{display_name(request.model)}: it was replaced while it was opened; open it again"
-            )
+            name = display_name(request.model)
+            raise ArtifactError(f"{name}: it was replaced while it was opened; open it again")
         return session
 
-    return open_cached(
-        Path(request.options.cache), entry_name(spec, plugin, model, choose(folder=None)), open_in
-    )
-
-
-def _find_plugin_device(spec: DeviceSpec) -> Any:
-    if spec.module is None:
-        built = ", ".join(name for name, each in DEVICES.items() if is_built_in(each))
-        raise DeviceError(
-            f"no {spec.name} in this ONNX Runtime (it has: {built}); install it: {spec.install}"
-        )
-    return find_plugin_devices(spec)[0]
+    return open_cached(Path(given.cache), entry_name(spec, plugin, model, choose(folder=None)), open_in)
 
 
 def _create(

@@ -295,8 +295,8 @@ def test_words_of_wrong_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for arguments, words in (
         (
             {"device": "gpu"},
-            "device must be one of auto, cpu, openvino, openvino:gpu, openvino:npu, qnn, webgpu, tensorrt-rtx, "
-            "mlx, cuda, tensorrt, coreml, directml, found 'gpu'",
+            "device must be one of auto, cpu, openvino, openvino:gpu, openvino:npu, qnn, webgpu, "
+            "tensorrt-rtx, mlx, cuda, tensorrt, coreml, directml, found 'gpu'",
         ),
         ({"threads": 0}, "threads must be 1 or more, found 0"),
         ({"threads": -1}, "threads must be 1 or more, found -1"),

@@ -56,7 +56,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretend]:
 def _forget() -> None:
     for cached in ("has_vnni",):
         getattr(cpu_module, cached).cache_clear()
-    options_module.warn_once.cache_clear()
+    options_module._warn_once.cache_clear()
 
 
 def asks_for_exact_kernels(options: Any) -> bool:
