@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .devices import DEVICES, DeviceError
 from .model_file.artifact import ArtifactError
-from .session import _DEVICES, DeviceError
 from .text import format_count, list_first
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 _PRODUCTS = ("Gemm", "MatMul", "Conv")  # the operators that multiply and add
 COUNTS = "multiply_adds"  # the field of `measured` in the metadata
 MIN_SHARE = 0.9  # of the multiply-adds, that a device which was asked for must hold
-_NAMES = {provider: device for device, (provider, _) in _DEVICES.items()}
+_NAMES = {spec.provider: name.partition(":")[0] for name, spec in DEVICES.items()}
 _MOST = 2**53  # the largest count that every JSON reader keeps exact
 
 
@@ -125,6 +125,11 @@ def read_placement(session: InferenceSession, multiply_adds: Mapping[str, int]) 
         for node in part.get_nodes():
             operators.setdefault(device, Counter())[node.op_type] += 1
             adds[device] += left.pop(node.name, 0)
+    # From a cache: each compiled part is one node, and the graph lacks the nodes inside and no others.
+    compiled = [device for device, nodes in operators.items() if nodes["EPContext"]]
+    if len(compiled) == 1:
+        adds[compiled[0]] += sum(left.values())
+        left.clear()
     total = sum(multiply_adds.values())
     found = (
         DevicePart(

@@ -35,6 +35,7 @@ def label_images(options: RunOptions) -> int:
         min_score=options.min_score,
         max_pixels=options.max_pixels,
         sha256=options.sha256,
+        device_options=options.device_options,
     )
     if options.verbose:
         print_model(classify.info)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import ArtifactError, Classifier, DeviceError, Metadata, Preprocess, loaded_model
+from runtime import ArtifactError, Classifier, DeviceError, DeviceOptions, Metadata, Preprocess, loaded_model
 from runtime.command_line import main
 from runtime.onnx_runtime import onnxruntime
 from runtime.placement import (
@@ -26,7 +26,7 @@ from runtime.placement import (
     read_multiply_adds,
     read_placement,
 )
-from runtime.session import open_session, session_options
+from runtime.session import open_session
 
 CPU, OPENVINO = "CPUExecutionProvider", "OpenVINOExecutionProvider"
 COUNTS = {"first": 16 * 16 * 3 * 8, "second": 8 * 3}
@@ -153,6 +153,15 @@ def test_nodes_that_are_not_listed_are_an_unknown_share() -> None:
         check_placement(found, "openvino", "model.onnx")
 
 
+def test_nodes_that_a_cache_keeps_compiled_are_those_of_its_device() -> None:
+    cached = Part(OPENVINO, [Node("part", "EPContext")])
+    found = read({"a": 500, "b": 400, "c": 100}, cached, Part(CPU, linears("c")))
+    assert ([part.share for part in found.parts], found.unlisted) == ([0.9, 0.1], 0.0)
+    other = Part("OtherExecutionProvider", [Node("other", "EPContext")])
+    unknown = read({"a": 500, "b": 400, "c": 100}, cached, other, Part(CPU, linears("c")))
+    assert ([part.share for part in unknown.parts], unknown.unlisted) == ([0.1, 0.0, 0.0], 0.9)
+
+
 def test_a_node_that_is_listed_twice_is_counted_once() -> None:
     found = read({"a": 900, "b": 100}, Part(OPENVINO, linears("a")), Part(CPU, linears("a", "b")))
     assert [part.share for part in found.parts] == [0.9, 0.1]
@@ -255,25 +264,37 @@ def test_verbose_shows_where_embeddings_are_made(
     assert "\nplacement: cpu 5 nodes, 100.0 % of the multiply-adds\n" in capsys.readouterr().err
 
 
-def test_the_simulator_of_an_npu_says_which_nodes_it_took(two_linears) -> None:
+class TestSimulatorOfAnNpu:
     """A real plugin: it has no Hardmax, and ONNX Runtime gives that node to the CPU."""
-    qnn = pytest.importorskip(
-        "onnxruntime_qnn", reason="needs onnxruntime-qnn, for x86-64 Linux with the NPU's simulator"
-    )
-    onnxruntime.register_execution_provider_library(qnn.get_ep_name(), qnn.get_library_path())
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == qnn.get_ep_name()]
-    options = session_options(threads=1, target="any-cpu")
-    options.add_free_dimension_override_by_name("batch", 1)
-    chip = {"backend_path": qnn.get_qnn_htp_path(), "htp_arch": "75", "soc_model": "57"}
-    options.add_provider_for_devices(devices[:1], chip)
-    session = onnxruntime.InferenceSession(str(two_linears()), options)
-    found = read_placement(session, COUNTS)
-    assert found is not None
-    npu, cpu = found.parts
-    assert (npu.nodes, npu.parts, npu.share) == (4, 2, 1.0)
-    assert dict(npu.operators) == {"Gemm": 2, "Reshape": 1, "Cast": 1}
-    assert (cpu.device, dict(cpu.operators)) == ("cpu", {"Hardmax": 1})
-    assert found.unlisted == 0
+
+    @pytest.fixture(autouse=True)
+    def installed(self) -> None:
+        reason = "needs onnxruntime-qnn, which on x86-64 has a simulator of the NPU"
+        pytest.importorskip("onnxruntime_qnn", reason=reason)
+
+    def test_it_says_which_nodes_it_took(self, two_linears) -> None:
+        placement = Classifier(two_linears(), device="qnn").info.placement
+        npu, cpu = placement.parts
+        assert (npu.device, npu.nodes, npu.parts, npu.share) == ("qnn", 4, 2, 1.0)
+        assert dict(npu.operators) == {"Gemm": 2, "Reshape": 1, "Cast": 1}
+        assert (cpu.device, dict(cpu.operators), placement.unlisted) == ("cpu", {"Hardmax": 1}, 0.0)
+
+    def test_too_small_a_share_is_refused_or_accepted(self, two_linears) -> None:
+        """The share is that of the counts in the file."""
+        model = two_linears(measured={"multiply_adds": {"one": 11, "first": 89}})
+        with pytest.raises(DeviceError, match=r"qnn holds 89\.0 % .* run 1 of 1 Hardmax; choose"):
+            Classifier(model, device="qnn")
+        classify = Classifier(model, device="qnn", device_options=DeviceOptions(partial=True))
+        assert classify.info.placement.find("qnn").share == 0.89
+
+    def test_what_a_cache_keeps_has_the_same_share(self, two_linears, tmp_path: Path) -> None:
+        (tmp_path / "cache").mkdir()
+        options = DeviceOptions(cache=tmp_path / "cache")
+        model = two_linears(measured={"multiply_adds": {"one": 10, "first": 40, "second": 50}})
+        for operators in ({"Gemm": 2, "Reshape": 1, "Cast": 1}, {"EPContext": 2}):
+            placement = Classifier(model, device="qnn", device_options=options).info.placement
+            assert [(part.device, part.share) for part in placement.parts] == [("qnn", 0.9), ("cpu", 0.1)]
+            assert dict(placement.find("qnn").operators) == operators
 
 
 class TestClassifierOnAnotherDevice:
