@@ -17,7 +17,7 @@ from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import open_graph_session
 from calibration.measure.drift import Drift, measure_drift, to_decibels
-from calibration.observe import run_each
+from calibration.measure.multiply_adds import count_multiply_adds
 from calibration.plan import LinearPlan, QuantizationPlan
 from calibration.token_merging.merge_schedule import MergeSearch, search_merging
 from calibration.write import write_plan
@@ -224,11 +224,8 @@ class _Trials:
     def _estimate_costs(self, names: Sequence[str]) -> dict[str, float]:
         """Return each layer's share of what returning all of them to float would cost."""
         linears = find_layers(self.model).linears
-        outputs = [str(linears[name].node.outputs[0].name) for name in names]
-        (found,) = run_each(self.model, outputs, [self.few[:1]], threads=self.threads)
-        rows = [array.size // array.shape[-1] for array in found]
-        pairs = zip(names, rows, strict=True)
-        costs = {name: linears[name].weight.size * (count + LOAD) for name, count in pairs}
+        multiply_adds = count_multiply_adds(self.model, self.few[:1], threads=self.threads)
+        costs = {name: multiply_adds[name] + LOAD * linears[name].weight.size for name in names}
         return {name: cost / sum(costs.values()) for name, cost in costs.items()}
 
     def _run(self, model: ir.Model, images: Sequence[Array]) -> Array:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array
 from calibration.graph.memory import open_graph_session, release_memory
+from calibration.measure.multiply_adds import count_multiply_adds
 from calibration.quantize_model import QuantizedModel
 from calibration.search import PlanSearch
 from calibration.write import write_plan
@@ -25,6 +26,7 @@ from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Variant
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
+from runtime.placement import Placement, read_placement
 from runtime.text import format_count
 from vit.data.datasets import DataError, Images
 
@@ -97,6 +99,8 @@ class Run:
     logits: Mapping[str, Array]  # by variant, and of DENSE: float32 [images, classes]
     embeddings: Mapping[str, Array]  # by variant: float32 [images, features]; empty without the output
     latency: Mapping[str, Mapping[str, float]]  # ms of one image on one thread by variant: min, median
+    multiply_adds: Mapping[str, Mapping[str, int]]  # of one image, by variant and by name of the node
+    placement: Mapping[str, Placement | None]  # of the timed sessions, by variant
     _measured: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -143,6 +147,12 @@ def run_variants(
         release_memory(model)
     for each, found in zip(variants, outputs, strict=False):
         _check_finite(each.variant, found, evaluation)
+    image = next(batches(evaluation.subset(range(1)), source.preprocess, size=1))
+    multiply_adds = dict[str, dict[str, int]]()
+    with show_step("counting multiply-adds"):
+        for each in variants:
+            multiply_adds[each.variant] = count_multiply_adds(each.model, image, threads=options.threads)
+            release_memory(model)
     with show_step("measuring latency"):
         timed = {str(each.variant): each.open(1) for each in variants}
         for each in variants:
@@ -150,7 +160,7 @@ def run_variants(
                 before = replace(each, model=write_plan(model, each.search.start))
                 timed[BEFORE_SEARCH] = before.open(1)
         timed.update((DENSE, each.open(1)) for each in dense)
-        image = next(batches(evaluation.subset(range(1)), source.preprocess, size=1))
+        placement = {name: read_placement(timed[name], counts) for name, counts in multiply_adds.items()}
         latency = _measure_latency(timed, image)
         del timed
     release_memory(model)
@@ -161,7 +171,9 @@ def run_variants(
     embeddings = {
         name: found["embedding"] for name, found in by_name.items() if "embedding" in found and name != DENSE
     }
-    return Run(source, images, options, variants, parity, logits, embeddings, latency)
+    return Run(
+        source, images, options, variants, parity, logits, embeddings, latency, multiply_adds, placement
+    )
 
 
 def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:

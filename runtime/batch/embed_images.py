@@ -24,6 +24,7 @@ from ..writing import AtomicFile, explain_output_errors
 from .inputs import list_images, no_images, refuse_options
 from .options import RunOptions, UsageError
 from .tally import Tally, describe_left_out
+from .verbose import print_model
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,8 +42,15 @@ def embed_images(options: RunOptions, out: Path) -> int:
     from ..embedder import Embedder
 
     embed = Embedder(
-        options.model, device=options.device, threads=1, max_pixels=options.max_pixels, sha256=options.sha256
+        options.model,
+        device=options.device,
+        threads=1,
+        max_pixels=options.max_pixels,
+        sha256=options.sha256,
+        device_options=options.device_options,
     )
+    if options.verbose:
+        print_model(embed.info)
     began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
     features = embed.info.outputs["embedding"]
     with raise_on_signal(), ExitStack() as stack:

@@ -22,6 +22,7 @@ from .options import RunOptions
 from .output import Format, Lines, choose_output_format, is_resumable, open_output
 from .sorting import Sorter
 from .tally import Report
+from .verbose import print_model
 
 
 def label_images(options: RunOptions) -> int:
@@ -34,7 +35,10 @@ def label_images(options: RunOptions) -> int:
         min_score=options.min_score,
         max_pixels=options.max_pixels,
         sha256=options.sha256,
+        device_options=options.device_options,
     )
+    if options.verbose:
+        print_model(classify.info)
     classify.warm_up()
     # Two runs that sort into one folder would replace each other's links where images share a name.
     with only_writer(options.sort_into) if options.sort_into else nullcontext():

@@ -105,8 +105,9 @@ def _check_options(options: RunOptions) -> None:
         raise UsageError(f"--engine ray labels on CPU cores, found --device {options.device}")
     if "-" in options.images:
         raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
-    of_one_machine = ("sort_into", "copy", "null", "unordered", "min_score", "embeddings")
-    refuse_options(options, of_one_machine, "--engine ray")
+    of_one_machine = ("sort_into", "copy", "null", "unordered", "verbose", "min_score", "embeddings")
+    of_devices = ("compile_cache", "partial", "chip")
+    refuse_options(options, of_one_machine + of_devices, "--engine ray")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from export.measure.limits import LimitResult
-from runtime import Preprocess
+from runtime import Classifier, Preprocess
 from tests.support.html_page import Page
 from vit.checkpoint import save_checkpoint
 from vit.config import ViTConfig
@@ -127,6 +127,15 @@ def test_the_lines_of_the_report_run_as_they_stand(home: Path, out: Path, root: 
     assert program == "python"
     line = json.loads(run(home, root, *words, cwd=folder).stdout)
     assert (line["path"], line["label"]) == ("photo.jpg", printed)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.int8.onnx", "model.fp16.onnx"])
+def test_a_session_on_the_cpu_holds_every_product_of_a_file(out: Path, file: str) -> None:
+    """The nodes that the metadata counts are those that ONNX Runtime lists, before it fuses them."""
+    placement = Classifier(out / file, device="cpu").info.placement
+    assert placement is not None
+    assert (placement.find("cpu").share, placement.unlisted) == (1.0, 0.0)
+    assert placement.to_dict()["parts"][0]["operators"]["Gemm"] >= 14
 
 
 def test_fields_of_the_report_are_those_of_the_reference(out: Path, root: Path) -> None:

@@ -75,6 +75,9 @@ def test_a_number_of_tokens_is_merged_and_told_everywhere(export, tmp_path, caps
     measured = read_metadata(out / "model.int8.onnx").measured
     assert measured["merging"]["schedule"] == plan["merging"]
     assert measured["merging"]["dense_drift"] == merging["dense_int8"]["drift"]
+    dense = read_metadata(out / "model.onnx").measured["multiply_adds"]
+    assert measured["multiply_adds"]["blocks.0.attention.query"] == dense["blocks.0.attention.query"]
+    assert measured["multiply_adds"]["blocks.1.attention.key"] * 17 == dense["blocks.1.attention.key"] * 14
 
     # The plan passed back is the same file.
     assert export("--plan", str(out / "plan.json"), out="again") == 0

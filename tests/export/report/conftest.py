@@ -15,16 +15,19 @@ from export.report.classes import Classes
 from export.report.comparison import Comparison, Headlines
 from export.report.conclusion import Conclusion, Usage
 from export.report.evidence import Evidence
+from export.report.node_placement import NodePlacement
 from export.report.preprocessing import Preprocessing
 from export.report.provenance import Provenance
 from export.report.quantized_layers import LayerCounts, QuantizedLayers
 from export.report.section import Results, VariantResult
 from runtime.images.preprocess import Preprocess
+from runtime.placement import DevicePart, Placement
 from vit.data.datasets import Images
 
 KINDS = ("attention.query", "attention.key", "attention.value", "attention.proj", "mlp.fc1", "mlp.fc2")
 
-
+CPU = DevicePart(device="cpu", nodes=108, parts=108, share=1.0, operators={"Gemm": 2, "Add": 106})
+PLACEMENT = Placement(parts=(CPU,), unlisted=0.0)
 LAYERS = {
     "patch_embedding": 44.0,
     **{f"blocks.{block}.{kind}": 40.0 - block - i for block in range(3) for i, kind in enumerate(KINDS)},
@@ -101,6 +104,10 @@ def _results(*, images=60, classes=5, changed=3, labeled=True, items=None, label
         Comparison(drifts, sqnr),
         Preprocessing(),
         Classes(),
+        NodePlacement(
+            multiply_adds={each.variant: {"fc1": 1_200_000, "fc2": 34_567} for each in found},
+            placement={each.variant: PLACEMENT for each in found},
+        ),
         Provenance(
             made={"date": "2026-01-02 03:04 UTC", "command": "python -m export runs/flowers --quantize"},
             passes={"fold_normalization": 1},

@@ -21,6 +21,7 @@ from export.report.classes import Classes, measure_classes
 from export.report.comparison import Comparison
 from export.report.conclusion import Conclusion, Usage, judge_limits
 from export.report.evidence import Clipping, Evidence, EvidenceWarning
+from export.report.node_placement import NodePlacement
 from export.report.preprocessing import describe_steps, make_example
 from export.report.quantized_layers import LayerCounts, QuantizedLayers
 from export.report.reliability import Reliability
@@ -372,3 +373,17 @@ def test_only_int8_has_a_sentence_on_its_layers(results) -> None:
     text = Page(results(variants=("float16", "int8")).to_html()).text
     assert "INT8: 19 linear layers, 18 in INT8" in text
     assert "FP16: 19 linear layers" not in text
+
+
+def test_the_report_says_where_each_variant_ran(results, put) -> None:
+    made = results()
+    text = "cpu 108 nodes, 100.0 % of the multiply-adds; 0.00123 × 10⁹ multiply-adds per image"
+    assert made.to_text(Path("out")).count(f" ran on {text}") == 2
+    assert f"INT8 {text}" in " ".join(" ".join(Page(made.to_html()).words).split())
+    assert made.to_dict()["models"]["int8"]["multiply_adds"] == 1_234_567
+    assert made.to_dict()["models"]["int8"]["placement"]["parts"][0]["operators"] == {"Gemm": 2, "Add": 106}
+    placement = made.get(NodePlacement)
+    assert placement.metadata("int8") == {"multiply_adds": {"fc1": 1_200_000, "fc2": 34_567}}
+    unknown = put(made, replace(placement, placement={"float32": None, "int8": None}))
+    assert "int8 ran on unknown: onnxruntime 1.24 or newer says it" in unknown.to_text(Path("out"))
+    assert unknown.to_dict()["models"]["int8"]["placement"] is None
