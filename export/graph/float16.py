@@ -71,7 +71,9 @@ def _center_pixels(model: ir.Model) -> None:
         bias = linear.center_pixels(np.array(1 / SPREAD, np.float16)).astype(np.float32)
         centered = {"weight": linear.weight * np.float32(SPREAD), "bias": bias}
         for index, (part, array) in enumerate(centered.items(), start=1):
-            node.replace_input_with(index, add_constant(graph_of(node), f"{node.name}.{part}.centered", array))
+            node.replace_input_with(
+                index, add_constant(graph_of(node), f"{node.name}.{part}.centered", array)
+            )
     tidy(model)
 
 

@@ -266,10 +266,13 @@ def dequantize_pixels(model: ir.Model) -> int:
     """
     casts = [cast for cast in by_type(model, "Cast") if expect_input(cast, 0).dtype == ir.DataType.UINT8]
     for cast in casts:
-        first, parameters = cast, [
-            reuse_constant(model.graph, f"{PIXELS}.{name}", np.array(number, dtype))
-            for name, number, dtype in (("scale", 1, np.float32), ("zero_point", 0, np.uint8))
-        ]
+        first, parameters = (
+            cast,
+            [
+                reuse_constant(model.graph, f"{PIXELS}.{name}", np.array(number, dtype))
+                for name, number, dtype in (("scale", 1, np.float32), ("zero_point", 0, np.uint8))
+            ],
+        )
         while (above := find_move(first)) is not None:
             first = above
             first.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
