@@ -11,7 +11,10 @@ Each name is imported when it is first used, so that training and calibration ca
     classifier     classify images: the class that apps embed
     embedder       embed images
     loaded_model   base of both: a model file that is loaded and runs
+    devices        the table of devices, and the options of one
     session        a session of ONNX Runtime on a device
+    plugins        plugins of ONNX Runtime, which bring some devices
+    compile_cache  a folder for what a provider compiles
     results        from logits to a prediction
     concurrency    streams of images, with several threads
     images/        from image files to pixels
@@ -39,27 +42,29 @@ from . import telemetry as _telemetry  # noqa: F401 (before anything can import 
 
 if TYPE_CHECKING:
     from .classifier import Classifier
+    from .devices import Device, DeviceError, DeviceOptions
     from .embedder import Embedded, Embedder
     from .images.find_images import find_images
     from .images.preprocess import ImageError, ImageSource, Preprocess
     from .loaded_model import ModelInfo
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
     from .results import Candidate, Prediction, Result
-    from .session import Device, DeviceError, available_devices
+    from .session import available_devices
 
-__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "Embedded", "Embedder"]
-__all__ += ["ImageError", "ImageSource", "Metadata", "ModelInfo", "Prediction", "Preprocess", "Result"]
-__all__ += ["available_devices", "find_images", "read_metadata"]
+__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "DeviceOptions"]
+__all__ += ["Embedded", "Embedder", "ImageError", "ImageSource", "Metadata", "ModelInfo", "Prediction"]
+__all__ += ["Preprocess", "Result", "available_devices", "find_images", "read_metadata"]
 
 _HOMES = {  # below this package, whatever its folder is called
     ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),
     ".classifier": ("Classifier",),
+    ".devices": ("Device", "DeviceError", "DeviceOptions"),
     ".embedder": ("Embedded", "Embedder"),
     ".images.find_images": ("find_images",),
     ".loaded_model": ("ModelInfo",),
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".results": ("Candidate", "Prediction", "Result"),
-    ".session": ("Device", "DeviceError", "available_devices"),
+    ".session": ("available_devices",),
 }
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .devices import Device, DeviceOptions
 from .embedder import make_embedding
 from .images.preprocess import MAX_PIXELS, ImageSource
 from .loaded_model import LoadedModel
 from .model_file.artifact import ArtifactError, display_name
 from .results import P, Prediction, Result, explain_unsure, make_prediction
-from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,6 +35,7 @@ class Classifier(LoadedModel[Prediction]):
         min_score: below this score, 0 to 1, a prediction has no label and no index; None: it always has.
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
+        device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
 
     Raises:
         ArtifactError: when the file is not a valid model file, or has no classes.
@@ -54,13 +55,21 @@ class Classifier(LoadedModel[Prediction]):
         min_score: float | None = None,
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
+        device_options: DeviceOptions | None = None,
     ) -> None:
         if top < 1:
             raise ValueError(f"top must be 1 or more, found {top}")
         if min_score is not None and not 0 <= min_score <= 1:
             raise ValueError(f"min_score must be 0 to 1, found {min_score}")
         self._top, self._min_score = top, min_score
-        super().__init__(model, device=device, threads=threads, max_pixels=max_pixels, sha256=sha256)
+        super().__init__(
+            model,
+            device=device,
+            threads=threads,
+            max_pixels=max_pixels,
+            sha256=sha256,
+            device_options=device_options,
+        )
         self._options |= dict(top=top, min_score=min_score)
 
     def __call__(self, image: ImageSource) -> Prediction:

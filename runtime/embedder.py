@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
+from .devices import Device, DeviceOptions
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource
 from .loaded_model import LoadedModel
 from .results import P
-from .session import Device
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,6 +39,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         threads: CPU threads for one image; None takes all cores that this process may use.
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
+        device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
 
     Raises:
         ArtifactError: when the file is not a valid model file, or has no embedding.
@@ -56,9 +57,17 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
+        device_options: DeviceOptions | None = None,
     ) -> None:
         self._normalize = normalize
-        super().__init__(model, device=device, threads=threads, max_pixels=max_pixels, sha256=sha256)
+        super().__init__(
+            model,
+            device=device,
+            threads=threads,
+            max_pixels=max_pixels,
+            sha256=sha256,
+            device_options=device_options,
+        )
         self._options["normalize"] = normalize
 
     def __call__(self, image: ImageSource) -> npt.NDArray[np.float32]:

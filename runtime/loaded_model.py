@@ -16,18 +16,18 @@ import numpy as np
 
 from .concurrency import in_batches, in_parallel
 from .cpu import available_cores
+from .devices import DEVICES, Device, DeviceOptions
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
 from .model_file.artifact import (
     Artifact,
     ArtifactError,
     Metadata,
-    Variant,
     choose_model_file,
     display_name,
     read_artifact,
 )
 from .results import P
-from .session import Device, device_of, devices_for, open_first_device, open_session, translate_error
+from .session import devices_for, open_first_device, open_session, translate_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from .onnx_runtime import InferenceSession
 
 # --- Load: check a model file, open it on a device, and describe both ---
-
-CPU_DEVICES = {"cpu", "openvino"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +48,18 @@ class ModelInfo(Metadata):
 
 
 def load_model(
-    model: os.PathLike[str] | str | bytes, *, device: Device, threads: int | None, sha256: str | None
+    model: os.PathLike[str] | str | bytes,
+    *,
+    device: Device,
+    threads: int | None,
+    sha256: str | None,
+    options: DeviceOptions,
 ) -> tuple[ModelInfo, InferenceSession]:
     """Check a model file and open it; arguments and errors are those of `Classifier`."""
 
     def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
-        on_cpu = choice in CPU_DEVICES
-        preferred: tuple[Variant, ...] = ("int8", "float32") if on_cpu else ("float16", "float32", "int8")
-        source = model if isinstance(model, bytes) else choose_model_file(model, preferred)
+        variants = DEVICES[choice].variants
+        source = model if isinstance(model, bytes) else choose_model_file(model, variants)
         artifact = read_artifact(source, sha256=sha256)
         if device == "auto" and artifact.metadata.variant == "int8":
             choice = "cpu"  # CUDA has no integer kernels
@@ -67,14 +69,15 @@ def load_model(
             threads=threads,
             target=artifact.metadata.target,
             weights=artifact.weights,
+            options=options,
         )
         artifact.expect_unchanged()
-        _check_signature(session, artifact)
+        _check_signature(session, artifact, fixed_batch=DEVICES[choice].fixed_batch)
         info = ModelInfo(
             **vars(artifact.metadata),
             path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
             sha256=artifact.sha256,  # after every check that has a reason of its own
-            device=device_of(session),
+            device=choice,
             threads=threads or available_cores(),
         )
         return info, session
@@ -82,8 +85,13 @@ def load_model(
     return open_first_device(devices_for(device), open_on)
 
 
-def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
+def _check_signature(session: InferenceSession, artifact: Artifact, *, fixed_batch: bool) -> None:
     """Check that inputs and outputs of the graph are those of its metadata, for any number of images.
+
+    Args:
+        session: of the model.
+        artifact: the model file.
+        fixed_batch: the session was opened for one image at a time.
 
     Raises:
         ArtifactError: when they are not.
@@ -102,7 +110,7 @@ def _check_signature(session: InferenceSession, artifact: Artifact) -> None:
             both = f"the {what} of its graph is {found}, its metadata says {expected}"
             raise ArtifactError(f"{artifact.name}: {both}; export it again")
         for node in nodes:
-            if isinstance(node.shape[0], int):
+            if isinstance(node.shape[0], int) and not (fixed_batch and node.shape[0] == 1):
                 fixed = f"the batch of its {what} {node.name} is fixed to {node.shape[0]}"
                 raise ArtifactError(f"{artifact.name}: {fixed}, expected one that is free; export it again")
 
@@ -155,12 +163,18 @@ class LoadedModel(ABC, Generic[A]):
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
+        device_options: DeviceOptions | None = None,
     ) -> None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels must be 1 or more, found {max_pixels}")
         self._max_pixels = max_pixels
-        self._options: dict[str, Any] = dict(device=device, threads=threads, max_pixels=max_pixels)
-        self.info, session = load_model(model, device=device, threads=threads, sha256=sha256)
+        self._device_options = device_options or DeviceOptions()
+        self._options: dict[str, Any] = dict(
+            device=device, threads=threads, max_pixels=max_pixels, device_options=self._device_options
+        )
+        self.info, session = load_model(
+            model, device=device, threads=threads, sha256=sha256, options=self._device_options
+        )
         # To reload after a fork, or with one thread for streams.
         self._source: str | bytes = model if isinstance(model, bytes) else str(self.info.path)
         if self._output not in self.info.outputs:
@@ -219,9 +233,12 @@ class LoadedModel(ABC, Generic[A]):
     ) -> Iterator[tuple[P, A | None, str | None]]:
         """Yield each image with its answer, or with the reason why there is none."""
         workers = available_cores() if workers is None else workers
-        batch = (1 if self.info.device in CPU_DEVICES else _GPU_BATCH) if batch is None else batch
+        spec = DEVICES[self.info.device]
+        batch = (1 if spec.on_cpu or spec.fixed_batch else _GPU_BATCH) if batch is None else batch
         if workers < 1 or batch < 1:
             raise ValueError(f"workers and batch must be 1 or more, found {workers} and {batch}")
+        if spec.fixed_batch and batch > 1:
+            raise ValueError(f"{spec.name} runs one image at a time, found batch={batch}; leave it out")
         if batch > 1:
             session = self._open_session()
             work = partial(self._answer_group, session)
@@ -246,7 +263,7 @@ class LoadedModel(ABC, Generic[A]):
     def _open_stream_session(self) -> InferenceSession:
         """Return the session for many images at once: one thread for each of them."""
         session = self._open_session()
-        if self.info.device not in CPU_DEVICES:
+        if not DEVICES[self.info.device].on_cpu:
             return session
         stream_session = self._stream_session
         if stream_session is None:
@@ -262,7 +279,8 @@ class LoadedModel(ABC, Generic[A]):
 
     def _reload(self, threads: int | None) -> InferenceSession:
         device: Any = self.info.device
-        return load_model(self._source, device=device, threads=threads, sha256=self.info.sha256)[1]
+        sha256, options = self.info.sha256, self._device_options
+        return load_model(self._source, device=device, threads=threads, sha256=sha256, options=options)[1]
 
     def _preprocess(self, image: ImageSource) -> Pixels:
         return self.info.preprocess(image, max_pixels=self._max_pixels)

@@ -8,11 +8,13 @@ import logging
 import platform
 import sys
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from .cpu import available_cores, cpu_kind
+from .devices import DEVICES, Device, DeviceError, DeviceOptions, DeviceSpec
 from .errors import InputError
 from .model_file.artifact import ArtifactError, display_name
 from .model_file.targets import EXACT_ON, Target, unknown_target
@@ -20,6 +22,7 @@ from .onnx_runtime import onnxruntime
 from .text import clean_line
 
 _log = logging.getLogger(__name__.rpartition(".")[0])  # the package
+_DEFAULTS = DeviceOptions()
 
 # --- Options: how threads wait, and exact INT8 kernels ---
 
@@ -98,28 +101,28 @@ def _warn_once(message: str) -> None:
 
 # --- Sessions and devices ---
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
-
 T = TypeVar("T")
 
-_DEVICES = {  # ONNX Runtime's provider, and the package that brings it
-    "cpu": ("CPUExecutionProvider", "onnxruntime"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
-    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "coreml": ("CoreMLExecutionProvider", "onnxruntime on macOS"),
-    "directml": ("DmlExecutionProvider", "onnxruntime-directml on Windows"),
-}
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What to open, whatever the device."""
 
-class DeviceError(InputError):
-    """A device that is not available, or cannot run the model."""
+    model: Path | str | bytes
+    weights: Path | None
+    threads: int
+    target: Target
+    options: DeviceOptions
 
 
 def available_devices() -> tuple[str, ...]:
-    """Return the devices that the installed ONNX Runtime was built for, "cpu" included."""
-    built = set(onnxruntime.get_available_providers())
-    return tuple(device for device, (provider, _) in _DEVICES.items() if provider in built)
+    """Return the devices that can be opened here: built in, or by a plugin that finds its hardware.
+
+    It loads the plugins that are installed. The logger "runtime" has, as information, why others are missing.
+    """
+    from .plugins import list_devices
+
+    return tuple(list_devices())
 
 
 def open_session(
@@ -129,6 +132,7 @@ def open_session(
     threads: int | None = None,
     target: Target = "any-cpu",
     weights: Path | None = None,
+    options: DeviceOptions = _DEFAULTS,
 ) -> onnxruntime.InferenceSession:
     """Open a model for inference.
 
@@ -140,9 +144,10 @@ def open_session(
             exact kernels on an x86 CPU without VNNI, where the fast kernels overflow; the logger "runtime"
             warns of it once.
         weights: the second file of the model, which was checked; None where the weights are in the model.
+        options: how it runs on a device other than the plain CPU.
 
     Returns:
-        The session, on the device.
+        The session, on the device. A device with static shapes takes one image at a time.
 
     Raises:
         DeviceError: when the device is not available, or would compute wrong numbers for this target.
@@ -153,21 +158,14 @@ def open_session(
         raise ValueError(f"device must be one of {', '.join(get_args(Device))}, found {device!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, found {threads}")
-    options = session_options(threads=threads or available_cores(), target=target)
-    _content = _pass_weights(weights, model, options)  # needed until the session is open
     if device == "openvino" and needs_exact_kernels(target):
         raise DeviceError(
             "OpenVINO overflows with full-range INT8 weights on an x86 CPU without VNNI and has no exact "
             'kernels; use device="cpu", or make the file with python -m export --target any-cpu'
         )
-    if device == "auto":
-        return open_first_device(devices_for(device), lambda choice: _open_on(choice, model, options))
-    if device not in available_devices():
-        has = ", ".join(available_devices())
-        raise DeviceError(
-            f"no {device} in this ONNX Runtime (it has: {has}); install it: {_install_line(device)}"
-        )
-    return _open_on(device, model, options)
+    threads = threads or available_cores()
+    request = _Request(model=model, weights=weights, threads=threads, target=target, options=options)
+    return open_first_device(devices_for(device), lambda choice: _open_on(DEVICES[choice], request))
 
 
 def _pass_weights(
@@ -188,24 +186,18 @@ def _pass_weights(
     return content
 
 
-def _install_line(device: str) -> str:
-    """Return the commands that install a device: packages of ONNX Runtime overwrite each other's files."""
-    package = _DEVICES[device][1]
-    first = "" if package.split()[0] == "onnxruntime" else "pip uninstall onnxruntime && "
-    return f"{first}pip install {package}"
-
-
 def device_of(session: onnxruntime.InferenceSession) -> str:
-    """Return the name of the device that a session runs on, such as "cpu"."""
+    """Return the name of the device that a session runs on, "openvino" for each of OpenVINO's."""
     first = session.get_providers()[0]
-    return next((device for device, (provider, _) in _DEVICES.items() if provider == first), first)
+    return next((spec.name for spec in DEVICES.values() if spec.provider == first), first)
 
 
 def devices_for(device: Device) -> tuple[Device, ...]:
     """Return the devices to try, best first: "auto" is CUDA where this ONNX Runtime has it, then the CPU."""
     if device != "auto":
         return (device,)
-    return ("cuda", "cpu") if "cuda" in available_devices() else ("cpu",)
+    available = DEVICES["cuda"].provider in onnxruntime.get_available_providers()
+    return ("cuda", "cpu") if available else ("cpu",)
 
 
 def open_first_device(devices: tuple[Device, ...], open_on: Callable[[Device], T]) -> T:
@@ -218,29 +210,74 @@ def open_first_device(devices: tuple[Device, ...], open_on: Callable[[Device], T
     return open_on(devices[-1])
 
 
-def _open_on(
-    device: Device, model: Path | str | bytes, options: onnxruntime.SessionOptions
+def _open_on(spec: DeviceSpec, request: _Request) -> onnxruntime.InferenceSession:
+    """Open a session on one device, from the cache where the caller named one and the device has one."""
+    if spec.name == "cpu":
+        return _create(spec, None, request, {}, None)
+    from .plugins import find_plugin_device, provider_options, refuse_fork
+
+    plugin = find_plugin_device(spec)
+    if plugin is not None:
+        refuse_fork(spec)
+    given, cores = request.options, available_cores()
+    choose = partial(provider_options, spec, plugin, threads=request.threads, cores=cores, given=given)
+    if given.cache is None or not spec.compiles:
+        return _create(spec, plugin, request, choose(folder=None), None)
+    from .compile_cache import entry_name, hash_files, open_cached
+
+    files = (request.model, request.weights)
+    model = hash_files(*files)
+
+    def open_in(folder: Path) -> onnxruntime.InferenceSession:
+        session = _create(spec, plugin, request, choose(folder=folder), folder)
+        if hash_files(*files) != model:  # or the cache would keep another model under this one's name
+            name = display_name(request.model)
+            raise ArtifactError(f"{name}: it was replaced while it was opened; open it again")
+        return session
+
+    return open_cached(Path(given.cache), entry_name(spec, plugin, model, choose(folder=None)), open_in)
+
+
+def _create(
+    spec: DeviceSpec, plugin: Any | None, request: _Request, values: dict[str, str], folder: Path | None
 ) -> onnxruntime.InferenceSession:
-    source = model if isinstance(model, bytes) else str(model)
-    if device in ("cuda", "tensorrt"):
+    """Create the session; `values` are the options of the provider, `folder` is that of the cache."""
+    source = request.model if isinstance(request.model, bytes) else str(request.model)
+    options = session_options(threads=request.threads, target=request.target)
+    _content = _pass_weights(request.weights, request.model, options)  # needed until the session is open
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # since 1.24
+    if spec.fixed_batch:
+        options.add_free_dimension_override_by_name("batch", 1)
+    if folder is not None and spec.context:
+        context = folder / "model.onnx"
+        if context.is_file():
+            source = str(context)
+        else:
+            options.add_session_config_entry("ep.context_enable", "1")
+            options.add_session_config_entry("ep.context_file_path", str(context))
+    if spec.name in ("cuda", "tensorrt"):
         preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
         if preload is not None:  # its messages go to standard error
             with contextlib.redirect_stdout(sys.stderr):
                 preload()
     try:  # enable_fallback: no second attempt on the CPU, which prints to standard output (1.22 ignores it)
-        session = onnxruntime.InferenceSession(
-            source, options, providers=_providers_of(device), enable_fallback=0
-        )
+        if plugin is None:
+            session = onnxruntime.InferenceSession(
+                source, options, providers=_providers_of(spec, values), enable_fallback=0
+            )
+        else:
+            options.add_provider_for_devices([plugin], values)
+            session = onnxruntime.InferenceSession(source, options, enable_fallback=0)
     except Exception as error:  # pybind's own exception classes, of which there is no list
-        raise translate_error(error, device, source, "does not accept") from error
+        raise translate_error(error, spec.name, source, "does not accept") from error
     trim_memory()
     session.disable_fallback()  # a failing GPU must not become a CPU in the middle of a run
     if isinstance(source, bytes):
         session._model_bytes = None  # kept only for that fallback
-    if device_of(session) != device:
+    if session.get_providers()[0] != spec.provider:
         raise DeviceError(
-            f"{device} was asked for and ONNX Runtime fell back to {device_of(session)}: "
-            f"is there such a device, and its driver? ({_install_line(device)})"
+            f"{spec.name} was asked for and ONNX Runtime fell back to {device_of(session)}: "
+            f"is there such a device, and its driver? ({spec.install})"
         )
     return session
 
@@ -269,7 +306,8 @@ def translate_error(error: Exception, device: str, source: bytes | str, what: st
     return ArtifactError(f"{name}: ONNX Runtime {what} it ({text}); export it again")
 
 
-def _providers_of(device: str) -> list[str]:
-    """Return the providers of a device, best first; the CPU runs operators that the others cannot."""
-    chain = {"cpu": ["cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}.get(device, [device, "cpu"])
-    return [_DEVICES[name][0] for name in chain]
+def _providers_of(spec: DeviceSpec, values: dict[str, str]) -> list[str | tuple[str, dict[str, str]]]:
+    """Return the built-in providers of a device, best first; the CPU runs what the others cannot."""
+    first = (spec.provider, values) if values else spec.provider
+    others = {"cpu": (), "tensorrt": ("cuda", "cpu")}.get(spec.name, ("cpu",))
+    return [first, *(DEVICES[name].provider for name in others)]

@@ -119,6 +119,7 @@ def test_public_names_are_frozen() -> None:
         "Classifier",
         "Device",
         "DeviceError",
+        "DeviceOptions",
         "Embedded",
         "Embedder",
         "ImageError",

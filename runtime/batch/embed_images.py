@@ -41,7 +41,12 @@ def embed_images(options: RunOptions, out: Path) -> int:
     from ..embedder import Embedder
 
     embed = Embedder(
-        options.model, device=options.device, threads=1, max_pixels=options.max_pixels, sha256=options.sha256
+        options.model,
+        device=options.device,
+        threads=1,
+        max_pixels=options.max_pixels,
+        sha256=options.sha256,
+        device_options=options.device_options,
     )
     began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
     features = embed.info.outputs["embedding"]

@@ -34,6 +34,7 @@ def label_images(options: RunOptions) -> int:
         min_score=options.min_score,
         max_pixels=options.max_pixels,
         sha256=options.sha256,
+        device_options=options.device_options,
     )
     classify.warm_up()
     # Two runs that sort into one folder would replace each other's links where images share a name.

@@ -12,6 +12,7 @@ from typing import Literal
 from ..command.file_kinds import Kind, detect_file_kind
 from ..command.parser import REQUIRED, OptionGroup, argument, number, option
 from ..cpu import available_cores
+from ..devices import CHIPS, DEVICES, Device, DeviceOptions, Precision
 from ..errors import InputError
 from ..images.find_images import is_folder
 from ..writing import OTHER_FORMATS, refuse_file_name
@@ -19,6 +20,7 @@ from ..writing import OTHER_FORMATS, refuse_file_name
 _CHECKPOINT = "model.safetensors"  # in the folder of a run
 _NO_MODEL: tuple[Kind, ...] = ("zip", "archive", "array", "pickle", "page", "pointer", "others", "empty")
 _SUFFIXES = (".jsonl", ".csv")
+_DEVICE = OptionGroup("on a device", "docs/concepts/devices.md lists the devices and what they need.")
 _CLUSTER = OptionGroup(
     "on a cluster (docs/guides/cluster.md)",
     "With --engine ray, IMAGES may be URIs (s3://…) and Parquet files with a column path; --output is a "
@@ -34,6 +36,12 @@ def _digest(text: str) -> str:
     if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
         raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, found {text!r}")
     return text.lower()
+
+
+def _chip(text: str) -> str:
+    if text not in CHIPS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(CHIPS)}, found {text!r}")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +79,27 @@ class RunOptions:
         metavar="SCORE",
         parse=number(0, 1, what="a score"),
     )
-    device: Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"] = option(
-        "auto", "where to predict (default: auto, CUDA where it works, else the CPU)"
+    device: Device = option(
+        "auto",
+        "where to predict (default: auto, CUDA where it works, else the CPU); others: "
+        + ", ".join(name for name in DEVICES if name not in ("cpu", "cuda")),
+        metavar="DEVICE",
+    )
+    precision: Precision = option(
+        "exact", "exact: float32 where a layer is not INT8; fast: what the device prefers", group=_DEVICE
+    )
+    compile_cache: Path | None = option(
+        None, "keep here what the device compiles; the folder holds native code", metavar="DIR", group=_DEVICE
+    )
+    partial: bool = option(
+        False, "accept a device that runs less than 90 % of the multiply-adds", group=_DEVICE
+    )
+    chip: str | None = option(
+        None,
+        f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)} (default: the first)",
+        metavar="NAME",
+        parse=_chip,
+        group=_DEVICE,
     )
     workers: int | None = option(
         None, f"images in work at the same time (default: number of cores, here {available_cores()})"
@@ -91,6 +118,13 @@ class RunOptions:
         None, "cluster to connect to (default: the variable RAY_ADDRESS)", metavar="HOST:PORT", group=_CLUSTER
     )
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
+
+    @property
+    def device_options(self) -> DeviceOptions:
+        """The options of the device."""
+        return DeviceOptions(
+            precision=self.precision, cache=self.compile_cache, partial=self.partial, chip=self.chip
+        )
 
 
 def check_run_options(options: RunOptions) -> None:

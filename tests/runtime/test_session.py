@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,9 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from runtime import ArtifactError, Classifier, DeviceError, available_devices
+from runtime import ArtifactError, Classifier, Device, DeviceError, available_devices
 from runtime import cpu as cpu_module
 from runtime import session as session_module
+from runtime.devices import DEVICES
 from runtime.onnx_runtime import onnxruntime
 from runtime.session import device_of, devices_for, open_session, waiting_options
 
@@ -31,7 +33,7 @@ def test_the_cpu_is_there(model: Path) -> None:
     assert device_of(open_session(model.read_bytes())) == "cpu"
 
 
-@pytest.mark.parametrize("device", ["cuda", "tensorrt", "openvino", "coreml", "directml"])
+@pytest.mark.parametrize("device", [device for device in get_args(Device) if device not in ("auto", "cpu")])
 def test_a_device_that_is_absent_is_an_error_with_the_line_that_installs_it(model: Path, device: str) -> None:
     if device in available_devices():
         pytest.skip(f"this ONNX Runtime has {device}")
@@ -79,10 +81,13 @@ def test_a_folder_gives_float16_to_cuda_and_int8_to_the_cpu(
     assert Classifier(folder).info.variant == "int8"
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     create = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers, **_: create(*args, providers=providers[-1:])
-    )
-    monkeypatch.setattr(session_module, "device_of", lambda session: "cuda")
+
+    def create_on_the_cpu(*args: object, providers: list[str], **_: object) -> onnxruntime.InferenceSession:
+        session = create(*args, providers=providers[-1:])
+        session.get_providers = lambda: providers
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create_on_the_cpu)
     assert Classifier(folder, device="cuda").info.variant == "float16"
 
 
@@ -279,14 +284,19 @@ def test_what_a_device_cannot_run_is_told_from_what_no_device_can(
     ],
 )
 def test_what_a_device_leaves_goes_to_the_next_best(device: str, providers: list[str]) -> None:
-    assert session_module._providers_of(device) == [f"{name}ExecutionProvider" for name in providers]
+    found = session_module._providers_of(DEVICES[device], {})
+    assert found == [f"{name}ExecutionProvider" for name in providers]
+    if device != "cpu":
+        found = session_module._providers_of(DEVICES[device], {"a": "b"})
+        assert found[0] == (f"{providers[0]}ExecutionProvider", {"a": "b"})
 
 
 def test_words_of_wrong_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
         (
             {"device": "gpu"},
-            "device must be one of auto, cpu, cuda, tensorrt, openvino, coreml, directml, found 'gpu'",
+            "device must be one of auto, cpu, openvino, openvino:gpu, openvino:npu, qnn, webgpu, "
+            "tensorrt-rtx, mlx, cuda, tensorrt, coreml, directml, found 'gpu'",
         ),
         ({"threads": 0}, "threads must be 1 or more, found 0"),
         ({"threads": -1}, "threads must be 1 or more, found -1"),
@@ -389,7 +399,6 @@ def test_a_package_for_a_gpu_takes_the_place_of_the_other_one(
     for device, packages in (
         ("cuda", "onnxruntime-gpu"),
         ("tensorrt", "onnxruntime-gpu tensorrt"),
-        ("openvino", "onnxruntime-openvino"),
     ):
         with pytest.raises(DeviceError) as refused:
             open_session(model, device=device)  # type: ignore[arg-type]

@@ -1,0 +1,167 @@
+"""Table of the devices that a model can run on, and the options of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .model_file.metadata import Variant
+
+Device = Literal[
+    "auto", "cpu", "openvino", "openvino:gpu", "openvino:npu", "qnn", "webgpu", "tensorrt-rtx", "mlx", "cuda",
+    "tensorrt", "coreml", "directml",
+]  # fmt: skip
+Hardware = Literal["cpu", "gpu", "npu"]
+OPENVINO = "OpenVINOExecutionProvider"
+Precision = Literal["exact", "fast"]
+
+
+class DeviceError(InputError):
+    """A device that is not available, or cannot run the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec:
+    """One device: a provider of ONNX Runtime, the packages that bring it, and how a model runs there."""
+
+    name: str
+    provider: str  # of ONNX Runtime
+    package: str | None = None  # the plugin, installed beside onnxruntime
+    module: str | None = None  # its import name
+    library: str = "get_library_path"  # its function that returns the path of the plugin
+    build: str | None = None  # the package whose ONNX Runtime has the provider built in
+    hardware: tuple[Hardware, ...]  # the kinds that it may run on, the preferred first
+    options: Mapping[str, str] = field(default_factory=dict)  # of the provider, always given
+    cache: Mapping[str, str] = field(default_factory=dict)  # more, with "{folder}" for that of the cache
+    context: bool = False  # keeps what it compiled as a model of its own (ONNX Runtime's "EP context")
+    variants: tuple[Variant, ...]  # the best first
+    fixed_batch: bool = False  # shapes have to be static: one image at a time
+    note: str = ""  # the vendor's limits, for the message where no hardware is found
+    extra: str | None = None  # in pyproject.toml
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the CPU, as its preferred hardware."""
+        return self.hardware[0] == "cpu"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a cache helps: the provider compiles, and can keep the result."""
+        return self.context or bool(self.cache) or self.provider == OPENVINO
+
+    @property
+    def install(self) -> str:
+        """The command that installs it; builds of ONNX Runtime overwrite each other's files."""
+        if self.package is not None:
+            return f"pip install {self.package}"
+        first = "" if str(self.build).split()[0] == "onnxruntime" else "pip uninstall onnxruntime && "
+        return f"{first}pip install {self.build}"
+
+
+_OPENVINO: Mapping[str, Any] = dict(
+    provider=OPENVINO,
+    package="onnxruntime-ep-openvino",
+    module="onnxruntime_ep_openvino",
+    build="onnxruntime-openvino",
+    extra="openvino",
+    note="OpenVINO's plugin serves hardware of Intel alone; for other CPUs: pip uninstall onnxruntime && "
+    "pip install onnxruntime-openvino",
+)
+_CPU: tuple[Variant, ...] = ("int8", "float32")
+_NPU: tuple[Variant, ...] = ("int8", "float16", "float32")
+_GPU: tuple[Variant, ...] = ("float16", "float32", "int8")
+_FLOAT: tuple[Variant, ...] = ("float16", "float32")  # where INT8 operators would run on the CPU
+
+_TABLE = (
+    DeviceSpec(
+        name="cpu", provider="CPUExecutionProvider", build="onnxruntime", hardware=("cpu",), variants=_CPU,
+        extra="cpu",
+    ),
+    DeviceSpec(name="openvino", hardware=("cpu",), variants=_CPU, **_OPENVINO),
+    DeviceSpec(name="openvino:gpu", hardware=("gpu",), variants=_GPU, **_OPENVINO),
+    DeviceSpec(name="openvino:npu", hardware=("npu",), variants=_NPU, fixed_batch=True, **_OPENVINO),
+    DeviceSpec(
+        name="qnn", provider="QNNExecutionProvider", package="onnxruntime-qnn", module="onnxruntime_qnn",
+        # The CPU of an x86 machine: Qualcomm's simulator of the NPU.
+        hardware=("npu", "cpu"), context=True, variants=_FLOAT, fixed_batch=True, extra="qnn",
+        note="QNN needs a Snapdragon with a Hexagon NPU, or an x86-64 CPU, which simulates one",
+    ),
+    DeviceSpec(
+        name="webgpu", provider="WebGpuExecutionProvider", package="onnxruntime-ep-webgpu",
+        module="onnxruntime_ep_webgpu", hardware=("gpu",), variants=_FLOAT, extra="webgpu",
+        note="WebGPU needs a GPU that ONNX Runtime lists; it lists no software driver",
+    ),
+    DeviceSpec(
+        name="tensorrt-rtx", provider="NvTensorRTRTXExecutionProvider",
+        package="onnxruntime-ep-nv-tensorrt-rtx", module="onnxruntime_ep_nv_tensorrt_rtx", hardware=("gpu",),
+        cache={"nv_runtime_cache_path": "{folder}"}, variants=_GPU, extra="tensorrt-rtx",
+        note="TensorRT-RTX needs a GPU of NVIDIA's RTX series",
+    ),
+    DeviceSpec(
+        name="mlx", provider="MLXExecutionProvider", package="onnxruntime-ep-mlx",
+        module="onnxruntime_ep_mlx", library="library_path", hardware=("gpu", "cpu"), variants=_FLOAT,
+        extra="mlx", note="MLX needs a Mac with Apple silicon and macOS 14",
+    ),
+    DeviceSpec(
+        name="cuda", provider="CUDAExecutionProvider", build="onnxruntime-gpu", hardware=("gpu",),
+        variants=_GPU, extra="gpu",
+    ),
+    DeviceSpec(
+        name="tensorrt", provider="TensorrtExecutionProvider", build="onnxruntime-gpu tensorrt",
+        hardware=("gpu",), variants=_GPU,
+        cache={"trt_engine_cache_enable": "1", "trt_engine_cache_path": "{folder}"},
+    ),
+    DeviceSpec(
+        name="coreml", provider="CoreMLExecutionProvider", build="onnxruntime on macOS",
+        # The older format, which is the default, has no LayerNormalization.
+        hardware=("npu", "gpu", "cpu"), options={"ModelFormat": "MLProgram"}, variants=_FLOAT,
+        fixed_batch=True, cache={"ModelCacheDirectory": "{folder}"},
+    ),
+    DeviceSpec(
+        name="directml", provider="DmlExecutionProvider", build="onnxruntime-directml on Windows",
+        hardware=("gpu",), variants=_GPU,
+    ),
+)  # fmt: skip
+DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
+
+# Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN.
+CHIPS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"snapdragon-8-gen-3": ("75", "57"), "snapdragon-8-gen-2": ("73", "43")}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """How a model runs on a device other than the plain CPU; a device ignores what it does not have.
+
+    Args:
+        precision: "exact" computes in float32 what is not INT8, where the device can; "fast" computes it in
+            what its provider prefers, such as bfloat16 on a CPU with AMX.
+        cache: a folder for what a provider compiles, so that the next start is faster; None compiles anew.
+            The folder holds native code: name one that only trusted users can write to.
+        partial: accept a device that runs less than 90 % of the multiply-adds, and the CPU the rest.
+        chip: the NPU that Qualcomm's simulator simulates, of `CHIPS`; None: the first of them.
+
+    Raises:
+        ValueError: for an unknown precision or chip.
+    """
+
+    precision: Precision = "exact"
+    cache: Path | None = None
+    partial: bool = False
+    chip: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("precision", self.precision, get_args(Precision)),
+            ("chip", self.chip, (None, *CHIPS)),
+        ):
+            if value not in known:
+                expected = ", ".join(each for each in known if each)
+                raise ValueError(f"{name} must be one of {expected}, found {value!r}")

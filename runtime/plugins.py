@@ -1,0 +1,203 @@
+"""Plugins of ONNX Runtime, which bring devices: find them, register them, choose their options."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .cpu import is_x86
+from .devices import CHIPS, DEVICES, OPENVINO, DeviceError, DeviceOptions, DeviceSpec
+from .onnx_runtime import onnxruntime
+from .text import clean_line
+
+_log = logging.getLogger(__name__.rpartition(".")[0])  # the package
+OLDEST = (1, 24)  # of ONNX Runtime, for plugins
+_registering = threading.Lock()
+_registered: set[str] = set()  # providers whose plugin this process has registered
+_opened_in: dict[str, int] = {}  # the process that first opened a session, by provider of a plugin
+
+
+def _after_fork() -> None:
+    global _registering
+    _registering = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def list_devices() -> Iterator[str]:
+    """Yield the devices that can be opened here, and log, as information, why others are missing."""
+    for name, spec in DEVICES.items():
+        try:
+            find_plugin_device(spec)
+            yield name
+        except DeviceError as error:
+            _log.info("%s", error)
+
+
+def find_plugin_device(spec: DeviceSpec) -> Any | None:
+    """Return the hardware of a device, as the OrtEpDevice of its plugin; None where it is built in.
+
+    Args:
+        spec: the device. Its plugin is registered if it was not yet.
+
+    Raises:
+        DeviceError: when it is neither built in nor installed, when its plugin does not load or needs a newer
+            ONNX Runtime, and when the plugin lists no hardware of the kinds of this device.
+    """
+    if _is_built_in(spec):
+        return None
+    _register_plugin(spec)
+    listed = {str(each.device.type.name).lower(): each for each in reversed(_list_hardware(spec))}
+    for kind in spec.hardware:
+        if kind in listed:
+            return listed[kind]
+    raise DeviceError(
+        f"no {spec.name} on this machine: the plugin {spec.package} lists {', '.join(listed) or 'nothing'}, "
+        f"expected {' or '.join(spec.hardware)}; {spec.note}"
+    )
+
+
+def _is_built_in(spec: DeviceSpec) -> bool:
+    """Return whether it is part of this ONNX Runtime, which lists registered plugins as available, too."""
+    from_plugin = spec.provider in _registered or _list_hardware(spec)
+    return spec.provider in onnxruntime.get_available_providers() and not from_plugin
+
+
+def _list_hardware(spec: DeviceSpec) -> list[Any]:
+    """Return what the plugin lists; what is built in, such as the CPU, has no path of a library."""
+    every = onnxruntime.get_ep_devices() if hasattr(onnxruntime, "get_ep_devices") else ()  # since 1.23
+    return [each for each in every if each.ep_name == spec.provider and "library_path" in each.ep_metadata]
+
+
+def _register_plugin(spec: DeviceSpec) -> None:
+    """Register the plugin of a device, once per process; a fork inherits it, and so does this module.
+
+    Raises:
+        DeviceError: when that is not possible.
+    """
+    if spec.module is None:
+        built = ", ".join(name for name, each in DEVICES.items() if _is_built_in(each))
+        raise DeviceError(
+            f"no {spec.name} in this ONNX Runtime (it has: {built}); install it: {spec.install}"
+        )
+    with _registering:
+        if spec.provider in _registered or _list_hardware(spec):  # the app may have registered it
+            return
+        if find_spec(spec.module) is None:
+            raise DeviceError(
+                f"no {spec.name} here: the package {spec.package} is not installed; "
+                f"install it: {spec.install}"
+            )
+        found = onnxruntime.__version__
+        if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+            raise DeviceError(
+                f"{spec.name} needs ONNX Runtime {'.'.join(map(str, OLDEST))} or newer, found {found}: "
+                f"pip install --upgrade onnxruntime {spec.package}"
+            )
+        try:
+            library = getattr(import_module(spec.module), spec.library)()
+            onnxruntime.register_execution_provider_library(spec.provider, str(library))
+        except Exception as error:  # of the package, or pybind's own classes, of which there is no list
+            reason = clean_line(f"{type(error).__name__}: {error}")
+            raise DeviceError(
+                f"the plugin {spec.package} of {spec.name} does not load ({reason}); install it again: "
+                f"pip install --upgrade --force-reinstall onnxruntime {spec.package}"
+            ) from error
+        _registered.add(spec.provider)
+
+
+def refuse_fork(spec: DeviceSpec) -> None:
+    """Refuse a session of a plugin in a fork of a process that has opened one: its first run would hang.
+
+    Args:
+        spec: the device.
+
+    Raises:
+        DeviceError: in such a process.
+    """
+    if _opened_in.setdefault(spec.provider, os.getpid()) != os.getpid():
+        raise DeviceError(
+            f"{spec.name} was opened before this process was forked, and its threads are not in a fork; open "
+            'the model after the fork, or start processes with multiprocessing.get_context("spawn")'
+        )
+
+
+def provider_options(
+    spec: DeviceSpec,
+    plugin: Any | None,
+    *,
+    threads: int,
+    cores: int,
+    given: DeviceOptions,
+    folder: Path | None,
+) -> dict[str, str]:
+    """Return the options of a provider.
+
+    Args:
+        spec: the device.
+        plugin: the OrtEpDevice of its plugin; None where the provider is built in.
+        threads: CPU threads of one prediction.
+        cores: that this process may use.
+        given: what the caller chose.
+        folder: for what this provider compiles of this model; None for nowhere.
+
+    Raises:
+        DeviceError: for a chip where there is no simulator.
+    """
+    found = dict(spec.options)
+    if folder is not None:
+        found |= {name: value.format(folder=folder) for name, value in spec.cache.items()}
+    if spec.provider == OPENVINO:
+        return found | _openvino_options(spec, plugin, threads, cores, given, folder)
+    if spec.name == "qnn" and plugin is not None:
+        return found | _qnn_options(spec, plugin, given)
+    return found
+
+
+def _openvino_options(
+    spec: DeviceSpec, plugin: Any | None, threads: int, cores: int, given: DeviceOptions, folder: Path | None
+) -> dict[str, str]:
+    kind = spec.hardware[0].upper()
+    if plugin is None:  # the provider that is built in, which has options of its own
+        found = {"device_type": kind}
+        if kind == "CPU":
+            found |= {"num_of_threads": str(threads), "num_streams": str(max(1, cores // threads))}
+            found |= {"precision": "FP32"} if given.precision == "exact" else {}
+        return found | ({} if folder is None else {"cache_dir": str(folder)})
+    config = {} if folder is None else {"CACHE_DIR": str(folder)}
+    if kind == "CPU":
+        streams = max(1, cores // threads)  # as many predictions at a time as in ONNX Runtime
+        config |= {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * threads)}
+        if given.precision == "exact":
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+    return {"load_config": json.dumps({kind: config})} if config else {}
+
+
+def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[str, str]:
+    """Return the backend and, for the simulator, the NPU: without it QNN fails with MEM_ALLOC."""
+    backend = {"backend_path": str(import_module(str(spec.module)).get_qnn_htp_path())}
+    if plugin.device.type.name.lower() == "npu":
+        if given.chip is not None:
+            raise DeviceError(f"chip is for the simulator, and here is an NPU: leave chip={given.chip!r} out")
+        return backend
+    if not is_x86():
+        raise DeviceError(f"no qnn on this machine: the plugin {spec.package} lists no NPU; {spec.note}")
+    chip = given.chip or next(iter(CHIPS))
+    _warn_of_simulator(chip)
+    htp_arch, soc_model = CHIPS[chip]
+    return backend | {"htp_arch": htp_arch, "soc_model": soc_model}
+
+
+@cache  # so that it is logged once per process
+def _warn_of_simulator(chip: str) -> None:
+    _log.warning("qnn: no NPU here; Qualcomm's simulator of the %s computes, whose times mean nothing", chip)
