@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help .venv demo speed lock wheel test slow mutants arm browser ray borrow check format clean
+.PHONY: help .venv demo speed lock wheel test slow mutants arm browser ray npu borrow check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,17 @@ ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray; four minut
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check daft==0.7.26 # wants an older tqdm
 	touch $@
 
+# Qualcomm's plugin brings a simulator of its NPU (x86-64 Linux): an environment without PyTorch, as on a device.
+npu: .venv-npu/.installed $(INSTALLED) ## the float files in the simulator of Qualcomm's NPU, in .venv-npu; three minutes
+	$(BIN)/python -m export --fp16 --out artifacts/npu
+	$(BIN)/python -m tools.digit_images --out artifacts/npu/images --count 30
+	.venv-npu/bin/python -m pytest tests/runtime/test_qnn.py
+
+.venv-npu/.installed: pyproject.toml constraints.txt
+	test -x .venv-npu/bin/python || $(PYTHON) -m venv .venv-npu
+	.venv-npu/bin/python -m pip install --quiet --disable-pip-version-check -e ".[qnn-tests]" -c constraints.txt
+	touch $@
+
 # Images that others made, and the packages of javascript/ (which need no install scripts).
 borrow: data/pillow-images data/exif-photos data/onnxruntime-headers javascript/node_modules ## what some tests need from elsewhere
 
@@ -101,4 +112,4 @@ format: $(INSTALLED) ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was built and trained here, the environment too
-	rm -rf $(VENV) .venv-ray runs artifacts build dist mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-ray .venv-npu runs artifacts build dist mutants data/pillow-images data/exif-photos data/onnxruntime-headers data/devices javascript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -18,7 +18,6 @@ from calibration.graph.edit import (
     insert,
     only_reader,
     producer,
-    replace,
     reuse_constant,
     sizes,
     stand_in,
@@ -33,8 +32,6 @@ from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
 
 FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
-# Subtracted from pixels: as exact as 0, and the rounding errors of the weights are not multiplied by it.
-PIXEL_CENTER = 128
 MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 
 
@@ -170,8 +167,7 @@ class _PairWriter:
         bias = linear.bias.astype(np.float64)
         if linear.reads_pixels:
             input_scale = 1.0
-            _center_pixels(linear)
-            bias = bias + PIXEL_CENTER * linear.weight.astype(np.float64).sum(axis=0)
+            bias = linear.center_pixels(np.array(input_scale, np.float32))
         else:
             assert plan.input is not None  # check_plan_fits_graph
             input_scale = plan.input.scale
@@ -273,16 +269,6 @@ def _scale_output(linear: Linear, peak: ir.Value, bias: Array) -> None:
     if last:
         graph.outputs[list(graph.outputs).index(output)] = total
         graph.remove(at, safe=True)
-
-
-def _center_pixels(linear: Linear) -> None:
-    """Turn Cast(uint8) into DequantizeLinear with scale 1 and zero point 128: no rounding at all."""
-    cast = linear.input.producer()
-    assert cast is not None  # reads_pixels has found it
-    inputs = [cast.inputs[0], *_add_parameters(graph_of(cast), "pixels", 1.0, PIXEL_CENTER)]
-    shape = sizes(linear.input)
-    centered = insert(linear.node, "DequantizeLinear", inputs, name="pixels.centered", shape=shape)
-    replace(linear.input, centered)
 
 
 def _add_parameters(graph: ir.Graph, name: str, scale: float, zero_point: int) -> tuple[ir.Value, ir.Value]:

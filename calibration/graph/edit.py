@@ -63,7 +63,7 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         name: taken as it is, or with the first free ending of `.1`, `.2` and so on.
         array: of any shape and type.
     """
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=_choose_name(name, _value_names(graph)))
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=_choose_name(name, _value_names(graph)))
     dtype = ir.TensorType(tensor.dtype)
     value = ir.Value(name=tensor.name, shape=tensor.shape, type=dtype, const_value=tensor)
     graph.register_initializer(value)

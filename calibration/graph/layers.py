@@ -11,15 +11,21 @@ import onnx_ir as ir
 from calibration.graph.edit import (
     Array,
     GraphError,
+    add_constant,
     attribute,
     by_type,
     constant,
+    graph_of,
     input_constant,
+    insert,
     only_reader,
     producer,
+    sizes,
 )
 
 LAYOUT = ("Reshape", "Transpose")  # operators that move numbers and change none
+MOVES = (*LAYOUT, "Slice")  # the same, or they leave some out
+PIXEL_CENTER = 128
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,34 @@ class Linear:
     @property
     def reads_pixels(self) -> bool:
         """True if the input is the image itself, which has 8 bits already."""
-        cast = producer(self.input, "Cast")
-        source = cast.inputs[0] if cast is not None else None
-        return source is not None and source.dtype == ir.DataType.UINT8
+        return producer(expect_input(self._first_move, 0), "DequantizeLinear") is not None
+
+    @property
+    def _first_move(self) -> ir.Node:
+        first = self.node
+        while (above := find_move(first)) is not None:
+            first = above
+        return first
+
+    def center_pixels(self, scale: Array) -> Array:
+        """Let the layer read (pixel - 128) · scale, and return the bias for that: float64 [out].
+
+        128 is as exact as 0, and the rounding errors of the weights are not multiplied by it.
+
+        Args:
+            scale: float32 or float16 []; its reciprocal is for the caller to put into the weights.
+        """
+        first, graph = self._first_move, graph_of(self.node)
+        read = producer(expect_input(first, 0), "DequantizeLinear")
+        if read is None:
+            raise GraphError(f"expected {self.name!r} to read the pixels, found another input")
+        parameters = {"scale": scale, "zero_point": np.array(PIXEL_CENTER, np.uint8)}
+        inputs = [add_constant(graph, f"pixels.centered.{name}", each) for name, each in parameters.items()]
+        dtype, shape = ir.DataType.from_numpy(scale.dtype), sizes(read.outputs[0])
+        inputs, name = [read.inputs[0], *inputs], "pixels.centered"
+        value = insert(first, "DequantizeLinear", inputs, name=name, shape=shape, dtype=dtype)
+        first.replace_input_with(0, value)
+        return np.asarray(self.bias + PIXEL_CENTER * self.weight.astype(np.float64).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -115,6 +146,16 @@ def read_linear(node: ir.Node) -> Linear | None:
     if found is None or found.bias is None or not found.is_plain:
         return None
     return Linear(str(node.name), node, found.weight, found.bias)
+
+
+def find_move(node: ir.Node) -> ir.Node | None:
+    """Return the operator that moves the numbers of a node's first input, for this node alone; None for none.
+
+    Args:
+        node: of any operator.
+    """
+    move = producer(node.inputs[0], *MOVES)
+    return move if move is not None and only_reader(move.outputs[0]) is not None else None
 
 
 def expect_input(node: ir.Node, index: int) -> ir.Value:

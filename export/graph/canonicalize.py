@@ -21,7 +21,12 @@ from export.graph.canonical.linears import (
     name_parameters,
     name_products,
 )
-from export.graph.canonical.pixels import fold_normalization, patches_as_gemm, take_raw_pixels
+from export.graph.canonical.pixels import (
+    dequantize_pixels,
+    fold_normalization,
+    patches_as_gemm,
+    take_raw_pixels,
+)
 from export.graph.canonical.token_major import tokens_before_batch
 from export.graph.exporters.batch import free_batch
 from export.graph.exporters.freeze import BATCH, freeze_shapes
@@ -64,6 +69,7 @@ CANONICAL_REWRITES: tuple[Rewrite, ...] = (
     fold_attention_scale,
     tokens_before_batch,
     name_parameters,
+    dequantize_pixels,
 )
 _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 

@@ -11,11 +11,10 @@ from calibration.graph.edit import (
     Array,
     GraphError,
     add_constant,
+    by_type,
     constant,
     graph_of,
     insert,
-    only_reader,
-    replace,
     sizes,
     tidy,
 )
@@ -28,7 +27,7 @@ IN_HALF = frozenset({
     "Gemm", "MatMul", "Conv", "LayerNormalization", "Gelu", "Add", "Sub", "Mul", "Div", "Tanh", "Sigmoid",
     "Relu", "Reshape", "Transpose", "Concat", "Expand", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze",
 })  # fmt: skip
-CENTER, SPREAD = 128, 64  # (pixel - 128) / 64 is exact in float16, and about as large as normalized pixels
+SPREAD = 64  # (pixel - 128) / 64 is exact in float16, and about as large as normalized pixels
 
 
 def to_float16(model: ir.Model) -> ir.Model:
@@ -46,7 +45,7 @@ def to_float16(model: ir.Model) -> ir.Model:
     exact = _find_head(half)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(half.graph):
-        if node.op_type == "Cast":
+        if node.op_type in ("Cast", "DequantizeLinear"):
             continue
         wanted = HALF if node.op_type in IN_HALF and node not in exact else FLOAT
         for index, value in enumerate(node.inputs):
@@ -65,24 +64,16 @@ def to_float16(model: ir.Model) -> ir.Model:
 
 def _center_pixels(model: ir.Model) -> None:
     """W x + b → (64 W) ((x - 128) / 64) + (b + 128 Σ W): weights for bytes are small and lose digits."""
-    for node in list(model.graph):
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type != "Cast" or source is None or source.dtype != ir.DataType.UINT8:
+    for node in by_type(model, "Gemm"):
+        linear = read_linear(node)
+        if linear is None or not linear.reads_pixels:
             continue
-        gemm, shape, graph = only_reader(node.outputs[0]), sizes(node.outputs[0]), graph_of(node)
-        linear = None if gemm is None else read_linear(gemm)
-        if gemm is None or linear is None:
-            continue
-        value = insert(node, "Cast", [source], name="pixels.half", shape=shape, dtype=HALF, to=HALF)
-        for op_type, number in (("Sub", CENTER), ("Mul", 1 / SPREAD)):
-            operand = add_constant(graph, f"pixels.{op_type.lower()}", np.array(number, np.float16))
-            name = f"pixels.half.{op_type.lower()}"
-            value = insert(node, op_type, [value, operand], name=name, shape=shape, dtype=HALF)
-        replace(node.outputs[0], value)
-        shifted = linear.bias + CENTER * linear.weight.astype(np.float64).sum(axis=0)
-        centered = {"weight": linear.weight * np.float32(SPREAD), "bias": shifted.astype(np.float32)}
+        bias = linear.center_pixels(np.array(1 / SPREAD, np.float16)).astype(np.float32)
+        centered = {"weight": linear.weight * np.float32(SPREAD), "bias": bias}
         for index, (part, array) in enumerate(centered.items(), start=1):
-            gemm.replace_input_with(index, add_constant(graph, f"{gemm.name}.{part}.centered", array))
+            node.replace_input_with(
+                index, add_constant(graph_of(node), f"{node.name}.{part}.centered", array)
+            )
     tidy(model)
 
 

@@ -148,14 +148,15 @@ def test_pixels_are_int8_already() -> None:
         "w": np.ones((12, 4), np.float32),
         "b": np.ones(4, np.float32),
         "rows": [-1, 12],
+        "one": np.float32(1),
         "g": np.ones(4, np.float32),
         "v": np.ones((4, 2), np.float32),
         "c": np.ones(2, np.float32),
     }
     lines = """
-        r = Reshape(pixels, rows)
-        f = Cast <to = 1> (r)
-        t = Gemm(f, w, b)
+        f = DequantizeLinear(pixels, one)
+        r = Reshape(f, rows)
+        t = Gemm(r, w, b)
         n = LayerNormalization(t, g, b)
         y = Gemm(n, v, c)
     """

@@ -26,10 +26,12 @@ from calibration.graph.edit import (
     replace,
     replace_node,
     reshape_target,
+    reuse_constant,
     shape_constant,
     sizes,
     tidy,
 )
+from calibration.graph.layers import expect_input, find_move
 from export.graph.skipped import skip
 
 PIXELS = "pixels"
@@ -250,3 +252,33 @@ def take_raw_pixels(model: ir.Model, *, mean: Sequence[float], std: Sequence[flo
     rename(model.graph, pixels, PIXELS)
     tidy(model)
     return 1
+
+
+# --- No operator casts bytes ---
+
+
+def dequantize_pixels(model: ir.Model) -> int:
+    """move(Cast(uint8)) and Cast(move(uint8)) → move(DequantizeLinear(uint8, scale 1, zero point 0)), exact.
+
+    A Cast makes 0 and 1 of bytes on Qualcomm's NPU, and no move of bytes that are no numbers runs there. On a
+    CPU the moves stay moves of bytes: ONNX Runtime puts them in front again, which the pairs of an INT8 file
+    need as well.
+    """
+    casts = [cast for cast in by_type(model, "Cast") if expect_input(cast, 0).dtype == ir.DataType.UINT8]
+    for cast in casts:
+        first, parameters = (
+            cast,
+            [
+                reuse_constant(model.graph, f"{PIXELS}.{name}", np.array(number, dtype))
+                for name, number, dtype in (("scale", 1, np.float32), ("zero_point", 0, np.uint8))
+            ],
+        )
+        while (above := find_move(first)) is not None:
+            first = above
+            first.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        inputs, shape = [first.inputs[0], *parameters], sizes(first.inputs[0])
+        value = insert(first, "DequantizeLinear", inputs, name=f"{PIXELS}.float", shape=shape)
+        first.replace_input_with(0, value)
+        if attribute(cast, "to", None) == ir.DataType.FLOAT:
+            replace_node(cast, expect_input(cast, 0))
+    return len(casts)

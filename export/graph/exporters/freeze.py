@@ -139,7 +139,7 @@ def _observe(
 def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     name, node = str(value.name), value.producer()
     value.name = f"{name}.computed"
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     shape, dtype = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
     fixed = ir.Value(name=name, shape=shape, type=dtype, const_value=tensor)
     graph.register_initializer(fixed)

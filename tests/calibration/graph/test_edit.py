@@ -47,6 +47,11 @@ def test_constants(model: ir.Model) -> None:
     assert scalar(relu.inputs[0]) is None
     assert constant(None) is None
     assert scalar(add_constant(model.graph, "vector", np.zeros(2, np.float32))) is None
+    # Range accepts no vector of one element where the shapes are known.
+    for array in (np.array(2), np.arange(6).reshape(2, 3).T):
+        added = add_constant(model.graph, "as it is", array)
+        assert sizes(added) == list(array.shape)
+        np.testing.assert_array_equal(constant(added), array)
 
 
 def test_names_are_unique(model: ir.Model) -> None:

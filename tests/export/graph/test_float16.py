@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calibration.graph.edit import GraphError, attribute
+from calibration.graph.edit import GraphError, attribute, by_type
 from export.graph.float16 import to_float16
 from export.write_artifact import serialize_model
 from runtime.session import open_session
@@ -63,11 +63,12 @@ def test_what_runs_in_which_precision(name, canonical) -> None:
 
 def test_pixels_enter_exactly(canonical) -> None:
     """(pixel - 128) / 64 for each of the 256 bytes, without a rounding."""
-    graph = to_float16(canonical["plain"]).graph
-    steps = {node.op_type: node for node in graph if str(node.name).startswith("pixels.half")}
-    center, gain = (steps[op].inputs[1].const_value.numpy().item() for op in ("Sub", "Mul"))
-    every = np.arange(256, dtype=np.float16)
-    found = (every - np.float16(center)) * np.float16(gain)
+    half = to_float16(canonical["plain"])
+    (read,) = by_type(half, "DequantizeLinear")
+    assert read.inputs[0] is half.graph.inputs[0]
+    step, center = (value.const_value.numpy() for value in read.inputs[1:])
+    assert (step.dtype, read.outputs[0].dtype) == (np.float16, HALF)
+    found = (np.arange(256, dtype=np.float16) - np.float16(center)) * step
     np.testing.assert_array_equal(found.astype(np.float64), (np.arange(256) - 128) / 64)
 
 

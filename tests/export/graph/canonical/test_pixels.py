@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import GraphError, constant, sizes
-from export.graph.canonical.pixels import fold_normalization, patches_as_gemm
+from export.graph.canonical.pixels import dequantize_pixels, fold_normalization, patches_as_gemm
 from tests.support.small_graphs import build, node, op_types
 
 TYPES = {"inputs": "uint8[N, 4, 6, 3] pixels", "outputs": "float[] y"}
@@ -251,3 +251,37 @@ def test_a_size_that_is_not_known_stays(graph, pixels, rewrite, random) -> None:
     constants = {"w": random(5, 3, 2, 2), "b": random(5), "flat": [0, 5, -1]}
     model = build(EMBEDDING, constants, inputs="uint8[N, H, 6, 3] pixels", outputs="float[] y")
     assert rewrite(patches_as_gemm, model, pixels) == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("y = Cast <to = 1> (pixels)", ["DequantizeLinear"]),
+        (
+            "c = Reshape(pixels, cut) t = Transpose <perm = [1, 0]> (c) y = Cast <to = 1> (t)",
+            ["DequantizeLinear", "Reshape", "Transpose"],
+        ),
+        ("c = Reshape(pixels, cut) f = Cast <to = 7> (c) y = Cast <to = 1> (f)",
+         ["DequantizeLinear", "Reshape", "Cast", "Cast"]),
+        # What others read as bytes stays bytes.
+        (
+            "c = Reshape(pixels, cut) t = Transpose <perm = [1, 0]> (c) f = Cast <to = 1> (t)"
+            " m = Max(c, c) g = Cast <to = 1> (m) h = Transpose <perm = [1, 0]> (g) y = Add(f, h)",
+            ["Reshape", "DequantizeLinear", "Transpose", "Max", "DequantizeLinear", "Transpose", "Add"],
+        ),
+    ],
+    ids=["alone", "behind moves", "to integers", "bytes read twice"],
+)  # fmt: skip
+def test_no_byte_is_cast(lines: str, expected: list[str], graph, pixels, rewrite) -> None:
+    model = graph(lines, cut=[-1, 6])
+    assert rewrite(dequantize_pixels, model, pixels) == lines.count("Cast") - lines.count("to = 7")
+    assert op_types(model) == expected
+    for read in (each for each in model.graph if each.op_type == "DequantizeLinear"):
+        assert read.inputs[0] is not None
+        assert read.inputs[0].dtype == ir.DataType.UINT8
+        assert [constant(value) for value in read.inputs[1:]] == [1, 0]
+
+
+def test_a_cast_of_other_numbers_stays(graph, pixels, rewrite) -> None:
+    lines = "s = Shape(pixels) f = Cast <to = 1> (s) y = Sqrt(f)"
+    assert rewrite(dequantize_pixels, graph(lines), pixels) == 0

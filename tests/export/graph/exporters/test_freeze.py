@@ -31,6 +31,17 @@ def test_computed_shapes_become_constants() -> None:
     np.testing.assert_array_equal(run(model, x), x.reshape(5, 12))
 
 
+def test_a_computed_scalar_stays_one() -> None:
+    """Gather by a scalar drops the axis, by a vector of one element it keeps it."""
+    lines = "s = Shape(x) n = Gather(s, second) z = Sub(n, three) y = Gather<axis = 1>(x, z)"
+    constants = {"second": np.array(1), "three": np.array(3)}
+    model = build(lines, constants, inputs="float[n, 3, 4] x", outputs="float[n, 4] y")
+    freeze_shapes(model, (2, 3, 4))
+    assert op_types(model) == ["Gather"]
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(run(model, x), x[:, 0])
+
+
 def branching(condition: list[onnx.NodeProto]) -> ir.Model:
     """y = x · 2 where the condition holds, else x · 3; the factors are initializers of the branches."""
 
