@@ -118,7 +118,7 @@ def find_fault(evidence: Evidence) -> Finding | None:
 def _find_label_fault(evidence: Evidence) -> Finding | None:
     labels = evidence.info.labels
     named = {index: label for image in evidence.self_test.top for index, label in image}
-    wrong = [index for index, label in named.items() if labels[index : index + 1] != (label,)]
+    wrong = [index for index, label in sorted(named.items()) if labels[index : index + 1] != (label,)]
     if not wrong:
         return None
     shifts = [
@@ -131,7 +131,7 @@ def _find_label_fault(evidence: Evidence) -> Finding | None:
     found = "".join(map(repr, labels[first : first + 1])) or "without a label"
     return Finding(
         "labels",
-        f"class {first} is {found} and {named[first]!r} in the self-test ({len(wrong)} of "
+        f"class {first} is {found} in the file and {named[first]!r} in its self-test ({len(wrong)} of "
         f"{format_count(len(named), 'class', 'classes')} differ{shifted}): the labels are of another file",
     )
 
