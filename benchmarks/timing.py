@@ -15,9 +15,8 @@ import numpy as np
 
 from benchmarks.engines import Opened
 from calibration.graph.edit import Array
-from export.report.provenance import cpu_name
 from runtime import find_images
-from runtime.cpu import available_cores, has_vnni, is_x86
+from runtime.cpu import available_cores, cpu_name, has_vnni, is_x86
 from runtime.errors import InputError
 
 SETTLE = 0.02  # seconds: a framework's waiting threads are asleep by then

@@ -10,6 +10,7 @@ Each name is imported when it is first used, so that training and calibration ca
 
     classifier     classify images: the class that apps embed
     embedder       embed images
+    self_test/     check a device with the images and answers in a model file
     loaded_model   base of both: a model file that is loaded and runs
     placement      where the nodes of a model run
     devices        the table of devices, and the options of one
@@ -51,9 +52,11 @@ if TYPE_CHECKING:
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
     from .placement import Placement
     from .results import Candidate, Prediction, Result
+    from .self_test.check import DeviceCheck, check_model
     from .session import available_devices
 
-__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceError", "DeviceOptions"]
+__all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceCheck", "DeviceError"]
+__all__ += ["DeviceOptions", "check_model"]
 __all__ += ["Embedded", "Embedder", "ImageError", "ImageSource", "Metadata", "ModelInfo", "Placement"]
 __all__ += ["Prediction", "Preprocess", "Result", "available_devices", "find_images", "read_metadata"]
 
@@ -67,6 +70,7 @@ _HOMES = {  # below this package, whatever its folder is called
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".placement": ("Placement",),
     ".results": ("Candidate", "Prediction", "Result"),
+    ".self_test.check": ("DeviceCheck", "check_model"),
     ".session": ("available_devices",),
 }
 

@@ -24,6 +24,7 @@ examples:
   {prog} artifacts/flowers holiday/ --output labels.jsonl
   {prog} model.int8.onnx photos/ --output labels.jsonl --resume     after an interruption
   {prog} model.int8.onnx photos/ --sort-into sorted/ --output labels.csv
+  {prog} artifacts/flowers --check            is this device right? --check --help says more
   find / -name '*.jpg' -print0 | {prog} model.int8.onnx - --null > labels.jsonl
 
 Formats: those of Pillow; HEIC with pillow-heif, JPEG XL with pillow-jxl-plugin, raw photos with rawpy.
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     """Run the command line and return its exit code; `prog` is the command as it was typed."""
     parser = make_parser(prog)
     words = sys.argv[1:] if arguments is None else arguments
+    if "--check" in words:
+        from .self_test.command import main as check
+
+        return check([word for word in words if word != "--check"], prog=f"{prog} --check")
     if len(words) == 1 and detect_file_kind(words[0])[0] == "image":
         parser.error(f"expected a model and images, found an image alone; {prog} MODEL {words[0]}")
     options = options_from(RunOptions, parser.parse_args(arguments))

@@ -26,6 +26,14 @@ def cpu_kind() -> CpuKind:
     return "arm64" if platform.machine().lower() in _ARM64 else "other"
 
 
+def cpu_name() -> str:
+    """Return the processor's own name where the system tells it: "AMD EPYC 9004"."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 @cache
 def has_vnni() -> bool:
     """Return whether this x86 CPU sums 8-bit products in 32 bits (AVX-512 VNNI or AVX-VNNI).

@@ -147,6 +147,8 @@ class DeviceOptions:
             The folder holds native code: name one that only trusted users can write to.
         partial: accept a device that runs less than 90 % of the multiply-adds, and the CPU the rest.
         chip: the NPU that Qualcomm's simulator simulates, of `CHIPS`; None: the first of them.
+        profile: the path, without its end, of a file into which ONNX Runtime writes the kernels that run and
+            their times, until `end_profiling` of the session; None for none.
 
     Raises:
         ValueError: for an unknown precision or chip.
@@ -156,6 +158,7 @@ class DeviceOptions:
     cache: Path | None = None
     partial: bool = False
     chip: str | None = None
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (

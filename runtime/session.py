@@ -246,6 +246,8 @@ def _create(
     options = session_options(threads=request.threads, target=request.target)
     _content = _pass_weights(request.weights, request.model, options)  # needed until the session is open
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # since 1.24
+    options.enable_profiling = request.options.profile is not None
+    options.profile_file_prefix = str(request.options.profile or "")
     if spec.fixed_batch:
         options.add_free_dimension_override_by_name("batch", 1)
     if folder is not None and spec.context:

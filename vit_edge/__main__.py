@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _OTHERS = {
     "export": "turn a model into ONNX files for a device, INT8 among them, and measure them",
     "run": "classify images with such a file, or embed them",
+    "check": "check that such a file answers here as it did where it was made",
 }
 _HINTS = {
     **dict.fromkeys(("predict", "classify", "infer", "inference", "label"), "did you mean run?"),
@@ -33,14 +34,15 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> i
     """
     import export.command_line as export
     import runtime.command_line as runtime
+    import runtime.self_test.command as check
     import vit.commands.main as vit
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = str(make_parser(prog).parse_args(words[:1]).command)
     if command in vit.COMMANDS:
         return vit.main(words, prog=prog)
-    work: Callable[..., int] = export.main if command == "export" else runtime.run_quietly
-    return work(words[1:], prog=f"{prog} {command}")
+    others: dict[str, Callable[..., int]] = {"export": export.main, "check": check.main}
+    return others.get(command, runtime.run_quietly)(words[1:], prog=f"{prog} {command}")
 
 
 def make_parser(prog: str) -> Parser:

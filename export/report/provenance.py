@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from export.report.evidence import Evidence
 from export.report.number_formats import decibels, milliseconds, percent, shorten
 from export.report.quantized_layers import QuantizedLayers
 from export.report.section import Results, Section
-from runtime.cpu import available_cores, cpu_kind, has_vnni
+from runtime.cpu import available_cores, cpu_kind, cpu_name, has_vnni
 from runtime.text import format_count
 
 
@@ -134,15 +133,6 @@ def describe_environment() -> dict[str, Any]:
             packages[name] = version(name)
     cpu = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "vnni": has_vnni(), "cores": available_cores()}
     return {**cpu, "packages": packages}
-
-
-def cpu_name() -> str:
-    """Return the processor's own name where the system tells it: "AMD EPYC 9004"."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _find_search(run: Run) -> dict[str, Any]:

@@ -45,7 +45,42 @@ def _chip(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class DeviceChoice:
+    """Choose a device, and how a model runs there."""
+
+    device: Device = option(
+        "auto",
+        "where to predict (default: auto, CUDA where it works, else the CPU); others: "
+        + ", ".join(name for name in DEVICES if name not in ("cpu", "cuda")),
+        metavar="DEVICE",
+    )
+    precision: Precision = option(
+        "exact", "exact: float32 where a layer is not INT8; fast: what the device prefers", group=_DEVICE
+    )
+    compile_cache: Path | None = option(
+        None, "keep here what the device compiles; the folder holds native code", metavar="DIR", group=_DEVICE
+    )
+    partial: bool = option(
+        False, "accept a device that runs less than 90 % of the multiply-adds", group=_DEVICE
+    )
+    chip: str | None = option(
+        None,
+        f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)} (default: the first)",
+        metavar="NAME",
+        parse=_chip,
+        group=_DEVICE,
+    )
+
+    @property
+    def device_options(self) -> DeviceOptions:
+        """The options of the device."""
+        return DeviceOptions(
+            precision=self.precision, cache=self.compile_cache, partial=self.partial, chip=self.chip
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceChoice):
     """Classify images with a model made by python -m export."""
 
     model: Path = argument(REQUIRED, "an .onnx file, or the folder that the export wrote", metavar="MODEL")
@@ -79,28 +114,6 @@ class RunOptions:
         metavar="SCORE",
         parse=number(0, 1, what="a score"),
     )
-    device: Device = option(
-        "auto",
-        "where to predict (default: auto, CUDA where it works, else the CPU); others: "
-        + ", ".join(name for name in DEVICES if name not in ("cpu", "cuda")),
-        metavar="DEVICE",
-    )
-    precision: Precision = option(
-        "exact", "exact: float32 where a layer is not INT8; fast: what the device prefers", group=_DEVICE
-    )
-    compile_cache: Path | None = option(
-        None, "keep here what the device compiles; the folder holds native code", metavar="DIR", group=_DEVICE
-    )
-    partial: bool = option(
-        False, "accept a device that runs less than 90 % of the multiply-adds", group=_DEVICE
-    )
-    chip: str | None = option(
-        None,
-        f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)} (default: the first)",
-        metavar="NAME",
-        parse=_chip,
-        group=_DEVICE,
-    )
     verbose: bool = option(False, "show the model, the device and where the nodes run, on standard error")
     workers: int | None = option(
         None, f"images in work at the same time (default: number of cores, here {available_cores()})"
@@ -119,13 +132,6 @@ class RunOptions:
         None, "cluster to connect to (default: the variable RAY_ADDRESS)", metavar="HOST:PORT", group=_CLUSTER
     )
     part_images: int = option(1000, "images in a part of the output, at most", group=_CLUSTER)
-
-    @property
-    def device_options(self) -> DeviceOptions:
-        """The options of the device."""
-        return DeviceOptions(
-            precision=self.precision, cache=self.compile_cache, partial=self.partial, chip=self.chip
-        )
 
 
 def check_run_options(options: RunOptions) -> None:

@@ -1,0 +1,75 @@
+"""How far a device's answers may be from those of the exporting machine, by what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from ..cpu import cpu_kind, cpu_name
+from ..devices import DEVICES, DeviceOptions
+from ..model_file.metadata import Variant
+from ..onnx_runtime import onnxruntime
+from .document import SelfTest
+
+Arithmetic = Literal["the same CPU", "another CPU", "float32", "16-bit floats", "an NPU"]
+
+# Lowest SQNR in dB. On the same CPU and ONNX Runtime the bits are equal, for any number of threads; the
+# others are below what was measured on devices without a fault (docs/guides/check.md has the table).
+MIN_SQNR: Mapping[Arithmetic, float] = {
+    "the same CPU": 120.0,
+    "another CPU": 90.0,
+    "float32": 60.0,
+    "16-bit floats": 30.0,
+    "an NPU": 25.0,
+}
+# What rounds differently in its last bit can end in another step of INT8, which the next layers pass on. So an
+# INT8 file may differ by as much as its noise of quantization, and where floats have 16 bits by twice as much.
+_MORE_NOISE: Mapping[Arithmetic, float] = {"16-bit floats": 6.0, "an NPU": 6.0}  # dB
+_EXACT_DEVICES = ("openvino", "webgpu", "directml", "mlx")  # in float32 unless asked for "fast"
+
+
+def find_arithmetic(
+    device: str, variant: Variant, options: DeviceOptions, *, same_machine: bool
+) -> Arithmetic:
+    """Return what computes the answers.
+
+    Args:
+        device: its name.
+        variant: of the model file.
+        options: those that it was opened with.
+        same_machine: whether this is the kind of CPU and the ONNX Runtime that made the self-test.
+    """
+    if device == "cpu":
+        return "the same CPU" if same_machine else "another CPU"
+    spec = DEVICES.get(device)
+    if spec is None or spec.hardware[0] == "npu":
+        return "an NPU"
+    exact = options.precision == "exact" and device.partition(":")[0] in _EXACT_DEVICES
+    on_gpu_in_half = variant == "float16" and not spec.on_cpu
+    return "float32" if exact and not on_gpu_in_half else "16-bit floats"
+
+
+def is_same_machine(self_test: SelfTest) -> bool:
+    """Return whether the bits of the exporting machine are expected here: its CPU and its ONNX Runtime.
+
+    Without VNNI, and on ARM, CPUs of one name differ in the instructions for float numbers.
+    """
+    here = {"kind": cpu_kind(), "name": cpu_name()}
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    return here["kind"] == "x86-vnni" and self_test.cpu == here and self_test.runtime == runtime
+
+
+def min_sqnr(arithmetic: Arithmetic, variant: Variant, quantization: float) -> float:
+    """Return the lowest SQNR, in dB, that answers may have against those of the exporting machine.
+
+    Args:
+        arithmetic: what computes them.
+        variant: of the model file.
+        quantization: SQNR of this file's answers against those of float32 on the exporting machine, in dB.
+    """
+    least = MIN_SQNR[arithmetic]
+    if arithmetic == "the same CPU" or variant == "float32":
+        return least
+    if variant == "float16":  # a CPU computes in float32 between its layers, or in 16 bits, as it can
+        return min(least, MIN_SQNR["16-bit floats"])
+    return min(least, quantization - _MORE_NOISE.get(arithmetic, 0.0))
