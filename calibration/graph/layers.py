@@ -67,9 +67,9 @@ class Linear:
         if read is None:
             raise GraphError(f"expected {self.name!r} to read the pixels, found another input")
         parameters = {"scale": scale, "zero_point": np.array(PIXEL_CENTER, np.uint8)}
-        inputs = [add_constant(graph, f"pixels.centered.{name}", each) for name, each in parameters.items()]
+        added = [add_constant(graph, f"pixels.centered.{name}", each) for name, each in parameters.items()]
         dtype, shape = ir.DataType.from_numpy(scale.dtype), sizes(read.outputs[0])
-        inputs, name = [read.inputs[0], *inputs], "pixels.centered"
+        inputs, name = [expect_input(read, 0), *added], "pixels.centered"
         value = insert(first, "DequantizeLinear", inputs, name=name, shape=shape, dtype=dtype)
         first.replace_input_with(0, value)
         return np.asarray(self.bias + PIXEL_CENTER * self.weight.astype(np.float64).sum(axis=0))

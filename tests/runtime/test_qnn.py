@@ -1,4 +1,4 @@
-"""Float files on Qualcomm's NPU, or its simulator: all nodes in one part, and the logits of the CPU (make npu)."""
+"""Float files on Qualcomm's NPU, or its simulator: all nodes there, and the logits of the CPU (make npu)."""
 
 from __future__ import annotations
 
