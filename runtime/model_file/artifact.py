@@ -9,13 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from mmap import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..images.find_images import is_folder
 from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
-from .metadata import METADATA_KEY, ArtifactError, Metadata, Variant
+from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
+
+if TYPE_CHECKING:
+    from ..self_test.document import SelfTest
 
 __all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
 __all__ += ["choose_model_file", "read_artifact", "read_metadata"]
@@ -37,6 +42,7 @@ class Artifact:
     metadata: Metadata = field(repr=False)
     _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
+    _self_test: str | None = field(repr=False, default=None)
 
     @property
     def name(self) -> str:
@@ -62,6 +68,22 @@ class Artifact:
                 "it was damaged or changed; copy it again, or export it again"
             )
         return found.sha256
+
+    @cached_property
+    def self_test(self) -> SelfTest | None:
+        """Test images, and what the exporting machine answered; None in a file without a self-test.
+
+        Raises:
+            ArtifactError: when it is damaged, or not of this model.
+        """
+        if self._self_test is None:
+            return None
+        from ..self_test.document import SelfTest
+
+        try:
+            return SelfTest.from_json(self._self_test, self.metadata.outputs)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.name}: {error}") from error
 
     @property
     def weights(self) -> Path | None:
@@ -118,7 +140,7 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
         digests = start_hashing(source).result if computed is None else lambda: computed
-        return Artifact(source, metadata, digests, (*stamps, *beside))
+        return Artifact(source, metadata, digests, (*stamps, *beside), model.metadata.get(SELF_TEST_KEY))
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:

@@ -17,6 +17,7 @@ from ..text import clean_line
 from .targets import EXACT_ON, CpuKind, Target, unknown_target
 
 METADATA_KEY = "vit_edge"
+SELF_TEST_KEY = "vit_edge_self_test"  # of a document of its own, which is parsed when it is asked for
 METADATA_VERSION = 2
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
