@@ -6,7 +6,7 @@ import { DeviceError, findGpu, ModelError, openClassifier } from "./vit-edge/web
 const MAX_THREADS = 4;
 const IMAGES = 2; // of the self-test at the first start
 const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
-const PLACES = { wasm: "In WebAssembly", webgpu: "On the GPU" };
+const PLACES = { wasm: "in WebAssembly", webgpu: "on the GPU" };
 const BLACK = { width: 1, height: 1, data: new Uint8Array([0, 0, 0, 255]) };
 // Threads in WebAssembly need a page that is isolated (two headers, see docs/guides/browser.md).
 export const THREADS = self.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency) : 1;
@@ -33,7 +33,7 @@ export async function openModel(given, device, remembered) {
   const [gpu, reason] = await tryGpu(given, cpu);
   const [kept, other] = gpu && (cpu.failed || gpu.check.latency_ms < cpu.check.latency_ms) ? [gpu, cpu] : [cpu, gpu];
   await other?.classifier.release();
-  if (!kept.failed) return describe(kept, other ? `${speed(kept)}; ${PLACES[other.device].toLowerCase()} ${speed(other)}` : reason, given);
+  if (!kept.failed) return describe(kept, other ? `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}` : reason, given);
   await kept.classifier.release();
   throw new DeviceError(`WebAssembly fails the self-test (${kept.check.verdict}); ${reason}`);
 }
@@ -81,8 +81,8 @@ async function reopen(remembered) {
 }
 
 function describe({ device, name, bytes, classifier, check }, reason, given) {
-  const tested = check.passed ? `self-test ${check.verdict}` : check.verdict;
-  const why = `${PLACES[device]}: ${reason}. ${tested[0].toUpperCase()}${tested.slice(1)}.`;
+  const sentences = [`${PLACES[device]}: ${reason}`, check.passed ? `self-test ${check.verdict}` : check.verdict];
+  const why = sentences.map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`).join(" ");
   const digest = digestOf(bytes);
   const remember = given || !check.passed || !digest ? null : { device, name, digest, browser: navigator.userAgent, why };
   return { classifier, bytes, why, remember };
