@@ -25,7 +25,7 @@ from export.sources.read_source import SourceFacts
 from runtime.errors import InputError
 from runtime.writing import check_folder, check_temporary_folder
 from vit.config import ViTConfig
-from vit.data.datasets import DataError
+from vit.data.datasets import DataError, open_images
 
 if TYPE_CHECKING:
     from export.sources.source import Source
@@ -72,8 +72,11 @@ def check_without_weights(options: Options, facts: SourceFacts, out: Path) -> No
         OutputError: for a folder that cannot be written to, or where there is none for temporary files.
         PlanError: for a plan, names of layers, or a number of merged tokens that are not of this model.
         InputError: for limits of an output that the model does not give.
+        DataError: for photos of the self-test that are not there.
     """
     check_folder(out)
+    if options.self_test is not None:
+        open_images(options.self_test)
     config = facts.config
     if options.quantize or config is not None:  # ONNX Runtime writes its graph there, torch a cache
         check_temporary_folder()

@@ -117,6 +117,12 @@ class Options:
     keep_float: tuple[str, ...] = option(
         (), "layer to leave in float32; may be repeated; plan.json lists the names", metavar="LAYER"
     )
+    self_test: Path | None = option(
+        None,
+        "put up to 8 photos of this folder into every model file, as small JPEGs, to test devices with; "
+        "whoever has the file can see them (default: made images)",
+        metavar="FOLDER",
+    )
     threads: int | None = option(None, "CPU threads (default: all cores)")
     verbose: bool = option(False, "also list the layers that each rewrite left alone, and why")
     command: str = ""  # the command line for the report, with nothing private in it

@@ -27,6 +27,7 @@ from export.report.provenance import describe_environment, name_producer
 from export.report.quantized_layers import QuantizedLayers
 from export.report.reliability import Reliability
 from export.report.section import Results, VariantResult
+from export.report.self_tests import SelfTests
 from export.sources.source import Source, ensure_source_embedding
 from export.write_artifact import find_stale_files, stage_files, write_model
 from runtime.command.locking import only_writer
@@ -161,6 +162,8 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
         run.once(QuantizedLayers.measure)
     with show_step("judging the evidence"):
         run.once(Evidence.measure)
+    with show_step("making the self-test"):
+        run.once(SelfTests.measure)
     sections = tuple(section for kind in SECTIONS if (section := run.once(kind.measure)) is not None)
     evaluation = run.images.evaluation
     variants = []
@@ -200,7 +203,8 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         measured=measured,
         producer=name_producer(),
     )
-    size, sha256 = write_model(folder / name, each.model, metadata)
+    self_test = run.once(SelfTests.measure).tests[each.variant]
+    size, sha256 = write_model(folder / name, each.model, metadata, self_test)
     return VariantResult(
         variant=each.variant,
         file=name,

@@ -16,6 +16,7 @@ In reading order:
     provenance        how the files were made
     evidence          how well calibration fits the measured images, and warnings
     quantized_layers  layers in INT8 and in float32, and the drift of each
+    self_tests        test images in the model files, with which a device can be checked
 
 A new figure is one module with its template of the same name, and one line in `SECTIONS`.
 """
@@ -34,6 +35,7 @@ from export.report.provenance import Provenance
 from export.report.quantized_layers import QuantizedLayers
 from export.report.reliability import Reliability
 from export.report.section import Section
+from export.report.self_tests import SelfTests
 
 # In the order of the page. The terminal shows the first one last, next to the prompt.
 SECTIONS: tuple[type[Section], ...] = (
@@ -47,6 +49,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Reliability,
     EmbeddingDrift,
     MergingEffect,
+    SelfTests,
     Provenance,
     Evidence,
     QuantizedLayers,

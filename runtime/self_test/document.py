@@ -35,7 +35,7 @@ MOST_COLUMNS = 2_000  # of an output
 MEANS_SHAPE = (8, 8, 3)  # rows and columns of blocks, RGB
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LONGEST = 400  # characters of a label, and of other texts
-_BEST = 3  # classes of an image in `top`
+BEST = 3  # classes of an image in `top`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,26 @@ class SelfTest:
 
 
 _FIELDS = ("version", *(each.name for each in fields(SelfTest)))
+
+
+def average_blocks(pixels: Pixels) -> Pixels:
+    """Return the means of 8 x 8 blocks of an image, rounded half up: uint8 [8, 8, 3].
+
+    Block i of 8 begins at row i * height // 8 and ends before that of the next, but has a row at least.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+    """
+    means = np.empty(MEANS_SHAPE, np.uint8)
+    edges = [
+        [(i * edge // 8, max((i + 1) * edge // 8, i * edge // 8 + 1)) for i in range(8)]
+        for edge in pixels.shape[:2]
+    ]
+    for row, (top, bottom) in enumerate(edges[0]):
+        for column, (left, right) in enumerate(edges[1]):
+            block = pixels[top:bottom, left:right].reshape(-1, 3).astype(np.int64)
+            means[row, column] = (2 * block.sum(0) + len(block)) // (2 * len(block))
+    return means
 
 
 def _check_size(text: str) -> None:
@@ -271,8 +291,8 @@ def _read_outputs(
 
 
 def _read_best(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
-    expected = f"{min(_BEST, classes)} pairs of a class index and a label"
-    _expect(isinstance(entry, list) and len(entry) == min(_BEST, classes), "top", expected, entry)
+    expected = f"{min(BEST, classes)} pairs of a class index and a label"
+    _expect(isinstance(entry, list) and len(entry) == min(BEST, classes), "top", expected, entry)
     for pair in entry:
         holds = isinstance(pair, list) and len(pair) == 2 and _is_whole(pair[0], 0, classes - 1)
         _expect(holds and _is_text(pair[1]), "top", expected, pair)
@@ -282,7 +302,7 @@ def _read_best(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
 def _read_kernels(entry: Any) -> dict[str, int]:
     holds = isinstance(entry, dict) and all(_is_text(k) and _is_whole(v, 1, 10**6) for k, v in entry.items())
     _expect(holds, "kernels", "operators with their counts", entry)
-    return entry
+    return dict(entry)
 
 
 def _read_cpu(entry: Any) -> dict[str, str]:
@@ -296,4 +316,4 @@ def _read_latency(entry: Any) -> dict[str, float]:
     _expect(holds, "latency_ms", "file and float32", entry)
     for value in entry.values():
         _expect(type(value) in (int, float) and isfinite(value) and value > 0, "latency_ms", "above 0", value)
-    return entry
+    return dict(entry)
