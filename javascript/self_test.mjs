@@ -210,18 +210,17 @@ async function isSame(pixels, { pixels: digests, means }, at, size) {
   return expected !== null && blockMeans(pixels, size).every((mean, index) => Math.abs(mean - expected[index]) <= 2);
 }
 
-/** @param {Uint8Array} pixels @param {[number, number]} size @returns {number[]} */
+/** Means of 8 x 8 blocks, row by row; block i begins at i / 8 of an edge, and has a pixel at least. @param {Uint8Array} pixels @param {[number, number]} size */
 function blockMeans(pixels, [height, width]) {
-  const sums = new Array(3 * BLOCKS ** 2).fill(0);
-  const counts = new Array(3 * BLOCKS ** 2).fill(0);
-  for (let y = 0, at = 0; y < height; y++)
-    for (let x = 0; x < width; x++)
-      for (let channel = 0; channel < 3; channel++, at++) {
-        const block = 3 * (Math.floor((y * BLOCKS) / height) * BLOCKS + Math.floor((x * BLOCKS) / width)) + channel;
-        sums[block] += pixels[at];
-        counts[block]++;
-      }
-  return sums.map((sum, block) => sum / Math.max(1, counts[block]));
+  /** @param {number} edge */
+  const cut = (edge) => Array.from({ length: BLOCKS }, (_, at) => [Math.floor((at * edge) / BLOCKS), Math.floor(((at + 1) * edge) / BLOCKS)]);
+  return cut(height).flatMap(([top, bottom]) => cut(width).flatMap(([left, right]) => {
+    const sums = [0, 0, 0];
+    const area = [Math.max(bottom, top + 1), Math.max(right, left + 1)];
+    for (let y = top; y < area[0]; y++)
+      for (let x = left; x < area[1]; x++) for (let channel = 0; channel < 3; channel++) sums[channel] += pixels[3 * (y * width + x) + channel];
+    return sums.map((sum) => sum / ((area[0] - top) * (area[1] - left)));
+  }));
 }
 
 /**

@@ -35,7 +35,7 @@ export async function openModel(given, device, remembered) {
   await other?.classifier.release();
   if (!kept.failed) return describe(kept, other ? `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}` : reason, given);
   await kept.classifier.release();
-  throw new DeviceError(`WebAssembly fails the self-test (${kept.check.verdict}); ${reason}`);
+  throw new DeviceError(`the device wasm fails the self-test (${kept.check.verdict}); ${reason}`);
 }
 
 /** What the GPU gives, or why it is not used. */
