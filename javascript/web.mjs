@@ -56,7 +56,7 @@ export async function openClassifier(model, { runtime, device = "wasm", top, sha
   });
   if (device === "wasm" || !isOldWebgpu(runtime)) return classifier;
   await classifier.release();
-  throw new DeviceError("expected the module onnxruntime-web/webgpu, found one whose older WebGPU computes INT8 files wrong; import that one");
+  throw new DeviceError("expected the module onnxruntime-web/webgpu, found one with the older WebGPU, which computes these files wrong; import that one");
 }
 
 /**
@@ -91,8 +91,8 @@ async function checkGpu(variant) {
 }
 
 /**
- * Whether a session was opened by JSEP, the WebGPU of onnxruntime-web before the native one: -0.2 dB for the INT8 digits,
- * without an error. It alone publishes its adapter.
+ * Whether a session was opened by JSEP, the WebGPU of onnxruntime-web before the native one. It reads uint8 wrong (-0.2 dB for
+ * the digits, without an error). It alone publishes its adapter.
  * @param {any} runtime
  */
 const isOldWebgpu = ({ env }) => env?.webgpu?.adapter !== undefined;

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from runtime.model_file.integrity import DIGEST_KEY
 from runtime.model_file.metadata import Variant
+from tests.support.changed_models import mirror_weights
 
 ROOT = Path(__file__).parents[2]
 P3_COLORANTS = {  # Display P3 in the D50 white of ICC profiles
@@ -38,7 +37,13 @@ def p3_profile() -> bytes:
 
 
 def write_vit(
-    path: Path, *, width: int = 48, mlp: int = 96, depth: int = 2, heads: int = 4, variant: Variant = "float32"
+    path: Path,
+    *,
+    width: int = 48,
+    mlp: int = 96,
+    depth: int = 2,
+    heads: int = 4,
+    variant: Variant = "float32",
 ) -> Path:
     """A small ViT with random weights for images of 64 x 64, cut as photos usually are."""
     import onnx_ir as ir
@@ -62,26 +67,6 @@ def write_vit(
         proto, {"vit_edge": Metadata(variant=variant, preprocess=spec, labels=labels).to_json()}
     )
     path.write_bytes(proto.SerializeToString())
-    return path
-
-
-def write_flipped(source: Path, path: Path) -> Path:
-    """A model with the largest INT8 weights mirrored, and every digest made valid again."""
-    import onnx
-    from onnx import numpy_helper
-
-    proto = onnx.load(source)
-    weights = [each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT8]
-    largest = max(weights, key=lambda each: len(each.raw_data))
-    values = numpy_helper.to_array(largest)
-    largest.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[:, ::-1]), largest.name))
-    kept = [each for each in proto.metadata_props if each.key != DIGEST_KEY]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    data = proto.SerializeToString()
-    end = onnx.ModelProto()
-    end.metadata_props.add(key=DIGEST_KEY, value=sha256(data).hexdigest())
-    path.write_bytes(data + end.SerializeToString())
     return path
 
 
@@ -156,7 +141,7 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
             "model.fp16.onnx": str(write_vit(folder / "half.onnx", variant="float16")),
             "model.fp32.onnx": str(digits_artifacts / "model.onnx"),
         },
-        "flipped": str(write_flipped(digits_artifacts / "model.int8.onnx", folder / "flipped.onnx")),
+        "flipped": str(mirror_weights(digits_artifacts / "model.int8.onnx", folder / "flipped.onnx")),
         "hardware": str(write_hardware(folder / "hardware.mjs")),
         "tiny": str(write_vit(folder / "tiny.onnx", width=192, mlp=768, depth=12, heads=3)),
         "vit": str(vit),

@@ -217,7 +217,8 @@ const bare = await inBrowser(undefined, false, async (page) => {
   await ready(page);
   result.images = await classifyAll(page, plan.digitImages.slice(0, 1));
   await page.goto(`${page.url()}?device=webgpu`);
-  return { ...result, noGpu: await settled(page) };
+  await settled(page);
+  return { ...result, noGpu: await openByHand(page, plan.digits) };
 });
 
 /** Images that are dropped before there is a model: the last one waits for it. */
