@@ -1,10 +1,11 @@
 // A model and its labels, for whichever ONNX Runtime is given: onnxruntime-node, onnxruntime-web.
 
+import { checkAnswers, failedCheck } from "./check.mjs";
 import { digitsOf, isIntact } from "./digest.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
 import { DAMAGED, readEntries } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
-import { checkAnswers, failedCheck, parseSelfTest } from "./self_test.mjs";
+import { parseSelfTest } from "./self_test.mjs";
 import { listed } from "./spec.mjs";
 
 // onnxruntime-node sends telemetry from its first session on, unless this is 1 before it. What a user has set stays.
@@ -35,7 +36,7 @@ if (process?.versions?.node && !process.env.ORT_DISABLE_TELEMETRY) {
  * @property {new (type: any, data: any, dims: number[]) => any} Tensor
  */
 
-/** @typedef {{runtime: Runtime, top: number, device: string, decode?: import("./self_test.mjs").Decode, selfTest?: string}} Opened */
+/** @typedef {{runtime: Runtime, top: number, device: string, decode?: import("./check.mjs").Decode, selfTest?: string}} Opened */
 
 export class Classifier {
   #session;
@@ -66,7 +67,7 @@ export class Classifier {
    * @param {string} [options.sha256] the digest that the model must have, where you know it; the only protection from malice
    * @param {(metadata: import("./metadata.mjs").Metadata) => object} [options.session] ONNX Runtime's session options for it
    * @param {string} [options.device] what those options choose, for the thresholds of `check`
-   * @param {import("./self_test.mjs").Decode} [options.decode] of photos in a self-test
+   * @param {import("./check.mjs").Decode} [options.decode] of photos in a self-test
    * @returns {Promise<Classifier>}
    * @throws {ModelError} when the bytes are no model of vit-edge, or not the one asked for, or ONNX Runtime does not accept them
    */
@@ -129,7 +130,7 @@ export class Classifier {
    * @param {number} [options.images] of the self-test that are answered, the first ones; all without it
    * @param {() => Promise<Classifier>} [options.openExact] opens the same file on a device that is known to be exact, to tell
    *   a fault of the file from one of the device
-   * @returns {Promise<import("./self_test.mjs").DeviceCheck>}
+   * @returns {Promise<import("./check.mjs").DeviceCheck>}
    * @throws {ModelError} when the self-test is none
    */
   async check({ images, openExact } = {}) {

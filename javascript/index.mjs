@@ -5,3 +5,4 @@ export { DeviceError, ImageError, ModelError } from "./errors.mjs";
 export { readMetadata } from "./metadata.mjs";
 export { readOrientation, upright } from "./orientation.mjs";
 export { MAX_PIXELS, preprocess, reduced } from "./preprocess.mjs";
+export { readSelfTest } from "./self_test.mjs";

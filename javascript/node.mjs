@@ -46,7 +46,7 @@ export async function openClassifier(model, { threads, top, sha256, exact } = {}
  * @param {number} [options.threads]
  * @param {string} [options.sha256]
  * @param {boolean} [options.exact]
- * @returns {Promise<import("./self_test.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
+ * @returns {Promise<import("./check.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
  * @throws {ModelError} when it is no model of vit-edge
  */
 export async function checkModel(model, options = {}) {

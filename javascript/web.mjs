@@ -1,11 +1,11 @@
 // Classify images in a browser, with onnxruntime-web, best in a worker. Nothing leaves the device.
 
+import { failedCheck } from "./check.mjs";
 import { Classifier, reason } from "./classifier.mjs";
 import { DeviceError, ImageError } from "./errors.mjs";
 import { checkJpeg } from "./jpeg.mjs";
 import { readUnchecked } from "./metadata.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduceRows } from "./preprocess.mjs";
-import { failedCheck } from "./self_test.mjs";
 import { listed, reduction, WHITE_16 } from "./spec.mjs";
 
 export * from "./index.mjs";
@@ -48,7 +48,8 @@ export async function findGpu() {
  * @throws {DeviceError} when there is no such device, or it cannot run this file
  */
 export async function openClassifier(model, { runtime, device = "wasm", top, sha256 }) {
-  if (!["wasm", "webgpu"].includes(device)) throw new DeviceError(`expected the device wasm or webgpu, found ${listed([String(device)])}`);
+  if (!["wasm", "webgpu"].includes(device))
+    throw new DeviceError(`expected the device wasm or webgpu, found ${listed([String(device)])}`);
   if (device === "webgpu") await checkGpu(readUnchecked(model).variant);
   const classifier = await Classifier.open(model, {
     runtime, top, sha256, device, decode: (file, spec) => decodeImage(new Blob([/** @type {BlobPart} */ (file)]), spec),
@@ -56,14 +57,16 @@ export async function openClassifier(model, { runtime, device = "wasm", top, sha
   });
   if (device === "wasm" || !isOldWebgpu(runtime)) return classifier;
   await classifier.release();
-  throw new DeviceError("expected the module onnxruntime-web/webgpu, found one with the older WebGPU, which computes these files wrong; import that one");
+  throw new DeviceError(
+    "expected the module onnxruntime-web/webgpu, found one with the older WebGPU, which computes these files wrong; import that one",
+  );
 }
 
 /**
  * Check with the self-test in a model file whether a device computes it right.
  * @param {Uint8Array} model the bytes of the .onnx file
  * @param {Parameters<typeof openClassifier>[1]} options as for `openClassifier`
- * @returns {Promise<import("./self_test.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
+ * @returns {Promise<import("./check.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
  * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
  */
 export async function checkModel(model, options) {

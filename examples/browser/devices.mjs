@@ -33,7 +33,8 @@ export async function openModel(given, device, remembered) {
   const [gpu, reason] = await tryGpu(given, cpu);
   const [kept, other] = gpu && (cpu.failed || gpu.check.latency_ms < cpu.check.latency_ms) ? [gpu, cpu] : [cpu, gpu];
   await other?.classifier.release();
-  if (!kept.failed) return describe(kept, other ? `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}` : reason, given);
+  const compared = other && `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}`;
+  if (!kept.failed) return describe(kept, compared ?? reason, given);
   await kept.classifier.release();
   throw new DeviceError(`the device wasm fails the self-test (${kept.check.verdict}); ${reason}`);
 }
@@ -88,7 +89,8 @@ function describe({ device, name, bytes, classifier, check }, reason, given) {
   return { classifier, bytes, why, remember };
 }
 
-const speed = ({ check: { passed, latency_ms: ms, verdict } }) => (passed ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms per image` : `not: ${verdict}`);
+const speed = ({ failed, check: { latency_ms: time, verdict } }) =>
+  failed ? `the self-test fails (${verdict})` : `${time.toFixed(time < 10 ? 1 : 0)} ms per image`;
 
 /** The SHA-256 that a model file ends with, which opening it has checked; null where it has none. */
 function digestOf(bytes) {
