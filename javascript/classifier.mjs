@@ -1,9 +1,11 @@
 // A model and its labels, for whichever ONNX Runtime is given: onnxruntime-node, onnxruntime-web.
 
+import { checkAnswers, failedCheck } from "./check.mjs";
 import { digitsOf, isIntact } from "./digest.mjs";
 import { ImageError, ModelError } from "./errors.mjs";
-import { DAMAGED, readUnchecked } from "./metadata.mjs";
+import { DAMAGED, readEntries } from "./metadata.mjs";
 import { preprocess } from "./preprocess.mjs";
+import { parseSelfTest } from "./self_test.mjs";
 import { listed } from "./spec.mjs";
 
 // onnxruntime-node sends telemetry from its first session on, unless this is 1 before it. What a user has set stays.
@@ -34,18 +36,26 @@ if (process?.versions?.node && !process.env.ORT_DISABLE_TELEMETRY) {
  * @property {new (type: any, data: any, dims: number[]) => any} Tensor
  */
 
+/** @typedef {{runtime: Runtime, top: number, device: string, decode?: import("./check.mjs").Decode, selfTest?: string}} Opened */
+
 export class Classifier {
   #session;
   #runtime;
   #top;
+  #selfTest;
+  #decode;
 
-  /** Use `Classifier.open`. @param {any} session @param {Runtime} runtime @param {import("./metadata.mjs").Metadata} metadata @param {number} top */
-  constructor(session, runtime, metadata, top) {
+  /** Use `Classifier.open`. @param {any} session @param {import("./metadata.mjs").Metadata} metadata @param {Opened} opened */
+  constructor(session, metadata, { runtime, top, device, decode, selfTest }) {
     this.#session = session;
     this.#runtime = runtime;
     this.#top = top;
+    this.#selfTest = selfTest;
+    this.#decode = decode;
     /** What the model file says about itself. @readonly */
     this.metadata = metadata;
+    /** "cpu" (onnxruntime-node), "wasm" or "webgpu". @readonly */
+    this.device = device;
   }
 
   /**
@@ -56,12 +66,14 @@ export class Classifier {
    * @param {number} [options.top] candidates of a prediction
    * @param {string} [options.sha256] the digest that the model must have, where you know it; the only protection from malice
    * @param {(metadata: import("./metadata.mjs").Metadata) => object} [options.session] ONNX Runtime's session options for it
+   * @param {string} [options.device] what those options choose, for the thresholds of `check`
+   * @param {import("./check.mjs").Decode} [options.decode] of photos in a self-test
    * @returns {Promise<Classifier>}
    * @throws {ModelError} when the bytes are no model of vit-edge, or not the one asked for, or ONNX Runtime does not accept them
    */
-  static async open(model, { runtime, top = 5, sha256, session: optionsFor = () => ({}) }) {
+  static async open(model, { runtime, top = 5, sha256, session: optionsFor = () => ({}), device = "cpu", decode }) {
     if (sha256 !== undefined) await checkDigest(model, sha256);
-    const metadata = readUnchecked(model);
+    const { metadata, selfTest } = readEntries(model);
     if (!metadata.labels.length) throw new ModelError("it has no classes, only an embedding; expected a model that classifies");
     const intact = metadata.digest ? isIntact(model) : Promise.resolve(true); // beside ONNX Runtime's own work
     intact.catch(() => {}); // an error of ONNX Runtime comes first
@@ -78,7 +90,7 @@ export class Classifier {
       await session.release();
       throw error;
     }
-    return new Classifier(session, runtime, metadata, top);
+    return new Classifier(session, metadata, { runtime, top, device, decode, selfTest });
   }
 
   /**
@@ -93,14 +105,43 @@ export class Classifier {
     const began = performance.now();
     const bytes = preprocess(image, spec);
     const prepared = performance.now();
-    const pixels = new this.#runtime.Tensor("uint8", bytes, [1, ...spec.size, 3]);
-    const { logits: output } = await this.#session.run({ pixels }, ["logits"]);
-    const logits = Float32Array.from(output.data);
+    const { logits } = await this.run(bytes);
     const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
     if (logits.length !== labels.length)
       throw new ModelError(`expected ${labels.length} logits, one per label, found ${logits.length}; export it again`);
     const top = best(logits, labels, this.#top, temperature);
     return { ...top[0], top, logits, milliseconds };
+  }
+
+  /**
+   * Run the model on pixels.
+   * @param {Uint8Array} pixels what `preprocess` returns for one image
+   * @returns {Promise<Record<string, Float32Array>>} its outputs by name: logits, and embedding where it has one
+   */
+  async run(pixels) {
+    const tensor = new this.#runtime.Tensor("uint8", pixels, [1, ...this.metadata.preprocess.size, 3]);
+    const outputs = await this.#session.run({ pixels: tensor });
+    return Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, Float32Array.from(data)]));
+  }
+
+  /**
+   * Compare what this device answers with what the exporting machine answered: the self-test in the file.
+   * @param {object} [options]
+   * @param {number} [options.images] of the self-test that are answered, the first ones; all without it
+   * @param {() => Promise<Classifier>} [options.openExact] opens the same file on a device that is known to be exact, to tell
+   *   a fault of the file from one of the device
+   * @returns {Promise<import("./check.mjs").DeviceCheck>}
+   * @throws {ModelError} when the self-test is none
+   */
+  async check({ images, openExact } = {}) {
+    if (this.#selfTest === undefined) return failedCheck(this.device, "no self-test", "the file carries none; export it again");
+    const selfTest = parseSelfTest(this.#selfTest, this.metadata);
+    try {
+      return await checkAnswers(this, selfTest, { images, openExact, decode: this.#decode });
+    } catch (error) {
+      if (error instanceof ModelError) throw error;
+      return failedCheck(this.device, error instanceof ImageError ? "preprocessing" : "not opened", reason(error));
+    }
   }
 
   /** Give the model's memory back. */

@@ -11,3 +11,9 @@ export class ImageError extends Error {
   /** @override */
   name = "ImageError";
 }
+
+/** A device that cannot run the model: it is not there, or it lacks what this file needs. */
+export class DeviceError extends Error {
+  /** @override */
+  name = "DeviceError";
+}

@@ -57,10 +57,17 @@ export function readMetadata(model) {
 /**
  * The same without the digest, for whoever checks it in another way.
  * @param {Uint8Array} model
- * @returns {Metadata}
  * @throws {ModelError}
  */
-export function readUnchecked(model) {
+export const readUnchecked = (model) => readEntries(model).metadata;
+
+/**
+ * The same, and the text of the self-test where the file has one: `self_test.mjs` reads it.
+ * @param {Uint8Array} model
+ * @returns {{metadata: Metadata, selfTest: string | undefined}}
+ * @throws {ModelError}
+ */
+export function readEntries(model) {
   if (!(model instanceof Uint8Array)) throw new ModelError("expected the bytes of an .onnx file (Uint8Array)");
   const { metadata, domains, functions, subgraphs, externalData } = summarize(model);
   const text = metadata.get("vit_edge");
@@ -73,7 +80,7 @@ export function readUnchecked(model) {
     throw new ModelError("it holds functions or subgraphs, which no exported model has; export it again");
   if (externalData)
     throw new ModelError("its weights are in another file, which JavaScript does not read; use an INT8 or float16 file");
-  return checkMetadata(text);
+  return { metadata: checkMetadata(text), selfTest: metadata.get("vit_edge_self_test") };
 }
 
 /**

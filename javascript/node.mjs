@@ -23,10 +23,11 @@ export * from "./index.mjs";
  * @param {number} [options.threads] CPU threads of one prediction; without it, the cores that there are
  * @param {number} [options.top] candidates of a prediction
  * @param {string} [options.sha256] the digest that the model must have, where you know it
+ * @param {boolean} [options.exact] exact kernels for INT8, instead of asking the CPU whether it needs them
  * @returns {Promise<Classifier>}
  * @throws {ModelError} when it is no model of vit-edge
  */
-export async function openClassifier(model, { threads, top, sha256 } = {}) {
+export async function openClassifier(model, { threads, top, sha256, exact } = {}) {
   const runtime = await import("onnxruntime-node"); // classifier.mjs has set ORT_DISABLE_TELEMETRY by now
   let bytes;
   try {
@@ -34,7 +35,27 @@ export async function openClassifier(model, { threads, top, sha256 } = {}) {
   } catch (error) {
     throw new ModelError(`it cannot be read: ${reason(error)}`);
   }
-  return Classifier.open(bytes, { runtime, top, sha256, session: ({ exact_on }) => sessionOptions(exact_on, { threads }) });
+  const session = (/** @type {import("./metadata.mjs").Metadata} */ { exact_on }) => sessionOptions(exact_on, { threads, exact });
+  return Classifier.open(bytes, { runtime, top, sha256, session, decode: decodeImage });
+}
+
+/**
+ * Check with the self-test in a model file whether this machine computes it right.
+ * @param {string | Uint8Array} model a path, or the bytes of the .onnx file
+ * @param {object} [options] as for `openClassifier`
+ * @param {number} [options.threads]
+ * @param {string} [options.sha256]
+ * @param {boolean} [options.exact]
+ * @returns {Promise<import("./check.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
+ * @throws {ModelError} when it is no model of vit-edge
+ */
+export async function checkModel(model, options = {}) {
+  const classifier = await openClassifier(model, options);
+  try {
+    return await classifier.check({ openExact: () => openClassifier(model, { ...options, exact: true }) });
+  } finally {
+    await classifier.release();
+  }
 }
 
 /**

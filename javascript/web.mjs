@@ -1,28 +1,104 @@
 // Classify images in a browser, with onnxruntime-web, best in a worker. Nothing leaves the device.
 
+import { failedCheck } from "./check.mjs";
 import { Classifier, reason } from "./classifier.mjs";
-import { ImageError } from "./errors.mjs";
+import { DeviceError, ImageError } from "./errors.mjs";
 import { checkJpeg } from "./jpeg.mjs";
+import { readUnchecked } from "./metadata.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduceRows } from "./preprocess.mjs";
-import { reduction, WHITE_16 } from "./spec.mjs";
+import { listed, reduction, WHITE_16 } from "./spec.mjs";
 
 export * from "./index.mjs";
 
 const STRIP = 2 ** 20; // pixels read at a time: phones limit a canvas to 16 megapixels, and memory sooner
 
 /**
+ * What WebGPU offers here.
+ * @typedef {object} Gpu
+ * @property {string | null} missing why there is none; null where there is one
+ * @property {boolean} float16 whether its shaders compute in float16 (the feature `shader-f16`)
+ * @property {boolean} software whether it is computed by the CPU, which WebAssembly does faster
+ */
+
+/**
+ * Look for a GPU that WebGPU can use.
+ * @returns {Promise<Gpu>}
+ */
+export async function findGpu() {
+  const missing = { float16: false, software: false };
+  // @ts-ignore: TypeScript's library for pages may not know navigator.gpu
+  const { gpu } = navigator;
+  if (!gpu) return { ...missing, missing: "this browser has no WebGPU, or the page did not come over https" };
+  const adapter = await gpu.requestAdapter();
+  if (!adapter) return { ...missing, missing: "this browser has WebGPU, but no GPU for it" };
+  return { missing: null, float16: adapter.features.has("shader-f16"), software: adapter.info?.isFallbackAdapter === true };
+}
+
+/**
  * Open a model with onnxruntime-web. WebAssembly does not saturate: no CPU needs other kernels.
  * @param {Uint8Array} model the bytes of the .onnx file
  * @param {object} options
- * @param {import("./classifier.mjs").Runtime} options.runtime the module onnxruntime-web, its `env.wasm` set
+ * @param {import("./classifier.mjs").Runtime} options.runtime the module onnxruntime-web/wasm, or onnxruntime-web/webgpu for
+ *   a GPU, its `env.wasm` set
+ * @param {"wasm" | "webgpu"} [options.device] never another one in its place
  * @param {number} [options.top] candidates of a prediction
  * @param {string} [options.sha256] the digest that the model must have, where you know it
  * @returns {Promise<Classifier>}
  * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
+ * @throws {DeviceError} when there is no such device, or it cannot run this file
  */
-export function openClassifier(model, { runtime, top, sha256 }) {
-  return Classifier.open(model, { runtime, top, sha256, session: () => ({ executionProviders: ["wasm"] }) });
+export async function openClassifier(model, { runtime, device = "wasm", top, sha256 }) {
+  if (!["wasm", "webgpu"].includes(device))
+    throw new DeviceError(`expected the device wasm or webgpu, found ${listed([String(device)])}`);
+  if (device === "webgpu") await checkGpu(readUnchecked(model).variant);
+  const classifier = await Classifier.open(model, {
+    runtime, top, sha256, device, decode: (file, spec) => decodeImage(new Blob([/** @type {BlobPart} */ (file)]), spec),
+    session: () => ({ executionProviders: [device], logSeverityLevel: 3 }),
+  });
+  if (device === "wasm" || !isOldWebgpu(runtime)) return classifier;
+  await classifier.release();
+  throw new DeviceError(
+    "expected the module onnxruntime-web/webgpu, found one with the older WebGPU, which computes these files wrong; import that one",
+  );
 }
+
+/**
+ * Check with the self-test in a model file whether a device computes it right.
+ * @param {Uint8Array} model the bytes of the .onnx file
+ * @param {Parameters<typeof openClassifier>[1]} options as for `openClassifier`
+ * @returns {Promise<import("./check.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
+ * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
+ */
+export async function checkModel(model, options) {
+  const { device = "wasm" } = options;
+  let classifier;
+  try {
+    classifier = await openClassifier(model, options);
+  } catch (error) {
+    if (error instanceof DeviceError) return failedCheck(device, "not opened", error.message);
+    throw error;
+  }
+  try {
+    return await classifier.check({ openExact: () => openClassifier(model, { ...options, device: "wasm" }) });
+  } finally {
+    await classifier.release();
+  }
+}
+
+/** @param {import("./metadata.mjs").Metadata["variant"]} variant */
+async function checkGpu(variant) {
+  const { missing, float16 } = await findGpu();
+  if (missing) throw new DeviceError(`${missing}; use the device wasm`);
+  if (variant === "float16" && !float16)
+    throw new DeviceError("its GPU computes no float16 (the feature shader-f16 is missing); use the float32 file");
+}
+
+/**
+ * Whether a session was opened by JSEP, the WebGPU of onnxruntime-web before the native one. It reads uint8 wrong (-0.2 dB for
+ * the digits, without an error). It alone publishes its adapter.
+ * @param {any} runtime
+ */
+const isOldWebgpu = ({ env }) => env?.webgpu?.adapter !== undefined;
 
 /**
  * Decode an image file as Python does: upright by its EXIF orientation, colors as they are in the file (no color

@@ -60,6 +60,18 @@ function clear() {
 
 let described = "";
 let opening; // a promise of the model that is being opened: null, or why there is none
+const REMEMBERED = "vit-edge device"; // what the self-test chose at the first start
+const device = new URLSearchParams(location.search).get("device");
+
+/** Read or, with a value, replace what is remembered; a private window may remember nothing. */
+function remember(...values) {
+  try {
+    if (!values.length) return JSON.parse(localStorage.getItem(REMEMBERED));
+    if (values[0] && !device) localStorage.setItem(REMEMBERED, JSON.stringify(values[0]));
+  } catch {
+    return null; // the self-test runs at every start
+  }
+}
 
 function openModel(file) {
   opening = open(file);
@@ -71,8 +83,10 @@ async function open(file) {
   try {
     const bytes = file ? new Uint8Array(await file.arrayBuffer()) : undefined;
     await (started ??= startWorker());
-    const { model } = await ask({ open: bytes }, bytes ? [bytes.buffer] : []);
-    const threads = model.threads === 1 ? "1 thread" : `${model.threads} threads`;
+    const { model } = await ask({ open: bytes, device, remembered: remember() }, bytes ? [bytes.buffer] : []);
+    const threads = model.device === "webgpu" ? "WebGPU" : model.threads === 1 ? "1 thread" : `${model.threads} threads`;
+    remember(model.remember);
+    $("device").textContent = model.why;
     const kinds = model.labels === 1 ? "1 class" : `${model.labels} classes`;
     described = `${file ? `${file.name}: ` : ""}${kinds}, ${model.variant}, ${megabytes(model.bytes)}, ${threads}`;
     for (const id of ["choose", "camera"]) $(id).disabled = false;

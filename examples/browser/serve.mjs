@@ -1,7 +1,8 @@
 // node serve.mjs MODEL [--port 8080] [--threads]     serve the page on this machine
 // node serve.mjs MODEL --into FOLDER                 copy the page and all it needs, for any web server
 //
-// MODEL is a model file, or the folder of an export; its model.int8.onnx comes first, as in Python.
+// MODEL is a model file, or the folder of an export; its model.int8.onnx comes first, as in Python, and its float files are
+// served for the GPU.
 // --threads sends the two headers that WebAssembly needs for threads.
 
 import { createReadStream } from "node:fs";
@@ -11,22 +12,26 @@ import { basename, dirname, extname, join } from "node:path";
 import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { readMetadata } from "../../javascript/metadata.mjs";
+import { readMetadata, readUnchecked } from "../../javascript/metadata.mjs";
 
 const HERE = import.meta.dirname ?? dirname(fileURLToPath(import.meta.url));
 const PACKAGE = join(HERE, "..", "..", "javascript");
 const ORT = join(PACKAGE, "node_modules", "onnxruntime-web", "dist");
-const ORT_FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+const ORT_FILES = [
+  "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
+  "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
+];
 const TYPES = {
   ".html": "text/html; charset=utf-8", ".mjs": "text/javascript", ".js": "text/javascript", ".css": "text/css",
   ".svg": "image/svg+xml", ".wasm": "application/wasm",
 };
 const SECONDS = 10; // of a request, and of a client that reads nothing of its answer
 const MODELS = ["model.int8.onnx", "model.onnx"];
+const FLOATS = { "model.fp16.onnx": "model.fp16.onnx", "model.fp32.onnx": "model.onnx" }; // name on the site, name in the folder
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
-/** Every file of the site: its path there, and where it is here. @param {string | undefined} model */
-export async function siteFiles(model) {
+/** Every file of the site: its path there, and where it is here. @param {string | undefined} model @param {[string, string][]} floats */
+export async function siteFiles(model, floats = []) {
   const files = new Map();
   for (const name of await readdir(HERE)) if (name !== basename(import.meta.url)) files.set(name, join(HERE, name));
   for (const name of await readdir(PACKAGE))
@@ -34,7 +39,23 @@ export async function siteFiles(model) {
       files.set(`vit-edge/${name}`, join(PACKAGE, name));
   for (const name of ORT_FILES) files.set(`ort/${name}`, join(ORT, name));
   if (model) files.set("model.onnx", model);
-  return files;
+  return new Map([...files, ...floats]);
+}
+
+/** The float files of an export for the GPU, by name on the site. @param {string} folder @param {string} model that is served */
+export async function findFloats(folder, model) {
+  const found = [];
+  for (const [name, file] of Object.entries(FLOATS)) {
+    const path = join(folder, file);
+    if (path === model || !(await stat(path).catch(() => null))?.isFile()) continue;
+    try {
+      readUnchecked(new Uint8Array(await readFile(path)));
+      found.push([name, path]);
+    } catch (error) {
+      console.error(`serve.mjs: ${path} is not served: ${error.message}`);
+    }
+  }
+  return found;
 }
 
 /** The path that a request means; null for what is no address. @param {string} url */
@@ -102,7 +123,7 @@ async function main() {
   const model = await findModel(positionals[0]);
   if (!(await stat(join(ORT, ORT_FILES[0])).catch(() => null)))
     throw new Error(`expected ${ORT}, found nothing; run npm install --ignore-scripts in javascript/`);
-  const files = await siteFiles(model);
+  const files = await siteFiles(model, model === positionals[0] ? [] : await findFloats(positionals[0], model));
   if (values.into) {
     for (const [path, source] of files) {
       await mkdir(join(values.into, dirname(path)), { recursive: true });

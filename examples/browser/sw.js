@@ -3,7 +3,7 @@
 
 const KEPT = "vit-edge";
 const PATIENCE = 3000; // milliseconds
-const FILES = ["./", "style.css", "page.mjs", "worker.mjs", "icon.svg"];
+const FILES = ["./", "style.css", "page.mjs", "worker.mjs", "devices.mjs", "icon.svg"];
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(KEPT).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));

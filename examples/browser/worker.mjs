@@ -1,43 +1,21 @@
 // The model runs here, so that the page stays responsive. Messages carry an id; each gets one answer with the same id.
 //
-// In: { id, open: Uint8Array | undefined }, undefined for the model beside the page; { id, image: Blob | ImageBitmap }.
+// In: { id, open: Uint8Array | undefined, device, remembered }, see devices.mjs; { id, image: Blob | ImageBitmap }.
 // Out: { id, model }, { id, prediction }, or { id, error } with a message for people.
 
-import * as runtime from "./ort/ort.wasm.min.mjs";
-import { decodeImage, ImageError, ModelError, openClassifier, readBitmap } from "./vit-edge/web.mjs";
-
-const MAX_THREADS = 4;
-runtime.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
-// Threads in WebAssembly need a page that is isolated (two headers, see docs/guides/browser.md).
-runtime.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency) : 1;
+import { openModel, THREADS } from "./devices.mjs";
+import { decodeImage, DeviceError, ImageError, ModelError, readBitmap } from "./vit-edge/web.mjs";
 
 /** @type {import("../../javascript/web.mjs").Classifier | null} */
 let classifier = null;
 
-/** @param {Uint8Array | undefined} given */
-async function open(given) {
-  const bytes = given ?? (await download("./model.onnx"));
-  const next = await openClassifier(bytes, { runtime, top: 5 });
-  const spec = next.metadata.preprocess;
-  const black = { width: 1, height: 1, data: new Uint8Array([0, 0, 0, 255]) };
-  await next.classify(black); // the first image as fast as the next
+async function open({ open: given, device, remembered }) {
+  const next = await openModel(given, device, remembered);
   await classifier?.release();
-  classifier = next;
-  const { labels, variant } = next.metadata;
-  return { labels: labels.length, variant, size: spec.size, bytes: bytes.length, threads: runtime.env.wasm.numThreads };
-}
-
-/** @param {string} path */
-async function download(path) {
-  let answer;
-  try {
-    answer = await fetch(new URL(path, import.meta.url));
-  } catch {
-    throw new ModelError("the model could not be downloaded: there is no connection");
-  }
-  if (answer.status === 404) throw new ModelError("there is no model beside this page; open one (.onnx)");
-  if (!answer.ok) throw new ModelError(`the model could not be downloaded (HTTP ${answer.status})`);
-  return new Uint8Array(await answer.arrayBuffer());
+  classifier = next.classifier;
+  const { labels, variant } = classifier.metadata;
+  const { why, remember, bytes } = next;
+  return { labels: labels.length, variant, bytes: bytes.length, device: classifier.device, threads: THREADS, why, remember };
 }
 
 /** @param {Blob | ImageBitmap} image */
@@ -55,9 +33,9 @@ self.onmessage = async ({ data }) => {
   const { id } = data;
   try {
     if ("image" in data) self.postMessage({ id, prediction: await classify(data.image) });
-    else self.postMessage({ id, model: await open(data.open) });
+    else self.postMessage({ id, model: await open(data) });
   } catch (error) {
-    const expected = error instanceof ImageError || error instanceof ModelError;
+    const expected = [DeviceError, ImageError, ModelError].some((kind) => error instanceof kind);
     if (!expected) console.error(error);
     self.postMessage({ id, error: expected ? error.message : `something unexpected happened (${error})` });
   }

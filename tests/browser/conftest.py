@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from runtime.model_file.metadata import Variant
+from tests.support.changed_models import mirror_weights
+
 ROOT = Path(__file__).parents[2]
 P3_COLORANTS = {  # Display P3 in the D50 white of ICC profiles
     b"rXYZ": (0.51512, 0.24120, -0.00105),
@@ -33,29 +36,46 @@ def p3_profile() -> bytes:
     return bytes(profile)
 
 
-def write_vit(path: Path) -> Path:
-    """A small ViT with random weights for images of 64 x 64, float32, cut as photos usually are."""
+def write_vit(
+    path: Path,
+    *,
+    width: int = 48,
+    mlp: int = 96,
+    depth: int = 2,
+    heads: int = 4,
+    variant: Variant = "float32",
+) -> Path:
+    """A small ViT with random weights for images of 64 x 64, cut as photos usually are."""
     import onnx_ir as ir
     from onnx import helper
 
     from export.graph.canonicalize import canonicalize
+    from export.graph.float16 import to_float16
     from export.sources.from_torch import export_raw_graph
     from runtime import Metadata, Preprocess
     from tests.support.small_models import lively
     from vit.config import ViTConfig
 
-    config = ViTConfig(
-        image_size=(64, 64), patch_size=16, width=48, depth=2, heads=4, mlp_width=96, classes=20
-    )
+    sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp}
+    config = ViTConfig(image_size=(64, 64), patch_size=16, classes=20, **sizes)
     graph = export_raw_graph(lively(config))
     canonicalize(graph)
     spec = Preprocess(size=(64, 64), resize="crop", resize_to=72, interpolation="bicubic")
     labels = tuple(f"class {index}" for index in range(20))
-    proto = ir.to_proto(graph)
+    proto = ir.to_proto(to_float16(graph) if variant == "float16" else graph)
     helper.set_model_props(
-        proto, {"vit_edge": Metadata(variant="float32", preprocess=spec, labels=labels).to_json()}
+        proto, {"vit_edge": Metadata(variant=variant, preprocess=spec, labels=labels).to_json()}
     )
     path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def write_hardware(path: Path) -> Path:
+    """The package's web.mjs that takes Chromium's adapter in software for a GPU."""
+    source = (ROOT / "javascript" / "web.mjs").read_text()
+    changed = source.replace("adapter.info?.isFallbackAdapter === true", "false")
+    assert changed != source
+    path.write_text(changed, encoding="utf-8")
     return path
 
 
@@ -117,6 +137,13 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {
         "chromium": chromium,
         "digits": str(digits_artifacts / "model.int8.onnx"),
+        "digitsFloats": {
+            "model.fp16.onnx": str(write_vit(folder / "half.onnx", variant="float16")),
+            "model.fp32.onnx": str(digits_artifacts / "model.onnx"),
+        },
+        "flipped": str(mirror_weights(digits_artifacts / "model.int8.onnx", folder / "flipped.onnx")),
+        "hardware": str(write_hardware(folder / "hardware.mjs")),
+        "tiny": str(write_vit(folder / "tiny.onnx", width=192, mlp=768, depth=12, heads=3)),
         "vit": str(vit),
         "digitImages": [str(path) for path in write_digits(folder / "digits", 10)],
         "photos": [str(path) for path in (*photos, *variants.values())],
@@ -132,7 +159,7 @@ def seen(plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     path.write_text(json.dumps(plan))
     command = ["node", ROOT / "tests" / "browser" / "drive.mjs", path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -1,7 +1,8 @@
 // node drive.mjs PLAN.json: drive examples/browser in Chromium and print what happened as JSON.
 //
-// The plan: chromium (its path), digits and vit (model files), strangers, digitImages, photos (paths), screenshots (a
-// folder or null). The judging is in test_page.py.
+// The plan: chromium (its path), digits and vit (model files), digitsFloats (by name on the site), tiny (a float32 ViT-Ti),
+// flipped (the digits with a changed weight), strangers, digitImages, photos (paths), screenshots (a folder or null). The
+// judging is in test_page.py.
 
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
@@ -15,6 +16,8 @@ const FLAGS = [
   "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
   "--no-first-run", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 ];
+// Chromium's adapter in software: no GPU, no shader-f16, the right numbers, slowly.
+const GPU = [...FLAGS.filter((flag) => flag !== "--disable-gpu"), "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 const plan = JSON.parse(await readFile(process.argv[2], "utf-8"));
 
 /** Hold the answer to the first request for the model back until `release` is called. */
@@ -31,11 +34,11 @@ function hold(server) {
 }
 
 /** Serve a model and open the page in a browser of its own, for as long as `work` takes. */
-async function inBrowser(model, isolated, work, prepare = () => undefined) {
-  const server = await serve(await siteFiles(model), { isolated });
+async function inBrowser(model, isolated, work, prepare = () => undefined, { args = FLAGS, changed = [] } = {}) {
+  const server = await serve(await siteFiles(model, changed), { isolated });
   const prepared = prepare(server);
   const profile = await mkdtemp(join(tmpdir(), "chromium-"));
-  const launch = { executablePath: plan.chromium, headless: true, args: FLAGS, viewport: { width: 390, height: 844 } };
+  const launch = { executablePath: plan.chromium, headless: true, args, viewport: { width: 390, height: 844 } };
   const context = await chromium.launchPersistentContext(profile, launch);
   const noise = [];
   try {
@@ -86,6 +89,23 @@ async function openStrangers(page) {
     messages[path] = await text(page, "error");
   }
   return messages;
+}
+
+/** Open a model with "Open a model…": what the page says of it, or the message in its place. */
+async function openByHand(page, path) {
+  await page.evaluate(() => {
+    delete document.body.dataset.ready;
+    document.getElementById("error").hidden = true;
+  });
+  await page.setInputFiles("#model-file", path);
+  return settled(page);
+}
+
+/** Wait until there is a model, or a message in its place. */
+async function settled(page) {
+  await page.waitForFunction(() => document.body.dataset.ready || !document.getElementById("error").hidden, null, { timeout: 240_000 });
+  if (await page.locator("#error").isVisible()) return { error: await text(page, "error") };
+  return { model: await text(page, "model"), device: await text(page, "device") };
 }
 
 /** Where the Tab key leads, by accessible name, and whether Enter on the first opens the file chooser. */
@@ -149,7 +169,7 @@ async function shoot(page, name) {
 const facts = (page) => page.evaluate(() => ({
   title: document.title, lang: document.documentElement.lang, isolated: crossOriginIsolated,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-  model: document.getElementById("model").textContent,
+  model: document.getElementById("model").textContent, device: document.getElementById("device").textContent,
   heights: [...document.querySelectorAll("button")].map((button) => button.getBoundingClientRect().height),
 }));
 
@@ -169,13 +189,14 @@ const plain = await inBrowser(plan.digits, false, async (page, context, server) 
   result.dropped = await drop(page, plan.digitImages[0]);
   result.strangers = await openStrangers(page);
   await shoot(page, "stranger");
+  result.flipped = await openByHand(page, plan.flipped);
   step("offline");
   await context.setOffline(true);
   server.closeAllConnections();
   server.close();
   await page.reload();
   await ready(page);
-  result.offline = await classify(page, plan.digitImages[0]);
+  result.offline = { ...(await classify(page, plan.digitImages[0])), device: await text(page, "device") };
   return result;
 });
 
@@ -194,7 +215,10 @@ const bare = await inBrowser(undefined, false, async (page) => {
   const result = { error: await text(page, "error"), disabled: await page.locator("#choose").isDisabled() };
   await page.setInputFiles("#model-file", plan.digits);
   await ready(page);
-  return { ...result, images: await classifyAll(page, plan.digitImages.slice(0, 1)) };
+  result.images = await classifyAll(page, plan.digitImages.slice(0, 1));
+  await page.goto(`${page.url()}?device=webgpu`);
+  await settled(page);
+  return { ...result, noGpu: await openByHand(page, plan.digits) };
 });
 
 /** Images that are dropped before there is a model: the last one waits for it. */
@@ -226,4 +250,55 @@ const never = await inBrowser(
   hold,
 );
 
-console.log(JSON.stringify({ plain, isolated, bare, early, never }));
+/** The GPU that is asked for by the address, beside WebAssembly with the same files. */
+const gpu = await inBrowser(
+  plan.digits,
+  false,
+  async (page) => {
+    const result = { automatic: await settled(page) };
+    for (const device of ["wasm", "webgpu"]) {
+      step(device);
+      await page.goto(new URL(`?device=${device}`, page.url()).href);
+      const digits = await settled(page);
+      if (device === "wasm") await openByHand(page, plan.digitsFloats["model.fp32.onnx"]);
+      const images = await classifyAll(page, plan.digitImages);
+      await shoot(page, device);
+      step("ViT-Ti");
+      result[device] = { digits, images, tiny: await openByHand(page, plan.tiny), photos: await classifyAll(page, plan.photos.slice(0, 1)) };
+    }
+    result.float16 = await openByHand(page, plan.digitsFloats["model.fp16.onnx"]);
+    await page.goto(new URL("?device=npu", page.url()).href);
+    return { ...result, unknown: await settled(page) };
+  },
+  undefined,
+  { args: GPU, changed: Object.entries(plan.digitsFloats) },
+);
+
+/** The choice where the adapter does not say that it is software: the page measures both. */
+const measured = await inBrowser(
+  plan.digits,
+  false,
+  async (page) => settled(page),
+  undefined,
+  { args: GPU, changed: [...Object.entries(plan.digitsFloats), ["vit-edge/web.mjs", plan.hardware]] },
+);
+
+/** The WebGPU of onnxruntime-web before the native one. */
+const ort = (name) => join(new URL("../../javascript/node_modules/onnxruntime-web/dist/", import.meta.url).pathname, name);
+const OLD = [
+  ["ort/ort.webgpu.min.mjs", ort("ort.min.mjs")],
+  ...["mjs", "wasm"].map((end) => [`ort/ort-wasm-simd-threaded.jsep.${end}`, ort(`ort-wasm-simd-threaded.jsep.${end}`)]),
+];
+const old = await inBrowser(
+  plan.digits,
+  false,
+  async (page) => {
+    await settled(page);
+    await page.goto(new URL("?device=webgpu", page.url()).href);
+    return settled(page);
+  },
+  undefined,
+  { args: GPU, changed: [...Object.entries(plan.digitsFloats), ...OLD] },
+);
+
+console.log(JSON.stringify({ plain, isolated, bare, early, never, gpu, measured, old }));

@@ -90,6 +90,73 @@ def test_it_works_without_a_network_after_the_first_load(plan: Seen, seen: Seen)
     assert seen["plain"]["offline"]["logits"] == seen["plain"]["images"][path]["logits"]
 
 
+def test_the_self_test_runs_at_the_first_start_alone(plan: Seen, seen: Seen) -> None:
+    first, later = seen["plain"]["facts"]["device"], seen["plain"]["offline"]["device"]
+    assert re.fullmatch(
+        r"In WebAssembly: this browser has WebGPU, but no GPU for it\. "
+        r"Self-test passed: 2 of 2 labels equal, \d+\.\d dB \(minimum: \d+\.\d dB\)\.",
+        first,
+    )
+    assert later == f"{first} Checked at the first start."
+
+
+def test_a_file_with_changed_weights_is_not_used(seen: Seen) -> None:
+    error = seen["plain"]["flipped"]["error"]
+    assert error.startswith("flipped.onnx cannot be used: the device wasm fails the self-test (weights: ")
+
+
+# --- WebGPU, in the adapter that Chromium computes in software ---
+
+
+def test_webgpu_gives_the_answers_of_webassembly(plan: Seen, seen: Seen) -> None:
+    """The digits in float32, and a ViT-Ti of random weights."""
+    wasm, webgpu = seen["gpu"]["wasm"], seen["gpu"]["webgpu"]
+    for which, count in (("images", 10), ("photos", 1)):
+        expected, found = (
+            np.array([answer["logits"] for answer in each[which].values()]) for each in (wasm, webgpu)
+        )
+        assert len(found) == count
+        assert [answer["label"] for answer in webgpu[which].values()] == [
+            answer["label"] for answer in wasm[which].values()
+        ]
+        print(f"\nSQNR of {which}, WebGPU against WebAssembly: {sqnr(expected, found):.1f} dB")
+        assert sqnr(expected, found) >= 50
+    compared(plan["digitsFloats"]["model.fp32.onnx"], webgpu["images"])
+    assert webgpu["digits"]["model"].endswith(", float32, 0.9 MB, WebGPU")
+    assert webgpu["digits"]["device"].startswith(
+        "On the GPU: as the address of this page asks. Self-test passed: 2 of 2"
+    )
+    assert wasm["digits"]["model"].endswith(", int8, 0.4 MB, 1 thread")
+    assert webgpu["tiny"]["device"].endswith("No self-test: the file carries none; export it again.")
+
+
+def test_a_device_is_never_replaced_in_silence(seen: Seen) -> None:
+    gpu = seen["gpu"]
+    assert gpu["automatic"]["device"].startswith(
+        "In WebAssembly: WebGPU is computed by the CPU here. Self-test passed"
+    )
+    assert (
+        "its GPU computes no float16 (the feature shader-f16 is missing); use the float32 file"
+        in gpu["float16"]["error"]
+    )
+    assert gpu["unknown"]["error"] == "No model: expected ?device=wasm or ?device=webgpu, found npu."
+    assert seen["bare"]["noGpu"]["error"].endswith(
+        "cannot be used: this browser has WebGPU, but no GPU for it; use the device wasm."
+    )
+    assert seen["old"]["error"].startswith(
+        "No model: expected the module onnxruntime-web/webgpu, found one with the older WebGPU"
+    )
+
+
+def test_the_fastest_device_that_passes_is_kept(seen: Seen) -> None:
+    """Software is slower, and counts as a GPU here."""
+    number = r"\d+(\.\d)? ms per image"
+    assert re.match(
+        rf"In WebAssembly: {number}; on the GPU {number}\. Self-test passed: 2 of 2",
+        seen["measured"]["device"],
+    )
+
+
 def test_isolation_brings_threads(seen: Seen) -> None:
     assert not seen["plain"]["facts"]["isolated"]
     assert seen["plain"]["facts"]["model"].endswith(", 1 thread")
