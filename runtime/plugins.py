@@ -57,7 +57,9 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
     if _is_built_in(spec):
         return None
     _register_plugin(spec)
-    listed = {str(each.device.type.name).lower(): each for each in reversed(_list_hardware(spec))}
+    listed: dict[str, Any] = {}
+    for each in _list_hardware(spec):  # the first of each kind
+        listed.setdefault(each.device.type.name.lower(), each)
     for kind in spec.hardware:
         if kind in listed:
             return listed[kind]
@@ -178,6 +180,7 @@ def _openvino_options(
     if kind == "CPU":
         streams = max(1, cores // threads)  # as many predictions at a time as in ONNX Runtime
         config |= {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * threads)}
+        config["ENABLE_CPU_PINNING"] = "NO"  # several processes would pin their threads to the same cores
         if given.precision == "exact":
             config["INFERENCE_PRECISION_HINT"] = "f32"
     return {"load_config": json.dumps({kind: config})} if config else {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -27,22 +28,38 @@ from .verbose import print_model
 
 def label_images(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code."""
-    classify = Classifier(
-        options.model,
-        device=options.device,
-        threads=1,  # for one image; the workers are what keeps the cores busy
-        top=options.top,
-        min_score=options.min_score,
-        max_pixels=options.max_pixels,
-        sha256=options.sha256,
-        device_options=options.device_options,
-    )
-    if options.verbose:
-        print_model(classify.info)
-    classify.warm_up()
+    with _divert_standard_output():
+        classify = Classifier(
+            options.model,
+            device=options.device,
+            threads=1,  # for one image; the workers are what keeps the cores busy
+            top=options.top,
+            min_score=options.min_score,
+            max_pixels=options.max_pixels,
+            sha256=options.sha256,
+            device_options=options.device_options,
+        )
+        if options.verbose:
+            print_model(classify.info)
+        classify.warm_up()
     # Two runs that sort into one folder would replace each other's links where images share a name.
     with only_writer(options.sort_into) if options.sort_into else nullcontext():
         return _classify_all(classify, options)
+
+
+@contextmanager
+def _divert_standard_output() -> Iterator[None]:
+    """Send what native code prints while a model is opened to standard error: the lines go to this output.
+
+    Qualcomm's simulator prints one line when it starts.
+    """
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _classify_all(classify: Classifier, options: RunOptions) -> int:

@@ -1,0 +1,60 @@
+"""The table of devices, and the options of one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from runtime.batch.options import RunOptions
+from runtime.command.parser import Parser, options_from
+from runtime.devices import CHIPS, DEVICES, Device, DeviceOptions
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_device_is_in_the_table() -> None:
+    assert tuple(DEVICES) == get_args(Device)[1:]  # all but auto
+    for name, spec in DEVICES.items():
+        assert spec.name == name
+        assert spec.build or (spec.package and spec.module and spec.note and spec.extra)
+        assert set(spec.hardware) <= {"cpu", "gpu", "npu"}
+        assert spec.on_cpu == (name in ("cpu", "openvino"))
+
+
+def test_every_extra_installs_the_plugin_of_its_device_beside_onnxruntime() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for spec in DEVICES.values():
+        if spec.package is not None:
+            packages = {re.split("[>;]", each)[0] for each in project["optional-dependencies"][spec.extra]}
+            assert packages == {"vit-edge[cpu]", "onnxruntime", spec.package}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"precision": "bf16"}, "precision must be one of exact, fast, found 'bf16'"),
+        ({"chip": "a phone"}, f"chip must be one of {', '.join(CHIPS)}, found 'a phone'"),
+    ],
+)
+def test_unknown_options_are_wrong_use(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match="must be one of") as refused:
+        DeviceOptions(**given)
+    assert str(refused.value) == words
+
+
+def test_the_command_line_has_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="python -m runtime", options=RunOptions)
+    words = "m.onnx i.png --device qnn --precision fast --compile-cache c --partial --chip snapdragon-8-gen-2"
+    options = options_from(RunOptions, parser.parse_args(words.split()))
+    assert options.device == "qnn"
+    expected = DeviceOptions(precision="fast", cache=Path("c"), partial=True, chip="snapdragon-8-gen-2")
+    assert options.device_options == expected
+    options = options_from(RunOptions, parser.parse_args(["m.onnx", "i.png"]))
+    assert (options.device, options.device_options) == ("auto", DeviceOptions())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["m.onnx", "i.png", "--chip", "a phone"])
+    assert f"expected one of {', '.join(CHIPS)}, found 'a phone'" in capsys.readouterr().err
