@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from .session import available_devices
 
 __all__ = ["ArtifactError", "Candidate", "Classifier", "Device", "DeviceCheck", "DeviceError"]
-__all__ += ["DeviceOptions", "check_model"]
-__all__ += ["Embedded", "Embedder", "ImageError", "ImageSource", "Metadata", "ModelInfo", "Placement"]
-__all__ += ["Prediction", "Preprocess", "Result", "available_devices", "find_images", "read_metadata"]
+__all__ += ["DeviceOptions", "Embedded", "Embedder", "ImageError", "ImageSource", "Metadata", "ModelInfo"]
+__all__ += ["Placement", "Prediction", "Preprocess", "Result", "available_devices", "check_model"]
+__all__ += ["find_images", "read_metadata"]
 
 _HOMES = {  # below this package, whatever its folder is called
     ".model_file.artifact": ("ArtifactError", "Metadata", "read_metadata"),

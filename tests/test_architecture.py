@@ -118,6 +118,7 @@ def test_public_names_are_frozen() -> None:
         "Candidate",
         "Classifier",
         "Device",
+        "DeviceCheck",
         "DeviceError",
         "DeviceOptions",
         "Embedded",
@@ -131,6 +132,7 @@ def test_public_names_are_frozen() -> None:
         "Preprocess",
         "Result",
         "available_devices",
+        "check_model",
         "find_images",
         "read_metadata",
     ]

@@ -13,11 +13,11 @@ In reading order:
     reliability       temperature of the scores
     embedding_drift   drift of embeddings in their own terms
     merging_effect    token merging: dense and merged INT8, and which patches merged
-    node_placement    where each variant ran, and its multiply-adds
     provenance        how the files were made
     evidence          how well calibration fits the measured images, and warnings
     quantized_layers  layers in INT8 and in float32, and the drift of each
     self_tests        test images in the model files, with which a device can be checked
+    node_placement    where each variant ran, and its multiply-adds
 
 A new figure is one module with its template of the same name, and one line in `SECTIONS`.
 """
@@ -51,9 +51,9 @@ SECTIONS: tuple[type[Section], ...] = (
     Reliability,
     EmbeddingDrift,
     MergingEffect,
-    NodePlacement,
     SelfTests,
     Provenance,
     Evidence,
     QuantizedLayers,
+    NodePlacement,
 )

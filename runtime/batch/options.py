@@ -114,6 +114,7 @@ class RunOptions(DeviceChoice):
         metavar="SCORE",
         parse=number(0, 1, what="a score"),
     )
+    check: bool = option(False, "check the device instead, without IMAGES; its options: MODEL --check --help")
     verbose: bool = option(False, "show the model, the device and where the nodes run, on standard error")
     workers: int | None = option(
         None, f"images in work at the same time (default: number of cores, here {available_cores()})"

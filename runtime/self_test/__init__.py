@@ -8,5 +8,6 @@ In reading order:
     answers      outputs of a session for these images, and their distance from others
     check        run the self-test on a device
     diagnose     name the fault where it fails
-    command      vit-edge check
+    command      options and output of vit-edge check
+    __main__     python -m runtime.self_test
 """

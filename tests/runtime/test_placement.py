@@ -154,12 +154,13 @@ def test_nodes_that_are_not_listed_are_an_unknown_share() -> None:
 
 
 def test_nodes_that_a_cache_keeps_compiled_are_those_of_its_device() -> None:
-    cached = Part(OPENVINO, [Node("part", "EPContext")])
-    found = read({"a": 500, "b": 400, "c": 100}, cached, Part(CPU, linears("c")))
+    counts = {"a": 500, "b": 300, "c": 100, "d": 100}
+    cached = Part(OPENVINO, [Node("part", "EPContext"), *linears("d")])
+    found = read(counts, cached, Part(CPU, linears("c")))
     assert ([part.share for part in found.parts], found.unlisted) == ([0.9, 0.1], 0.0)
     other = Part("OtherExecutionProvider", [Node("other", "EPContext")])
-    unknown = read({"a": 500, "b": 400, "c": 100}, cached, other, Part(CPU, linears("c")))
-    assert ([part.share for part in unknown.parts], unknown.unlisted) == ([0.1, 0.0, 0.0], 0.9)
+    unknown = read(counts, cached, other, Part(CPU, linears("c")))
+    assert ([part.share for part in unknown.parts], unknown.unlisted) == ([0.1, 0.1, 0.0], 0.8)
 
 
 def test_a_node_that_is_listed_twice_is_counted_once() -> None:

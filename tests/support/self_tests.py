@@ -25,8 +25,10 @@ def add_self_test(path: Path, *, images: tuple[TestImage, ...] = (), **changes: 
     images = images or tuple(TestImage(made=seed, size=(90, 70)) for seed in range(4))
     session = open_session(path, device="cpu", threads=1)
     pixels = [metadata.preprocess(image.open()) for image in images]
-    rows = [session.run(list(metadata.outputs), {"pixels": each[None]}) for each in pixels]
-    found = {name: np.concatenate(each) for name, each in zip(metadata.outputs, zip(*rows), strict=True)}
+    found = {
+        name: np.concatenate([session.run([name], {"pixels": each[None]})[0] for each in pixels])
+        for name in metadata.outputs
+    }
     best = [np.argsort(-row)[:3] for row in found["logits"]] if metadata.labels else [[] for _ in images]
     values: dict[str, Any] = dict(
         images=images,

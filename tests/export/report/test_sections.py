@@ -335,6 +335,7 @@ def test_technical_details_are_folded(results) -> None:
         "Calibration",
         "INT8, layer by layer",
         "What ONNX Runtime runs for INT8",
+        "Where it ran",
         "Rewrites of the exported graph",
         "Run, model, images and machine",
     ]

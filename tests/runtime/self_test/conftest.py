@@ -1,4 +1,4 @@
-"""The digits in float32 and INT8 with their self-tests, as the export writes them, and sessions with a fault."""
+"""The digits in float32 and INT8 with their self-tests, and sessions with a fault."""
 
 from __future__ import annotations
 

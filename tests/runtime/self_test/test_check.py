@@ -22,7 +22,9 @@ from tests.support.self_tests import add_self_test
 from vit_edge.__main__ import main
 
 FaultyDevice = Callable[..., None]
-same_bits = pytest.mark.skipif(cpu_kind() != "x86-vnni", reason="bits are compared on x86 CPUs with VNNI alone")
+same_bits = pytest.mark.skipif(
+    cpu_kind() != "x86-vnni", reason="bits are compared on x86 CPUs with VNNI alone"
+)
 
 
 # --- What passes ---
@@ -122,11 +124,11 @@ def test_what_computes_by_device() -> None:
 
 
 def test_minimum_of_int8_follows_its_noise() -> None:
-    assert min_sqnr("another CPU", "int8", 30.0) == 30
+    assert min_sqnr("another CPU", "int8", 30.0) == 27
     assert min_sqnr("16-bit floats", "int8", 30.0) == 24
     assert min_sqnr("float32", "int8", 90.0) == 60
     assert min_sqnr("the same CPU", "int8", 30.0) == 120
-    assert min_sqnr("another CPU", "float16", 60.0) == 30
+    assert min_sqnr("another CPU", "float16", 60.0) == 25
     assert min_sqnr("another CPU", "float32", EQUAL) == 90
 
 
@@ -154,7 +156,9 @@ def test_cpus_without_vnni_are_never_the_same(make_model: Any, monkeypatch: pyte
 def test_sqnr_is_the_lowest_of_all_outputs() -> None:
     one = np.ones((2, 3), np.float32)
     assert measure_sqnr({"a": one}, {"a": one}) == EQUAL
-    assert measure_sqnr({"a": one, "b": one}, {"a": one, "b": one * np.float32(1.1)}) == pytest.approx(20, abs=0.1)
+    assert measure_sqnr({"a": one, "b": one}, {"a": one, "b": one * np.float32(1.1)}) == pytest.approx(
+        20, abs=0.1
+    )
     assert measure_sqnr({"a": one}, {"a": one * np.nan}) == NOT_FINITE
 
 
@@ -166,7 +170,9 @@ def test_the_command_prints_a_table_and_a_verdict(digits: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["device", "variant", "opened"]
     assert [line.split()[:2] for line in lines[1:3]] == [["cpu", "int8"], ["cpu", "float32"]]
-    assert lines[3:5] == [f"cpu, model{name}: passed: the same bits as at the export" for name in (".int8.onnx", ".onnx")]
+    assert lines[3:5] == [
+        f"cpu, model{name}: passed: the same bits as at the export" for name in (".int8.onnx", ".onnx")
+    ]
     assert lines[5].startswith("fastest that passed: Classifier('")
     assert len(lines) == 6
 
