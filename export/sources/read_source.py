@@ -112,12 +112,13 @@ class WeightsReader:
 
     def read_facts(self) -> SourceFacts:
         """Return nothing: only the weights tell. Refuse files that are none."""
-        from vit.pretrained.weight_files import find_weights, refuse_other_files
+        from vit.pretrained.weight_files import INDEX, find_weights, refuse_other_files
 
         file = find_weights(self.path)
         refuse_other_files(file)
         advice = "give a run, or a file of weights"
-        refuse_kinds(file, NO_WEIGHTS, "a checkpoint or weights of a model", advice)
+        if not file.name.endswith(INDEX):
+            refuse_kinds(file, NO_WEIGHTS, "a checkpoint or weights of a model", advice)
         return SourceFacts()
 
     def read_source(self, step: Announce) -> Source:

@@ -99,13 +99,14 @@ def _check_options(options: ImportOptions) -> tuple[str, ...] | None:
 
 def _check_source(source: Path) -> None:
     """Find what does not fit before weights are read."""
-    from vit.pretrained.weight_files import find_weights, refuse_other_files
+    from vit.pretrained.weight_files import INDEX, find_weights, refuse_other_files
 
     file = find_weights(source)
     refuse_other_files(file)
     hint = "give a .safetensors, .pth or .npz file or its folder"
-    refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
-    _refuse_checkpoint(file)
+    if not file.name.endswith(INDEX):
+        refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
+        _refuse_checkpoint(file)
 
 
 def _refuse_checkpoint(file: Path) -> None:

@@ -24,7 +24,8 @@ PREFIX = "hf:"
 DOCUMENTS = ("config.json", PREPROCESSOR, PROCESSOR)
 FORM = f"{PREFIX}OWNER/NAME, with /FILE and @REVISION where they are needed"
 _WORD = r"\w(?:[\w.-]{0,94}\w)?"
-_NAME = re.compile(rf"({_WORD}/{_WORD})((?:/[^/@\\:\x00-\x1f]+)*)(?:@(\w[\w./-]*))?", re.ASCII)
+_FILE = re.compile(r"(?:/[^/@\\:\x00-\x1f]+)+")
+_NAME = re.compile(rf"({_WORD}/{_WORD})((?:{_FILE.pattern})?)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
 
@@ -208,7 +209,8 @@ def _look_up(name: _Name) -> _Listing:
         ) from error
     if not _COMMIT.fullmatch(commit := str(info.sha)):
         raise FailureError(f"{name.shown}: expected the hash of a commit from the hub, found {commit!r:.60}")
-    return _Listing(commit, [each.rfilename for each in info.siblings or ()])
+    names = [each.rfilename for each in info.siblings or ()]
+    return _Listing(commit, [each for each in names if _FILE.fullmatch(f"/{each}") and ".." not in each])
 
 
 def _fetch(name: _Name, found: _Listing, files: Iterable[str]) -> Path:
@@ -232,14 +234,19 @@ def _make_bar(step: Step) -> Any:
     """Return the class of a progress bar of the library that is not drawn, and moves a step."""
     from huggingface_hub import utils
 
+    bars: list[Any] = []  # a download from Xet makes two, of which the first counts the bytes of the file
+
     class Bar(cast("Any", utils).tqdm):  # type: ignore[misc]
         def __init__(self, *words: Any, **settings: Any) -> None:
             super().__init__(*words, **settings | {"disable": True})
-            step.total = settings.get("total") or 0
-            step.to(settings.get("initial") or 0)
+            bars.append(self)
+            if self is bars[0]:
+                step.total = settings.get("total") or 0
+                step.to(settings.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> None:
-            step.update(int(n or 0))
+            if self is bars[0]:
+                step.update(int(n or 0))
 
     return Bar
 
