@@ -51,13 +51,14 @@ class Options:
 
     checkpoint: Path | None = argument(
         None,
-        "checkpoint or its folder, or weights of another project (default: the digits example)",
+        "checkpoint or its folder, or weights of another project (hf:OWNER/NAME: on the Hugging Face hub; "
+        "default: the digits example)",
         metavar="CHECKPOINT",
     )
     onnx: Path | None = option(
         None,
-        "float32 ONNX model of another project, instead of a checkpoint: an .onnx file, or the folder "
-        "of optimum or transformers.js",
+        "float32 ONNX model of another project, instead of a checkpoint: an .onnx file, the folder of "
+        "optimum or transformers.js, or hf:OWNER/NAME[/FILE.onnx] on the Hugging Face hub",
         metavar="MODEL",
     )
     preprocess: Path | None = option(

@@ -177,6 +177,7 @@ def _list_origin(source: Mapping[str, Any]) -> list[str]:
     texts = {
         **dict.fromkeys(("checkpoint", "weights", "onnx"), "file"),
         "imported": "weights imported from",
+        "downloaded_from": "downloaded from",
         "trained_on": "trained on",
         "trained_from": "fine-tuned from",
     }

@@ -19,6 +19,7 @@ from export.sources.source import Reference, Source
 from export.write_artifact import hash_file
 from vit.data.public import public_name
 from vit.pretrained.description import UnstatedError
+from vit.pretrained.hub import describe_download, name_snapshot
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -37,9 +38,10 @@ def export_checkpoint(checkpoint: Checkpoint) -> Source:
         checkpoint,
         trained_on=frozenset(recipe.get("trained_on", ())) - {""},
         description={
-            "name": checkpoint.name,
+            "name": name_snapshot(checkpoint.path) or checkpoint.name,
             "checkpoint": checkpoint.path.name,
             "sha256": checkpoint.digest,
+            **describe_download(checkpoint.path, recipe.get("source")),
             **{name: public_name(str(recipe[key])) for key, name in origin.items() if recipe.get(key)},
             "config": checkpoint.model.config.to_dict(),
         },
@@ -55,7 +57,7 @@ def export_weights(path: Path) -> Source:
         SourceError: for weights that cannot be read or do not fit.
     """
     from vit.pretrained.load import import_model
-    from vit.pretrained.weight_files import find_weights
+    from vit.pretrained.weight_files import find_weights, name_weights
 
     try:
         found = import_model(path)
@@ -67,10 +69,11 @@ def export_weights(path: Path) -> Source:
         found,
         notes=found.notes,
         description={
-            "name": path.resolve().name if path.is_dir() else path.stem,
+            "name": name_weights(path),
             "weights": file.name,
             "format": found.format,
             "sha256": hash_file(file),
+            **describe_download(path),
             "config": found.model.config.to_dict(),
             **({"assumed": list(found.assumed)} if found.assumed else {}),
         },

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vit.pretrained.description import (
     read_preprocessor,
     refuse_other_scores,
 )
+from vit.pretrained.hub import name_snapshot
 from vit.pretrained.preprocessing import View, read_pretrained_cfg, read_processor
 
 Triple = tuple[float, float, float]
@@ -162,16 +163,26 @@ def find_onnx(source: Path) -> Path:
     """
     if not source.is_dir():
         return source
-    for path in (source / MODEL, source / SUBFOLDER / MODEL):
-        if os.path.lexists(path):  # what it is, if no file, is found when it is read
-            return path
-    found = sorted([*source.glob("*.onnx"), *(source / SUBFOLDER).glob("*.onnx")])
-    if len(found) == 1:
-        return found[0]
-    listed = ", ".join(str(path.relative_to(source)) for path in found) or "no .onnx file"
+    inside = (*source.glob("*.onnx"), *(source / SUBFOLDER).glob("*.onnx"))
+    found = choose_onnx([path.relative_to(source).as_posix() for path in inside])
+    if len(found) == 1:  # what it is, if no file, is found when it is read
+        return source / found[0]
+    listed = ", ".join(found) or "no .onnx file"
     raise OnnxModelError(
         f"{source}: expected {MODEL} or {SUBFOLDER}/{MODEL}, found {listed}; name the .onnx file itself"
     )
+
+
+def choose_onnx(names: Collection[str]) -> list[str]:
+    """Return the usual model among the names of a folder's files; without one, all that may be it.
+
+    Args:
+        names: relative to the folder, with / between their parts.
+    """
+    usual = [name for name in (MODEL, f"{SUBFOLDER}/{MODEL}") if name in names]
+    places = ("", SUBFOLDER)
+    models = (name for name in names if name.endswith(".onnx") and name.rpartition("/")[0] in places)
+    return usual[:1] or sorted(models)
 
 
 def name_onnx(file: Path) -> str:
@@ -180,9 +191,7 @@ def name_onnx(file: Path) -> str:
         return file.stem
     folder = Path(os.path.abspath(file)).parent  # noqa: PTH100 (a link of a cache leads to a name by content)
     folder = folder.parent if folder.name == SUBFOLDER else folder
-    if folder.parent.name == "snapshots":  # of a model in the hub's cache: models--ORGANIZATION--NAME
-        return folder.parent.parent.name.rpartition("--")[2] or file.stem
-    return folder.name or file.stem
+    return name_snapshot(folder) or folder.name or file.stem
 
 
 def _read_beside(folder: Path, config: Mapping[str, Any], source: Path) -> tuple[Mapping[str, Any], Path]:

@@ -31,13 +31,14 @@ from calibration.graph.layers import read_linear
 from calibration.graph.memory import open_graph_session
 from export.graph.canonicalize import canonicalize_onnx
 from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedding
-from export.sources.onnx_description import OnnxDescription, OnnxModelError, describe_onnx
+from export.sources.onnx_description import OnnxDescription, OnnxModelError, choose_onnx, describe_onnx
 from export.sources.scores import remove_softmax
 from export.sources.source import Reference, Source
 from runtime.model_file.integrity import is_beside, open_regular_file
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.text import clean_line, format_count
 from vit.pretrained.description import ONE_CLASS
+from vit.pretrained.hub import describe_download, download
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
 BIG_TENSOR = 2**16  # bytes; shapes, axes and scales, which the converter reads, are smaller
@@ -58,8 +59,32 @@ def read_onnx(model: Path, preprocess: Path | None = None) -> Source:
     """
     described = describe_onnx(model, preprocess)
     source = read_onnx_file(described.file, described.description)
-    assumed = {"assumed": list(described.assumed)} if described.assumed else {}
-    return replace(source, description={"name": described.name, **source.description, **assumed})
+    more = describe_download(described.file) | (
+        {"assumed": list(described.assumed)} if described.assumed else {}
+    )
+    return replace(source, description={"name": described.name, **source.description, **more})
+
+
+def fetch_onnx(source: Path) -> Path:
+    """Download an ONNX model by its name on the hub, with its external data and the documents beside it.
+
+    Args:
+        source: a name, as `hub.download` takes it; a path is returned as it is.
+
+    Returns:
+        The folder, or the .onnx file that the name has.
+
+    Raises:
+        SourceError, FailureError, MissingPackageError: as `hub.download`.
+        OnnxModelError: for a file that is no ONNX model.
+    """
+    return download(source, choose_onnx, _list_data_files, what="an ONNX model")
+
+
+def _list_data_files(file: Path) -> set[str]:
+    """Return the files with weights that a model names; one outside its folder is refused when it is read."""
+    tensors = _tensors(_parse(_read_bytes(file), file))
+    return {_entry(each).get("location", "") for each in tensors if _is_external(each)}
 
 
 def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
@@ -72,7 +97,9 @@ def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
         OnnxModelError: for a file that is no float image classifier with one input.
     """
     data = _read_bytes(path)
-    original = _standardize(_parse(data, path), path)
+    parsed = _parse(data, path)
+    _read_external(parsed, path)
+    original = _standardize(parsed, path)
     _check_classifier(original, path)
     if description.labels != ():  # an embedding may be of any form
         size = (PROBES, *description.preprocess.size, 3)
@@ -116,7 +143,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:
-    """Parse the model, with all its weights in memory."""
+    """Parse the model; external data stays in its files."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -124,7 +151,6 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
         raise OnnxModelError(f"{path}: not an ONNX model, or a damaged one ({error})") from error
     if not model.graph.node or not model.opset_import:
         raise OnnxModelError(f"{path}: not an ONNX model: it has no operators")
-    _read_external(model, path)
     return model
 
 
@@ -132,7 +158,7 @@ def _read_external(model: onnx.ModelProto, path: Path) -> None:
     """Read the weights that the model has in files beside it, each of which is opened once."""
     outside: dict[str, list[onnx.TensorProto]] = {}
     for each in _tensors(model):
-        if each.data_location == onnx.TensorProto.EXTERNAL:
+        if _is_external(each):
             outside.setdefault(_entry(each).get("location", ""), []).append(each)
     for location, tensors in sorted(outside.items()):
         weight, beside = repr(clean_line(tensors[0].name)), repr(clean_line(location))
@@ -164,6 +190,10 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
         if described.message_type is not None:
             for each in value if described.is_repeated else [value]:
                 yield from _tensors(each)
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
 def _entry(tensor: onnx.TensorProto) -> dict[str, str]:

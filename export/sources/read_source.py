@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import is_installed
 from runtime.errors import InputError, Interrupted, MissingPackageError, install_line
+from vit.pretrained.hub import is_hub_name
 
 if TYPE_CHECKING:
     from export.sources.source import Source
@@ -54,8 +55,9 @@ class CheckpointReader:
     def name(self) -> str:
         """Name of the run's folder."""
         from vit.document import checkpoint_name, find_checkpoint
+        from vit.pretrained.hub import name_snapshot
 
-        return checkpoint_name(find_checkpoint(self.path))
+        return name_snapshot(self.path) or checkpoint_name(find_checkpoint(self.path))
 
     def read_facts(self) -> SourceFacts:
         """Return the labels, the config, and that the training is not finished where it is not."""
@@ -103,17 +105,20 @@ class WeightsReader:
 
     @property
     def name(self) -> str:
-        """Name of the file or the folder."""
-        return self.path.resolve().name if self.path.is_dir() else self.path.stem
+        """Name of the file or the folder; on the hub, of the repository."""
+        from vit.pretrained.weight_files import name_weights
+
+        return name_weights(self.path)
 
     def read_facts(self) -> SourceFacts:
         """Return nothing: only the weights tell. Refuse files that are none."""
-        from vit.pretrained.weight_files import find_weights, refuse_other_files
+        from vit.pretrained.weight_files import INDEX, find_weights, refuse_other_files
 
         file = find_weights(self.path)
         refuse_other_files(file)
         advice = "give a run, or a file of weights"
-        refuse_kinds(file, NO_WEIGHTS, "a checkpoint or weights of a model", advice)
+        if not file.name.endswith(INDEX):
+            refuse_kinds(file, NO_WEIGHTS, "a checkpoint or weights of a model", advice)
         return SourceFacts()
 
     def read_source(self, step: Announce) -> Source:
@@ -159,7 +164,7 @@ SourceReader = CheckpointReader | ExampleReader | WeightsReader | OnnxReader
 
 
 def choose_source_reader(checkpoint: Path | None, onnx: Path | None, preprocess: Path | None) -> SourceReader:
-    """Return the reader for the source that a command line names.
+    """Return the reader for the source that a command line names; one on the hub is downloaded.
 
     Args:
         checkpoint: a checkpoint, or weights of another project; None, without `onnx`, for the example.
@@ -171,14 +176,19 @@ def choose_source_reader(checkpoint: Path | None, onnx: Path | None, preprocess:
         InputError: for an ONNX model without --onnx, and for the files of an export.
     """
     if onnx is not None:
+        if is_hub_name(onnx):
+            from export.sources.onnx_file import fetch_onnx
+
+            onnx = fetch_onnx(onnx)
         return OnnxReader(onnx, preprocess)
     if not is_installed("torch") or not is_installed("safetensors"):
         needs = f"{checkpoint or _EXAMPLE_RUN}: a checkpoint needs PyTorch; {install_line('export')}"
         raise MissingPackageError(f"{needs}; an ONNX model does not: python -m export --onnx MODEL")
     if checkpoint is None:
         return ExampleReader()
-    from vit.pretrained.weight_files import holds_weights
+    from vit.pretrained.weight_files import fetch_weights, holds_weights
 
+    checkpoint = fetch_weights(checkpoint)
     if holds_weights(checkpoint):
         return WeightsReader(checkpoint)
     inside = [*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")] if checkpoint.is_dir() else []
@@ -196,7 +206,7 @@ def choose_source_reader(checkpoint: Path | None, onnx: Path | None, preprocess:
 def check_onnx_source(file: Path) -> None:
     """Refuse what is no ONNX model, or one that an export of this project made."""
     if not os.path.lexists(file):
-        raise InputError(f"{file}: no such file; give an .onnx file or its folder")
+        raise InputError(f"{file}: no such file; give an .onnx file or its folder, or hf:OWNER/NAME")
     kinds = _NOT_ONNX if file.suffix == ".onnx" else (*_NOT_ONNX, "text")
     found = detect_file_kind(file)[0]
     advice = "leave --onnx out" if found == "safetensors" else "give an .onnx file or its folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,8 @@ class ImportOptions:
 
     source: Path = argument(
         REQUIRED,
-        "folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
+        "folder of Hugging Face or timm, OWNER/NAME[@REVISION] of the Hugging Face hub, or a .safetensors, "
+        ".pth, .ckpt, .bin or .npz file",
         metavar="SOURCE",
     )
     out: Path = option(REQUIRED, "folder for the checkpoint")
@@ -46,8 +47,14 @@ class ImportOptions:
 
 def run_import(options: ImportOptions) -> None:
     """Import the weights, and print what was found, what was assumed and the path of the checkpoint."""
-    labels = _check(options)
-    with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
+    labels = _check_options(options)
+    from vit.pretrained.hub import find_snapshot
+    from vit.pretrained.weight_files import fetch_weights
+
+    options = replace(options, source=fetch_weights(options.source, plain=True))
+    _check_source(options.source)
+    source = find_snapshot(options.source) or options.source.name
+    with only_writer(options.out), Step("vit", f"importing {source}"):
         from vit.checkpoint import save_checkpoint
         from vit.pretrained import import_model
         from vit.pretrained.load import replace_labels
@@ -57,7 +64,7 @@ def run_import(options: ImportOptions) -> None:
         )
         if options.labels and labels:
             found = replace_labels(found, options.labels, labels)
-        recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
+        recipe = {"imported": found.format, "source": source, "assumed": list(found.assumed)}
         recipe["notes"] = list(found.notes)
         path = save_checkpoint(
             options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
@@ -74,25 +81,32 @@ def run_import(options: ImportOptions) -> None:
     print(path)
 
 
-def _check(options: ImportOptions) -> tuple[str, ...] | None:
-    """Find what does not fit before weights are read, and return the labels of --labels."""
+def _check_options(options: ImportOptions) -> tuple[str, ...] | None:
+    """Find what does not fit before weights are downloaded, and return the labels of --labels."""
     if not is_installed("torch"):
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
-    from vit.pretrained.weight_files import find_weights, read_labels, refuse_other_files
+    from vit.pretrained.weight_files import read_labels
 
     if options.labels:
         expected = "a text file with the name of a class on each line"
         refuse_kinds(options.labels, _NO_LIST, expected, "write one, class 0 first")
     labels = read_labels(options.labels) if options.labels else None
-    file = find_weights(options.source)
-    refuse_other_files(file)
     check_folder(options.out)
     if not _replaceable(options.out):
         raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
-    hint = "give a .safetensors, .pth or .npz file or its folder"
-    refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
-    _refuse_checkpoint(file)
     return labels
+
+
+def _check_source(source: Path) -> None:
+    """Find what does not fit before weights are read."""
+    from vit.pretrained.weight_files import INDEX, find_weights, refuse_other_files
+
+    file = find_weights(source)
+    refuse_other_files(file)
+    hint = "give a .safetensors, .pth or .npz file or its folder"
+    if not file.name.endswith(INDEX):
+        refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
+        _refuse_checkpoint(file)
 
 
 def _refuse_checkpoint(file: Path) -> None:

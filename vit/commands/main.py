@@ -50,6 +50,7 @@ COMMANDS = {
         run_import,
         "turn weights of Hugging Face, timm, torchvision or Google into a checkpoint",
         (
+            "google/vit-base-patch16-224 --out runs/base",
             "vit-base-patch16-224/ --out runs/base",
             "weights.safetensors --heads 12 --out runs/base",
             "checkpoint.pth --labels classes.txt --out runs/base",

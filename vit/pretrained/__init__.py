@@ -4,6 +4,7 @@ Nothing in the files is executed: safetensors, `weights_only=True` and `allow_pi
 
 In reading order:
 
+    hub            download by a name on the Hugging Face hub
     weight_files   the file that holds the weights, and its tensors
     state_dict     one set of weights, without the names that wrappers put in front
     formats        names of the tensors in each source, and their names here
@@ -13,8 +14,8 @@ In reading order:
     convert        from the source's tensors to those of the model here
     load           the whole import
 
-The names below are imported when first asked for: `description` and `preprocessing` serve ONNX models too,
-where there may be no torch.
+The names below are imported when first asked for: `hub`, `description` and `preprocessing` serve ONNX models
+too, where there may be no torch.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from runtime.errors import InputError
 from runtime.images.preprocess import Preprocess
 from runtime.text import format_count
 from vit.adapt import interpolate_position
+from vit.checkpoint import Checkpoint, digest_tensors
 from vit.config import ConfigError
 from vit.model import ViT, compare_shapes
 from vit.pretrained.config import MOST_PATCHES, build_config, check_heads
@@ -19,6 +20,7 @@ from vit.pretrained.description import (
     Description,
     OtherModelError,
     SourceError,
+    UnstatedError,
     choose_labels,
     read_json,
     read_preprocessor,
@@ -27,7 +29,7 @@ from vit.pretrained.description import (
 from vit.pretrained.formats import Tensors, recognize_format
 from vit.pretrained.preprocessing import View, choose_view
 from vit.pretrained.state_dict import unwrap_state_dict
-from vit.pretrained.weight_files import find_description_folder, find_weights, read_weights
+from vit.pretrained.weight_files import fetch_weights, find_description_folder, find_weights, read_weights
 
 LISTED = 8  # names shown of each kind of misfit
 HINTS = (
@@ -62,7 +64,7 @@ def import_model(
     """Read a folder or file of weights; the format is recognized from the names of the tensors.
 
     Args:
-        source: a file of weights, or a folder with one.
+        source: a file of weights, or a folder with one; or hf:OWNER/NAME, on the Hugging Face hub.
         heads: attention heads, where the source does not state them; None reads or looks them up.
         activation: of the MLPs, as in `ViTConfig`; None reads or assumes it.
         weights: which set of weights, where a file has several; None prefers a moving average.
@@ -75,8 +77,9 @@ def import_model(
             missing, left over or misshapen, listing them.
         UnstatedError: where the number of heads is in neither source nor tensors.
     """
-    file = find_weights(Path(source))
-    folder = find_description_folder(Path(source), file)
+    source = fetch_weights(Path(source))
+    file = find_weights(source)
+    folder = find_description_folder(source, file)
     found = unwrap_state_dict(read_weights(file), file, weights=weights)
     form = recognize_format(found.tensors)
     if form is None:
@@ -128,6 +131,37 @@ def import_model(
 def import_vit(source: Path | str) -> ViT:
     """Return the model in a folder or file of weights, in evaluation mode; raises as `import_model`."""
     return import_model(source).model
+
+
+def import_checkpoint(source: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Import weights as a checkpoint in memory, from which a training can start.
+
+    Args:
+        source: as of `import_model`.
+
+    Returns:
+        the checkpoint, and one sentence per choice and per assumption.
+
+    Raises:
+        SourceError: as `import_model`.
+    """
+    try:
+        found = import_model(source)
+    except UnstatedError as error:
+        raise UnstatedError(f"{error} (an option of python -m vit import)") from error
+    assumed = (f"assumed, since the source does not say: {sentence}" for sentence in found.assumed)
+    checkpoint = Checkpoint(
+        config=found.model.config,
+        preprocess=found.preprocess,
+        labels=found.labels,
+        history=[],
+        recipe={"imported": found.format},
+        finished=True,
+        model=found.model,
+        digest=digest_tensors(found.model.state_dict()),
+        path=find_weights(source),
+    )
+    return checkpoint, (*found.notes, *assumed)
 
 
 def replace_labels(found: ImportedModel, file: Path, labels: tuple[str, ...]) -> ImportedModel:

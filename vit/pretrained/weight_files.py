@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from runtime.command.file_kinds import Kind, detect_file_kind
 from runtime.model_file.integrity import is_beside
 from vit.document import FILE_NAME, KEY, CheckpointError
 from vit.pretrained.description import SourceError, read_json
+from vit.pretrained.hub import download, name_snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,21 +81,54 @@ def find_weights(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.is_dir():
-        hint = "download the model first, and give its folder or its file of weights"
+        hint = "give the folder or the file of weights, or hf:OWNER/NAME of the Hugging Face hub"
         raise SourceError(f"{source}: no such folder or file; {hint}")
-    for name in (*NAMES, *(name + INDEX for name in NAMES)):
-        if (source / name).is_file():
-            return source / name
-    others = sorted(p for p in source.iterdir() if p.name.endswith(WEIGHTS) and p.name != "training_args.bin")
-    if len(others) != 1:
-        raise SourceError(f"{source}: expected one file of weights, found {_describe_found(source, others)}")
-    return others[0]
+    found = choose_weights([path.name for path in source.iterdir()])
+    if len(found) != 1:
+        raise SourceError(f"{source}: expected one file of weights, found {_describe_found(source, found)}")
+    return source / found[0]
 
 
-def _describe_found(source: Path, others: list[Path]) -> str:
+def choose_weights(names: Collection[str]) -> list[str]:
+    """Return the usual file of weights among the names of a folder; without one, all that may be it.
+
+    Args:
+        names: of files; those in folders of their own do not count.
+    """
+    usual = (name + end for name in NAMES for end in ("", INDEX))
+    if (first := next((name for name in usual if name in names), None)) is not None:
+        return [first]
+    weights = (name for name in names if name.endswith(WEIGHTS) and "/" not in name)
+    return sorted(name for name in weights if name != "training_args.bin")
+
+
+def fetch_weights(source: Path, *, plain: bool = False) -> Path:
+    """Download weights by their name on the hub: safetensors, or a .bin where there are none.
+
+    Args:
+        source: a name, as `hub.download` takes it; a path is returned as it is.
+        plain: take OWNER/NAME for a name too, where nothing of that name is here.
+
+    Returns:
+        A folder, or the file that the name has.
+
+    Raises:
+        SourceError, FailureError, MissingPackageError: as `hub.download`.
+    """
+    plain = plain and not source.name.endswith((*WEIGHTS, *OTHERS))
+    return download(source, choose_weights, _list_shards, what="a file of weights", plain=plain)
+
+
+def _list_shards(file: Path) -> set[str]:
+    """Return the files that an index names; none for any other file."""
+    named = read_json(file).get("weight_map") if file.name.endswith(INDEX) else None
+    return {str(name) for name in named.values()} if isinstance(named, dict) else set()
+
+
+def _describe_found(source: Path, others: list[str]) -> str:
     """Say what a folder holds in the place of one file of weights, and what to do."""
     if others:
-        return f"{', '.join(path.name for path in others)}; give the file itself"
+        return f"{', '.join(others)}; give the file itself"
     inside = sorted(p.parent.name for name in NAMES for p in source.glob(f"*/{name}"))
     if inside:
         return f"none, but {', '.join(inside)} inside have weights; give {source / inside[-1]}"
@@ -104,6 +138,15 @@ def _describe_found(source: Path, others: list[Path]) -> str:
     if list(source.glob("*.onnx")) or list(source.glob("onnx/*.onnx")):
         return f"none, but an ONNX model; export it with `python -m export --onnx {source}`"
     return "none; give the file itself"
+
+
+def name_weights(path: Path) -> str:
+    """Return the name of a model: of its folder or, on the hub, its repository; or of its file.
+
+    Args:
+        path: its folder, or one file of weights.
+    """
+    return (name_snapshot(path) or path.resolve().name) if path.is_dir() else path.stem
 
 
 def identify_other(name: str) -> str:

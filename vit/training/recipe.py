@@ -170,7 +170,10 @@ class TrainOptions:
         None, "tiny, small, base, large or huge (default: tiny, or what the preset or --from brings)"
     )
     source: Path | None = option(
-        None, "checkpoint to start from; it gets a new head for the new classes", flag="--from"
+        None,
+        "checkpoint to start from, or weights of another project (hf:OWNER/NAME: on the Hugging Face hub); "
+        "it gets a new head for the new classes",
+        flag="--from",
     )
     preset: str | None = option(
         None,

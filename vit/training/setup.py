@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scale_resize_to
@@ -41,6 +42,7 @@ class CheckedRun:
     recipe: Recipe
     data: TrainingData
     config: ViTConfig  # of the model that will be trained
+    source: Document | None = None  # that --from names; a Checkpoint where its weights are read already
 
 
 def check_training(options: TrainOptions) -> CheckedRun:
@@ -65,7 +67,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
         for wrong, why in ((recipe.merge_tokens, dense), (unused, other), (options.teacher, alone)):
             if wrong:
                 raise RecipeError(f"preset {recipe.name} {why}, or train the whole model (--preset finetune)")
-    source = read_document(options.source) if options.source else None
+    source, said = open_source(options.source) if options.source else (None, ())
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
         raise ConfigError(
@@ -74,7 +76,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
     choose_config(options, recipe, ("",), source)  # before a large folder is searched for images
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     recipe, notes = fit_batch(options, recipe, len(data.train))
-    data = replace(data, notes=(*data.notes, *notes))
+    data = replace(data, notes=(*said, *data.notes, *notes))
     config = choose_config(options, recipe, data.labels, source)
     merge_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and teacher.labels != data.labels:
@@ -82,7 +84,27 @@ def check_training(options: TrainOptions) -> CheckedRun:
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
             f"the images ({list_first(data.labels)}); fine-tune it on the same classes first"
         )
-    return CheckedRun(recipe, data, config)
+    return CheckedRun(recipe, data, config, source)
+
+
+def open_source(path: Path) -> tuple[Document, tuple[str, ...]]:
+    """Return the document of the checkpoint to start from, and sentences about what was assumed.
+
+    Weights of another project, and a name on the Hugging Face hub, give a whole `Checkpoint`.
+    """
+    from vit.pretrained.hub import is_hub_name
+    from vit.pretrained.weight_files import fetch_weights, holds_weights
+
+    file = fetch_weights(path)
+    if holds_weights(file):
+        from vit.pretrained.load import import_checkpoint
+
+        return import_checkpoint(file)
+    if not is_hub_name(path):
+        return read_document(file), ()
+    from vit.checkpoint import load_checkpoint
+
+    return load_checkpoint(file), ()
 
 
 def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -> PreparedRun:
@@ -91,10 +113,12 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
     `checked` is what `check_training` returned for the options; None checks them now.
     """
     checked = checked or check_training(options)
-    from vit.checkpoint import load_checkpoint
+    from vit.checkpoint import Checkpoint, load_checkpoint
+    from vit.pretrained.hub import find_snapshot
 
     recipe, data = checked.recipe, checked.data
-    source = load_checkpoint(options.source) if options.source else None
+    known = checked.source if isinstance(checked.source, Checkpoint) else None
+    source = known or (load_checkpoint(options.source) if options.source else None)
     model, preprocess = build_model(checked, source)
     if options.white_level is not None:
         try:
@@ -102,7 +126,9 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
         except ValueError as error:  # a level that no 16 bits have
             raise RecipeError(f"--white-level: {error}") from error
     teacher = load_checkpoint(options.teacher) if options.teacher else None
-    notes = {"from": source.digest, "from_name": source.name} if source else {}
+    notes: dict[str, Any] = {}
+    if source:
+        notes |= {"from": source.digest, "from_name": find_snapshot(source.path) or source.name}
     if teacher:
         notes["teacher"] = teacher.digest
     return PreparedRun(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
