@@ -172,6 +172,7 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         kernels = read_kernels(Path(session.end_profiling()))
     after = _read_resident_memory()
     artifact = read_artifact(model if info.path is None else info.path, sha256=info.sha256)
+    source = "model" if info.path is None else repr(info.path)
     facts = dict(
         device=info.device,
         file=artifact.name,
@@ -179,7 +180,7 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         opened=seconds,
         placement=info.placement,
         memory=None if before is None or after is None else (after - before) / 2**20,
-        use=f"{'Classifier' if info.labels else 'Embedder'}({info.path or 'model'!r}, device={info.device!r})",
+        use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     return _Opened(artifact=artifact, info=info, run=run, kernels=kernels, facts=facts)
 
