@@ -230,12 +230,14 @@ def _open_on(spec: DeviceSpec, request: _Request) -> onnxruntime.InferenceSessio
 
     def open_in(folder: Path) -> onnxruntime.InferenceSession:
         session = _create(spec, plugin, request, choose(folder=folder), folder)
-        if hash_files(*files) != model:  # or the cache would keep another model under this one's name
+        # Or the cache would keep another model under this one's name.
+        if folder.name != entry and hash_files(*files) != model:
             name = display_name(request.model)
             raise ArtifactError(f"{name}: it was replaced while it was opened; open it again")
         return session
 
-    return open_cached(Path(given.cache), entry_name(spec, plugin, model, choose(folder=None)), open_in)
+    entry = entry_name(spec, plugin, model, choose(folder=None))
+    return open_cached(Path(given.cache), entry, open_in)
 
 
 def _create(
