@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from export.__main__ import main
 from export.measure.inference import ModelFile, NotFiniteError, Run
 from export.measure.self_test import KEPT, choose_made_size, make_self_tests, read_photos
 from export.options import Options
 from runtime.images.preprocess import Preprocess
+from runtime.model_file.artifact import read_artifact
 from runtime.self_test.document import MOST_BYTES, SelfTest, TestImage, average_blocks
 from runtime.self_test.made_images import MOST_EDGE
+from tests.support.html_page import Page
+from tools.expected_drift import random_checkpoint
 from vit.data.datasets import DataError
 
 ENVIRONMENT = {"cpu": "Some CPU", "cpu_kind": "x86", "packages": {"onnxruntime": "1.32.0"}}
@@ -227,3 +232,30 @@ def test_means_of_blocks() -> None:
     exact = pixels[2:4, 3:6].reshape(-1, 3).mean(axis=0)
     assert (means[1, 1] == np.floor(exact + 0.5)).all()
     np.testing.assert_array_equal(average_blocks(pixels[:1, :1]), np.broadcast_to(pixels[:1, :1], (8, 8, 3)))
+
+
+def test_the_command_line_and_the_report_say_that_photos_travel(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = random_checkpoint(tmp_path / "model.safetensors")
+    words = [str(checkpoint), "--evaluate", str(photos), "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main([*words, "--self-test", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    for options, count in (([], 0), (["--self-test", str(photos)], 3)):
+        assert main([*words, *options]) == 0
+        told = capsys.readouterr().out
+        test = read_artifact(tmp_path / "out" / "model.onnx").self_test
+        assert test is not None
+        size = sum(len(each.jpeg or b"") for each in test.images)
+        report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["self_test"]
+        assert report["photo_bytes"] == size
+        assert report["models"]["float32"]["photos"] == count
+        page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+        assert page.flaws() == []
+        assert "self-test in each file: 8 made images" in told
+        sentence = (
+            f"every model file holds 3 photos of --self-test ({size:,} bytes of JPEG): whoever has a file"
+        )
+        assert (sentence in told) == (count > 0)
+        assert (f"travel in every model file, {size:,} bytes of JPEG" in page.text) == (count > 0)
+        assert ("no photo is in the files" in page.text) == (count == 0)
