@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .results import P, Prediction, Result, explain_unsure, make_prediction
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from .self_test.check import DeviceCheck
 
 
 class Classifier(LoadedModel[Prediction]):
@@ -136,6 +138,21 @@ class Classifier(LoadedModel[Prediction]):
             Result(image, answer, error if answer is None else explain_unsure(answer, self._min_score))
             for image, answer, error in found
         )
+
+    def check(self) -> DeviceCheck:
+        """Run the self-test in the model file on the device of this model, in a session of its own.
+
+        Returns:
+            Whether it passed, and the fault where it did not.
+
+        Raises:
+            ArtifactError: when the model file is gone.
+        """
+        from .self_test.check import check_model
+
+        device: Any = self.info.device
+        threads, options = self.info.threads, self._device_options
+        return check_model(self._source, device=device, threads=threads, options=options)
 
     def _answer(self, row: npt.NDArray[np.float32]) -> Prediction:
         return make_prediction(row, self.info.labels, self._top, self.info.temperature, self._min_score)

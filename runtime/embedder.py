@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from .results import P
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from .self_test.check import DeviceCheck
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,14 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         """
         found = self._run_many(images, workers=workers, batch=batch, ordered=ordered)
         return (Embedded(image, answer, error) for image, answer, error in found)
+
+    def check(self) -> DeviceCheck:
+        """Run the self-test in the model file, as `Classifier.check` does."""
+        from .self_test.check import check_model
+
+        device: Any = self.info.device
+        threads, options = self.info.threads, self._device_options
+        return check_model(self._source, device=device, threads=threads, options=options)
 
     def _answer(self, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return make_embedding(row, normalize=self._normalize)

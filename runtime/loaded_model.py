@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .onnx_runtime import InferenceSession
-    from .self_test.check import DeviceCheck
 
 # --- Load: check a model file, open it on a device, and describe both ---
 
@@ -209,21 +208,6 @@ class LoadedModel(ABC, Generic[A]):
         """
         blank = np.full((1, *self.info.preprocess.size, 3), 127, np.uint8)
         self._answer(self._run(self._open_session(), blank, self._output)[0])
-
-    def check(self) -> DeviceCheck:
-        """Run the self-test in the model file on the device of this model, in a session of its own.
-
-        Returns:
-            Whether it passed, and the fault where it did not.
-
-        Raises:
-            ArtifactError: when the model file is gone.
-        """
-        from .self_test.check import check_model
-
-        device: Any = self.info.device
-        threads, options = self._options["threads"], self._device_options
-        return check_model(self._source, device=device, threads=threads, options=options)
 
     def close(self) -> None:
         """Release the model. Predictions that run in other threads are completed."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from ..classifier import Classifier
-from ..command.line import PACKAGE, print_error
+from ..command.line import PACKAGE, divert_standard_output, print_error
 from ..command.locking import only_writer
 from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
@@ -28,7 +27,7 @@ from .verbose import print_model
 
 def label_images(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code."""
-    with _divert_standard_output():
+    with divert_standard_output():
         classify = Classifier(
             options.model,
             device=options.device,
@@ -45,21 +44,6 @@ def label_images(options: RunOptions) -> int:
     # Two runs that sort into one folder would replace each other's links where images share a name.
     with only_writer(options.sort_into) if options.sort_into else nullcontext():
         return _classify_all(classify, options)
-
-
-@contextmanager
-def _divert_standard_output() -> Iterator[None]:
-    """Send what native code prints while a model is opened to standard error: the lines go to this output.
-
-    Qualcomm's simulator prints one line when it starts.
-    """
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _classify_all(classify: Classifier, options: RunOptions) -> int:

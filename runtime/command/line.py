@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from ..errors import FAILED, INTERRUPTED, Interrupted, VitEdgeError, install_line
@@ -52,6 +53,21 @@ def run_command(
     except BrokenPipeError:  # the reader of standard output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+@contextmanager
+def divert_standard_output() -> Iterator[None]:
+    """Send what native code prints to standard error, while standard output is for results.
+
+    Qualcomm's simulator prints one line when it starts.
+    """
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_error(name: str, message: object, code: int) -> int:

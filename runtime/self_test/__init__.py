@@ -4,7 +4,7 @@ In reading order:
 
     made_images  make the images, with integers alone, so that every language makes the same bytes
     document     the JSON document in the model file
-    thresholds   how far a device's answers may be from those
+    thresholds   limits on the distance from these answers
     answers      outputs of a session for these images, and their distance from others
     check        run the self-test on a device
     diagnose     name the fault where it fails

@@ -171,7 +171,8 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         run(np.full((*info.preprocess.size, 3), 127, np.uint8))
         kernels = read_kernels(Path(session.end_profiling()))
     after = _read_resident_memory()
-    artifact = read_artifact(model if info.path is None else info.path)
+    artifact = read_artifact(model if info.path is None else info.path, sha256=info.sha256)
+    source = "model" if info.path is None else repr(info.path)
     facts = dict(
         device=info.device,
         file=artifact.name,
@@ -179,7 +180,7 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         opened=seconds,
         placement=info.placement,
         memory=None if before is None or after is None else (after - before) / 2**20,
-        use=f"{'Classifier' if info.labels else 'Embedder'}({info.path!r}, device={info.device!r})",
+        use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     return _Opened(artifact=artifact, info=info, run=run, kernels=kernels, facts=facts)
 
@@ -202,7 +203,8 @@ def _collect_evidence(opened: _Opened, self_test: SelfTest, options: DeviceOptio
         for which in ("file", "float32")
     )
     outputs = keep_columns(self_test, [rows[index] for index in compared])
-    quantization = measure_sqnr(floats, recorded)
+    every = self_test.outputs.items()
+    quantization = measure_sqnr({n: a.float32 for n, a in every}, {n: a.file for n, a in every})
     arithmetic = find_arithmetic(info.device, info.variant, options, same_machine=is_same_machine(self_test))
     minimum = min_sqnr(arithmetic, info.variant, quantization)
     evidence = Evidence(

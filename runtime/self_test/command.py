@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..batch.options import DeviceChoice
-from ..command.line import PACKAGE, run_command
+from ..command.line import PACKAGE, divert_standard_output, run_command
 from ..command.parser import REQUIRED, Parser, argument, option, options_from
 from ..errors import DONE, FAILED, InputError
 from ..text import make_printable
@@ -67,7 +67,8 @@ def make_parser(prog: str) -> Parser:
 
 
 def _run(options: CheckOptions) -> int:
-    checks = list(_check_in_turn(options))
+    with divert_standard_output():
+        checks = list(_check_in_turn(options))
     passed = [each for each in checks if each.passed and each.latency_ms is not None]
     fastest = min(passed, key=lambda each: each.latency_ms or 0, default=None)
     if options.json:

@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a self-test has found, for a diagnosis."""
+    """Results of a self-test, for a diagnosis."""
 
     artifact: Artifact
     info: ModelInfo
@@ -74,21 +74,21 @@ class Evidence:
     @property
     def labels_equal(self) -> int | None:
         """Compared images with the best class of the exporting machine; None where there are no classes."""
-        return len(self.compared) - len(self._changed_labels()) if "logits" in self.recorded else None
+        return len(self.compared) - len(self._find_changed_labels()) if "logits" in self.recorded else None
 
     @property
     def is_good(self) -> bool:
-        """Whether the numbers are near enough: outputs, and best classes that no allowed noise can change."""
+        """True if the outputs are near enough, and no best class changed that allowed noise cannot change."""
         if self.sqnr < self.minimum:
             return False
-        if not (changed := self._changed_labels()):
+        if not (changed := self._find_changed_labels()):
             return True
         rows = self.recorded["logits"][changed]
         best = np.sort(rows, axis=1)
         noise = np.sqrt(np.square(self.recorded["logits"]).mean()) * 10 ** (-self.minimum / 20)
         return not (best[:, -1] - best[:, -2] > _CLEAR * noise).any()
 
-    def _changed_labels(self) -> list[int]:
+    def _find_changed_labels(self) -> list[int]:
         if "logits" not in self.recorded:
             return []
         best = (each["logits"].argmax(axis=1) for each in (self.recorded, self.outputs))

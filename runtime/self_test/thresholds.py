@@ -1,4 +1,4 @@
-"""How far a device's answers may be from those of the exporting machine, by what computes them."""
+"""Limits on the distance from the answers of the exporting machine, by what computes the answers."""
 
 from __future__ import annotations
 

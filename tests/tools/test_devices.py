@@ -22,6 +22,7 @@ from tools.devices.engines import ENGINES, EngineError, measure_engine
 from tools.devices.root import SetUpError, _pins, expect_programs
 
 GOOD: Mapping[str, Any] = {
+    "checks": ["passed: the same bits as at the export"],
     "target": "any-cpu",
     "sqnr": 41.0,
     "labels": ["1", "2"],
@@ -81,6 +82,7 @@ def test_an_arm_program_sees_debian_and_the_cpu_and_only_tests_need_proot(tmp_pa
         ({"sqnr": 34.9}, "expected an SQNR of at least 35.0 dB, found 34.9"),
         ({"integer": 2}, "2 of 3 linears in integer kernels"),
         ({"integer": 0, "linears": 0}, "0 of 0 linears"),
+        ({"checks": ["passed: 50.1 dB", "weights: 10.0 dB"]}, "here: weights: 10.0 dB"),
     ],
 )
 def test_what_is_wrong_on_one_cpu(change: dict[str, Any], message: str | None) -> None:

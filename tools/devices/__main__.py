@@ -161,6 +161,7 @@ def wrong_alone(name: str, found: Mapping[str, Any]) -> list[str]:
         faults.append(f"{name}: expected an SQNR of at least {LEAST_SQNR} dB, found {found['sqnr']:.1f}")
     if found["integer"] != found["linears"] or not found["linears"]:
         faults.append(f"{name}: {found['integer']} of {found['linears']} linears in integer kernels")
+    faults += [f"{name}: {verdict}" for verdict in found["checks"] if not verdict.startswith("passed: ")]
     return faults
 
 

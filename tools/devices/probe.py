@@ -15,7 +15,7 @@ import numpy as np
 
 from calibration.measure.verify import INTEGER_KERNELS, verify_kernels
 from calibration.plan import QuantizationPlan
-from runtime import read_metadata
+from runtime import check_model, read_metadata
 from runtime.cpu import cpu_kind
 from runtime.session import needs_exact_kernels, open_session
 
@@ -28,7 +28,8 @@ def probe(folder: Path, images: Path) -> dict[str, Any]:
         images: a folder of images.
 
     Returns:
-        The CPU, the target, the labels of both files and the SQNR of the INT8 logits in dB.
+        The CPU, the target, the labels of both files, the SQNR of the INT8 logits in dB, and the verdicts of
+        the self-tests.
     """
     logits, labels = {}, {}
     paths = sorted(images.iterdir())
@@ -51,6 +52,7 @@ def probe(folder: Path, images: Path) -> dict[str, Any]:
         "labels": labels["model.int8.onnx"],
         "linears": len(kernels.linears),
         "integer": sum(kernel in INTEGER_KERNELS for kernel in kernels.linears.values()),
+        "checks": [check_model(folder / name, baseline=1.0).verdict for name in logits],
     }
 
 

@@ -73,6 +73,7 @@ def test_a_classifier_checks_itself(make_model: Any) -> None:
         found = classify.check()
     assert found.passed
     assert found.file == "the model"
+    assert found.use == "Classifier(model, device='cpu')"
 
 
 def photo() -> bytes:
