@@ -48,7 +48,7 @@ mutants: $(INSTALLED) ## change the code in thousands of ways and count which ch
 arm: $(INSTALLED) ## the model files on emulated ARM64 and x86 CPUs (apt-get install qemu-user-static mmdebstrap proot)
 	$(BIN)/python -m tools.devices --tests
 
-browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chromium, under three minutes
+browser: $(INSTALLED) javascript/node_modules ## the browser page, driven in Chromium, about four minutes
 	@command -v chromium >/dev/null || { echo "expected chromium on the path, found none; apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/browser
 

@@ -76,7 +76,7 @@ export async function checkAnswers(model, selfTest, { images = Infinity, openExa
   const [found, minimum] = [measure(selfTest, answers, "file"), minSqnr(device, variant, selfTest)];
   const labels = answers.filter(({ logits }, at) => !logits || indexOfMax(logits) === selfTest.top[at][0][0]).length;
   const passed = found >= minimum && labels === count;
-  const words = `${found.toFixed(1)} dB on ${device} (minimum: ${minimum.toFixed(1)} dB), ${labels} of ${count} labels equal`;
+  const words = `${labels} of ${count} labels equal, ${found.toFixed(1)} dB on ${device} (minimum: ${minimum.toFixed(1)} dB)`;
   const [fault, cause] =
     findFault(model, selfTest, same) ?? (passed ? [null, ""] : await explain(model, selfTest, pixels, found, openExact));
   return {
@@ -183,11 +183,12 @@ function findFault({ metadata: { labels } }, { top }, same) {
   const wrong = top.flat().find(([index, label]) => labels[index] !== label);
   if (wrong) {
     const [here, there] = [labels[wrong[0]], wrong[1]].map((label) => listed([label]));
-    return ["labels", `class ${wrong[0]} is ${here}, in the self-test ${there}: the labels are those of another file; export it again`];
+    return ["labels", `class ${wrong[0]} is ${here}, in the self-test ${there}: labels of another file; export it again`];
   }
   const other = same.filter((each) => !each).length;
   if (!other) return null;
-  return ["preprocessing", `${other} of ${same.length} images have other pixels than at the export; update this package, or export it again`];
+  const words = `${other} of ${same.length} images have other pixels than at the export`;
+  return ["preprocessing", `${words}; update this package, or export it again`];
 }
 
 /**

@@ -94,7 +94,7 @@ def test_the_self_test_runs_at_the_first_start_alone(plan: Seen, seen: Seen) -> 
     first, later = seen["plain"]["facts"]["device"], seen["plain"]["offline"]["device"]
     assert re.fullmatch(
         r"In WebAssembly: this browser has WebGPU, but no GPU for it\. "
-        r"Self-test passed: 2 of 2 labels equal, \d+\.\d dB \(minimum: \d+\.\d dB\)\.",
+        r"Self-test passed: 2 of 2 labels equal, \d+\.\d dB on wasm \(minimum: \d+\.\d dB\)\.",
         first,
     )
     assert later == f"{first} Checked at the first start."
