@@ -32,7 +32,7 @@ def _is_list(value: Any, kind: type) -> bool:
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
-    **dict.fromkeys(("data", "imported", "from_name"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("data", "imported", "from_name", "head"), lambda value: isinstance(value, str)),
     "trained_on": lambda value: _is_list(value, str),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (

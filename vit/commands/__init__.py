@@ -4,6 +4,7 @@ In reading order:
 
     train           train
     import_weights  import
+    import_classes  its classes in words and by example
     inspect_run     summary and plots
     main            the parser
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import is_installed
@@ -14,6 +14,17 @@ from runtime.command.progress import Step, print_for_people
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
+from vit.commands.import_classes import (
+    ADDS_TO,
+    CheckedClasses,
+    ClassesError,
+    check_checkpoint,
+    check_classes,
+    make_classes,
+)
+
+if TYPE_CHECKING:
+    from vit.pretrained.load import ImportedModel
 
 _NO_LIST: tuple[Kind, ...] = (
     *("image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"),
@@ -32,6 +43,24 @@ class ImportOptions:
     )
     out: Path = option(REQUIRED, "folder for the checkpoint")
     labels: Path | None = option(None, "names of the classes, one per line, class 0 first", metavar="FILE")
+    classes: str | None = option(
+        None,
+        "classes in words for a CLIP or SigLIP model: a file with one per line, or a list with commas",
+        metavar="WORDS",
+    )
+    template: tuple[str, ...] = option(
+        (),
+        "text that a class is written into, in the place of {}; may be repeated (default: a photo of a {})",
+        metavar="TEXT",
+    )
+    examples: Path | None = option(
+        None,
+        "folder with a folder of a few images for each class; with --add-class, the images of one class",
+        metavar="FOLDER",
+    )
+    add_class: str | None = option(
+        None, "add this class to SOURCE, a checkpoint whose classes came from --examples", metavar="LABEL"
+    )
     heads: int | None = option(None, "number of attention heads, if the source does not say it")
     # Those of vit.config, whose import costs --help time.
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = option(
@@ -46,19 +75,21 @@ class ImportOptions:
 
 def run_import(options: ImportOptions) -> None:
     """Import the weights, and print what was found, what was assumed and the path of the checkpoint."""
-    labels = _check(options)
-    with only_writer(options.out), Step("vit", f"importing {options.source.name}"):
+    labels, classes = _check(options)
+    with only_writer(options.out):
         from vit.checkpoint import save_checkpoint
-        from vit.pretrained import import_model
-        from vit.pretrained.load import replace_labels
 
-        found = import_model(
-            options.source, heads=options.heads, activation=options.activation, weights=options.weights
-        )
+        with Step("vit", f"importing {options.source.name}"):
+            found, recipe = _read_source(options)
         if options.labels and labels:
+            from vit.pretrained.load import replace_labels
+
             found = replace_labels(found, options.labels, labels)
-        recipe = {"imported": found.format, "source": options.source.name, "assumed": list(found.assumed)}
-        recipe["notes"] = list(found.notes)
+        if options.classes or options.examples:
+            found, facts = make_classes(options, classes, found)
+            facts["trained_on"] = [*recipe.get("trained_on", ()), *facts.get("trained_on", ())]
+            recipe |= facts
+        recipe |= {"assumed": list(found.assumed), "notes": list(found.notes)}
         path = save_checkpoint(
             options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
         )
@@ -74,8 +105,30 @@ def run_import(options: ImportOptions) -> None:
     print(path)
 
 
-def _check(options: ImportOptions) -> tuple[str, ...] | None:
-    """Find what does not fit before weights are read, and return the labels of --labels."""
+def _read_source(options: ImportOptions) -> tuple[ImportedModel, dict[str, Any]]:
+    """Return the model of SOURCE, weights or a checkpoint, and what the recipe says of its origin."""
+    from vit.pretrained.load import ImportedModel, import_model
+    from vit.pretrained.weight_files import find_weights
+
+    source = {"source": options.source.name}
+    if _is_checkpoint(find_weights(options.source)):
+        from vit.checkpoint import load_checkpoint
+
+        from_run = load_checkpoint(options.source)
+        kept = {
+            name: from_run.recipe[name] for name in ("trained_on", "templates") if name in from_run.recipe
+        }
+        kept |= {"imported": from_run.recipe.get("imported", "vit-edge"), "from": from_run.digest}
+        found = ImportedModel(from_run.model, from_run.preprocess, from_run.labels, "vit-edge", ())
+        return found, kept | {"from_name": from_run.name} | source
+    found = import_model(
+        options.source, heads=options.heads, activation=options.activation, weights=options.weights
+    )
+    return found, {"imported": found.format} | source
+
+
+def _check(options: ImportOptions) -> tuple[tuple[str, ...] | None, CheckedClasses]:
+    """Find what does not fit before weights are read, and return the labels of --labels and the classes."""
     if not is_installed("torch"):
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
     from vit.pretrained.weight_files import find_weights, read_labels, refuse_other_files
@@ -84,6 +137,7 @@ def _check(options: ImportOptions) -> tuple[str, ...] | None:
         expected = "a text file with the name of a class on each line"
         refuse_kinds(options.labels, _NO_LIST, expected, "write one, class 0 first")
     labels = read_labels(options.labels) if options.labels else None
+    classes = check_classes(options)
     file = find_weights(options.source)
     refuse_other_files(file)
     check_folder(options.out)
@@ -91,18 +145,17 @@ def _check(options: ImportOptions) -> tuple[str, ...] | None:
         raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
     hint = "give a .safetensors, .pth or .npz file or its folder"
     refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
-    _refuse_checkpoint(file)
-    return labels
+    if _is_checkpoint(file):
+        check_checkpoint(options, file)
+    elif options.add_class is not None:
+        raise ClassesError(f"{options.source}: --add-class {ADDS_TO}, found weights of another project")
+    return labels, classes
 
 
-def _refuse_checkpoint(file: Path) -> None:
-    from vit.document import KEY, CheckpointError, read_header
+def _is_checkpoint(file: Path) -> bool:
+    from vit.document import KEY, read_header
 
-    if detect_file_kind(file)[0] == "safetensors" and KEY in read_header(file):
-        raise CheckpointError(
-            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
-            "for example in python -m export or in python -m vit train --from"
-        )
+    return detect_file_kind(file)[0] == "safetensors" and KEY in read_header(file)
 
 
 def _replaceable(out: Path) -> bool:

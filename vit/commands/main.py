@@ -53,6 +53,8 @@ COMMANDS = {
             "vit-base-patch16-224/ --out runs/base",
             "weights.safetensors --heads 12 --out runs/base",
             "checkpoint.pth --labels classes.txt --out runs/base",
+            'siglip2-base/ --classes "cat, dog, empty field" --out runs/words',
+            "runs/base --examples PHOTOS --out runs/mine",
         ),
     ),
     "summary": Command(

@@ -1,0 +1,124 @@
+"""A head without training: its classes are vectors, from words or from a few example images.
+
+Embedding and class vectors have length 1, so their products are cosines, and logits are cosines times a scale
+(plus SigLIP's bias). The head is one linear layer, whose rows are the class vectors times the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.errors import InputError
+from vit.data.batches import Store
+from vit.data.datasets import DataError
+from vit.data.training_images import targets_of
+from vit.model import ViT
+from vit.training.probe import compute_features
+
+# Scales that a head of examples may have; 100 is the largest of CLIP (arXiv 2103.00020, section 2.5).
+SCALES = torch.logspace(0, 2, 81)
+DEFAULT_SCALE = 20.0  # where no class has two examples to fit it on
+
+
+class HeadError(InputError):
+    """A head that class vectors cannot be added to."""
+
+
+def attach_head(
+    model: ViT, vectors: Tensor, *, scale: float, bias: float = 0.0, projection: Tensor | None = None
+) -> ViT:
+    """Return a copy of `model` whose logits are scaled cosines between an image and each class.
+
+    Args:
+        model: of any head, which is left out.
+        vectors: of the classes, float32 `[classes, width]`, of length 1.
+        scale: the factor of the cosines.
+        bias: added to each logit.
+        projection: of the pooled features to the width of the vectors, `[width, pooled]`; None keeps the
+            model's, which mostly has none.
+    """
+    width = model.config.projection if projection is None else len(projection)
+    config = replace(model.config, representation=None, projection=width, cosine_head=True)
+    made = ViT(replace(config, classes=len(vectors)))
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    if projection is not None:
+        tensors |= {"projection.weight": projection, "projection.bias": torch.zeros(len(projection))}
+    tensors |= {"head.weight": scale * vectors, "head.bias": torch.full((len(vectors),), bias)}
+    made.load_state_dict(tensors)
+    return made.eval()
+
+
+def embed_images(model: ViT, store: Store, progress: Callable[[int], object]) -> tuple[Tensor, np.ndarray]:
+    """Return the embeddings of readable images, float32 `[n, width]` of length 1, and their class indices."""
+    found = compute_features(model, store, torch.device("cpu"), progress)
+    good = found["good"].bool()
+    return F.normalize(found["features"][good], dim=-1), targets_of(store.images)[good.numpy()]
+
+
+def average_examples(embeddings: Tensor, targets: np.ndarray, labels: Sequence[str]) -> Tensor:
+    """Return the mean embedding of each class, float32 `[classes, width]`, scaled to length 1.
+
+    Raises:
+        DataError: for a class without an image.
+    """
+    counts = np.bincount(targets, minlength=len(labels))
+    if not counts.all():
+        raise DataError(f"expected images of each class, found none of {labels[int(counts.argmin())]}")
+    return F.normalize(_sum_classes(embeddings, targets, len(labels)), dim=-1)
+
+
+def _sum_classes(embeddings: Tensor, targets: np.ndarray, classes: int) -> Tensor:
+    sums = torch.zeros(classes, embeddings.shape[1])
+    return sums.index_add(0, torch.from_numpy(targets), embeddings)
+
+
+def fit_scale(embeddings: Tensor, targets: np.ndarray, words: Tensor | None = None) -> float | None:
+    """Return the scale whose scores fit the examples best, each left out of its own class's mean.
+
+    It minimizes the cross-entropy of the softmax. Without an example to spare in any class it is None.
+
+    Args:
+        embeddings: of the examples, float32 `[n, width]`, of length 1.
+        targets: class indices, int64 `[n]`.
+        words: class vectors to which the means are added, as `combine` does; None for none.
+    """
+    index = torch.from_numpy(targets)
+    classes = int(targets.max()) + 1
+    sums = _sum_classes(embeddings, targets, classes)
+    spare = torch.bincount(index)[index] > 1
+    if not spare.any():
+        return None
+    cosines = embeddings @ combine(F.normalize(sums, dim=-1), words).T
+    without = combine(F.normalize(sums[index] - embeddings, dim=-1), None if words is None else words[index])
+    cosines[torch.arange(len(index)), index] = (embeddings * without).sum(-1)
+    losses = [F.cross_entropy(scale * cosines[spare], index[spare]) for scale in SCALES]
+    return float(SCALES[int(torch.stack(losses).argmin())])
+
+
+def combine(means: Tensor, words: Tensor | None) -> Tensor:
+    """Return the mean of two vectors per class, scaled to length 1; without `words` the first."""
+    return means if words is None else F.normalize(means + words, dim=-1)
+
+
+def add_class(model: ViT, vector: Tensor) -> ViT:
+    """Return a copy of `model` with one class more, at the scale of its others.
+
+    Args:
+        model: with a head that `attach_head` made.
+        vector: of the new class, float32 `[width]`, of length 1.
+
+    Raises:
+        HeadError: for any other head, whose logits are no cosines.
+    """
+    weight, bias = model.head.weight.detach(), model.head.bias.detach()
+    lengths = weight.norm(dim=1) if model.config.cosine_head else torch.zeros(1)
+    if not lengths.min() > 0.999 * lengths.max():
+        raise HeadError("expected a head of class vectors, found one that was trained")
+    scale = float(lengths.mean())
+    return attach_head(model, torch.cat([weight / scale, vector[None]]), scale=scale, bias=float(bias[0]))

@@ -1,0 +1,248 @@
+"""python -m vit import --classes, --examples and --add-class: classes without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.command.progress import Step
+from runtime.errors import InputError
+from runtime.text import format_count, list_first
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from runtime.images.preprocess import Preprocess
+    from vit.commands.import_weights import ImportOptions
+    from vit.data.datasets import Images
+    from vit.model import ViT
+    from vit.pretrained.load import ImportedModel
+
+TEMPLATE = "a photo of a {}"
+EXAMPLES = "examples"  # the origin of a head that classes can be added to
+ADDS_TO = "adds to a checkpoint whose classes came from --examples alone"
+LARGEST_DIFFERENCE = 1e-3  # of two embeddings of length 1, from this model and from transformers
+
+
+class ClassesError(InputError):
+    """Options of classes that do not fit each other or their files."""
+
+
+@dataclass(frozen=True)
+class CheckedClasses:
+    """Classes that were asked for; a checked one without words and images keeps the head of the source."""
+
+    words: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    examples: Images | None = None
+
+
+def check_classes(options: ImportOptions) -> CheckedClasses:
+    """Find what does not fit before weights are read.
+
+    Raises:
+        ClassesError: for options that do not go together, and for classes of less than two names.
+        DataError: for a folder of examples without images, or without classes.
+    """
+    _check_together(options)
+    words = () if options.classes is None else read_words(options.classes)
+    if words:
+        from vit.pretrained.text_tower import check_text_tower
+
+        check_text_tower(options.source)
+    images = None if options.examples is None else _open_examples(options.examples, options.add_class, words)
+    return CheckedClasses(words, options.template or (TEMPLATE,), images)
+
+
+def _check_together(options: ImportOptions) -> None:
+    wrong = {
+        "--template writes the words of --classes; give both": options.template and not options.classes,
+        "--add-class needs --examples FOLDER, with images of the class": options.add_class
+        and not options.examples,
+        "--add-class adds one class from images; leave --classes out": options.add_class and options.classes,
+        "--classes and --examples bring their labels; leave --labels out": options.labels
+        and (options.classes or options.examples),
+    }
+    for message, found in wrong.items():
+        if found:
+            raise ClassesError(message)
+    for template in options.template:
+        if template.count("{}") != 1:
+            raise ClassesError(
+                f"--template expects a text with one {{}}, the place of the class; found {template!r}"
+            )
+
+
+def check_checkpoint(options: ImportOptions, file: Path) -> None:
+    """Refuse a checkpoint of vit-edge as SOURCE where nothing can be made of it.
+
+    Raises:
+        CheckpointError: for a checkpoint that the options do not change, or that `--out` would replace.
+        ClassesError: for options that read weights of another project, and for classes that cannot be added.
+    """
+    from vit.document import FILE_NAME, CheckpointError, read_document
+
+    if not options.examples:
+        raise CheckpointError(
+            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
+            "for example in python -m export or in python -m vit train --from"
+        )
+    if unread := [name for name in ("heads", "activation", "weights") if getattr(options, name) is not None]:
+        raise ClassesError(
+            f"{file}: a checkpoint of vit-edge states its {unread[0]}; leave --{unread[0]} out"
+        )
+    if (options.out / FILE_NAME).resolve() == file.resolve():
+        raise CheckpointError(f"{options.out}: it is the source, which is kept; choose another --out")
+    origin = read_document(file).recipe.get("head", "training or an import")
+    if options.add_class is not None and origin != EXAMPLES:
+        hint = f"; import it again with --classes and {options.add_class!r}" if "words" in origin else ""
+        raise ClassesError(f"{file}: --add-class {ADDS_TO}, found classes from {origin}{hint}")
+
+
+def read_words(text: str) -> tuple[str, ...]:
+    """Return the classes of --classes: the lines of a file, if there is one of that name, else split by commas.
+
+    Raises:
+        ClassesError: for less than two classes, or one that is named twice.
+    """
+    from vit.pretrained.weight_files import read_labels
+
+    file = Path(text)
+    words = read_labels(file) if file.is_file() else tuple(filter(None, map(str.strip, text.split(","))))
+    if len(words) < 2:
+        raise ClassesError(
+            f"--classes expects a file with a class on each line, or at least 2 classes with commas between, "
+            f"found {list_first(words) or 'none'}; no file has that name"
+        )
+    if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
+        raise ClassesError(f"--classes has {list_first(twice)} more than once; name each class once")
+    return words
+
+
+def _open_examples(folder: Path, added: str | None, words: tuple[str, ...]) -> Images:
+    """Find the examples: in a folder per class, or of one class that is added."""
+    from vit.data.datasets import DataError, find_splits, open_images
+
+    images = open_images(folder, "train" if "train" in find_splits(folder) else "all")
+    labels = images.labels or ()
+    if added is not None:
+        if labels:
+            raise DataError(
+                f"{folder}: --add-class expects images of one class, found folders of {list_first(labels)}"
+            )
+        return images
+    if len(labels) < 2:
+        raise DataError(f"{folder}: --examples expects a folder of images for each of at least 2 classes")
+    if words and set(words) != set(labels):
+        differ = sorted(set(words) ^ set(labels))
+        raise DataError(
+            f"{folder}: expected a folder of examples for each class of --classes and no other, found a "
+            f"difference in {list_first(differ)}"
+        )
+    return images
+
+
+def make_classes(
+    options: ImportOptions, classes: CheckedClasses, found: ImportedModel
+) -> tuple[ImportedModel, dict[str, Any]]:
+    """Return the model with the head that was asked for, and the facts on it for the checkpoint's recipe.
+
+    Raises:
+        SourceError: for a text tower that cannot be read, or that belongs to another image tower.
+        DataError: for an image that cannot be decoded.
+        HeadError: where the class cannot be added to the head of the source.
+    """
+    model, labels, images, facts = found.model, found.labels, classes.examples, dict[str, Any]()
+    notes = [note for note in found.notes if not (classes.words and "(visual_projection)" in note)]
+    if classes.words:
+        model, labels = _attach_words(model, options.source, classes), classes.words
+        facts["templates"] = list(classes.templates)
+    if images is not None:
+        from vit.data.training_images import describe_left_out, digest_images
+
+        if options.add_class is not None:
+            model, labels = _add_class(found, images, options.add_class), (*labels, options.add_class)
+        else:
+            labels = labels if classes.words else images.labels or ()
+            model, fitted = _attach_examples(
+                model, found.preprocess, images, labels, words=bool(classes.words)
+            )
+            if not fitted:
+                notes.append("no class has two examples, so the scale of the scores is a usual one")
+        notes += describe_left_out(images)
+        facts["trained_on"] = digest_images(images)
+    origin = ["words"] * bool(classes.words) + [EXAMPLES] * (images is not None)
+    facts["head"] = " and ".join(origin)
+    row, bias = model.head.weight.detach()[0], float(model.head.bias.detach()[0])
+    scale = float(row.norm())
+    classes_from = f"{format_count(len(labels), 'class', 'classes')} from {facts['head']}"
+    notes.append(
+        f"{classes_from}: logits are cosines times {scale:.4g}" + (f" plus {bias:.4g}" if bias else "")
+    )
+    assumed = tuple(each for each in found.assumed if each not in found.labels_assumed)
+    made = replace(found, model=model, labels=labels, notes=tuple(notes), assumed=assumed, labels_assumed=())
+    return made, facts
+
+
+def _attach_words(model: ViT, folder: Path, classes: CheckedClasses) -> ViT:
+    import numpy as np
+    import torch
+
+    from vit.class_head import attach_head
+    from vit.pretrained.description import SourceError
+    from vit.pretrained.text_tower import run_text_tower
+
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8))
+    with torch.no_grad():
+        with Step("vit", "computing class vectors", len(classes.words)) as step:
+            normalized = model.normalize(pixels)
+            tower = run_text_tower(folder, classes.words, classes.templates, normalized, step.to)
+        made = attach_head(
+            model, tower.vectors, scale=tower.scale, bias=tower.bias, projection=tower.projection
+        )
+        difference = float((made.features(pixels) - tower.image).abs().max())
+    if not difference <= LARGEST_DIFFERENCE:  # NaN too
+        raise SourceError(
+            f"{folder}: expected the image embedding of transformers, found one that differs by "
+            f"{difference:.2g} (limit: {LARGEST_DIFFERENCE}); the folder may hold two sets of weights"
+        )
+    return made
+
+
+def _attach_examples(
+    model: ViT, preprocess: Preprocess, images: Images, labels: tuple[str, ...], *, words: bool
+) -> tuple[ViT, bool]:
+    """Return the model with a head of examples, and whether its scale was fitted."""
+    from torch.nn import functional as F
+
+    from vit.class_head import DEFAULT_SCALE, attach_head, average_examples, combine, fit_scale
+    from vit.data.datasets import match_image_labels
+
+    embeddings, targets = _embed(model, preprocess, match_image_labels(images, labels))
+    vectors = F.normalize(model.head.weight.detach(), dim=-1) if words else None
+    scale = fit_scale(embeddings, targets, vectors)
+    means = average_examples(embeddings, targets, labels)
+    return attach_head(model, combine(means, vectors), scale=scale or DEFAULT_SCALE), scale is not None
+
+
+def _add_class(found: ImportedModel, images: Images, label: str) -> ViT:
+    import numpy as np
+
+    from vit.class_head import HeadError, add_class, average_examples
+
+    if label in found.labels:
+        raise HeadError(f"the model has the class {label!r} already; choose another name for --add-class")
+    one = replace(images, targets=np.zeros(len(images), np.int64), labels=(label,))
+    embeddings, targets = _embed(found.model, found.preprocess, one)
+    return add_class(found.model, average_examples(embeddings, targets, (label,))[0])
+
+
+def _embed(model: ViT, preprocess: Preprocess, images: Images) -> tuple[Tensor, np.ndarray]:
+    from vit.class_head import embed_images
+    from vit.data.batches import Store
+
+    with Step("vit", "embedding examples", len(images)) as step:
+        return embed_images(model, Store(images, preprocess), step.to)
