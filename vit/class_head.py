@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import InputError
@@ -106,6 +106,21 @@ def combine(means: Tensor, words: Tensor | None) -> Tensor:
     return means if words is None else F.normalize(means + words, dim=-1)
 
 
+def read_head(model: ViT) -> tuple[Tensor, float, float]:
+    """Return the class vectors, the scale and the bias of a head that `attach_head` made.
+
+    Raises:
+        HeadError: for any other head, whose logits are no cosines.
+    """
+    head = model.head
+    if isinstance(head, nn.Linear) and model.config.cosine_head:
+        rows, bias = head.weight.detach(), head.bias.detach()
+        lengths = rows.norm(dim=1)
+        if lengths.min() > 0.999 * lengths.max():
+            return F.normalize(rows, dim=-1), float(lengths.mean()), float(bias[0])
+    raise HeadError("expected a head of class vectors, found one that was trained")
+
+
 def add_class(model: ViT, vector: Tensor) -> ViT:
     """Return a copy of `model` with one class more, at the scale of its others.
 
@@ -114,11 +129,7 @@ def add_class(model: ViT, vector: Tensor) -> ViT:
         vector: of the new class, float32 `[width]`, of length 1.
 
     Raises:
-        HeadError: for any other head, whose logits are no cosines.
+        HeadError: for any other head.
     """
-    weight, bias = model.head.weight.detach(), model.head.bias.detach()
-    lengths = weight.norm(dim=1) if model.config.cosine_head else torch.zeros(1)
-    if not lengths.min() > 0.999 * lengths.max():
-        raise HeadError("expected a head of class vectors, found one that was trained")
-    scale = float(lengths.mean())
-    return attach_head(model, torch.cat([weight / scale, vector[None]]), scale=scale, bias=float(bias[0]))
+    vectors, scale, bias = read_head(model)
+    return attach_head(model, torch.cat([vectors, vector[None]]), scale=scale, bias=bias)

@@ -87,5 +87,7 @@ def two_tower_logits(folder: Path, pixels: Tensor, texts: Sequence[str], mean: T
     siglip = model.config.model_type == "siglip"
     how: dict[str, Any] = {"padding": "max_length", "max_length": LENGTH} if siglip else {"padding": True}
     images = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-    found: Tensor = model(pixel_values=images, **tokenizer(list(texts), return_tensors="pt", **how)).logits_per_image
+    found: Tensor = model(
+        pixel_values=images, **tokenizer(list(texts), return_tensors="pt", **how)
+    ).logits_per_image
     return found

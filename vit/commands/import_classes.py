@@ -102,7 +102,7 @@ def check_checkpoint(options: ImportOptions, file: Path) -> None:
 
 
 def read_words(text: str) -> tuple[str, ...]:
-    """Return the classes of --classes: the lines of a file, if there is one of that name, else split by commas.
+    """Return the classes of --classes: the lines of a file of that name, or else split by commas.
 
     Raises:
         ClassesError: for less than two classes, or one that is named twice.
@@ -154,7 +154,9 @@ def make_classes(
         DataError: for an image that cannot be decoded.
         HeadError: where the class cannot be added to the head of the source.
     """
-    model, labels, images, facts = found.model, found.labels, classes.examples, dict[str, Any]()
+    from vit.class_head import read_head
+
+    model, labels, images, facts = found.model, found.labels, classes.examples, dict[str, Any](trained_on=[])
     notes = [note for note in found.notes if not (classes.words and "(visual_projection)" in note)]
     if classes.words:
         model, labels = _attach_words(model, options.source, classes), classes.words
@@ -175,8 +177,7 @@ def make_classes(
         facts["trained_on"] = digest_images(images)
     origin = ["words"] * bool(classes.words) + [EXAMPLES] * (images is not None)
     facts["head"] = " and ".join(origin)
-    row, bias = model.head.weight.detach()[0], float(model.head.bias.detach()[0])
-    scale = float(row.norm())
+    _, scale, bias = read_head(model)
     classes_from = f"{format_count(len(labels), 'class', 'classes')} from {facts['head']}"
     notes.append(
         f"{classes_from}: logits are cosines times {scale:.4g}" + (f" plus {bias:.4g}" if bias else "")
@@ -216,13 +217,11 @@ def _attach_examples(
     model: ViT, preprocess: Preprocess, images: Images, labels: tuple[str, ...], *, words: bool
 ) -> tuple[ViT, bool]:
     """Return the model with a head of examples, and whether its scale was fitted."""
-    from torch.nn import functional as F
-
-    from vit.class_head import DEFAULT_SCALE, attach_head, average_examples, combine, fit_scale
+    from vit.class_head import DEFAULT_SCALE, attach_head, average_examples, combine, fit_scale, read_head
     from vit.data.datasets import match_image_labels
 
     embeddings, targets = _embed(model, preprocess, match_image_labels(images, labels))
-    vectors = F.normalize(model.head.weight.detach(), dim=-1) if words else None
+    vectors = read_head(model)[0] if words else None
     scale = fit_scale(embeddings, targets, vectors)
     means = average_examples(embeddings, targets, labels)
     return attach_head(model, combine(means, vectors), scale=scale or DEFAULT_SCALE), scale is not None

@@ -87,15 +87,15 @@ def run_import(options: ImportOptions) -> None:
             found = replace_labels(found, options.labels, labels)
         if options.classes or options.examples:
             found, facts = make_classes(options, classes, found)
-            facts["trained_on"] = [*recipe.get("trained_on", ()), *facts.get("trained_on", ())]
+            facts["trained_on"] = [*recipe.get("trained_on", ()), *facts["trained_on"]]
             recipe |= facts
         recipe |= {"assumed": list(found.assumed), "notes": list(found.notes)}
         path = save_checkpoint(
             options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
         )
     config = found.model.config
-    classes = format_count(config.classes, "class", "classes")
-    print_for_people(f"{found.format} weights: width {config.width}, depth {config.depth}, {classes}")
+    count = format_count(config.classes, "class", "classes")
+    print_for_people(f"{found.format} weights: width {config.width}, depth {config.depth}, {count}")
     for sentence in found.notes:
         print_for_people(f"note: {sentence}")
     for sentence in found.assumed:
@@ -114,13 +114,11 @@ def _read_source(options: ImportOptions) -> tuple[ImportedModel, dict[str, Any]]
     if _is_checkpoint(find_weights(options.source)):
         from vit.checkpoint import load_checkpoint
 
-        from_run = load_checkpoint(options.source)
-        kept = {
-            name: from_run.recipe[name] for name in ("trained_on", "templates") if name in from_run.recipe
-        }
-        kept |= {"imported": from_run.recipe.get("imported", "vit-edge"), "from": from_run.digest}
-        found = ImportedModel(from_run.model, from_run.preprocess, from_run.labels, "vit-edge", ())
-        return found, kept | {"from_name": from_run.name} | source
+        run = load_checkpoint(options.source)
+        kept = {"imported": run.recipe.get("imported", "vit-edge"), "from": run.digest, "from_name": run.name}
+        # The images that the backbone was trained on are still such.
+        kept |= {"trained_on": run.recipe.get("trained_on", [])}
+        return ImportedModel(run.model, run.preprocess, run.labels, "vit-edge", ()), kept | source
     found = import_model(
         options.source, heads=options.heads, activation=options.activation, weights=options.weights
     )

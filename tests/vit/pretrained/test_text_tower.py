@@ -152,5 +152,7 @@ def test_weights_of_another_image_tower_are_refused(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "import_model", changed)
         assert main(arguments) == 2
-    assert "expected the image embedding of transformers, found one that differs by" in capsys.readouterr().err
+    assert (
+        "expected the image embedding of transformers, found one that differs by" in capsys.readouterr().err
+    )
     assert not np.any(list((tmp_path / "run").glob("*.safetensors")))
