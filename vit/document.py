@@ -34,6 +34,7 @@ RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     **dict.fromkeys(("data", "imported", "from_name", "head"), lambda value: isinstance(value, str)),
     "trained_on": lambda value: _is_list(value, str),
+    "center": lambda value: _is_list(value, float) and all(map(is_number, value)),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (
         isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())

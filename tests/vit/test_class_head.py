@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vit.class_head import SCALES, HeadError, add_class, attach_head, average_examples, fit_scale, read_head
+from vit.class_head import (
+    SCALES,
+    HeadError,
+    add_class,
+    attach_head,
+    average_examples,
+    combine,
+    fit_scale,
+    read_head,
+)
 from vit.data.datasets import DataError
 from vit.model import ViT
+
+NAMES = ("a", "b", "c", "d")
 
 
 def clusters(classes=4, each=6, width=12, noise=0.25):
@@ -29,7 +40,7 @@ def test_the_scale_is_the_best_of_examples_that_are_left_out():
         loss = 0.0
         for index, target in enumerate(targets):
             rest = np.arange(len(targets)) != index
-            means = average_examples(embeddings[rest], targets[rest], range(4))
+            means = F.normalize(average_examples(embeddings[rest], targets[rest], NAMES), dim=-1)
             loss += float(F.cross_entropy(scale * means @ embeddings[index], torch.tensor(target)))
         losses.append(loss)
     best = float(SCALES[int(np.argmin(losses))])
@@ -49,22 +60,36 @@ def test_a_class_of_one_example_is_left_out_of_the_fit():
     assert fit_scale(embeddings[keep], targets[keep]) is not None
     assert fit_scale(embeddings[::6], targets[::6]) is None
     with pytest.raises(DataError, match="found none of fox"):
-        average_examples(embeddings, targets, ["a", "b", "c", "d", "fox"])
+        average_examples(embeddings, targets, [*NAMES, "fox"])
 
 
 def test_a_class_that_is_added_leaves_the_others_as_they_were(tiny_model):
-    vectors = F.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
-    model = attach_head(tiny_model, vectors[:2], scale=30.0, bias=-2.0)
-    more = add_class(model, vectors[2])
-    pixels = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    random = torch.Generator().manual_seed(1)
+    means, center = torch.randn(3, 16, generator=random), torch.randn(16, generator=random)
+    vectors = F.normalize(means - center, dim=-1)
+    model = attach_head(tiny_model, vectors[:2], scale=30.0, center=center)
+    more = add_class(model, means[2], center)
+    pixels = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8, generator=random)
     with torch.no_grad():
         torch.testing.assert_close(more(pixels)[:, :2], model(pixels), atol=1e-4, rtol=0)
-        cosine = F.normalize(tiny_model.features(pixels), dim=-1) @ vectors[2]
-        torch.testing.assert_close(more(pixels)[:, 2], 30 * cosine - 2, atol=1e-4, rtol=0)
+        embeddings = F.normalize(tiny_model.features(pixels), dim=-1)
+        torch.testing.assert_close(more(pixels), 30 * (embeddings - center) @ vectors.T, atol=1e-4, rtol=0)
     for other in (tiny_model, ViT(replace(tiny_model.config, cosine_head=True))):
         with pytest.raises(HeadError, match="found one that was trained"):
-            add_class(other, vectors[2])
-    assert read_head(more)[1:] == pytest.approx((30.0, -2.0))
+            add_class(other, means[2], center)
+    with pytest.raises(HeadError, match="expected a center of 16 numbers, found 0"):
+        add_class(model, means[2], torch.tensor([]))
+    assert read_head(more)[1] == pytest.approx(30.0)
+
+
+def test_what_all_images_share_changes_nothing():
+    """The same embeddings with one direction added have the same classes: it is subtracted."""
+    embeddings, targets = clusters()
+    means = average_examples(embeddings, targets, NAMES)
+    moved = average_examples(embeddings + 3.0, targets, NAMES)
+    torch.testing.assert_close(
+        combine(moved - moved.mean(0), None), combine(means - means.mean(0), None), atol=1e-5, rtol=0
+    )
 
 
 def test_a_projection_stays_with_a_new_head(tiny_model):

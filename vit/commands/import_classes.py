@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runtime.images.preprocess import Preprocess
-    from vit.commands.import_weights import ImportOptions
+    from vit.commands.import_options import ImportOptions
     from vit.data.datasets import Images
     from vit.model import ViT
     from vit.pretrained.load import ImportedModel
@@ -73,32 +73,6 @@ def _check_together(options: ImportOptions) -> None:
             raise ClassesError(
                 f"--template expects a text with one {{}}, the place of the class; found {template!r}"
             )
-
-
-def check_checkpoint(options: ImportOptions, file: Path) -> None:
-    """Refuse a checkpoint of vit-edge as SOURCE where nothing can be made of it.
-
-    Raises:
-        CheckpointError: for a checkpoint that the options do not change, or that `--out` would replace.
-        ClassesError: for options that read weights of another project, and for classes that cannot be added.
-    """
-    from vit.document import FILE_NAME, CheckpointError, read_document
-
-    if not options.examples:
-        raise CheckpointError(
-            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
-            "for example in python -m export or in python -m vit train --from"
-        )
-    if unread := [name for name in ("heads", "activation", "weights") if getattr(options, name) is not None]:
-        raise ClassesError(
-            f"{file}: a checkpoint of vit-edge states its {unread[0]}; leave --{unread[0]} out"
-        )
-    if (options.out / FILE_NAME).resolve() == file.resolve():
-        raise CheckpointError(f"{options.out}: it is the source, which is kept; choose another --out")
-    origin = read_document(file).recipe.get("head", "training or an import")
-    if options.add_class is not None and origin != EXAMPLES:
-        hint = f"; import it again with --classes and {options.add_class!r}" if "words" in origin else ""
-        raise ClassesError(f"{file}: --add-class {ADDS_TO}, found classes from {origin}{hint}")
 
 
 def read_words(text: str) -> tuple[str, ...]:
@@ -165,23 +139,23 @@ def make_classes(
         from vit.data.training_images import describe_left_out, digest_images
 
         if options.add_class is not None:
-            model, labels = _add_class(found, images, options.add_class), (*labels, options.add_class)
+            model, center = _add_class(options.source, found, images, options.add_class)
+            labels = (*labels, options.add_class)
         else:
             labels = labels if classes.words else images.labels or ()
-            model, fitted = _attach_examples(
+            model, center, fitted = _attach_examples(
                 model, found.preprocess, images, labels, words=bool(classes.words)
             )
             if not fitted:
                 notes.append("no class has two examples, so the scale of the scores is a usual one")
         notes += describe_left_out(images)
-        facts["trained_on"] = digest_images(images)
+        facts |= {"trained_on": digest_images(images), "center": center.tolist()}
     origin = ["words"] * bool(classes.words) + [EXAMPLES] * (images is not None)
     facts["head"] = " and ".join(origin)
-    _, scale, bias = read_head(model)
-    classes_from = f"{format_count(len(labels), 'class', 'classes')} from {facts['head']}"
-    notes.append(
-        f"{classes_from}: logits are cosines times {scale:.4g}" + (f" plus {bias:.4g}" if bias else "")
-    )
+    _, scale, biases = read_head(model)
+    shift = "less those of the mean of the examples" if images is not None else f"plus {float(biases[0]):.4g}"
+    count = format_count(len(labels), "class", "classes")
+    notes.append(f"{count} from {facts['head']}: logits are {scale:.4g} times the cosines, {shift}")
     assumed = tuple(each for each in found.assumed if each not in found.labels_assumed)
     made = replace(found, model=model, labels=labels, notes=tuple(notes), assumed=assumed, labels_assumed=())
     return made, facts
@@ -215,28 +189,33 @@ def _attach_words(model: ViT, folder: Path, classes: CheckedClasses) -> ViT:
 
 def _attach_examples(
     model: ViT, preprocess: Preprocess, images: Images, labels: tuple[str, ...], *, words: bool
-) -> tuple[ViT, bool]:
-    """Return the model with a head of examples, and whether its scale was fitted."""
+) -> tuple[ViT, Tensor, bool]:
+    """Return the model with a head of examples, their center, and whether the scale was fitted."""
     from vit.class_head import DEFAULT_SCALE, attach_head, average_examples, combine, fit_scale, read_head
     from vit.data.datasets import match_image_labels
 
     embeddings, targets = _embed(model, preprocess, match_image_labels(images, labels))
-    vectors = read_head(model)[0] if words else None
-    scale = fit_scale(embeddings, targets, vectors)
     means = average_examples(embeddings, targets, labels)
-    return attach_head(model, combine(means, vectors), scale=scale or DEFAULT_SCALE), scale is not None
+    center, vectors = means.mean(0), read_head(model)[0] if words else None
+    vectors = None if vectors is None else vectors - vectors.mean(0)
+    scale = fit_scale(embeddings - center, targets, vectors)
+    made = attach_head(model, combine(means - center, vectors), scale=scale or DEFAULT_SCALE, center=center)
+    return made, center, scale is not None
 
 
-def _add_class(found: ImportedModel, images: Images, label: str) -> ViT:
+def _add_class(source: Path, found: ImportedModel, images: Images, label: str) -> tuple[ViT, Tensor]:
     import numpy as np
+    import torch
 
     from vit.class_head import HeadError, add_class, average_examples
+    from vit.document import read_document
 
     if label in found.labels:
         raise HeadError(f"the model has the class {label!r} already; choose another name for --add-class")
     one = replace(images, targets=np.zeros(len(images), np.int64), labels=(label,))
     embeddings, targets = _embed(found.model, found.preprocess, one)
-    return add_class(found.model, average_examples(embeddings, targets, (label,))[0])
+    center = torch.tensor(read_document(source).recipe.get("center", []))
+    return add_class(found.model, average_examples(embeddings, targets, (label,))[0], center), center
 
 
 def _embed(model: ViT, preprocess: Preprocess, images: Images) -> tuple[Tensor, np.ndarray]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from runtime.command.file_kinds import NO_WEIGHTS, Kind, detect_file_kind, refuse_kinds
 from runtime.command.line import is_installed
 from runtime.command.locking import only_writer
-from runtime.command.parser import REQUIRED, argument, option
 from runtime.command.progress import Step, print_for_people
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
 from vit.commands.import_classes import (
     ADDS_TO,
+    EXAMPLES,
     CheckedClasses,
     ClassesError,
-    check_checkpoint,
     check_classes,
     make_classes,
 )
+from vit.commands.import_options import ImportOptions
 
 if TYPE_CHECKING:
     from vit.pretrained.load import ImportedModel
@@ -30,47 +29,6 @@ _NO_LIST: tuple[Kind, ...] = (
     *("image", "onnx", "safetensors", "zip", "archive", "array", "pickle", "others"),
     *("folder", "device"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """Turn weights of another project into a checkpoint; nothing in them is executed."""
-
-    source: Path = argument(
-        REQUIRED,
-        "folder of Hugging Face or timm, or a .safetensors, .pth, .ckpt, .bin or .npz file",
-        metavar="SOURCE",
-    )
-    out: Path = option(REQUIRED, "folder for the checkpoint")
-    labels: Path | None = option(None, "names of the classes, one per line, class 0 first", metavar="FILE")
-    classes: str | None = option(
-        None,
-        "classes in words for a CLIP or SigLIP model: a file with one per line, or a list with commas",
-        metavar="WORDS",
-    )
-    template: tuple[str, ...] = option(
-        (),
-        "text that a class is written into, in the place of {}; may be repeated (default: a photo of a {})",
-        metavar="TEXT",
-    )
-    examples: Path | None = option(
-        None,
-        "folder with a folder of a few images for each class; with --add-class, the images of one class",
-        metavar="FOLDER",
-    )
-    add_class: str | None = option(
-        None, "add this class to SOURCE, a checkpoint whose classes came from --examples", metavar="LABEL"
-    )
-    heads: int | None = option(None, "number of attention heads, if the source does not say it")
-    # Those of vit.config, whose import costs --help time.
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = option(
-        None, "activation of the MLPs, if the source does not say it"
-    )
-    weights: str | None = option(
-        None,
-        "weights to read from a file that holds several sets (default: a moving average, if there is one)",
-        metavar="NAME",
-    )
 
 
 def run_import(options: ImportOptions) -> None:
@@ -144,7 +102,7 @@ def _check(options: ImportOptions) -> tuple[tuple[str, ...] | None, CheckedClass
     hint = "give a .safetensors, .pth or .npz file or its folder"
     refuse_kinds(file, NO_WEIGHTS, "weights of a model", hint)
     if _is_checkpoint(file):
-        check_checkpoint(options, file)
+        _check_checkpoint(options, file)
     elif options.add_class is not None:
         raise ClassesError(f"{options.source}: --add-class {ADDS_TO}, found weights of another project")
     return labels, classes
@@ -154,6 +112,27 @@ def _is_checkpoint(file: Path) -> bool:
     from vit.document import KEY, read_header
 
     return detect_file_kind(file)[0] == "safetensors" and KEY in read_header(file)
+
+
+def _check_checkpoint(options: ImportOptions, file: Path) -> None:
+    """Refuse a checkpoint of vit-edge as SOURCE where nothing can be made of it."""
+    from vit.document import FILE_NAME, CheckpointError, read_document
+
+    if not options.examples:
+        raise CheckpointError(
+            f"{file}: expected weights of another project, found a checkpoint of vit-edge; use it as it is, "
+            "for example in python -m export or in python -m vit train --from"
+        )
+    if unread := [name for name in ("heads", "activation", "weights") if getattr(options, name) is not None]:
+        raise ClassesError(
+            f"{file}: a checkpoint of vit-edge states its {unread[0]}; leave --{unread[0]} out"
+        )
+    if (options.out / FILE_NAME).resolve() == file.resolve():
+        raise CheckpointError(f"{options.out}: it is the source, which is kept; choose another --out")
+    origin = read_document(file).recipe.get("head", "training or an import")
+    if options.add_class is not None and origin != EXAMPLES:
+        hint = f"; import it again with --classes and {options.add_class!r}" if "words" in origin else ""
+        raise ClassesError(f"{file}: --add-class {ADDS_TO}, found classes from {origin}{hint}")
 
 
 def _replaceable(out: Path) -> bool:

@@ -31,7 +31,7 @@ BATCH = 64  # texts that are computed at once
 
 @dataclass(frozen=True)
 class TextTower:
-    """What a model of two towers gives a head on its image tower."""
+    """Class vectors and constants of a model of two towers, for a head on its image tower."""
 
     vectors: Tensor  # float32 [classes, width], of length 1
     scale: float  # the factor of the cosines
