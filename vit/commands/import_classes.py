@@ -32,7 +32,7 @@ class ClassesError(InputError):
 
 @dataclass(frozen=True)
 class CheckedClasses:
-    """Classes that were asked for; a checked one without words and images keeps the head of the source."""
+    """Classes that were asked for; without words and examples the source keeps its head."""
 
     words: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
@@ -61,6 +61,7 @@ def _check_together(options: ImportOptions) -> None:
         "--template writes the words of --classes; give both": options.template and not options.classes,
         "--add-class needs --examples FOLDER, with images of the class": options.add_class
         and not options.examples,
+        "--add-class expects the name of a class, found none": options.add_class == "",
         "--add-class adds one class from images; leave --classes out": options.add_class and options.classes,
         "--classes and --examples bring their labels; leave --labels out": options.labels
         and (options.classes or options.examples),
@@ -86,9 +87,10 @@ def read_words(text: str) -> tuple[str, ...]:
     file = Path(text)
     words = read_labels(file) if file.is_file() else tuple(filter(None, map(str.strip, text.split(","))))
     if len(words) < 2:
+        where = "" if file.is_file() else "; no file has that name"
         raise ClassesError(
-            f"--classes expects a file with a class on each line, or at least 2 classes with commas between, "
-            f"found {list_first(words) or 'none'}; no file has that name"
+            "--classes expects at least 2 classes, on the lines of a file or with commas between, found "
+            f"{list_first(words) or 'none'}{where}"
         )
     if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
         raise ClassesError(f"--classes has {list_first(twice)} more than once; name each class once")
