@@ -157,7 +157,8 @@ def list_layer_names(config: ViTConfig) -> tuple[str, ...] | None:
     inside = ("query", "key", "value", "proj", "scores", "mix")
     parts = (*(f"attention.{part}" for part in inside), "mlp.fc1", "mlp.fc2")
     blocks = (f"blocks.{index}.{part}" for index in range(config.depth) for part in parts)
-    return ("patch_embedding", *blocks, *(("head.0", "head.2") if config.representation else ("head",)))
+    head = ("head.0", "head.2") if config.representation else ("head",)
+    return ("patch_embedding", *blocks, *(("projection",) if config.projection else ()), *head)
 
 
 def is_product(name: str) -> bool:

@@ -14,6 +14,7 @@ In reading order:
     data/          images to train on, and their batches
     pretrained/    weights of other projects
     training/      from a recipe to a checkpoint
+    class_head     a head without training, from words or from example images
     inspect/       summary, attention maps and plots of a model
     page/          parts of the HTML pages, for plots and for the export's report
     commands/      options and checks of python -m vit

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.config import ViTConfig, check_grid
+from vit.config import PLAIN_HEAD, ViTConfig, check_grid
 from vit.model import ViT
 
 
 def adapt_model(model: ViT, *, classes: int, image_size: tuple[int, int] | None = None) -> ViT:
     """Return a copy of `model` with a new head, and positions interpolated to another size.
 
-    The tanh layer that some pre-trained heads have is dropped, as in the paper. The new head is zero, as
-    there, so that it does not disturb the features in the first steps.
+    The tanh layer that some pre-trained heads have is dropped, as in the paper, and so are the projection
+    and the cosines of a head of class vectors. The new head is zero, as there, so that it does not disturb
+    the features in the first steps.
 
     Args:
         model: a trained model.
@@ -27,9 +28,10 @@ def adapt_model(model: ViT, *, classes: int, image_size: tuple[int, int] | None 
         ConfigError: when the positions are in the attention, and cannot be interpolated.
     """
     size = image_size or model.config.image_size
-    config = replace(model.config, classes=classes, image_size=size, representation=None)
+    config = replace(model.config, classes=classes, image_size=size, **PLAIN_HEAD)
     adapted = ViT(config)
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    old = ("head.", "projection.")
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(old)}
     weights["position"] = _interpolate_to(model, config)
     head = {f"head.{name}": torch.zeros_like(value) for name, value in adapted.head.state_dict().items()}
     adapted.load_state_dict(weights | head)

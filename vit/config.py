@@ -67,6 +67,8 @@ class ViTConfig:
     mlp_width: int = 3072
     classes: int = 1000  # 0: no head, the model returns the pooled features
     representation: int | None = None  # width of the tanh layer some pre-trained heads have
+    projection: int | None = None  # width of a linear layer between pooling and head (CLIP)
+    cosine_head: bool = False  # the head reads features of length 1: logits are scaled cosines (CLIP, SigLIP)
     layer_scale: bool = False  # a learned factor per feature on each residual branch (CaiT, DINOv2)
     norm_epsilon: float = 1e-6  # 1e-12 in Hugging Face's files
     activation: str = "gelu"  # or gelu_tanh (Google's own files), quick_gelu (CLIP), silu (gated MLPs)
@@ -100,8 +102,9 @@ class ViTConfig:
                 raise ConfigError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be from 0 to below 1, found {self.dropout}")
-        if self.representation is not None and not 1 <= self.representation <= MOST:
-            raise ConfigError(f"representation must be 1 to {MOST:,}, found {self.representation:,}")
+        for name in ("representation", "projection"):
+            if (size := getattr(self, name)) is not None and not 1 <= size <= MOST:
+                raise ConfigError(f"{name} must be 1 to {MOST:,}, found {size:,}")
 
     def _check_numbers(self) -> None:
         height, width = self.image_size
@@ -142,9 +145,14 @@ class ViTConfig:
         return self.positions + self.registers
 
     @property
-    def features(self) -> int:
-        """Number of features that pooling gives to the head."""
+    def pooled(self) -> int:
+        """Number of features that pooling gives."""
         return self.width * (2 if self.pooling in ("class_and_mean", "class_and_last") else 1)
+
+    @property
+    def features(self) -> int:
+        """Number of features that the head reads."""
+        return self.projection or self.pooled
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, as a checkpoint stores them."""
@@ -167,6 +175,10 @@ class ViTConfig:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"not a ViT configuration: {error}") from error
+
+
+# Fields that belong to a head: a new one has none of them.
+PLAIN_HEAD: Mapping[str, Any] = {"representation": None, "projection": None, "cosine_head": False}
 
 
 def _no_multiple(size: tuple[int, int], patch: int) -> str:

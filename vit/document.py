@@ -32,8 +32,11 @@ def _is_list(value: Any, kind: type) -> bool:
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
-    **dict.fromkeys(("data", "imported", "source", "from_name"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(
+        ("data", "imported", "source", "from_name", "head"), lambda value: isinstance(value, str)
+    ),
     "trained_on": lambda value: _is_list(value, str),
+    "center": lambda value: _is_list(value, float) and all(map(is_number, value)),
     "recipe": lambda value: isinstance(value, dict),
     "images": lambda value: (
         isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())

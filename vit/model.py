@@ -39,9 +39,10 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(config.width, config.norm_epsilon) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
         # After pooling the norm is as wide as what pooling gives.
-        width = config.features if config.final_norm == "after" else config.width
+        width = config.pooled if config.final_norm == "after" else config.width
         self.norm = nn.Identity() if config.final_norm == "none" else nn.LayerNorm(width, config.norm_epsilon)
         self.pool = AttentionPool(config) if config.pooling == "attention" else None
+        self.projection = nn.Linear(config.pooled, config.projection) if config.projection else nn.Identity()
         self.head = _make_head(config)
         self.apply(_initialize)
         query = None if self.pool is None else self.pool.query
@@ -62,7 +63,9 @@ class ViT(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the input of the head, `[N, D]`: by default the class token after the last norm."""
-        return self.pool_tokens(self.blocks(self.embed(pixels)))
+        features = self.projection(self.pool_tokens(self.blocks(self.embed(pixels))))
+        # Plain operators, as transformers has them: ReduceL2 and Div in ONNX.
+        return features / features.norm(dim=-1, keepdim=True) if self.config.cosine_head else features
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Return the sequence `[N, T, D]` that enters the first block (equation 1)."""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from calibration.plan import BalancePlan, PlanError
 from calibration.quantize_model import quantize
 from calibration.write import write_plan
 from export.__main__ import main
+from export.check_options import list_layer_names
 from export.sources.from_torch import export_checkpoint
 from export.sources.onnx_file import read_onnx
 from export.sources.source import ensure_source_embedding
@@ -35,11 +37,11 @@ SIDE, WIDTH = 32, 48
 FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
 
 
-def made(path: Path, *, classes: int, representation: int | None = None) -> Path:
+def made(path: Path, *, classes: int, **fields: Any) -> Path:
     """A checkpoint whose last normalization and head are as lively as trained ones."""
     config = ViTConfig(
         image_size=(SIDE, SIDE), patch_size=8, width=WIDTH, depth=2, heads=4, mlp_width=96,
-        classes=classes, representation=representation,
+        classes=classes, **fields,
     )  # fmt: skip
     model = new_model(config, seed=0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -61,14 +63,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["beside logits", "alone"])
+@pytest.fixture(scope="module", params=["beside logits", "alone", "cosine head"])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path
 ) -> tuple[Path, Path]:
     """The checkpoint and the folder of its export."""
     folder = tmp_path_factory.mktemp("embedding")
-    beside = request.param == "beside logits"
-    checkpoint = made(folder / "model.safetensors", classes=5 if beside else 0)
+    beside = request.param != "alone"
+    cosine = {"projection": WIDTH, "cosine_head": True} if request.param == "cosine head" else {}
+    checkpoint = made(folder / "model.safetensors", classes=5 if beside else 0, **cosine)
     options = ["--quantize", "--fp16", "--min-cosine", "0.9", "--calibration", str(photos)]
     options += ["--embedding"] if beside else []
     assert main([str(checkpoint), "--out", str(folder / "out"), "--threads", "1", *options]) == 0
@@ -234,3 +237,11 @@ def _bytes(model: object) -> bytes:
     from export.write_artifact import serialize_model
 
     return serialize_model(model)  # type: ignore[arg-type]
+
+
+def test_a_projection_is_a_layer_with_a_name(tmp_path: Path) -> None:
+    """The names that --keep-float is compared with before a graph is there."""
+    checkpoint = load_checkpoint(made(tmp_path, classes=5, projection=20, cosine_head=True))
+    layers = find_layers(export_checkpoint(checkpoint).exported.model)
+    assert list_layer_names(checkpoint.model.config)[-2:] == ("projection", "head")
+    assert {*layers.linears, *layers.products} == {*list_layer_names(checkpoint.model.config)}

@@ -3,7 +3,9 @@
 In reading order:
 
     train           train
+    import_options  options of import
     import_weights  import
+    import_classes  its classes in words and by example
     inspect_run     summary and plots
     main            the parser
 """

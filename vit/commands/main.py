@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from runtime.command.line import run_command
 from runtime.command.parser import Parser, options_from
 from runtime.errors import DONE
-from vit.commands.import_weights import ImportOptions, run_import
+from vit.commands.import_options import ImportOptions
+from vit.commands.import_weights import run_import
 from vit.commands.inspect_run import PlotsOptions, SummaryOptions, run_plots, run_summary
 from vit.commands.train import run_train
 from vit.training.recipe import TrainOptions
@@ -54,6 +55,8 @@ COMMANDS = {
             "vit-base-patch16-224/ --out runs/base",
             "weights.safetensors --heads 12 --out runs/base",
             "checkpoint.pth --labels classes.txt --out runs/base",
+            'siglip2-base/ --classes "cat, dog, empty field" --out runs/words',
+            "runs/base --examples PHOTOS --out runs/mine",
         ),
     ),
     "summary": Command(

@@ -69,6 +69,7 @@ def _list_steps(model: ViT) -> dict[str, list[nn.Module]]:
     steps["norm"] = [model.norm]
     if model.pool is not None:
         steps["pool"] = [model.pool]
+    steps["projection"] = [model.projection]
     layers = model.head if isinstance(model.head, nn.Sequential) else [model.head]
     names = [f"head.{index}" for index in range(len(layers))] if len(layers) > 1 else ["head"]
     steps |= {name: [layer] for name, layer in zip(names, layers, strict=True)}

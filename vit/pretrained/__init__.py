@@ -13,6 +13,7 @@ In reading order:
     config         the configuration, from tensors and description
     convert        from the source's tensors to those of the model here
     load           the whole import
+    text_tower     vectors of classes in words, from the text tower of CLIP or SigLIP
 
 The names below are imported when first asked for: `hub`, `description` and `preprocessing` serve ONNX models
 too, where there may be no torch.

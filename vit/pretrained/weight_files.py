@@ -32,6 +32,10 @@ INDEX = ".index.json"
 SHARDS = (".safetensors", ".bin", ".pt", ".pth")
 WEIGHTS = (*SHARDS, ".safetensors.index.json", ".bin.index.json", ".npz", ".ckpt", ".tar")
 ADAPTER = "adapter_model."
+TOKENIZER_FILES = (  # of CLIP, SigLIP and SigLIP 2, fast and slow
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+)
 AS_PYTORCH = "load them with their own library, and save the state_dict() of the PyTorch model"
 WRONG_KINDS: Mapping[Kind, str] = {
     "pointer": "then give the file again",
@@ -102,12 +106,13 @@ def choose_weights(names: Collection[str]) -> list[str]:
     return sorted(name for name in weights if name != "training_args.bin")
 
 
-def fetch_weights(source: Path, *, plain: bool = False) -> Path:
+def fetch_weights(source: Path, *, plain: bool = False, tokenizer: bool = False) -> Path:
     """Download weights by their name on the hub: safetensors, or a .bin where there are none.
 
     Args:
         source: a name, as `hub.download` takes it; a path is returned as it is.
         plain: take OWNER/NAME for a name too, where nothing of that name is here.
+        tokenizer: the files of a tokenizer, too, for classes in words.
 
     Returns:
         A folder, or the file that the name has.
@@ -116,7 +121,12 @@ def fetch_weights(source: Path, *, plain: bool = False) -> Path:
         SourceError, FailureError, MissingPackageError: as `hub.download`.
     """
     plain = plain and not source.name.endswith((*WEIGHTS, *OTHERS))
-    return download(source, choose_weights, _list_shards, what="a file of weights", plain=plain)
+    more = TOKENIZER_FILES if tokenizer else ()
+
+    def list_beside(file: Path) -> set[str]:
+        return _list_shards(file).union(more)
+
+    return download(source, choose_weights, list_beside, what="a file of weights", plain=plain)
 
 
 def _list_shards(file: Path) -> set[str]:

@@ -84,7 +84,7 @@ class Features:
         try:
             found = read_tensors(file)[0]
         except CheckpointError:  # not there, or cut off: computed again
-            found = _compute_features(model, store, device, progress)
+            found = compute_features(model, store, device, progress)
             write_tensors(file, found, {})
         self.features, self.good = found["features"], found["good"].bool()
 
@@ -130,9 +130,10 @@ def _measure(part: str, head: nn.Module, source: Features, images: Images) -> di
 
 
 @torch.no_grad()
-def _compute_features(
+def compute_features(
     model: ViT, store: Store, device: torch.device, progress: Callable[[int], object]
 ) -> dict[str, Tensor]:
+    """Return the features of all images, `[n, width]`, and `good`, 1 for each readable one, uint8 `[n]`."""
     model = model.to(device).eval()
     features, good = [], []
     for group, pixels, fine in store.batches(split_batches(np.arange(len(store)), 32)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
-from vit.config import ConfigError, ViTConfig, check_grid, make_config, merge_schedule
+from vit.config import PLAIN_HEAD, ConfigError, ViTConfig, check_grid, make_config, merge_schedule
 from vit.data.datasets import DataError, Images, find_splits, match_image_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
@@ -173,7 +173,7 @@ def choose_config(
         changes["image_size"] = (options.image_size, options.image_size)
     if source:
         if source.labels != labels:  # a new head, without the layer that some pre-trained ones have
-            changes["representation"] = None
+            changes |= PLAIN_HEAD
         config = replace(source.config, **changes)
         check_grid(source.config, config)
         return config
