@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vit.adapt import adapt_model
 from vit.class_head import (
     SCALES,
     HeadError,
@@ -101,3 +102,13 @@ def test_a_projection_stays_with_a_new_head(tiny_model):
         expected = F.normalize(tiny_model.features(pixels) @ projection.T, dim=-1)
         torch.testing.assert_close(other.features(pixels), expected, atol=1e-6, rtol=0)
     assert other.config.features == 6
+
+
+def test_another_training_starts_without_the_projection(tiny_model):
+    projection = torch.randn(6, 16, generator=torch.Generator().manual_seed(3))
+    model = attach_head(tiny_model, torch.eye(6)[:2], scale=1.0, projection=projection)
+    adapted = adapt_model(model, classes=4)
+    pixels = torch.full((1, 8, 8, 3), 90, dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(adapted.features(pixels), tiny_model.features(pixels))
+    assert adapted.config == replace(tiny_model.config, classes=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,10 @@ def read_words(text: str) -> tuple[str, ...]:
     """
     from vit.pretrained.weight_files import read_labels
 
-    file = Path(text)
-    words = read_labels(file) if file.is_file() else tuple(filter(None, map(str.strip, text.split(","))))
+    is_file = os.path.isfile(text)  # noqa: PTH113 (a long list is no name, and an error to pathlib)
+    words = read_labels(Path(text)) if is_file else tuple(filter(None, map(str.strip, text.split(","))))
     if len(words) < 2:
-        where = "" if file.is_file() else "; no file has that name"
+        where = "" if is_file else "; no file has that name"
         raise ClassesError(
             "--classes expects at least 2 classes, on the lines of a file or with commas between, found "
             f"{list_first(words) or 'none'}{where}"

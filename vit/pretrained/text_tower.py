@@ -93,6 +93,8 @@ def run_text_tower(
         chosen = words[start : start + step]
         texts = [template.replace("{}", word).lower() for word in chosen for template in templates]
         for text, found in zip(texts, tokenizer(texts).input_ids, strict=True):
+            if max(found, default=0) >= model.config.text_config.vocab_size:
+                raise SourceError(f"{folder}: the tokenizer is of another model, whose vocabulary is larger")
             if len(found) > longest:
                 raise SourceError(f"{text!r:.100} has {len(found)} tokens (limit: {longest}); shorten it")
         inputs = tokenizer(texts, padding=padding, max_length=longest, return_tensors="pt")

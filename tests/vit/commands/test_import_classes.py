@@ -112,6 +112,7 @@ def test_words_and_examples(siglip, photos, tmp_path):
 def test_a_file_names_the_classes_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_words("cat, empty field") == ("cat", "empty field")
+    assert len(read_words(", ".join(f"kind {index} of a flower" for index in range(400)))) == 400
     (tmp_path / "cat,dog").write_text("lily, white\nrose\n")
     assert read_words("cat,dog") == ("lily, white", "rose")
 

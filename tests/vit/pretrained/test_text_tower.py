@@ -1,6 +1,7 @@
 """Classes in words: the head of text vectors gives the logits of the two towers that it came from."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,12 @@ def test_files_that_transformers_cannot_use_are_refused(tmp_path):
     save_file(image_tower, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(SourceError, match=r"tensors are missing \(text_model"):
         run_text_tower(tmp_path, WORDS, ("{}",), pixels)
+    save_two_towers("clip", tmp_path / "other", [f"{a}{b} {b}{a}" for a in "abcdefgh" for b in "klmnopqr"])
+    save_two_towers("clip", tmp_path, ["cat"])
+    for file in (tmp_path / "other").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(SourceError, match="the tokenizer is of another model"):
+        run_text_tower(tmp_path, ["ak ka hr", "gr rg"], ("{}",), pixels)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(SourceError, match="transformers cannot read it"):
         run_text_tower(tmp_path, WORDS, ("{}",), pixels)
