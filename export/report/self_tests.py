@@ -29,7 +29,6 @@ class SelfTests(Section):
 
     tests: Mapping[str, SelfTest]
     template = "self_tests.j2"
-    folded = True
 
     @classmethod
     def measure(cls, run: Run) -> SelfTests:

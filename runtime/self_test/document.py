@@ -10,7 +10,6 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from math import isfinite
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -34,7 +33,6 @@ MOST_IMAGES = 16
 MOST_COLUMNS = 2_000  # of an output
 MEANS_SHAPE = (8, 8, 3)  # rows and columns of blocks, RGB
 _SHA256 = re.compile("[0-9a-f]{64}")
-_LONGEST = 400  # characters of a label, and of other texts
 BEST = 3  # classes of an image in `top`
 
 
@@ -132,6 +130,7 @@ class SelfTest:
 
 
 _FIELDS = ("version", *(each.name for each in fields(SelfTest)))
+_BY_IMAGE = ("images", "pixels", "means", "top")
 
 
 def average_blocks(pixels: Pixels) -> Pixels:
@@ -166,19 +165,19 @@ def _encode(data: bytes) -> str:
     return b64encode(data).decode()
 
 
+def _expect(holds: bool, what: str, expected: str, found: object) -> None:
+    if not holds:
+        raise ValueError(f"expected {what} to be {expected}, found {found!r:.60}")
+
+
 def _decode(text: object, what: str) -> bytes:
     """Return the bytes of base64 in the one form that encoders write."""
     try:
         data = b64decode(text, validate=True) if isinstance(text, str) else b""
     except ValueError:
         data = b""
-    _expect(_encode(data) == text and bool(data), what, "base64", text)
+    _expect(bool(data) and _encode(data) == text, what, "base64", text)
     return data
-
-
-def _expect(holds: bool, what: str, expected: str, found: object) -> None:
-    if not holds:
-        raise ValueError(f"expected {what} to be {expected}, found {found!r:.60}")
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
@@ -186,59 +185,52 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and len(value) <= _LONGEST
-        and value.encode("utf-8", "replace").decode() == value
-    )
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+
+
+def _has_keys(value: object, *names: str) -> bool:
+    return isinstance(value, dict) and sorted(value) == sorted(names)
 
 
 def _read(document: Any, outputs: Mapping[str, int]) -> SelfTest:
     version = read_field(document, "version", int, where="document")
     _expect(version == SELF_TEST_VERSION, "version", f"{SELF_TEST_VERSION} (is vit-edge older?)", version)
-    _expect(set(document) == set(_FIELDS), "the fields", ", ".join(_FIELDS), sorted(document))
-    images = read_field(document, "images", list, where="document")
-    _expect(1 <= len(images) <= MOST_IMAGES, "the number of images", f"1 to {MOST_IMAGES}", len(images))
-    by_image = {
-        name: read_field(document, name, list, where="document") for name in ("pixels", "means", "top")
-    }
-    for name, values in by_image.items():
-        _expect(
-            len(values) == len(images), f"the number of {name}", f"{len(images)}, as of images", len(values)
-        )
-    for each in by_image["pixels"]:
-        _expect(isinstance(each, str) and bool(_SHA256.fullmatch(each)), "pixels", "SHA-256 digits", each)
-    opened = tuple(map(_read_image, images))
-    classes = outputs.get("logits", 0)
-    columns = _read_columns(document["columns"], classes)
-    return SelfTest(
-        images=opened,
-        pixels=tuple(by_image["pixels"]),
-        means=tuple(map(_read_means, by_image["means"], opened)),
-        columns=columns,
-        outputs=_read_outputs(document["outputs"], outputs, len(images), columns),
-        top=tuple(_read_best(each, classes) for each in by_image["top"]),
-        kernels=_read_kernels(document["kernels"]),
-        cpu=_read_cpu(document["cpu"]),
-        runtime=_read_text(document, "runtime"),
-        latency_ms=_read_latency(document["latency_ms"]),
+    _expect(_has_keys(document, *_FIELDS), "the fields", ", ".join(_FIELDS), sorted(document))
+    lists = {name: read_field(document, name, list, where="document") for name in _BY_IMAGE}
+    images, classes, columns = (
+        tuple(map(_read_image, lists["images"])),
+        outputs.get("logits", 0),
+        document["columns"],
     )
-
-
-def _read_text(document: Any, name: str) -> str:
-    _expect(_is_text(document[name]), name, f"text of at most {_LONGEST} characters", document[name])
-    return str(document[name])
+    for name, values in lists.items():
+        sized = 1 <= len(values) <= MOST_IMAGES and len(values) == len(images)
+        _expect(sized, f"the number of {name}", f"1 to {MOST_IMAGES}, one per image", len(values))
+    for each in lists["pixels"]:
+        _expect(isinstance(each, str) and bool(_SHA256.fullmatch(each)), "pixels", "SHA-256 digits", each)
+    if columns is not None:
+        rising = isinstance(columns, list) and all(_is_whole(each, 0, classes - 1) for each in columns)
+        holds = rising and columns == sorted(set(columns)) and 1 <= len(columns) <= MOST_COLUMNS
+        _expect(
+            holds,
+            "columns",
+            f"null, or up to {MOST_COLUMNS:,} rising indices of {classes:,} classes",
+            columns,
+        )
+    return SelfTest(
+        images=images,
+        pixels=tuple(lists["pixels"]),
+        means=tuple(map(_read_means, lists["means"], images)),
+        columns=None if columns is None else tuple(columns),
+        outputs=_read_outputs(document["outputs"], outputs, len(images), columns),
+        top=tuple(_read_top(each, classes) for each in lists["top"]),
+        **_read_machine(document),
+    )
 
 
 def _read_image(entry: Any) -> TestImage:
-    if isinstance(entry, dict) and set(entry) == {"jpeg"}:
+    if _has_keys(entry, "jpeg"):
         return TestImage(jpeg=_decode(entry["jpeg"], "jpeg"))
-    _expect(
-        isinstance(entry, dict) and set(entry) == {"made", "size"},
-        "an image",
-        "made and size, or jpeg",
-        entry,
-    )
+    _expect(_has_keys(entry, "made", "size"), "an image", "made and size, or jpeg", entry)
     seed, size = entry["made"], entry["size"]
     _expect(_is_whole(seed, 0, 2**32 - 1), "made", "0 to 4294967295", seed)
     sized = isinstance(size, list) and len(size) == 2 and all(_is_whole(edge, 1, MOST_EDGE) for edge in size)
@@ -255,42 +247,29 @@ def _read_means(entry: object, image: TestImage) -> Pixels | None:
     return data.reshape(MEANS_SHAPE)
 
 
-def _read_columns(entry: Any, classes: int) -> tuple[int, ...] | None:
-    if entry is None:
-        return None
-    rising = isinstance(entry, list) and all(_is_whole(each, 0, classes - 1) for each in entry)
-    _expect(
-        rising and entry == sorted(set(entry)) and 1 <= len(entry) <= MOST_COLUMNS,
-        "columns",
-        f"null, or at most {MOST_COLUMNS:,} rising indices of {classes:,} classes",
-        entry,
-    )
-    return tuple(entry)
-
-
 def _read_outputs(
-    entry: Any, outputs: Mapping[str, int], images: int, columns: tuple[int, ...] | None
+    entry: Any, outputs: Mapping[str, int], images: int, columns: list[int] | None
 ) -> dict[str, Answers]:
-    _expect(isinstance(entry, dict) and set(entry) == set(outputs), "outputs", ", ".join(outputs), entry)
+    _expect(_has_keys(entry, *outputs), "outputs", ", ".join(outputs), entry)
     found = {}
     for name, features in outputs.items():
-        expected = "file and float32, finite, of as many images and columns"
-        answers = entry[name]
-        _expect(isinstance(answers, dict) and sorted(answers) == ["file", "float32"], name, expected, answers)
-        data = {which: _decode(text, name) for which, text in answers.items()}
-        width = len(data["file"]) // (4 * images)
-        wanted = len(columns) if name == "logits" and columns is not None else features
-        fits = 1 <= width <= min(features, MOST_COLUMNS) and (name == "embedding" or width == wanted)
-        _expect(
-            fits and {4 * images * width} == set(map(len, data.values())), name, expected, len(data["file"])
+        expected = f"file and float32, each {images} finite rows of equal length, up to {features:,} columns"
+        _expect(_has_keys(entry[name], "file", "float32"), name, expected, entry[name])
+        data = [_decode(entry[name][which], name) for which in ("file", "float32")]
+        width = len(data[0]) // (4 * images)
+        fits = (
+            1 <= width <= min(features, MOST_COLUMNS)
+            if name == "embedding"
+            else width == len(columns or range(features))
         )
-        rows = {which: np.frombuffer(each, "<f4").reshape(images, width) for which, each in data.items()}
-        _expect(all(np.isfinite(each).all() for each in rows.values()), name, expected, "NaN or infinity")
-        found[name] = Answers(**{which: each.astype(np.float32) for which, each in rows.items()})
+        _expect(fits and all(len(each) == 4 * images * width for each in data), name, expected, len(data[0]))
+        rows = [np.frombuffer(each, "<f4").reshape(images, width).astype(np.float32) for each in data]
+        _expect(all(np.isfinite(each).all() for each in rows), name, expected, "NaN or infinity")
+        found[name] = Answers(*rows)
     return found
 
 
-def _read_best(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
+def _read_top(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
     expected = f"{min(BEST, classes)} pairs of a class index and a label"
     _expect(isinstance(entry, list) and len(entry) == min(BEST, classes), "top", expected, entry)
     for pair in entry:
@@ -299,21 +278,15 @@ def _read_best(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
     return tuple((index, label) for index, label in entry)
 
 
-def _read_kernels(entry: Any) -> dict[str, int]:
-    holds = isinstance(entry, dict) and all(_is_text(k) and _is_whole(v, 1, 10**6) for k, v in entry.items())
-    _expect(holds, "kernels", "operators with their counts", entry)
-    return dict(entry)
-
-
-def _read_cpu(entry: Any) -> dict[str, str]:
-    holds = isinstance(entry, dict) and set(entry) == {"kind", "name"} and entry["kind"] in get_args(CpuKind)
-    _expect(holds, "cpu", "kind and name", entry)
-    return {name: _read_text(entry, name) for name in ("kind", "name")}
-
-
-def _read_latency(entry: Any) -> dict[str, float]:
-    holds = isinstance(entry, dict) and set(entry) == {"file", "float32"}
-    _expect(holds, "latency_ms", "file and float32", entry)
-    for value in entry.values():
-        _expect(type(value) in (int, float) and isfinite(value) and value > 0, "latency_ms", "above 0", value)
-    return dict(entry)
+def _read_machine(document: Any) -> dict[str, Any]:
+    kernels, cpu, runtime, latency = (document[name] for name in ("kernels", "cpu", "runtime", "latency_ms"))
+    counted = isinstance(kernels, dict) and all(_is_whole(each, 1, 2**31) for each in kernels.values())
+    _expect(counted and all(map(_is_text, kernels)), "kernels", "operators with their counts", kernels)
+    known = _has_keys(cpu, "kind", "name") and cpu["kind"] in get_args(CpuKind) and _is_text(cpu["name"])
+    _expect(known, "cpu", "kind and name", cpu)
+    _expect(_is_text(runtime), "runtime", "text", runtime)
+    timed = _has_keys(latency, "file", "float32") and all(
+        type(each) in (int, float) and 0 < each < float("inf") for each in latency.values()
+    )
+    _expect(timed, "latency_ms", "file and float32, above 0", latency)
+    return {"kernels": kernels, "cpu": cpu, "runtime": runtime, "latency_ms": latency}
