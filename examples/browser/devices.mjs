@@ -45,9 +45,9 @@ async function tryGpu(given, cpu) {
   if (offered.missing) return [null, offered.missing];
   if (offered.software) return [null, "WebGPU is computed by the CPU here"];
   if (cpu.check.fault === "no self-test") return [null, "nothing proves the GPU without a self-test in the file"];
-  const file = (await findFloat(given, offered)) ?? (cpu.classifier.metadata.variant === "int8" ? null : cpu);
-  if (!file) return [null, "the GPU needs a float16 or float32 file"];
   try {
+    const file = (await findFloat(given, offered)) ?? (cpu.classifier.metadata.variant === "int8" ? null : cpu);
+    if (!file) return [null, "the GPU needs a float16 or float32 file"];
     const gpu = await openOn("webgpu", file);
     if (gpu.check.passed) return [gpu, ""];
     await gpu.classifier.release();
@@ -63,8 +63,9 @@ async function openOn(device, { name, bytes }, images = IMAGES) {
   Object.assign(runtime.env.wasm, { wasmPaths: new URL("./ort/", import.meta.url).href, numThreads: THREADS });
   const classifier = await openClassifier(bytes, { runtime, device, top: 5 });
   const check = images ? await classifier.check({ images }) : null;
-  if (!check?.images) await classifier.classify(BLACK); // the first image as fast as the next
-  return { device, name, bytes, classifier, check, failed: check && !check.passed && check.fault !== "no self-test" };
+  const untested = !check || check.fault === "no self-test";
+  if (untested) await classifier.classify(BLACK); // the first image as fast as the next
+  return { device, name, bytes, classifier, check, failed: !untested && !check.passed };
 }
 
 /** What was chosen at an earlier start, where the same browser sees the same file; null otherwise. */

@@ -142,6 +142,7 @@ def plan(digits_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> di
             "model.fp32.onnx": str(digits_artifacts / "model.onnx"),
         },
         "flipped": str(mirror_weights(digits_artifacts / "model.int8.onnx", folder / "flipped.onnx")),
+        "flippedFloat": str(mirror_weights(digits_artifacts / "model.onnx", folder / "flipped32.onnx")),
         "hardware": str(write_hardware(folder / "hardware.mjs")),
         "tiny": str(write_vit(folder / "tiny.onnx", width=192, mlp=768, depth=12, heads=3)),
         "vit": str(vit),

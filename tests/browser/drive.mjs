@@ -1,8 +1,8 @@
 // node drive.mjs PLAN.json: drive examples/browser in Chromium and print what happened as JSON.
 //
 // The plan: chromium (its path), digits and vit (model files), digitsFloats (by name on the site), tiny (a float32 ViT-Ti),
-// flipped (the digits with a changed weight), strangers, digitImages, photos (paths), screenshots (a folder or null). The
-// judging is in test_page.py.
+// flipped and flippedFloat (the digits with a changed weight), hardware (web.mjs that takes software for a GPU), strangers,
+// digitImages, photos (paths), screenshots (a folder or null). The judging is in test_page.py.
 
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
@@ -274,14 +274,13 @@ const gpu = await inBrowser(
   { args: GPU, changed: Object.entries(plan.digitsFloats) },
 );
 
-/** The choice where the adapter does not say that it is software: the page measures both. */
-const measured = await inBrowser(
-  plan.digits,
-  false,
-  async (page) => settled(page),
-  undefined,
-  { args: GPU, changed: [...Object.entries(plan.digitsFloats), ["vit-edge/web.mjs", plan.hardware]] },
-);
+/** The choice where the adapter does not say that it is software: with the right file, a changed one, and none at all. */
+const hardware = {};
+const FLOATS = { right: plan.digitsFloats["model.fp32.onnx"], changed: plan.flippedFloat, spoiled: plan.strangers[0] };
+for (const [name, file] of Object.entries(FLOATS))
+  hardware[name] = await inBrowser(plan.digits, false, settled, undefined, {
+    args: GPU, changed: [["model.fp32.onnx", file], ["vit-edge/web.mjs", plan.hardware]],
+  });
 
 /** The WebGPU of onnxruntime-web before the native one. */
 const ort = (name) => join(new URL("../../javascript/node_modules/onnxruntime-web/dist/", import.meta.url).pathname, name);
@@ -301,4 +300,4 @@ const old = await inBrowser(
   { args: GPU, changed: [...Object.entries(plan.digitsFloats), ...OLD] },
 );
 
-console.log(JSON.stringify({ plain, isolated, bare, early, never, gpu, measured, old }));
+console.log(JSON.stringify({ plain, isolated, bare, early, never, gpu, hardware, old }));

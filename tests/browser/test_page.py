@@ -153,8 +153,16 @@ def test_the_fastest_device_that_passes_is_kept(seen: Seen) -> None:
     number = r"\d+(\.\d)? ms per image"
     assert re.match(
         rf"In WebAssembly: {number}; on the GPU {number}\. Self-test passed: 2 of 2",
-        seen["measured"]["device"],
+        seen["hardware"]["right"]["device"],
     )
+
+
+def test_a_gpu_that_fails_leaves_webassembly_and_says_why(seen: Seen) -> None:
+    changed, spoiled = (seen["hardware"][name]["device"] for name in ("changed", "spoiled"))
+    assert changed.startswith("In WebAssembly: the GPU fails the self-test (")
+    assert spoiled.startswith("In WebAssembly: the GPU cannot be used (not an ONNX model")
+    for device in (changed, spoiled):
+        assert "Self-test passed: 2 of 2 labels equal" in device
 
 
 def test_isolation_brings_threads(seen: Seen) -> None:

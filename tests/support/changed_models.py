@@ -13,10 +13,10 @@ from runtime.model_file.integrity import DIGEST_KEY
 
 
 def mirror_weights(source: Path, path: Path) -> Path:
-    """Write a model with its largest INT8 weight mirrored, and the digest made valid again."""
+    """Write a model with its largest weight (INT8 first) mirrored, and the digest made valid again."""
     proto = onnx.load(source)
-    weights = [each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT8]
-    largest = max(weights, key=lambda each: len(each.raw_data))
+    weights = [each for each in proto.graph.initializer if len(each.dims) == 2]
+    largest = max(weights, key=lambda each: (each.data_type == onnx.TensorProto.INT8, len(each.raw_data)))
     values = numpy_helper.to_array(largest)
     largest.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[:, ::-1]), largest.name))
     kept = [each for each in proto.metadata_props if each.key != DIGEST_KEY]

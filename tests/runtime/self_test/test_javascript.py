@@ -16,9 +16,13 @@ from tests.support.changed_models import mirror_weights
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "javascript"
 TABLE = """
-import { failedCheck, FAULTS, MIN_SQNR } from "./check.mjs";
+import { failedCheck, FAULTS, minSqnr } from "./check.mjs";
 const fields = Object.keys(failedCheck("wasm", "labels", ""));
-console.log(JSON.stringify({ minima: MIN_SQNR, faults: FAULTS, fields }));
+const outputs = { logits: { float32: [1], file: [1.1] } }; // 20 dB of quantization
+const minima = ["wasm", "webgpu"].flatMap((device) =>
+  ["float32", "float16", "int8"].map((variant) => [device, variant, minSqnr(device, variant, { outputs })]),
+);
+console.log(JSON.stringify({ minima, faults: FAULTS, fields }));
 """
 
 
@@ -32,9 +36,13 @@ def run_node(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_thresholds_faults_and_fields_are_those_of_python() -> None:
     check = pytest.importorskip("runtime.self_test.check")
     diagnose = pytest.importorskip("runtime.self_test.diagnose")
-    minima = pytest.importorskip("runtime.self_test.thresholds").MIN_SQNR
+    thresholds = pytest.importorskip("runtime.self_test.thresholds")
     table = json.loads(run_node("--input-type=module", "--eval", TABLE).stdout)
-    assert table["minima"] == {name: minima[name] for name in ("another CPU", "float32", "16-bit floats")}
+    for device, variant, minimum in table["minima"]:
+        on_gpu = "16-bit floats" if variant == "float16" else "float32"
+        arithmetic = on_gpu if device == "webgpu" else "another CPU"
+        expected = thresholds.min_sqnr(arithmetic, variant, 20.0)
+        assert minimum == pytest.approx(expected), (device, variant)
     assert set(table["faults"]) <= set(get_args(diagnose.Fault))
     assert set(table["fields"]) <= {each.name for each in fields(check.DeviceCheck)}
 
