@@ -47,12 +47,12 @@ class DeviceSpec:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it computes on the CPU, as its preferred hardware."""
+        """True if it computes on the CPU, as its preferred hardware."""
         return self.hardware[0] == "cpu"
 
     @property
     def compiles(self) -> bool:
-        """Whether a cache helps: the provider compiles, and can keep the result."""
+        """True if a cache helps: the provider compiles, and can keep the result."""
         return self.context or bool(self.cache) or self.provider == OPENVINO
 
     @property
@@ -138,7 +138,7 @@ CHIPS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """How a model runs on a device other than the plain CPU; a device ignores what it does not have.
+    """Options of a device other than the plain CPU; a device ignores those that it does not have.
 
     Args:
         precision: "exact" computes in float32 what is not INT8, where the device can; "fast" computes it in

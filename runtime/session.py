@@ -106,7 +106,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What to open, whatever the device."""
+    """A model to open, on any device."""
 
     model: Path | str | bytes
     weights: Path | None

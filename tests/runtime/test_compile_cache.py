@@ -1,4 +1,4 @@
-"""What a provider compiles is opened from the folder of the cache alone, whole or not at all."""
+"""The cache of compiled models: opened from its folder alone, whole or not at all."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -42,6 +43,14 @@ class FakePlugin:
         self.sources: list[object] = []
         self.version = "1.0"
         self.create = onnxruntime.InferenceSession
+
+    def register(self, *given: str) -> None:
+        time.sleep(0.05)  # as loading a library takes time
+        self.registered.append(given)
+
+    def list_providers(self) -> list[str]:
+        """Registered plugins are available, too."""
+        return ["CPUExecutionProvider", *(name for name, _ in self.registered)]
 
     def list_hardware(self) -> list[Any]:
         about = {"library_path": "a path", "version": self.version}
@@ -98,9 +107,10 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         monkeypatch.setattr(
             onnxruntime,
             "register_execution_provider_library",
-            lambda *given: fake.registered.append(given),
+            fake.register,
             raising=False,
         )
+        monkeypatch.setattr(onnxruntime, "get_available_providers", fake.list_providers)
         monkeypatch.setattr(onnxruntime, "get_ep_devices", fake.list_hardware, raising=False)
         monkeypatch.setattr(
             onnxruntime.SessionOptions,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.devices import without_vnni
+from tools.devices import as_intel, without_vnni
 
 pytestmark = [
     pytest.mark.skipif(
@@ -44,13 +44,13 @@ def ask(library: Path, **environment: str) -> list[int]:
 def test_a_changed_library_sees_a_cpu_without_avx512(tmp_path: Path) -> None:
     (tmp_path / "features.c").write_text(FEATURES)
     library, answer = tmp_path / "features.so", tmp_path / "answer.so"
-    without_vnni.compiled(tmp_path / "features.c", library)
-    without_vnni.compiled(Path(without_vnni.__file__).with_suffix(".c"), answer)
+    without_vnni.compile_library(tmp_path / "features.c", library)
+    without_vnni.compile_library(Path(without_vnni.__file__).with_name("cpuid.c"), answer)
     shutil.copy(library, tmp_path / "whole.so")
     assert without_vnni.change(library) == 1
     assert without_vnni.change(library) == 0  # no cpuid is left
     first, second, third = ask(tmp_path / "whole.so")
-    old, changed, hidden = ask(library, LD_PRELOAD=str(answer))
+    old, changed, hidden = ask(library, LD_PRELOAD=str(answer), CPUID_ANSWERS="without-vnni")
     assert changed & AVX512 == 0
     assert hidden & VNNI == 0
     assert (old, changed) == (first, second & ~AVX512)
@@ -74,3 +74,9 @@ def test_a_command_reads_a_cpuinfo_without_vnni(
 def test_a_command_is_needed(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert without_vnni.main(command) == 2
     assert "expected a command to run" in capsys.readouterr().err
+
+
+def test_the_vendor_becomes_intel(capfd: pytest.CaptureFixture[str]) -> None:
+    script = "import onnxruntime as o; print({d.device.vendor for d in o.get_ep_devices()})"
+    assert as_intel.main([sys.executable, "-c", script]) == 0
+    assert "{'Intel'}" in capfd.readouterr().out

@@ -8,4 +8,5 @@ In reading order:
     engines     the same figures from OpenVINO and from JavaScript, by engine.mjs
     models      the digits model, exported once per target
     __main__    the command line
+    without_vnni, as_intel   a command on this machine, its `cpuid` answered as by another CPU
 """

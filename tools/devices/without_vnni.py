@@ -3,7 +3,7 @@
     python -m tools.devices.without_vnni python -m benchmarks.latency --sizes small
 
 In copies of onnxruntime, OpenVINO and torch, each `cpuid` instruction becomes one that traps, and a preloaded
-library answers it without these features (`without_vnni.c`). /proc/cpuinfo is covered for the command alone.
+library answers it without these features (`cpuid.c`). /proc/cpuinfo is covered for the command alone.
 The kernels are then those of an AVX2 CPU; clock, caches and memory stay those of this machine.
 
 Needs Linux on x86-64, gcc, objdump and readelf (binutils), and unshare (util-linux). The first run takes a
@@ -28,7 +28,7 @@ from runtime.errors import InputError
 from runtime.writing import temporary_folder, write_atomically
 from tools.devices.cpus import CPUS, write_system_files
 
-PACKAGES = ("onnxruntime", "openvino", "torch")
+PACKAGES = ("onnxruntime", "openvino", "onnxruntime_ep_openvino", "torch")
 TOOLS = ("gcc", "objdump", "readelf", "unshare")
 CPUID, TRAP = b"\x0f\xa2", b"\x0f\x0b"
 
@@ -40,18 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: list[str]) -> int:
-    _check(command)
-    folder = Path(sys.prefix) / "without-vnni"
-    folder.mkdir(exist_ok=True)
-    answer = folder / "answer.so"
-    compiled(Path(__file__).with_suffix(".c"), answer)
+    check_command(command)
+    changed = answer_cpuid("without-vnni", PACKAGES)
+    folder = changed_packages_folder()
     write_system_files(
         folder, CPUS["haswell"], host_cpuinfo=Path("/proc/cpuinfo").read_text(encoding="utf-8")
     )
-    copies = [str(copied(package, folder)) for package in PACKAGES if importlib.util.find_spec(package)]
     covered = 'mount --bind "$1" /proc/cpuinfo && shift && exec "$@"'
-    path = os.pathsep.join([*copies, *filter(None, [os.environ.get("PYTHONPATH")])])
-    told = ["env", f"LD_PRELOAD={answer}", f"PYTHONPATH={path}", *command]
     words = [
         "unshare",
         "--map-root-user",
@@ -61,12 +56,36 @@ def _run(command: list[str]) -> int:
         covered,
         "sh",
         str(folder / "proc/cpuinfo"),
-        *told,
+        *command,
     ]
-    return subprocess.run(words, check=False).returncode
+    return subprocess.run(words, env=os.environ | changed, check=False).returncode
 
 
-def _check(command: Sequence[str]) -> None:
+def answer_cpuid(answer: str, packages: Sequence[str]) -> dict[str, str]:
+    """Return the environment in which the `cpuid` of packages gets another answer; change copies of them.
+
+    Args:
+        answer: "without-vnni" or "intel"; one more than those that the environment has already.
+        packages: names in an import; those that are not installed are left out.
+    """
+    folder = changed_packages_folder()
+    library = folder / "cpuid.so"
+    compile_library(Path(__file__).with_name("cpuid.c"), library)
+    copies = [str(copy_package(package, folder)) for package in packages if importlib.util.find_spec(package)]
+    path = os.pathsep.join([*copies, *filter(None, [os.environ.get("PYTHONPATH")])])
+    answers = ",".join([*filter(None, [os.environ.get("CPUID_ANSWERS")]), answer])
+    return {"LD_PRELOAD": str(library), "PYTHONPATH": path, "CPUID_ANSWERS": answers}
+
+
+def changed_packages_folder() -> Path:
+    """Return the folder of the copies, in the environment beside the packages."""
+    folder = Path(sys.prefix) / "without-vnni"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Check that a command can run as on another CPU: the system, the tools, the program itself."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise InputError(f"expected Linux on x86_64, found {sys.platform} on {platform.machine()}")
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
@@ -75,12 +94,12 @@ def _check(command: Sequence[str]) -> None:
         raise InputError("expected a command to run, e.g. python -m benchmarks.latency")
 
 
-def compiled(source: Path, library: Path) -> None:
+def compile_library(source: Path, library: Path) -> None:
     """Compile a shared library."""
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
 
 
-def copied(package: str, folder: Path) -> Path:
+def copy_package(package: str, folder: Path) -> Path:
     """Return a folder for PYTHONPATH with the changed package; it is made once for each version."""
     spec = importlib.util.find_spec(package)
     assert spec is not None  # looked for before
@@ -89,14 +108,14 @@ def copied(package: str, folder: Path) -> Path:
     if not place.exists():
         print(f"copying {package}", file=sys.stderr)
         with temporary_folder(folder) as aside:
-            shutil.copytree(Path(spec.origin).parent, aside / "copy" / package, copy_function=_linked)
+            shutil.copytree(Path(spec.origin).parent, aside / "copy" / package, copy_function=_link_file)
             for library in sorted((aside / "copy" / package).rglob("*.so*")):
                 change(library)
             (aside / "copy").rename(place)
     return place
 
 
-def _linked(source: str, target: str) -> None:
+def _link_file(source: str, target: str) -> None:
     """Link a file that stays as it is; `change` replaces the others."""
     try:
         os.link(os.path.realpath(source), target)
@@ -121,10 +140,10 @@ def _places(library: Path) -> Iterator[int]:
     """Offsets in the file of the `cpuid` instructions in the code of a library."""
     loaded = [
         tuple(int(word, 16) for word in match.groups())
-        for line in _said("readelf", "-lW", library)
+        for line in _read_lines("readelf", "-lW", library)
         if (match := re.match(r" +LOAD +(0x\w+) (0x\w+) 0x\w+ (0x\w+)", line))
     ]
-    for line in _said("objdump", "-d", "--no-show-raw-insn", library):
+    for line in _read_lines("objdump", "-d", "--no-show-raw-insn", library):
         if match := re.match(r" *(\w+):\s+cpuid\b", line):
             address = int(match[1], 16)
             yield from (
@@ -132,7 +151,7 @@ def _places(library: Path) -> Iterator[int]:
             )
 
 
-def _said(tool: str, *words: str | Path) -> Iterator[str]:
+def _read_lines(tool: str, *words: str | Path) -> Iterator[str]:
     """The lines that a tool prints, one at a time: the code of torch is gigabytes of them."""
     with subprocess.Popen([tool, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
