@@ -179,7 +179,7 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         variant=info.variant,
         opened=seconds,
         placement=info.placement,
-        memory=None if before is None or after is None else (after - before) / 2**20,
+        memory=None if before is None or after is None else max(after - before, 0) / 2**20,
         use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     return _Opened(artifact=artifact, info=info, run=run, kernels=kernels, facts=facts)
