@@ -144,6 +144,9 @@ def test_a_model_runs_on_every_plugin(
 def test_without_the_package_the_error_is_the_line_to_type(
     device: Any, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(plugins_module, "_registered", set())
+    monkeypatch.setattr(plugins_module, "_list_hardware", lambda spec: [])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(plugins_module, "find_spec", lambda name: None)
     with pytest.raises(DeviceError) as refused:
         open_session(model, device=device)
