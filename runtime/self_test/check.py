@@ -29,7 +29,7 @@ from .document import SelfTest
 from .thresholds import find_arithmetic, is_same_machine, min_sqnr
 
 _PATIENCE = 20.0  # seconds, then no further image is answered: an NPU's simulator takes a minute for each
-_BASELINE_RUNS = 4  # of which the first is not counted
+_BASELINE_RUNS = 3  # of which the first is not counted
 
 
 @dataclass(frozen=True, kw_only=True)
