@@ -29,7 +29,7 @@ from .document import SelfTest
 from .thresholds import find_arithmetic, is_same_machine, min_sqnr
 
 _PATIENCE = 20.0  # seconds, then no further image is answered: an NPU's simulator takes a minute for each
-_BASELINE_RUNS = 4  # of which the first is not counted
+_BASELINE_RUNS = 3  # of which the first is not counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def _open(model: str | bytes, device: Device, threads: int | None, options: Devi
         variant=info.variant,
         opened=seconds,
         placement=info.placement,
-        memory=None if before is None or after is None else (after - before) / 2**20,
+        memory=None if before is None or after is None else max(after - before, 0) / 2**20,
         use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     return _Opened(artifact=artifact, info=info, run=run, kernels=kernels, facts=facts)

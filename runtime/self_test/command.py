@@ -138,8 +138,10 @@ def _make_row(check: DeviceCheck) -> tuple[str, ...]:
         _show(share, "{:.1%}"),
         {None: "-", True: "equal", False: "different"}[check.preprocessing_equal],
         _show(check.labels_equal, f"{{}} of {check.images}"),
-        "equal bits" if check.sqnr_file == 200 else _show(check.sqnr_file, "{:.1f} dB"),
-        _show(check.sqnr_float32, "{:.1f} dB"),
+        *(
+            "equal bits" if each == 200 else _show(each, "{:.1f} dB")
+            for each in (check.sqnr_file, check.sqnr_float32)
+        ),
         _show(check.latency_ms, "{:.2f} ms"),
         _show(check.ratio, "{:.2f}x"),
         _show(check.memory, "{:.0f} MiB"),

@@ -121,11 +121,8 @@ def _find_label_fault(evidence: Evidence) -> Finding | None:
     wrong = [index for index, label in sorted(named.items()) if labels[index : index + 1] != (label,)]
     if not wrong:
         return None
-    shifts = [
-        by
-        for by in (1, -1)
-        if all(labels[max(index + by, 0) : index + by + 1] == (label,) for index, label in named.items())
-    ]
+    inside = {by: [i for i in named if 0 <= i + by < len(labels)] for by in (1, -1)}
+    shifts = [by for by, which in inside.items() if which and all(labels[i + by] == named[i] for i in which)]
     shifted = f", all shifted by {shifts[0]}" if shifts else ""
     first = wrong[0]
     found = "".join(map(repr, labels[first : first + 1])) or "without a label"

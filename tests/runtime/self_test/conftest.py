@@ -65,8 +65,3 @@ def faulty_device(monkeypatch: pytest.MonkeyPatch) -> FaultyDevice:
         monkeypatch.setattr(loaded_model, "open_session", open_session)
 
     return install
-
-
-@pytest.fixture(scope="session")
-def digits_artifacts():
-    return Path("/tmp/chk/digits-real")

@@ -228,4 +228,4 @@ def test_shifted_labels(digits: Path, by: int) -> None:
         document["labels"] = labels[-by:] + labels[:-by]
 
     change_metadata(digits / "model.int8.onnx", shift)
-    assert_fault(check_here(digits), "labels", "differ")
+    assert_fault(check_here(digits), "labels", f"differ, all shifted by {by})")
