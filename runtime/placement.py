@@ -73,7 +73,11 @@ class Placement:
 
 
 def describe_placement(placement: Placement | None) -> str:
-    """Return a placement in words; "unknown" where ONNX Runtime cannot say."""
+    """Return a placement in words; "unknown" where ONNX Runtime cannot say.
+
+    Args:
+        placement: of a session, as `read_placement` returns it.
+    """
     if placement is None:
         return "unknown: onnxruntime 1.24 or newer says it"
     return placement.to_text()

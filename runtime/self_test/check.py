@@ -78,6 +78,9 @@ def check_model(
         options: as for `Classifier`.
         baseline: the latency that the ratio is about, in ms; None measures it, by `measure_baseline`.
 
+    Returns:
+        What was measured, and the verdict; a device that cannot be opened is a result, too.
+
     Raises:
         ArtifactError: when there is no such model file, or the CPU cannot run it.
     """

@@ -64,7 +64,11 @@ def describe_download(path: Path, source: object = None) -> dict[str, str]:
 
 
 def is_hub_name(source: Path) -> bool:
-    """Return whether a source is a name on the hub, whatever files there are."""
+    """Return whether a source is a name on the hub, whatever files there are.
+
+    Args:
+        source: what was given as a path.
+    """
     return source.as_posix().startswith(PREFIX)
 
 

@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 import pytest
 
+from runtime.self_test import check, diagnose, thresholds
+
 from tests.support.changed_models import mirror_weights
 
 ROOT = Path(__file__).parents[3]
@@ -34,9 +36,6 @@ def run_node(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_thresholds_faults_and_fields_are_those_of_python() -> None:
-    check = pytest.importorskip("runtime.self_test.check")
-    diagnose = pytest.importorskip("runtime.self_test.diagnose")
-    thresholds = pytest.importorskip("runtime.self_test.thresholds")
     table = json.loads(run_node("--input-type=module", "--eval", TABLE).stdout)
     for device, variant, minimum in table["minima"]:
         on_gpu = "16-bit floats" if variant == "float16" else "float32"
