@@ -12,7 +12,6 @@ from typing import Any, get_args
 import pytest
 
 from runtime.self_test import check, diagnose, thresholds
-
 from tests.support.changed_models import mirror_weights
 
 ROOT = Path(__file__).parents[3]
