@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,15 +51,13 @@ def entry_name(spec: DeviceSpec, plugin: Any | None, model: str, options: Mappin
         model: the digest of the model.
         options: those of the provider.
     """
-    found: dict[str, object] = {"model": model, "device": spec.name, "options": dict(options), "cpu": _cpu()}
-    found["onnxruntime"] = onnxruntime.__version__
-    try:
-        found["package"] = version(str(spec.package))
-    except PackageNotFoundError:
-        found["package"] = None
-    if plugin is not None:  # names of hardware and, from some plugins, the version of the driver
-        about = {**plugin.device.metadata, **plugin.ep_metadata}
-        found["hardware"] = [plugin.device.vendor_id, plugin.device.device_id, sorted(about.items())]
+    found = [model, spec.name, dict(options), _cpu(), onnxruntime.__version__]
+    if plugin is not None:
+        # QNN's plugin calls itself 0.1.0 in every version of its package.
+        found += [each.version for each in distributions(name=str(spec.package))]
+        # Names of hardware and, from some plugins, the version of the driver.
+        device = plugin.device
+        found += [device.vendor_id, device.device_id, dict(device.metadata), dict(plugin.ep_metadata)]
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
     return f"{spec.name.replace(':', '-')}-{digest[:32]}"
 

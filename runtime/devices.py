@@ -33,7 +33,6 @@ class DeviceSpec:
     name: str
     provider: str  # of ONNX Runtime
     package: str | None = None  # the plugin, installed beside onnxruntime
-    module: str | None = None  # its import name
     library: str = "get_library_path"  # its function that returns the path of the plugin
     build: str | None = None  # the package whose ONNX Runtime has the provider built in
     hardware: tuple[Hardware, ...]  # the kinds that it may run on, the preferred first
@@ -43,7 +42,11 @@ class DeviceSpec:
     variants: tuple[Variant, ...]  # the best first
     fixed_batch: bool = False  # shapes have to be static: one image at a time
     note: str = ""  # the vendor's limits, for the message where no hardware is found
-    extra: str | None = None  # in pyproject.toml
+
+    @property
+    def module(self) -> str:
+        """The import name of the plugin; empty where the provider is built in."""
+        return (self.package or "").replace("-", "_")
 
     @property
     def on_cpu(self) -> bool:
@@ -67,9 +70,7 @@ class DeviceSpec:
 _OPENVINO: Mapping[str, Any] = dict(
     provider=OPENVINO,
     package="onnxruntime-ep-openvino",
-    module="onnxruntime_ep_openvino",
     build="onnxruntime-openvino",
-    extra="openvino",
     note="OpenVINO's plugin serves hardware of Intel alone; for other CPUs: pip uninstall onnxruntime && "
     "pip install onnxruntime-openvino",
 )
@@ -81,36 +82,34 @@ _FLOAT: tuple[Variant, ...] = ("float16", "float32")  # where INT8 operators wou
 _TABLE = (
     DeviceSpec(
         name="cpu", provider="CPUExecutionProvider", build="onnxruntime", hardware=("cpu",), variants=_CPU,
-        extra="cpu",
     ),
     DeviceSpec(name="openvino", hardware=("cpu",), variants=_CPU, **_OPENVINO),
     DeviceSpec(name="openvino:gpu", hardware=("gpu",), variants=_GPU, **_OPENVINO),
     DeviceSpec(name="openvino:npu", hardware=("npu",), variants=_NPU, fixed_batch=True, **_OPENVINO),
     DeviceSpec(
-        name="qnn", provider="QNNExecutionProvider", package="onnxruntime-qnn", module="onnxruntime_qnn",
+        name="qnn", provider="QNNExecutionProvider", package="onnxruntime-qnn",
         # The CPU of an x86 machine: Qualcomm's simulator of the NPU.
-        hardware=("npu", "cpu"), context=True, variants=_FLOAT, fixed_batch=True, extra="qnn",
+        hardware=("npu", "cpu"), context=True, variants=_FLOAT, fixed_batch=True,
         note="QNN needs a Snapdragon with a Hexagon NPU, or an x86-64 CPU, which simulates one",
     ),
     DeviceSpec(
         name="webgpu", provider="WebGpuExecutionProvider", package="onnxruntime-ep-webgpu",
-        module="onnxruntime_ep_webgpu", hardware=("gpu",), variants=_FLOAT, extra="webgpu",
+        hardware=("gpu",), variants=_FLOAT,
         note="WebGPU needs a GPU that ONNX Runtime lists; it lists no software driver",
     ),
     DeviceSpec(
         name="tensorrt-rtx", provider="NvTensorRTRTXExecutionProvider",
-        package="onnxruntime-ep-nv-tensorrt-rtx", module="onnxruntime_ep_nv_tensorrt_rtx", hardware=("gpu",),
-        cache={"nv_runtime_cache_path": "{folder}"}, variants=_GPU, extra="tensorrt-rtx",
+        package="onnxruntime-ep-nv-tensorrt-rtx", hardware=("gpu",), variants=_GPU,
+        cache={"nv_runtime_cache_path": "{folder}"},
         note="TensorRT-RTX needs a GPU of NVIDIA's RTX series",
     ),
     DeviceSpec(
-        name="mlx", provider="MLXExecutionProvider", package="onnxruntime-ep-mlx",
-        module="onnxruntime_ep_mlx", library="library_path", hardware=("gpu", "cpu"), variants=_FLOAT,
-        extra="mlx", note="MLX needs a Mac with Apple silicon and macOS 14",
+        name="mlx", provider="MLXExecutionProvider", package="onnxruntime-ep-mlx", library="library_path",
+        hardware=("gpu", "cpu"), variants=_FLOAT, note="MLX needs a Mac with Apple silicon and macOS 14",
     ),
     DeviceSpec(
         name="cuda", provider="CUDAExecutionProvider", build="onnxruntime-gpu", hardware=("gpu",),
-        variants=_GPU, extra="gpu",
+        variants=_GPU,
     ),
     DeviceSpec(
         name="tensorrt", provider="TensorrtExecutionProvider", build="onnxruntime-gpu tensorrt",

@@ -25,6 +25,7 @@ _PRODUCTS = ("Gemm", "MatMul", "Conv")  # the operators that multiply and add
 COUNTS = "multiply_adds"  # the field of `measured` in the metadata
 MIN_SHARE = 0.9  # of the multiply-adds, that a device which was asked for must hold
 _NAMES = {spec.provider: name.partition(":")[0] for name, spec in DEVICES.items()}
+_TOO_OLD = "onnxruntime 1.24 or newer says it"
 _MOST = 2**53  # the largest count that every JSON reader keeps exact
 
 
@@ -78,9 +79,7 @@ def describe_placement(placement: Placement | None) -> str:
     Args:
         placement: of a session, as `read_placement` returns it.
     """
-    if placement is None:
-        return "unknown: onnxruntime 1.24 or newer says it"
-    return placement.to_text()
+    return f"unknown: {_TOO_OLD}" if placement is None else placement.to_text()
 
 
 def describe_share(share: float | None) -> str:
@@ -164,12 +163,9 @@ def check_placement(placement: Placement | None, device: str, model: str) -> Non
     Raises:
         DeviceError: when it holds less; the message names the operators outside and counts them.
     """
-    if placement is None:
-        _log.warning("how much of %s runs on %s is unknown: onnxruntime 1.24 or newer says it", model, device)
-        return
-    held = placement.find(device)
-    if held.share is None:
-        _log.warning("how much of %s runs on %s is unknown: export the model again", model, device)
+    if placement is None or (held := placement.find(device)).share is None:
+        hint = _TOO_OLD if placement is None else "export the model again"
+        _log.warning("how much of %s runs on %s is unknown: %s", model, device, hint)
         return
     if held.share >= MIN_SHARE:
         return

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,16 +33,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def list_devices() -> Iterator[str]:
-    """Yield the devices that can be opened here, and log, as information, why others are missing."""
-    for name, spec in DEVICES.items():
-        try:
-            find_plugin_device(spec)
-            yield name
-        except DeviceError as error:
-            _log.info("%s", error)
-
-
 def find_plugin_device(spec: DeviceSpec) -> Any | None:
     """Return the hardware of a device, as the OrtEpDevice of its plugin; None where it is built in.
 
@@ -56,7 +45,9 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
     """
     if _is_built_in(spec):
         return None
-    _register_plugin(spec)
+    with _registering:
+        if not _is_registered(spec):
+            _register_plugin(spec)
     listed: dict[str, Any] = {}
     for each in _list_hardware(spec):  # the first of each kind
         listed.setdefault(each.device.type.name.lower(), each)
@@ -71,8 +62,12 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
 
 def _is_built_in(spec: DeviceSpec) -> bool:
     """Return whether it is part of this ONNX Runtime, which lists registered plugins as available, too."""
-    from_plugin = spec.provider in _registered or _list_hardware(spec)
-    return spec.provider in onnxruntime.get_available_providers() and not from_plugin
+    return spec.provider in onnxruntime.get_available_providers() and not _is_registered(spec)
+
+
+def _is_registered(spec: DeviceSpec) -> bool:
+    """Return whether its plugin is registered: by this module, or by the app."""
+    return spec.provider in _registered or bool(_list_hardware(spec))
 
 
 def _list_hardware(spec: DeviceSpec) -> list[Any]:
@@ -82,40 +77,32 @@ def _list_hardware(spec: DeviceSpec) -> list[Any]:
 
 
 def _register_plugin(spec: DeviceSpec) -> None:
-    """Register the plugin of a device, once per process; a fork inherits it, and so does this module.
-
-    Raises:
-        DeviceError: when that is not possible.
-    """
-    if spec.module is None:
+    """Register the plugin of a device, once per process; a fork inherits it, and so does this module."""
+    if spec.package is None:
         built = ", ".join(name for name, each in DEVICES.items() if _is_built_in(each))
         raise DeviceError(
             f"no {spec.name} in this ONNX Runtime (it has: {built}); install it: {spec.install}"
         )
-    with _registering:
-        if spec.provider in _registered or _list_hardware(spec):  # the app may have registered it
-            return
-        if find_spec(spec.module) is None:
-            raise DeviceError(
-                f"no {spec.name} here: the package {spec.package} is not installed; "
-                f"install it: {spec.install}"
-            )
-        found = onnxruntime.__version__
-        if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
-            raise DeviceError(
-                f"{spec.name} needs ONNX Runtime {'.'.join(map(str, OLDEST))} or newer, found {found}: "
-                f"pip install --upgrade onnxruntime {spec.package}"
-            )
-        try:
-            library = getattr(import_module(spec.module), spec.library)()
-            onnxruntime.register_execution_provider_library(spec.provider, str(library))
-        except Exception as error:  # of the package, or pybind's own classes, of which there is no list
-            reason = clean_line(f"{type(error).__name__}: {error}")
-            raise DeviceError(
-                f"the plugin {spec.package} of {spec.name} does not load ({reason}); install it again: "
-                f"pip install --upgrade --force-reinstall onnxruntime {spec.package}"
-            ) from error
-        _registered.add(spec.provider)
+    if find_spec(spec.module) is None:
+        raise DeviceError(
+            f"no {spec.name} here: the package {spec.package} is not installed; install it: {spec.install}"
+        )
+    found = onnxruntime.__version__
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        raise DeviceError(
+            f"{spec.name} needs ONNX Runtime {'.'.join(map(str, OLDEST))} or newer, found {found}: "
+            f"pip install --upgrade onnxruntime {spec.package}"
+        )
+    try:
+        library = getattr(import_module(spec.module), spec.library)()
+        onnxruntime.register_execution_provider_library(spec.provider, str(library))
+    except Exception as error:  # of the package, or pybind's own classes, of which there is no list
+        reason = clean_line(f"{type(error).__name__}: {error}")
+        raise DeviceError(
+            f"the plugin {spec.package} of {spec.name} does not load ({reason}); install it again: "
+            f"pip install --upgrade --force-reinstall onnxruntime {spec.package}"
+        ) from error
+    _registered.add(spec.provider)
 
 
 def refuse_fork(spec: DeviceSpec) -> None:
@@ -160,35 +147,34 @@ def provider_options(
     if folder is not None:
         found |= {name: value.format(folder=folder) for name, value in spec.cache.items()}
     if spec.provider == OPENVINO:
-        return found | _openvino_options(spec, plugin, threads, cores, given, folder)
+        # As many predictions at a time as in ONNX Runtime.
+        return found | _openvino_options(spec, plugin, threads, max(1, cores // threads), given, folder)
     if spec.name == "qnn" and plugin is not None:
         return found | _qnn_options(spec, plugin, given)
     return found
 
 
 def _openvino_options(
-    spec: DeviceSpec, plugin: Any | None, threads: int, cores: int, given: DeviceOptions, folder: Path | None
+    spec: DeviceSpec, plugin: Any | None, threads: int, streams: int, given: DeviceOptions, folder: Path | None
 ) -> dict[str, str]:
-    kind = spec.hardware[0].upper()
+    kind, exact = spec.hardware[0].upper(), given.precision == "exact"
     if plugin is None:  # the provider that is built in, which has options of its own
-        found = {"device_type": kind}
+        found = {"device_type": kind} | ({} if folder is None else {"cache_dir": str(folder)})
         if kind == "CPU":
-            found |= {"num_of_threads": str(threads), "num_streams": str(max(1, cores // threads))}
-            found |= {"precision": "FP32"} if given.precision == "exact" else {}
-        return found | ({} if folder is None else {"cache_dir": str(folder)})
+            found |= {"num_of_threads": str(threads), "num_streams": str(streams)}
+            found |= {"precision": "FP32"} if exact else {}
+        return found
     config = {} if folder is None else {"CACHE_DIR": str(folder)}
     if kind == "CPU":
-        streams = max(1, cores // threads)  # as many predictions at a time as in ONNX Runtime
         config |= {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * threads)}
         config["ENABLE_CPU_PINNING"] = "NO"  # several processes would pin their threads to the same cores
-        if given.precision == "exact":
-            config["INFERENCE_PRECISION_HINT"] = "f32"
+        config |= {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
     return {"load_config": json.dumps({kind: config})} if config else {}
 
 
 def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[str, str]:
     """Return the backend and, for the simulator, the NPU: without it QNN fails with MEM_ALLOC."""
-    backend = {"backend_path": str(import_module(str(spec.module)).get_qnn_htp_path())}
+    backend = {"backend_path": str(import_module(spec.module).get_qnn_htp_path())}
     if plugin.device.type.name.lower() == "npu":
         if given.chip is not None:
             raise DeviceError(f"chip is for the simulator, and here is an NPU: leave chip={given.chip!r} out")

@@ -120,9 +120,16 @@ def available_devices() -> tuple[str, ...]:
 
     It loads the plugins that are installed. The logger "runtime" has, as information, why others are missing.
     """
-    from .plugins import list_devices
+    from .plugins import find_plugin_device
 
-    return tuple(list_devices())
+    found = []
+    for name, spec in DEVICES.items():
+        try:
+            find_plugin_device(spec)
+            found.append(name)
+        except DeviceError as error:
+            _log.info("%s", error)
+    return tuple(found)
 
 
 def open_session(
@@ -259,19 +266,17 @@ def _create(
         else:
             options.add_session_config_entry("ep.context_enable", "1")
             options.add_session_config_entry("ep.context_file_path", str(context))
-    if spec.name in ("cuda", "tensorrt"):
-        preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
-        if preload is not None:  # its messages go to standard error
-            with contextlib.redirect_stdout(sys.stderr):
-                preload()
-    try:  # enable_fallback: no second attempt on the CPU, which prints to standard output (1.22 ignores it)
+    if spec.name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    # No second attempt on the CPU, which prints to standard output (1.22 ignores it).
+    settings: dict[str, Any] = {"enable_fallback": 0}
+    try:
         if plugin is None:
-            session = onnxruntime.InferenceSession(
-                source, options, providers=_providers_of(spec, values), enable_fallback=0
-            )
+            settings["providers"] = _providers_of(spec, values)
         else:
             options.add_provider_for_devices([plugin], values)
-            session = onnxruntime.InferenceSession(source, options, enable_fallback=0)
+        session = onnxruntime.InferenceSession(source, options, **settings)
     except Exception as error:  # pybind's own exception classes, of which there is no list
         raise translate_error(error, spec.name, source, "does not accept") from error
     trim_memory()

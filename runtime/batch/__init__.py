@@ -4,8 +4,7 @@ In reading order:
 
     options          options of the command line, and the combinations that are refused
     inputs           images named on the command line
-    tally            counts, progress and summary
-    verbose          the model and where it runs (--verbose)
+    tally            counts, the model (--verbose), progress and summary
     output           result lines in a file that survives a crash
     sorting          one folder per label (--sort-into)
     label_images     the command: one result line per image

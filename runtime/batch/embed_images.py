@@ -23,8 +23,7 @@ from ..text import format_count
 from ..writing import AtomicFile, explain_output_errors
 from .inputs import list_images, no_images, refuse_options
 from .options import RunOptions, UsageError
-from .tally import Tally, describe_left_out
-from .verbose import print_model
+from .tally import Tally, describe_left_out, print_model
 
 if TYPE_CHECKING:
     import numpy.typing as npt

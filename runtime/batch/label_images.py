@@ -21,8 +21,7 @@ from .inputs import list_images, no_images
 from .options import RunOptions
 from .output import Format, Lines, choose_output_format, is_resumable, open_output
 from .sorting import Sorter
-from .tally import Report
-from .verbose import print_model
+from .tally import Report, print_model
 
 
 def label_images(options: RunOptions) -> int:

@@ -1,4 +1,4 @@
-"""Counts of a run for labels, embeddings and clusters, the progress of the run and its summary."""
+"""Counts of a run for labels, embeddings and clusters, its model (--verbose), progress and summary."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..command.line import PACKAGE, print_error
 from ..command.progress import Cadence, Clock, format_duration
 from ..images.find_images import SkippedFiles, describe_skipped
+from ..placement import describe_placement
 from ..text import format_count, make_printable
+
+if TYPE_CHECKING:
+    from ..loaded_model import ModelInfo
 
 ALL_FILES = "--all-files tries each as an image"
 _SHOWN = 10  # labels and failures that a summary names
@@ -143,6 +148,19 @@ class Report:
 
     def _rate(self) -> float:
         return self.tally.images / max(self._clock() - self._began, 1e-9)
+
+
+def print_model(info: ModelInfo) -> None:
+    """Print the model, the device, and where the nodes run to standard error."""
+    from ..onnx_runtime import onnxruntime
+
+    threads = format_count(info.threads, "thread")
+    for line in (
+        f"model: {info.path} ({info.variant}, {info.producer}, SHA-256 {info.sha256})",
+        f"device: {info.device}, {threads} per image, onnxruntime {onnxruntime.__version__}",
+        f"placement: {describe_placement(info.placement)}",
+    ):
+        print(make_printable(line), file=sys.stderr)
 
 
 def describe_left_out(counts: Mapping[str, int]) -> list[str]:
