@@ -155,7 +155,7 @@ def provider_options(
 
 
 def _openvino_options(
-    spec: DeviceSpec, plugin: Any | None, threads: int, streams: int, given: DeviceOptions, folder: Path | None
+    spec: DeviceSpec, plugin: object, threads: int, streams: int, given: DeviceOptions, folder: Path | None
 ) -> dict[str, str]:
     kind, exact = spec.hardware[0].upper(), given.precision == "exact"
     if plugin is None:  # the provider that is built in, which has options of its own

@@ -7,7 +7,7 @@ examples to zero: the direction that all images share says nothing about a class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runtime.command.progress import Step
 from runtime.errors import InputError
+from runtime.images.preprocess import Preprocess
 from vit.data.batches import Store
-from vit.data.datasets import DataError
+from vit.data.datasets import DataError, Images
 from vit.data.training_images import targets_of
 from vit.model import ViT
 from vit.training.probe import compute_features
@@ -66,11 +68,12 @@ def attach_head(
     return made.eval()
 
 
-def embed_images(model: ViT, store: Store, progress: Callable[[int], object]) -> tuple[Tensor, np.ndarray]:
+def embed_images(model: ViT, preprocess: Preprocess, images: Images) -> tuple[Tensor, np.ndarray]:
     """Return the embeddings of readable images, float32 `[n, width]` of length 1, and their class indices."""
-    found = compute_features(model, store, torch.device("cpu"), progress)
+    with Step("vit", "embedding examples", len(images)) as step:
+        found = compute_features(model, Store(images, preprocess), torch.device("cpu"), step.to)
     good = found["good"].bool()
-    return F.normalize(found["features"][good], dim=-1), targets_of(store.images)[good.numpy()]
+    return F.normalize(found["features"][good], dim=-1), targets_of(images)[good.numpy()]
 
 
 def average_examples(embeddings: Tensor, targets: np.ndarray, labels: Sequence[str]) -> Tensor:

@@ -32,30 +32,22 @@ class NodePlacement(Section):
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return placement and sum of the multiply-adds, in the fields of each model."""
-        models = {
-            name: {
-                COUNTS: sum(self.multiply_adds[name].values()),
-                "placement": None if placement is None else placement.to_dict(),
-            }
-            for name, placement in self.placement.items()
-        }
+        models = {}
+        for name, counts in self.multiply_adds.items():
+            placement = self.placement[name]
+            found = None if placement is None else placement.to_dict()
+            models[name] = {COUNTS: sum(counts.values()), "placement": found}
         return {"models": models}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return where each variant ran."""
-        return [f"{variant} ran on {text}" for variant, text in self._describe().items()]
+        return [f"{variant} ran on {text}" for variant, text in self.ran_on.items()]
 
-    def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the same by variant."""
-        return {"ran_on": self._describe()}
-
-    def _describe(self) -> dict[str, str]:
-        """Return the placement and the multiply-adds in words, by variant."""
+    @property
+    def ran_on(self) -> dict[str, str]:
+        """The placement and the multiply-adds in words, by variant."""
         return {
-            name: f"{describe_placement(placement)}; {_billions(self.multiply_adds[name])} per image"
-            for name, placement in self.placement.items()
+            name: f"{describe_placement(self.placement[name])}; {sum(counts.values()) / 1e9:.3g} × 10⁹ "
+            "multiply-adds per image"
+            for name, counts in self.multiply_adds.items()
         }
-
-
-def _billions(counts: Mapping[str, int]) -> str:
-    return f"{sum(counts.values()) / 1e9:.3g} × 10⁹ multiply-adds"

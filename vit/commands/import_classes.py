@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,8 @@ from runtime.errors import InputError
 from runtime.text import format_count, list_first
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-    from runtime.images.preprocess import Preprocess
     from vit.commands.import_options import ImportOptions
     from vit.data.datasets import Images
     from vit.model import ViT
@@ -31,17 +29,8 @@ class ClassesError(InputError):
     """Options of classes that do not fit each other or their files."""
 
 
-@dataclass(frozen=True)
-class CheckedClasses:
-    """Classes that were asked for; without words and examples the source keeps its head."""
-
-    words: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-    examples: Images | None = None
-
-
-def check_classes(options: ImportOptions) -> CheckedClasses:
-    """Find what does not fit before weights are read.
+def check_classes(options: ImportOptions) -> tuple[tuple[str, ...], Images | None]:
+    """Return the words and the examples that were asked for, if any, before weights are read.
 
     Raises:
         ClassesError: for options that do not go together, and for classes of less than two names.
@@ -50,18 +39,18 @@ def check_classes(options: ImportOptions) -> CheckedClasses:
     _check_together(options)
     words = () if options.classes is None else read_words(options.classes)
     images = None if options.examples is None else _open_examples(options.examples, options.add_class, words)
-    return CheckedClasses(words, options.template or (TEMPLATE,), images)
+    return words, images
 
 
 def _check_together(options: ImportOptions) -> None:
+    words, examples, added = options.classes, options.examples, options.add_class
     wrong = {
-        "--template writes the words of --classes; give both": options.template and not options.classes,
-        "--add-class needs --examples FOLDER, with images of the class": options.add_class
-        and not options.examples,
-        "--add-class expects the name of a class, found none": options.add_class == "",
-        "--add-class adds one class from images; leave --classes out": options.add_class and options.classes,
+        "--template writes the words of --classes; give both": options.template and not words,
+        "--add-class needs --examples FOLDER, with images of the class": added and not examples,
+        "--add-class expects the name of a class, found none": added == "",
+        "--add-class adds one class from images; leave --classes out": added and words,
         "--classes and --examples bring their labels; leave --labels out": options.labels
-        and (options.classes or options.examples),
+        and (words or examples),
     }
     for message, found in wrong.items():
         if found:
@@ -100,13 +89,11 @@ def _open_examples(folder: Path, added: str | None, words: tuple[str, ...]) -> I
 
     images = open_images(folder, "train" if "train" in find_splits(folder) else "all")
     labels = images.labels or ()
-    if added is not None:
-        if labels:
-            raise DataError(
-                f"{folder}: --add-class expects images of one class, found folders of {list_first(labels)}"
-            )
-        return images
-    if len(labels) < 2:
+    if added is not None and labels:
+        raise DataError(
+            f"{folder}: --add-class expects images of one class, found folders of {list_first(labels)}"
+        )
+    if added is None and len(labels) < 2:
         raise DataError(f"{folder}: --examples expects a folder of images for each of at least 2 classes")
     if words and set(words) != set(labels):
         differ = sorted(set(words) ^ set(labels))
@@ -118,7 +105,7 @@ def _open_examples(folder: Path, added: str | None, words: tuple[str, ...]) -> I
 
 
 def make_classes(
-    options: ImportOptions, classes: CheckedClasses, found: ImportedModel
+    options: ImportOptions, words: tuple[str, ...], images: Images | None, found: ImportedModel
 ) -> tuple[ImportedModel, dict[str, Any]]:
     """Return the model with the head that was asked for, and the facts on it for the checkpoint's recipe.
 
@@ -128,39 +115,35 @@ def make_classes(
         HeadError: where the class cannot be added to the head of the source.
     """
     from vit.class_head import read_head
+    from vit.data.training_images import describe_left_out, digest_images
 
-    model, labels, images, facts = found.model, found.labels, classes.examples, dict[str, Any](trained_on=[])
-    notes = [note for note in found.notes if not (classes.words and "(visual_projection)" in note)]
-    if classes.words:
-        model, labels = _attach_words(model, options.source, classes), classes.words
-        facts["templates"] = list(classes.templates)
+    made, notes, facts, origin = found, list(found.notes), dict[str, Any](trained_on=[]), list[str]()
+    if words:
+        templates = options.template or (TEMPLATE,)
+        made = replace(made, model=_attach_words(found.model, options.source, words, templates), labels=words)
+        notes = [note for note in notes if "(visual_projection)" not in note]
+        facts["templates"] = list(templates)
+        origin.append("words")
     if images is not None:
-        from vit.data.training_images import describe_left_out, digest_images
-
         if options.add_class is not None:
-            model, center = _add_class(options.source, found, images, options.add_class)
-            labels = (*labels, options.add_class)
+            made, center = _add_class(options.source, made, images, options.add_class)
         else:
-            labels = labels if classes.words else images.labels or ()
-            model, center, fitted = _attach_examples(
-                model, found.preprocess, images, labels, words=bool(classes.words)
-            )
+            made, center, fitted = _attach_examples(made, images, words)
             if not fitted:
                 notes.append("no class has two examples, so the scale of the scores is a usual one")
         notes += describe_left_out(images)
         facts |= {"trained_on": digest_images(images), "center": center.tolist()}
-    origin = ["words"] * bool(classes.words) + [EXAMPLES] * (images is not None)
+        origin.append(EXAMPLES)
     facts["head"] = " and ".join(origin)
-    _, scale, biases = read_head(model)
+    _, scale, biases = read_head(made.model)
     shift = "less those of the mean of the examples" if images is not None else f"plus {float(biases[0]):.4g}"
-    count = format_count(len(labels), "class", "classes")
+    count = format_count(len(made.labels), "class", "classes")
     notes.append(f"{count} from {facts['head']}: logits are {scale:.4g} times the cosines, {shift}")
     assumed = tuple(each for each in found.assumed if each not in found.labels_assumed)
-    made = replace(found, model=model, labels=labels, notes=tuple(notes), assumed=assumed, labels_assumed=())
-    return made, facts
+    return replace(made, notes=tuple(notes), assumed=assumed, labels_assumed=()), facts
 
 
-def _attach_words(model: ViT, folder: Path, classes: CheckedClasses) -> ViT:
+def _attach_words(model: ViT, folder: Path, words: tuple[str, ...], templates: tuple[str, ...]) -> ViT:
     import numpy as np
     import torch
 
@@ -171,9 +154,8 @@ def _attach_words(model: ViT, folder: Path, classes: CheckedClasses) -> ViT:
     random = np.random.default_rng(0)
     pixels = torch.from_numpy(random.integers(0, 256, (1, *model.config.image_size, 3), np.uint8))
     with torch.no_grad():
-        with Step("vit", "computing class vectors", len(classes.words)) as step:
-            normalized = model.normalize(pixels)
-            tower = run_text_tower(folder, classes.words, classes.templates, normalized, step.to)
+        with Step("vit", "computing class vectors", len(words)) as step:
+            tower = run_text_tower(folder, words, templates, model.normalize(pixels), step.to)
         made = attach_head(
             model, tower.vectors, scale=tower.scale, bias=tower.bias, projection=tower.projection
         )
@@ -187,39 +169,36 @@ def _attach_words(model: ViT, folder: Path, classes: CheckedClasses) -> ViT:
 
 
 def _attach_examples(
-    model: ViT, preprocess: Preprocess, images: Images, labels: tuple[str, ...], *, words: bool
-) -> tuple[ViT, Tensor, bool]:
+    found: ImportedModel, images: Images, words: tuple[str, ...]
+) -> tuple[ImportedModel, Tensor, bool]:
     """Return the model with a head of examples, their center, and whether the scale was fitted."""
-    from vit.class_head import DEFAULT_SCALE, attach_head, average_examples, combine, fit_scale, read_head
+    from vit import class_head as head
     from vit.data.datasets import match_image_labels
 
-    embeddings, targets = _embed(model, preprocess, match_image_labels(images, labels))
-    means = average_examples(embeddings, targets, labels)
-    center, vectors = means.mean(0), read_head(model)[0] if words else None
+    labels = words or images.labels or ()
+    embeddings, targets = head.embed_images(found.model, found.preprocess, match_image_labels(images, labels))
+    means = head.average_examples(embeddings, targets, labels)
+    center, vectors = means.mean(0), head.read_head(found.model)[0] if words else None
     vectors = None if vectors is None else vectors - vectors.mean(0)
-    scale = fit_scale(embeddings - center, targets, vectors)
-    made = attach_head(model, combine(means - center, vectors), scale=scale or DEFAULT_SCALE, center=center)
-    return made, center, scale is not None
+    scale = head.fit_scale(embeddings - center, targets, vectors)
+    rows = head.combine(means - center, vectors)
+    model = head.attach_head(found.model, rows, scale=scale or head.DEFAULT_SCALE, center=center)
+    return replace(found, model=model, labels=labels), center, scale is not None
 
 
-def _add_class(source: Path, found: ImportedModel, images: Images, label: str) -> tuple[ViT, Tensor]:
+def _add_class(
+    source: Path, found: ImportedModel, images: Images, label: str
+) -> tuple[ImportedModel, Tensor]:
     import numpy as np
     import torch
 
-    from vit.class_head import HeadError, add_class, average_examples
+    from vit.class_head import HeadError, add_class, average_examples, embed_images
     from vit.document import read_document
 
     if label in found.labels:
         raise HeadError(f"the model has the class {label!r} already; choose another name for --add-class")
     one = replace(images, targets=np.zeros(len(images), np.int64), labels=(label,))
-    embeddings, targets = _embed(found.model, found.preprocess, one)
+    mean = average_examples(*embed_images(found.model, found.preprocess, one), (label,))[0]
     center = torch.tensor(read_document(source).recipe.get("center", []))
-    return add_class(found.model, average_examples(embeddings, targets, (label,))[0], center), center
-
-
-def _embed(model: ViT, preprocess: Preprocess, images: Images) -> tuple[Tensor, np.ndarray]:
-    from vit.class_head import embed_images
-    from vit.data.batches import Store
-
-    with Step("vit", "embedding examples", len(images)) as step:
-        return embed_images(model, Store(images, preprocess), step.to)
+    model = add_class(found.model, mean, center)
+    return replace(found, model=model, labels=(*found.labels, label)), center

@@ -13,14 +13,7 @@ from runtime.command.progress import Step, print_for_people
 from runtime.errors import MissingPackageError, install_line
 from runtime.text import format_count
 from runtime.writing import OutputError, check_folder
-from vit.commands.import_classes import (
-    ADDS_TO,
-    EXAMPLES,
-    CheckedClasses,
-    ClassesError,
-    check_classes,
-    make_classes,
-)
+from vit.commands.import_classes import ADDS_TO, EXAMPLES, ClassesError, check_classes, make_classes
 from vit.commands.import_options import ImportOptions
 
 if TYPE_CHECKING:
@@ -34,7 +27,8 @@ _NO_LIST: tuple[Kind, ...] = (
 
 def run_import(options: ImportOptions) -> None:
     """Import the weights, and print what was found, what was assumed and the path of the checkpoint."""
-    labels, classes = _check_options(options)
+    labels = _check_options(options)
+    words, examples = check_classes(options)
     from vit.pretrained.hub import find_snapshot
     from vit.pretrained.weight_files import fetch_weights
 
@@ -53,7 +47,7 @@ def run_import(options: ImportOptions) -> None:
 
             found = replace_labels(found, options.labels, labels)
         if options.classes or options.examples:
-            found, facts = make_classes(options, classes, found)
+            found, facts = make_classes(options, words, examples, found)
             facts["trained_on"] = [*recipe.get("trained_on", ()), *facts["trained_on"]]
             recipe |= facts
         recipe |= {"assumed": list(found.assumed), "notes": list(found.notes)}
@@ -82,8 +76,7 @@ def _read_source(options: ImportOptions) -> tuple[ImportedModel, dict[str, Any]]
 
         run = load_checkpoint(options.source)
         kept = {"imported": run.recipe.get("imported", "vit-edge"), "from": run.digest, "from_name": run.name}
-        # The images that the backbone was trained on are still such.
-        kept |= {"trained_on": run.recipe.get("trained_on", [])}
+        kept["trained_on"] = run.recipe.get("trained_on", [])  # the backbone's images are still such
         return ImportedModel(run.model, run.preprocess, run.labels, "vit-edge", ()), kept
     found = import_model(
         options.source, heads=options.heads, activation=options.activation, weights=options.weights
@@ -91,8 +84,8 @@ def _read_source(options: ImportOptions) -> tuple[ImportedModel, dict[str, Any]]
     return found, {"imported": found.format}
 
 
-def _check_options(options: ImportOptions) -> tuple[tuple[str, ...] | None, CheckedClasses]:
-    """Find what does not fit before weights are downloaded; return the labels of --labels and the classes."""
+def _check_options(options: ImportOptions) -> tuple[str, ...] | None:
+    """Find what does not fit before weights are downloaded; return the labels of --labels."""
     if not is_installed("torch"):
         raise MissingPackageError(f"torch is not installed; {install_line('train,cpu')}")
     from vit.pretrained.weight_files import read_labels
@@ -101,11 +94,10 @@ def _check_options(options: ImportOptions) -> tuple[tuple[str, ...] | None, Chec
         expected = "a text file with the name of a class on each line"
         refuse_kinds(options.labels, _NO_LIST, expected, "write one, class 0 first")
     labels = read_labels(options.labels) if options.labels else None
-    classes = check_classes(options)
     check_folder(options.out)
     if not _replaceable(options.out):
         raise OutputError(f"{options.out}: another model is there, which is kept; choose another --out")
-    return labels, classes
+    return labels
 
 
 def _check_source(options: ImportOptions) -> None:

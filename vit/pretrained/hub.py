@@ -27,7 +27,6 @@ _WORD = r"\w(?:[\w.-]{0,94}\w)?"
 _FILE = re.compile(r"(?:/[^/@\\:\x00-\x1f]+)+")
 _NAME = re.compile(rf"({_WORD}/{_WORD})((?:{_FILE.pattern})?)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
 
 
 def find_snapshot(path: Path) -> str:
@@ -101,10 +100,9 @@ def download(
         return source
     if not is_installed("huggingface_hub"):
         raise MissingPackageError(f"{name.shown}: it needs huggingface_hub; {install_line('hub')}")
-    os.environ.setdefault(_TELEMETRY, "1")
     from huggingface_hub import constants
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # also where another package has imported it before
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     with _explain_errors(name):
         found = _look_up(name)
         file = _choose_file(name, found, choose, what)
@@ -112,11 +110,13 @@ def download(
         documents = (f"{place}{each}" for place in dict.fromkeys(("", parent)) for each in DOCUMENTS)
         # The documents first: where a download broke off, weights in the cache have theirs beside them.
         files = [each for each in (*documents, file) if each in found.files]
-        folder = _fetch(name, found, files)
+        for each in files:
+            folder = _fetch(name, found, each)
         beside = sorted(f"{parent}{each}" for each in list_beside(folder / file))
-        if beside := [each for each in beside if each in found.files]:
-            _fetch(name, found, beside)
-            files += beside
+        for each in beside:
+            if each in found.files:
+                _fetch(name, found, each)
+                files.append(each)
     cached = f"; of the cache alone, since {found.reason}" if found.folder else ""
     print_for_people(f"hub: {PREFIX}{name.repository}@{found.commit}: {', '.join(files)}{cached}")
     return folder / name.file
@@ -208,29 +208,27 @@ def _look_up(name: _Name) -> _Listing:
         files = [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()]
         return _Listing(folder.name, files, folder, reason)
     except (ValueError, TypeError, KeyError) as error:
-        raise FailureError(
-            f"{name.shown}: {constants.ENDPOINT} does not answer as a hub ({error})"
-        ) from error
+        told = f"{constants.ENDPOINT} does not answer as a hub ({error})"
+        raise FailureError(f"{name.shown}: {told}") from error
     if not _COMMIT.fullmatch(commit := str(info.sha)):
         raise FailureError(f"{name.shown}: expected the hash of a commit from the hub, found {commit!r:.60}")
     names = [each.rfilename for each in info.siblings or ()]
     return _Listing(commit, [each for each in names if _FILE.fullmatch(f"/{each}") and ".." not in each])
 
 
-def _fetch(name: _Name, found: _Listing, files: Iterable[str]) -> Path:
-    """Download the files that the cache does not have yet, and return the folder of the revision."""
+def _fetch(name: _Name, found: _Listing, file: str) -> Path:
+    """Download a file that the cache does not have yet, and return the folder of the revision."""
     if found.folder is not None:
         return found.folder
     from huggingface_hub import hf_hub_download
 
-    for file in files:
-        what = f"downloading {file} of {name.repository}"
-        with Step("hub", what, unit="byte", quiet=not is_on_terminal()) as step:
-            path = hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=_make_bar(step))
-        folder = Path(path).parents[file.count("/")]
-        # The library takes a file of the cache where the connection is lost.
-        if folder.name != found.commit:
-            raise FailureError(f"{name.shown}: the revision changed during the download; run it again")
+    what = f"downloading {file} of {name.repository}"
+    with Step("hub", what, unit="byte", quiet=not is_on_terminal()) as step:
+        path = hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=_make_bar(step))
+    folder = Path(path).parents[file.count("/")]
+    # The library takes a file of the cache where the connection is lost.
+    if folder.name != found.commit:
+        raise FailureError(f"{name.shown}: the revision changed during the download; run it again")
     return folder
 
 
@@ -261,18 +259,20 @@ def _explain_errors(name: _Name) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name.repository}"
+    branch = name.revision or "main"
+    known: dict[type[Exception], str] = {
+        errors.RevisionNotFoundError: f"no revision {branch} in the repository; {page}/commits lists them",
+        errors.GatedRepoError: "access to the repository is restricted; "
+        f"accept its terms at {page}, then set HF_TOKEN or run hf auth login",
+        errors.RepositoryNotFoundError: f"no such model at {constants.ENDPOINT}; "
+        "check the name; a private repository needs HF_TOKEN or hf auth login",
+    }
     try:
         yield
-    except errors.RevisionNotFoundError as error:
-        there = f"no revision {name.revision or 'main'} in the repository; {page}/commits lists them"
-        raise SourceError(f"{name.shown}: {there}") from error
-    except errors.GatedRepoError as error:
-        how = f"accept its terms at {page}, then set HF_TOKEN or run hf auth login"
-        raise SourceError(f"{name.shown}: access to the repository is restricted; {how}") from error
-    except errors.RepositoryNotFoundError as error:
-        how = "check the name; a private repository needs HF_TOKEN or hf auth login"
-        raise SourceError(f"{name.shown}: no such model at {constants.ENDPOINT}; {how}") from error
     except errors.HfHubHTTPError as error:
+        for kind, words in known.items():
+            if isinstance(error, kind):
+                raise SourceError(f"{name.shown}: {words}") from error
         status = error.response.status_code
         token = "check the token (HF_TOKEN, or hf auth login)" if status in (401, 403) else "try again later"
         how = f"{token}, or set HF_HUB_OFFLINE=1 to take what the cache has"
