@@ -27,11 +27,7 @@ T = TypeVar("T")
 
 
 def hash_files(*files: Path | str | bytes | None) -> str:
-    """Return the SHA-256 of files, or of bytes, as one.
-
-    Args:
-        files: the model and, where it has one, the file with its weights; None is left out.
-    """
+    """Return the SHA-256 of a model and of the file with its weights, if it has one, as one."""
     digests = []
     for each in files:
         if isinstance(each, bytes):
@@ -43,13 +39,9 @@ def hash_files(*files: Path | str | bytes | None) -> str:
 
 
 def entry_name(spec: DeviceSpec, plugin: Any | None, model: str, options: Mapping[str, str]) -> str:
-    """Return the name of the folder for one model on one device: another version or driver has another.
+    """Return the name of the folder for one model, by its digest, on one device with the provider's options.
 
-    Args:
-        spec: the device.
-        plugin: the OrtEpDevice of its plugin; None where the provider is built in.
-        model: the digest of the model.
-        options: those of the provider.
+    Another version, driver or CPU has another.
     """
     found = [model, spec.name, dict(options), _cpu(), onnxruntime.__version__]
     if plugin is not None:
@@ -63,15 +55,12 @@ def entry_name(spec: DeviceSpec, plugin: Any | None, model: str, options: Mappin
 
 
 def open_cached(root: Path, name: str, open_in: Callable[[Path], T]) -> T:
-    """Open a model from a folder of the cache, or compile it into a new one.
+    """Return what `open_in` opens from a folder of the cache, or compiles into a new one.
 
     Args:
         root: the folder that the caller named; made where it is missing.
         name: of the folder inside it, from `entry_name`.
         open_in: opens the model from a folder, or compiles it into an empty one.
-
-    Returns:
-        What `open_in` returns.
 
     Raises:
         DeviceError: when the folder cannot be made, or others can write to it.

@@ -20,6 +20,7 @@ Device = Literal[
 Hardware = Literal["cpu", "gpu", "npu"]
 OPENVINO = "OpenVINOExecutionProvider"
 Precision = Literal["exact", "fast"]
+Chip = Literal["snapdragon-8-gen-3", "snapdragon-8-gen-2"]
 
 
 class DeviceError(InputError):
@@ -130,7 +131,7 @@ _TABLE = (
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
 
 # Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN.
-CHIPS: Mapping[str, tuple[str, str]] = MappingProxyType(
+CHIPS: Mapping[Chip, tuple[str, str]] = MappingProxyType(
     {"snapdragon-8-gen-3": ("75", "57"), "snapdragon-8-gen-2": ("73", "43")}
 )
 
@@ -156,7 +157,7 @@ class DeviceOptions:
     precision: Precision = "exact"
     cache: Path | None = None
     partial: bool = False
-    chip: str | None = None
+    chip: Chip | None = None
     profile: Path | None = None
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ def read_multiply_adds(measured: Mapping[str, Any], model: str) -> dict[str, int
 
     Args:
         measured: that field of the metadata, which is not to be trusted.
-        model: the name of the model in messages.
+        model: a name for messages.
 
     Raises:
         ArtifactError: for anything but counts.
@@ -153,12 +153,7 @@ def read_placement(session: InferenceSession, multiply_adds: Mapping[str, int]) 
 def check_placement(placement: Placement | None, device: str, model: str) -> None:
     """Check that a device which was asked for holds at least 90 % of the multiply-adds.
 
-    What cannot be known is logged.
-
-    Args:
-        placement: where the nodes of the model run; None where ONNX Runtime cannot say.
-        device: the one that was asked for.
-        model: its name, for the message.
+    What cannot be known is logged; `model` is a name for messages.
 
     Raises:
         DeviceError: when it holds less; the message names the operators outside and counts them.

@@ -23,21 +23,14 @@ _registering = threading.Lock()
 _registered: set[str] = set()  # providers whose plugin this process has registered
 _opened_in: dict[str, int] = {}  # the process that first opened a session, by provider of a plugin
 
-
-def _after_fork() -> None:
-    global _registering
-    _registering = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # a thread that held the old lock is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_registering=threading.Lock()))
 
 
 def find_plugin_device(spec: DeviceSpec) -> Any | None:
-    """Return the hardware of a device, as the OrtEpDevice of its plugin; None where it is built in.
+    """Return the hardware of a device, as the OrtEpDevice of its plugin, registered if it was not yet.
 
-    Args:
-        spec: the device. Its plugin is registered if it was not yet.
+    It is None where the provider is built in.
 
     Raises:
         DeviceError: when it is neither built in nor installed, when its plugin does not load or needs a newer
@@ -106,14 +99,7 @@ def _register_plugin(spec: DeviceSpec) -> None:
 
 
 def refuse_fork(spec: DeviceSpec) -> None:
-    """Refuse a session of a plugin in a fork of a process that has opened one: its first run would hang.
-
-    Args:
-        spec: the device.
-
-    Raises:
-        DeviceError: in such a process.
-    """
+    """Raise DeviceError in a fork of a process that has opened the device: its first run would hang."""
     if _opened_in.setdefault(spec.provider, os.getpid()) != os.getpid():
         raise DeviceError(
             f"{spec.name} was opened before this process was forked, and its threads are not in a fork; open "
@@ -134,7 +120,7 @@ def provider_options(
 
     Args:
         spec: the device.
-        plugin: the OrtEpDevice of its plugin; None where the provider is built in.
+        plugin: of `find_plugin_device`.
         threads: CPU threads of one prediction.
         cores: that this process may use.
         given: what the caller chose.
@@ -181,7 +167,7 @@ def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[st
         return backend
     if not is_x86():
         raise DeviceError(f"no qnn on this machine: the plugin {spec.package} lists no NPU; {spec.note}")
-    chip = given.chip or next(iter(CHIPS))
+    chip = next(iter(CHIPS)) if given.chip is None else given.chip
     _warn_of_simulator(chip)
     htp_arch, soc_model = CHIPS[chip]
     return backend | {"htp_arch": htp_arch, "soc_model": soc_model}

@@ -12,7 +12,7 @@ from typing import Literal
 from ..command.file_kinds import Kind, detect_file_kind
 from ..command.parser import REQUIRED, OptionGroup, argument, number, option
 from ..cpu import available_cores
-from ..devices import CHIPS, DEVICES, Device, DeviceOptions, Precision
+from ..devices import CHIPS, DEVICES, Chip, Device, DeviceOptions, Precision
 from ..errors import InputError
 from ..images.find_images import is_folder
 from ..writing import OTHER_FORMATS, refuse_file_name
@@ -38,12 +38,6 @@ def _digest(text: str) -> str:
     return text.lower()
 
 
-def _chip(text: str) -> str:
-    if text not in CHIPS:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(CHIPS)}, found {text!r}")
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
 class DeviceChoice:
     """Choose a device, and how a model runs there."""
@@ -63,11 +57,10 @@ class DeviceChoice:
     partial: bool = option(
         False, "accept a device that runs less than 90 % of the multiply-adds", group=_DEVICE
     )
-    chip: str | None = option(
+    chip: Chip | None = option(
         None,
         f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)} (default: the first)",
         metavar="NAME",
-        parse=_chip,
         group=_DEVICE,
     )
 
