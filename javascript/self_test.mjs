@@ -58,17 +58,18 @@ export function parseSelfTest(text, { labels, embedding }) {
   for (const each of pixels) expect(typeof each === "string" && /^[0-9a-f]{64}$/.test(each), "has pixels that are no SHA-256");
   for (const each of top) expect(isTop(each, labels.length), "has best classes that are none");
   expect(columns === null || isRising(columns, labels.length), "has columns that are no classes");
-  /** @type {Record<string, number>} */
-  const width = { logits: columns?.length ?? labels.length, embedding: Math.min(embedding ?? 0, MAX_COLUMNS) };
-  const names = Object.keys(width).filter((name) => (name === "logits" ? labels.length : embedding));
-  expect(isObject(outputs) && keysOf(outputs) === names.sort().join(" "), `must have the outputs ${names.join(", ")}`);
+  const kept = columns?.length ?? labels.length;
+  /** Fewest and most columns of each output of the model. */
+  const widths = Object.entries({ embedding: [1, Math.min(embedding ?? 0, MAX_COLUMNS)], logits: [kept, kept] }).filter(
+    ([, [, most]]) => most,
+  );
+  const names = widths.map(([name]) => name);
+  expect(isObject(outputs) && keysOf(outputs) === names.join(" "), `must have the outputs ${names.join(", ")}`);
   expect([kernels, cpu, latency_ms].every(isObject) && typeof runtime === "string", "says nothing of the exporting machine");
   return {
     images: images.map(readImage), pixels, columns, top,
     means: means.map((/** @type {unknown} */ each, /** @type {number} */ at) => readMeans(each, images[at])),
-    outputs: Object.fromEntries(
-      names.map((name) => [name, readAnswers(outputs[name], images.length * width[name])]),
-    ),
+    outputs: Object.fromEntries(widths.map(([name, width]) => [name, readAnswers(outputs[name], images.length, width)])),
   };
 }
 
@@ -110,16 +111,19 @@ function readMeans(means, image) {
   return bytes;
 }
 
-/** @param {unknown} answers @param {number} count @returns {Answers} */
-function readAnswers(answers, count) {
+/** The width comes from the length: the exporting machine keeps fewer columns of an embedding where 200 kB do not suffice.
+ * @param {unknown} answers @param {number} images @param {number[]} width fewest and most columns @returns {Answers} */
+function readAnswers(answers, images, [least, most]) {
   expect(isObject(answers) && keysOf(answers) === "file float32", "has answers of no known form");
-  const [file, float32] = [answers.file, answers.float32].map((each) => {
-    const view = new DataView(bytesOf(each).buffer);
-    expect(view.byteLength === 4 * count, `must have ${count} answers of an output, found ${view.byteLength / 4}`);
-    const values = Float32Array.from({ length: count }, (_, at) => view.getFloat32(4 * at, true));
-    expect(values.every(Number.isFinite), "has answers that are not finite");
-    return values;
+  const bytes = [answers.file, answers.float32].map(bytesOf);
+  const [count, other] = bytes.map(({ length }) => length / 4);
+  const isWide = count === other && isWhole(count / images, least, most);
+  expect(isWide, `must have ${images} rows of ${[...new Set([least, most])].join(" to ")} answers, found ${count} answers`);
+  const [file, float32] = bytes.map(({ buffer }) => {
+    const view = new DataView(buffer);
+    return Float32Array.from({ length: count }, (_, at) => view.getFloat32(4 * at, true));
   });
+  expect([...file, ...float32].every(Number.isFinite), "has answers that are not finite");
   return { file, float32 };
 }
 
