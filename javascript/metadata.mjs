@@ -6,7 +6,7 @@ import { isIntactNow } from "./digest.mjs";
 import { ModelError } from "./errors.mjs";
 import { summarize } from "./onnx.mjs";
 import { checkSpec, isObject, listed } from "./spec.mjs";
-import { parseJson } from "./strict_json.mjs";
+import { parseObject } from "./strict_json.mjs";
 
 /**
  * What a model file says about itself.
@@ -91,13 +91,7 @@ export function readEntries(model) {
  */
 export function checkMetadata(text) {
   if (text.length > MAX_CHARACTERS) throw new ModelError(`its metadata has more than ${MAX_CHARACTERS} characters`);
-  let document;
-  try {
-    document = parseJson(text);
-  } catch (error) {
-    throw new ModelError(`its metadata is not JSON (${/** @type {Error} */ (error).message})`);
-  }
-  if (!isObject(document)) throw new ModelError("its metadata is not a JSON object");
+  const document = parseObject(text, "metadata");
   const { version } = document;
   if (Number.isInteger(version) && version > VERSION)
     throw new ModelError(`a newer vit-edge wrote it (metadata version ${version}); update this package`);

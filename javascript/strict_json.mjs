@@ -1,6 +1,7 @@
 // JSON documents from files that strangers made.
 
-import { listed } from "./spec.mjs";
+import { ModelError } from "./errors.mjs";
+import { isObject, listed } from "./spec.mjs";
 
 /**
  * Parse a JSON document that every reader understands alike: JSON.parse keeps the last of two fields with one name, and
@@ -24,5 +25,22 @@ export function parseJson(text) {
       names?.add(name);
     } else if (!token.startsWith('"') && !Number.isFinite(Number(token)))
       throw new SyntaxError(`${token.slice(0, 24)} is larger than a float64 can be`);
+  return document;
+}
+
+/**
+ * Parse an object of a model file.
+ * @param {string} text
+ * @param {string} what it is, for messages
+ * @throws {ModelError}
+ */
+export function parseObject(text, what) {
+  let document;
+  try {
+    document = parseJson(text);
+  } catch (error) {
+    throw new ModelError(`its ${what} is not JSON (${/** @type {Error} */ (error).message}); export it again`);
+  }
+  if (!isObject(document)) throw new ModelError(`its ${what} is not a JSON object; export it again`);
   return document;
 }
