@@ -23,16 +23,20 @@ import { listed } from "./spec.mjs";
  * @property {number | null} minimum dB, for `sqnr_file`
  * @property {number | null} latency_ms median of one image, the first left out
  */
-/**
- * Of the faults that Python names, those that can be seen here: this API does not say where nodes ran, and in which kernels.
- * @typedef {typeof FAULTS[number]} Fault
- */
+/** @typedef {typeof FAULTS[number]} Fault */
 /** @typedef {import("./classifier.mjs").Classifier} Classifier */
+/**
+ * @typedef {object} Options
+ * @property {number} [images] of the self-test that are answered, the first ones; all without it
+ * @property {() => Promise<Classifier>} [openExact] opens the same file on a device that is known to be exact, to tell a fault of
+ *   the file from one of the device
+ */
 /** @typedef {import("./self_test.mjs").SelfTest} SelfTest */
 /** @typedef {import("./preprocess.mjs").Pixels} Pixels */
 /** @typedef {Record<string, Float32Array>} Outputs of one image, by name */
 /** @typedef {(file: Uint8Array, spec: import("./spec.mjs").Spec) => Pixels | Promise<Pixels>} Decode how a JPEG is decoded here */
 
+/** Of the faults that Python names, those that can be seen here: this API does not say where nodes ran, and in which kernels. */
 export const FAULTS = /** @type {const} */ ([
   "not opened", "no self-test", "labels", "preprocessing", "channels", "pixels cast to 0 and 1", "saturating kernels", "weights",
   "low precision", "wrong numbers",
@@ -51,12 +55,7 @@ const LEVELS = 2; // by which another decoder may change such a mean
 
 /**
  * Let a device answer the images of a self-test, and compare.
- * @param {Classifier} model
- * @param {SelfTest} selfTest
- * @param {object} options
- * @param {number} [options.images] that are answered, the first ones
- * @param {() => Promise<Classifier>} [options.openExact] as in `Classifier.check`
- * @param {Decode} [options.decode]
+ * @param {Classifier} model @param {SelfTest} selfTest @param {Options & {decode?: Decode}} options
  * @returns {Promise<DeviceCheck>}
  */
 export async function checkAnswers(model, selfTest, { images = Infinity, openExact, decode }) {
@@ -68,7 +67,7 @@ export async function checkAnswers(model, selfTest, { images = Infinity, openExa
   const { answers, milliseconds } = await ask(model, pixels);
   const [found, minimum] = [measure(selfTest, answers, "file"), minSqnr(device, variant, selfTest)];
   const count = pixels.length;
-  const labels = answers.filter(({ logits }, at) => !logits || indexOfMax(logits) === selfTest.top[at][0][0]).length;
+  const labels = answers.filter(({ logits }, at) => indexOfMax(logits) === selfTest.top[at][0][0]).length;
   const words = `${labels} of ${count} labels equal, ${found.toFixed(1)} dB on ${device} (minimum: ${minimum.toFixed(1)} dB)`;
   const [fault, cause] =
     findFault(model, selfTest, same) ??
@@ -199,7 +198,7 @@ function findFault({ metadata: { labels } }, { top }, same) {
 /**
  * Name the cause of answers that are too far away.
  * @param {Classifier} model @param {SelfTest} selfTest @param {Uint8Array[]} pixels @param {Outputs[]} answers
- * @param {(() => Promise<Classifier>) | undefined} openExact
+ * @param {Options["openExact"]} openExact
  * @returns {Promise<[Fault, string?]>}
  */
 async function explain(model, selfTest, pixels, answers, openExact) {

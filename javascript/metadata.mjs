@@ -49,20 +49,13 @@ const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "f
  * @throws {ModelError} when the bytes are no model of vit-edge, or a damaged one
  */
 export function readMetadata(model) {
-  const metadata = readUnchecked(model);
+  const { metadata } = readEntries(model);
   if (metadata.digest && !isIntactNow(model)) throw new ModelError(DAMAGED);
   return metadata;
 }
 
 /**
- * The same without the digest, for whoever checks it in another way.
- * @param {Uint8Array} model
- * @throws {ModelError}
- */
-export const readUnchecked = (model) => readEntries(model).metadata;
-
-/**
- * The same, and the text of the self-test where the file has one: `self_test.mjs` reads it.
+ * The same without the digest, for whoever checks it in another way, and the text of the self-test: `self_test.mjs` reads it.
  * @param {Uint8Array} model
  * @returns {{metadata: Metadata, selfTest: string | undefined}}
  * @throws {ModelError}

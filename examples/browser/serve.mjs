@@ -12,7 +12,7 @@ import { basename, dirname, extname, join } from "node:path";
 import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { readMetadata, readUnchecked } from "../../javascript/metadata.mjs";
+import { readEntries, readMetadata } from "../../javascript/metadata.mjs";
 
 const HERE = import.meta.dirname ?? dirname(fileURLToPath(import.meta.url));
 const PACKAGE = join(HERE, "..", "..", "javascript");
@@ -42,14 +42,17 @@ export async function siteFiles(model, floats = []) {
   return new Map([...files, ...floats]);
 }
 
+/** @param {string} path */
+const isFile = async (path) => (await stat(path).catch(() => null))?.isFile() ?? false;
+
 /** The float files of an export for the GPU, by name on the site. @param {string} folder @param {string} model that is served */
 export async function findFloats(folder, model) {
   const found = [];
   for (const [name, file] of Object.entries(FLOATS)) {
     const path = join(folder, file);
-    if (path === model || !(await stat(path).catch(() => null))?.isFile()) continue;
+    if (path === model || !(await isFile(path))) continue;
     try {
-      readUnchecked(new Uint8Array(await readFile(path)));
+      readEntries(new Uint8Array(await readFile(path)));
       found.push([name, path]);
     } catch (error) {
       console.error(`serve.mjs: ${path} is not served: ${error.message}`);
@@ -98,7 +101,7 @@ async function findModel(given) {
   if (!status) throw new Error(`${given}: there is no such model file; python -m export makes one`);
   const paths = status.isDirectory() ? MODELS.map((name) => join(given, name)) : [given];
   for (const path of paths)
-    if ((await stat(path).catch(() => null))?.isFile()) {
+    if (await isFile(path)) {
       try {
         readMetadata(new Uint8Array(await readFile(path)));
       } catch (error) {
