@@ -4,7 +4,7 @@
 import { ModelError } from "./errors.mjs";
 import { isWhole } from "./spec.mjs";
 
-/** @typedef {{seed: number, height: number, width: number}} Frame */
+/** @typedef {{seed: number, height: number, width: number, bits: number}} Frame bits of the longer edge */
 
 /** Pixels of an edge; bounds the time for a size that an untrusted file asks for. */
 export const MOST_EDGE = 1024;
@@ -22,11 +22,11 @@ const RADIUS = 96; // of every shape, in units of its own coordinates
 export function makeImage(seed, height, width) {
   if (!(isWhole(seed, 0, 2 ** 32 - 1) && [height, width].every((edge) => isWhole(edge, 1, MOST_EDGE))))
     throw new ModelError(`expected a seed from 0 to 4294967295 and edges from 1 to ${MOST_EDGE}, found ${seed}, ${height} and ${width}`);
-  const frame = { seed, height, width };
+  const bits = 32 - Math.clz32(Math.max(height, width));
+  const frame = { seed, height, width, bits };
   const image = paintLandscape(frame);
   const count = SHAPES[seed & 3];
   for (let index = 0; index < count; index++) paintShape(image, frame, index, Math.floor((index * 4) / count));
-  const bits = countBits(frame);
   const grain = sumOctaves(frame, 9, Math.max(bits - 3, 0), Math.max(bits - 2, 1));
   const fine = makeNoise(frame, 10, 0);
   return new Uint8Array(image.map((value, at) => {
@@ -37,9 +37,6 @@ export function makeImage(seed, height, width) {
 
 /** @param {number} value @param {number} least @param {number} most */
 const clip = (value, least, most) => Math.min(Math.max(value, least), most);
-
-/** Bits of the longer edge. @param {Frame} frame */
-const countBits = ({ height, width }) => 32 - Math.clz32(Math.max(height, width));
 
 /** Hash 32 bits to 32 bits (lowbias32 of Chris Wellons). @param {number} bits */
 function mix(bits) {
@@ -99,10 +96,9 @@ function drawColor(seed, index) {
 
 /** A bright sky, and ground below a line of hills. @param {Frame} frame */
 function paintLandscape(frame) {
-  const { seed, height, width } = frame;
-  const first = countBits(frame) - 2;
-  const clouds = sumOctaves(frame, 0, first, 5);
-  const hills = sumOctaves({ ...frame, height: 1 }, 5, first, 5);
+  const { seed, height, width, bits } = frame;
+  const clouds = sumOctaves(frame, 0, bits - 2, 5);
+  const hills = sumOctaves({ ...frame, height: 1 }, 5, bits - 2, 5);
   const horizon = (height * (64 + (draw(seed, 7, 902, 0) >> 1))) >> 8;
   const [sky, ground] = [drawColor(seed, 900), drawColor(seed, 901)];
   const image = new Int32Array(height * width * 3);

@@ -13,16 +13,9 @@ export * from "./index.mjs";
 const STRIP = 2 ** 20; // pixels read at a time: phones limit a canvas to 16 megapixels, and memory sooner
 
 /**
- * What WebGPU offers here.
- * @typedef {object} Gpu
- * @property {string | null} missing why there is none; null where there is one
- * @property {boolean} float16 whether its shaders compute in float16 (the feature `shader-f16`)
- * @property {boolean} software whether it is computed by the CPU, which WebAssembly does faster
- */
-
-/**
- * Look for a GPU that WebGPU can use.
- * @returns {Promise<Gpu>}
+ * Look for a GPU: why there is none (`missing`), whether its shaders compute in float16 (the feature `shader-f16`), and whether
+ * the CPU computes them (`software`), which WebAssembly does faster.
+ * @returns {Promise<{missing: string | null, float16: boolean, software: boolean}>}
  */
 export async function findGpu() {
   // @ts-ignore: TypeScript's library for pages may not know navigator.gpu
@@ -81,14 +74,12 @@ export async function checkModel(model, options) {
   let classifier;
   try {
     classifier = await openClassifier(model, options);
+    return await classifier.check({ openExact: () => openClassifier(model, { ...options, device: "wasm" }) });
   } catch (error) {
     if (error instanceof DeviceError) return failedCheck(options.device ?? "wasm", "not opened", error.message);
     throw error;
-  }
-  try {
-    return await classifier.check({ openExact: () => openClassifier(model, { ...options, device: "wasm" }) });
   } finally {
-    await classifier.release();
+    await classifier?.release();
   }
 }
 

@@ -42,15 +42,12 @@ export async function siteFiles(model, floats = []) {
   return new Map([...files, ...floats]);
 }
 
-/** @param {string} path */
-const isFile = async (path) => (await stat(path).catch(() => null))?.isFile() ?? false;
-
 /** The float files of an export for the GPU, by name on the site. @param {string} folder @param {string} model that is served */
 export async function findFloats(folder, model) {
   const found = [];
   for (const [name, file] of Object.entries(FLOATS)) {
     const path = join(folder, file);
-    if (path === model || !(await isFile(path))) continue;
+    if (path === model || !(await stat(path).catch(() => null))?.isFile()) continue;
     try {
       readEntries(new Uint8Array(await readFile(path)));
       found.push([name, path]);
@@ -101,7 +98,7 @@ async function findModel(given) {
   if (!status) throw new Error(`${given}: there is no such model file; python -m export makes one`);
   const paths = status.isDirectory() ? MODELS.map((name) => join(given, name)) : [given];
   for (const path of paths)
-    if (await isFile(path)) {
+    if ((await stat(path).catch(() => null))?.isFile()) {
       try {
         readMetadata(new Uint8Array(await readFile(path)));
       } catch (error) {
