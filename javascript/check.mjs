@@ -67,7 +67,8 @@ export async function checkAnswers(model, selfTest, { images = Infinity, openExa
   const { answers, milliseconds } = await ask(model, pixels);
   const [found, minimum] = [measure(selfTest, answers, "file"), minSqnr(device, variant, selfTest)];
   const count = pixels.length;
-  const labels = answers.filter(({ logits }, at) => indexOfMax(logits) === selfTest.top[at][0][0]).length;
+  const best = answers.map(({ logits }) => logits.reduce((most, value, at) => (value > logits[most] ? at : most), 0));
+  const labels = best.filter((index, at) => index === selfTest.top[at][0][0]).length;
   const words = `${labels} of ${count} labels equal, ${found.toFixed(1)} dB on ${device} (minimum: ${minimum.toFixed(1)} dB)`;
   const [fault, cause] =
     findFault(model, selfTest, same) ??
@@ -175,9 +176,6 @@ export function minSqnr(device, variant, { outputs }) {
   if (variant === "float32") return least;
   return Math.min(least, ...Object.values(outputs).map(({ file, float32 }) => sqnr(float32, file) - REDRAWN));
 }
-
-/** @param {Float32Array} values */
-const indexOfMax = (values) => values.reduce((best, value, at) => (value > values[best] ? at : best), 0);
 
 /**
  * The faults that no number is needed for.
