@@ -23,16 +23,20 @@ import { listed } from "./spec.mjs";
  * @property {number | null} minimum dB, for `sqnr_file`
  * @property {number | null} latency_ms median of one image, the first left out
  */
-/**
- * Of the faults that Python names, those that can be seen here: this API does not say where nodes ran, and in which kernels.
- * @typedef {typeof FAULTS[number]} Fault
- */
+/** @typedef {typeof FAULTS[number]} Fault */
 /** @typedef {import("./classifier.mjs").Classifier} Classifier */
+/**
+ * @typedef {object} Options
+ * @property {number} [images] of the self-test that are answered, the first ones; all without it
+ * @property {() => Promise<Classifier>} [openExact] opens the same file on a device that is known to be exact, to tell a fault of
+ *   the file from one of the device
+ */
 /** @typedef {import("./self_test.mjs").SelfTest} SelfTest */
 /** @typedef {import("./preprocess.mjs").Pixels} Pixels */
 /** @typedef {Record<string, Float32Array>} Outputs of one image, by name */
 /** @typedef {(file: Uint8Array, spec: import("./spec.mjs").Spec) => Pixels | Promise<Pixels>} Decode how a JPEG is decoded here */
 
+/** Of the faults that Python names, those that can be seen here: this API does not say where nodes ran, and in which kernels. */
 export const FAULTS = /** @type {const} */ ([
   "not opened", "no self-test", "labels", "preprocessing", "channels", "pixels cast to 0 and 1", "saturating kernels", "weights",
   "low precision", "wrong numbers",
@@ -51,37 +55,27 @@ const LEVELS = 2; // by which another decoder may change such a mean
 
 /**
  * Let a device answer the images of a self-test, and compare.
- * @param {Classifier} model
- * @param {SelfTest} selfTest
- * @param {object} options
- * @param {number} [options.images] that are answered, the first ones
- * @param {() => Promise<Classifier>} [options.openExact] as in `Classifier.check`
- * @param {Decode} [options.decode]
+ * @param {Classifier} model @param {SelfTest} selfTest @param {Options & {decode?: Decode}} options
  * @returns {Promise<DeviceCheck>}
  */
 export async function checkAnswers(model, selfTest, { images = Infinity, openExact, decode }) {
-  const { device, metadata: { variant, preprocess: { size } } } = model;
-  const count = Math.min(images, selfTest.images.length);
-  const [pixels, same] = [/** @type {Uint8Array[]} */ ([]), /** @type {boolean[]} */ ([])];
-  for (let at = 0; at < count; at++) {
-    pixels.push(preprocess(await readImage(selfTest.images[at], model, decode), model.metadata.preprocess));
-    same.push(await isSame(pixels[at], selfTest, at, size));
-  }
-  const [answers, milliseconds] = [/** @type {Outputs[]} */ ([]), /** @type {number[]} */ ([])];
-  for (const each of pixels) {
-    const began = performance.now();
-    answers.push(await model.run(each));
-    milliseconds.push(performance.now() - began);
-  }
-  const warm = milliseconds.slice(count > 1 ? 1 : 0).sort((a, b) => a - b); // the first pays for compilation
+  const { device, metadata: { variant, preprocess: spec } } = model;
+  /** @type {Uint8Array[]} */
+  const pixels = [];
+  for (const image of selfTest.images.slice(0, images)) pixels.push(preprocess(await readImage(image, spec, decode), spec));
+  const same = await Promise.all(pixels.map((each, at) => isSame(each, selfTest, at, spec.size)));
+  const { answers, milliseconds } = await ask(model, pixels);
   const [found, minimum] = [measure(selfTest, answers, "file"), minSqnr(device, variant, selfTest)];
-  const labels = answers.filter(({ logits }, at) => !logits || indexOfMax(logits) === selfTest.top[at][0][0]).length;
-  const passed = found >= minimum && labels === count;
+  const count = pixels.length;
+  const best = answers.map(({ logits }) => logits.reduce((most, value, at) => (value > logits[most] ? at : most), 0));
+  const labels = best.filter((index, at) => index === selfTest.top[at][0][0]).length;
   const words = `${labels} of ${count} labels equal, ${found.toFixed(1)} dB on ${device} (minimum: ${minimum.toFixed(1)} dB)`;
   const [fault, cause] =
-    findFault(model, selfTest, same) ?? (passed ? [null, ""] : await explain(model, selfTest, pixels, found, openExact));
+    findFault(model, selfTest, same) ??
+    (found >= minimum && labels === count ? [null] : await explain(model, selfTest, pixels, answers, openExact));
+  const warm = milliseconds.slice(count > 1 ? 1 : 0).sort((a, b) => a - b); // the first pays for compilation
   return {
-    device, variant, passed: fault === null, fault, verdict: `${fault ?? "passed"}: ${[words, cause].filter(Boolean).join("; ")}`,
+    device, variant, passed: fault === null, fault, verdict: `${fault ?? "passed"}: ${words}${cause ? `; ${cause}` : ""}`,
     images: count, preprocessing_equal: same.every(Boolean), labels_equal: labels, sqnr_file: found,
     sqnr_float32: measure(selfTest, answers, "float32"), minimum, latency_ms: warm[warm.length >> 1],
   };
@@ -96,27 +90,37 @@ export const failedCheck = (device, fault, words) => ({
   labels_equal: null, sqnr_file: null, sqnr_float32: null, minimum: null, latency_ms: null,
 });
 
-/** @param {SelfTest["images"][number]} image @param {Classifier} model @param {Decode | undefined} decode */
-async function readImage(image, { metadata }, decode) {
+/** The answers to images, and the time of each. @param {Classifier} model @param {Uint8Array[]} pixels */
+async function ask(model, pixels) {
+  const [answers, milliseconds] = [/** @type {Outputs[]} */ ([]), /** @type {number[]} */ ([])];
+  for (const each of pixels) {
+    const began = performance.now();
+    answers.push(await model.run(each));
+    milliseconds.push(performance.now() - began);
+  }
+  return { answers, milliseconds };
+}
+
+/** @param {SelfTest["images"][number]} image @param {import("./spec.mjs").Spec} spec @param {Decode | undefined} decode */
+async function readImage(image, spec, decode) {
   if ("jpeg" in image) {
     if (!decode) throw new ModelError("its self-test has photos; open it with vit-edge/node or vit-edge/web");
-    return decode(image.jpeg, metadata.preprocess);
+    return decode(image.jpeg, spec);
   }
   const [height, width] = image.size;
   const rgb = makeImage(image.made, height, width);
-  const data = new Uint8Array(4 * width * height).fill(255);
-  for (let from = 0, to = 0; to < data.length; from += 3, to += 4) data.set(rgb.subarray(from, from + 3), to);
+  const data = new Uint8Array(4 * width * height).map((_, at) => (at % 4 === 3 ? 255 : rgb[at - (at >> 2)]));
   return { width, height, data };
 }
 
 /**
- * Whether pixels are those of the exporting machine.
+ * Whether pixels are those of the exporting machine, or a JPEG's have the same means.
  * @param {Uint8Array} pixels @param {SelfTest} selfTest @param {number} at @param {[number, number]} size
  */
 async function isSame(pixels, { pixels: digests, means }, at, size) {
   if ((await digitsOf(pixels)) === digests[at]) return true;
-  const expected = means[at];
-  return expected !== null && blockMeans(pixels, size).every((mean, index) => Math.abs(mean - expected[index]) <= LEVELS);
+  const found = blockMeans(pixels, size);
+  return means[at]?.every((mean, index) => Math.abs(mean - found[index]) <= LEVELS) ?? false;
 }
 
 /**
@@ -124,17 +128,16 @@ async function isSame(pixels, { pixels: digests, means }, at, size) {
  * @param {Uint8Array} pixels @param {[number, number]} size
  */
 function blockMeans(pixels, [height, width]) {
-  /** @param {number} edge */
-  const cut = (edge) =>
-    Array.from({ length: BLOCKS }, (_, at) => [at, at + 1].map((each) => Math.floor((each * edge) / BLOCKS)))
-      .map(([from, to]) => [from, Math.max(to, from + 1)]);
-  /** @param {number[]} rows @param {number[]} columns @param {number} channel */
-  const mean = ([top, bottom], [left, right], channel) => {
+  return Array.from({ length: BLOCKS * BLOCKS * 3 }, (_, at) => {
+    const [row, column, channel] = [Math.floor(at / 3 / BLOCKS), Math.floor(at / 3) % BLOCKS, at % 3];
+    const [top, bottom, left, right] = [[row, height], [column, width]].flatMap(([block, edge]) => {
+      const from = Math.floor((block * edge) / BLOCKS);
+      return [from, Math.max(Math.floor(((block + 1) * edge) / BLOCKS), from + 1)];
+    });
     let sum = 0;
     for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) sum += pixels[3 * (y * width + x) + channel];
     return sum / ((bottom - top) * (right - left));
-  };
-  return cut(height).flatMap((rows) => cut(width).flatMap((columns) => [0, 1, 2].map((channel) => mean(rows, columns, channel))));
+  });
 }
 
 /**
@@ -143,9 +146,9 @@ function blockMeans(pixels, [height, width]) {
  */
 function measure({ outputs, columns, images }, answers, which) {
   const every = Object.entries(outputs).map(([name, { [which]: recorded }]) => {
-    const kept = recorded.length / images.length;
+    const width = recorded.length / images.length;
     const found = answers.flatMap(({ [name]: row }) =>
-      name === "logits" && columns ? columns.map((column) => row[column]) : [...row.subarray(0, kept)],
+      name === "logits" && columns ? columns.map((column) => row[column]) : [...row.subarray(0, width)],
     );
     return sqnr(recorded.subarray(0, found.length), found);
   });
@@ -174,9 +177,6 @@ export function minSqnr(device, variant, { outputs }) {
   return Math.min(least, ...Object.values(outputs).map(({ file, float32 }) => sqnr(float32, file) - REDRAWN));
 }
 
-/** @param {Float32Array} values */
-const indexOfMax = (values) => values.reduce((best, value, at) => (value > values[best] ? at : best), 0);
-
 /**
  * The faults that no number is needed for.
  * @param {Classifier} model @param {SelfTest} selfTest @param {boolean[]} same @returns {[Fault, string] | null}
@@ -195,31 +195,27 @@ function findFault({ metadata: { labels } }, { top }, same) {
 
 /**
  * Name the cause of answers that are too far away.
- * @param {Classifier} model @param {SelfTest} selfTest @param {Uint8Array[]} pixels @param {number} found dB
- * @param {(() => Promise<Classifier>) | undefined} openExact
- * @returns {Promise<[Fault, string]>}
+ * @param {Classifier} model @param {SelfTest} selfTest @param {Uint8Array[]} pixels @param {Outputs[]} answers
+ * @param {Options["openExact"]} openExact
+ * @returns {Promise<[Fault, string?]>}
  */
-async function explain(model, selfTest, pixels, found, openExact) {
-  /** @param {Classifier} on @param {(pixels: Uint8Array) => Uint8Array} change */
-  const ask = async (on, change = (each) => each) => {
-    const answers = [];
-    for (const each of pixels) answers.push(await on.run(change(each)));
-    return answers;
-  };
-  const swap = (/** @type {Uint8Array} */ each) => each.map((_, at) => each[at - (at % 3) + 2 - (at % 3)]);
-  const swapped = measure(selfTest, await ask(model, swap), "file");
+async function explain(model, selfTest, pixels, answers, openExact) {
+  const found = measure(selfTest, answers, "file");
+  const reordered = pixels.map((image) => image.map((_, at) => image[at - (at % 3) + 2 - (at % 3)]));
+  const swapped = measure(selfTest, (await ask(model, reordered)).answers, "file");
   if (swapped >= Math.max(EXPLAINS, found + 6)) return ["channels", `with red and blue swapped ${swapped.toFixed(1)} dB`];
-  const [whole, clipped] = [await ask(model), await ask(model, (each) => each.map((value) => Math.min(value, 1)))];
-  const names = Object.keys(selfTest.outputs);
-  if (whole.every((answer, at) => names.every((name) => sqnr(answer[name], clipped[at][name]) > MIN_SQNR.float32)))
-    return ["pixels cast to 0 and 1", "the same answers to pixels of 0 and 1"];
+  const clipped = await ask(model, pixels.map((image) => image.map((value) => Math.min(value, 1))));
+  const isBlind = Object.keys(selfTest.outputs).every((name) =>
+    answers.every((answer, at) => sqnr(answer[name], clipped.answers[at][name]) > MIN_SQNR.float32),
+  );
+  if (isBlind) return ["pixels cast to 0 and 1", "the same answers to pixels of 0 and 1"];
   const few = found >= ROUNDING ? "low precision" : "wrong numbers";
   const exact = model.device === "wasm" ? model : await openExact?.(); // WebAssembly does not saturate
-  if (!exact) return [few, ""];
-  const there = exact === model ? found : measure(selfTest, await ask(exact), "file");
+  if (!exact) return [few];
+  const there = exact === model ? found : measure(selfTest, (await ask(exact, pixels)).answers, "file");
   if (exact !== model) await exact.release();
-  const right = there >= minSqnr(exact.device, model.metadata.variant, selfTest);
   const words = `exact kernels of the CPU give ${there.toFixed(1)} dB`;
-  if (!right) return ["weights", `${words}: a weight has changed; export it again`];
+  if (there < minSqnr(exact.device, model.metadata.variant, selfTest))
+    return ["weights", `${words}: a weight has changed; export it again`];
   return [model.device === "cpu" ? "saturating kernels" : few, words];
 }

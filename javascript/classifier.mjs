@@ -40,22 +40,16 @@ if (process?.versions?.node && !process.env.ORT_DISABLE_TELEMETRY) {
 
 export class Classifier {
   #session;
-  #runtime;
-  #top;
-  #selfTest;
-  #decode;
+  #opened;
 
   /** Use `Classifier.open`. @param {any} session @param {import("./metadata.mjs").Metadata} metadata @param {Opened} opened */
-  constructor(session, metadata, { runtime, top, device, decode, selfTest }) {
+  constructor(session, metadata, opened) {
     this.#session = session;
-    this.#runtime = runtime;
-    this.#top = top;
-    this.#selfTest = selfTest;
-    this.#decode = decode;
+    this.#opened = opened;
     /** What the model file says about itself. @readonly */
     this.metadata = metadata;
     /** "cpu" (onnxruntime-node), "wasm" or "webgpu". @readonly */
-    this.device = device;
+    this.device = opened.device;
   }
 
   /**
@@ -109,7 +103,7 @@ export class Classifier {
     const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
     if (logits.length !== labels.length)
       throw new ModelError(`expected ${labels.length} logits, one per label, found ${logits.length}; export it again`);
-    const top = best(logits, labels, this.#top, temperature);
+    const top = best(logits, labels, this.#opened.top, temperature);
     return { ...top[0], top, logits, milliseconds };
   }
 
@@ -119,25 +113,23 @@ export class Classifier {
    * @returns {Promise<Record<string, Float32Array>>} its outputs by name: logits, and embedding where it has one
    */
   async run(pixels) {
-    const tensor = new this.#runtime.Tensor("uint8", pixels, [1, ...this.metadata.preprocess.size, 3]);
+    const tensor = new this.#opened.runtime.Tensor("uint8", pixels, [1, ...this.metadata.preprocess.size, 3]);
     const outputs = await this.#session.run({ pixels: tensor });
     return Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, Float32Array.from(data)]));
   }
 
   /**
    * Compare what this device answers with what the exporting machine answered: the self-test in the file.
-   * @param {object} [options]
-   * @param {number} [options.images] of the self-test that are answered, the first ones; all without it
-   * @param {() => Promise<Classifier>} [options.openExact] opens the same file on a device that is known to be exact, to tell
-   *   a fault of the file from one of the device
+   * @param {import("./check.mjs").Options} [options]
    * @returns {Promise<import("./check.mjs").DeviceCheck>}
    * @throws {ModelError} when the self-test is none
    */
-  async check({ images, openExact } = {}) {
-    if (this.#selfTest === undefined) return failedCheck(this.device, "no self-test", "the file carries none; export it again");
-    const selfTest = parseSelfTest(this.#selfTest, this.metadata);
+  async check(options) {
+    const { selfTest, decode } = this.#opened;
+    if (selfTest === undefined) return failedCheck(this.device, "no self-test", "the file carries none; export it again");
+    const known = parseSelfTest(selfTest, this.metadata);
     try {
-      return await checkAnswers(this, selfTest, { images, openExact, decode: this.#decode });
+      return await checkAnswers(this, known, { ...options, decode });
     } catch (error) {
       if (error instanceof ModelError) throw error;
       return failedCheck(this.device, error instanceof ImageError ? "preprocessing" : "not opened", reason(error));

@@ -6,7 +6,7 @@ import { isIntactNow } from "./digest.mjs";
 import { ModelError } from "./errors.mjs";
 import { summarize } from "./onnx.mjs";
 import { checkSpec, isObject, listed } from "./spec.mjs";
-import { parseJson } from "./strict_json.mjs";
+import { parseObject } from "./strict_json.mjs";
 
 /**
  * What a model file says about itself.
@@ -49,20 +49,13 @@ const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "f
  * @throws {ModelError} when the bytes are no model of vit-edge, or a damaged one
  */
 export function readMetadata(model) {
-  const metadata = readUnchecked(model);
+  const { metadata } = readEntries(model);
   if (metadata.digest && !isIntactNow(model)) throw new ModelError(DAMAGED);
   return metadata;
 }
 
 /**
- * The same without the digest, for whoever checks it in another way.
- * @param {Uint8Array} model
- * @throws {ModelError}
- */
-export const readUnchecked = (model) => readEntries(model).metadata;
-
-/**
- * The same, and the text of the self-test where the file has one: `self_test.mjs` reads it.
+ * The same without the digest, for whoever checks it in another way, and the text of the self-test: `self_test.mjs` reads it.
  * @param {Uint8Array} model
  * @returns {{metadata: Metadata, selfTest: string | undefined}}
  * @throws {ModelError}
@@ -91,13 +84,7 @@ export function readEntries(model) {
  */
 export function checkMetadata(text) {
   if (text.length > MAX_CHARACTERS) throw new ModelError(`its metadata has more than ${MAX_CHARACTERS} characters`);
-  let document;
-  try {
-    document = parseJson(text);
-  } catch (error) {
-    throw new ModelError(`its metadata is not JSON (${/** @type {Error} */ (error).message})`);
-  }
-  if (!isObject(document)) throw new ModelError("its metadata is not a JSON object");
+  const document = parseObject(text, "metadata");
   const { version } = document;
   if (Number.isInteger(version) && version > VERSION)
     throw new ModelError(`a newer vit-edge wrote it (metadata version ${version}); update this package`);

@@ -42,14 +42,11 @@ export async function openClassifier(model, { threads, top, sha256, exact } = {}
 /**
  * Check with the self-test in a model file whether this machine computes it right.
  * @param {string | Uint8Array} model a path, or the bytes of the .onnx file
- * @param {object} [options] as for `openClassifier`
- * @param {number} [options.threads]
- * @param {string} [options.sha256]
- * @param {boolean} [options.exact]
+ * @param {Parameters<typeof openClassifier>[1]} [options]
  * @returns {Promise<import("./check.mjs").DeviceCheck>} `passed`, `fault` and `verdict` say the rest
  * @throws {ModelError} when it is no model of vit-edge
  */
-export async function checkModel(model, options = {}) {
+export async function checkModel(model, options) {
   const classifier = await openClassifier(model, options);
   try {
     return await classifier.check({ openExact: () => openClassifier(model, { ...options, exact: true }) });

@@ -4,8 +4,8 @@
 import { ModelError } from "./errors.mjs";
 import { MOST_EDGE } from "./made_images.mjs";
 import { readEntries } from "./metadata.mjs";
-import { isObject, listed } from "./spec.mjs";
-import { parseJson } from "./strict_json.mjs";
+import { isObject, isWhole, listed } from "./spec.mjs";
+import { parseObject } from "./strict_json.mjs";
 
 /**
  * What this package uses of a self-test.
@@ -18,7 +18,6 @@ import { parseJson } from "./strict_json.mjs";
  * @property {[number, string][][]} top by image: the best classes and their labels, best first
  */
 /** @typedef {{file: Float32Array, float32: Float32Array}} Answers of this file and of the float32 file, [images, columns] */
-/** @typedef {import("./metadata.mjs").Metadata} Metadata */
 
 const MAX_BYTES = 200_000;
 const MAX_IMAGES = 16;
@@ -41,34 +40,33 @@ export function readSelfTest(model) {
 /**
  * Read the JSON document of a self-test.
  * @param {string} text
- * @param {Metadata} metadata of the same file
+ * @param {import("./metadata.mjs").Metadata} metadata of the same file
  * @returns {SelfTest}
  * @throws {ModelError} when it is not one of this file
  */
 export function parseSelfTest(text, { labels, embedding }) {
   expect(new TextEncoder().encode(text).length <= MAX_BYTES, `has more than ${MAX_BYTES} bytes`);
-  const document = parse(text);
-  expect(isObject(document), "is not a JSON object");
+  const document = parseObject(text, "self-test");
   expect(document.version === 1, `must have version 1, found ${listed([JSON.stringify(document.version) ?? "none"])}`);
   expect(keysOf(document) === FIELDS, `must have the fields ${FIELDS}, found ${listed([keysOf(document)])}`);
   const { images, pixels, means, columns, outputs, top, kernels, cpu, latency_ms, runtime } = document;
-  expect(Array.isArray(images) && isWhole(images.length, 1, MAX_IMAGES), `must have 1 to ${MAX_IMAGES} images`);
+  expect(isList(images, 1, MAX_IMAGES), `must have 1 to ${MAX_IMAGES} images`);
   for (const [name, rows] of Object.entries({ pixels, means, top }))
-    expect(Array.isArray(rows) && rows.length === images.length, `must have as many ${name} as images`);
+    expect(isList(rows, images.length), `must have as many ${name} as images`);
   for (const each of pixels) expect(typeof each === "string" && /^[0-9a-f]{64}$/.test(each), "has pixels that are no SHA-256");
   for (const each of top) expect(isTop(each, labels.length), "has best classes that are none");
   expect(columns === null || isRising(columns, labels.length), "has columns that are no classes");
-  /** @type {Record<string, number>} */
-  const width = { logits: columns?.length ?? labels.length, embedding: Math.min(embedding ?? 0, MAX_COLUMNS) };
-  const names = Object.keys(width).filter((name) => (name === "logits" ? labels.length : embedding));
-  expect(isObject(outputs) && keysOf(outputs) === names.sort().join(" "), `must have the outputs ${names.join(", ")}`);
+  const kept = columns?.length ?? labels.length;
+  /** Fewest and most columns of each output of the model. */
+  const widths = Object.entries({ embedding: [1, Math.min(embedding ?? 0, MAX_COLUMNS)], logits: [kept, kept] })
+    .filter(([, [, most]]) => most);
+  const names = widths.map(([name]) => name);
+  expect(hasKeys(outputs, names.join(" ")), `must have the outputs ${names.join(", ")}`);
   expect([kernels, cpu, latency_ms].every(isObject) && typeof runtime === "string", "says nothing of the exporting machine");
   return {
     images: images.map(readImage), pixels, columns, top,
     means: means.map((/** @type {unknown} */ each, /** @type {number} */ at) => readMeans(each, images[at])),
-    outputs: Object.fromEntries(
-      names.map((name) => [name, readAnswers(outputs[name], images.length * width[name])]),
-    ),
+    outputs: Object.fromEntries(widths.map(([name, width]) => [name, readAnswers(outputs[name], images.length, width)])),
   };
 }
 
@@ -77,28 +75,31 @@ function expect(holds, what) {
   if (!holds) throw new ModelError(`its self-test ${what}; export it again`);
 }
 
-/** @param {string} text */
-function parse(text) {
-  try {
-    return parseJson(text);
-  } catch (error) {
-    throw new ModelError(`its self-test is not JSON (${/** @type {Error} */ (error).message}); export it again`);
-  }
-}
-
 /** @param {object} document */
 const keysOf = (document) => Object.keys(document).sort().join(" ");
 
-/** @param {unknown} value @param {number} least @param {number} most */
-const isWhole = (value, least, most) => Number.isInteger(value) && Number(value) >= least && Number(value) <= most;
+/** @param {unknown} value @param {string} keys @returns {value is Record<string, any>} */
+const hasKeys = (value, keys) => isObject(value) && keysOf(value) === keys;
+
+/** @param {unknown} value @param {number} least @param {number} [most] entries @returns {value is any[]} */
+const isList = (value, least, most = least) => Array.isArray(value) && isWhole(value.length, least, most);
+
+/** @param {unknown} columns @param {number} classes */
+const isRising = (columns, classes) =>
+  isList(columns, 1, MAX_COLUMNS) && columns.every((each, at) => isWhole(each, at ? columns[at - 1] + 1 : 0, classes - 1));
+
+/** @param {unknown} best @param {number} classes */
+const isTop = (best, classes) =>
+  isList(best, Math.min(BEST, classes)) &&
+  best.every((pair) => isList(pair, 2) && isWhole(pair[0], 0, classes - 1) && typeof pair[1] === "string");
 
 /** @param {unknown} image @returns {SelfTest["images"][number]} */
 function readImage(image) {
-  expect(isObject(image) && ["jpeg", "made size"].includes(keysOf(image)), "has an image of no known form");
-  const { made, size, jpeg } = image;
-  if (jpeg !== undefined) return { jpeg: bytesOf(jpeg) };
+  if (hasKeys(image, "jpeg")) return { jpeg: bytesOf(image.jpeg) };
+  expect(hasKeys(image, "made size"), "has an image of no known form");
+  const { made, size } = image;
   expect(isWhole(made, 0, 2 ** 32 - 1), "has an image without a seed");
-  const isSize = Array.isArray(size) && size.length === 2 && size.every((edge) => isWhole(edge, 1, MOST_EDGE));
+  const isSize = isList(size, 2) && size.every((edge) => isWhole(edge, 1, MOST_EDGE));
   expect(isSize, `has an image whose edges are not 1 to ${MOST_EDGE}`);
   return { made, size: [size[0], size[1]] };
 }
@@ -110,16 +111,21 @@ function readMeans(means, image) {
   return bytes;
 }
 
-/** @param {unknown} answers @param {number} count @returns {Answers} */
-function readAnswers(answers, count) {
-  expect(isObject(answers) && keysOf(answers) === "file float32", "has answers of no known form");
-  const [file, float32] = [answers.file, answers.float32].map((each) => {
-    const view = new DataView(bytesOf(each).buffer);
-    expect(view.byteLength === 4 * count, `must have ${count} answers of an output, found ${view.byteLength / 4}`);
-    const values = Float32Array.from({ length: count }, (_, at) => view.getFloat32(4 * at, true));
-    expect(values.every(Number.isFinite), "has answers that are not finite");
-    return values;
+/**
+ * The width comes from the length: the exporting machine keeps fewer columns of an embedding where 200 kB do not suffice.
+ * @param {unknown} answers @param {number} images @param {number[]} width fewest and most columns @returns {Answers}
+ */
+function readAnswers(answers, images, [least, most]) {
+  expect(hasKeys(answers, "file float32"), "has answers of no known form");
+  const bytes = [answers.file, answers.float32].map(bytesOf);
+  const [count, other] = bytes.map(({ length }) => length / 4);
+  const expected = `${images} rows of ${least === most ? "" : `${least} to `}${most} answers`;
+  expect(count === other && isWhole(count / images, least, most), `must have ${expected}, found ${count} answers`);
+  const [file, float32] = bytes.map(({ buffer }) => {
+    const view = new DataView(buffer);
+    return Float32Array.from({ length: count }, (_, at) => view.getFloat32(4 * at, true));
   });
+  expect([...file, ...float32].every(Number.isFinite), "has answers that are not finite");
   return { file, float32 };
 }
 
@@ -129,13 +135,3 @@ function bytesOf(text) {
   expect(isBase64, "has bytes that are not base64");
   return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
-
-/** @param {unknown} columns @param {number} size */
-const isRising = (columns, size) =>
-  Array.isArray(columns) && isWhole(columns.length, 1, MAX_COLUMNS) &&
-  columns.every((each, at) => isWhole(each, at ? columns[at - 1] + 1 : 0, size - 1));
-
-/** @param {unknown} best @param {number} classes */
-const isTop = (best, classes) =>
-  Array.isArray(best) && best.length === Math.min(BEST, classes) &&
-  best.every((pair) => Array.isArray(pair) && pair.length === 2 && isWhole(pair[0], 0, classes - 1) && typeof pair[1] === "string");

@@ -33,8 +33,11 @@ export const isObject = (value) => typeof value === "object" && value !== null &
 /** Some names for a message, which may come from the file. @param {string[]} names */
 export const listed = (names) => names.slice(0, 8).join(", ").replace(/[^\p{L}\p{N}\p{P}\p{S} ]/gu, "?").slice(0, 200);
 
+/** @param {unknown} value @param {number} least @param {number} most @returns {value is number} */
+export const isWhole = (value, least, most) => Number.isInteger(value) && Number(value) >= least && Number(value) <= most;
+
 /** @param {unknown} value @returns {value is number} */
-const isEdge = (value) => Number.isInteger(value) && Number(value) >= 1 && Number(value) <= MAX_EDGE;
+const isEdge = (value) => isWhole(value, 1, MAX_EDGE);
 
 /**
  * Check a specification from outside.

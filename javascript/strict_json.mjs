@@ -1,19 +1,32 @@
 // JSON documents from files that strangers made.
 
-import { listed } from "./spec.mjs";
+import { ModelError } from "./errors.mjs";
+import { isObject, listed } from "./spec.mjs";
 
 /**
- * Parse a JSON document that every reader understands alike: JSON.parse keeps the last of two fields with one name, and
- * makes infinity of 1e999.
+ * Parse a JSON object that every reader understands alike: JSON.parse keeps the last of two fields with one name, and makes
+ * infinity of 1e999.
  * @param {string} text
- * @returns {unknown}
- * @throws {SyntaxError}
+ * @param {string} what it is, for messages
+ * @throws {ModelError}
  */
-export function parseJson(text) {
-  const document = JSON.parse(text);
+export function parseObject(text, what) {
+  let document;
+  try {
+    document = JSON.parse(text);
+    checkTokens(text);
+  } catch (error) {
+    throw new ModelError(`its ${what} is not JSON (${/** @type {Error} */ (error).message}); export it again`);
+  }
+  if (!isObject(document)) throw new ModelError(`its ${what} is not a JSON object; export it again`);
+  return document;
+}
+
+/** @param {string} text that is JSON */
+function checkTokens(text) {
   /** @type {(Set<string> | null)[]} */
   const open = []; // for each object its names so far, for each array null
-  for (const [token] of text.matchAll(/"(?:[^"\\]+|\\.)*"(?:\s*:)?|[{}[\]]|-?\d[\d.eE+-]*/g)) // the text is known to be JSON
+  for (const [token] of text.matchAll(/"(?:[^"\\]+|\\.)*"(?:\s*:)?|[{}[\]]|-?\d[\d.eE+-]*/g))
     if (token === "{") open.push(new Set());
     else if (token === "[") open.push(null);
     else if (token === "}" || token === "]") open.pop();
@@ -24,5 +37,4 @@ export function parseJson(text) {
       names?.add(name);
     } else if (!token.startsWith('"') && !Number.isFinite(Number(token)))
       throw new SyntaxError(`${token.slice(0, 24)} is larger than a float64 can be`);
-  return document;
 }

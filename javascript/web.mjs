@@ -4,7 +4,7 @@ import { failedCheck } from "./check.mjs";
 import { Classifier, reason } from "./classifier.mjs";
 import { DeviceError, ImageError } from "./errors.mjs";
 import { checkJpeg } from "./jpeg.mjs";
-import { readUnchecked } from "./metadata.mjs";
+import { readEntries } from "./metadata.mjs";
 import { DEEP_COLOR, MAX_PIXELS, pngDepth, reduceRows } from "./preprocess.mjs";
 import { listed, reduction, WHITE_16 } from "./spec.mjs";
 
@@ -13,25 +13,18 @@ export * from "./index.mjs";
 const STRIP = 2 ** 20; // pixels read at a time: phones limit a canvas to 16 megapixels, and memory sooner
 
 /**
- * What WebGPU offers here.
- * @typedef {object} Gpu
- * @property {string | null} missing why there is none; null where there is one
- * @property {boolean} float16 whether its shaders compute in float16 (the feature `shader-f16`)
- * @property {boolean} software whether it is computed by the CPU, which WebAssembly does faster
- */
-
-/**
- * Look for a GPU that WebGPU can use.
- * @returns {Promise<Gpu>}
+ * Look for a GPU: why there is none (`missing`), whether its shaders compute in float16 (the feature `shader-f16`), and whether
+ * the CPU computes them (`software`), which WebAssembly does faster.
+ * @returns {Promise<{missing: string | null, float16: boolean, software: boolean}>}
  */
 export async function findGpu() {
-  const missing = { float16: false, software: false };
   // @ts-ignore: TypeScript's library for pages may not know navigator.gpu
   const { gpu } = navigator;
-  if (!gpu) return { ...missing, missing: "this browser has no WebGPU, or the page did not come over https" };
-  const adapter = await gpu.requestAdapter();
-  if (!adapter) return { ...missing, missing: "this browser has WebGPU, but no GPU for it" };
-  return { missing: null, float16: adapter.features.has("shader-f16"), software: adapter.info?.isFallbackAdapter === true };
+  const adapter = await gpu?.requestAdapter();
+  if (adapter)
+    return { missing: null, float16: adapter.features.has("shader-f16"), software: adapter.info?.isFallbackAdapter === true };
+  const missing = gpu ? "this browser has WebGPU, but no GPU for it" : "this browser has no WebGPU, or the page did not come over https";
+  return { missing, float16: false, software: false };
 }
 
 /**
@@ -50,12 +43,20 @@ export async function findGpu() {
 export async function openClassifier(model, { runtime, device = "wasm", top, sha256 }) {
   if (!["wasm", "webgpu"].includes(device))
     throw new DeviceError(`expected the device wasm or webgpu, found ${listed([String(device)])}`);
-  if (device === "webgpu") await checkGpu(readUnchecked(model).variant);
+  if (device === "webgpu") {
+    const { variant } = readEntries(model).metadata;
+    const { missing, float16 } = await findGpu();
+    if (missing) throw new DeviceError(`${missing}; use the device wasm`);
+    if (variant === "float16" && !float16)
+      throw new DeviceError("its GPU computes no float16 (the feature shader-f16 is missing); use the float32 file");
+  }
   const classifier = await Classifier.open(model, {
     runtime, top, sha256, device, decode: (file, spec) => decodeImage(new Blob([/** @type {BlobPart} */ (file)]), spec),
     session: () => ({ executionProviders: [device], logSeverityLevel: 3 }),
   });
-  if (device === "wasm" || !isOldWebgpu(runtime)) return classifier;
+  // JSEP, the WebGPU of onnxruntime-web before the native one, alone publishes its adapter. It reads uint8 wrong (-0.2 dB for
+  // the digits, without an error).
+  if (device === "wasm" || /** @type {any} */ (runtime).env?.webgpu?.adapter === undefined) return classifier;
   await classifier.release();
   throw new DeviceError(
     "expected the module onnxruntime-web/webgpu, found one with the older WebGPU, which computes these files wrong; import that one",
@@ -70,35 +71,17 @@ export async function openClassifier(model, { runtime, device = "wasm", top, sha
  * @throws {import("./errors.mjs").ModelError} when it is no model of vit-edge
  */
 export async function checkModel(model, options) {
-  const { device = "wasm" } = options;
   let classifier;
   try {
     classifier = await openClassifier(model, options);
-  } catch (error) {
-    if (error instanceof DeviceError) return failedCheck(device, "not opened", error.message);
-    throw error;
-  }
-  try {
     return await classifier.check({ openExact: () => openClassifier(model, { ...options, device: "wasm" }) });
+  } catch (error) {
+    if (error instanceof DeviceError) return failedCheck(options.device ?? "wasm", "not opened", error.message);
+    throw error;
   } finally {
-    await classifier.release();
+    await classifier?.release();
   }
 }
-
-/** @param {import("./metadata.mjs").Metadata["variant"]} variant */
-async function checkGpu(variant) {
-  const { missing, float16 } = await findGpu();
-  if (missing) throw new DeviceError(`${missing}; use the device wasm`);
-  if (variant === "float16" && !float16)
-    throw new DeviceError("its GPU computes no float16 (the feature shader-f16 is missing); use the float32 file");
-}
-
-/**
- * Whether a session was opened by JSEP, the WebGPU of onnxruntime-web before the native one. It reads uint8 wrong (-0.2 dB for
- * the digits, without an error). It alone publishes its adapter.
- * @param {any} runtime
- */
-const isOldWebgpu = ({ env }) => env?.webgpu?.adapter !== undefined;
 
 /**
  * Decode an image file as Python does: upright by its EXIF orientation, colors as they are in the file (no color

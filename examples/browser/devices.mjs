@@ -22,10 +22,7 @@ export async function openModel(given, device, remembered) {
   if (device !== null) {
     if (!Object.hasOwn(RUNTIMES, device)) throw new DeviceError(`expected ?device=wasm or ?device=webgpu, found ${device}`);
     const file = device === "webgpu" ? await findFloat(given, await findGpu()) : null;
-    const one = await openOn(device, file ?? (await findModel(given)));
-    if (!one.failed) return describe(one, "as the address of this page asks", given);
-    await one.classifier.release();
-    throw new DeviceError(`the device ${device} fails the self-test (${one.check.verdict})`);
+    return describe(await openOn(device, file ?? (await findModel(given))), given, "as the address of this page asks");
   }
   const again = given ? null : await reopen(remembered);
   if (again) return again;
@@ -33,10 +30,7 @@ export async function openModel(given, device, remembered) {
   const [gpu, reason] = await tryGpu(given, cpu);
   const [kept, other] = gpu && (cpu.failed || gpu.check.latency_ms < cpu.check.latency_ms) ? [gpu, cpu] : [cpu, gpu];
   await other?.classifier.release();
-  const compared = other && `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}`;
-  if (!kept.failed) return describe(kept, compared ?? reason, given);
-  await kept.classifier.release();
-  throw new DeviceError(`the device wasm fails the self-test (${kept.check.verdict}); ${reason}`);
+  return describe(kept, given, other ? `${speed(kept)}; ${PLACES[other.device]} ${speed(other)}` : reason, `; ${reason}`);
 }
 
 /** What the GPU gives, or why it is not used. */
@@ -53,9 +47,14 @@ async function tryGpu(given, cpu) {
     await gpu.classifier.release();
     return [null, `the GPU fails the self-test (${gpu.check.verdict})`];
   } catch (error) {
-    if (!(error instanceof DeviceError || error instanceof ModelError)) throw error;
-    return [null, `the GPU cannot be used (${error.message})`];
+    return [null, `the GPU cannot be used (${messageOf(error)})`];
   }
+}
+
+/** Of an error that a device or a file causes; others are thrown again. */
+function messageOf(error) {
+  if (!(error instanceof DeviceError || error instanceof ModelError)) throw error;
+  return error.message;
 }
 
 async function openOn(device, { name, bytes }, images = IMAGES) {
@@ -71,18 +70,23 @@ async function openOn(device, { name, bytes }, images = IMAGES) {
 /** What was chosen at an earlier start, where the same browser sees the same file; null otherwise. */
 async function reopen(remembered) {
   if (remembered?.browser !== navigator.userAgent) return null;
-  const bytes = await download(remembered.name);
-  if (!bytes || digestOf(bytes) !== remembered.digest) return null;
+  const file = await findFile(remembered.name);
+  if (!file || digestOf(file.bytes) !== remembered.digest) return null;
   try {
-    const { classifier } = await openOn(remembered.device, { name: remembered.name, bytes }, 0);
-    return { classifier, bytes, why: `${remembered.why} Checked at the first start.`, remember: remembered };
+    const { classifier } = await openOn(remembered.device, file, 0);
+    return { classifier, bytes: file.bytes, why: `${remembered.why} Checked at the first start.`, remember: remembered };
   } catch (error) {
-    if (!(error instanceof DeviceError || error instanceof ModelError)) throw error;
+    messageOf(error);
     return null; // the GPU is gone, for example: chosen anew
   }
 }
 
-function describe({ device, name, bytes, classifier, check }, reason, given) {
+/** What `openModel` returns; an error where the device fails the self-test. */
+async function describe({ device, name, bytes, classifier, check, failed }, given, reason, besides = "") {
+  if (failed) {
+    await classifier.release();
+    throw new DeviceError(`the device ${device} fails the self-test (${check.verdict})${besides}`);
+  }
   const sentences = [`${PLACES[device]}: ${reason}`, check.passed ? `self-test ${check.verdict}` : check.verdict];
   const why = sentences.map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`).join(" ");
   const digest = digestOf(bytes);
@@ -100,29 +104,23 @@ function digestOf(bytes) {
 }
 
 async function findModel(given) {
-  const bytes = given ?? (await download("model.onnx"));
-  if (bytes === null) throw new ModelError("there is no model beside this page; open one (.onnx)");
-  return { name: "model.onnx", bytes };
+  const file = given ? { name: "model.onnx", bytes: given } : await findFile("model.onnx");
+  if (file === null) throw new ModelError("there is no model beside this page; open one (.onnx)");
+  return file;
 }
 
 /** The file for the GPU beside the page: float16 where its shaders have that, or else float32; null where there is none. */
-async function findFloat(given, { float16 }) {
-  for (const name of given ? [] : [...(float16 ? ["model.fp16.onnx"] : []), "model.fp32.onnx"]) {
-    const bytes = await download(name);
-    if (bytes !== null) return { name, bytes };
+const findFloat = async (given, { float16 }) =>
+  given ? null : findFile(...(float16 ? ["model.fp16.onnx"] : []), "model.fp32.onnx");
+
+/** The first of these files that is beside the page, or null. @param {string[]} names */
+async function findFile(...names) {
+  for (const name of names) {
+    const answer = await fetch(new URL(name, import.meta.url)).catch(() => {
+      throw new ModelError("the model could not be downloaded: there is no connection");
+    });
+    if (answer.ok) return { name, bytes: new Uint8Array(await answer.arrayBuffer()) };
+    if (answer.status !== 404) throw new ModelError(`the model could not be downloaded (HTTP ${answer.status})`);
   }
   return null;
-}
-
-/** A file beside the page; null where there is none. @param {string} name */
-async function download(name) {
-  let answer;
-  try {
-    answer = await fetch(new URL(name, import.meta.url));
-  } catch {
-    throw new ModelError("the model could not be downloaded: there is no connection");
-  }
-  if (answer.status === 404) return null;
-  if (!answer.ok) throw new ModelError(`the model could not be downloaded (HTTP ${answer.status})`);
-  return new Uint8Array(await answer.arrayBuffer());
 }

@@ -63,13 +63,12 @@ let opening; // a promise of the model that is being opened: null, or why there 
 const REMEMBERED = "vit-edge device"; // what the self-test chose at the first start
 const device = new URLSearchParams(location.search).get("device");
 
-/** Read or, with a value, replace what is remembered; a private window may remember nothing. */
-function remember(...values) {
+/** Use the storage, which a private window may refuse: there the self-test runs at every start. */
+function attempt(work) {
   try {
-    if (!values.length) return JSON.parse(localStorage.getItem(REMEMBERED));
-    if (values[0] && !device) localStorage.setItem(REMEMBERED, JSON.stringify(values[0]));
+    return work();
   } catch {
-    return null; // the self-test runs at every start
+    return null;
   }
 }
 
@@ -83,9 +82,10 @@ async function open(file) {
   try {
     const bytes = file ? new Uint8Array(await file.arrayBuffer()) : undefined;
     await (started ??= startWorker());
-    const { model } = await ask({ open: bytes, device, remembered: remember() }, bytes ? [bytes.buffer] : []);
+    const remembered = attempt(() => JSON.parse(localStorage.getItem(REMEMBERED)));
+    const { model } = await ask({ open: bytes, device, remembered }, bytes ? [bytes.buffer] : []);
     const threads = model.device === "webgpu" ? "WebGPU" : model.threads === 1 ? "1 thread" : `${model.threads} threads`;
-    remember(model.remember);
+    if (model.remember && !device) attempt(() => localStorage.setItem(REMEMBERED, JSON.stringify(model.remember)));
     $("device").textContent = model.why;
     const kinds = model.labels === 1 ? "1 class" : `${model.labels} classes`;
     described = `${file ? `${file.name}: ` : ""}${kinds}, ${model.variant}, ${megabytes(model.bytes)}, ${threads}`;

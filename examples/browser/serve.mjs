@@ -12,7 +12,7 @@ import { basename, dirname, extname, join } from "node:path";
 import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { readMetadata, readUnchecked } from "../../javascript/metadata.mjs";
+import { readEntries, readMetadata } from "../../javascript/metadata.mjs";
 
 const HERE = import.meta.dirname ?? dirname(fileURLToPath(import.meta.url));
 const PACKAGE = join(HERE, "..", "..", "javascript");
@@ -49,7 +49,7 @@ export async function findFloats(folder, model) {
     const path = join(folder, file);
     if (path === model || !(await stat(path).catch(() => null))?.isFile()) continue;
     try {
-      readUnchecked(new Uint8Array(await readFile(path)));
+      readEntries(new Uint8Array(await readFile(path)));
       found.push([name, path]);
     } catch (error) {
       console.error(`serve.mjs: ${path} is not served: ${error.message}`);

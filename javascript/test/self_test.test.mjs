@@ -164,7 +164,7 @@ for (const [what, change, message] of [
   ["a JPEG without means", (it) => void (it.images[0] = { jpeg: "AAAA" }), /means of JPEGs/],
   ["means of another size", (it) => { it.images[0] = { jpeg: "AAAA" }; it.means[0] = "AAAA"; }, /means of JPEGs/],
   ["text that is not base64", (it) => void (it.outputs.logits.file = "AAA!"), /not base64/],
-  ["fewer answers", (it) => void (it.outputs.logits.file = base64([1])), /must have 9 answers of an output, found 1/],
+  ["fewer answers", (it) => void (it.outputs.logits.file = base64([1])), /must have 3 rows of 3 answers, found 1 answers/],
   ["answers that are not finite", (it) => void (it.outputs.logits.float32 = base64(new Array(9).fill(NaN))), /not finite/],
   ["another output", (it) => void (it.outputs.embedding = it.outputs.logits), /must have the outputs logits/],
   ["columns beyond the classes", (it) => void (it.columns = [0, 3]), /columns that are no classes/],
@@ -182,6 +182,18 @@ for (const [what, change, message] of [
       return true;
     });
   });
+
+test("an embedding of which fewer columns are kept", () => {
+  const rows = new Array(SEEDS.length * 2).fill(1);
+  const document = documentOf();
+  const read = (file, float32 = file) => {
+    document.outputs.embedding = { file: base64(file), float32: base64(float32) };
+    return parseSelfTest(JSON.stringify(document), { ...DOCUMENT, embedding: 3 }).outputs.embedding;
+  };
+  assert.equal(read(rows).float32.length, rows.length);
+  for (const wrong of [[[1]], [rows, [...rows, ...rows]], [new Array(SEEDS.length * 4).fill(1)]])
+    assert.throws(() => read(...wrong), /must have 3 rows of 1 to 3 answers/);
+});
 
 test("columns choose the logits that are compared", async () => {
   const document = documentOf();
