@@ -47,7 +47,7 @@ class NodePlacement(Section):
     def ran_on(self) -> dict[str, str]:
         """The placement and the multiply-adds in words, by variant."""
         return {
-            name: f"{describe_placement(self.placement[name])}; {sum(counts.values()) / 1e9:.3g} × 10⁹ "
+            name: f"{describe_placement(self.placement[name])}; {sum(counts.values()) / 1e9:.3g} billion "
             "multiply-adds per image"
             for name, counts in self.multiply_adds.items()
         }

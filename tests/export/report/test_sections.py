@@ -378,7 +378,7 @@ def test_only_int8_has_a_sentence_on_its_layers(results) -> None:
 
 def test_the_report_says_where_each_variant_ran(results, put) -> None:
     made = results()
-    text = "cpu 108 nodes, 100.0 % of the multiply-adds; 0.00123 × 10⁹ multiply-adds per image"
+    text = "cpu 108 nodes, 100.0 % of the multiply-adds; 0.00123 billion multiply-adds per image"
     assert made.to_text(Path("out")).count(f" ran on {text}") == 2
     assert f"INT8 {text}" in " ".join(" ".join(Page(made.to_html()).words).split())
     assert made.to_dict()["models"]["int8"]["multiply_adds"] == 1_234_567

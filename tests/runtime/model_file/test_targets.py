@@ -154,6 +154,7 @@ SESSIONS = {  # who makes a session of ONNX Runtime, and why it may
     "runtime/session.py": "makes them",
     "calibration/measure/verify.py": "with session_options",
     "export/graph/exporters/freeze.py": "of a float model, without optimizations",
+    "runtime/self_test/diagnose.py": "with session_options",
 }
 
 
