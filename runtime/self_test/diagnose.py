@@ -130,7 +130,7 @@ def _find_label_fault(evidence: Evidence) -> Finding | None:
     if not wrong:
         return None
     shifted = ""
-    for by in (1, -1):  # more than one, since the class at the end has none behind it
+    for by in (-1, 1):  # more than one, since the class at the end has none behind it
         if len(named) > 1 and all(labels.get(i + by, label) == label for i, label in named.items()):
             shifted = f", all shifted by {by}"
     first = wrong[0]
