@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from calibration.graph.memory import release_memory
-from calibration.measure.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from export.image_sets import sample_images
 from export.measure.inference import ADVICE, ModelFile, NotFiniteError, Run
 from runtime.images.decode import MAX_PIXELS, decode_image
@@ -24,6 +23,8 @@ from runtime.images.preprocess import Pixels, Preprocess
 from runtime.self_test.answers import Outputs, hash_pixels, run_image
 from runtime.self_test.document import (
     BEST,
+    FLOAT_KERNELS,
+    INTEGER_KERNELS,
     MOST_BYTES,
     MOST_COLUMNS,
     Answers,

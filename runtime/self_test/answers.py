@@ -24,11 +24,7 @@ _LEVELS = 2  # that the mean of a block of pixels may differ by, where another d
 def run_image(session: InferenceSession, pixels: Pixels, *, device: str, name: str) -> Outputs:
     """Run a model on one image, uint8 [H, W, 3], and return each output, float32 [1, features].
 
-    Args:
-        session: of the model.
-        pixels: the image.
-        device: the one that the session is on, for messages.
-        name: of the model, for messages.
+    `device` and `name`, of the model, are for messages.
 
     Raises:
         ArtifactError: when the model is the cause of a failure.

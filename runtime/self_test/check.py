@@ -50,9 +50,7 @@ class DeviceCheck:
     sqnr_float32: float | None = None  # dB against the answers of float32 there
     minimum: float | None = None  # dB, of `sqnr_file`
     latency_ms: float | None = None  # median of one image
-    ratio: float | None = (
-        None  # latency on the CPU, in float32 where that file is beside, divided by this one
-    )
+    ratio: float | None = None  # latency on the CPU (float32 where that file is beside), divided by this
     memory: float | None = None  # MiB that this process grew by until the first answer; Linux alone
     use: str | None = None  # the line of Python that opens this file on this device
 
@@ -110,6 +108,7 @@ def _check(model: str | bytes, device: Device, threads: int | None, options: Dev
         run = partial(run_image, session, device=info.device, name=display_name(model))
         run(_make_blank(info))
         events = json.loads(Path(session.end_profiling()).read_bytes())
+    after = _read_resident_memory()
     artifact = read_artifact(model if info.path is None else info.path, sha256=info.sha256)
     source = "model" if info.path is None else repr(info.path)
     checked = DeviceCheck(
@@ -120,13 +119,12 @@ def _check(model: str | bytes, device: Device, threads: int | None, options: Dev
         variant=info.variant,
         opened=seconds,
         placement=info.placement,
-        memory=None if before is None else max((_read_resident_memory() or 0) - before, 0),
+        memory=None if before is None or after is None else max(after - before, 0),
         use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     if (test := artifact.self_test) is None:
         return checked
-    images = [image.open() for image in test.images]
-    pixels = [info.preprocess(image) for image in images]
+    pixels = [info.preprocess(image.open()) for image in test.images]
     rows, times = _answer(run, pixels)
     evidence = Evidence(
         artifact=artifact,
@@ -135,7 +133,6 @@ def _check(model: str | bytes, device: Device, threads: int | None, options: Dev
         options=options,
         kernels=Counter(each["args"]["op_name"] for each in events if "op_name" in each.get("args", {})),
         same_machine=is_same_machine(test),
-        images=images,
         pixels=pixels,
         rows=rows,
     )

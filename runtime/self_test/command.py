@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ..devices import Device
     from .check import DeviceCheck
 
-_HEADS = (
-    "device", "variant", "opened", "placement", "pixels", "labels", "SQNR file", "float32", "latency",
-    "speed", "memory",
-)  # fmt: skip
 _REST = """\
 The file holds images and what the exporting machine answered for them. SQNR is the ratio of signal to noise
 against the answers of this file and of float32 there. Placement is the share of the multiply-adds that the
@@ -101,30 +97,33 @@ def _check_in_turn(options: CheckOptions) -> Iterator[DeviceCheck]:
 
 
 def _print_table(checks: Sequence[DeviceCheck]) -> None:
-    rows = [_HEADS, *map(_make_row, checks)]
+    cells = [_make_cells(each) for each in checks]
+    rows = [tuple(cells[0]), *(tuple(each.values()) for each in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _make_row(check: DeviceCheck) -> tuple[str, ...]:
-    """Return the cells of a check under `_HEADS`; "-" for what was not measured."""
+def _make_cells(check: DeviceCheck) -> dict[str, str]:
+    """Return the cells of a check by the head of their column; "-" for what was not measured."""
     share = None if check.placement is None else check.placement.find(check.device).share
-    return (
-        check.device,
-        check.variant or "-",
-        _show(check.opened, "{:.1f} s"),
-        _show(share, "{:.1%}"),
-        {None: "-", True: "equal", False: "different"}[check.preprocessing_equal],
-        _show(check.labels_equal, f"{{}} of {check.images}"),
-        *(
-            "equal bits" if each == 200 else _show(each, "{:.1f} dB")
-            for each in (check.sqnr_file, check.sqnr_float32)
-        ),
-        _show(check.latency_ms, "{:.2f} ms"),
-        _show(check.ratio, "{:.2f}x"),
-        _show(check.memory, "{:.0f} MiB"),
+    file, float32 = (
+        _show(each, "equal bits" if each == 200 else "{:.1f} dB")
+        for each in (check.sqnr_file, check.sqnr_float32)
     )
+    return {
+        "device": check.device,
+        "variant": check.variant or "-",
+        "opened": _show(check.opened, "{:.1f} s"),
+        "placement": _show(share, "{:.1%}"),
+        "pixels": {None: "-", True: "equal", False: "different"}[check.preprocessing_equal],
+        "labels": _show(check.labels_equal, f"{{}} of {check.images}"),
+        "SQNR file": file,
+        "float32": float32,
+        "latency": _show(check.latency_ms, "{:.2f} ms"),
+        "speed": _show(check.ratio, "{:.2f}x"),
+        "memory": _show(check.memory, "{:.0f} MiB"),
+    }
 
 
 def _show(value: float | None, form: str) -> str:

@@ -24,7 +24,7 @@ from ..placement import MIN_SHARE
 from ..session import _pass_weights, needs_exact_kernels, session_options
 from ..text import format_count
 from .answers import Outputs, compare_pixels, hash_pixels, keep_columns, measure_sqnr, run_image
-from .document import SelfTest
+from .document import FLOAT_KERNELS, INTEGER_KERNELS, SelfTest
 from .thresholds import find_arithmetic, min_sqnr
 
 Fault = Literal[
@@ -33,10 +33,6 @@ Fault = Literal[
     "wrong numbers",
 ]  # fmt: skip
 
-INTEGER_KERNELS = frozenset(
-    ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger")
-)
-FLOAT_KERNELS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"))
 _CLEAR = 6.0  # times the noise that the minimum allows: the lead of a best class that may not change
 _IMAGES = 3  # that hypotheses are tried on
 _EXPLAINS = 20.0  # dB between outputs and those of a hypothesis that explains them
@@ -56,26 +52,22 @@ class Evidence:
     options: DeviceOptions  # that the model was opened with
     kernels: Mapping[str, int]  # that ran here, by operator
     same_machine: bool  # `is_same_machine`
-    images: Sequence[ImageSource]
     pixels: Sequence[Pixels]  # of each image
     rows: Sequence[Outputs]  # for the first images, here
 
     def __post_init__(self) -> None:
         """Compare the pixels, and the outputs, with those of the exporting machine."""
-        test, info, count = self.self_test, self.info, len(self.rows)
+        test, info, options, count = self.self_test, self.info, self.options, len(self.rows)
         same = compare_pixels(test, self.pixels)
         self.wrong_pixels = [index for index, each in enumerate(same) if each == "different"]
         # Where another decoder reads a JPEG in another way, its answers are not compared.
         self.compared = [i for i in range(count) if same[i] == "equal"] or [*range(count)]
         self.outputs = keep_columns(test, [self.rows[i] for i in self.compared])
-        file, floats = (
-            {n: getattr(a, which) for n, a in test.outputs.items()} for which in ("file", "float32")
-        )
+        file, floats = test.select("file"), test.select("float32")
         self.recorded, exact = ({n: a[self.compared] for n, a in each.items()} for each in (file, floats))
         self.quantization = measure_sqnr(floats, file)  # dB, on the exporting machine, as is `recorded`
-        self.arithmetic = find_arithmetic(
-            info.device, info.variant, self.options, same_machine=self.same_machine
-        )
+        same_machine = self.same_machine
+        self.arithmetic = find_arithmetic(info.device, info.variant, options, same_machine=same_machine)
         self.minimum = min_sqnr(self.arithmetic, info.variant, self.quantization)  # dB, of `sqnr`
         self.sqnr, self.sqnr_float32 = (measure_sqnr(each, self.outputs) for each in (self.recorded, exact))
 
@@ -149,7 +141,7 @@ def _find_pixel_fault(evidence: Evidence) -> Finding | None:
     which = f"{len(wrong)} of {format_count(len(evidence.pixels), 'image')}"
     if hash_pixels(pixels[..., ::-1]) == recorded:
         return "channels", f"red and blue are swapped in the pixels of {which}"
-    others = _preprocess_otherwise(evidence.info.preprocess, evidence.images[wrong[0]])
+    others = _preprocess_otherwise(evidence.info.preprocess, evidence.self_test.images[wrong[0]].open())
     causes = (
         f"those of the export are made {how}" for how, other in others if hash_pixels(other) == recorded
     )

@@ -11,7 +11,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -35,6 +35,11 @@ MOST_COLUMNS = 2_000  # of an output
 MEANS_SHAPE = (8, 8, 3)  # rows and columns of blocks, RGB
 BEST = 3  # classes of an image in `top`
 _BOTH = ("file", "float32")
+# Kernels of linear layers and attention products, by the operator that ONNX Runtime's CPU runs.
+INTEGER_KERNELS = frozenset(
+    ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger")
+)
+FLOAT_KERNELS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"))
 _SHA256, _TEXT = re.compile("[0-9a-f]{64}"), re.compile("[^\ud800-\udfff]*")  # no half of a character
 
 
@@ -84,12 +89,12 @@ class SelfTest:
             return rows[:, list(self.columns)]
         return rows[:, : self.outputs[output].file.shape[1]]
 
-    def to_json(self) -> str:
-        """Return the JSON document.
+    def select(self, which: Literal["file", "float32"]) -> Mapping[str, Rows]:
+        """Return the answers of one of the two files, by output."""
+        return {name: getattr(each, which) for name, each in self.outputs.items()}
 
-        Raises:
-            ArtifactError: when it is larger than a self-test may be.
-        """
+    def to_json(self) -> str:
+        """Return the JSON document; raise ArtifactError when it is larger than a self-test may be."""
         document = {
             "version": SELF_TEST_VERSION,
             **vars(self),

@@ -54,10 +54,7 @@ def is_same_machine(self_test: SelfTest) -> bool:
 def min_sqnr(arithmetic: Arithmetic, variant: Variant, quantization: float) -> float:
     """Return the lowest SQNR, in dB, that answers may have against those of the exporting machine.
 
-    Args:
-        arithmetic: what computes them.
-        variant: of the model file.
-        quantization: SQNR of this file's answers against those of float32 on the exporting machine, in dB.
+    `quantization` is the SQNR of this file's answers against those of float32 there, in dB.
     """
     least = MIN_SQNR[arithmetic]
     if arithmetic == "the same CPU" or variant == "float32":
