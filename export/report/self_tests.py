@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure.drift import sqnr
+from calibration.measure.drift import measure_drift
 from export.measure.inference import Run
 from export.measure.self_test import make_self_tests
 from export.report.number_formats import decibels
@@ -51,7 +51,7 @@ class SelfTests(Section):
                 "images": len(test.images),
                 "photos": len(self.photo_bytes),
                 "bytes": len(test.to_json().encode()),
-                "sqnr": sqnr(first[name].float32, first[name].file),
+                "sqnr": measure_drift(first[name].float32, first[name].file).sqnr,
             }
             for name, test in self.tests.items()
         }

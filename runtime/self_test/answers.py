@@ -24,7 +24,14 @@ _LEVELS = 2  # that the mean of a block of pixels may differ by, where another d
 def run_image(session: InferenceSession, pixels: Pixels, *, device: str, name: str) -> Outputs:
     """Run a model on one image, uint8 [H, W, 3], and return each output, float32 [1, features].
 
-    `device` and `name`, of the model, are for messages.
+    Args:
+        session: of the model.
+        pixels: the image.
+        device: the one that the session is on, for messages.
+        name: of the model, for messages.
+
+    Returns:
+        By name of the output.
 
     Raises:
         ArtifactError: when the model is the cause of a failure.
@@ -62,7 +69,11 @@ def measure_sqnr(expected: Outputs, found: Outputs) -> float:
 
 
 def hash_pixels(pixels: Pixels) -> str:
-    """Return the SHA-256 of preprocessed pixels, as a self-test holds it."""
+    """Return the SHA-256 of preprocessed pixels, as a self-test holds it.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+    """
     return sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
