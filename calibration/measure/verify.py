@@ -14,14 +14,10 @@ from runtime.errors import FailureError
 from runtime.interrupts import raise_on_signal
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
+from runtime.self_test.document import FLOAT_KERNELS, INTEGER_KERNELS
 from runtime.session import session_options
 from runtime.text import format_count
 from runtime.writing import temporary_folder
-
-INTEGER_KERNELS = frozenset(
-    {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger"}
-)
-FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"})
 
 
 class FallbackError(FailureError):

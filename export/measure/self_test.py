@@ -6,25 +6,25 @@ two best logits hardly differ, the last bits of a sum decide.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.graph.edit import Array
 from calibration.graph.memory import release_memory
-from calibration.measure.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from export.image_sets import sample_images
 from export.measure.inference import ADVICE, ModelFile, NotFiniteError, Run
 from runtime.images.decode import MAX_PIXELS, decode_image
-from runtime.images.preprocess import Preprocess
-from runtime.onnx_runtime import onnxruntime as ort
+from runtime.images.preprocess import Pixels, Preprocess
+from runtime.self_test.answers import Outputs, hash_pixels, run_image
 from runtime.self_test.document import (
     BEST,
+    FLOAT_KERNELS,
+    INTEGER_KERNELS,
     MOST_BYTES,
     MOST_COLUMNS,
     Answers,
@@ -39,14 +39,6 @@ CANDIDATES, KEPT = 24, 8  # made images
 MOST_PHOTOS, PHOTO_BYTES = 8, 80_000  # of all photos together, as JPEGs
 QUALITIES = (90, 75, 60, 45, 30)  # of JPEG, best first
 _ENTRY = 8  # characters of a column's index
-Outputs = Mapping[str, Array]  # by output: float32 [features]
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    image: TestImage
-    pixels: Array  # uint8 [H, W, 3]
-    float32: Outputs
 
 
 def make_self_tests(run: Run, environment: Mapping[str, Any]) -> dict[str, SelfTest]:
@@ -60,49 +52,29 @@ def make_self_tests(run: Run, environment: Mapping[str, Any]) -> dict[str, SelfT
         DataError: for photos that cannot be used.
         NotFiniteError: for a variant that answers no made image with numbers.
     """
-    preprocess, first = run.source.preprocess, run.variants[0]
+    preprocess = run.source.preprocess
     images = [
         TestImage(made=seed, size=choose_made_size(preprocess.size, seed)) for seed in range(CANDIDATES)
     ]
     if run.options.self_test is not None:
         images += read_photos(run.options.self_test, preprocess)
-    session = _Session(first)
     pixels = [preprocess(each.open()) for each in images]
-    candidates = [_Candidate(*each, session.answer(*each)) for each in zip(images, pixels, strict=True)]
-    ranked = _rank([each for each in candidates if each.image.jpeg is None and _are_finite(each.float32)])
-    photos = [each for each in candidates if each.image.jpeg is not None]
+    floats: list[Outputs] = []
     found = {}
     for variant in run.variants:
-        if variant is not first:
-            session = _Session(variant)
-        kept = [
-            *_keep(ranked, session),
-            *((each, session.answer(each.image, each.pixels)) for each in photos),
-        ]
-        if not all(_are_finite(each) for _, each in kept) or len(kept) == len(photos):
+        answer = partial(run_image, variant.open(1), device="cpu", name=variant.variant)
+        files = [answer(each) for each in pixels]
+        floats = floats or files
+        made, photos = _choose_made(floats[:CANDIDATES], files), range(CANDIDATES, len(images))
+        if not made or not all(_are_finite(files[index]) for index in photos):
             raise NotFiniteError(
                 f"{variant.variant}: expected numbers for the self-test's images, found NaN or infinity; "
                 f"{ADVICE[variant.variant]}"
             )
+        kept = [(images[i], pixels[i], floats[i], files[i]) for i in (*made, *photos)]
         found[str(variant.variant)] = _describe(run, variant, kept, environment)
         release_memory(run.source.exported.model)
     return found
-
-
-class _Session:
-    """A variant in a session of one thread, which answers one image at a time, and each image once."""
-
-    def __init__(self, variant: ModelFile) -> None:
-        self._session: ort.InferenceSession = variant.open(1)
-        self._outputs = [node.name for node in self._session.get_outputs()]
-        self._known: dict[TestImage, Outputs] = {}
-
-    def answer(self, image: TestImage, pixels: Array) -> Outputs:
-        """Return the outputs for an image, uint8 [H, W, 3]."""
-        if image not in self._known:
-            rows = self._session.run(None, {self._session.get_inputs()[0].name: pixels[None]})
-            self._known[image] = {name: row[0] for name, row in zip(self._outputs, rows, strict=True)}
-        return self._known[image]
 
 
 def choose_made_size(size: tuple[int, int], seed: int) -> tuple[int, int]:
@@ -148,53 +120,44 @@ def read_photos(folder: Path, preprocess: Preprocess) -> list[TestImage]:
     )
 
 
-def _rank(candidates: list[_Candidate]) -> list[_Candidate]:
-    """Return the candidates, the largest difference of float32's two best logits first."""
-    if not candidates or "logits" not in candidates[0].float32:
-        return candidates
-    margins = [np.diff(np.sort(each.float32["logits"])[-2:]).item() for each in candidates]
-    return [candidates[index] for index in np.argsort(-np.array(margins), kind="stable")]
+def _choose_made(floats: Sequence[Outputs], files: Sequence[Outputs]) -> list[int]:
+    """Return the candidates to keep, clearest first: those with the label of float32, then others."""
+
+    def rank(index: int) -> tuple[bool, float]:
+        if "logits" not in floats[index]:
+            return False, 0
+        exact, found = (each[index]["logits"][0] for each in (floats, files))
+        second, first = np.sort(exact)[-2:]
+        return exact.argmax() != found.argmax(), second - first
+
+    finite = [index for index, each in enumerate(floats) if _are_finite(each, files[index])]
+    return sorted(finite, key=rank)[:KEPT]
 
 
-def _keep(ranked: list[_Candidate], session: _Session) -> list[tuple[_Candidate, Outputs]]:
-    """Return the first candidates that a variant labels as float32 does; where they are few, others too."""
-    agreed: list[tuple[_Candidate, Outputs]] = []
-    others: list[tuple[_Candidate, Outputs]] = []
-    for each in ranked:
-        outputs = session.answer(each.image, each.pixels)
-        if not _are_finite(outputs):
-            continue
-        same = "logits" not in outputs or outputs["logits"].argmax() == each.float32["logits"].argmax()
-        (agreed if same else others).append((each, outputs))
-        if len(agreed) == KEPT:
-            break
-    return [*agreed, *others][:KEPT]
-
-
-def _are_finite(outputs: Outputs) -> bool:
-    return all(bool(np.isfinite(each).all()) for each in outputs.values())
+def _are_finite(*answers: Outputs) -> bool:
+    return all(np.isfinite(rows).all() for each in answers for rows in each.values())
 
 
 def _describe(
-    run: Run, variant: ModelFile, kept: list[tuple[_Candidate, Outputs]], environment: Mapping[str, Any]
+    run: Run,
+    variant: ModelFile,
+    kept: list[tuple[TestImage, Pixels, Outputs, Outputs]],
+    environment: Mapping[str, Any],
 ) -> SelfTest:
+    images, pixels, floats, files = zip(*kept, strict=True)
     kernels = {} if variant.quantized is None else variant.quantized.kernels.counts
-    names = list(kept[0][1])
-    outputs = {
-        name: Answers(
-            np.stack([found[name] for _, found in kept]), np.stack([each.float32[name] for each, _ in kept])
-        )
-        for name in names
-    }
     labels = run.source.labels
-    best = [np.argsort(-found["logits"], kind="stable")[:BEST] if labels else () for _, found in kept]
-    whole = SelfTest(
-        images=tuple(each.image for each, _ in kept),
-        pixels=tuple(hashlib.sha256(each.pixels.tobytes()).hexdigest() for each, _ in kept),
-        means=tuple(None if each.image.jpeg is None else average_blocks(each.pixels) for each, _ in kept),
+    best = [np.argsort(-each["logits"][0], kind="stable")[:BEST].tolist() if labels else [] for each in files]
+    test = SelfTest(
+        images=images,
+        pixels=tuple(map(hash_pixels, pixels)),
+        means=tuple(None if image.jpeg is None else average_blocks(each) for image, each, *_ in kept),
         columns=None,
-        outputs={},
-        top=tuple(tuple((int(index), labels[index]) for index in each) for each in best),
+        outputs={
+            name: Answers(*(np.concatenate([each[name] for each in rows]) for rows in (files, floats)))
+            for name in files[0]
+        },
+        top=tuple(tuple((index, labels[index]) for index in each) for each in best),
         kernels={k: v for k, v in sorted(kernels.items()) if k in INTEGER_KERNELS | FLOAT_KERNELS},
         cpu={"kind": environment["cpu_kind"], "name": environment["cpu"]},
         runtime=f"onnxruntime {environment['packages']['onnxruntime']}",
@@ -203,28 +166,23 @@ def _describe(
             "float32": round(run.latency["float32"]["median"], 3),
         },
     )
-    return _add_outputs(whole, outputs, sorted({int(index) for each in best for index in each}))
+    return _fit_columns(test, {index for each in best for index in each})
 
 
-def _add_outputs(test: SelfTest, outputs: Mapping[str, Answers], needed: list[int]) -> SelfTest:
+def _fit_columns(test: SelfTest, needed: set[int]) -> SelfTest:
     """Return the self-test with as many columns of each output as fit, those that are needed among them."""
-    room = MOST_BYTES - len(test.to_json().encode()) - 1000
+    room = MOST_BYTES - len(replace(test, outputs={}).to_json().encode()) - 1000
     fit = min(room // (len(test.images) * 2 * 16 // 3 + _ENTRY), MOST_COLUMNS)
-    widths = {name: each.file.shape[1] for name, each in outputs.items()}
+    widths = {name: each.file.shape[1] for name, each in test.outputs.items()}
     embedding = min(widths.get("embedding", 0), fit // len(widths))
+    kept: dict[str, Any] = {"logits": slice(None), "embedding": slice(embedding)}
     columns = None
     if (classes := widths.get("logits", 0)) > fit - embedding:
         spread = np.linspace(0, classes - 1, fit - embedding - len(needed)).astype(int)
         columns = tuple(sorted({*needed, *spread.tolist()}))
-    test = replace(
-        test,
-        columns=columns,
-        outputs={
-            name: each if name == "logits" else Answers(each.file[:, :embedding], each.float32[:, :embedding])
-            for name, each in outputs.items()
-        },
-    )
-    if columns is None:
-        return test
-    logits = Answers(*(test.keep_columns("logits", rows) for rows in vars(test.outputs["logits"]).values()))
-    return replace(test, outputs={**test.outputs, "logits": logits})
+        kept["logits"] = list(columns)
+    outputs = {
+        name: Answers(each.file[:, kept[name]], each.float32[:, kept[name]])
+        for name, each in test.outputs.items()
+    }
+    return replace(test, columns=columns, outputs=outputs)

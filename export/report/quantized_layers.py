@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from calibration.measure.per_layer import measure_layer_drift
-from calibration.measure.verify import FLOAT_KERNELS, INTEGER_KERNELS
 from calibration.write import write_plan
 from export.measure.inference import Run
 from export.report.number_formats import decibels, shorten
 from export.report.section import Results, Section
+from runtime.self_test.document import FLOAT_KERNELS, INTEGER_KERNELS
 from runtime.text import format_count
 
 WORST = 5

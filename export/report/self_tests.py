@@ -42,18 +42,19 @@ class SelfTests(Section):
         return [len(each.jpeg) for each in test.images if each.jpeg is not None]
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Return the figures of each variant: images, bytes of the document, and drift from float32."""
-        found = {}
-        for name, test in self.tests.items():
-            answers = next(iter(test.outputs.values()))  # logits, where there are some
-            drift = measure_drift(answers.float32, answers.file)
-            found[name] = {
+        """Return the figures of each variant: images, bytes of the document, and drift from float32 in dB."""
+        first = {
+            name: next(iter(test.outputs.values())) for name, test in self.tests.items()
+        }  # logits if any
+        return {
+            name: {
                 "images": len(test.images),
                 "photos": len(self.photo_bytes),
                 "bytes": len(test.to_json().encode()),
-                "sqnr": drift.sqnr,
+                "sqnr": measure_drift(first[name].float32, first[name].file).sqnr,
             }
-        return found
+            for name, test in self.tests.items()
+        }
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return the figures, and what photos take."""
@@ -61,17 +62,14 @@ class SelfTests(Section):
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the figures in a line; another one where photos are in the files."""
-        each = [
-            f"{name} {decibels(found['sqnr'])}" for name, found in self.figures().items() if name != "float32"
-        ]
-        (first, *_) = self.tests.values()
-        made = format_count(len(first.images) - len(self.photo_bytes), "made image")
+        figures, sizes = self.figures(), self.photo_bytes
+        made = format_count(figures["float32"]["images"] - len(sizes), "made image")
+        each = [f"{name} {decibels(found['sqnr'])}" for name, found in figures.items() if name != "float32"]
         lines = [f"self-test in each file: {', '.join([made, *each])}"]
-        if sizes := self.photo_bytes:
-            photos = format_count(len(sizes), "photo")
+        if sizes:
             lines.append(
-                f"every model file holds {photos} of --self-test ({sum(sizes):,} bytes of JPEG): "
-                "whoever has a file can see them"
+                f"every model file holds {format_count(len(sizes), 'photo')} of --self-test ({sum(sizes):,} "
+                "bytes of JPEG): whoever has a file can see them"
             )
         return lines
 
@@ -80,8 +78,7 @@ class SelfTests(Section):
         (test, *_) = self.tests.values()
         shown = []
         for image, top in zip(test.images, test.top, strict=True):
-            opened = image.open()
-            with decode_image(opened, max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as decoded:
+            with decode_image(image.open(), max_pixels=MAX_PIXELS, exif=False, draft_edge=None) as decoded:
                 small = decoded.copy()
             small.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
             kind = "photo" if image.made is None else f"made image {image.made}"

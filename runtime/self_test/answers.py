@@ -10,14 +10,11 @@ import numpy as np
 
 from ..images.preprocess import Pixels
 from ..session import translate_error
-from .document import SelfTest, average_blocks
+from .document import Rows, SelfTest, average_blocks
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from ..onnx_runtime import InferenceSession
 
-Rows: TypeAlias = "npt.NDArray[np.float32]"  # [images, features]
 Outputs: TypeAlias = Mapping[str, Rows]
 
 EQUAL, NOT_FINITE = 200.0, -200.0  # dB: equal bits (float32's own noise is near 130); NaN or infinity
@@ -25,16 +22,16 @@ _LEVELS = 2  # that the mean of a block of pixels may differ by, where another d
 
 
 def run_image(session: InferenceSession, pixels: Pixels, *, device: str, name: str) -> Outputs:
-    """Run a model on one image.
+    """Run a model on one image, uint8 [H, W, 3], and return each output, float32 [1, features].
 
     Args:
         session: of the model.
-        pixels: uint8 [H, W, 3].
+        pixels: the image.
         device: the one that the session is on, for messages.
         name: of the model, for messages.
 
     Returns:
-        Each output, float32 [1, features].
+        By name of the output.
 
     Raises:
         ArtifactError: when the model is the cause of a failure.
@@ -57,48 +54,38 @@ def keep_columns(self_test: SelfTest, rows: Sequence[Outputs]) -> Outputs:
 
 
 def measure_sqnr(expected: Outputs, found: Outputs) -> float:
-    """Return the signal-to-noise ratio in dB, the lowest of all outputs.
+    """Return the signal-to-noise ratio in dB, the lowest of all outputs; `EQUAL` for equal bits at most.
 
-    Args:
-        expected: the signal.
-        found: the same with noise.
-
-    Returns:
-        at most `EQUAL`, for equal bits; `NOT_FINITE` where a number of `found` is NaN or infinite.
+    It is `NOT_FINITE` where a number of `found` is NaN or infinite.
     """
-    ratios = []
+    ratios = [EQUAL]
     for name, wanted in expected.items():
         noise = float(np.square(found[name].astype(np.float64) - wanted).sum())
         if not np.isfinite(noise):
             return NOT_FINITE
         signal = max(float(np.square(wanted.astype(np.float64)).sum()), 1e-30)
-        ratios.append(min(10 * float(np.log10(signal / noise)), EQUAL) if noise else EQUAL)
+        ratios += [10 * float(np.log10(signal / noise))] if noise else []
     return min(ratios)
 
 
 def hash_pixels(pixels: Pixels) -> str:
-    """Return the SHA-256 of preprocessed pixels, as a self-test holds it."""
+    """Return the SHA-256 of preprocessed pixels, as a self-test holds it.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+    """
     return sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def compare_pixels(
     self_test: SelfTest, pixels: Sequence[Pixels]
 ) -> list[Literal["equal", "near", "different"]]:
-    """Return for each image whether its pixels are those of the exporting machine.
+    """Return for each image after preprocessing whether its pixels are those of the exporting machine.
 
-    Args:
-        self_test: of the model file.
-        pixels: the images after preprocessing here, each uint8 [H, W, 3].
-
-    Returns:
-        "near" for a JPEG whose blocks have the same means, as another decoder makes them.
+    "near" is a JPEG whose blocks have the same means, as another decoder makes them.
     """
     found = list[Literal["equal", "near", "different"]]()
     for each, digest, means in zip(pixels, self_test.pixels, self_test.means, strict=True):
-        if hash_pixels(each) == digest:
-            found.append("equal")
-        elif means is not None and np.abs(average_blocks(each).astype(int) - means).max() <= _LEVELS:
-            found.append("near")
-        else:
-            found.append("different")
+        near = means is not None and np.abs(average_blocks(each).astype(int) - means).max() <= _LEVELS
+        found.append("equal" if hash_pixels(each) == digest else "near" if near else "different")
     return found

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,16 @@ import numpy as np
 from ..devices import Device, DeviceError, DeviceOptions
 from ..images.preprocess import Pixels
 from ..loaded_model import ModelInfo, load_model
-from ..model_file.artifact import FILE_NAMES, Artifact, display_name, read_artifact
+from ..model_file.artifact import FILE_NAMES, display_name, read_artifact
 from ..model_file.metadata import Variant
 from ..placement import Placement
 from ..writing import temporary_folder
-from .answers import EQUAL, Outputs, compare_pixels, keep_columns, measure_sqnr, run_image
+from .answers import EQUAL, Outputs, run_image
 from .diagnose import Evidence, Fault, find_fault
-from .document import SelfTest
-from .thresholds import find_arithmetic, is_same_machine, min_sqnr
+from .thresholds import is_same_machine
 
 _PATIENCE = 20.0  # seconds, then no further image is answered: an NPU's simulator takes a minute for each
-_BASELINE_RUNS = 3  # of which the first is not counted
+_NO_SELF_TEST = "no self-test in this file, of an older version or another program; export it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class DeviceCheck:
 
     device: str
     file: str  # path of the model file, or "the model" for bytes
-    passed: bool
+    passed: bool = False
     fault: Fault | None  # the first that was found
     verdict: str  # one line
     variant: Variant | None = None
@@ -51,14 +50,13 @@ class DeviceCheck:
     sqnr_float32: float | None = None  # dB against the answers of float32 there
     minimum: float | None = None  # dB, of `sqnr_file`
     latency_ms: float | None = None  # median of one image
-    ratio: float | None = None  # latency of the CPU (`measure_baseline`), divided by this one
+    ratio: float | None = None  # latency on the CPU (float32 where that file is beside), divided by this
     memory: float | None = None  # MiB that this process grew by until the first answer; Linux alone
     use: str | None = None  # the line of Python that opens this file on this device
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        placement = None if self.placement is None else self.placement.to_dict()
-        return asdict(replace(self, placement=None)) | {"placement": placement}
+        return asdict(self)
 
 
 def check_model(
@@ -76,7 +74,7 @@ def check_model(
         device: as for `Classifier`; one that cannot be opened has failed the check.
         threads: as for `Classifier`.
         options: as for `Classifier`.
-        baseline: the latency that the ratio is about, in ms; None measures it, by `measure_baseline`.
+        baseline: the latency that the ratio is about, in ms; None measures it on the CPU.
 
     Returns:
         What was measured, and the verdict; a device that cannot be opened is a result, too.
@@ -84,155 +82,110 @@ def check_model(
     Raises:
         ArtifactError: when there is no such model file, or the CPU cannot run it.
     """
-    options = options or DeviceOptions()
     given = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        opened = _open(given, device, threads, options)
-        self_test = opened.artifact.self_test
-        if self_test is None:
-            verdict = "no self-test in this file, of an older version or another program; export it again"
-            return DeviceCheck(**opened.facts, passed=False, fault="no self-test", verdict=verdict)
-        evidence, latency = _collect_evidence(opened, self_test, options)
+        checked = _check(given, device, threads, options or DeviceOptions())
     except DeviceError as error:
-        name, verdict = display_name(given), f"not opened: {error}"
-        return DeviceCheck(device=device, file=name, passed=False, fault="not opened", verdict=verdict)
-    found = find_fault(evidence)
+        return describe_failure(display_name(given), device, error)
+    if checked.latency_ms is None:
+        return checked
     if baseline is None:
-        baseline = measure_baseline(opened.artifact.source, threads=threads)
-    return DeviceCheck(
-        **opened.facts,
-        passed=found is None,
-        fault=None if found is None else found.fault,
-        verdict=_describe_success(evidence) if found is None else f"{found.fault}: {found.shown_by}",
-        images=len(evidence.compared),
-        preprocessing_equal=all(evidence.same_pixels),
-        labels_equal=evidence.labels_equal,
-        sqnr_file=evidence.sqnr,
-        sqnr_float32=evidence.sqnr_float32,
-        minimum=evidence.minimum,
-        latency_ms=latency,
-        ratio=baseline / latency,
-    )
+        baseline = _measure_baseline(given if isinstance(given, bytes) else Path(checked.file), threads)
+    return replace(checked, ratio=baseline / checked.latency_ms)
 
 
-def measure_baseline(model: Path | bytes, *, threads: int | None = None) -> float:
-    """Return the latency of one image on the CPU in ms: in float32 where that file is beside, else of this.
-
-    Args:
-        model: the model file.
-        threads: as for `Classifier`.
-
-    Raises:
-        ArtifactError: when the file cannot be run.
-    """
-    floats = model.with_name(FILE_NAMES["float32"]) if isinstance(model, Path) else None
-    source = floats if floats is not None and floats.is_file() else model
-    options = DeviceOptions()
-    info, session = load_model(source, device="cpu", threads=threads, sha256=None, options=options)
-    blank, times = np.full((*info.preprocess.size, 3), 127, np.uint8), list[float]()
-    for _ in range(_BASELINE_RUNS):
-        start = time.perf_counter()
-        run_image(session, blank, device="cpu", name=display_name(source))
-        times.append(1000 * (time.perf_counter() - start))
-    return median(times[1:])
+def describe_failure(file: str, device: str, error: Exception) -> DeviceCheck:
+    """Return the result for a file that cannot be opened on a device."""
+    return DeviceCheck(device=device, file=file, fault="not opened", verdict=f"not opened: {error}")
 
 
-def _describe_success(evidence: Evidence) -> str:
-    if evidence.sqnr == EQUAL:
-        return "passed: the same bits as at the export"
-    return f"passed: {evidence.sqnr:.1f} dB (minimum on {evidence.arithmetic}: {evidence.minimum:.1f} dB)"
-
-
-def read_kernels(profile: Path) -> Mapping[str, int]:
-    """Return the kernels in a profile of one run, by operator.
-
-    Args:
-        profile: the file that ONNX Runtime wrote.
-    """
-    events = json.loads(profile.read_bytes())
-    return Counter(event["args"]["op_name"] for event in events if "op_name" in event.get("args", {}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """A model file that is open on a device, after its first run."""
-
-    artifact: Artifact
-    info: ModelInfo
-    run: Callable[[Pixels], Outputs]
-    kernels: Mapping[str, int]  # of the first run
-    facts: Mapping[str, Any]  # fields of a DeviceCheck
-
-
-def _open(model: str | bytes, device: Device, threads: int | None, options: DeviceOptions) -> _Opened:
+def _check(model: str | bytes, device: Device, threads: int | None, options: DeviceOptions) -> DeviceCheck:
     before, start = _read_resident_memory(), time.perf_counter()
     with temporary_folder() as folder:
         watched = replace(options, partial=True, profile=folder / "run")
         info, session = load_model(model, device=device, threads=threads, sha256=None, options=watched)
         seconds = time.perf_counter() - start
         run = partial(run_image, session, device=info.device, name=display_name(model))
-        run(np.full((*info.preprocess.size, 3), 127, np.uint8))
-        kernels = read_kernels(Path(session.end_profiling()))
+        run(_make_blank(info))
+        events = json.loads(Path(session.end_profiling()).read_bytes())
     after = _read_resident_memory()
     artifact = read_artifact(model if info.path is None else info.path, sha256=info.sha256)
     source = "model" if info.path is None else repr(info.path)
-    facts = dict(
+    checked = DeviceCheck(
         device=info.device,
         file=artifact.name,
+        fault="no self-test",
+        verdict=_NO_SELF_TEST,
         variant=info.variant,
         opened=seconds,
         placement=info.placement,
-        memory=None if before is None or after is None else max(after - before, 0) / 2**20,
+        memory=None if before is None or after is None else max(after - before, 0),
         use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
-    return _Opened(artifact=artifact, info=info, run=run, kernels=kernels, facts=facts)
-
-
-def _collect_evidence(opened: _Opened, self_test: SelfTest, options: DeviceOptions) -> tuple[Evidence, float]:
-    """Answer the images of a self-test; return the evidence, and the median latency of one image in ms."""
-    info = opened.info
-    images = [image.open() for image in self_test.images]
-    pixels = [info.preprocess(image) for image in images]
-    same = compare_pixels(self_test, pixels)
-    rows, times, end = list[Outputs](), list[float](), time.monotonic() + _PATIENCE
-    while len(rows) < len(pixels) and (not rows or time.monotonic() < end):
-        start = time.perf_counter()
-        rows.append(opened.run(pixels[len(rows)]))
-        times.append(1000 * (time.perf_counter() - start))
-    # Where another decoder reads a JPEG in another way, its answers are not compared.
-    compared = [index for index in range(len(rows)) if same[index] == "equal"] or [*range(len(rows))]
-    recorded, floats = (
-        {name: getattr(each, which)[compared] for name, each in self_test.outputs.items()}
-        for which in ("file", "float32")
-    )
-    outputs = keep_columns(self_test, [rows[index] for index in compared])
-    every = self_test.outputs.items()
-    quantization = measure_sqnr({n: a.float32 for n, a in every}, {n: a.file for n, a in every})
-    arithmetic = find_arithmetic(info.device, info.variant, options, same_machine=is_same_machine(self_test))
-    minimum = min_sqnr(arithmetic, info.variant, quantization)
+    if (test := artifact.self_test) is None:
+        return checked
+    pixels = [info.preprocess(image.open()) for image in test.images]
+    rows, times = _answer(run, pixels)
     evidence = Evidence(
-        artifact=opened.artifact,
+        artifact=artifact,
         info=info,
-        self_test=self_test,
-        partial=options.partial,
-        kernels=opened.kernels,
-        images=images,
+        self_test=test,
+        options=options,
+        kernels=Counter(each["args"]["op_name"] for each in events if "op_name" in each.get("args", {})),
+        same_machine=is_same_machine(test),
         pixels=pixels,
-        same_pixels=[each != "different" for each in same],
-        compared=compared,
-        recorded=recorded,
-        outputs=outputs,
-        arithmetic=arithmetic,
-        sqnr=measure_sqnr(recorded, outputs),
-        sqnr_float32=measure_sqnr(floats, outputs),
-        minimum=minimum,
-        quantization=quantization,
+        rows=rows,
     )
-    return evidence, median(times)
+    return _judge(replace(checked, latency_ms=median(times)), evidence)
 
 
-def _read_resident_memory() -> int | None:
-    """Return the bytes of this process that are in memory; None where the system is not Linux."""
+def _judge(checked: DeviceCheck, evidence: Evidence) -> DeviceCheck:
+    equal = evidence.sqnr == EQUAL
+    success = "the same bits as at the export" if equal else evidence.describe_sqnr()
+    fault, shown_by = find_fault(evidence) or (None, success)
+    return replace(
+        checked,
+        passed=fault is None,
+        fault=fault,
+        verdict=f"{fault or 'passed'}: {shown_by}",
+        images=len(evidence.compared),
+        preprocessing_equal=not evidence.wrong_pixels,
+        labels_equal=evidence.labels_equal,
+        sqnr_file=evidence.sqnr,
+        sqnr_float32=evidence.sqnr_float32,
+        minimum=evidence.minimum,
+    )
+
+
+def _answer(run: Callable[[Pixels], Outputs], images: Iterable[Pixels]) -> tuple[list[Outputs], list[float]]:
+    """Return the outputs for images, one per run, and the ms of each; one image at least."""
+    rows, times, end = list[Outputs](), list[float](), time.monotonic() + _PATIENCE
+    for image in images:
+        start = time.perf_counter()
+        rows.append(run(image))
+        times.append(1000 * (time.perf_counter() - start))
+        if time.monotonic() >= end:
+            break
+    return rows, times
+
+
+def _measure_baseline(model: Path | bytes, threads: int | None) -> float:
+    """Return the ms of one image on the CPU: in float32 where that file is beside, else of this file."""
+    floats = model.with_name(FILE_NAMES["float32"]) if isinstance(model, Path) else None
+    source = floats if floats is not None and floats.is_file() else model
+    options = DeviceOptions()
+    info, session = load_model(source, device="cpu", threads=threads, sha256=None, options=options)
+    run = partial(run_image, session, device="cpu", name=display_name(source))
+    return median(_answer(run, [_make_blank(info)] * 3)[1][-2:])  # the first run is slower
+
+
+def _make_blank(info: ModelInfo) -> Pixels:
+    return np.full((*info.preprocess.size, 3), 127, np.uint8)
+
+
+def _read_resident_memory() -> float | None:
+    """Return the MiB of this process that are in memory; None where the system is not Linux."""
     if sys.platform != "linux":
         return None
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from ..devices import Device
     from .check import DeviceCheck
 
-_HEADS = (
-    "device", "variant", "opened", "placement", "pixels", "labels", "SQNR file", "float32", "latency",
-    "speed", "memory",
-)  # fmt: skip
 _REST = """\
 The file holds images and what the exporting machine answered for them. SQNR is the ratio of signal to noise
 against the answers of this file and of float32 there. Placement is the share of the multiply-adds that the
@@ -49,40 +46,30 @@ def main(arguments: Sequence[str] | None = None, *, prog: str) -> int:
         arguments: the words; None takes those of the process.
         prog: the command as it was typed.
     """
-    parser = make_parser(prog)
-    options = options_from(CheckOptions, parser.parse_args(arguments))
-    return run_command(parser.first_word, lambda: _run(options), extra="cpu")
-
-
-def make_parser(prog: str) -> Parser:
-    """Return the parser of the command line.
-
-    Args:
-        prog: the command as it was typed.
-    """
     parser = Parser(prog=prog, options=CheckOptions, first_word=PACKAGE)
     parser.add_version()
     parser.add_examples("artifacts/flowers", "artifacts/flowers --all", "model.int8.onnx --json", rest=_REST)
-    return parser
+    options = options_from(CheckOptions, parser.parse_args(arguments))
+    return run_command(parser.first_word, lambda: _run(options), extra="cpu")
 
 
 def _run(options: CheckOptions) -> int:
     with divert_standard_output():
         checks = list(_check_in_turn(options))
-    passed = [each for each in checks if each.passed and each.latency_ms is not None]
-    fastest = min(passed, key=lambda each: each.latency_ms or 0, default=None)
+    passed = [each for each in checks if each.passed]
+    fastest = min(passed, key=lambda each: each.latency_ms or 0).use if passed else None
     if options.json:
-        document = {"checks": [each.to_dict() for each in checks], "fastest": fastest and fastest.use}
-        print(json.dumps({"passed": checks[0].passed, **document}, ensure_ascii=False, indent=1))
+        document = {
+            "passed": checks[0].passed,
+            "checks": [each.to_dict() for each in checks],
+            "fastest": fastest,
+        }
+        print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         _print_table(checks)
         for each in checks:
             print(make_printable(f"{each.device}, {Path(each.file).name}: {each.verdict}"))
-        print(
-            "no device passed"
-            if fastest is None
-            else f"fastest that passed: {make_printable(fastest.use or '')}"
-        )
+        print(make_printable(f"fastest that passed: {fastest}" if fastest else "no device passed"))
     return DONE if checks[0].passed else FAILED
 
 
@@ -90,62 +77,53 @@ def _check_in_turn(options: CheckOptions) -> Iterator[DeviceCheck]:
     """Yield the check of the device that was asked for, then those of all others."""
     from ..model_file.artifact import FILE_NAMES
     from ..session import available_devices
-    from .check import DeviceCheck, check_model
+    from .check import check_model, describe_failure
 
-    asked = check_model(
-        options.model, device=options.device, threads=options.threads, options=options.device_options
-    )
+    check = partial(check_model, threads=options.threads, options=options.device_options)
+    asked = check(options.model, device=options.device)
     yield asked
     if not options.all:
         return
     baseline = asked.ratio and asked.latency_ms and asked.ratio * asked.latency_ms
     folder = options.model.is_dir()
     files = [options.model / name for name in FILE_NAMES.values()] if folder else [options.model]
-    for device, file in product(
-        cast("tuple[Device, ...]", available_devices()), filter(os.path.lexists, files)
-    ):
+    for device, file in product(available_devices(), filter(os.path.lexists, files)):
         if (device, Path(asked.file)) == (asked.device, file.absolute()):
             continue
         try:
-            yield check_model(
-                file,
-                device=device,
-                threads=options.threads,
-                options=options.device_options,
-                baseline=baseline,
-            )
+            yield check(file, device=cast("Device", device), baseline=baseline)
         except InputError as error:
-            verdict = f"not opened: {error}"
-            yield DeviceCheck(
-                device=device, file=str(file), passed=False, fault="not opened", verdict=verdict
-            )
+            yield describe_failure(str(file), device, error)
 
 
 def _print_table(checks: Sequence[DeviceCheck]) -> None:
-    rows = [_HEADS, *map(_make_row, checks)]
+    cells = [_make_cells(each) for each in checks]
+    rows = [tuple(cells[0]), *(tuple(each.values()) for each in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _make_row(check: DeviceCheck) -> tuple[str, ...]:
-    """Return the cells of a check under `_HEADS`; "-" for what was not measured."""
+def _make_cells(check: DeviceCheck) -> dict[str, str]:
+    """Return the cells of a check by the head of their column; "-" for what was not measured."""
     share = None if check.placement is None else check.placement.find(check.device).share
-    return (
-        check.device,
-        check.variant or "-",
-        _show(check.opened, "{:.1f} s"),
-        _show(share, "{:.1%}"),
-        {None: "-", True: "equal", False: "different"}[check.preprocessing_equal],
-        _show(check.labels_equal, f"{{}} of {check.images}"),
-        *(
-            "equal bits" if each == 200 else _show(each, "{:.1f} dB")
-            for each in (check.sqnr_file, check.sqnr_float32)
-        ),
-        _show(check.latency_ms, "{:.2f} ms"),
-        _show(check.ratio, "{:.2f}x"),
-        _show(check.memory, "{:.0f} MiB"),
+    file, float32 = (
+        _show(each, "equal bits" if each == 200 else "{:.1f} dB")
+        for each in (check.sqnr_file, check.sqnr_float32)
     )
+    return {
+        "device": check.device,
+        "variant": check.variant or "-",
+        "opened": _show(check.opened, "{:.1f} s"),
+        "placement": _show(share, "{:.1%}"),
+        "pixels": {None: "-", True: "equal", False: "different"}[check.preprocessing_equal],
+        "labels": _show(check.labels_equal, f"{{}} of {check.images}"),
+        "SQNR file": file,
+        "float32": float32,
+        "latency": _show(check.latency_ms, "{:.2f} ms"),
+        "speed": _show(check.ratio, "{:.2f}x"),
+        "memory": _show(check.memory, "{:.0f} MiB"),
+    }
 
 
 def _show(value: float | None, form: str) -> str:

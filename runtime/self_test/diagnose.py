@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import PIL
 
 from ..cpu import available_cores, cpu_kind, is_x86
-from ..devices import DEVICES
+from ..devices import DEVICES, DeviceOptions
 from ..images.preprocess import ImageSource, Interpolation, Pixels, Preprocess
 from ..loaded_model import ModelInfo
 from ..model_file.artifact import Artifact
@@ -23,9 +23,9 @@ from ..onnx_runtime import onnxruntime
 from ..placement import MIN_SHARE
 from ..session import _pass_weights, needs_exact_kernels, session_options
 from ..text import format_count
-from .answers import Outputs, hash_pixels, keep_columns, measure_sqnr, run_image
-from .document import SelfTest
-from .thresholds import Arithmetic, min_sqnr
+from .answers import Outputs, compare_pixels, hash_pixels, keep_columns, measure_sqnr, run_image
+from .document import FLOAT_KERNELS, INTEGER_KERNELS, SelfTest
+from .thresholds import find_arithmetic, min_sqnr
 
 Fault = Literal[
     "not opened", "no self-test", "labels", "preprocessing", "channels", "pixels cast to 0 and 1",
@@ -33,43 +33,43 @@ Fault = Literal[
     "wrong numbers",
 ]  # fmt: skip
 
-INTEGER_KERNELS = frozenset(
-    ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger")
-)
-FLOAT_KERNELS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"))
 _CLEAR = 6.0  # times the noise that the minimum allows: the lead of a best class that may not change
 _IMAGES = 3  # that hypotheses are tried on
 _EXPLAINS = 20.0  # dB between outputs and those of a hypothesis that explains them
 _ROUNDING = 10.0  # dB: below it, rounding to 16 bits is not the cause
 
 
-class Finding(NamedTuple):
-    """A fault, and what shows it."""
-
-    fault: Fault
-    shown_by: str
+Finding: TypeAlias = tuple[Fault, str]  # a fault, and what shows it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Evidence:
     """Results of a self-test, for a diagnosis."""
 
     artifact: Artifact
     info: ModelInfo
     self_test: SelfTest
-    partial: bool  # a device that holds less than 90 % of the multiply-adds is accepted
+    options: DeviceOptions  # that the model was opened with
     kernels: Mapping[str, int]  # that ran here, by operator
-    images: Sequence[ImageSource]
+    same_machine: bool  # `is_same_machine`
     pixels: Sequence[Pixels]  # of each image
-    same_pixels: Sequence[bool]  # as on the exporting machine, by image
-    compared: Sequence[int]  # images whose outputs are compared
-    recorded: Outputs  # for these, of this file on the exporting machine
-    outputs: Outputs  # for these, here
-    arithmetic: Arithmetic
-    sqnr: float  # of the outputs, in dB
-    sqnr_float32: float  # the same against those of float32 on the exporting machine
-    minimum: float  # of it
-    quantization: float  # SQNR of this file against float32 on the exporting machine, in dB
+    rows: Sequence[Outputs]  # for the first images, here
+
+    def __post_init__(self) -> None:
+        """Compare the pixels, and the outputs, with those of the exporting machine."""
+        test, info, options, count = self.self_test, self.info, self.options, len(self.rows)
+        same = compare_pixels(test, self.pixels)
+        self.wrong_pixels = [index for index, each in enumerate(same) if each == "different"]
+        # Where another decoder reads a JPEG in another way, its answers are not compared.
+        self.compared = [i for i in range(count) if same[i] == "equal"] or [*range(count)]
+        self.outputs = keep_columns(test, [self.rows[i] for i in self.compared])
+        file, floats = test.select("file"), test.select("float32")
+        self.recorded, exact = ({n: a[self.compared] for n, a in each.items()} for each in (file, floats))
+        self.quantization = measure_sqnr(floats, file)  # dB, on the exporting machine, as is `recorded`
+        same_machine = self.same_machine
+        self.arithmetic = find_arithmetic(info.device, info.variant, options, same_machine=same_machine)
+        self.minimum = min_sqnr(self.arithmetic, info.variant, self.quantization)  # dB, of `sqnr`
+        self.sqnr, self.sqnr_float32 = (measure_sqnr(each, self.outputs) for each in (self.recorded, exact))
 
     @property
     def labels_equal(self) -> int | None:
@@ -79,12 +79,10 @@ class Evidence:
     @property
     def is_good(self) -> bool:
         """True if the outputs are near enough, and no best class changed that allowed noise cannot change."""
-        if self.sqnr < self.minimum:
-            return False
-        if not (changed := self._find_changed_labels()):
-            return True
-        rows = self.recorded["logits"][changed]
-        best = np.sort(rows, axis=1)
+        changed = self._find_changed_labels()
+        if self.sqnr < self.minimum or not changed:
+            return self.sqnr >= self.minimum
+        best = np.sort(self.recorded["logits"][changed], axis=1)
         noise = np.sqrt(np.square(self.recorded["logits"]).mean()) * 10 ** (-self.minimum / 20)
         return not (best[:, -1] - best[:, -2] > _CLEAR * noise).any()
 
@@ -94,6 +92,10 @@ class Evidence:
         best = (each["logits"].argmax(axis=1) for each in (self.recorded, self.outputs))
         return [int(index) for index in np.flatnonzero(np.not_equal(*best))]
 
+    def describe_sqnr(self) -> str:
+        """Return the SQNR and its minimum in words."""
+        return f"{self.sqnr:.1f} dB (minimum on {self.arithmetic}: {self.minimum:.1f} dB)"
+
 
 def find_fault(evidence: Evidence) -> Finding | None:
     """Return the first fault that the evidence shows; None where the device may be used.
@@ -101,32 +103,31 @@ def find_fault(evidence: Evidence) -> Finding | None:
     Raises:
         ArtifactError: when the CPU cannot run the model.
     """
-    found = (
+    return (
         _find_label_fault(evidence)
         or _find_pixel_fault(evidence)
-        or _find_placement_fault(evidence.info, partial=evidence.partial)
+        or _find_placement_fault(evidence)
         or _find_kernel_fault(evidence)
+        or (None if evidence.is_good else _explain_numbers(evidence))
     )
-    if found is None and not evidence.is_good:
-        found = _explain_numbers(evidence)
-    return found
 
 
 # --- Faults that show before any number is compared ---
 
 
 def _find_label_fault(evidence: Evidence) -> Finding | None:
-    labels = evidence.info.labels
+    labels = dict(enumerate(evidence.info.labels))
     named = {index: label for image in evidence.self_test.top for index, label in image}
-    wrong = [index for index, label in sorted(named.items()) if labels[index : index + 1] != (label,)]
+    wrong = [index for index, label in sorted(named.items()) if labels.get(index) != label]
     if not wrong:
         return None
-    inside = {by: [i for i in named if 0 <= i + by < len(labels)] for by in (1, -1)}
-    shifts = [by for by, which in inside.items() if which and all(labels[i + by] == named[i] for i in which)]
-    shifted = f", all shifted by {shifts[0]}" if shifts else ""
+    shifted = ""
+    for by in (-1, 1):  # more than one, since the class at the end has none behind it
+        if len(named) > 1 and all(labels.get(i + by, label) == label for i, label in named.items()):
+            shifted = f", all shifted by {by}"
     first = wrong[0]
-    found = "".join(map(repr, labels[first : first + 1])) or "without a label"
-    return Finding(
+    found = repr(labels[first]) if first in labels else "without a label"
+    return (
         "labels",
         f"class {first} is {found} in the file and {named[first]!r} in its self-test ({len(wrong)} of "
         f"{format_count(len(named), 'class', 'classes')} differ{shifted}): the labels are of another file",
@@ -134,19 +135,18 @@ def _find_label_fault(evidence: Evidence) -> Finding | None:
 
 
 def _find_pixel_fault(evidence: Evidence) -> Finding | None:
-    wrong = [index for index, same in enumerate(evidence.same_pixels) if not same]
-    if not wrong:
+    if not (wrong := evidence.wrong_pixels):
         return None
     recorded, pixels = evidence.self_test.pixels[wrong[0]], evidence.pixels[wrong[0]]
     which = f"{len(wrong)} of {format_count(len(evidence.pixels), 'image')}"
     if hash_pixels(pixels[..., ::-1]) == recorded:
-        return Finding("channels", f"red and blue are swapped in the pixels of {which}")
-    cause = f"Pillow {PIL.__version__} decodes or resizes in another way than at the export"
-    for words, other in _preprocess_otherwise(evidence.info.preprocess, evidence.images[wrong[0]]):
-        if hash_pixels(other) == recorded:
-            cause = f"those of the export are made {words}"
-            break
-    return Finding("preprocessing", f"{which} have other pixels than at the export; {cause}")
+        return "channels", f"red and blue are swapped in the pixels of {which}"
+    others = _preprocess_otherwise(evidence.info.preprocess, evidence.self_test.images[wrong[0]].open())
+    causes = (
+        f"those of the export are made {how}" for how, other in others if hash_pixels(other) == recorded
+    )
+    cause = next(causes, f"Pillow {PIL.__version__} decodes or resizes in another way than at the export")
+    return "preprocessing", f"{which} have other pixels than at the export; {cause}"
 
 
 def _preprocess_otherwise(given: Preprocess, image: ImageSource) -> Iterator[tuple[str, Pixels]]:
@@ -160,33 +160,31 @@ def _preprocess_otherwise(given: Preprocess, image: ImageSource) -> Iterator[tup
         yield f"with the filter {name}", replace(given, interpolation=name)(image)
 
 
-def _find_placement_fault(info: ModelInfo, *, partial: bool) -> Finding | None:
-    if info.device == "cpu" or info.placement is None or partial:
+def _find_placement_fault(evidence: Evidence) -> Finding | None:
+    device, placement = evidence.info.device, evidence.info.placement
+    if device == "cpu" or placement is None or evidence.options.partial:
         return None
-    share = info.placement.find(info.device).share
+    share = placement.find(device).share
     if share is None or share >= MIN_SHARE:
         return None
-    found = f"{info.placement.to_text()} (minimum on {info.device}: {100 * MIN_SHARE:.0f} %)"
-    return Finding("placement", found)
+    return "placement", f"{placement.to_text()} (minimum on {device}: {100 * MIN_SHARE:.0f} %)"
 
 
 def _find_kernel_fault(evidence: Evidence) -> Finding | None:
     if evidence.info.device != "cpu":  # other devices do not tell their kernels
         return None
-    both = (evidence.self_test.kernels, evidence.kernels)
-    planned, ran = (_count_kernels(each, INTEGER_KERNELS) for each in both)
-    planned_floats, floats = (_count_kernels(each, FLOAT_KERNELS) for each in both)
+    planned, ran, planned_floats, floats = (
+        sum(count for name, count in kernels.items() if name in kinds)
+        for kinds in (INTEGER_KERNELS, FLOAT_KERNELS)
+        for kernels in (evidence.self_test.kernels, evidence.kernels)
+    )
     if ran >= planned or floats <= planned_floats:
         return None
-    return Finding(
+    return (
         "float kernels",
         f"{ran} of {format_count(planned, 'product')} ran in INT8 and {floats} in float (at the export: "
         f"{planned_floats}); it had {evidence.self_test.runtime}, here is {onnxruntime.__version__}",
     )
-
-
-def _count_kernels(kernels: Mapping[str, int], kinds: frozenset[str]) -> int:
-    return sum(count for name, count in kernels.items() if name in kinds)
 
 
 # --- Causes of wrong numbers ---
@@ -205,11 +203,11 @@ _PIXEL_FAULTS: tuple[tuple[Fault, str, Callable[[Pixels], Pixels]], ...] = (
 
 def _explain_numbers(evidence: Evidence) -> Finding:
     """Return the cause of outputs that are too far from those of the exporting machine."""
-    info, sqnr = evidence.info, evidence.sqnr
-    found = f"{sqnr:.1f} dB (minimum on {evidence.arithmetic}: {evidence.minimum:.1f} dB)"
+    info, sqnr, found = evidence.info, evidence.sqnr, evidence.describe_sqnr()
+    changed = "the file has changed since its export"
     least = min_sqnr("another CPU", info.variant, evidence.quantization)
     if evidence.arithmetic == "the same CPU" and sqnr >= least:
-        return Finding("weights", f"{found}, where the bits are equal: the file has changed since its export")
+        return "weights", f"{found}, where the bits are equal: {changed}"
     pixels = [evidence.pixels[index] for index in evidence.compared[:_IMAGES]]
     recorded, outputs = (
         {name: rows[: len(pixels)] for name, rows in each.items()}
@@ -217,24 +215,23 @@ def _explain_numbers(evidence: Evidence) -> Finding:
     )
     ask = _open_on_cpu(evidence, plain=True)
     here = measure_sqnr(recorded, ask(pixels))
+    asked, who = (
+        (outputs, f"{info.device} answers as the CPU does to")
+        if here >= least
+        else (recorded, "the file expects")
+    )
     explained, fault, words = max(
-        (
-            measure_sqnr(outputs if here >= least else recorded, ask([change(each) for each in pixels])),
-            fault,
-            words,
-        )
+        (measure_sqnr(asked, ask([change(each) for each in pixels])), fault, words)
         for fault, words, change in _PIXEL_FAULTS
     )
     if explained >= max(min(_EXPLAINS, least), sqnr + 6):
-        who = f"{info.device} answers as the CPU does to" if here >= least else "the file expects"
-        return Finding(fault, f"{found}; {who} {words} ({explained:.1f} dB)")
+        return fault, f"{found}; {who} {words} ({explained:.1f} dB)"
+    plain = f"{found}; plain kernels of this CPU give {here:.1f} dB"
     if here < least:
-        also = f"plain kernels of this CPU give {here:.1f} dB"
-        return Finding("weights", f"{found}; {also}: the file has changed since its export")
+        return "weights", f"{plain}: {changed}"
     if _saturates(evidence, recorded, pixels, least):
-        return Finding("saturating kernels", f"{found}; in exact kernels this CPU gives {here:.1f} dB")
-    cause: Fault = "low precision" if sqnr >= _ROUNDING else "wrong numbers"
-    return Finding(cause, f"{found}; plain kernels of this CPU give {here:.1f} dB")
+        return "saturating kernels", f"{found}; in exact kernels this CPU gives {here:.1f} dB"
+    return "low precision" if sqnr >= _ROUNDING else "wrong numbers", plain
 
 
 def _saturates(evidence: Evidence, recorded: Outputs, pixels: Sequence[Pixels], least: float) -> bool:

@@ -10,7 +10,8 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -23,17 +24,23 @@ from .made_images import MOST_EDGE, make_image
 if TYPE_CHECKING:
     import numpy.typing as npt  # slow to import
 
-    Rows = npt.NDArray[np.float32]
-
 __all__ = ["SELF_TEST_KEY", "Answers", "SelfTest", "TestImage"]
+
+Rows: TypeAlias = "npt.NDArray[np.float32]"  # [images, features]
 
 SELF_TEST_VERSION = 1
 MOST_BYTES = 200_000  # of the document
 MOST_IMAGES = 16
 MOST_COLUMNS = 2_000  # of an output
 MEANS_SHAPE = (8, 8, 3)  # rows and columns of blocks, RGB
-_SHA256 = re.compile("[0-9a-f]{64}")
 BEST = 3  # classes of an image in `top`
+_BOTH = ("file", "float32")
+# Kernels of linear layers and attention products, by the operator that ONNX Runtime's CPU runs.
+INTEGER_KERNELS = frozenset(
+    ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearConv", "ConvInteger")
+)
+FLOAT_KERNELS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits"))
+_SHA256, _TEXT = re.compile("[0-9a-f]{64}"), re.compile("[^\ud800-\udfff]*")  # no half of a character
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,30 +89,24 @@ class SelfTest:
             return rows[:, list(self.columns)]
         return rows[:, : self.outputs[output].file.shape[1]]
 
-    def to_json(self) -> str:
-        """Return the JSON document.
+    def select(self, which: Literal["file", "float32"]) -> Mapping[str, Rows]:
+        """Return the answers of one of the two files, by output."""
+        return {name: getattr(each, which) for name, each in self.outputs.items()}
 
-        Raises:
-            ArtifactError: when it is larger than a self-test may be.
-        """
+    def to_json(self) -> str:
+        """Return the JSON document; raise ArtifactError when it is larger than a self-test may be."""
         document = {
             "version": SELF_TEST_VERSION,
+            **vars(self),
             "images": [
                 {"made": each.made, "size": each.size} if each.jpeg is None else {"jpeg": _encode(each.jpeg)}
                 for each in self.images
             ],
-            "pixels": self.pixels,
             "means": [None if each is None else _encode(each.tobytes()) for each in self.means],
-            "columns": self.columns,
             "outputs": {
                 name: {which: _encode(rows.astype("<f4").tobytes()) for which, rows in vars(each).items()}
                 for name, each in self.outputs.items()
             },
-            "top": self.top,
-            "kernels": dict(self.kernels),
-            "cpu": dict(self.cpu),
-            "runtime": self.runtime,
-            "latency_ms": dict(self.latency_ms),
         }
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)
         _check_size(text)
@@ -142,14 +143,13 @@ def average_blocks(pixels: Pixels) -> Pixels:
         pixels: uint8 [height, width, 3].
     """
     means = np.empty(MEANS_SHAPE, np.uint8)
-    edges = [
-        [(i * edge // 8, max((i + 1) * edge // 8, i * edge // 8 + 1)) for i in range(8)]
+    rows, columns = (
+        [slice(i * edge // 8, max((i + 1) * edge // 8, i * edge // 8 + 1)) for i in range(8)]
         for edge in pixels.shape[:2]
-    ]
-    for row, (top, bottom) in enumerate(edges[0]):
-        for column, (left, right) in enumerate(edges[1]):
-            block = pixels[top:bottom, left:right].reshape(-1, 3).astype(np.int64)
-            means[row, column] = (2 * block.sum(0) + len(block)) // (2 * len(block))
+    )
+    for row, column in np.ndindex(8, 8):
+        block = pixels[rows[row], columns[column]].reshape(-1, 3).astype(np.int64)
+        means[row, column] = (2 * block.sum(0) + len(block)) // (2 * len(block))
     return means
 
 
@@ -165,11 +165,6 @@ def _encode(data: bytes) -> str:
     return b64encode(data).decode()
 
 
-def _expect(holds: bool, what: str, expected: str, found: object) -> None:
-    if not holds:
-        raise ValueError(f"expected {what} to be {expected}, found {found!r:.60}")
-
-
 def _decode(text: object, what: str) -> bytes:
     """Return the bytes of base64 in the one form that encoders write."""
     try:
@@ -180,113 +175,103 @@ def _decode(text: object, what: str) -> bytes:
     return data
 
 
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
+def _expect(holds: object, what: str, expected: str, found: object) -> None:
+    if not holds:
+        raise ValueError(f"expected {what} to be {expected}, found {found!r:.60}")
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+def _fits(value: object, form: Any) -> bool:
+    """Return whether a JSON value has a form: a dict or tuple of forms, a pattern, a range, or a test."""
+    if isinstance(form, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == form.keys()
+            and all(map(_fits, value.values(), map(form.get, value)))
+        )
+    if isinstance(form, tuple):
+        return isinstance(value, list) and len(value) == len(form) and all(map(_fits, value, form))
+    if isinstance(form, re.Pattern):
+        return isinstance(value, str) and form.fullmatch(value) is not None
+    return type(value) is int and value in form if isinstance(form, range) else bool(form(value))
 
 
-def _has_keys(value: object, *names: str) -> bool:
-    return isinstance(value, dict) and sorted(value) == sorted(names)
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < inf
 
 
 def _read(document: Any, outputs: Mapping[str, int]) -> SelfTest:
     version = read_field(document, "version", int, where="document")
     _expect(version == SELF_TEST_VERSION, "version", f"{SELF_TEST_VERSION} (is vit-edge older?)", version)
-    _expect(_has_keys(document, *_FIELDS), "the fields", ", ".join(_FIELDS), sorted(document))
-    lists = {name: read_field(document, name, list, where="document") for name in _BY_IMAGE}
-    images, classes, columns = (
-        tuple(map(_read_image, lists["images"])),
-        outputs.get("logits", 0),
-        document["columns"],
-    )
-    for name, values in lists.items():
-        sized = 1 <= len(values) <= MOST_IMAGES and len(values) == len(images)
-        _expect(sized, f"the number of {name}", f"1 to {MOST_IMAGES}, one per image", len(values))
-    for each in lists["pixels"]:
-        _expect(isinstance(each, str) and bool(_SHA256.fullmatch(each)), "pixels", "SHA-256 digits", each)
+    _expect(sorted(document) == sorted(_FIELDS), "the fields", ", ".join(_FIELDS), sorted(document))
+    lengths = {name: len(read_field(document, name, list, where="document")) for name in _BY_IMAGE}
+    count, classes, columns = lengths["images"], outputs.get("logits", 0), document["columns"]
+    for name, found in lengths.items():
+        sized = 1 <= found == count <= MOST_IMAGES
+        _expect(sized, f"the number of {name}", f"1 to {MOST_IMAGES}, one per image", found)
+    best, cpu = min(BEST, classes), {"kind": lambda kind: kind in get_args(CpuKind), "name": _TEXT}
+    kernels = dict.fromkeys(read_field(document, "kernels", dict, where="document"), range(1, 2**31))
+    for name, form, expected in (
+        ("pixels", (_SHA256,) * count, "SHA-256 digits"),
+        ("top", (((range(classes), _TEXT),) * best,) * count, f"{best} pairs of a class index and a label"),
+        ("kernels", kernels, "operators with their counts"),
+        ("cpu", cpu, "kind and name"),
+        ("runtime", _TEXT, "text"),
+        ("latency_ms", dict.fromkeys(_BOTH, _is_time), "file and float32, above 0"),
+    ):
+        _expect(_fits(document[name], form), name, expected, document[name])
     if columns is not None:
-        rising = isinstance(columns, list) and all(_is_whole(each, 0, classes - 1) for each in columns)
-        holds = rising and columns == sorted(set(columns)) and 1 <= len(columns) <= MOST_COLUMNS
-        _expect(
-            holds,
-            "columns",
-            f"null, or up to {MOST_COLUMNS:,} rising indices of {classes:,} classes",
-            columns,
-        )
+        whole = isinstance(columns, list) and _fits(columns, (range(classes),) * len(columns))
+        rising = whole and 1 <= len(columns) <= MOST_COLUMNS and columns == sorted(set(columns))
+        expected = f"null, or up to {MOST_COLUMNS:,} rising indices of {classes:,} classes"
+        _expect(rising, "columns", expected, columns)
+    images = tuple(map(_read_image, document["images"]))
     return SelfTest(
         images=images,
-        pixels=tuple(lists["pixels"]),
-        means=tuple(map(_read_means, lists["means"], images)),
-        columns=None if columns is None else tuple(columns),
-        outputs=_read_outputs(document["outputs"], outputs, len(images), columns),
-        top=tuple(_read_top(each, classes) for each in lists["top"]),
-        **_read_machine(document),
+        pixels=tuple(document["pixels"]),
+        means=tuple(map(_read_means, document["means"], images)),
+        columns=columns and tuple(columns),
+        outputs=_read_outputs(document["outputs"], outputs, count, columns),
+        top=tuple(tuple((index, label) for index, label in each) for each in document["top"]),
+        **{name: document[name] for name in ("kernels", "cpu", "runtime", "latency_ms")},
     )
 
 
 def _read_image(entry: Any) -> TestImage:
-    if _has_keys(entry, "jpeg"):
+    if isinstance(entry, dict) and [*entry] == ["jpeg"]:
         return TestImage(jpeg=_decode(entry["jpeg"], "jpeg"))
-    _expect(_has_keys(entry, "made", "size"), "an image", "made and size, or jpeg", entry)
-    seed, size = entry["made"], entry["size"]
-    _expect(_is_whole(seed, 0, 2**32 - 1), "made", "0 to 4294967295", seed)
-    sized = isinstance(size, list) and len(size) == 2 and all(_is_whole(edge, 1, MOST_EDGE) for edge in size)
-    _expect(sized, "size", f"[height, width], each 1 to {MOST_EDGE}", size)
-    return TestImage(made=seed, size=(size[0], size[1]))
+    edges = range(1, MOST_EDGE + 1)
+    words = f"made (0 to {2**32 - 1}) and size ([height, width], each 1 to {MOST_EDGE}), or jpeg"
+    _expect(_fits(entry, {"made": range(2**32), "size": (edges, edges)}), "an image", words, entry)
+    return TestImage(made=entry["made"], size=tuple(entry["size"]))
 
 
 def _read_means(entry: object, image: TestImage) -> Pixels | None:
     if image.jpeg is None:
         _expect(entry is None, "the means of a made image", "null", entry)
         return None
-    data = np.frombuffer(_decode(entry, "means"), np.uint8)
-    _expect(data.size == np.prod(MEANS_SHAPE), "means", f"{np.prod(MEANS_SHAPE)} bytes", data.size)
-    return data.reshape(MEANS_SHAPE)
+    data = _decode(entry, "means")
+    _expect(len(data) == np.prod(MEANS_SHAPE), "means", f"{np.prod(MEANS_SHAPE)} bytes", len(data))
+    return np.frombuffer(data, np.uint8).reshape(MEANS_SHAPE)
 
 
 def _read_outputs(
     entry: Any, outputs: Mapping[str, int], images: int, columns: list[int] | None
 ) -> dict[str, Answers]:
-    _expect(_has_keys(entry, *outputs), "outputs", ", ".join(outputs), entry)
+    form = dict.fromkeys(outputs, lambda both: isinstance(both, dict) and both.keys() == set(_BOTH))
+    _expect(_fits(entry, form), "outputs", f"file and float32 of {' and '.join(outputs)}", entry)
     found = {}
     for name, features in outputs.items():
-        expected = f"file and float32, each {images} finite rows of equal length, up to {features:,} columns"
-        _expect(_has_keys(entry[name], "file", "float32"), name, expected, entry[name])
-        data = [_decode(entry[name][which], name) for which in ("file", "float32")]
+        expected = f"{images} finite rows of equal length, up to {features:,} columns"
+        data = [_decode(entry[name][which], name) for which in _BOTH]
         width = len(data[0]) // (4 * images)
-        fits = (
-            1 <= width <= min(features, MOST_COLUMNS)
-            if name == "embedding"
-            else width == len(columns or range(features))
+        widths = (
+            [len(columns or range(features))]
+            if name == "logits"
+            else range(1, min(features, MOST_COLUMNS) + 1)
         )
-        _expect(fits and all(len(each) == 4 * images * width for each in data), name, expected, len(data[0]))
+        sized = width in widths and all(len(each) == 4 * images * width for each in data)
+        _expect(sized, name, expected, f"{len(data[0]):,} and {len(data[1]):,} bytes")
         rows = [np.frombuffer(each, "<f4").reshape(images, width).astype(np.float32) for each in data]
-        _expect(all(np.isfinite(each).all() for each in rows), name, expected, "NaN or infinity")
+        _expect(np.isfinite(rows).all(), name, expected, "NaN or infinity")
         found[name] = Answers(*rows)
     return found
-
-
-def _read_top(entry: Any, classes: int) -> tuple[tuple[int, str], ...]:
-    expected = f"{min(BEST, classes)} pairs of a class index and a label"
-    _expect(isinstance(entry, list) and len(entry) == min(BEST, classes), "top", expected, entry)
-    for pair in entry:
-        holds = isinstance(pair, list) and len(pair) == 2 and _is_whole(pair[0], 0, classes - 1)
-        _expect(holds and _is_text(pair[1]), "top", expected, pair)
-    return tuple((index, label) for index, label in entry)
-
-
-def _read_machine(document: Any) -> dict[str, Any]:
-    kernels, cpu, runtime, latency = (document[name] for name in ("kernels", "cpu", "runtime", "latency_ms"))
-    counted = isinstance(kernels, dict) and all(_is_whole(each, 1, 2**31) for each in kernels.values())
-    _expect(counted and all(map(_is_text, kernels)), "kernels", "operators with their counts", kernels)
-    known = _has_keys(cpu, "kind", "name") and cpu["kind"] in get_args(CpuKind) and _is_text(cpu["name"])
-    _expect(known, "cpu", "kind and name", cpu)
-    _expect(_is_text(runtime), "runtime", "text", runtime)
-    timed = _has_keys(latency, "file", "float32") and all(
-        type(each) in (int, float) and 0 < each < float("inf") for each in latency.values()
-    )
-    _expect(timed, "latency_ms", "file and float32, above 0", latency)
-    return {"kernels": kernels, "cpu": cpu, "runtime": runtime, "latency_ms": latency}

@@ -31,14 +31,7 @@ _EXACT_DEVICES = ("openvino", "webgpu", "directml", "mlx")  # in float32 unless 
 def find_arithmetic(
     device: str, variant: Variant, options: DeviceOptions, *, same_machine: bool
 ) -> Arithmetic:
-    """Return what computes the answers.
-
-    Args:
-        device: its name.
-        variant: of the model file.
-        options: those that it was opened with.
-        same_machine: whether this is the kind of CPU and the ONNX Runtime that made the self-test.
-    """
+    """Return what computes the answers of a model file on a device; `same_machine`: see `is_same_machine`."""
     if device == "cpu":
         return "the same CPU" if same_machine else "another CPU"
     spec = DEVICES.get(device)
@@ -54,18 +47,14 @@ def is_same_machine(self_test: SelfTest) -> bool:
 
     Without VNNI, and on ARM, CPUs of one name differ in the instructions for float numbers.
     """
-    here = {"kind": cpu_kind(), "name": cpu_name()}
-    runtime = f"onnxruntime {onnxruntime.__version__}"
-    return here["kind"] == "x86-vnni" and self_test.cpu == here and self_test.runtime == runtime
+    here = ({"kind": "x86-vnni", "name": cpu_name()}, f"onnxruntime {onnxruntime.__version__}")
+    return cpu_kind() == "x86-vnni" and (self_test.cpu, self_test.runtime) == here
 
 
 def min_sqnr(arithmetic: Arithmetic, variant: Variant, quantization: float) -> float:
     """Return the lowest SQNR, in dB, that answers may have against those of the exporting machine.
 
-    Args:
-        arithmetic: what computes them.
-        variant: of the model file.
-        quantization: SQNR of this file's answers against those of float32 on the exporting machine, in dB.
+    `quantization` is the SQNR of this file's answers against those of float32 there, in dB.
     """
     least = MIN_SQNR[arithmetic]
     if arithmetic == "the same CPU" or variant == "float32":

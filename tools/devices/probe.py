@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure.verify import INTEGER_KERNELS, verify_kernels
+from calibration.measure.verify import verify_kernels
 from calibration.plan import QuantizationPlan
 from runtime import check_model, read_metadata
 from runtime.cpu import cpu_kind
+from runtime.self_test.document import INTEGER_KERNELS
 from runtime.session import needs_exact_kernels, open_session
 
 

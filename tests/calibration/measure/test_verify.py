@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from calibration.graph.edit import add_constant, by_type, graph_of
-from calibration.measure.verify import INTEGER_KERNELS, FallbackError, verify_kernels
+from calibration.measure.verify import FallbackError, verify_kernels
 from calibration.quantize_model import quantize
 from calibration.write import write_plan
+from runtime.self_test.document import INTEGER_KERNELS
 
 
 @pytest.fixture(scope="module")
