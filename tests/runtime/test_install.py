@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ON_A_DEVICE = ("numpy", "PIL", "onnxruntime", "flatbuffers", "google", "packaging")
-COMMANDS = ("train", "import", "summary", "plots", "export", "run")
+COMMANDS = ("train", "import", "summary", "plots", "export", "run", "check")
 APP = """
 import sys
 from runtime import Classifier, ImageError
