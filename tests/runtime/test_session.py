@@ -18,6 +18,7 @@ from onnx.external_data_helper import set_external_data
 
 from runtime import ArtifactError, Classifier, Device, DeviceError, available_devices
 from runtime import cpu as cpu_module
+from runtime import plugins as plugins_module
 from runtime import session as session_module
 from runtime.devices import DEVICES
 from runtime.onnx_runtime import onnxruntime
@@ -332,6 +333,10 @@ def test_a_session_of_bytes_does_not_keep_them_and_never_falls_back(model: Path)
 
 def test_the_devices_that_were_built_in_and_the_one_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*ALL, "AzureExecutionProvider"])
+    # No plugin, whatever is installed and registered here.
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list, raising=False)
+    monkeypatch.setattr(plugins_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(plugins_module, "_registered", set())
     assert available_devices() == ("cpu", "cuda", "tensorrt")
 
     class Session:
