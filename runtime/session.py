@@ -175,13 +175,16 @@ def open_session(
     return open_first_device(devices_for(device), lambda choice: _open_on(DEVICES[choice], request))
 
 
-def _pass_weights(
+def pass_weights(
     weights: Path | None, model: Path | str | bytes, options: onnxruntime.SessionOptions
 ) -> bytes | None:
     """Pass ONNX Runtime the bytes of weights behind a link that it does not follow.
 
     DVC and git-annex keep each file in a folder of its own, and ONNX Runtime 1.32 follows a link only into
     the model's own folder. A version that accepts no bytes gets the link.
+
+    Returns:
+        The bytes, to be kept until the session is open; None where ONNX Runtime reads the file itself.
     """
     if weights is None or isinstance(model, bytes) or not weights.is_symlink():
         return None
@@ -253,7 +256,7 @@ def _create(
     """Create the session; `values` are the options of the provider, `folder` is that of the cache."""
     source = request.model if isinstance(request.model, bytes) else str(request.model)
     options = session_options(threads=request.threads, target=request.target)
-    _content = _pass_weights(request.weights, request.model, options)  # needed until the session is open
+    _content = pass_weights(request.weights, request.model, options)  # needed until the session is open
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # since 1.24
     options.enable_profiling = request.options.profile is not None
     options.profile_file_prefix = str(request.options.profile or "")

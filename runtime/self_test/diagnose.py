@@ -21,7 +21,7 @@ from ..model_file.artifact import Artifact
 from ..model_file.targets import EXACT_ON
 from ..onnx_runtime import onnxruntime
 from ..placement import MIN_SHARE
-from ..session import _pass_weights, needs_exact_kernels, session_options
+from ..session import needs_exact_kernels, pass_weights, session_options
 from ..text import format_count
 from .answers import Outputs, compare_pixels, hash_pixels, keep_columns, measure_sqnr, run_image
 from .document import FLOAT_KERNELS, INTEGER_KERNELS, SelfTest
@@ -254,7 +254,7 @@ def _open_on_cpu(evidence: Evidence, *, plain: bool) -> Callable[[Sequence[Pixel
         options.add_session_config_entry("session.x64quantprecision", "1")
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    _content = _pass_weights(artifact.weights, source, options)  # needed until the session is open
+    _content = pass_weights(artifact.weights, source, options)  # needed until the session is open
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def ask(images: Sequence[Pixels]) -> Outputs:

@@ -266,17 +266,13 @@ def dequantize_pixels(model: ir.Model) -> int:
     """
     casts = [cast for cast in by_type(model, "Cast") if expect_input(cast, 0).dtype == ir.DataType.UINT8]
     for cast in casts:
-        first, parameters = (
-            cast,
-            [
-                reuse_constant(model.graph, f"{PIXELS}.{name}", np.array(number, dtype))
-                for name, number, dtype in (("scale", 1, np.float32), ("zero_point", 0, np.uint8))
-            ],
-        )
+        scale = reuse_constant(model.graph, f"{PIXELS}.scale", np.array(1, np.float32))
+        zero_point = reuse_constant(model.graph, f"{PIXELS}.zero_point", np.array(0, np.uint8))
+        first = cast
         while (above := find_move(first)) is not None:
             first = above
             first.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        inputs, shape = [first.inputs[0], *parameters], sizes(first.inputs[0])
+        inputs, shape = [first.inputs[0], scale, zero_point], sizes(first.inputs[0])
         value = insert(first, "DequantizeLinear", inputs, name=f"{PIXELS}.float", shape=shape)
         first.replace_input_with(0, value)
         if attribute(cast, "to", None) == ir.DataType.FLOAT:
