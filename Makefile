@@ -33,7 +33,7 @@ wheel: ## dist/vit_edge-….whl, one file that installs all the packages
 	rm -rf build
 	@ls dist/*.whl
 
-test: $(INSTALLED) ## the tests, 13 minutes on two cores
+test: $(INSTALLED) ## the tests, up to 21 minutes on two cores
 	$(BIN)/python -m pytest
 
 slow: $(INSTALLED) ## the tests that take longer
