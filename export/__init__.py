@@ -12,6 +12,7 @@ In reading order:
     report/         the sections of report.json, report.html and the terminal
     check_results   checks of the files: equal to the source, within the limits
     pipeline        the whole export: check, quantize, measure, write
+    card/           model card and list of components, from report.json
     command_line    parser of python -m export, and the order of its work
     __main__        python -m export
 

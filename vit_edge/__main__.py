@@ -18,6 +18,7 @@ _OTHERS = {
     "export": "turn a model into ONNX files for a device, INT8 among them, and measure them",
     "run": "classify images with such a file, or embed them",
     "check": "check that such a file answers here as it did where it was made",
+    "card": "write a model card and a list of components for what an export wrote",
 }
 _HINTS = {
     **dict.fromkeys(("predict", "classify", "infer", "inference", "label"), "did you mean run?"),
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> i
         arguments: the command and its arguments; None takes those of the process.
         prog: the command as it was typed, for usage.
     """
+    import export.card.command as card
     import export.command_line as export
     import runtime.command_line as runtime
     import runtime.self_test.command as check
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> i
     command = str(make_parser(prog).parse_args(words[:1]).command)
     if command in vit.COMMANDS:
         return vit.main(words, prog=prog)
-    others: dict[str, Callable[..., int]] = {"export": export.main, "check": check.main}
+    others: dict[str, Callable[..., int]] = {"export": export.main, "check": check.main, "card": card.main}
     return others.get(command, runtime.run_quietly)(words[1:], prog=f"{prog} {command}")
 
 
