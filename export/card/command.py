@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.card.components import write_components
-from export.card.facts import Facts
-from export.card.model_card import write_model_card
 from runtime.command.line import PACKAGE, run_command
 from runtime.command.parser import REQUIRED, Parser, argument, option, options_from
 from runtime.errors import DONE
@@ -48,6 +45,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str) -> int:
 
 
 def _run(options: CardOptions) -> int:
+    from export.card.components import write_components
+    from export.card.facts import Facts
+    from export.card.model_card import write_model_card
+
     facts, folder = Facts.read(options.folder), options.out or options.folder
     texts = {
         CARD: write_model_card(facts, license_name=options.license),
