@@ -18,6 +18,7 @@ from ..images.find_images import is_folder
 from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
 from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
+from .pointer import read_current
 
 if TYPE_CHECKING:
     from ..self_test.document import SelfTest
@@ -178,12 +179,16 @@ def choose_model_file(
 ) -> Path:
     """Return the model file at a path: the path itself, which need not exist, or that preferred in a folder.
 
+    In a folder of `vit-edge install` it is that of the current model.
+
     Raises:
-        ArtifactError: when the folder has none of the variants in `preference`.
+        ArtifactError: when the folder has none of the variants in `preference`, or its `current` is damaged.
     """
     path = Path(path)
     if not is_folder(path):
         return path
+    if (number := read_current(path)) is not None:
+        path /= str(number)
     for variant in preference:
         if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # also for a link that leads nowhere
             return candidate

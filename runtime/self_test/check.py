@@ -18,7 +18,7 @@ import numpy as np
 
 from ..devices import Device, DeviceError, DeviceOptions
 from ..images.preprocess import Pixels
-from ..loaded_model import ModelInfo, load_model
+from ..load_model import ModelInfo, load_model
 from ..model_file.artifact import FILE_NAMES, display_name, read_artifact
 from ..model_file.metadata import Variant
 from ..placement import Placement
