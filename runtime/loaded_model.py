@@ -109,7 +109,7 @@ class LoadedModel(ABC, Generic[A]):
             threads=threads,
             max_pixels=max_pixels,
             device_options=self._device_options,
-            key=key,
+            key=None if key is None else os.path.abspath(key),  # noqa: PTH100 (follows no links)
         )
         self._state = self._load(model)
         _open.add(self)
@@ -199,7 +199,7 @@ class LoadedModel(ABC, Generic[A]):
     def _load(self, model: os.PathLike[str] | str | bytes) -> _State:
         """Open a model file, or the current one of a folder: the next one where it is removed meanwhile."""
         options = self._options
-        folder = None if isinstance(model, bytes) or not is_folder(model) else Path(model)
+        folder = None if isinstance(model, bytes) or not is_folder(Path(model)) else Path(model)
         while True:
             number = None if folder is None else read_current(folder)
             try:
