@@ -12,6 +12,7 @@ Each name is imported when it is first used, so that training and calibration ca
     embedder       embed images
     self_test/     check a device with the images and answers in a model file
     loaded_model   base of both: a model file that is loaded and runs
+    load_model     check a model file and open it on a device
     placement      where the nodes of a model run
     devices        the table of devices, and the options of one
     session        a session of ONNX Runtime on a device
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from .embedder import Embedded, Embedder
     from .images.find_images import find_images
     from .images.preprocess import ImageError, ImageSource, Preprocess
-    from .loaded_model import ModelInfo
+    from .load_model import ModelInfo
     from .model_file.artifact import ArtifactError, Metadata, read_metadata
     from .placement import Placement
     from .results import Candidate, Prediction, Result
@@ -66,7 +67,7 @@ _HOMES = {  # below this package, whatever its folder is called
     ".devices": ("Device", "DeviceError", "DeviceOptions"),
     ".embedder": ("Embedded", "Embedder"),
     ".images.find_images": ("find_images",),
-    ".loaded_model": ("ModelInfo",),
+    ".load_model": ("ModelInfo",),
     ".images.preprocess": ("ImageError", "ImageSource", "Preprocess"),
     ".placement": ("Placement",),
     ".results": ("Candidate", "Prediction", "Result"),

@@ -11,6 +11,7 @@ import numpy as np
 from .devices import Device, DeviceOptions
 from .embedder import make_embedding
 from .images.preprocess import MAX_PIXELS, ImageSource
+from .load_model import ModelInfo
 from .loaded_model import LoadedModel
 from .model_file.artifact import ArtifactError, display_name
 from .results import P, Prediction, Result, explain_unsure, make_prediction
@@ -29,7 +30,8 @@ class Classifier(LoadedModel[Prediction]):
 
     Args:
         model: an .onnx file made by `python -m export`; or a folder of such files, of which the preferred
-            one is loaded (INT8 for a CPU, float16 for a GPU); or the bytes of such a file, for a model in an
+            one is loaded (INT8 for a CPU, float16 for a GPU); or a folder of `vit-edge install`, of which the
+            current one is; or the bytes of such a file, for a model in an
             app bundle or a database, or an encrypted one. Bytes are kept in memory.
         device: "auto" takes CUDA where it works (INT8 files: the CPU). Any other that is missing is an error.
         threads: CPU threads for one prediction; None takes all cores that this process may use.
@@ -38,6 +40,8 @@ class Classifier(LoadedModel[Prediction]):
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
+        key: a PEM file with a public key, whose owner must have signed the model (`vit-edge sign`); None
+            accepts any. It needs the extra `sign`.
 
     Raises:
         ArtifactError: when the file is not a valid model file, or has no classes.
@@ -58,6 +62,7 @@ class Classifier(LoadedModel[Prediction]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
+        key: os.PathLike[str] | str | None = None,
     ) -> None:
         if top < 1:
             raise ValueError(f"top must be 1 or more, found {top}")
@@ -71,6 +76,7 @@ class Classifier(LoadedModel[Prediction]):
             max_pixels=max_pixels,
             sha256=sha256,
             device_options=device_options,
+            key=key,
         )
         self._options |= dict(top=top, min_score=min_score)
 
@@ -81,7 +87,8 @@ class Classifier(LoadedModel[Prediction]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._run_one(image, "logits"))
+        use = self._take()
+        return self._answer(use[0].info, self._run_one(use, image, "logits"))
 
     def embed(self, image: ImageSource, *, normalize: bool = True) -> npt.NDArray[np.float32]:
         """Return the embedding of one image; the model must be exported with `--embedding`.
@@ -98,11 +105,12 @@ class Classifier(LoadedModel[Prediction]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        if "embedding" not in self.info.outputs:
+        use = self._take()
+        if "embedding" not in use[0].info.outputs:
             raise ArtifactError(
-                f"{display_name(self._source)}: it gives no embedding; export it again with --embedding"
+                f"{display_name(use[0].source)}: it gives no embedding; export it again with --embedding"
             )
-        return make_embedding(self._run_one(image, "embedding"), normalize=normalize)
+        return make_embedding(self._run_one(use, image, "embedding"), normalize=normalize)
 
     def stream(
         self,
@@ -152,10 +160,10 @@ class Classifier(LoadedModel[Prediction]):
 
         device: Any = self.info.device
         threads, options = self.info.threads, self._device_options
-        return check_model(self._source, device=device, threads=threads, options=options)
+        return check_model(self._state.source, device=device, threads=threads, options=options)
 
-    def _answer(self, row: npt.NDArray[np.float32]) -> Prediction:
-        return make_prediction(row, self.info.labels, self._top, self.info.temperature, self._min_score)
+    def _answer(self, info: ModelInfo, row: npt.NDArray[np.float32]) -> Prediction:
+        return make_prediction(row, info.labels, self._top, info.temperature, self._min_score)
 
     def _missing(self) -> str:
         return "it has no classes; use Embedder"

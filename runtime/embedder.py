@@ -11,6 +11,7 @@ import numpy as np
 
 from .devices import Device, DeviceOptions
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource
+from .load_model import ModelInfo
 from .loaded_model import LoadedModel
 from .results import P
 
@@ -42,6 +43,8 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
+        key: a PEM file with a public key, whose owner must have signed the model (`vit-edge sign`); None
+            accepts any. It needs the extra `sign`.
 
     Raises:
         ArtifactError: when the file is not a valid model file, or has no embedding.
@@ -60,6 +63,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
+        key: os.PathLike[str] | str | None = None,
     ) -> None:
         self._normalize = normalize
         super().__init__(
@@ -69,6 +73,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             max_pixels=max_pixels,
             sha256=sha256,
             device_options=device_options,
+            key=key,
         )
         self._options["normalize"] = normalize
 
@@ -82,7 +87,8 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._run_one(image, "embedding"))
+        use = self._take()
+        return self._answer(use[0].info, self._run_one(use, image, "embedding"))
 
     def stream(
         self,
@@ -105,9 +111,9 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
 
         device: Any = self.info.device
         threads, options = self.info.threads, self._device_options
-        return check_model(self._source, device=device, threads=threads, options=options)
+        return check_model(self._state.source, device=device, threads=threads, options=options)
 
-    def _answer(self, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _answer(self, _info: ModelInfo, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return make_embedding(row, normalize=self._normalize)
 
     def _missing(self) -> str:

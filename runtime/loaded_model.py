@@ -1,4 +1,4 @@
-"""A model file that is loaded and runs: its sessions across threads and forks, single images and streams."""
+"""A model file that is loaded and runs: threads, forks and reloads, single images and streams."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ctypes
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakSet
 
@@ -17,118 +20,25 @@ import numpy as np
 from .concurrency import in_batches, in_parallel
 from .cpu import available_cores
 from .devices import DEVICES, Device, DeviceOptions
+from .images.find_images import is_folder
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
-from .model_file.artifact import (
-    Artifact,
-    ArtifactError,
-    Metadata,
-    choose_model_file,
-    display_name,
-    read_artifact,
-)
-from .placement import Placement, check_placement, read_multiply_adds, read_placement
+from .load_model import ModelInfo, load_model
+from .model_file.artifact import ArtifactError, display_name
+from .model_file.pointer import expect_installed, read_current
 from .results import P
-from .session import devices_for, open_first_device, open_session, translate_error
+from .session import translate_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .onnx_runtime import InferenceSession
 
-# --- Load: check a model file, open it on a device, and describe both ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo(Metadata):
-    """Metadata of a model file, and where it runs."""
-
-    path: str | None  # absolute; None for a model given as bytes
-    sha256: str  # of the .onnx file
-    device: str  # the one that "auto" chose
-    threads: int
-    placement: Placement | None = field(repr=False)  # None where this ONNX Runtime cannot say
-
-
-def load_model(
-    model: os.PathLike[str] | str | bytes,
-    *,
-    device: Device,
-    threads: int | None,
-    sha256: str | None,
-    options: DeviceOptions,
-) -> tuple[ModelInfo, InferenceSession]:
-    """Check a model file and open it; arguments and errors are those of `Classifier`."""
-
-    def open_on(choice: Device) -> tuple[ModelInfo, InferenceSession]:
-        variants = DEVICES[choice].variants
-        source = model if isinstance(model, bytes) else choose_model_file(model, variants)
-        artifact = read_artifact(source, sha256=sha256)
-        if device == "auto" and artifact.metadata.variant == "int8":
-            choice = "cpu"  # CUDA has no integer kernels
-        multiply_adds = read_multiply_adds(artifact.metadata.measured, artifact.name)
-        session = open_session(
-            artifact.source,
-            device=choice,
-            threads=threads,
-            target=artifact.metadata.target,
-            weights=artifact.weights,
-            options=options,
-        )
-        artifact.expect_unchanged()
-        _check_signature(session, artifact, fixed_batch=DEVICES[choice].fixed_batch)
-        placement = read_placement(session, multiply_adds)
-        if device not in ("auto", "cpu") and not options.partial:
-            check_placement(placement, device, artifact.name)
-        info = ModelInfo(
-            **vars(artifact.metadata),
-            path=None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 (follows no links)
-            sha256=artifact.sha256,  # after every check that has a reason of its own
-            device=choice,
-            threads=threads or available_cores(),
-            placement=placement,
-        )
-        return info, session
-
-    return open_first_device(devices_for(device), open_on)
-
-
-def _check_signature(session: InferenceSession, artifact: Artifact, *, fixed_batch: bool) -> None:
-    """Check that inputs and outputs of the graph are those of its metadata, for any number of images.
-
-    Args:
-        session: of the model.
-        artifact: the model file.
-        fixed_batch: the session was opened for one image at a time.
-
-    Raises:
-        ArtifactError: when they are not.
-    """
-    size, outputs = artifact.metadata.preprocess.size, artifact.metadata.outputs
-    rows = [(name, "tensor(float)", [features]) for name, features in outputs.items()]
-    for what, expected, nodes in (
-        ("input", [("pixels", "tensor(uint8)", [*size, 3])], session.get_inputs()),
-        ("output", rows, session.get_outputs()),
-    ):
-        try:
-            found = [(node.name, node.type, node.shape[1:]) for node in nodes]
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{artifact.name}: a name in its graph is no text; copy it again") from error
-        if found != expected:
-            both = f"the {what} of its graph is {found}, its metadata says {expected}"
-            raise ArtifactError(f"{artifact.name}: {both}; export it again")
-        for node in nodes:
-            if isinstance(node.shape[0], int) and not (fixed_batch and node.shape[0] == 1):
-                fixed = f"the batch of its {what} {node.name} is fixed to {node.shape[0]}"
-                raise ArtifactError(f"{artifact.name}: {fixed}, expected one that is free; export it again")
-
-
-# --- Run: across threads and forks ---
-
 _GPU_BATCH = 32  # images; larger ones make a ViT hardly faster and each image wait longer
 A = TypeVar("A")  # the answer for one image
 
 _changing = threading.Lock()  # held by the one thread that reloads a model, or closes one
 _open: WeakSet[LoadedModel[Any]] = WeakSet()
+_states: WeakSet[_State] = WeakSet()  # those of predictions that have not ended, too
 _libc = ctypes.CDLL(None) if os.name == "posix" else None
 _on_exit, _exit = getattr(_libc, "on_exit", None), getattr(_libc, "_exit", None)  # looked up before a fork
 
@@ -143,11 +53,12 @@ def _after_fork() -> None:
     """
     global _changing
     _changing = threading.Lock()
-    for model in list(_open):
-        for session in (model._session, model._stream_session):
+    for state in list(_states):
+        for session in (state.session, state.stream_session):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))  # never released
-        model._forked |= model._session is not None  # a fork may fork again
-        model._session = model._stream_session = None
+    for model in list(_open):
+        forked = model._state.forked or model._state.session is not None  # a fork may fork again
+        model._state = replace(model._state, session=None, stream_session=None, forked=forked)
     if _on_exit is not None:  # glibc calls the last function first, with the exit status
         _on_exit(_exit, None)
 
@@ -156,10 +67,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@dataclass(frozen=True, eq=False)
+class _State:
+    """One model file and its sessions. `reload` replaces it, and a prediction takes it once, at its begin."""
+
+    source: str | bytes  # to open it again after a fork, or with one thread for streams
+    info: ModelInfo
+    session: InferenceSession | None  # None: closed, or of the process that was forked
+    stream_session: InferenceSession | None  # of one thread; opened when a stream needs it
+    forked: bool = False  # the sessions were those of another process
+
+    def __post_init__(self) -> None:
+        _states.add(self)
+
+
+_Use = tuple[_State, "InferenceSession"]  # a model, and that session of it which runs
+
+
 class LoadedModel(ABC, Generic[A]):
     """Base of `Classifier` and `Embedder`, which read an output of the graph and make answers of its rows."""
 
-    info: ModelInfo
     _output: ClassVar[str]  # of the graph
 
     def __init__(
@@ -171,32 +98,33 @@ class LoadedModel(ABC, Generic[A]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
+        key: os.PathLike[str] | str | None = None,
     ) -> None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels must be 1 or more, found {max_pixels}")
-        self._max_pixels = max_pixels
+        self._max_pixels, self._sha256, self._key = max_pixels, sha256, key
         self._device_options = device_options or DeviceOptions()
         self._options: dict[str, Any] = dict(
-            device=device, threads=threads, max_pixels=max_pixels, device_options=self._device_options
+            device=device,
+            threads=threads,
+            max_pixels=max_pixels,
+            device_options=self._device_options,
+            key=None if key is None else os.path.abspath(key),  # noqa: PTH100 (follows no links)
         )
-        self.info, session = load_model(
-            model, device=device, threads=threads, sha256=sha256, options=self._device_options
-        )
-        # To reload after a fork, or with one thread for streams.
-        self._source: str | bytes = model if isinstance(model, bytes) else str(self.info.path)
-        if self._output not in self.info.outputs:
-            raise ArtifactError(f"{display_name(self._source)}: {self._missing()}")
-        self._session: InferenceSession | None = session
-        self._stream_session = session if self.info.threads == 1 else None
-        self._forked = False  # the sessions were those of another process
+        self._state = self._load(model)
         _open.add(self)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Metadata of the model, and where it runs."""
+        return self._state.info
 
     @abstractmethod
     def _missing(self) -> str:
         """Return why a model without this output is refused, and what to do."""
 
     @abstractmethod
-    def _answer(self, row: npt.NDArray[np.float32]) -> A:
+    def _answer(self, info: ModelInfo, row: npt.NDArray[np.float32]) -> A:
         """Return the answer for one row of the output; raise ImageError when it is not finite."""
 
     def warm_up(self) -> None:
@@ -206,14 +134,51 @@ class LoadedModel(ABC, Generic[A]):
             ArtifactError: when the outputs are not those of the metadata.
             DeviceError: when the device cannot run the model, for example for lack of memory.
         """
-        blank = np.full((1, *self.info.preprocess.size, 3), 127, np.uint8)
-        self._answer(self._run(self._open_session(), blank, self._output)[0])
+        self._warm_up(*self._take())
+
+    def newer(self) -> bool:
+        """Return whether another model is installed: the number of the folder's current one is another.
+
+        It reads one small file, so that it may be asked before every image.
+
+        Raises:
+            ArtifactError: when the model is in no folder of `vit-edge install`, or its `current` is damaged.
+        """
+        folder, number = expect_installed(self._state.source)
+        return read_current(folder) != number
+
+    def reload(self) -> bool:
+        """Open the folder's current model, when it is another one, and use it from the next image on.
+
+        It is opened and answers a blank image first; until then, and when that fails, the model that is open
+        answers. Predictions that have begun end with the model that they began with. A stream goes on.
+
+        Returns:
+            Whether another model was opened.
+
+        Raises:
+            ArtifactError: as `newer`, and when the current model cannot be opened.
+            DeviceError: when the device cannot run it.
+            RuntimeError: after `close`.
+        """
+        with _changing:
+            state = self._state
+            if state.session is None and not state.forked:
+                raise self._make_closed_error()
+            if not self.newer():
+                return False
+            new = self._load(expect_installed(state.source)[0])
+            if state.stream_session is not None and new.stream_session is None and _is_on_cpu(new):
+                new = replace(new, stream_session=self._open_again(new, 1))
+            assert new.session is not None
+            self._warm_up(new, new.session)
+            self._state = new
+        return True
 
     def close(self) -> None:
         """Release the model. Predictions that run in other threads are completed."""
         with _changing:
-            self._session = self._stream_session = None
-            self._forked = False
+            self._state = replace(self._state, session=None, stream_session=None, forked=False)
 
     def __enter__(self) -> Self:
         return self
@@ -222,17 +187,47 @@ class LoadedModel(ABC, Generic[A]):
         self.close()
 
     def __repr__(self) -> str:
-        source, name = display_name(self._source), type(self).__name__
+        source, name = display_name(self._state.source), type(self).__name__
         return f"{name}({source!r}, device={self.info.device!r}, threads={self.info.threads})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path and the options: another process loads the same file."""
-        self._open_session()
-        return partial(type(self), self._source, **self._options, sha256=self.info.sha256), ()
+        state, _ = self._take()
+        made = partial(type(self), state.source, **self._options, sha256=state.info.sha256)
+        return _make_copy, (made, self._sha256)
 
-    def _run_one(self, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
-        session = self._open_session()
-        row: npt.NDArray[np.float32] = self._run(session, self._preprocess(image)[None], output)[0]
+    def _load(self, model: os.PathLike[str] | str | bytes) -> _State:
+        """Open a model file, or the current one of a folder: the next one where it is removed meanwhile."""
+        options = self._options
+        folder = None if isinstance(model, bytes) or not is_folder(Path(model)) else Path(model)
+        while True:
+            number = None if folder is None else read_current(folder)
+            try:
+                info, session = load_model(
+                    model,
+                    device=options["device"],
+                    threads=options["threads"],
+                    sha256=self._sha256,
+                    options=self._device_options,
+                    key=self._key,
+                )
+                break
+            except ArtifactError:
+                if folder is None or number is None or read_current(folder) == number:
+                    raise
+        source = model if isinstance(model, bytes) else str(info.path)
+        if self._output not in info.outputs:
+            raise ArtifactError(f"{display_name(source)}: {self._missing()}")
+        return _State(source, info, session, session if info.threads == 1 else None)
+
+    def _warm_up(self, state: _State, session: InferenceSession) -> None:
+        blank = np.full((1, *state.info.preprocess.size, 3), 127, np.uint8)
+        self._answer(state.info, self._run(state, session, blank, self._output)[0])
+
+    def _run_one(self, use: _Use, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
+        state, session = use
+        pixels = state.info.preprocess(image, max_pixels=self._max_pixels)
+        row: npt.NDArray[np.float32] = self._run(state, session, pixels[None], output)[0]
         return row
 
     def _run_many(
@@ -247,53 +242,58 @@ class LoadedModel(ABC, Generic[A]):
         if spec.fixed_batch and batch > 1:
             raise ValueError(f"{spec.name} runs one image at a time, found batch={batch}; leave it out")
         if batch > 1:
-            session = self._open_session()
-            work = partial(self._answer_group, session)
-            return in_batches(self._prepare, work, images, workers=workers, size=batch)
-        session = self._open_stream_session()
-        return in_parallel(partial(self._answer_one, session), images, workers=workers, ordered=ordered)
+            prepare = partial(self._prepare, self._take())
+            return in_batches(prepare, self._answer_group, images, workers=workers, size=batch)
+        answer = partial(self._answer_one, self._take_for_stream())
+        return in_parallel(answer, images, workers=workers, ordered=ordered)
 
-    def _open_session(self) -> InferenceSession:
-        """Return the session for single images; reload the model after a fork, which no thread survives."""
-        session = self._session  # read once: another thread may close this model at any moment
-        if session is not None:
-            return session
+    def _take(self) -> _Use:
+        """Return the model for single images; open it again after a fork, which no thread survives."""
+        state = self._state  # read once: another thread may close this model at any moment
+        if state.session is not None:
+            return state, state.session
         with _changing:
-            if self._session is None and self._forked:
-                session = self._reload(self._options["threads"])
-                self._stream_session = session if self.info.threads == 1 else None
-                self._session = session
-            if self._session is None:
+            state, session = self._state, self._state.session
+            if session is None and state.forked:
+                session = self._open_again(state, self._options["threads"])
+                stream_session = session if state.info.threads == 1 else None
+                state = replace(state, session=session, stream_session=stream_session, forked=False)
+                self._state = state
+            if session is None:
                 raise self._make_closed_error()
-            return self._session
+            return state, session
 
-    def _open_stream_session(self) -> InferenceSession:
-        """Return the session for many images at once: one thread for each of them."""
-        session = self._open_session()
-        if not DEVICES[self.info.device].on_cpu:
-            return session
-        stream_session = self._stream_session
-        if stream_session is None:
-            stream_session = self._reload(1)
+    def _take_for_stream(self) -> _Use:
+        """Return the model for many images at once: one thread for each of them."""
+        while True:
+            state, session = self._take()
+            if state.stream_session is not None or not _is_on_cpu(state):
+                return state, session if state.stream_session is None else state.stream_session
+            try:
+                stream_session = self._open_again(state, 1)
+            except ArtifactError:
+                if self._state is state:
+                    raise
+                continue  # reloaded meanwhile, and the file is removed
             with _changing:
-                if self._session is None:  # closed while the file was opened: keep nothing alive
+                if self._state.session is None:  # closed while the file was opened: keep nothing alive
                     raise self._make_closed_error()
-                self._stream_session = stream_session
-        return stream_session
+                if self._state is state:
+                    self._state = state = replace(state, stream_session=stream_session)
+            return state, stream_session
 
     def _make_closed_error(self) -> RuntimeError:
         return RuntimeError(f"this {type(self).__name__} is closed; make a new one")
 
-    def _reload(self, threads: int | None) -> InferenceSession:
-        device: Any = self.info.device
+    def _open_again(self, state: _State, threads: int | None) -> InferenceSession:
+        device: Any = state.info.device
         # Partial, since the first session was accepted: "auto" accepts any share.
-        sha256, options = self.info.sha256, replace(self._device_options, partial=True)
-        return load_model(self._source, device=device, threads=threads, sha256=sha256, options=options)[1]
+        sha256, options = state.info.sha256, replace(self._device_options, partial=True)
+        return load_model(state.source, device=device, threads=threads, sha256=sha256, options=options)[1]
 
-    def _preprocess(self, image: ImageSource) -> Pixels:
-        return self.info.preprocess(image, max_pixels=self._max_pixels)
-
-    def _run(self, session: InferenceSession, pixels: Pixels, output: str) -> npt.NDArray[np.float32]:
+    def _run(
+        self, state: _State, session: InferenceSession, pixels: Pixels, output: str
+    ) -> npt.NDArray[np.float32]:
         """Run the model: uint8 [N, H, W, 3] to float32 [N, features of the output].
 
         Raises:
@@ -303,30 +303,53 @@ class LoadedModel(ABC, Generic[A]):
         try:
             rows: npt.NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
         except Exception as error:  # pybind's own exception classes, of which there is no list
-            raise translate_error(error, self.info.device, self._source, "cannot run") from error
-        expected = (len(pixels), self.info.outputs[output])
+            raise translate_error(error, state.info.device, state.source, "cannot run") from error
+        expected = (len(pixels), state.info.outputs[output])
         if rows.shape != expected:
             found = f"expected {output} of shape {expected}, found {rows.shape}"
-            raise ArtifactError(f"{display_name(self._source)}: {found}; export it again")
+            raise ArtifactError(f"{display_name(state.source)}: {found}; export it again")
         return rows
 
-    def _prepare(self, image: P) -> tuple[P, Pixels | str]:
+    def _prepare(self, begun: _Use, image: P, *, single: bool = False) -> tuple[P, Pixels | str, _Use]:
+        """Return the pixels of an image of a stream, and the model for it: the one that is open now.
+
+        Args:
+            begun: the model that the stream began with, which completes it after `close`.
+            image: the next image.
+            single: each worker runs the model with one thread.
+        """
+        state = self._state
+        session = state.stream_session if single and state.stream_session is not None else state.session
+        use = begun if session is None else (state, session)
         try:
-            return image, self._preprocess(image)
+            return image, use[0].info.preprocess(image, max_pixels=self._max_pixels), use
         except ImageError as error:
-            return image, error.reason
+            return image, error.reason, use
 
     def _answer_group(
-        self, session: InferenceSession, group: list[tuple[P, Pixels | str]]
+        self, group: list[tuple[P, Pixels | str, _Use]]
     ) -> Iterator[tuple[P, A | None, str | None]]:
-        readable = [pixels for _, pixels in group if not isinstance(pixels, str)]
-        rows = iter(self._run(session, np.stack(readable), self._output) if readable else ())
-        for image, pixels in group:
-            try:
-                answer = None if isinstance(pixels, str) else self._answer(next(rows))
-                yield image, answer, pixels if isinstance(pixels, str) else None
-            except ImageError as error:  # the answer is not finite
-                yield image, None, error.reason
+        for (state, session), each in groupby(group, key=itemgetter(2)):  # two, where `reload` comes between
+            same = list(each)
+            readable = [pixels for _, pixels, _ in same if not isinstance(pixels, str)]
+            rows = iter(self._run(state, session, np.stack(readable), self._output) if readable else ())
+            for image, pixels, _ in same:
+                try:
+                    answer = None if isinstance(pixels, str) else self._answer(state.info, next(rows))
+                    yield image, answer, pixels if isinstance(pixels, str) else None
+                except ImageError as error:  # the answer is not finite
+                    yield image, None, error.reason
 
-    def _answer_one(self, session: InferenceSession, image: P) -> tuple[P, A | None, str | None]:
-        return next(self._answer_group(session, [self._prepare(image)]))
+    def _answer_one(self, begun: _Use, image: P) -> tuple[P, A | None, str | None]:
+        return next(self._answer_group([self._prepare(begun, image, single=True)]))
+
+
+def _is_on_cpu(state: _State) -> bool:
+    return DEVICES[state.info.device].on_cpu
+
+
+def _make_copy(make: Callable[[], LoadedModel[Any]], sha256: str | None) -> LoadedModel[Any]:
+    """Open the model of a pickle; what `reload` accepts later is what it was in the first process."""
+    model = make()
+    model._sha256 = sha256
+    return model

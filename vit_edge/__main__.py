@@ -37,12 +37,15 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "vit-edge") -> i
     import export.command_line as export
     import runtime.command_line as runtime
     import runtime.self_test.command as check
+    import runtime.update.command as update
     import vit.commands.main as vit
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = str(make_parser(prog).parse_args(words[:1]).command)
     if command in vit.COMMANDS:
         return vit.main(words, prog=prog)
+    if command in update.COMMANDS:
+        return update.main(words, prog=prog)
     others: dict[str, Callable[..., int]] = {"export": export.main, "check": check.main, "card": card.main}
     return others.get(command, runtime.run_quietly)(words[1:], prog=f"{prog} {command}")
 
@@ -53,6 +56,7 @@ def make_parser(prog: str) -> Parser:
     Args:
         prog: the command as it was typed, for usage and examples.
     """
+    import runtime.update.command as update
     import vit.commands.main as vit
     from runtime.command.parser import Parser
 
@@ -73,7 +77,8 @@ def make_parser(prog: str) -> Parser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     summaries = {name: command.summary for name, command in vit.COMMANDS.items()}
-    for name, summary in (summaries | _OTHERS).items():
+    updates = {name: command.summary for name, command in update.COMMANDS.items()}
+    for name, summary in (summaries | _OTHERS | updates).items():
         commands.add_parser(name, help=summary, add_help=False)
     return top
 

@@ -17,7 +17,7 @@ from ..placement import describe_placement
 from ..text import format_count, make_printable
 
 if TYPE_CHECKING:
-    from ..loaded_model import ModelInfo
+    from ..load_model import ModelInfo
 
 ALL_FILES = "--all-files tries each as an image"
 _SHOWN = 10  # labels and failures that a summary names

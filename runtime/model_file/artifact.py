@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..images.find_images import is_folder
-from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
+from .integrity import (
+    Digests,
+    check_data,
+    hash_bytes,
+    open_regular_file,
+    read_data_entry,
+    read_file_stamp,
+    start_hashing,
+)
 from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
+from .pointer import read_current
 
 if TYPE_CHECKING:
     from ..self_test.document import SelfTest
@@ -43,6 +52,7 @@ class Artifact:
     _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
     _self_test: str | None = field(repr=False, default=None)
+    data_file: str | None = None  # name of the second file, which holds the weights
 
     @property
     def name(self) -> str:
@@ -110,7 +120,9 @@ def display_name(source: Path | str | bytes) -> str:
     return "the model" if isinstance(source, bytes) else str(source)
 
 
-def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None = None) -> Artifact:
+def read_artifact(
+    source: os.PathLike[str] | str | bytes, *, sha256: str | None = None, alone: bool = False
+) -> Artifact:
     """Read a model file and check all that can be checked without running it.
 
     Damage that only its digest shows is reported by `Artifact.sha256`; a thread computes it meanwhile.
@@ -118,6 +130,7 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
     Args:
         source: the .onnx file, or its bytes.
         sha256: the SHA-256 that the file must have; None accepts any.
+        alone: do not read the second file, which need not be there yet.
 
     Raises:
         ArtifactError: when it or its second file is missing or damaged, when it was not made by vit-edge, and
@@ -138,9 +151,12 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
     try:
         model = summarize_onnx(data)
         metadata = _metadata(model)
-        beside = (check_data(model, source),) if model.external_data else ()
+        data_file = read_data_entry(model)[0] if model.external_data else None
+        beside = () if data_file is None or alone else (check_data(model, source),)
         digests = start_hashing(source).result if computed is None else lambda: computed
-        return Artifact(source, metadata, digests, (*stamps, *beside), model.metadata.get(SELF_TEST_KEY))
+        return Artifact(
+            source, metadata, digests, (*stamps, *beside), model.metadata.get(SELF_TEST_KEY), data_file
+        )
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:
@@ -178,12 +194,16 @@ def choose_model_file(
 ) -> Path:
     """Return the model file at a path: the path itself, which need not exist, or that preferred in a folder.
 
+    In a folder of `vit-edge install` it is that of the current model.
+
     Raises:
-        ArtifactError: when the folder has none of the variants in `preference`.
+        ArtifactError: when the folder has none of the variants in `preference`, or its `current` is damaged.
     """
     path = Path(path)
     if not is_folder(path):
         return path
+    if (number := read_current(path)) is not None:
+        path /= str(number)
     for variant in preference:
         if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # also for a link that leads nowhere
             return candidate

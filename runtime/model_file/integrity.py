@@ -34,7 +34,7 @@ DIGEST_BYTES = len(_START) + _HEX
 _CHUNK = 2**20  # bytes
 DATA_KEY = "vit_edge_data"  # of the entry in ModelProto.metadata_props
 DATA_SUFFIX = ".data"
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
 # What Windows takes for a device in any folder, with any suffix.
 _DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$")) | {
     f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789\u00b9\u00b2\u00b3"
@@ -119,7 +119,7 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
         ArtifactError: when it is missing, has another size or SHA-256, or must not be opened. The message
             does not name the SHA-256 that was found: it may be of any file of the user.
     """
-    name, size, sha256 = _read_data_entry(model)
+    name, size, sha256 = read_data_entry(model)
     if isinstance(source, bytes):
         raise ArtifactError(
             f"its weights are in another file, {name}: give the path of the .onnx file beside it"
@@ -144,7 +144,8 @@ def check_data(model: OnnxSummary, source: Path | bytes) -> tuple[Path, tuple[in
     return path, stamp
 
 
-def _read_data_entry(model: OnnxSummary) -> tuple[str, int, str]:
+def read_data_entry(model: OnnxSummary) -> tuple[str, int, str]:
+    """Return name, bytes and SHA-256 of the second file, as the first one states them."""
     text = model.metadata.get(DATA_KEY)
     if text is None:
         raise ArtifactError("its weights are in another file of unknown SHA-256; export it again")
@@ -177,11 +178,12 @@ def is_beside(name: str) -> bool:
     return plain and name == name.rstrip(". ") != "" and stem not in _DEVICES
 
 
-def open_regular_file(path: Path) -> BufferedReader:
+def open_regular_file(path: Path, *, links: bool = True) -> BufferedReader:
     """Open a regular file, or a link to one, without waiting for a pipe or opening a device.
 
     Args:
         path: the file.
+        links: False refuses a link.
 
     Returns:
         The file, opened for reading bytes.
@@ -190,7 +192,7 @@ def open_regular_file(path: Path) -> BufferedReader:
         OSError: when it is not a regular file, or cannot be opened.
     """
     try:
-        _expect_regular(path.stat().st_mode)
+        _expect_regular(path.stat(follow_symlinks=links).st_mode)
     except FileNotFoundError:
         if path.is_symlink():
             raise FileNotFoundError(errno.ENOENT, "a link to a file that is not there") from None
@@ -199,6 +201,7 @@ def open_regular_file(path: Path) -> BufferedReader:
     flags = (
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     )
+    flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
     file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115
     try:
         _expect_regular(os.fstat(file.fileno()).st_mode)

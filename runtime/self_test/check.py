@@ -18,7 +18,7 @@ import numpy as np
 
 from ..devices import Device, DeviceError, DeviceOptions
 from ..images.preprocess import Pixels
-from ..loaded_model import ModelInfo, load_model
+from ..load_model import ModelInfo, load_model
 from ..model_file.artifact import FILE_NAMES, display_name, read_artifact
 from ..model_file.metadata import Variant
 from ..placement import Placement
@@ -66,6 +66,7 @@ def check_model(
     threads: int | None = None,
     options: DeviceOptions | None = None,
     baseline: float | None = None,
+    scratch: Path | None = None,
 ) -> DeviceCheck:
     """Run the self-test of a model file on a device, and name the fault where it fails.
 
@@ -75,6 +76,7 @@ def check_model(
         threads: as for `Classifier`.
         options: as for `Classifier`.
         baseline: the latency that the ratio is about, in ms; None measures it on the CPU.
+        scratch: a folder for temporary files; None for the system's.
 
     Returns:
         What was measured, and the verdict; a device that cannot be opened is a result, too.
@@ -84,7 +86,7 @@ def check_model(
     """
     given = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        checked = _check(given, device, threads, options or DeviceOptions())
+        checked = _check(given, device, threads, options or DeviceOptions(), scratch)
     except DeviceError as error:
         return describe_failure(display_name(given), device, error)
     if checked.latency_ms is None:
@@ -99,9 +101,11 @@ def describe_failure(file: str, device: str, error: Exception) -> DeviceCheck:
     return DeviceCheck(device=device, file=file, fault="not opened", verdict=f"not opened: {error}")
 
 
-def _check(model: str | bytes, device: Device, threads: int | None, options: DeviceOptions) -> DeviceCheck:
+def _check(
+    model: str | bytes, device: Device, threads: int | None, options: DeviceOptions, scratch: Path | None
+) -> DeviceCheck:
     before, start = _read_resident_memory(), time.perf_counter()
-    with temporary_folder() as folder:
+    with temporary_folder(scratch) as folder:
         watched = replace(options, partial=True, profile=folder / "run")
         info, session = load_model(model, device=device, threads=threads, sha256=None, options=watched)
         seconds = time.perf_counter() - start

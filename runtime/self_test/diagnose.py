@@ -16,7 +16,7 @@ import PIL
 from ..cpu import available_cores, cpu_kind, is_x86
 from ..devices import DEVICES, DeviceOptions
 from ..images.preprocess import ImageSource, Interpolation, Pixels, Preprocess
-from ..loaded_model import ModelInfo
+from ..load_model import ModelInfo
 from ..model_file.artifact import Artifact
 from ..model_file.targets import EXACT_ON
 from ..onnx_runtime import onnxruntime

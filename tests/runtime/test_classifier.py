@@ -308,11 +308,7 @@ class ClosedOnRead(Classifier):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if (
-            name in ("_session", "_stream_session")
-            and self.countdown >= 0
-            and not loaded_model._changing.locked()
-        ):
+        if name == "_state" and self.countdown >= 0 and not loaded_model._changing.locked():
             self.countdown -= 1
             if self.countdown < 0:
                 Classifier.close(self)
@@ -329,7 +325,7 @@ def test_closing_after_any_read_of_a_session_is_an_answer(model: Path, ask: Any,
     except RuntimeError as error:
         assert "closed" in str(error)  # noqa: PT017 (it may also succeed)
     if classify.countdown < 0:
-        assert classify._stream_session is None  # nothing is kept alive after the close
+        assert classify._state.stream_session is None  # nothing is kept alive after the close
 
 
 @pytest.mark.parametrize("ask", ASK)
@@ -339,14 +335,14 @@ def test_closing_at_any_moment_is_an_answer_and_no_accident(
     """Another thread closes the classifier between any two steps of a prediction."""
     classify = Classifier(model, threads=2)
     ask(classify)
-    sessions = classify._session, classify._stream_session
+    opened = classify._state
     # Opening takes milliseconds.
-    monkeypatch.setattr(Classifier, "_reload", lambda self, threads: sessions[0])
+    monkeypatch.setattr(Classifier, "_open_again", lambda self, state, threads: opened.session)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(1000):
-            classify._session, classify._stream_session = sessions
+            classify._state = opened
             closer = threading.Thread(target=classify.close)
             closer.start()
             try:
@@ -356,7 +352,7 @@ def test_closing_at_any_moment_is_an_answer_and_no_accident(
             closer.join()
             with pytest.raises(RuntimeError, match="closed"):
                 ask(classify)
-            assert classify._stream_session is None  # nothing is kept alive after the close
+            assert classify._state.stream_session is None  # nothing is kept alive after the close
     finally:
         sys.setswitchinterval(interval)
 

@@ -177,14 +177,14 @@ def test_a_fork_waits_for_no_thread_that_is_not_there(model: Path) -> None:
 def test_many_threads_of_a_fork_open_the_model_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classify = Classifier(model, threads=2)
     opened = count()
-    real = Classifier._reload
+    real = Classifier._open_again
 
-    def again(self: Classifier, threads: int | None) -> object:
+    def again(self: Classifier, state: object, threads: int | None) -> object:
         next(opened)
-        return real(self, threads)
+        return real(self, state, threads)  # type: ignore[arg-type]
 
     def work() -> None:
-        monkeypatch.setattr(Classifier, "_reload", again)
+        monkeypatch.setattr(Classifier, "_open_again", again)
         threads = [threading.Thread(target=classify, args=(IMAGE,)) for _ in range(8)]
         for thread in threads:
             thread.start()

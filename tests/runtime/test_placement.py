@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import ArtifactError, Classifier, DeviceError, DeviceOptions, Metadata, Preprocess, loaded_model
+from runtime import ArtifactError, Classifier, DeviceError, DeviceOptions, Metadata, Preprocess, load_model
 from runtime.command_line import main
 from runtime.onnx_runtime import onnxruntime
 from runtime.placement import (
@@ -319,7 +319,7 @@ class TestClassifierOnAnotherDevice:
         def on_the_cpu(model: Any, *, device: str, **options: Any) -> Any:
             return Partial(open_session(model, device="cpu", **options))
 
-        monkeypatch.setattr(loaded_model, "open_session", on_the_cpu)
+        monkeypatch.setattr(load_model, "open_session", on_the_cpu)
 
     @pytest.mark.usefixtures("listed")
     def test_it_is_refused(self, two_linears) -> None:

@@ -81,8 +81,8 @@ def test_each_target_on_each_kind_of_cpu_runs_in_exact_kernels(
     session = open_session(path, device="cpu", target=target)
     assert asks_for_exact_kernels(session.get_session_options()) == (target in careful)
     classify = Classifier(path)
-    assert classify._session is not None
-    assert asks_for_exact_kernels(classify._session.get_session_options()) == (target in careful)
+    assert classify._state.session is not None
+    assert asks_for_exact_kernels(classify._state.session.get_session_options()) == (target in careful)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import loaded_model
+from runtime import load_model
 from runtime.devices import DEVICES
 
 
@@ -57,11 +57,11 @@ def faulty_device(monkeypatch: pytest.MonkeyPatch) -> FaultyDevice:
     """Let every device be a session of the CPU with a fault; the diagnosis opens sessions without it."""
 
     def install(**faults: Any) -> None:
-        real = loaded_model.open_session
+        real = load_model.open_session
 
         def open_session(model: Any, *, device: str, **rest: Any) -> Any:
             return FaultySession(real(model, device="cpu", **rest), device, **faults)
 
-        monkeypatch.setattr(loaded_model, "open_session", open_session)
+        monkeypatch.setattr(load_model, "open_session", open_session)
 
     return install

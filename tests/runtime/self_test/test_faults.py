@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from runtime import DeviceCheck, DeviceError, check_model, loaded_model, session
+from runtime import DeviceCheck, DeviceError, check_model, load_model, session
 from runtime.cpu import cpu_kind
 from runtime.images import preprocess
 from runtime.self_test import check, diagnose
@@ -176,7 +176,7 @@ def test_a_device_that_cannot_be_opened(digits: Path, monkeypatch: pytest.Monkey
     def refuse(*_: Any, **__: Any) -> None:
         raise DeviceError("no qnn here")
 
-    monkeypatch.setattr(loaded_model, "open_session", refuse)
+    monkeypatch.setattr(load_model, "open_session", refuse)
     assert_fault(check_here(digits, "qnn"), "not opened", "no qnn here")
 
 
