@@ -68,7 +68,9 @@ def export(
     check_with_graph(options, source)
     if options.embedding:
         source = ensure_source_embedding(source)
-    images = use_model_classes(images or open_export_images(options, source.labels), source.labels)
+    several = source.thresholds is not None
+    images = images or open_export_images(options, source.labels, several=several)
+    images = use_model_classes(images, source.labels, several=several)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), weights_on_disk(source.exported.model) as large:
@@ -125,6 +127,7 @@ def _quantize(
                 options.budget,
                 targets=images.search.targets,
                 same_name=images.search.same_name,
+                thresholds=source.thresholds,
                 merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,
@@ -177,6 +180,7 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
         source=run.source.description,
         preprocess=run.source.preprocess,
         labels=run.source.labels,
+        thresholds=run.source.thresholds,
         environment=describe_environment(),
         evaluation={
             "source": public_name(evaluation.name),
@@ -197,6 +201,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         preprocess=source.preprocess,
         labels=source.labels,
         embedding=source.embedding,
+        thresholds=source.thresholds,
         temperature=1.0 if reliability is None else reliability.temperature,
         target=each.target or "any-cpu",
         source=source.description,
@@ -211,6 +216,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         bytes=size,
         sha256=sha256,
         logits=run.logits[each.variant],
+        thresholds=source.thresholds,
         latency=run.latency[each.variant],
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibration.graph.edit import Array
+from calibration.measure.label_sets import average_precisions, interval_of_drop
 from calibration.measure.per_layer import LayerClipping, measure_clipping
 from calibration.measure.statistics import wilson_interval
 from export.measure.inference import Run, top1
@@ -107,12 +108,13 @@ def find_evidence_warnings(
     `logits` are those of float32 on the evaluation images, [images, classes]; `trained_on` has the digests
     of the training images; `pixels` are some calibration images as the model sees them, `uint8 [H, W, 3]`.
     """
+    chance = _warn_chance_of_sets if evaluation.several else _warn_chance
     both = {MEASURED: evaluation, SEARCHED: search}
     judging = {what: images for what, images in both.items() if images is not None and len(images)}
     found = [
         EvidenceWarning(_warn_alike(list(pixels))),
         EvidenceWarning(_warn_clipped(evaluation, clipped or {})),
-        EvidenceWarning(_warn_chance(evaluation, len(labels), logits), ("--max-drift",)),
+        EvidenceWarning(chance(evaluation, len(labels), logits), ("--max-drift",)),
         _warn_trained_on(judging, trained_on) or EvidenceWarning(_warn_training_folder(judging)),
         EvidenceWarning(describe_shared_names(evaluation)),
     ]
@@ -189,6 +191,23 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     )
 
 
+def _warn_chance_of_sets(evaluation: Images, classes: int, logits: Array) -> str:
+    """Warn where each label is ranked as if at random: its precision is then the share of images that have it."""
+    targets = evaluation.targets
+    if targets is None or not targets.any():
+        return ""
+    share = float(targets.mean(axis=0)[targets.any(axis=0)].mean())
+    found = float(average_precisions(logits, targets).mean())
+    # At random about half of all models are above the share.
+    reach = interval_of_drop(np.zeros_like(logits), logits, targets)
+    if reach.high < 0:
+        return ""
+    return (
+        f"the float model itself has an mAP of {100 * found:.1f} %, no better than chance ({100 * share:.1f} %); "
+        "are the labels in the order that the model was trained with?"
+    )
+
+
 def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> EvidenceWarning | None:
     parts = {}
     for what, images in judging.items() if trained_on else ():
@@ -199,7 +218,7 @@ def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str])
     # The images of a search come from the calibration source.
     options = {MEASURED: "--evaluate", SEARCHED: "another --calibration"}
     return EvidenceWarning(
-        f"the model was trained on {' and '.join(parts.values())}, so their top-1 is too good; give others "
+        f"the model was trained on {' and '.join(parts.values())}, so their accuracy is too good; give others "
         f"({', '.join(options[what] for what in parts)})",
         ("--max-drift",) if MEASURED in parts else (),
     )
@@ -214,4 +233,4 @@ def _warn_training_folder(judging: Mapping[str, Images]) -> str:
     if not found:
         return ""
     where = "; ".join(f"{' and '.join(what)} lie in {place}" for place, what in found.items())
-    return f"the images {where}: if the model was trained on them, their top-1 is too good"
+    return f"the images {where}: if the model was trained on them, their accuracy is too good"

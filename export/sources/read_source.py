@@ -39,6 +39,7 @@ class SourceFacts:
     labels: tuple[str, ...] | None = None  # of the classes; None where only the weights tell
     config: ViTConfig | None = None  # of a checkpoint's model; None where only the graph tells
     notes: tuple[str, ...] = ()  # sentences for people
+    several: bool = False  # True if the model gives several labels per image
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class CheckpointReader:
 
         document = read_document(self.path)
         note = f"{find_checkpoint(self.path)}: {describe_unfinished(document.history, document.recipe)}"
-        return SourceFacts(document.labels, document.config, () if document.finished else (note,))
+        notes, several = () if document.finished else (note,), document.thresholds is not None
+        return SourceFacts(document.labels, document.config, notes, several)
 
     def read_source(self, step: Announce) -> Source:
         """Load the weights, and let torch write the graph."""
