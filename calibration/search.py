@@ -130,7 +130,8 @@ def search_plan(
         images: batches `uint8 [N, H, W, 3]`, used neither for calibration nor for the final report.
         budget: limits on the drift.
         targets: their classes `int64 [images]`, for a limit on top-1.
-        same_name, thresholds: as `measure_drift` takes them.
+        same_name: as `measure_drift` takes it.
+        thresholds: as `measure_drift` takes them.
         merge_within: merge as many tokens as this budget allows, once the linears are within `budget`; None
             merges none.
         threads: CPU threads; None takes every core that this process may use.

@@ -140,16 +140,21 @@ def open_export_images(
         )
     if labels is not None:
         chosen = use_model_classes(chosen, labels, several=several)
+    check_known_classes(options, chosen, several=several)
+    return chosen
+
+
+def check_known_classes(options: Options, images: ExportImages, *, several: bool) -> None:
+    """Refuse a limit on the accuracy where the true classes of the images that judge are not known."""
     known = "images in folders named as the classes"
     known = "a table of images and labels (.csv, .jsonl), some of them the model's" if several else known
-    for each in (chosen.evaluation, chosen.search):
+    for each in (images.evaluation, images.search):
         if each is None or options.max_drift is None:
             continue
         if each.targets is None or (each.several and not each.targets.any()):
             raise DataError(
                 f"{each.name}: --max-drift needs known classes, {known}; for loose images use --min-agreement"
             )
-    return chosen
 
 
 def list_layer_names(config: ViTConfig) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from calibration.plan import read_plan
 from calibration.quantize_model import QuantizedModel, apply_plan, quantize
 from calibration.search import BudgetError, PlanSearch, search_plan
 from calibration.token_merging.merge_schedule import schedule_middle_blocks
-from export.check_options import check_with_graph, open_export_images
+from export.check_options import check_known_classes, check_with_graph, open_export_images
 from export.check_results import check_limits, check_parity, drift_error
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, use_model_classes
@@ -71,6 +71,7 @@ def export(
     several = source.thresholds is not None
     images = images or open_export_images(options, source.labels, several=several)
     images = use_model_classes(images, source.labels, several=several)
+    check_known_classes(options, images, several=several)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), weights_on_disk(source.exported.model) as large:

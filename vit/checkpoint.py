@@ -61,8 +61,9 @@ def describe_test(recipe: Mapping[str, Any]) -> str:
     if "test_accuracy" in recipe:
         of = f" of {format_count(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
         if "test_map" in recipe:
-            share, f1 = (f"{100 * recipe[name]:.2f} %" for name in ("test_map", "test_f1"))
-            return f"mAP {share}, F1 {f1}, {100 * recipe['test_accuracy']:.2f} %{of} with exactly their labels"
+            names = ("test_map", "test_f1", "test_accuracy")
+            ranked, f1, exact = (f"{100 * recipe[name]:.2f} %" for name in names)
+            return f"mAP {ranked}, F1 {f1}, {exact}{of} with exactly their labels"
         return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
     why = (
         "the weights were imported"

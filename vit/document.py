@@ -136,9 +136,7 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         thresholds = document.get("thresholds")
         if thresholds is not None:
             thresholds = check_thresholds(thresholds, len(labels))
-        found = Document(
-            config, preprocess, tuple(labels), history, recipe, finished, thresholds=thresholds
-        )
+        found = Document(config, preprocess, tuple(labels), history, recipe, finished, thresholds=thresholds)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:

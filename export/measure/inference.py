@@ -264,7 +264,7 @@ def top1(logits: Array) -> tuple[Array, Array]:
 
 
 def answer(logits: Array, thresholds: Sequence[float] | None) -> tuple[Array, Array]:
-    """Return `top1`; with thresholds the label sets, bool [images, classes], and the highest score of each."""
+    """Return `top1`; with thresholds the label sets, bool [images, classes], and each highest score."""
     if thresholds is None:
         return top1(logits)
     return predict_sets(logits, thresholds), 1 / (1 + np.exp(-logits.max(axis=1).astype(np.float64)))
@@ -272,5 +272,4 @@ def answer(logits: Array, thresholds: Sequence[float] | None) -> tuple[Array, Ar
 
 def differ(first: Array, second: Array) -> Array:
     """Return on which images two answers, classes or label sets, are not the same; bool [images]."""
-    unequal = first != second
-    return unequal if unequal.ndim == 1 else unequal.any(axis=1)
+    return np.asarray(np.not_equal(first, second).reshape(len(first), -1).any(axis=1))

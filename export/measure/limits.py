@@ -141,7 +141,8 @@ class LimitedFigure:
             return f"{start}: one image gives no interval"
         takes = f"it takes about {needed:,} images" if needed is not None else NEVER
         bounds = self._bounds(self.interval, "and")
-        return f"{start}: {words.what.format(self.accuracy)} lies between {bounds}{words.unit} (95 %); {takes}"
+        what = words.what.format(self.accuracy)
+        return f"{start}: {what} lies between {bounds}{words.unit} (95 %); {takes}"
 
     def _bounds(self, interval: Interval, word: str) -> str:
         digits = _WORDS[self.limit].digits

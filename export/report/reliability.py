@@ -39,7 +39,8 @@ class Reliability(Section):
     @classmethod
     def measure(cls, run: Run) -> Reliability | None:
         """Fit the temperature of float32; None without known classes, with fewer than 100 images, or where an
-        image has several labels, whose thresholds are of scores at temperature 1."""
+        image has several labels, whose thresholds are of scores at temperature 1.
+        """
         if run.source.thresholds is not None:
             return None
         logits: dict[str, Array] = {each.variant: run.logits[each.variant] for each in run.variants}

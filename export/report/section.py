@@ -130,7 +130,7 @@ class Results:
         labels = self.labels if names is None else names
         if given.ndim == 0:
             return labels[int(given)]
-        return ", ".join(labels[index] for index in np.flatnonzero(given)) or "no label"
+        return ", ".join(labels[index] for index in np.flatnonzero(given).tolist()) or "no label"
 
     def find_changed(self, variant: VariantResult) -> Array:
         """Return the images whose label differs from float32's, highest score of float32 first."""

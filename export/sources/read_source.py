@@ -152,7 +152,8 @@ class OnnxReader:
         check_onnx_source(find_onnx(self.model))
         if self.preprocess is not None:
             refuse_kinds(self.preprocess, (*_NOT_ONNX, "onnx"), "a description in JSON", "give its file")
-        return SourceFacts(describe_onnx(self.model, self.preprocess).description.labels)
+        found = describe_onnx(self.model, self.preprocess).description
+        return SourceFacts(found.labels, several=found.thresholds is not None)
 
     def read_source(self, step: Announce) -> Source:
         """Read the graph and bring it into its canonical form."""

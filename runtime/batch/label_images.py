@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, divert_standard_output, print_error
@@ -95,18 +95,18 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
     for result in results:
         found = result.prediction
-        labels = found.labels or () if found is not None else ()  # of a model with several per image
-        if sorter is not None and found is not None and found.index is not None:
+        named: Sequence[Any] = () if found is None or found.index is None else (found.labels or (found,))
+        if sorter is not None:
             try:
-                for index in (each.index for each in labels or (found,)):
-                    sorter.put(result.image, index)
+                for each in named:
+                    sorter.put(result.image, each.index)
             except ImageError as error:  # it was removed after it was read
                 result = Result(result.image, None, error.reason)
         lines.write(result)
         if result.prediction is None:
             report.add(result.image, error=result.error or "")
         else:  # below --min-score it has no label, and `error` says so: that is no failure
-            others = [each.label for each in labels[1:]]
+            others = [each.label for each in named[1:]]
             report.add(result.image, label=result.prediction.label, others=others)
 
 

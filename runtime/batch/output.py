@@ -350,9 +350,7 @@ def _is_row(row: list[str], fields: Sequence[str]) -> bool:
     return len(row) == len(fields) and _is_path(row[0]) and not any("\0" in field for field in row)
 
 
-def _check_unfinished(
-    file: IO[bytes], end: int, fields: Sequence[str], *, first: bool, quoted: bool
-) -> None:
+def _check_unfinished(file: IO[bytes], end: int, fields: Sequence[str], *, first: bool, quoted: bool) -> None:
     """Refuse an end of a CSV file, behind its last whole line, that is not the start of one line."""
     file.seek(end)
     begun = file.read(_LOSABLE).rstrip(b"\0")

@@ -2,7 +2,7 @@
 
     python tests/support/photo_pairs.py PHOTOS OUT [PAIRS [EDGE]]
 
-PHOTOS is PHOTOS/train/<class>/… and PHOTOS/test/<class>/…; a quarter as many pairs as of train are of test.
+PHOTOS is PHOTOS/train/<class>/… and PHOTOS/test/<class>/…; there are PAIRS images of each split.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def make_pairs(photos: Path, out: Path, pairs: int = 400, edge: int = 224, seed: int = 0) -> Path:
-    """Write PNG files [edge, 2 * edge] and labels.csv into `out`, and return the table.
+    """Write PNG files [edge, edge] and labels.csv into `out`, and return the table.
 
     Each half is gray with a chance of one in five: such an image has one label, or none.
     """
     random, rows = np.random.default_rng(seed), []
     out.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", pairs), ("test", pairs // 4)):
+    for split in ("train", "test"):
         files = sorted(each for each in (photos / split).glob("*/*") if each.is_file())
-        for index in range(count):
+        for index in range(pairs):
             chosen = [files[int(random.integers(len(files)))] for _ in range(2)]
             shown = [each if random.random() > 0.2 else None for each in chosen]
             name = f"{split}-{index:04}.png"
-            image = Image.new("RGB", (2 * edge, edge), (127, 127, 127))
+            image = Image.new("RGB", (edge, edge), (127, 127, 127))
             for half, file in enumerate(shown):
                 if file is not None:
                     with Image.open(file) as photo:
-                        image.paste(photo.convert("RGB").resize((edge, edge)), (half * edge, 0))
+                        fitted = ImageOps.fit(photo.convert("RGB"), (edge // 2, edge))
+                        image.paste(fitted, (half * (edge // 2), 0))
             image.save(out / name)
             labels = sorted({file.parent.name for file in shown if file is not None})
             rows.append((name, ";".join(labels), split))

@@ -90,7 +90,7 @@ def choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _cut(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each different score, highest first, and how many images with the label, and in all, reach it."""
+    """Return each score, highest first, and how many images, with the label and in all, reach it."""
     cuts, place = np.unique(-scores, return_inverse=True)
     hits = np.bincount(place, weights=truth, minlength=len(cuts)).cumsum()
     return -cuts, hits, np.bincount(place, minlength=len(cuts)).cumsum()
@@ -105,6 +105,6 @@ def describe_thresholds(
     some = [f"{label} {each:g}" for label, each in zip(labels, thresholds, strict=True)]
     more = len(some) - MOST_NAMED
     named = ", ".join(some[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    missing = [label for label, any_ in zip(labels, validation.any(axis=0), strict=True) if not any_]
+    missing = [label for label, found in zip(labels, validation.T, strict=True) if not found.any()]
     of = f"; no such image has {', '.join(missing[:MOST_NAMED])}, so {DEFAULT} there" if missing else ""
     return f"thresholds: {named}; chosen by F1 on {len(validation)} held-out images{of}"

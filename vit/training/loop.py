@@ -132,7 +132,8 @@ class Loop:
         with self._precision():
             if self.several:
                 found = predict_all(self.best_module, source, self.classes, shard, self.device)
-                row, self.thresholds = measure_sets("val", *map(self.world.sum, found), targets)
+                logits, good = (self.world.sum(each) for each in found)
+                row, self.thresholds = measure_sets("val", logits, good, targets)
                 return row
             sums = measure_loss(self.best_module, source, targets, shard, self.device)
         return mean_metrics("val", self.world.sum(sums).tolist())

@@ -81,9 +81,10 @@ def check_training(options: TrainOptions) -> CheckedRun:
     config = choose_config(options, recipe, data.labels, source)
     merge_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
     if teacher and (teacher.thresholds is not None) != data.train.several:
+        labels = "several labels" if data.train.several else "one label"
         raise CheckpointError(
-            f"{options.teacher}: expected a teacher with {'several labels' if data.train.several else 'one label'} "
-            "per image, as the images have; train it on such images first"
+            f"{options.teacher}: expected a teacher with {labels} per image, as the images have; train it on "
+            "such images first"
         )
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
@@ -170,15 +171,14 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     return replace(recipe, batch=fitting), (note,)
 
 
-def fit_labels(
-    options: TrainOptions, recipe: Recipe, data: TrainingData
-) -> tuple[Recipe, tuple[str, ...]]:
+def fit_labels(options: TrainOptions, recipe: Recipe, data: TrainingData) -> tuple[Recipe, tuple[str, ...]]:
     """Turn off what needs one label per image where an image has several, with a note; refuse it if given."""
     if not data.train.several:
         return recipe, ()
     for name in ("smoothing", "balance"):
         if options.recipe_changes.get(name):
-            raise RecipeError(f"{name} is for one label per image, and {options.data} has several; leave it out")
+            one = "is for one label per image"
+            raise RecipeError(f"{name} {one}, and {options.data} has several; leave it out")
     note = "several labels per image: a sigmoid per label, its cross-entropy as the loss"
     off = " (label smoothing is off)" if recipe.smoothing else ""
     return replace(recipe, smoothing=0.0), (note + off,)
