@@ -51,7 +51,7 @@ def average_precisions(logits: Array, targets: Array, weights: Array | None = No
 
 
 def measure_f1(found: Array, targets: Array) -> float:
-    """Return the F1 of all labels together, 0 to 1; 1 where there is none. Both are bool [images, classes]."""
+    """Return the F1 of all labels together, 0 to 1; 1 without any. Both are bool [images, classes]."""
     total = int(found.sum()) + int(targets.sum())
     return 2 * int((found & targets).sum()) / total if total else 1.0
 

@@ -108,13 +108,12 @@ def find_evidence_warnings(
     `logits` are those of float32 on the evaluation images, [images, classes]; `trained_on` has the digests
     of the training images; `pixels` are some calibration images as the model sees them, `uint8 [H, W, 3]`.
     """
-    chance = _warn_chance_of_sets if evaluation.several else _warn_chance
     both = {MEASURED: evaluation, SEARCHED: search}
     judging = {what: images for what, images in both.items() if images is not None and len(images)}
     found = [
         EvidenceWarning(_warn_alike(list(pixels))),
         EvidenceWarning(_warn_clipped(evaluation, clipped or {})),
-        EvidenceWarning(chance(evaluation, len(labels), logits), ("--max-drift",)),
+        EvidenceWarning(_warn_chance(evaluation, len(labels), logits), ("--max-drift",)),
         _warn_trained_on(judging, trained_on) or EvidenceWarning(_warn_training_folder(judging)),
         EvidenceWarning(describe_shared_names(evaluation)),
     ]
@@ -175,6 +174,8 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     targets = evaluation.targets
     if targets is None or classes < 2:
         return ""
+    if evaluation.several:
+        return _warn_chance_of_sets(targets, logits)
     guesses, total = top1(logits)[0], len(logits)
     hits = int((evaluation.settle(guesses) == targets).sum())
     if wilson_interval(hits, total).low > 1 / classes:
@@ -191,20 +192,17 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     )
 
 
-def _warn_chance_of_sets(evaluation: Images, classes: int, logits: Array) -> str:
-    """Warn where each label is ranked as if at random: its precision is then the share of images that have it."""
-    targets = evaluation.targets
-    if targets is None or not targets.any():
+def _warn_chance_of_sets(targets: Array, logits: Array) -> str:
+    """Warn where labels are ranked as at random, with the share of their images as their precision."""
+    if not targets.any():
         return ""
     share = float(targets.mean(axis=0)[targets.any(axis=0)].mean())
     found = float(average_precisions(logits, targets).mean())
-    # At random about half of all models are above the share.
-    reach = interval_of_drop(np.zeros_like(logits), logits, targets)
-    if reach.high < 0:
+    if interval_of_drop(np.zeros_like(logits), logits, targets).high < 0:
         return ""
     return (
-        f"the float model itself has an mAP of {100 * found:.1f} %, no better than chance ({100 * share:.1f} %); "
-        "are the labels in the order that the model was trained with?"
+        f"the float model itself has an mAP of {100 * found:.1f} %, no better than "
+        f"chance ({100 * share:.1f} %); are the labels in the order that the model was trained with?"
     )
 
 
@@ -218,8 +216,8 @@ def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str])
     # The images of a search come from the calibration source.
     options = {MEASURED: "--evaluate", SEARCHED: "another --calibration"}
     return EvidenceWarning(
-        f"the model was trained on {' and '.join(parts.values())}, so their accuracy is too good; give others "
-        f"({', '.join(options[what] for what in parts)})",
+        f"the model was trained on {' and '.join(parts.values())}, so their accuracy is too good; give "
+        f"others ({', '.join(options[what] for what in parts)})",
         ("--max-drift",) if MEASURED in parts else (),
     )
 

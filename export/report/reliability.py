@@ -38,8 +38,9 @@ class Reliability(Section):
 
     @classmethod
     def measure(cls, run: Run) -> Reliability | None:
-        """Fit the temperature of float32; None without known classes, with fewer than 100 images, or where an
-        image has several labels, whose thresholds are of scores at temperature 1.
+        """Fit the temperature of float32; None without known classes, or with fewer than 100 images.
+
+        None too where an image has several labels: their thresholds are of scores at temperature 1.
         """
         if run.source.thresholds is not None:
             return None

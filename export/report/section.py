@@ -162,6 +162,8 @@ class Results:
             "evaluation": dict(self.evaluation),
             "models": {each.variant: each.to_dict() for each in self.variants},
         }
+        if self.thresholds is not None:
+            document["thresholds"] = list(self.thresholds)
         for section in self.sections:
             _merge(document, section.to_dict(self))
         return document

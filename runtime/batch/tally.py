@@ -48,7 +48,7 @@ class Tally:
     def add(
         self, path: object, *, error: str | None = None, label: str | None = None, others: Iterable[str] = ()
     ) -> None:
-        """Count one image: its label where it has one, with `others` where it has several, or why it failed."""
+        """Count one image: its label where it has one, with its `others`, or why it failed."""
         self.images += 1
         if error is not None:
             self._count_reason(re.sub(r"\d[\d,]*", "N", error), 1)

@@ -1,7 +1,7 @@
 """Tables of images and their labels, several per image: CSV, or JSON Lines.
 
-    file,labels,split                           {"file": "a.jpg", "labels": ["rose", "tulip"], "split": "train"}
-    a.jpg,rose;tulip,train                      {"file": "b.jpg", "labels": [], "split": "test"}
+    file,labels,split             {"file": "a.jpg", "labels": ["rose", "tulip"], "split": "train"}
+    a.jpg,rose;tulip,train        {"file": "b.jpg", "labels": [], "split": "test"}
     b.jpg,,test
 
 Paths are relative to the table. `split` may be left out of every line.

@@ -88,7 +88,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         words = detect_file_kind(source)[1]
         raise DataError(
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
-            "where the images are PHOTOS/<class>/…, unpacked, or a table (.csv, .jsonl) with several labels each"
+            "where the images are PHOTOS/<class>/…, unpacked, or a table of several labels each (.csv, .jsonl)"
         )
     splits = find_splits(source)
     if splits and "train" not in splits:
@@ -156,9 +156,10 @@ def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]
             twice.append((other, index))
     sentences = []
     if twice:
+        where = "with other labels" if train.several else "in two classes"
         one, two = (train.describe(index) for index in twice[0])
         sentences.append(
-            f"{'with other labels' if train.several else 'in two classes'}: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+            f"{where}: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
         )
     for name, images in (("validation", data.val), ("test", data.test)):
         others = () if images is None else digest_images(images)

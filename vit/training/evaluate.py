@@ -66,7 +66,7 @@ def measure_loss(
 def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
     """Count the `good` images (bool `[n]`) whose largest logit `[n, classes]` is their class's; float32.
 
-    Of images with several labels, `targets` bool `[n, classes]`, those whose positive logits are their labels'.
+    Of several labels, `targets` bool `[n, classes]`, those whose positive logits are their labels'.
     """
     if targets.ndim == 2:
         return (((logits > 0) == targets).all(-1) * good).sum().float()

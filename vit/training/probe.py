@@ -116,9 +116,8 @@ def fit_head(source: Features, images: Images, strength: float, *, balance: bool
     sets = targets if images.several else targets[:, None] == np.arange(len(labels))
     for label, found in zip(labels, sets.T, strict=True):
         if not found.any() or (images.several and found.all()):
-            other = "with" if not found.any() else "without"
-            expected = f"expected a readable image {other} the label {label!r}"
-            raise DataError(f"{images.name}: {expected}, found none")
+            missing = f"none {'without' if found.any() else 'of'} {label}"
+            raise DataError(f"{images.name}: expected a readable image of each class, found {missing}")
     mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
     regression = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balance else None)
     scaled = ((features - mean) / std).numpy()
