@@ -38,8 +38,8 @@ class BudgetError(FailureError):
 class Budget:
     """Limits on the drift of INT8; None sets no limit."""
 
-    max_drift: float | None = None  # percentage points of top-1 lost
-    min_agreement: float | None = None  # per cent of images with the same label
+    max_drift: float | None = None  # percentage points of top-1 lost, or of mAP (`Drift.figure`)
+    min_agreement: float | None = None  # per cent of images with the same label, or label set
     min_sqnr: float | None = None  # dB, of the logits
 
     @property
@@ -61,11 +61,11 @@ class Budget:
         found = []
         if self.max_drift is not None:
             interval = drift.drop_interval
-            if drift.top1_drop is None or interval is None:
-                raise ValueError("a limit on top-1 needs images whose classes are known")
-            if (interval.low if surely else drift.top1_drop) > self.max_drift:
-                fall = f"{drift.top1_drop:.2f} points (limit: {self.max_drift:g} points)"
-                found.append(f"top-1 falls by {fall}")
+            if drift.drop is None or interval is None:
+                raise ValueError(f"a limit on {drift.figure} needs images whose classes are known")
+            if (interval.low if surely else drift.drop) > self.max_drift:
+                fall = f"{drift.drop:.2f} points (limit: {self.max_drift:g} points)"
+                found.append(f"{drift.figure} falls by {fall}")
         agreement = drift.agreement_interval.high if surely else drift.agreement
         if self.min_agreement is not None and agreement < self.min_agreement:
             found.append(f"agreement is {drift.agreement:.2f} % (minimum: {self.min_agreement:g} %)")
@@ -113,6 +113,7 @@ def search_plan(
     *,
     targets: Array | None = None,
     same_name: Array | None = None,
+    thresholds: Sequence[float] | None = None,
     merge_within: Budget | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda _: None,
@@ -130,6 +131,7 @@ def search_plan(
         budget: limits on the drift.
         targets: their classes `int64 [images]`, for a limit on top-1.
         same_name: as `measure_drift` takes it.
+        thresholds: as `measure_drift` takes them.
         merge_within: merge as many tokens as this budget allows, once the linears are within `budget`; None
             merges none.
         threads: CPU threads; None takes every core that this process may use.
@@ -139,7 +141,7 @@ def search_plan(
         BudgetError: when not even half of the linears' work in float is enough.
         PlanError: when tokens are to be merged and the graph cannot.
     """
-    trials = _Trials(model, plan, list(images), (targets, same_name), threads, progress)
+    trials = _Trials(model, plan, list(images), (targets, same_name, thresholds), threads, progress)
     found = _search_linears(trials, plan, budget)
     if merge_within is None:
         return found
@@ -191,7 +193,7 @@ class _Trials:
     model: ir.Model
     plan: QuantizationPlan
     images: Sequence[Array]
-    truth: tuple[Array | None, Array | None]
+    truth: tuple[Array | None, Array | None, Sequence[float] | None]
     threads: int | None
     progress: Callable[[int], object]
 

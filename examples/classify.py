@@ -26,7 +26,10 @@ def main(model: str, *images: str) -> int:
             except ImageError as error:
                 print(error)
                 continue
-            print(f"{image}: {prediction.label} ({prediction.score:.0%})")
+            # Of a model with several labels per image; of the others the one label.
+            labels = (prediction,) if prediction.labels is None else prediction.labels
+            shown = [f"{each.label} ({each.score:.0%})" for each in labels]
+            print(f"{image}: {', '.join(shown) or 'no label'}")
     return 0
 
 

@@ -155,7 +155,10 @@ def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
         except ImageError as error:
             return failure(422, str(error))
         top = [{"label": c.label, "index": c.index, "score": c.score} for c in prediction.top]
-        return JSONResponse({"label": prediction.label, "score": prediction.score, "top": top})
+        answer = {"label": prediction.label, "score": prediction.score, "top": top}
+        if prediction.labels is not None:  # of a model with several labels per image
+            answer["labels"] = [each.label for each in prediction.labels]
+        return JSONResponse(answer)
 
     async def info(_request: Request) -> Response:
         model = classify.info

@@ -113,8 +113,12 @@ def check_with_graph(options: Options, source: Source) -> None:
     _check_layers(options, plan, (*sites.linears, *sites.products))
 
 
-def open_export_images(options: Options, labels: tuple[str, ...] | None) -> ExportImages:
+def open_export_images(
+    options: Options, labels: tuple[str, ...] | None, *, several: bool = False
+) -> ExportImages:
     """Open the images that an export is made with; none is decoded yet. Labels None: not known yet.
+
+    With `several` the model gives several labels per image.
 
     Raises:
         DataError: for images that cannot be used.
@@ -135,14 +139,22 @@ def open_export_images(options: Options, labels: tuple[str, ...] | None) -> Expo
             f"expected images like those the model will meet, found {found}; add --calibration IMAGES"
         )
     if labels is not None:
-        chosen = use_model_classes(chosen, labels)
-    for each in (chosen.evaluation, chosen.search):
-        if options.max_drift is not None and each is not None and each.targets is None:
-            raise DataError(
-                f"{each.name}: --max-drift needs known classes, images in folders named as "
-                "the classes; for loose images use --min-agreement"
-            )
+        chosen = use_model_classes(chosen, labels, several=several)
+    check_known_classes(options, chosen, several=several)
     return chosen
+
+
+def check_known_classes(options: Options, images: ExportImages, *, several: bool) -> None:
+    """Refuse a limit on the accuracy where the true classes of the images that judge are not known."""
+    known = "images in folders named as the classes"
+    known = "a table of images and labels (.csv, .jsonl), some of them the model's" if several else known
+    for each in (images.evaluation, images.search):
+        if each is None or options.max_drift is None:
+            continue
+        if each.targets is None or (each.several and not each.targets.any()):
+            raise DataError(
+                f"{each.name}: --max-drift needs known classes, {known}; for loose images use --min-agreement"
+            )
 
 
 def list_layer_names(config: ViTConfig) -> tuple[str, ...] | None:

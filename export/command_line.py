@@ -74,7 +74,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
         for sentence in facts.notes:
             _note(sentence)
         check_without_weights(options, facts, out)
-        images = open_export_images(options, facts.labels)
+        images = open_export_images(options, facts.labels, several=facts.several)
     with only_writer(out), collect_skipped(options.verbose) as skipped:
         source = reader.read_source(step)
         _report_notes(source, options)

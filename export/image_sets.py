@@ -34,14 +34,24 @@ class ExportImages:
     notes: tuple[str, ...] = ()  # files in the folders that are no images
 
 
-def use_model_classes(images: ExportImages, labels: tuple[str, ...]) -> ExportImages:
+def use_model_classes(
+    images: ExportImages, labels: tuple[str, ...], *, several: bool = False
+) -> ExportImages:
     """Give the images that measure and search the class indices of the model.
+
+    A model with several labels per image needs a table: of images in folders of classes nothing is known.
 
     Raises:
         DataError: when the folders' classes are not the model's.
     """
-    search = None if images.search is None else match_image_labels(images.search, labels)
-    return replace(images, evaluation=match_image_labels(images.evaluation, labels), search=search)
+    measure, search = images.evaluation, images.search
+    notes = images.notes
+    if several and measure.targets is not None and not measure.several:
+        one = "its folders name one label per image, and the model gives several"
+        notes += (f"{measure.name}: {one}: measured without known labels; a table has them (.csv, .jsonl)",)
+    search = None if search is None else match_image_labels(search, labels, several=several)
+    measure = match_image_labels(measure, labels, several=several)
+    return replace(images, evaluation=measure, search=search, notes=notes)
 
 
 def choose_images(
@@ -124,11 +134,11 @@ def sample_images(images: Images, count: int | None, seed: int = SEED) -> Images
     if count is None or len(images) <= count:
         return images
     order = np.random.default_rng(seed).permutation(len(images))
-    if images.targets is not None:
+    if (strata := images.strata) is not None:
         # Rank within the class first: all first images of each class, then all second ones, …
         rank = np.zeros(len(order), np.int64)
-        for target in np.unique(images.targets):
-            members = np.flatnonzero(images.targets[order] == target)
+        for target in np.unique(strata):
+            members = np.flatnonzero(strata[order] == target)
             rank[members] = np.arange(len(members))
         order = order[np.argsort(rank, kind="stable")]
     return images.subset(np.sort(order[:count]))

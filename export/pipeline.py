@@ -15,7 +15,7 @@ from calibration.plan import read_plan
 from calibration.quantize_model import QuantizedModel, apply_plan, quantize
 from calibration.search import BudgetError, PlanSearch, search_plan
 from calibration.token_merging.merge_schedule import schedule_middle_blocks
-from export.check_options import check_with_graph, open_export_images
+from export.check_options import check_known_classes, check_with_graph, open_export_images
 from export.check_results import check_limits, check_parity, drift_error
 from export.graph.float16 import to_float16
 from export.image_sets import ExportImages, use_model_classes
@@ -68,7 +68,10 @@ def export(
     check_with_graph(options, source)
     if options.embedding:
         source = ensure_source_embedding(source)
-    images = use_model_classes(images or open_export_images(options, source.labels), source.labels)
+    several = source.thresholds is not None
+    images = images or open_export_images(options, source.labels, several=several)
+    images = use_model_classes(images, source.labels, several=several)
+    check_known_classes(options, images, several=several)
     for sentence in images.notes:
         say(sentence)
     with only_writer(out), weights_on_disk(source.exported.model) as large:
@@ -125,6 +128,7 @@ def _quantize(
                 options.budget,
                 targets=images.search.targets,
                 same_name=images.search.same_name,
+                thresholds=source.thresholds,
                 merge_within=options.merge_budget,
                 threads=options.threads,
                 progress=progress,
@@ -177,6 +181,7 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
         source=run.source.description,
         preprocess=run.source.preprocess,
         labels=run.source.labels,
+        thresholds=run.source.thresholds,
         environment=describe_environment(),
         evaluation={
             "source": public_name(evaluation.name),
@@ -197,6 +202,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         preprocess=source.preprocess,
         labels=source.labels,
         embedding=source.embedding,
+        thresholds=source.thresholds,
         temperature=1.0 if reliability is None else reliability.temperature,
         target=each.target or "any-cpu",
         source=source.description,
@@ -211,6 +217,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         bytes=size,
         sha256=sha256,
         logits=run.logits[each.variant],
+        thresholds=source.thresholds,
         latency=run.latency[each.variant],
     )
 

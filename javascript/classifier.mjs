@@ -22,10 +22,12 @@ if (process?.versions?.node && !process.env.ORT_DISABLE_TELEMETRY) {
 /** @typedef {{label: string, index: number, score: number}} Candidate score: 0 to 1 */
 /**
  * @typedef {object} Prediction
- * @property {string} label of the best class
- * @property {number} index of the best class, into `metadata.labels`
+ * @property {string | null} label of the best class; null where no label reaches its threshold
+ * @property {number | null} index of the best class, into `metadata.labels`
  * @property {number} score 0 to 1
  * @property {Candidate[]} top best first
+ * @property {Candidate[] | null} labels of a model with several labels per image: those whose score reaches its threshold,
+ *   best first; the first is `label`. Without any, `score` is the highest of all. null: the model gives one label per image
  * @property {Float32Array} logits one per class
  * @property {{preprocess: number, model: number}} milliseconds
  */
@@ -95,7 +97,7 @@ export class Classifier {
    * @throws {ModelError} when the model's logits do not fit its labels
    */
   async classify(image) {
-    const { preprocess: spec, labels, temperature } = this.metadata;
+    const { preprocess: spec, labels } = this.metadata;
     const began = performance.now();
     const bytes = preprocess(image, spec);
     const prepared = performance.now();
@@ -103,8 +105,7 @@ export class Classifier {
     const milliseconds = { preprocess: prepared - began, model: performance.now() - prepared };
     if (logits.length !== labels.length)
       throw new ModelError(`expected ${labels.length} logits, one per label, found ${logits.length}; export it again`);
-    const top = best(logits, labels, this.#opened.top, temperature);
-    return { ...top[0], top, logits, milliseconds };
+    return { ...predict(logits, this.metadata, this.#opened.top), logits, milliseconds };
   }
 
   /**
@@ -181,18 +182,27 @@ function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata
 
 /**
  * @param {Float32Array} logits
- * @param {string[]} labels
- * @param {number} count
- * @param {number} temperature what logits are divided by before softmax
- * @returns {Candidate[]}
+ * @param {import("./metadata.mjs").Metadata} metadata
+ * @param {number} count of the candidates in `top`
+ * @returns {Omit<Prediction, "logits" | "milliseconds">}
  */
-function best(logits, labels, count, temperature) {
+function predict(logits, { labels, temperature, thresholds }, count) {
   if (!logits.every(Number.isFinite)) throw new ImageError("the model's answer to it is not finite");
+  const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b);
+  const scores = thresholds ? Array.from(logits, (value) => 1 / (1 + Math.exp(-value))) : softmax(logits, temperature);
+  const ranked = order.map((index) => ({ label: labels[index], index, score: scores[index] }));
+  const top = ranked.slice(0, Math.max(1, count));
+  if (!thresholds) return { ...top[0], top, labels: null };
+  const reached = ranked.filter(({ index, score }) => score >= thresholds[index]);
+  return { ...(reached[0] ?? { label: null, index: null, score: top[0].score }), top, labels: reached };
+}
+
+/** @param {Float32Array} logits @param {number} temperature what they are divided by */
+function softmax(logits, temperature) {
   const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   const powers = Array.from(logits, (value) => Math.exp((value - most) / temperature));
   const sum = powers.reduce((a, b) => a + b, 0);
-  const order = powers.map((_, index) => index).sort((a, b) => logits[b] - logits[a] || a - b);
-  return order.slice(0, Math.max(1, count)).map((index) => ({ label: labels[index], index, score: powers[index] / sum }));
+  return powers.map((power) => power / sum);
 }
 
 /** @param {unknown} error what a library threw: one line of it */

@@ -4,7 +4,8 @@
 //
 // Before the first image it answers two images of the self-test in the file, and says so in one line; a machine that fails
 // is not used.
-// Prints one JSON line per image: path, label, index, score; or path and error, and goes on. The exit code is 0 when every
+// Prints one JSON line per image: path, label, index, score (path, labels where an image has several); or path and error, and
+// goes on. The exit code is 0 when every
 // image has a label, 1 when some have none, 2 for wrong use or a model that cannot be used. The same model and the same
 // answers as in Python.
 
@@ -30,11 +31,12 @@ async function read(image) {
 /** @param {string} image @param {import("./classifier.mjs").Classifier} classifier */
 async function classify(image, classifier) {
   try {
-    const { label, index, score } = await classifier.classify(decodeImage(await read(image), classifier.metadata.preprocess));
-    console.log(JSON.stringify({ path: image, label, index, score, error: null }));
+    const { label, index, score, labels } = await classifier.classify(decodeImage(await read(image), classifier.metadata.preprocess));
+    console.log(JSON.stringify({ path: image, ...(labels ? { labels } : { label, index, score }), error: null }));
   } catch (error) {
     if (!(error instanceof ImageError)) throw error;
-    console.log(JSON.stringify({ path: image, label: null, index: null, score: null, error: error.message }));
+    const none = classifier.metadata.thresholds ? { labels: null } : { label: null, index: null, score: null };
+    console.log(JSON.stringify({ path: image, ...none, error: error.message }));
     process.exitCode = 1;
   }
 }

@@ -20,6 +20,8 @@ import { parseObject } from "./strict_json.mjs";
  * @property {Record<string, unknown>} source where the model came from
  * @property {Record<string, unknown>} measured at export
  * @property {number} temperature what logits are divided by before softmax
+ * @property {number[]} [thresholds] one per label, 0 to 1, of a model with several labels per image: scores are sigmoids of the
+ *   logits, and an image has each label whose score reaches its threshold; absent: one label per image, by softmax
  * @property {number | null} embedding features of a second output `embedding`, null without one
  * @property {string} producer "vit-edge" and its version
  * @property {"sha256" | null} [digest] "sha256": the file ends with a digest, which is checked; null or absent: it has none
@@ -32,7 +34,7 @@ const FIELDS = [
   "embedding", "exact_on", "labels", "measured", "preprocess", "producer", "source", "target", "temperature", "variant",
   "version",
 ];
-const OPTIONAL = ["digest"];
+const OPTIONAL = ["digest", "thresholds"];
 /** What is said of a file that is not the one that was written. */
 export const DAMAGED =
   "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
@@ -108,6 +110,11 @@ export function checkMetadata(text) {
     throw new ModelError("labels must be a list of at least one name, all of them text; only an embedding has none");
   if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100))
     throw new ModelError(`temperature must be 0.01 to 100, found ${listed([JSON.stringify(temperature)])}`);
+  const { thresholds = null, labels } = document;
+  const isShare = (/** @type {unknown} */ each) => typeof each === "number" && each >= 0 && each <= 1;
+  const perLabel = Array.isArray(thresholds) && thresholds.length === labels.length && labels.length > 0 && thresholds.every(isShare);
+  if (thresholds !== null && !(perLabel && temperature === 1))
+    throw new ModelError("thresholds must be null, or one number from 0 to 1 per label, with temperature 1");
   if (!["sha256", null].includes(document.digest ?? null))
     throw new ModelError(`digest must be sha256 or null, found ${listed([JSON.stringify(document.digest)])}`);
   if (!isText(document.producer)) throw new ModelError("producer must be text");

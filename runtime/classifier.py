@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Classifier(LoadedModel[Prediction]):
-    """A loaded model that predicts the class of an image.
+    """A loaded model that predicts the class of an image, or its several labels.
 
     Many threads may call it at once. It can be pickled, and used in a forked process; both load the file
     again. It can be closed, or used in a `with` block.
@@ -36,7 +36,8 @@ class Classifier(LoadedModel[Prediction]):
         device: "auto" takes CUDA where it works (INT8 files: the CPU). Any other that is missing is an error.
         threads: CPU threads for one prediction; None takes all cores that this process may use.
         top: number of candidates in a prediction.
-        min_score: below this score, 0 to 1, a prediction has no label and no index; None: it always has.
+        min_score: below this score, 0 to 1, a prediction has no label and no index; None: it always has. A
+            model with several labels per image has thresholds of its own, and takes none.
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
@@ -44,7 +45,7 @@ class Classifier(LoadedModel[Prediction]):
             accepts any. It needs the extra `sign`.
 
     Raises:
-        ArtifactError: when the file is not a valid model file, or has no classes.
+        ArtifactError: when the file is not a valid model file, has no classes, or takes no `min_score`.
         DeviceError: when the device is not available.
         ValueError: for a number out of range.
     """
@@ -79,6 +80,10 @@ class Classifier(LoadedModel[Prediction]):
             key=key,
         )
         self._options |= dict(top=top, min_score=min_score)
+        if min_score is not None and self.info.thresholds is not None:
+            self.close()
+            name = display_name(self._state.source)
+            raise ArtifactError(f"{name}: its labels have thresholds of their own; leave min_score out")
 
     def __call__(self, image: ImageSource) -> Prediction:
         """Classify one image: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
@@ -163,7 +168,9 @@ class Classifier(LoadedModel[Prediction]):
         return check_model(self._state.source, device=device, threads=threads, options=options)
 
     def _answer(self, info: ModelInfo, row: npt.NDArray[np.float32]) -> Prediction:
-        return make_prediction(row, info.labels, self._top, info.temperature, self._min_score)
+        return make_prediction(
+            row, info.labels, self._top, info.temperature, self._min_score, info.thresholds
+        )
 
     def _missing(self) -> str:
         return "it has no classes; use Embedder"

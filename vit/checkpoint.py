@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vit.document import (
     Document,
     check_fit,
     check_record,
+    check_thresholds,
     checkpoint_name,
     find_checkpoint,
     read_document,
@@ -59,6 +60,10 @@ def describe_test(recipe: Mapping[str, Any]) -> str:
     """Return the accuracy on the test images in words, or why a checkpoint's recipe has none."""
     if "test_accuracy" in recipe:
         of = f" of {format_count(recipe['test_images'], 'image')}" if "test_images" in recipe else ""
+        if "test_map" in recipe:
+            names = ("test_map", "test_f1", "test_accuracy")
+            ranked, f1, exact = (f"{100 * recipe[name]:.2f} %" for name in names)
+            return f"mAP {ranked}, F1 {f1}, {exact}{of} with exactly their labels"
         return f"{100 * recipe['test_accuracy']:.2f} %{of} right"
     why = (
         "the weights were imported"
@@ -77,6 +82,7 @@ def save_checkpoint(
     history: Iterable[Mapping[str, Any]] = (),
     recipe: Mapping[str, Any] | None = None,
     finished: bool = True,
+    thresholds: Sequence[float] | None = None,
 ) -> Path:
     """Write a checkpoint; the file at `path` is replaced only when the new one is complete.
 
@@ -88,6 +94,7 @@ def save_checkpoint(
         history: one row per epoch.
         recipe: the training recipe.
         finished: False while the run that writes it continues.
+        thresholds: one per label, of a model with several labels per image.
 
     Returns:
         `path`, or `path/model.safetensors` when `path` is a folder or has no suffix.
@@ -102,6 +109,8 @@ def save_checkpoint(
     check_fit(model.config, preprocess, labels)
     try:
         check_record(history, recipe)
+        if thresholds is not None:
+            check_thresholds(list(thresholds), len(labels))
     except ValueError as error:
         raise CheckpointError(f"{path}: it is not written: {error}") from error
     document = {
@@ -113,6 +122,7 @@ def save_checkpoint(
         "history": history,
         "recipe": recipe,
         "finished": finished,
+        **({} if thresholds is None else {"thresholds": list(thresholds)}),
     }
     write_tensors(path, model.state_dict(), {KEY: json.dumps(document, allow_nan=False)})
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,13 +24,17 @@ KEY = "vit_edge"
 MAKE = "`python -m vit train` or `python -m vit import` make one"
 
 
-def _is_list(value: Any, kind: type) -> bool:
+def _is_list(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
 
 
 # Fields of a recipe that programs read → their check; all other fields are for people.
 RECIPE: Mapping[str, Callable[[Any], bool]] = {
-    "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
+    **dict.fromkeys(("test_accuracy", "test_map", "test_f1"), _is_share),
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     **dict.fromkeys(
         ("data", "imported", "source", "from_name", "head"), lambda value: isinstance(value, str)
@@ -58,6 +62,8 @@ class Document:
     history: list[dict[str, Any]]  # one row per epoch, as in metrics.csv
     recipe: dict[str, Any]  # how the model was trained, or where it came from
     finished: bool  # False for the best epoch so far of a run that was interrupted or still continues
+    # One per label, 0 to 1, of a model with several labels per image; None: one label per image.
+    thresholds: tuple[float, ...] | None = field(default=None, kw_only=True)
 
 
 def checkpoint_name(file: Path) -> str:
@@ -127,7 +133,10 @@ def parse_document(file: Path, metadata: Mapping[str, str]) -> Document:
         if not isinstance(finished, bool):
             raise ValueError(f"finished is {finished!r:.60}")
         check_record(history, recipe)
-        found = Document(config, preprocess, tuple(labels), history, recipe, finished)
+        thresholds = document.get("thresholds")
+        if thresholds is not None:
+            thresholds = check_thresholds(thresholds, len(labels))
+        found = Document(config, preprocess, tuple(labels), history, recipe, finished, thresholds=thresholds)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -151,6 +160,13 @@ def check_record(history: Any, recipe: Any) -> None:
     for name, accepts in RECIPE.items():
         if name in recipe and not accepts(recipe[name]):
             raise ValueError(f"recipe: {name} is {recipe[name]!r:.60}")
+
+
+def check_thresholds(value: Any, labels: int) -> tuple[float, ...]:
+    """Return the thresholds of a model with several labels per image; a `ValueError` says what is wrong."""
+    if not _is_list(value, (int, float)) or len(value) != labels or not all(map(_is_share, value)):
+        raise ValueError(f"thresholds is {value!r:.60}, expected one number from 0 to 1 per label")
+    return tuple(value)
 
 
 def is_history(value: Any) -> bool:

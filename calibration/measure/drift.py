@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from calibration.graph.edit import Array
+from calibration.measure.label_sets import average_precisions, interval_of_drop, measure_f1, predict_sets
 from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson_interval
 
 
@@ -24,10 +26,21 @@ class Drift:
     top1_drop: float | None = None  # percentage points lost
     lost: int | None = None  # images that only the float32 model gets right
     gained: int | None = None  # images that only the variant gets right
+    figure: ClassVar[str] = "top-1"  # what `drop` is of
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of report.json."""
         return asdict(self)
+
+    @property
+    def drop(self) -> float | None:
+        """Percentage points of `figure` lost; None where the true classes are not known."""
+        return self.top1_drop
+
+    @property
+    def accuracy(self) -> float | None:
+        """`figure` of the variant, in per cent; None where the true classes are not known."""
+        return self.top1
 
     @property
     def paired(self) -> Paired | None:
@@ -38,7 +51,7 @@ class Drift:
 
     @property
     def drop_interval(self) -> Interval | None:
-        """Interval of `top1_drop`, in percentage points (95 %); None where the true classes are not known."""
+        """Interval of `drop`, in percentage points (95 %); None where the true classes are not known."""
         found = None if self.paired is None else self.paired.interval()
         return None if found is None else Interval(-100 * found.high, -100 * found.low)
 
@@ -49,23 +62,67 @@ class Drift:
         return Interval(100 * found.low, 100 * found.high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetDrift(Drift):
+    """The same of models with several labels per image: `agreement` is of images with the same label set."""
+
+    float_map: float | None = None  # these: where the true labels are known, in per cent
+    map: float | None = None  # mean average precision over the classes that an image has
+    map_drop: float | None = None  # percentage points lost
+    drop_low: float | None = None  # its 95 % interval
+    drop_high: float | None = None
+    float_f1: float | None = None  # of all labels together
+    f1: float | None = None
+    figure: ClassVar[str] = "mAP"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of report.json."""
+        others = ("float_top1", "top1", "top1_drop", "lost", "gained")
+        return {name: value for name, value in asdict(self).items() if name not in others}
+
+    @property
+    def drop(self) -> float | None:
+        """Percentage points of `figure` lost."""
+        return self.map_drop
+
+    @property
+    def accuracy(self) -> float | None:
+        """`figure` of the variant, in per cent."""
+        return self.map
+
+    @property
+    def drop_interval(self) -> Interval | None:
+        """Interval of `drop` (95 %); None where the true labels are not known."""
+        if self.drop_low is None or self.drop_high is None:
+            return None
+        return Interval(self.drop_low, self.drop_high)
+
+
 def measure_drift(
-    reference: Array, variant: Array, targets: Array | None = None, same_name: Array | None = None
+    reference: Array,
+    variant: Array,
+    targets: Array | None = None,
+    same_name: Array | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> Drift:
     """Return the drift between the logits `[images, classes]` of the float model and of a variant.
 
     Args:
         reference: logits of the float model.
         variant: logits of the variant, for the same images.
-        targets: the true classes, `int64 [images]`; None leaves out the figures of top-1.
+        targets: the true classes, `int64 [images]`, or label sets, bool `[images, classes]`; None leaves out
+            the figures of top-1 or mAP.
         same_name: for each class the first class of the same name, `int64 [classes]`, where any class of the
             true name is right; None where only the true class itself is.
+        thresholds: one per class, of models with several labels per image, which give a `SetDrift`.
 
     Raises:
         ValueError: for no images, or shapes that differ.
     """
     if reference.shape != variant.shape or len(reference) == 0:
         raise ValueError(f"expected logits of the same images, found {reference.shape} and {variant.shape}")
+    if thresholds is not None:
+        return _measure_sets(reference, variant, targets, thresholds)
     of_float, of_variant = reference.argmax(axis=1), variant.argmax(axis=1)
     common: dict[str, Any] = dict(
         images=len(reference),
@@ -81,6 +138,33 @@ def measure_drift(
     old, new = (100 * float(np.mean(right)) for right in (before, after))
     counts = {"lost": paired.lost, "gained": paired.gained}
     return Drift(**common, float_top1=old, top1=new, top1_drop=old - new, **counts)
+
+
+def _measure_sets(
+    reference: Array, variant: Array, targets: Array | None, thresholds: Sequence[float]
+) -> SetDrift:
+    before, after = (predict_sets(each, thresholds) for each in (reference, variant))
+    common: dict[str, Any] = dict(
+        images=len(reference),
+        agreement=100 * float(np.mean((before == after).all(axis=1))),
+        sqnr=sqnr(reference, variant),
+        max_error=float(np.abs(reference - variant).max()),
+    )
+    if targets is None or not targets.any():
+        return SetDrift(**common)
+    old, new = (100 * float(average_precisions(each, targets).mean()) for each in (reference, variant))
+    interval = interval_of_drop(reference, variant, targets)
+    old_f1, new_f1 = (100 * measure_f1(each, targets) for each in (before, after))
+    return SetDrift(
+        **common,
+        float_map=old,
+        map=new,
+        map_drop=old - new,
+        drop_low=100 * interval.low,
+        drop_high=100 * interval.high,
+        float_f1=old_f1,
+        f1=new_f1,
+    )
 
 
 def sqnr(reference: Array, variant: Array) -> float:

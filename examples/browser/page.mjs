@@ -107,6 +107,9 @@ async function open(file) {
 let shown = null; // the address of the preview
 let newest = 0; // answers to older images are not shown
 
+/** The label, or the several labels of an image. */
+const nameOf = ({ label, labels }) => (labels ? labels.map((each) => each.label).join(", ") || "no label" : label);
+
 function show(prediction) {
   $("error").hidden = true;
   $("nothing").hidden = true;
@@ -143,7 +146,7 @@ async function classify(file) {
     const { prediction } = await ask({ image: file });
     if (current !== newest) return;
     show(prediction);
-    $("answer").textContent = `${prediction.label}, ${percent(prediction.score)}`;
+    $("answer").textContent = prediction.labels ? nameOf(prediction) : `${nameOf(prediction)}, ${percent(prediction.score)}`;
     document.body.dataset.done = JSON.stringify({ ...prediction, logits: [...prediction.logits] });
   } catch (error) {
     if (current !== newest) return;
@@ -209,7 +212,7 @@ async function startCamera() {
       const { prediction } = await ask({ image }, [image]);
       if (current !== newest) return;
       show(prediction);
-      if (prediction.label !== last) $("answer").textContent = last = prediction.label; // said once, not every frame
+      if (nameOf(prediction) !== last) $("answer").textContent = last = nameOf(prediction); // said once, not every frame
       document.body.dataset.frames = String(Number(document.body.dataset.frames ?? 0) + 1);
     } catch (error) {
       if (current !== newest) return;

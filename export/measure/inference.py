@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array
 from calibration.graph.memory import open_graph_session, release_memory
+from calibration.measure.label_sets import predict_sets
 from calibration.measure.multiply_adds import count_multiply_adds
 from calibration.quantize_model import QuantizedModel
 from calibration.search import PlanSearch
@@ -102,6 +103,11 @@ class Run:
     multiply_adds: Mapping[str, Mapping[str, int]]  # of one image, by variant and by name of the node
     placement: Mapping[str, Placement | None]  # of the timed sessions, by variant
     _measured: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def truth(self) -> tuple[Array | None, Array | None, tuple[float, ...] | None]:
+        """The true classes of the evaluation images, which share a name, and the thresholds of the labels."""
+        return (*self.images.evaluation.truth, self.source.thresholds)
 
     @property
     def int8(self) -> ModelFile | None:
@@ -255,3 +261,15 @@ def top1(logits: Array) -> tuple[Array, Array]:
     """Return the class of the highest of the `logits [images, classes]` and its softmax score, per image."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return logits.argmax(axis=1), np.asarray(1 / shifted.sum(axis=1))
+
+
+def answer(logits: Array, thresholds: Sequence[float] | None) -> tuple[Array, Array]:
+    """Return `top1`; with thresholds the label sets, bool [images, classes], and each highest score."""
+    if thresholds is None:
+        return top1(logits)
+    return predict_sets(logits, thresholds), 1 / (1 + np.exp(-logits.max(axis=1).astype(np.float64)))
+
+
+def differ(first: Array, second: Array) -> Array:
+    """Return on which images two answers, classes or label sets, are not the same; bool [images]."""
+    return np.asarray(np.not_equal(first, second).reshape(len(first), -1).any(axis=1))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from calibration.measure.drift import Drift
+from calibration.measure.drift import Drift, SetDrift
 from calibration.measure.statistics import Interval, score_interval, wilson_interval
 from calibration.search import Budget
 from runtime.text import format_count
@@ -48,7 +48,7 @@ class _Words:
 
 
 _WORDS = {
-    "--max-drift": _Words(2, " points", "the drop of top-1", "", "top-1 falls by"),
+    "--max-drift": _Words(2, " points", "the drop of {}", "", "{} falls by"),
     "--min-agreement": _Words(
         2, " %", "the share of same labels", "the same label on", "agreement is", " of same labels"
     ),
@@ -70,6 +70,7 @@ class LimitedFigure:
     images: int
     expected: Callable[[float], Interval]  # of a number of images, if all shares stay as they are
     ideal: Callable[[float], Interval] | None = None  # if the figure is as good as it can be, where known
+    accuracy: str = "top-1"  # what --max-drift limits the fall of
 
     @property
     def lower(self) -> bool:
@@ -83,14 +84,14 @@ class LimitedFigure:
         number = f"{self.found:.{words.digits}f}"
         if self.lower:
             lost, gain = ("0", f" ({-self.found:.2f} gained)") if self.found < 0 else (number, "")
-            text = f"{lost} of {self.bound:g} points of top-1 lost{gain}"
+            text = f"{lost} of {self.bound:g} points of {self.accuracy} lost{gain}"
         else:
             text = f"{words.kept} {number}{words.unit} (minimum: {self.bound:g}{words.unit})"
         if self.interval is not None and self._misses(self.interval):
             status, doubt = "missed", ""
             kind = f"({'limit' if self.lower else 'minimum'}: {self.bound:g}{words.unit})"
             bounds = self._bounds(self.interval, "to")
-            text = f"{words.missed} {number}{words.unit}, 95 % interval {bounds} {kind}"
+            text = f"{words.missed.format(self.accuracy)} {number}{words.unit}, 95 % interval {bounds} {kind}"
         elif not doubt and self.interval is not None and self._meets(self.interval):
             status = "met"
         elif not doubt:
@@ -140,7 +141,8 @@ class LimitedFigure:
             return f"{start}: one image gives no interval"
         takes = f"it takes about {needed:,} images" if needed is not None else NEVER
         bounds = self._bounds(self.interval, "and")
-        return f"{start}: {words.what} lies between {bounds}{words.unit} (95 %); {takes}"
+        what = words.what.format(self.accuracy)
+        return f"{start}: {what} lies between {bounds}{words.unit} (95 %); {takes}"
 
     def _bounds(self, interval: Interval, word: str) -> str:
         digits = _WORDS[self.limit].digits
@@ -153,7 +155,11 @@ def limit_logits(budget: Budget, drift: Drift, sqnr: Interval | None) -> list[Li
     `sqnr` is the interval of the SQNR in dB; None where too few images give none.
     """
     found, images = list[LimitedFigure](), drift.images
-    if (most := budget.max_drift) is not None and (drop := drift.top1_drop) is not None:
+    if (most := budget.max_drift) is not None and isinstance(drift, SetDrift) and drift.drop is not None:
+        expected = partial(_narrow, drift.drop, drift.drop_interval, images)
+        figure = "--max-drift", most, drift.drop, drift.drop_interval, images
+        found.append(LimitedFigure(*figure, expected, accuracy=drift.figure))
+    elif most is not None and (drop := drift.top1_drop) is not None:
         lost, gained = ((count or 0) / images for count in (drift.lost, drift.gained))
         change = (lost + gained) / 2
         shares = partial(_drop_interval, lost, gained), partial(_drop_interval, change, change)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.graph.edit import Array
 from export.report.section import Results, Section, VariantResult
 from vit.page.confusion import distinguish_labels
 from vit.page.image_uri import thumbnail
@@ -65,11 +66,11 @@ def make_image_card(results: Results, row: int, variants: Sequence[VariantResult
     return {
         "name": item.name if isinstance(item, Path) else results.images.public_name(row),
         "uri": thumbnail(item),  # empty when the image cannot be read any more
-        "truth": None if targets is None else truth[int(targets[row])],
+        "truth": None if targets is None else results.name(targets[row], truth),
         "guesses": [
             {
                 "variant": each.variant,
-                "label": labels[each.answers[0][row]],
+                "label": results.name(each.answers[0][row], labels),
                 "score": float(each.answers[1][row]),
                 "right": None if targets is None else bool(results.mark_right(each)[row]),
             }
@@ -81,8 +82,15 @@ def make_image_card(results: Results, row: int, variants: Sequence[VariantResult
 def _describe(results: Results, variant: VariantResult, row: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": results.images.public_name(row), "row": row}
     for each in (results.variants[0], variant):
-        index, score = (rows[row].item() for rows in each.answers)
-        entry[each.variant] = {"label": results.labels[index], "index": index, "score": round(score, 4)}
+        given, score = (rows[row] for rows in each.answers)
+        entry[each.variant] = {**_describe_answer(results, given), "score": round(float(score), 4)}
     if results.targets is not None:
-        entry["truth"] = results.labels[int(results.targets[row])]
+        entry["truth"] = next(iter(_describe_answer(results, results.targets[row]).values()))
     return entry
+
+
+def _describe_answer(results: Results, given: Array) -> dict[str, Any]:
+    """Return label and index of a class, or the labels of a set."""
+    if given.ndim == 0:
+        return {"label": results.labels[int(given)], "index": int(given)}
+    return {"labels": [results.labels[index] for index in np.flatnonzero(given)]}

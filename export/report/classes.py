@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.measure.label_sets import measure_f1
 from export.report.changed_images import name_true_classes
 from export.report.section import Results, Section
 from vit.page.confusion import MATRIX_CLASSES, are_short, confusion_matrix, rank_confusions
@@ -23,7 +24,7 @@ class ClassResult:
     index: int
     label: str
     images: int
-    top1: Mapping[str, float]  # images with the right label in per cent, by variant
+    share: Mapping[str, float]  # by variant, per cent: images with the right label; F1 of several labels
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Classes(Section):
     def to_dict(self, results: Results) -> Mapping[str, Any]:
         """Return every class that has an image."""
         classes = [
-            {**asdict(each), "top1": {name: round(value, 2) for name, value in each.top1.items()}}
+            {
+                **{name: value for name, value in asdict(each).items() if name != "share"},
+                "f1" if results.images.several else "top1": {n: round(x, 2) for n, x in each.share.items()},
+            }
             for each in measure_classes(results)
         ]
         return {"classes": classes} if classes else {}
@@ -45,25 +49,40 @@ class Classes(Section):
         if results.targets is None:
             return None
         found, labels = measure_classes(results), name_true_classes(results)
+        if not found:  # label sets, all of them empty
+            return None
         images = [each.images for each in found]
         shown = found if len(found) <= MOST_CLASSES else sorted(found, key=_rank)[:WORST]
-        rows = [(labels[each.index], each.images, each.top1) for each in shown]
+        rows = [(labels[each.index], each.images, each.share) for each in shown]
         counts = {"classes": len(found), "fewest": min(images), "most": max(images)}
         return {"rows": rows, **counts, **_confuse(results)}
 
 
 def measure_classes(results: Results) -> list[ClassResult]:
-    """Return the top-1 of every class that has an image, by class index."""
+    """Return the top-1, of label sets the F1, of every class that has an image, by class index."""
     targets = results.targets
     if targets is None:  # there may be no logits
         return []
+    if results.images.several:
+        return [
+            ClassResult(
+                index=int(index),
+                label=results.labels[int(index)],
+                images=int(targets[:, index].sum()),
+                share={
+                    each.variant: 100 * measure_f1(each.answers[0][:, index], targets[:, index])
+                    for each in results.variants
+                },
+            )
+            for index in np.flatnonzero(targets.any(axis=0))
+        ]
     hits = {each.variant: results.mark_right(each) for each in results.variants}
     return [
         ClassResult(
             index=int(index),
             label=results.labels[int(index)],
             images=int((targets == index).sum()),
-            top1={name: 100 * float(right[targets == index].mean()) for name, right in hits.items()},
+            share={name: 100 * float(right[targets == index].mean()) for name, right in hits.items()},
         )
         for index in np.unique(targets)
     ]
@@ -71,14 +90,16 @@ def measure_classes(results: Results) -> list[ClassResult]:
 
 def _rank(each: ClassResult) -> tuple[float, float, int, int]:
     """Lowest top-1 of the last variant first, then the largest loss, then the most images."""
-    top1 = list(each.top1.values())
-    return top1[-1], top1[-1] - top1[0], -each.images, each.index
+    share = list(each.share.values())
+    return share[-1], share[-1] - share[0], -each.images, each.index
 
 
 def _confuse(results: Results) -> dict[str, Any]:
     """Return a matrix per variant where it fits on a phone, else the most confused pairs of classes."""
     targets, labels = results.targets, results.labels
     assert targets is not None  # the caller has checked
+    if results.images.several:  # none is taken for another
+        return {}
     answers = [results.settle_answers(each) for each in results.variants]
     if len(labels) > MATRIX_CLASSES:
         pairs, more = rank_confusions(targets, answers, labels)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from calibration.measure.drift import Drift, measure_drift
+from calibration.measure.drift import Drift, SetDrift, measure_drift
 from calibration.measure.statistics import Interval, Paired, sqnr_interval
 from export.measure.inference import Run
 from export.report import number_formats as show
@@ -33,7 +31,7 @@ class Comparison(Section):
         """Compare the logits of each variant with float32's; nothing for a model without classes."""
         if not run.source.labels:
             return cls()
-        exact, truth = run.logits["float32"], run.images.evaluation.truth
+        exact, truth = run.logits["float32"], run.truth
         logits = {each.variant: run.logits[each.variant] for each in run.variants[1:]}
         return cls(
             drifts={name: measure_drift(exact, rows, *truth) for name, rows in logits.items()},
@@ -45,16 +43,16 @@ class Comparison(Section):
         return {"drift": self.drifts[variant].to_dict()} if variant in self.drifts else {}
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
-        """Return top-1 and drift, in the fields of each model."""
+        """Return top-1, or mAP and F1, and drift, in the fields of each model."""
         models = {}
         for each in results.variants:
-            top1 = {} if results.targets is None else {"top1": _top1(results, each)}
-            models[each.variant] = {**top1, **self.metadata(each.variant)}
+            models[each.variant] = {**results.measure_accuracy(each), **self.metadata(each.variant)}
         return {"models": models}
 
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return the table, one row per variant, and how it was measured."""
-        header = ("", "top-1", "agreement", "SQNR", "latency", "size", "file")
+        accuracy = "top-1" if results.thresholds is None else "mAP"
+        header = ("", accuracy, "agreement", "SQNR", "latency", "size", "file")
         rows = [header, *(self._row(results, each, out) for each in results.variants)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         images = format_count(results.evaluation["images"], "image")
@@ -68,7 +66,7 @@ class Comparison(Section):
         drift = self.drifts.get(each.variant)
         return (
             each.variant,
-            show.percent(None if results.targets is None else _top1(results, each)),
+            show.percent(next(iter(results.measure_accuracy(each).values()), None)),
             show.percent(None if drift is None else drift.agreement),
             "-" if drift is None else show.decibels(drift.sqnr),
             show.milliseconds(each.latency["median"]),
@@ -77,13 +75,14 @@ class Comparison(Section):
         )
 
     def context(self, results: Results) -> Mapping[str, Any]:
-        """Return the bars of latency and size: name, length, the text at the end, CSS class."""
+        """Return the accuracy by variant, and the bars of latency and size: name, length, text, CSS class."""
         times, sizes = [], []
         for each in results.variants:
             ms, size = each.latency["median"], each.bytes
             times.append((each.title, ms, show.milliseconds(ms), each.variant))
             sizes.append((each.title, size, show.megabytes(size), each.variant))
-        return {"times": times, "sizes": sizes}
+        accuracy = [results.measure_accuracy(each) for each in results.variants]
+        return {"times": times, "sizes": sizes, "accuracy": accuracy}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,10 @@ def make_comparison_tiles(results: Results, variant: VariantResult) -> list[Tile
     else:
         each = results.get(EmbeddingDrift).variants[variant.variant]
         tiles.append(("mean cosine", show.cosine(each.cosine), f"worst {show.cosine(each.worst_cosine)}"))
-    if results.targets is not None:
+    drift = comparison.drifts.get(variant.variant)
+    if isinstance(drift, SetDrift) and drift.drop is not None:
+        tiles.append(("mAP change", show.points(-drift.drop), _bound_change(drift, "to")))
+    elif results.targets is not None and not results.images.several:
         paired = _pair(results, variant)
         tiles.append(("top-1 change", show.points(100 * paired.difference), _bounds(paired, "to")))
     if results.labels:
@@ -135,12 +137,17 @@ def say_headline(results: Results, variant: VariantResult) -> str:
     same, total = results.count_same(variant), len(results.images)
     images = format_count(total, "image")
     label = f"all {images}" if same == total else f"{same:,} of {images}"
-    return f"{start} gives the same label as float32 on {label}."
+    noun = "label" if results.thresholds is None else "labels"
+    return f"{start} gives the same {noun} as float32 on {label}."
 
 
 def say_chance(results: Results, variant: VariantResult) -> str:
     """Say in plain sentences whether the top-1 differs; nothing where the classes are unknown."""
-    if results.targets is None:
+    drift = results.get(Comparison).drifts.get(variant.variant)
+    if isinstance(drift, SetDrift) and drift.drop is not None:
+        change, bounds = show.points(-drift.drop), _bound_change(drift, "and")
+        return f"mAP changes by {change} points. On other such images it lies between {bounds} (95 %)."
+    if results.targets is None or results.images.several:
         return ""
     paired = _pair(results, variant)
     bounds = f"between {_bounds(paired, 'and')} (95 %)"
@@ -159,8 +166,10 @@ def say_chance(results: Results, variant: VariantResult) -> str:
     )
 
 
-def _top1(results: Results, variant: VariantResult) -> float:
-    return 100 * float(np.mean(results.mark_right(variant)))
+def _bound_change(drift: Drift, word: str) -> str:
+    interval = drift.drop_interval
+    assert interval is not None  # where the drop is known
+    return f"{show.points(-interval.high)} {word} {show.points(-interval.low)} points"
 
 
 def _bounds(paired: Paired, word: str) -> str:

@@ -203,11 +203,11 @@ def _round_up(count: int) -> int:
 
 
 def _list_changed(results: Results) -> list[str]:
-    lines, labels = [], results.labels
+    lines = []
     for each in results.variants[1:]:
         before, after = results.variants[0].answers[0], each.answers[0]
         names = [
-            f"{results.images.public_name(row)} ({labels[before[row]]} → {labels[after[row]]})"
+            f"{results.images.public_name(row)} ({results.name(before[row])} → {results.name(after[row])})"
             for row in results.find_changed(each).tolist()
         ]
         if names:
@@ -226,6 +226,8 @@ class Usage(Section):
         chosen = choose_variant(results)
         file = chosen.file
         name, make, call, rest = "Classifier", "classify", f'classify("{PHOTO}").label', ""
+        if results.thresholds is not None:
+            call = f'classify("{PHOTO}").labels'
         if not results.labels:
             name, make, call, rest = "Embedder", "embed", f'embed("{PHOTO}")', " --embeddings embeddings.npy"
         return {

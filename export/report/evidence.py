@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibration.graph.edit import Array
+from calibration.measure.label_sets import average_precisions, interval_of_drop
 from calibration.measure.per_layer import LayerClipping, measure_clipping
 from calibration.measure.statistics import wilson_interval
 from export.measure.inference import Run, top1
@@ -173,6 +174,8 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     targets = evaluation.targets
     if targets is None or classes < 2:
         return ""
+    if evaluation.several:
+        return _warn_chance_of_sets(targets, logits)
     guesses, total = top1(logits)[0], len(logits)
     hits = int((evaluation.settle(guesses) == targets).sum())
     if wilson_interval(hits, total).low > 1 / classes:
@@ -189,6 +192,20 @@ def _warn_chance(evaluation: Images, classes: int, logits: Array) -> str:
     )
 
 
+def _warn_chance_of_sets(targets: Array, logits: Array) -> str:
+    """Warn where labels are ranked as at random, with the share of their images as their precision."""
+    if not targets.any():
+        return ""
+    share = float(targets.mean(axis=0)[targets.any(axis=0)].mean())
+    found = float(average_precisions(logits, targets).mean())
+    if interval_of_drop(np.zeros_like(logits), logits, targets).high < 0:
+        return ""
+    return (
+        f"the float model itself has an mAP of {100 * found:.1f} %, no better than "
+        f"chance ({100 * share:.1f} %); are the labels in the order that the model was trained with?"
+    )
+
+
 def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str]) -> EvidenceWarning | None:
     parts = {}
     for what, images in judging.items() if trained_on else ():
@@ -199,8 +216,8 @@ def _warn_trained_on(judging: Mapping[str, Images], trained_on: Collection[str])
     # The images of a search come from the calibration source.
     options = {MEASURED: "--evaluate", SEARCHED: "another --calibration"}
     return EvidenceWarning(
-        f"the model was trained on {' and '.join(parts.values())}, so their top-1 is too good; give others "
-        f"({', '.join(options[what] for what in parts)})",
+        f"the model was trained on {' and '.join(parts.values())}, so their accuracy is too good; give "
+        f"others ({', '.join(options[what] for what in parts)})",
         ("--max-drift",) if MEASURED in parts else (),
     )
 
@@ -214,4 +231,4 @@ def _warn_training_folder(judging: Mapping[str, Images]) -> str:
     if not found:
         return ""
     where = "; ".join(f"{' and '.join(what)} lie in {place}" for place, what in found.items())
-    return f"the images {where}: if the model was trained on them, their top-1 is too good"
+    return f"the images {where}: if the model was trained on them, their accuracy is too good"

@@ -16,7 +16,7 @@ from calibration.measure.drift import Drift, measure_drift
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.merge_schedule import count_merges
 from calibration.token_merging.token_stream import find_token_stream
-from export.measure.inference import DENSE, ModelFile, Run, top1
+from export.measure.inference import DENSE, ModelFile, Run, answer, differ
 from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import format_count
@@ -59,10 +59,11 @@ class MergingEffect(Section):
         if merged is None or merged.quantized is None:
             return None
         exact, before, after = (run.logits[name] for name in ("float32", DENSE, merged.variant))
-        truth, schedule = run.images.evaluation.truth, merged.quantized.plan.merging
+        truth, schedule = run.truth, merged.quantized.plan.merging
         stream = find_token_stream(run.source.exported.model)
         merges = count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
-        changed = tuple(np.flatnonzero(top1(before)[0] != top1(after)[0]).tolist())
+        dense, merging = (answer(each, run.source.thresholds)[0] for each in (before, after))
+        changed = tuple(np.flatnonzero(differ(dense, merging)).tolist())
         return cls(
             schedule=schedule,
             left={block: counts.after for block, counts in merges.items()},
@@ -107,7 +108,9 @@ class MergingEffect(Section):
     def lines(self, results: Results, out: Path) -> Sequence[str]:
         """Return one line with the figures of both models."""
         dense, drift = self.dense_drift, self.drift
-        accuracy = "" if drift.top1 is None else f", top-1 {dense.top1:.2f} → {percent(drift.top1)}"
+        accuracy = ""
+        if drift.accuracy is not None:
+            accuracy = f", {drift.figure} {dense.accuracy:.2f} → {percent(drift.accuracy)}"
         speed = f"{self.speed:.2f} times as fast" if self.speed >= 1 else f"slower ({self.speed:.2f}x)"
         return [
             f"token merging, an approximation: {self.schedule_text}, {self.tokens} → {self.tokens_at_end} "

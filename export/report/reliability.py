@@ -38,7 +38,12 @@ class Reliability(Section):
 
     @classmethod
     def measure(cls, run: Run) -> Reliability | None:
-        """Fit the temperature of float32; None without known classes or with fewer than 100 images."""
+        """Fit the temperature of float32; None without known classes, or with fewer than 100 images.
+
+        None too where an image has several labels: their thresholds are of scores at temperature 1.
+        """
+        if run.source.thresholds is not None:
+            return None
         logits: dict[str, Array] = {each.variant: run.logits[each.variant] for each in run.variants}
         return measure_reliability(logits, *run.images.evaluation.truth)
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from calibration.graph.edit import Array
-from export.measure.inference import Run, top1
+from calibration.measure.label_sets import average_precisions, measure_f1
+from export.measure.inference import Run, answer, differ
 from export.report import number_formats
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Variant
@@ -62,11 +63,12 @@ class VariantResult:
     sha256: str
     logits: Array = field(repr=False)  # float32 [images, classes]
     latency: Mapping[str, float]  # ms of one image on one thread: min, median
+    thresholds: tuple[float, ...] | None = None  # of the labels, where an image has several
 
     @cached_property
     def answers(self) -> tuple[Array, Array]:
-        """The class with the highest logit of each image, and its score; see `top1`."""
-        return top1(self.logits)
+        """The class with the highest logit of each image, or its label set, and a score; see `answer`."""
+        return answer(self.logits, self.thresholds)
 
     @property
     def title(self) -> str:
@@ -87,6 +89,7 @@ class Results:
     source: Mapping[str, Any]  # the checkpoint or the ONNX model: name, digest, architecture
     preprocess: Preprocess  # what the model sees of an image
     labels: tuple[str, ...]
+    thresholds: tuple[float, ...] | None = None  # of the labels, where an image has several
     environment: Mapping[str, Any]  # CPU and versions, on which the figures depend
     evaluation: Mapping[str, Any]  # source, number of images, whether their classes are known
     images: Images = field(repr=False)  # the evaluation images, in the order of the logits
@@ -99,23 +102,42 @@ class Results:
 
     @property
     def targets(self) -> Array | None:
-        """True classes of the images, int64 [images], where they are known."""
+        """True classes of the images, int64 [images], or label sets, where they are known."""
         return self.images.targets
 
     def settle_answers(self, variant: VariantResult) -> Array:
-        """Return the classes that a variant gives to the images, int64 [images]; see `Images.settle`."""
+        """Return the classes that a variant gives to the images, or label sets; see `Images.settle`."""
         return self.images.settle(variant.answers[0])
 
     def mark_right(self, variant: VariantResult) -> Array:
         """Return which images a variant gets right, bool [images]. The classes must be known."""
-        return np.asarray(self.settle_answers(variant) == self.targets)
+        return ~differ(self.settle_answers(variant), np.asarray(self.targets))
+
+    def measure_accuracy(self, variant: VariantResult) -> dict[str, float]:
+        """Return the top-1 of a variant, or mAP and F1 of label sets, in per cent; nothing if not known."""
+        if self.targets is None:
+            return {}
+        if not self.images.several:
+            return {"top1": 100 * float(np.mean(self.mark_right(variant)))}
+        if not self.targets.any():
+            return {}
+        ranked = average_precisions(variant.logits, self.targets)
+        f1 = measure_f1(variant.answers[0], self.targets)
+        return {"map": 100 * float(ranked.mean()), "f1": 100 * f1}
+
+    def name(self, given: Array, names: Sequence[str] | None = None) -> str:
+        """Return an answer as text: the label of a class, or those of a label set, bool [classes]."""
+        labels = self.labels if names is None else names
+        if given.ndim == 0:
+            return labels[int(given)]
+        return ", ".join(labels[index] for index in np.flatnonzero(given).tolist()) or "no label"
 
     def find_changed(self, variant: VariantResult) -> Array:
         """Return the images whose label differs from float32's, highest score of float32 first."""
         if not self.labels:
             return np.zeros(0, np.int64)
         exact, scores = self.variants[0].answers
-        rows = np.flatnonzero(exact != variant.answers[0])
+        rows = np.flatnonzero(differ(exact, variant.answers[0]))
         return rows[np.argsort(-scores[rows], kind="stable")]
 
     def count_same(self, variant: VariantResult) -> int:
@@ -140,6 +162,8 @@ class Results:
             "evaluation": dict(self.evaluation),
             "models": {each.variant: each.to_dict() for each in self.variants},
         }
+        if self.thresholds is not None:
+            document["thresholds"] = list(self.thresholds)
         for section in self.sections:
             _merge(document, section.to_dict(self))
         return document

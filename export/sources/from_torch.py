@@ -94,6 +94,7 @@ def _export(found: Checkpoint | ImportedModel, *, description: Mapping[str, Any]
         reference_name="torch",
         preprocess=found.preprocess,
         labels=found.labels,
+        thresholds=found.thresholds,
         description=description,
         **more,
     )

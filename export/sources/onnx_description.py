@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from runtime.images.preprocess import Preprocess
 from vit.config import is_number
 from vit.pretrained.description import (
     PREPROCESSOR,
+    THRESHOLD,
+    THRESHOLD_ASSUMED,
     SourceError,
     choose_labels,
+    gives_several_labels,
     is_whole,
     read_json,
     read_preprocessor,
-    refuse_other_scores,
 )
 from vit.pretrained.hub import name_snapshot
 from vit.pretrained.preprocessing import View, read_pretrained_cfg, read_processor
 
 Triple = tuple[float, float, float]
-FIELDS = ("preprocess", "mean", "std", "labels")
+FIELDS = ("preprocess", "mean", "std", "labels", "thresholds")
 MODEL = "model.onnx"
 CONFIG = "config.json"
 SUBFOLDER = "onnx"  # where transformers.js keeps the models, beside which the documents do not lie
@@ -47,6 +49,8 @@ class OnnxDescription:
     mean: Triple  # of each channel, for pixels scaled to 0..1
     std: Triple
     labels: tuple[str, ...] | None  # None: the classes are called by their number
+    # Of each label, or of all, 0 to 1: the model gives several labels per image; None: one by softmax.
+    thresholds: tuple[float, ...] | float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def read_description(path: Path) -> OnnxDescription:
     """Read `{"preprocess": {…}, "mean": […], "std": […], "labels": […]}` from a JSON file.
 
     `preprocess` takes the fields of `runtime.Preprocess`, with its defaults for the others. `mean` and `std`
-    are for pixels scaled to 0..1. Without `labels` the classes are called 0, 1, 2, …
+    are for pixels scaled to 0..1. Without `labels` the classes are called 0, 1, 2, … With `thresholds`, a
+    number from 0 to 1 or one per label, an image has each label whose sigmoid reaches its threshold.
 
     Raises:
         OnnxModelError: naming the field.
@@ -98,7 +103,12 @@ def _parse(document: Mapping[str, Any], path: Path) -> OnnxDescription:
             "model has no classes and gives an embedding"
         )
     mean, std = (_parse_channels(document[name], name, path) for name in ("mean", "std"))
-    return OnnxDescription(preprocess, mean, std, None if labels is None else tuple(labels))
+    thresholds = document.get("thresholds")
+    several = thresholds if isinstance(thresholds, list) else [] if thresholds is None else [thresholds]
+    if (several and labels == []) or not all(is_number(each) and 0 <= each <= 1 for each in several):
+        raise OnnxModelError(f"{path}: thresholds must be from 0 to 1, one number or one per label")
+    thresholds = tuple(thresholds) if isinstance(thresholds, list) else thresholds
+    return OnnxDescription(preprocess, mean, std, None if labels is None else tuple(labels), thresholds)
 
 
 def _parse_channels(values: Any, name: str, path: Path) -> Triple:
@@ -133,13 +143,16 @@ def describe_onnx(source: Path, preprocess: Path | None = None) -> DescribedMode
         folder = file.parent
     try:
         config = read_json(folder / CONFIG)
-        refuse_other_scores(config)
+        several = gives_several_labels(config)
         if preprocess is None:
             document, at = _read_beside(folder, config, source)
         else:
             document, at = read_json(preprocess, required=True), preprocess
             if not _is_of_another_project(document):
-                return DescribedModel(file, name_onnx(file), _parse(document, preprocess))
+                found = _parse(document, preprocess)
+                if several and found.thresholds is None:
+                    found = replace(found, thresholds=THRESHOLD)
+                return DescribedModel(file, name_onnx(file), found)
         view = _read_view(document, at, str(config.get("model_type") or ""))
     except SourceError as error:
         raise OnnxModelError(str(error)) from error
@@ -147,11 +160,14 @@ def describe_onnx(source: Path, preprocess: Path | None = None) -> DescribedMode
     named, assumed = None if guessed or not labels else labels, list(view.assumed)
     if named is None:
         assumed.append(f"the classes' numbers as their labels ({folder / CONFIG} names none)")
-    found, expected = view.preprocess.size, _image_size(config)
-    if expected is not None and found != expected:
-        shown, other = (f"{height}×{width}" for height, width in (found, expected))
+    if several:
+        assumed.append(THRESHOLD_ASSUMED)
+    size, expected = view.preprocess.size, _image_size(config)
+    if expected is not None and size != expected:
+        shown, other = (f"{height}×{width}" for height, width in (size, expected))
         assumed.append(f"images of {shown} pixels as {at.name} says, not {other}")
-    description = OnnxDescription(view.preprocess, view.mean, view.std, named)
+    thresholds = THRESHOLD if several else None
+    description = OnnxDescription(view.preprocess, view.mean, view.std, named, thresholds)
     return DescribedModel(file, name_onnx(file), description, tuple(assumed))
 
 

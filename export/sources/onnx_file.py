@@ -32,7 +32,7 @@ from calibration.graph.memory import open_graph_session
 from export.graph.canonicalize import canonicalize_onnx
 from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.onnx_description import OnnxDescription, OnnxModelError, choose_onnx, describe_onnx
-from export.sources.scores import remove_softmax
+from export.sources.scores import remove_sigmoid, remove_softmax
 from export.sources.source import Reference, Source
 from runtime.model_file.integrity import is_beside, open_regular_file
 from runtime.onnx_runtime import onnxruntime as ort
@@ -104,9 +104,8 @@ def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
     if description.labels != ():  # an embedding may be of any form
         size = (PROBES, *description.preprocess.size, 3)
         probes = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-        remove_softmax(
-            original, path, lambda model: _run(open_graph_session(model), probes, description, path)
-        )
+        remove = remove_softmax if description.thresholds is None else remove_sigmoid
+        remove(original, path, lambda model: _run(open_graph_session(model), probes, description, path))
     canonical = original.clone()
     try:
         passes = canonicalize_onnx(
@@ -122,6 +121,7 @@ def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
         reference_name="the original ONNX",
         preprocess=description.preprocess,
         labels=labels,
+        thresholds=_choose_thresholds(description.thresholds, len(labels), path),
         embedding=None if labels else rename_to_embedding(canonical),
         description={"onnx": path.name, "sha256": hashlib.sha256(data).hexdigest()},
         float_layers=_list_float_layers(canonical),
@@ -334,6 +334,18 @@ def _check_classifier(model: ir.Model, path: Path) -> None:
         )
     model.graph.outputs[:] = chosen
     rename(model.graph, chosen[0], OUTPUT)
+
+
+def _choose_thresholds(
+    given: tuple[float, ...] | float | None, labels: int, path: Path
+) -> tuple[float, ...] | None:
+    """Return one threshold per label; None for a model that gives one label per image."""
+    if given is None or isinstance(given, tuple):
+        if given is not None and len(given) != labels:
+            classes, found = format_count(labels, "class", "classes"), format_count(len(given), "threshold")
+            raise OnnxModelError(f"{path}: the model has {classes}, the description {found}")
+        return given
+    return (float(given),) * labels
 
 
 def _choose_labels(model: ir.Model, labels: tuple[str, ...] | None, path: Path) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class SourceFacts:
     labels: tuple[str, ...] | None = None  # of the classes; None where only the weights tell
     config: ViTConfig | None = None  # of a checkpoint's model; None where only the graph tells
     notes: tuple[str, ...] = ()  # sentences for people
+    several: bool = False  # True if the model gives several labels per image
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class CheckpointReader:
 
         document = read_document(self.path)
         note = f"{find_checkpoint(self.path)}: {describe_unfinished(document.history, document.recipe)}"
-        return SourceFacts(document.labels, document.config, () if document.finished else (note,))
+        notes, several = () if document.finished else (note,), document.thresholds is not None
+        return SourceFacts(document.labels, document.config, notes, several)
 
     def read_source(self, step: Announce) -> Source:
         """Load the weights, and let torch write the graph."""
@@ -150,7 +152,8 @@ class OnnxReader:
         check_onnx_source(find_onnx(self.model))
         if self.preprocess is not None:
             refuse_kinds(self.preprocess, (*_NOT_ONNX, "onnx"), "a description in JSON", "give its file")
-        return SourceFacts(describe_onnx(self.model, self.preprocess).description.labels)
+        found = describe_onnx(self.model, self.preprocess).description
+        return SourceFacts(found.labels, several=found.thresholds is not None)
 
     def read_source(self, step: Announce) -> Source:
         """Read the graph and bring it into its canonical form."""

@@ -1,4 +1,7 @@
-"""Outputs that are no logits: a softmax at the end is taken off, as the runtime takes one, others refused."""
+"""Outputs that are no logits: a softmax or sigmoid at the end is taken off, as the runtime takes one.
+
+Others are refused.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ CHANGES = ("Add", "Sub", "Mul", "Div", "Neg", "Log", "Slice", "Gather", "Pow")
 _FOLDS = "Transpose Expand Tile Pad Split CumSum ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd"
 FOLDS = (*_FOLDS.split(), "Slice", "Gather")
 MIXES = ("Concat", "Mean", "Sum", "Where", "Relu", "LeakyRelu")
-SINGLE = "each class is scored for itself, as in multi-label models"
+SINGLE = 'each class is scored for itself; for several labels per image add "thresholds": 0.5 to --preprocess'
 _OTHERS = (
     "Tanh Clip Min Max Exp Softplus Softsign Erf Reciprocal Sqrt Abs LpNormalization Hardmax ArgMax ArgMin "
     "TopK Round Sign Floor Ceil Equal Greater GreaterOrEqual Less LessOrEqual OneHot Div"
@@ -59,6 +62,28 @@ def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]
     if found.shape != scores.shape or not np.abs(found - scores).max() <= SAME:
         what = f"{node.op_type} ({node.name}) ends the model, and its scores"
         raise OnnxModelError(f"{path}: {what} are not a softmax over the classes; {ADVICE}")
+
+
+def remove_sigmoid(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
+    """Take off the sigmoid at the end of a model with several labels per image, in place.
+
+    `run` gives the model's output for a few images, `[N, classes]`.
+
+    Raises:
+        OnnxModelError: naming the operator at the end whose results are no logits.
+    """
+    node, crossed, value = _end(model)
+    if node is None:
+        return
+    if node.op_type != "Sigmoid" or crossed or node.inputs[0] is None:
+        _refuse(node, crossed, path, softmax=_logits_of(node) is not None)
+        return
+    before = run(model).astype(np.float64)
+    _replace_output(model, value, node.inputs[0])
+    with np.errstate(over="ignore"):
+        found = 1 / (1 + np.exp(-run(model).astype(np.float64)))
+    if found.shape != before.shape or not np.abs(found - before).max() <= SAME:
+        raise OnnxModelError(f"{path}: Sigmoid ({node.name}) ends the model, on other logits; {ADVICE}")
 
 
 def expect_logits(outputs: Array) -> None:

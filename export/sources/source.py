@@ -43,6 +43,7 @@ class Source:
     labels: tuple[str, ...]  # empty for a model without classes, whose output is an embedding
     description: Mapping[str, Any]  # where it came from, for metadata and reports (JSON values)
     trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
+    thresholds: tuple[float, ...] | None = None  # one per label, of a model with several labels per image
     embedding: int | None = None  # features of the output `embedding`; None without it
     notes: tuple[str, ...] = ()  # what was chosen among several things in the source, one sentence each
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images.preprocess import MAX_PIXELS, ImageError
-from ..model_file.artifact import choose_model_file, read_artifact
+from ..model_file.artifact import ArtifactError, choose_model_file, read_artifact
 from ..results import Result
 from .output import FIELDS, format_record
 
@@ -40,7 +40,8 @@ class Labels:
         max_pixels: an image with more pixels than this is refused.
 
     Raises:
-        ArtifactError: if the file is not a model that can be used, or has another digest.
+        ArtifactError: if the file is not a model that can be used, gives several labels per image, or has
+            another digest.
         ValueError: if `top` or `max_pixels` is below 1.
     """
 
@@ -51,7 +52,11 @@ class Labels:
             raise ValueError(f"top and max_pixels must be 1 or more, found {top} and {max_pixels}")
         file = choose_model_file(model)
         self.model = str(file.absolute())
-        self.sha256 = read_artifact(file, sha256=sha256).sha256
+        artifact = read_artifact(file, sha256=sha256)
+        if artifact.metadata.thresholds is not None:
+            each = "it gives several labels per image, and these columns hold one"
+            raise ArtifactError(f"{artifact.name}: {each}; label with Classifier, or on one machine")
+        self.sha256 = artifact.sha256
         self.top = top
         self.max_pixels = max_pixels
 

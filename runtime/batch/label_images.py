@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ..classifier import Classifier
 from ..command.line import PACKAGE, divert_standard_output, print_error
@@ -19,7 +19,7 @@ from ..results import Result
 from ..text import format_count
 from .inputs import list_images, no_images
 from .options import RunOptions
-from .output import Format, Lines, choose_output_format, is_resumable, open_output
+from .output import FIELDS, SEVERAL_FIELDS, Format, Lines, choose_output_format, is_resumable, open_output
 from .sorting import Sorter
 from .tally import Report, print_model
 
@@ -47,7 +47,7 @@ def label_images(options: RunOptions) -> int:
 
 def _classify_all(classify: Classifier, options: RunOptions) -> int:
     output = None if options.output is None else Path(options.output)
-    into = options.sort_into
+    into, several = options.sort_into, classify.info.thresholds is not None
     sorter = None if into is None else Sorter(into, classify.info.labels, copy=options.copy)
     settings = {
         "model": classify.info.sha256,
@@ -61,12 +61,13 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
         settings,
         resume=options.resume,
         overwrite=options.overwrite,
+        fields=SEVERAL_FIELDS if several else FIELDS,
     )
     images = partial(
         list_images, options.images, null=options.null, skip=options.sort_into, all_files=options.all_files
     )
     countable = is_on_terminal() and "-" not in options.images
-    report = Report(sum(1 for _ in images()) if countable else None)
+    report = Report(sum(1 for _ in images()) if countable else None, several=several)
     results = classify.stream(
         done.skip(images(left_out=report.left_out), report),
         workers=options.workers,
@@ -93,16 +94,20 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
 
 def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
     for result in results:
-        if sorter is not None and result.prediction is not None and result.prediction.index is not None:
+        found = result.prediction
+        named: Sequence[Any] = () if found is None or found.index is None else (found.labels or (found,))
+        if sorter is not None:
             try:
-                sorter.put(result.image, result.prediction.index)
+                for each in named:
+                    sorter.put(result.image, each.index)
             except ImageError as error:  # it was removed after it was read
                 result = Result(result.image, None, error.reason)
         lines.write(result)
         if result.prediction is None:
             report.add(result.image, error=result.error or "")
         else:  # below --min-score it has no label, and `error` says so: that is no failure
-            report.add(result.image, label=result.prediction.label)
+            others = [each.label for each in named[1:]]
+            report.add(result.image, label=result.prediction.label, others=others)
 
 
 def _explain(error: OSError) -> str:

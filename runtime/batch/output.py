@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import blake2b
@@ -28,6 +28,7 @@ from .tally import Report
 Format = Literal["jsonl", "csv"]
 T = TypeVar("T")
 FIELDS = ("path", "label", "index", "score", "top", "error")
+SEVERAL_FIELDS = ("path", "labels", "top", "error")  # of a model with several labels per image
 _SYNC_EVERY = 2.0  # seconds: what a power cut can cost
 _LOSABLE = 2**22  # bytes: more than is written between two syncs
 _LONGEST = 2**26  # bytes of a line: more than the longest labels of a model file need
@@ -41,24 +42,26 @@ def choose_output_format(path: Path | None) -> Format:
     return "csv" if path is not None and path.suffix.lower() == ".csv" else "jsonl"
 
 
-def format_record(result: Result[Any]) -> dict[str, Any]:
+def format_record(result: Result[Any], fields: Sequence[str] = FIELDS) -> dict[str, Any]:
     """Return the fields of one line. Without a prediction all but `path` and `error` are None."""
-    values: dict[str, Any] = dict.fromkeys(FIELDS) | {"path": str(result.image), "error": result.error}
-    return values if result.prediction is None else values | asdict(result.prediction)
+    values: dict[str, Any] = dict.fromkeys(fields) | {"path": str(result.image), "error": result.error}
+    found = {} if result.prediction is None else asdict(result.prediction)
+    return values | {name: value for name, value in found.items() if name in values}
 
 
 def format_line(values: Mapping[str, Any], form: Format, *, to_file: bool = True) -> bytes:
     """Return one record as a line in which characters that a terminal would obey are escaped.
 
-    JSON has its own escapes. CSV has none: a label is exact in `top`, which is JSON, and by its `index`. In a
-    file the path stays as it is, since a run is resumed and images are found by it.
+    JSON has its own escapes. CSV has none: a label is exact in `top` and `labels`, which are JSON, and by its
+    `index`. In a file the path stays as it is, since a run is resumed and images are found by it.
     """
     if form == "jsonl":
         return (_to_json(values) + "\n").encode()
     shown = {name: escape_controls(x) if isinstance(x, str) else x for name, x in values.items()}
-    shown["top"] = values["top"] and _to_json(values["top"])
+    for name in {"top", "labels"} & values.keys():
+        shown[name] = None if values[name] is None else _to_json(values[name])
     shown["path"] = values["path"] if to_file else shown["path"]
-    return _to_csv_line([shown[name] for name in FIELDS])
+    return _to_csv_line(list(shown.values()))
 
 
 def _to_json(value: Any) -> str:
@@ -80,15 +83,17 @@ class Lines:
     CSV begins with the names of the fields.
     """
 
-    def __init__(self, file: IO[bytes], form: Format, *, to_file: bool) -> None:
-        self._file, self._form, self._to_file = file, form, to_file
+    def __init__(
+        self, file: IO[bytes], form: Format, *, to_file: bool, fields: Sequence[str] = FIELDS
+    ) -> None:
+        self._file, self._form, self._to_file, self._fields = file, form, to_file, fields
         self._synced = time.monotonic()
         if form == "csv" and not (to_file and os.fstat(file.fileno()).st_size):
-            self._write(_to_csv_line(list(FIELDS)))
+            self._write(_to_csv_line(list(fields)))
 
     def write(self, result: Result[Path]) -> None:
         """Append the line of one result."""
-        self._write(format_line(format_record(result), self._form, to_file=self._to_file))
+        self._write(format_line(format_record(result, self._fields), self._form, to_file=self._to_file))
         if self._to_file and time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -139,7 +144,13 @@ class DoneImages:
 
 
 def open_output(
-    path: Path | None, form: Format, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+    path: Path | None,
+    form: Format,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    fields: Sequence[str] = FIELDS,
 ) -> tuple[Lines, DoneImages]:
     """Open an output, None for standard output, and return with it the images that it holds already.
 
@@ -152,19 +163,20 @@ def open_output(
             or by another program, is being written by another run, or cannot be written.
     """
     if path is None:
-        return Lines(sys.stdout.buffer, form, to_file=False), DoneImages()
+        return Lines(sys.stdout.buffer, form, to_file=False, fields=fields), DoneImages()
     with explain_output_errors(path):
         if path.is_dir():
             raise OutputError(f"{path}: expected a file to write to, found a folder; give a file name")
         if path.exists() and not is_resumable(path):
             if resume:
                 raise OutputError(f"{path} is no plain file and keeps nothing; leave --resume out")
-            return Lines(path.open("ab"), form, to_file=False), DoneImages()
+            return Lines(path.open("ab"), form, to_file=False, fields=fields), DoneImages()
         file = path.open("ab")
         try:
             _lock(file, path)
-            done = _begin(file, path, {**settings, "format": form}, resume=resume, overwrite=overwrite)
-            return Lines(file, form, to_file=True), done
+            settings = {**settings, "format": form}
+            done = _begin(file, path, settings, fields, resume=resume, overwrite=overwrite)
+            return Lines(file, form, to_file=True, fields=fields), done
         except BaseException:
             file.close()
             raise
@@ -179,12 +191,18 @@ def is_resumable(path: Path) -> bool:
 
 
 def _begin(
-    file: IO[bytes], path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+    file: IO[bytes],
+    path: Path,
+    settings: Mapping[str, Any],
+    fields: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> DoneImages:
     note = path.with_name(path.name + ".run")
     if resume and path.stat().st_size:
         _expect_same(note, path, settings)
-        return DoneImages(_keep_whole_lines(path, settings["format"]))
+        return DoneImages(_keep_whole_lines(path, settings["format"], fields))
     if path.stat().st_size and not overwrite:
         raise OutputError(f"{path} is there already: --resume continues it, --overwrite begins anew")
     file.truncate(0)
@@ -246,7 +264,7 @@ class _DamageError(Exception):
         self.at, self.found = at, found
 
 
-def _keep_whole_lines(path: Path, form: Format) -> Iterator[str]:
+def _keep_whole_lines(path: Path, form: Format, fields: Sequence[str]) -> Iterator[str]:
     """Yield the paths in the whole lines of an output file, then cut off a last line that is not finished.
 
     A crash leaves the start of a line at the end of the file, or the zero bytes that some file systems put
@@ -260,20 +278,20 @@ def _keep_whole_lines(path: Path, form: Format) -> Iterator[str]:
         start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
         file.seek(start)
         try:
-            end = yield from (_read_csv if form == "csv" else _read_json_lines)(file, start)
+            end = yield from (_read_csv if form == "csv" else _read_json_lines)(file, start, fields)
             if file.seek(0, os.SEEK_END) - end > _LOSABLE:
                 raise _DamageError(end)
         except _DamageError as error:
             found = error.found or _quote_line(file, error.at)
             raise OutputError(
-                f"{path} is damaged at byte {error.at:,}: expected a {form} line with {','.join(FIELDS)}, "
+                f"{path} is damaged at byte {error.at:,}: expected a {form} line with {','.join(fields)}, "
                 f"found {found}; undo what changed the file and resume, or use a new --output"
             ) from None
         file.truncate(end if end > start else 0)  # a mark alone would keep CSV from getting its first line
         os.fsync(file.fileno())
 
 
-def _read_json_lines(file: IO[bytes], end: int) -> _Paths:
+def _read_json_lines(file: IO[bytes], end: int, fields: Sequence[str]) -> _Paths:
     while line := file.readline(_LONGEST):
         if not line.endswith(b"\n"):
             begun = line.rstrip(b"\0")
@@ -285,7 +303,7 @@ def _read_json_lines(file: IO[bytes], end: int) -> _Paths:
             values = json.loads(line.decode())
         except (ValueError, RecursionError):
             raise _DamageError(end) from None
-        if not isinstance(values, dict) or set(values) != set(FIELDS) or not _is_path(values["path"]):
+        if not isinstance(values, dict) or set(values) != set(fields) or not _is_path(values["path"]):
             raise _DamageError(end)
         yield values["path"]
         end += len(line)
@@ -296,7 +314,7 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value
 
 
-def _read_csv(file: IO[bytes], end: int) -> _Paths:
+def _read_csv(file: IO[bytes], end: int, fields: Sequence[str]) -> _Paths:
     csv.field_size_limit(_LONGEST)  # of this process; 131,072 otherwise
     taken, line, at_end = end, b"", False
 
@@ -315,7 +333,7 @@ def _read_csv(file: IO[bytes], end: int) -> _Paths:
         for row in rows:
             if not line.endswith(b"\n"):
                 break
-            if (row != list(FIELDS)) if first else not _is_row(row):
+            if (row != list(fields)) if first else not _is_row(row, fields):
                 raise _DamageError(end)
             if not first:
                 yield row[0]
@@ -324,31 +342,31 @@ def _read_csv(file: IO[bytes], end: int) -> _Paths:
         if not at_end:
             raise _DamageError(end) from None
         quoted = True
-    _check_unfinished(file, end, first=first, quoted=quoted)
+    _check_unfinished(file, end, fields, first=first, quoted=quoted)
     return end
 
 
-def _is_row(row: list[str]) -> bool:
-    return len(row) == len(FIELDS) and _is_path(row[0]) and not any("\0" in field for field in row)
+def _is_row(row: list[str], fields: Sequence[str]) -> bool:
+    return len(row) == len(fields) and _is_path(row[0]) and not any("\0" in field for field in row)
 
 
-def _check_unfinished(file: IO[bytes], end: int, *, first: bool, quoted: bool) -> None:
+def _check_unfinished(file: IO[bytes], end: int, fields: Sequence[str], *, first: bool, quoted: bool) -> None:
     """Refuse an end of a CSV file, behind its last whole line, that is not the start of one line."""
     file.seek(end)
     begun = file.read(_LOSABLE).rstrip(b"\0")
-    if first and not ",".join(FIELDS).encode().startswith(begun.rstrip(b"\r")):
+    if first and not ",".join(fields).encode().startswith(begun.rstrip(b"\r")):
         raise _DamageError(end)
     # A name may hold an end of a line, but no whole line: that is of an image, behind a quote too many.
-    if quoted and any(map(_is_line, begun.splitlines()[1:])):
+    if quoted and any(_is_line(line, fields) for line in begun.splitlines()[1:]):
         raise _DamageError(end, "a quote that nothing closes")
 
 
-def _is_line(text: bytes) -> bool:
+def _is_line(text: bytes, fields: Sequence[str]) -> bool:
     try:
         row = next(csv.reader([text.decode("utf-8", "surrogateescape")], strict=True))
     except (csv.Error, StopIteration):
         return False
-    return _is_row(row) and (not row[2] or row[2].isdecimal())
+    return _is_row(row, fields) and (fields[2] != "index" or not row[2] or row[2].isdecimal())
 
 
 def _quote_line(file: IO[bytes], at: int) -> str:

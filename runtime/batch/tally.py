@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,8 @@ class Tally:
     """Counts of a run, which may have a billion images, or of one chunk; the model's labels bound it."""
 
     images: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)  # an image may have several
+    labeled: int = 0  # images with a label
     reasons: Counter[str] = field(default_factory=Counter)  # of failures, without the numbers of one image
     failures: list[str] = field(default_factory=list)  # the first ten: path and reason, safe to print
 
@@ -42,22 +43,26 @@ class Tally:
     @property
     def unsure(self) -> int:
         """Images that were read and have no label."""
-        return self.images - self.failed - self.labels.total()
+        return self.images - self.failed - self.labeled
 
-    def add(self, path: object, *, error: str | None = None, label: str | None = None) -> None:
-        """Count one image: its label where it has one, or why it failed."""
+    def add(
+        self, path: object, *, error: str | None = None, label: str | None = None, others: Iterable[str] = ()
+    ) -> None:
+        """Count one image: its label where it has one, with its `others`, or why it failed."""
         self.images += 1
         if error is not None:
             self._count_reason(re.sub(r"\d[\d,]*", "N", error), 1)
             if len(self.failures) < _SHOWN:
                 self.failures.append(f"{_shorten(str(path))}: {_shorten(error)}")
         elif label is not None:
-            self.labels[label] += 1
+            self.labeled += 1
+            self.labels.update((label, *others))
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another chunk."""
         self.images += other.images
         self.labels += other.labels
+        self.labeled += other.labeled
         self.failures += other.failures[: _SHOWN - len(self.failures)]
         for reason, count in other.reasons.items():
             self._count_reason(reason, count)
@@ -77,15 +82,22 @@ class Report:
     """Count a run, show its progress (in a log one line every 30 seconds), and sum up.
 
     `total` is of the images of the run and of those that it continues; None where they were not counted.
+    With `several` the model gives several labels per image, or none.
     """
 
     def __init__(
-        self, total: int | None = None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
+        self,
+        total: int | None = None,
+        *,
+        several: bool = False,
+        clock: Clock = time.monotonic,
+        cadence: Cadence | None = None,
     ) -> None:
         self.tally = Tally()
         self.left_out = SkippedFiles()
         self.skipped = 0  # images that an earlier run has done
         self._total = total
+        self._unsure = "without a label" if several else "unsure"
         self._clock, self._began = clock, clock()
         self._first_part: float | None = None  # seconds until the first part of a cluster run was written
         self._cadence = cadence or Cadence(clock)
@@ -95,9 +107,11 @@ class Report:
         """Images of this run and of those that it continues."""
         return self.tally.images + self.skipped
 
-    def add(self, path: object, *, error: str | None = None, label: str | None = None) -> None:
+    def add(
+        self, path: object, *, error: str | None = None, label: str | None = None, others: Iterable[str] = ()
+    ) -> None:
         """Count one image as `Tally.add` does, and show progress."""
-        self.tally.add(path, error=error, label=label)
+        self.tally.add(path, error=error, label=label, others=others)
         self._show()
 
     def merge(self, tally: Tally) -> None:
@@ -124,7 +138,7 @@ class Report:
             done += f" (the first part after {self._first_part:.1f} s)"
         done += f", {self._rate():.1f} per second, {tally.failed:,} failed"
         if tally.unsure:
-            done += f", {tally.unsure:,} unsure"
+            done += f", {tally.unsure:,} {self._unsure}"
         if self.skipped:
             done += f"; {self.skipped:,} were done before"
         if self._first_part is None:

@@ -44,6 +44,9 @@ class Metadata:
     preprocess: Preprocess
     labels: tuple[str, ...] = field(repr=False)  # by class index; they need not be unique
     temperature: float = 1.0  # logits are divided by it before softmax, so that scores are calibrated
+    # One per class, 0 to 1, of a model with several labels per image: scores are sigmoids of the logits, and
+    # an image has each label whose score reaches its threshold. None: one label per image, by softmax.
+    thresholds: tuple[float, ...] | None = field(default=None, repr=False)
     embedding: int | None = None  # features of the second output, float32 [N, D]; None without one
     target: Target = "any-cpu"  # the form of INT8 weights; without any, every CPU is as good
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # where it came from (JSON values)
@@ -60,6 +63,7 @@ class Metadata:
         named = isinstance(labels, tuple) and all(map(_is_text, labels)) and bool(labels or embedding)
         sized = embedding is None or (type(embedding) is int and embedding > 0)
         scaled = type(self.temperature) in (int, float) and 0.01 <= self.temperature <= 100
+        per_label = "null, or one number from 0 to 1 per label, with temperature 1"
         for name, expected, holds in (
             ("variant", f"one of {', '.join(variants)}", self.variant in variants),
             ("preprocess", "a Preprocess", isinstance(self.preprocess, Preprocess)),
@@ -68,11 +72,17 @@ class Metadata:
             ("producer", "text", _is_text(self.producer)),
             ("digest", "sha256 or null", self.digest in ("sha256", None)),
             ("temperature", "0.01 to 100", scaled),
+            ("thresholds", per_label, self.thresholds is None or self._has_thresholds()),
             ("source", "a JSON object", isinstance(self.source, Mapping)),
             ("measured", "a JSON object", isinstance(self.measured, Mapping)),
         ):
             if not holds:
                 raise ArtifactError(f"{name} must be {expected}, found {getattr(self, name)!r:.60}")
+
+    def _has_thresholds(self) -> bool:
+        found = self.thresholds
+        listed = isinstance(found, tuple) and len(found) == len(self.labels) > 0 and self.temperature == 1
+        return listed and all(type(each) in (int, float) and 0 <= each <= 1 for each in found or ())
 
     @property
     def outputs(self) -> dict[str, int]:
@@ -103,6 +113,8 @@ class Metadata:
         )
         document = {"version": METADATA_VERSION, "exact_on": self.exact_on}
         document |= {name: getattr(self, name) for name in _FIELDS if name != "digest"} | plain
+        if self.thresholds is None:
+            del document["thresholds"]
         if digest is not None:
             document["digest"] = digest
         try:
@@ -124,16 +136,15 @@ class Metadata:
         expected = {*_FIELDS, "exact_on"}
         if unknown := sorted(set(document) - expected):
             raise ArtifactError(f"its metadata has unknown fields: {', '.join(unknown)}; export it again")
-        if missing := sorted(expected - {"digest"} - set(document)):
+        if missing := sorted(expected - {"digest", "thresholds"} - set(document)):
             raise ArtifactError(f"its metadata lacks {', '.join(missing)}; export it again")
         exact_on = document.pop("exact_on")
         try:
             preprocess = Preprocess.from_dict(read_field(document, "preprocess", dict, where="metadata"))
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"its preprocessing is not usable: {error}") from error
-        labels = document["labels"]
-        labels = tuple(labels) if isinstance(labels, list) else labels
-        metadata = Metadata(**{**document, "preprocess": preprocess, "labels": labels})
+        lists = {n: tuple(document[n]) for n in ("labels", "thresholds") if isinstance(document.get(n), list)}
+        metadata = Metadata(**{**document, "preprocess": preprocess, **lists})
         if exact_on != list(metadata.exact_on):
             wanted = ", ".join(metadata.exact_on)
             raise ArtifactError(f"exact_on must be {wanted} for target {metadata.target}, found {exact_on!r}")

@@ -116,6 +116,7 @@ def make_classes(
     """
     from vit.class_head import read_head
     from vit.data.training_images import describe_left_out, digest_images
+    from vit.pretrained.description import THRESHOLD_ASSUMED
 
     made, notes, facts, origin = found, list(found.notes), dict[str, Any](trained_on=[]), list[str]()
     if words:
@@ -139,8 +140,10 @@ def make_classes(
     shift = "less those of the mean of the examples" if images is not None else f"plus {float(biases[0]):.4g}"
     count = format_count(len(made.labels), "class", "classes")
     notes.append(f"{count} from {facts['head']}: logits are {scale:.4g} times the cosines, {shift}")
-    assumed = tuple(each for each in found.assumed if each not in found.labels_assumed)
-    return replace(made, notes=tuple(notes), assumed=assumed, labels_assumed=()), facts
+    # The new head gives one label per image, whatever the old one gave.
+    of_old = (*found.labels_assumed, THRESHOLD_ASSUMED)
+    assumed = tuple(each for each in found.assumed if each not in of_old)
+    return replace(made, notes=tuple(notes), assumed=assumed, labels_assumed=(), thresholds=None), facts
 
 
 def _attach_words(model: ViT, folder: Path, words: tuple[str, ...], templates: tuple[str, ...]) -> ViT:

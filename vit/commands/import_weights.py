@@ -52,7 +52,12 @@ def run_import(options: ImportOptions) -> None:
             recipe |= facts
         recipe |= {"assumed": list(found.assumed), "notes": list(found.notes)}
         path = save_checkpoint(
-            options.out, model=found.model, preprocess=found.preprocess, labels=found.labels, recipe=recipe
+            options.out,
+            model=found.model,
+            preprocess=found.preprocess,
+            labels=found.labels,
+            recipe=recipe,
+            thresholds=found.thresholds,
         )
     config = found.model.config
     count = format_count(config.classes, "class", "classes")

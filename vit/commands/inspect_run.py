@@ -54,10 +54,14 @@ def run_plots(options: PlotsOptions) -> None:
     if not is_installed("matplotlib"):
         raise MissingPackageError(f"matplotlib is not installed; {install_line('train,cpu,plots')}")
     from vit.data.datasets import describe_shared_names, refuse_among_classes
-    from vit.document import find_checkpoint, read_document
+    from vit.document import CheckpointError, find_checkpoint, read_document
     from vit.training.setup import open_test_images
 
-    labels = read_document(options.run).labels
+    document = read_document(options.run)
+    labels = document.labels
+    if options.data and document.thresholds is not None:
+        instead = "python -m export --evaluate TABLE measures it"
+        raise CheckpointError(f"--data judges one label per image, and this model gives several; {instead}")
     out = options.out or find_checkpoint(options.run).parent / "plots"
     if options.data:
         refuse_among_classes(out, options.data)

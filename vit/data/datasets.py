@@ -20,6 +20,7 @@ from vit.data.folders import DataError as DataError
 from vit.data.folders import class_folders, describe_wrapper, find_layout, has_classes
 from vit.data.idx import find_idx, idx_labels, read_idx
 from vit.data.public import public_name
+from vit.data.tables import find_rarest_labels, is_table, read_table
 
 Item = Path | np.ndarray
 Split = Literal["train", "val", "test", "all"]
@@ -42,7 +43,8 @@ class Images:
 
     Attributes:
         items: paths, or arrays `uint8 [H, W, 3]`.
-        targets: class indices, int64 `[N]`; None where the classes are not known.
+        targets: class indices, int64 `[N]`; of images with several labels each, which classes an image has,
+            bool `[N, classes]`; None where the classes are not known.
         labels: one per class; None where the classes are not known.
         name: of the data set or its folder.
         left_out: files in the folders that are no images.
@@ -68,6 +70,16 @@ class Images:
         chosen = np.asarray(list(indices), np.int64)
         targets = None if self.targets is None else self.targets[chosen]
         return replace(self, items=[self.items[i] for i in chosen], targets=targets)
+
+    @property
+    def several(self) -> bool:
+        """True if an image may have several labels, or none."""
+        return self.targets is not None and self.targets.ndim == 2
+
+    @property
+    def strata(self) -> np.ndarray | None:
+        """The class of each image, of several the rarest, int64 [N]: for samples with a share of each."""
+        return find_rarest_labels(self.targets) if self.targets is not None and self.several else self.targets
 
     @property
     def truth(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -109,6 +121,7 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
             a folder of classes (`<class>/*.jpg`; "train" and "val" are then a fixed stratified 80 and 20 %),
             a folder of loose images, or one image (no targets, and only the split "all"),
             a folder of IDX files (MNIST, Fashion-MNIST),
+            a table with several labels per image (.csv, .jsonl: `vit.data.tables`),
             "fashion-mnist" (the folder of Debian's package) or "digits" (scikit-learn's).
         split: which part; "all" takes all parts together.
 
@@ -122,6 +135,8 @@ def open_images(source: Path | str, split: Split = "all") -> Images:
         raise DataError(f"split must be one of train, val, test, all; found {split!r}")
     if str(source) == "digits":
         return _open_digits(split)
+    if is_table(source):
+        return _open_table(Path(source), split)
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if not folder.exists():
         hint = "install Debian's dataset-fashion-mnist" if folder == FASHION_FOLDER else GIVE_A_FOLDER
@@ -141,6 +156,9 @@ def find_splits(source: Path | str) -> tuple[Split, ...]:
     """
     if str(source) == "digits":
         return ("train", "test")
+    if is_table(source):
+        named = read_table(Path(source)).splits
+        return tuple(split for split in SPLITS if split in named)
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if idx := find_idx(folder):
         return tuple(split for split in SPLITS if split in idx)
@@ -176,7 +194,7 @@ def split_images(images: Images, share: float, seed: int) -> tuple[Images, Image
     if not 0 < share < 1:
         raise DataError(f"share must be between 0 and 1, found {share}")
     random = np.random.default_rng(seed)
-    targets = np.zeros(len(images), np.int64) if images.targets is None else images.targets
+    targets = np.zeros(len(images), np.int64) if images.strata is None else images.strata
     second: list[int] = []
     for target in np.unique(targets):
         members = random.permutation(np.flatnonzero(targets == target))
@@ -203,6 +221,14 @@ def _open_digits(split: Split) -> Images:
     test = np.sort(order[np.linspace(0, len(order) - 1, DIGITS_TEST).round().astype(np.int64)])
     chosen = test if split == "test" else np.setdiff1d(np.arange(len(everything)), test)
     return replace(everything.subset(chosen), name=f"digits {split}")
+
+
+def _open_table(file: Path, split: Split) -> Images:
+    table = read_table(file)
+    paths, sets = table.select(split)
+    if not paths:
+        raise DataError(f"{file}: has no image of the {split} split; it has {', '.join(table.splits)}")
+    return Images(paths, sets, table.labels, str(file))
 
 
 def _open_idx(folder: Path, split: Split) -> Images:
@@ -306,7 +332,7 @@ def _join(parts: Sequence[Images], folder: Path) -> Images:
 # --- Class indices of a model ---
 
 
-def match_image_labels(images: Images, labels: tuple[str, ...]) -> Images:
+def match_image_labels(images: Images, labels: tuple[str, ...], *, several: bool = False) -> Images:
     """Return images with a model's own class indices; without classes when images or model have none.
 
     Where several classes of the model have one name, a folder of that name means any of them.
@@ -314,12 +340,19 @@ def match_image_labels(images: Images, labels: tuple[str, ...]) -> Images:
     Args:
         images: with the class indices of their folders.
         labels: of the model.
+        several: the model gives several labels per image: a folder names one of them, so that the classes
+            of its images are not known.
 
     Raises:
-        DataError: when the folders' classes are not the model's.
+        DataError: when the folders' classes are not the model's, or name several and the model gives one.
     """
     if images.targets is None or images.labels is None or not labels:
         return replace(images, targets=None, labels=None)
+    if several and not images.several:
+        return replace(images, targets=None, labels=None)
+    if images.several and (not several or len(set(labels)) < len(labels)):
+        expected = "classes of different names" if several else "one label per image, in folders"
+        raise DataError(f"{images.name}: has several labels per image, and the model expects {expected}")
     if images.labels == labels:
         return images
     known = set(labels)
@@ -331,6 +364,10 @@ def match_image_labels(images: Images, labels: tuple[str, ...]) -> Images:
         )
     first = {label: index for index, label in reversed(list(enumerate(labels)))}
     index = np.array([first[label] for label in images.labels], np.int64)
+    if images.several:
+        sets = np.zeros((len(images), len(labels)), bool)
+        sets[:, index] = images.targets
+        return replace(images, targets=sets, labels=labels)
     same_name = np.array([first[label] for label in labels], np.int64) if len(first) < len(labels) else None
     return replace(images, targets=index[images.targets], labels=labels, same_name=same_name)
 

@@ -15,6 +15,7 @@ from runtime.text import format_count
 from vit.data.datasets import DataError, Images, find_splits, open_images, split_images
 from vit.data.folders import describe_unread_folders, find_layout, find_tables
 from vit.data.idx import find_idx
+from vit.data.tables import is_table
 
 MOST_DIGESTS = 100_000  # images whose digests a checkpoint keeps: 1.5 MB
 
@@ -83,11 +84,11 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
     Raises:
         DataError: when there are no classes to learn.
     """
-    if Path(source).is_file():
+    if Path(source).is_file() and not is_table(source):
         words = detect_file_kind(source)[1]
         raise DataError(
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
-            "where the images are PHOTOS/<class>/…, unpacked"
+            "where the images are PHOTOS/<class>/…, unpacked, or a table of several labels each (.csv, .jsonl)"
         )
     splits = find_splits(source)
     if splits and "train" not in splits:
@@ -151,13 +152,14 @@ def describe_duplicates(data: TrainingData, digests: Sequence[str]) -> list[str]
     twice = []
     for index, digest in enumerate(digests):
         other = first.setdefault(digest, index)
-        if digest and train.targets is not None and train.targets[other] != train.targets[index]:
+        if digest and train.targets is not None and np.any(train.targets[other] != train.targets[index]):
             twice.append((other, index))
     sentences = []
     if twice:
+        where = "with other labels" if train.several else "in two classes"
         one, two = (train.describe(index) for index in twice[0])
         sentences.append(
-            f"in two classes: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
+            f"{where}: {format_count(len(twice), 'image')}, e.g. {one} and {two}; take one of each out"
         )
     for name, images in (("validation", data.val), ("test", data.test)):
         others = () if images is None else digest_images(images)

@@ -28,10 +28,10 @@ ONE_CLASS = (
     "it has one output, and a softmax over one class is 1.0 for every image: a model of two classes with a "
     "sigmoid, or of a number (regression); train it with one output per class, both of two included"
 )
-OTHER_SCORES = {
-    "multi_label_classification": "a multi-label model scores each class for itself, with a sigmoid",
-    "regression": "a regression model gives numbers, no classes",
-}
+OTHER_SCORES = {"regression": "a regression model gives numbers, no classes"}
+SEVERAL = "multi_label_classification"  # an image has several labels: a sigmoid scores each class for itself
+THRESHOLD = 0.5  # of a label, where the source states none
+THRESHOLD_ASSUMED = f"a threshold of {THRESHOLD} for each label: an image has those whose sigmoid reaches it"
 
 
 class SourceError(InputError):
@@ -257,8 +257,8 @@ def refuse_other_models(unknown: Iterable[str]) -> None:
                 raise OtherModelError(f"{meaning} ({name})")
 
 
-def refuse_other_scores(config: Mapping[str, Any]) -> None:
-    """Refuse a model whose config.json states that its outputs are not the logits of classes.
+def gives_several_labels(config: Mapping[str, Any]) -> bool:
+    """Return whether a model gives several labels per image; refuse outputs that are no logits of classes.
 
     Args:
         config: config.json.
@@ -267,19 +267,22 @@ def refuse_other_scores(config: Mapping[str, Any]) -> None:
         SourceError: naming the problem type, or the function that makes scores of the outputs.
     """
     ours = "this project's scores are a softmax over the classes"
-    applied = config.get("function_to_apply")  # as the pipelines of transformers read it
-    if applied not in (None, "", "softmax"):
-        raise SourceError(f"function_to_apply is {applied!r:.60} in config.json; {ours}")
     problem = config.get("problem_type")
+    applied = config.get("function_to_apply")  # as the pipelines of transformers read it
+    if applied not in (None, "", "sigmoid" if problem == SEVERAL else "softmax"):
+        raise SourceError(f"function_to_apply is {applied!r:.60} in config.json; {ours}")
+    if problem == SEVERAL:
+        return True
     if problem not in (None, "", "single_label_classification"):
         meaning = OTHER_SCORES.get(str(problem), "its outputs are not known here")
         raise SourceError(f"problem_type is {problem!r:.60} in config.json: {meaning}; {ours}")
+    return False
 
 
 def refuse_other_facts(description: Description, tensors: Tensors) -> list[str]:
     """Refuse what a description states and this model cannot follow; return what is assumed."""
     facts = description.facts
-    refuse_other_scores(facts)
+    gives_several_labels(facts)
     if code := description.stated.get("auto_map"):
         raise OtherModelError(
             f"its config.json has an auto_map ({code!r:.100}), code of its own, which may do more than its "

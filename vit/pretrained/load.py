@@ -17,11 +17,14 @@ from vit.model import ViT, compare_shapes
 from vit.pretrained.config import MOST_PATCHES, build_config, check_heads
 from vit.pretrained.convert import check_dimensions, choose_head, convert_gray, convert_tensors
 from vit.pretrained.description import (
+    THRESHOLD,
+    THRESHOLD_ASSUMED,
     Description,
     OtherModelError,
     SourceError,
     UnstatedError,
     choose_labels,
+    gives_several_labels,
     read_json,
     read_preprocessor,
     refuse_other_models,
@@ -56,6 +59,7 @@ class ImportedModel:
     assumed: tuple[str, ...]  # what the source does not state, one sentence each
     notes: tuple[str, ...] = ()  # what was chosen among several things that it states
     labels_assumed: tuple[str, ...] = ()  # of `assumed`, on the labels
+    thresholds: tuple[float, ...] | None = None  # one per label, of a model with several labels per image
 
 
 def import_model(
@@ -117,14 +121,16 @@ def import_model(
     except ValueError as error:  # of ViTConfig and Preprocess: sizes that they do not have
         raise SourceError(f"{file}: the preprocessing does not fit the model ({error})") from error
     labels, guessed = choose_labels(document, config.classes)
+    several = gives_several_labels(document)
     return ImportedModel(
         model,
         preprocess,
         labels,
         form.name,
-        (*view.assumed, *assumed, *guessed),
+        (*view.assumed, *assumed, *guessed, *([THRESHOLD_ASSUMED] if several else [])),
         (*found.notes, *notes, *more, *resized, *check_heads(tensors, config.heads)),
         tuple(guessed),
+        (THRESHOLD,) * len(labels) if several else None,
     )
 
 
@@ -154,6 +160,7 @@ def import_checkpoint(source: Path) -> tuple[Checkpoint, tuple[str, ...]]:
         config=found.model.config,
         preprocess=found.preprocess,
         labels=found.labels,
+        thresholds=found.thresholds,
         history=[],
         recipe={"imported": found.format},
         finished=True,

@@ -64,7 +64,12 @@ def measure_loss(
 
 
 def count_correct(logits: Tensor, targets: Tensor, good: Tensor) -> Tensor:
-    """Count the `good` images (bool `[n]`) whose largest logit `[n, classes]` is their class's; float32."""
+    """Count the `good` images (bool `[n]`) whose largest logit `[n, classes]` is their class's; float32.
+
+    Of several labels, `targets` bool `[n, classes]`, those whose positive logits are their labels'.
+    """
+    if targets.ndim == 2:
+        return (((logits > 0) == targets).all(-1) * good).sum().float()
     return ((logits.argmax(-1) == targets) * good).sum().float()
 
 
@@ -78,12 +83,17 @@ def mean_metrics(part: str, sums: Sequence[float]) -> dict[str, float]:
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of the epoch with the highest validation accuracy.
+    """Return the number of the epoch with the highest validation accuracy; with several labels, mAP.
 
     Ties go to the lower validation loss (4 decimals), then to the earlier epoch.
     """
-    best = max(history, key=lambda row: (row["val_accuracy"], -round(row.get("val_loss", 0.0), 4)))
+    best = max(history, key=lambda row: (_choosing(row), -round(row.get("val_loss", 0.0), 4)))
     return int(best["epoch"])
+
+
+def _choosing(row: Mapping[str, Any]) -> float:
+    """Return the figure of an epoch that chooses the best one."""
+    return float(row.get("val_map", row["val_accuracy"]))
 
 
 def choose_epoch(history: Sequence[Mapping[str, Any]]) -> int:
@@ -95,12 +105,14 @@ def describe_kept(history: Sequence[Mapping[str, Any]], validation: int | None) 
     """Say which epoch was kept and what chose it: how many `validation` images; None if that is not known."""
     kept = choose_epoch(history)
     of = f"epoch {kept} of {len(history)}"
-    accuracy = history[kept - 1].get("val_accuracy")
-    if accuracy is None:
+    row = history[kept - 1]
+    if "val_accuracy" not in row:
         return f"kept {of}, the last: there were no validation images to choose one by"
     images = "validation images" if validation is None else format_count(validation, "validation image")
     chose = "the same images chose it, so expect less of others"
-    return f"kept {of}: {100 * accuracy:.2f} % of {images} right; {chose}"
+    share = f"{100 * _choosing(row):.2f} %"
+    figure = f"mAP {share} on {images}" if "val_map" in row else f"{share} of {images} right"
+    return f"kept {of}: {figure}; {chose}"
 
 
 def stop_early(history: Sequence[Mapping[str, Any]], patience: int) -> bool:

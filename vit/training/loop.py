@@ -18,6 +18,7 @@ from runtime.errors import FailureError, Interrupted
 from vit.training.augment import Augment, mix_neighbors, mixing_share
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, best_epoch, count_correct, mean_metrics, measure_loss, stop_early
+from vit.training.label_sets import DEFAULT, measure_sets, predict_all
 from vit.training.optimizer import learning_rate, make_average, make_optimizer, set_learning_rate
 from vit.training.recipe import Recipe, RecipeError
 from vit.training.resume import Progress, seed_generator
@@ -35,7 +36,7 @@ class Loop:
     Args:
         module: maps a batch of `source` to logits, as `teacher` does to the teacher's.
         source: the images to train on.
-        targets: int64 `[N]`, their classes.
+        targets: int64 `[N]`, their classes; bool `[N, classes]` of images with several labels.
         size: (height, width) of the images after augmentation, in pixels.
         validation: images and targets that choose the best epoch; None keeps the last one.
         world: the processes that train together; None is this one alone.
@@ -57,13 +58,16 @@ class Loop:
     ) -> None:
         self.recipe, self.device, self.world = recipe, device, world or World()
         self.source, self.targets, self.validation = source, targets, validation
-        self.classes, self.teacher = classes, teacher
+        self.classes, self.teacher, self.several = classes, teacher, targets.ndim == 2
+        # Of each label, where an image has several; each evaluation chooses them anew.
+        self.thresholds = (DEFAULT,) * classes if self.several else None
         self.teacher_cache: dict[tuple[int, int], Tensor] = {}  # logits by view and step
         self.module = module.to(device)
         self.optimizer = make_optimizer(self.module, recipe)
         self.average = make_average(self.module, recipe.ema) if recipe.ema else None
         self.augment = Augment(recipe, size)
-        weights = class_weights(targets, classes) if recipe.balance else torch.ones(classes)
+        weighted = recipe.balance and not self.several
+        weights = class_weights(targets, classes) if weighted else torch.ones(classes)
         self.weights = weights.to(device)
         batch = min(recipe.batch, len(source))
         # Each process takes as many, and an even number of them, since mixup pairs neighbors.
@@ -120,9 +124,17 @@ class Loop:
         return self.average.module if self.average else self.module
 
     def evaluate(self, source: Batches, targets: np.ndarray) -> dict[str, float]:
-        """Return loss and accuracy of the weights to keep, over all processes, without augmentation."""
+        """Return loss and accuracy of the weights to keep, over all processes, without augmentation.
+
+        Of images with several labels also mAP and F1; their thresholds are chosen.
+        """
         shard = np.arange(len(source))[self.world.rank :: self.world.size]
         with self._precision():
+            if self.several:
+                found = predict_all(self.best_module, source, self.classes, shard, self.device)
+                logits, good = (self.world.sum(each) for each in found)
+                row, self.thresholds = measure_sets("val", logits, good, targets)
+                return row
             sums = measure_loss(self.best_module, source, targets, shard, self.device)
         return mean_metrics("val", self.world.sum(sums).tolist())
 
@@ -144,15 +156,16 @@ class Loop:
         done = progress.epoch * self.steps + progress.step
         set_learning_rate(self.optimizer, learning_rate(recipe, done, self.all_steps))
         hard = torch.from_numpy(self.targets[indices]).to(self.device)
-        inputs, targets = self._augment(inputs, smooth_targets(hard, self.classes, recipe.smoothing), good)
+        soft = hard.float() if self.several else smooth_targets(hard, self.classes, recipe.smoothing)
+        inputs, targets = self._augment(inputs, soft, good)
         teacher = self._teacher_logits(inputs)
-        weights = self.weights[hard] * good
+        weights = good.float() if self.several else self.weights[hard] * good
         total = self.world.sum(weights.sum())
         random = seed_generator(recipe.seed, DROPOUT, *self._position(), self.world.rank)
         torch.manual_seed(random.initial_seed())
         with self._precision():
             logits = self.forward(inputs)
-        losses = sample_losses(recipe, logits.float(), targets, teacher)
+        losses = sample_losses(recipe, logits.float(), targets, teacher, several=self.several)
         loss = (losses * weights).sum() / total.clamp(min=1e-12)
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the mean over the processes.
@@ -271,12 +284,22 @@ def class_weights(targets: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(weights).float()
 
 
-def sample_losses(recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
+def sample_losses(
+    recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tensor | None, *, several: bool = False
+) -> Tensor:
     """Return the loss of each image, `[n]`, from logits, target probabilities and logits of the teacher.
 
     The teacher's part is soft distillation (arXiv 1503.02531; arXiv 2012.12877, equation 2): the divergence
-    of the softened probabilities times T².
+    of the softened probabilities times T². With several labels per image, each label is a question of its
+    own: the mean of its cross-entropies.
     """
+    if several:
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+        if teacher is None:
+            return losses
+        scaled, soft = logits / recipe.temperature, (teacher / recipe.temperature).sigmoid()
+        taught = F.binary_cross_entropy_with_logits(scaled, soft, reduction="none").mean(-1)
+        return (1 - recipe.distill) * losses + recipe.distill * recipe.temperature**2 * taught
     losses = -(targets * F.log_softmax(logits, -1)).sum(-1)
     if teacher is None:
         return losses

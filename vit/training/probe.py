@@ -21,6 +21,7 @@ from vit.data.training_images import targets_of
 from vit.document import CheckpointError
 from vit.model import ViT
 from vit.training.evaluate import mean_metrics, measure_loss, split_batches
+from vit.training.label_sets import DEFAULT, measure_sets, predict_all
 from vit.training.recipe import RecipeError
 from vit.training.session import Session
 
@@ -52,17 +53,21 @@ def train_probe(session: Session, device: torch.device, on_row: Callable[[dict[s
     started = time.perf_counter()
     strengths = (DEFAULT_STRENGTH,) if val is None else STRENGTHS
     heads = [fit_head(train, data.train, strength, balance=session.recipe.balance) for strength in strengths]
-    rows = [{"epoch": 1} | _measure("train", head, train, data.train) for head in heads]
+    rows = [{"epoch": 1} | _measure("train", head, train, data.train)[0] for head in heads]
+    thresholds = [(DEFAULT,) * len(data.labels) if data.train.several else None] * len(heads)
     if data.val is not None and val is not None:
-        rows = [row | _measure("val", head, val, data.val) for row, head in zip(rows, heads, strict=True)]
-    row, head = min(zip(rows, heads, strict=True), key=lambda each: each[0].get("val_loss", 0.0))
+        found = [_measure("val", head, val, data.val) for head in heads]
+        rows = [row | figures for row, (figures, _) in zip(rows, found, strict=True)]
+        thresholds = [chosen for _, chosen in found]
+    choices = zip(rows, heads, thresholds, strict=True)
+    row, head, chosen = min(choices, key=lambda each: each[0].get("val_loss", 0.0))
     seconds = time.perf_counter() - started
     session.report_epoch([row], [seconds], 1, len(train) / seconds)
     on_row(row)
     model.head.load_state_dict(head.state_dict())
     test = None if data.test is None else features("test", data.test)
-    facts = session.measure_test(model.head, test, CPU)
-    return session.write_result(model.eval(), [row], facts)
+    facts = session.measure_test(model.head, test, CPU, chosen)
+    return session.write_result(model.eval(), [row], facts, chosen)
 
 
 class Features:
@@ -103,19 +108,24 @@ def fit_head(source: Features, images: Images, strength: float, *, balance: bool
     `strength` is scikit-learn's C: smaller is more regularization. The head that is returned takes features
     that are not standardized: exact, since both steps are linear.
     """
+    from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
 
     features, targets = source.features[source.good].double(), targets_of(images)[source.good.numpy()]
     labels = images.labels or ()
-    if missing := sorted(set(range(len(labels))) - set(targets.tolist())):
-        raise DataError(
-            f"{images.name}: expected a readable image of each class, found none of {labels[missing[0]]}"
-        )
+    sets = targets if images.several else targets[:, None] == np.arange(len(labels))
+    for label, found in zip(labels, sets.T, strict=True):
+        if not found.any() or (images.several and found.all()):
+            missing = f"none {'without' if found.any() else 'of'} {label}"
+            raise DataError(f"{images.name}: expected a readable image of each class, found {missing}")
     mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
     regression = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balance else None)
-    regression.fit(((features - mean) / std).numpy(), targets)
-    weight, bias = (torch.from_numpy(each) for each in (regression.coef_, regression.intercept_))
-    if len(labels) == 2:  # scikit-learn fits the difference of the two logits
+    scaled = ((features - mean) / std).numpy()
+    # With several labels per image one regression per label: whether an image has it.
+    fits = [clone(regression).fit(scaled, each) for each in (sets.T if images.several else [targets])]
+    weight = torch.from_numpy(np.concatenate([each.coef_ for each in fits]))
+    bias = torch.from_numpy(np.concatenate([each.intercept_ for each in fits]))
+    if len(labels) == 2 and not images.several:  # scikit-learn fits the difference of the two logits
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     head = nn.Linear(features.shape[1], len(labels))
     weight = weight / std
@@ -123,10 +133,15 @@ def fit_head(source: Features, images: Images, strength: float, *, balance: bool
     return head
 
 
-def _measure(part: str, head: nn.Module, source: Features, images: Images) -> dict[str, float]:
-    return mean_metrics(
-        part, measure_loss(head, source, targets_of(images), np.arange(len(source)), CPU).tolist()
-    )
+def _measure(
+    part: str, head: nn.Module, source: Features, images: Images
+) -> tuple[dict[str, float], tuple[float, ...] | None]:
+    """Return figures for a row of the history, and the thresholds of several labels per image."""
+    targets, everything = targets_of(images), np.arange(len(source))
+    if images.several:
+        found = predict_all(head, source, targets.shape[1], everything, CPU)
+        return measure_sets(part, *found, targets)
+    return mean_metrics(part, measure_loss(head, source, targets, everything, CPU).tolist()), None
 
 
 @torch.no_grad()

@@ -162,7 +162,8 @@ class TrainOptions:
 
     data: str = option(
         REQUIRED,
-        "PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), "
+        "PHOTOS/<class>/…, PHOTOS/train/<class>/… (with val or test beside train), a table of images with "
+        "several labels each (.csv or .jsonl), "
         "a folder of IDX files, or one of the words digits and fashion-mnist",
     )
     out: Path = option(REQUIRED, "folder for the checkpoint, metrics.csv and the state of the run")

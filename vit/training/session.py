@@ -30,6 +30,7 @@ from vit.run_folder import STATE, write_metrics
 from vit.token_merging import set_merging
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, mean_metrics, measure_loss
+from vit.training.label_sets import describe_thresholds, measure_sets, predict_all
 from vit.training.loop import Loop, TrainingError
 from vit.training.recipe import Recipe
 from vit.training.resume import load_state, save_state
@@ -69,9 +70,18 @@ class Session:
         return self.stores[name]
 
     def write_checkpoint(
-        self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any], *, finished: bool
+        self,
+        model: ViT,
+        history: list[dict[str, Any]],
+        facts: Mapping[str, Any],
+        *,
+        finished: bool,
+        thresholds: Sequence[float] | None = None,
     ) -> Path:
-        """Write a checkpoint of the run; `facts` are further fields of its recipe."""
+        """Write a checkpoint of the run; `facts` are further fields of its recipe.
+
+        `thresholds` are those of the labels, where an image has several.
+        """
         images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
@@ -82,6 +92,7 @@ class Session:
             history=history,
             recipe={**document, **self.notes, **facts},
             finished=finished,
+            thresholds=thresholds,
         )
 
     def report_epoch(
@@ -93,27 +104,57 @@ class Session:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
         self.report(f"epoch {row['epoch']}/{epochs}: {shown} ({seconds[-1]:.1f} s, {rate:.0f} images/s)")
 
-    def measure_test(self, module: nn.Module, source: Batches | None, device: torch.device) -> dict[str, Any]:
-        """Report the accuracy on the test images or that there are none, and return it for the recipe."""
+    def measure_test(
+        self,
+        module: nn.Module,
+        source: Batches | None,
+        device: torch.device,
+        thresholds: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """Report the accuracy on the test images or that there are none, and return it for the recipe.
+
+        With `thresholds`, those of several labels per image, report them too, and mAP and F1.
+        """
+        if thresholds is not None:
+            validation = None if self.data.val is None else self.data.val.targets
+            self.report(describe_thresholds(thresholds, self.data.labels, validation))
         facts: dict[str, Any] = {}
         if source is not None:
-            facts = {"test_accuracy": self._test_accuracy(module, source, device), "test_images": len(source)}
+            facts = self._test_figures(module, source, device, thresholds) | {"test_images": len(source)}
         self.report(f"test: {describe_test(facts)}")
         return facts
 
-    def write_result(self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any]) -> Path:
+    def write_result(
+        self,
+        model: ViT,
+        history: list[dict[str, Any]],
+        facts: Mapping[str, Any],
+        thresholds: Sequence[float] | None = None,
+    ) -> Path:
         """Report the images that were skipped, and write the final checkpoint, as `write_checkpoint`."""
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
         more = {"trained_on": self.trained_on} if self.trained_on else {}
-        return self.write_checkpoint(model.cpu(), history, {**facts, **more}, finished=True)
+        facts = {**facts, **more}
+        return self.write_checkpoint(model.cpu(), history, facts, finished=True, thresholds=thresholds)
 
-    def _test_accuracy(self, module: nn.Module, source: Batches, device: torch.device) -> float:
+    def _test_figures(
+        self,
+        module: nn.Module,
+        source: Batches,
+        device: torch.device,
+        thresholds: Sequence[float] | None = None,
+    ) -> dict[str, float]:
         assert self.data.test is not None
-        targets = targets_of(self.data.test)
-        sums = measure_loss(module.to(device), source, targets, np.arange(len(source)), device)
-        return mean_metrics("test", sums.tolist())["test_accuracy"]
+        targets, everything = targets_of(self.data.test), np.arange(len(source))
+        if thresholds is not None:
+            found = predict_all(module.to(device), source, targets.shape[1], everything, device)
+            figures = measure_sets("test", *found, targets, thresholds)[0]
+        else:
+            sums = measure_loss(module.to(device), source, targets, everything, device)
+            figures = mean_metrics("test", sums.tolist())
+        return {name: value for name, value in figures.items() if name != "test_loss"}
 
 
 class LoopSession(Session):
@@ -156,7 +197,8 @@ class LoopSession(Session):
         progress = loop.progress
         if best:
             weights = loop.best_module.state_dict()
-            self.write_checkpoint(self._build(weights), progress.history, {}, finished=False)
+            model, thresholds = self._build(weights), loop.thresholds
+            self.write_checkpoint(model, progress.history, {}, finished=False, thresholds=thresholds)
             progress.kept = digest_tensors(weights)
         rate = loop.steps * loop.batch / progress.seconds[-1]
         self.report_epoch(progress.history, progress.seconds, self.recipe.epochs, rate)
@@ -168,6 +210,7 @@ class LoopSession(Session):
             "images": len(self.data.train),
             "recipe": self.recipe.to_dict(),
             "labels": self.data.labels,
+            "several": self.data.train.several,
             "preprocess": self.preprocess.to_dict(),
             "from": self.notes.get("from"),
             "teacher": self.notes.get("teacher"),
@@ -190,7 +233,8 @@ class LoopSession(Session):
         """Write the whole history and the result on the test images into the best checkpoint of this run."""
         if not loop.world.first:
             return self.out / FILE_NAME
-        weights = load_checkpoint(self.out).model.state_dict()
+        kept = load_checkpoint(self.out)
+        weights, thresholds = kept.model.state_dict(), kept.thresholds
         if digest_tensors(weights) != loop.progress.kept:
             raise TrainingError(
                 f"{self.out}: the best weights there are not those that this run wrote; something else has "
@@ -198,12 +242,13 @@ class LoopSession(Session):
             )
         model, test = self._build(weights), self.data.test
         source = None if test is None else self.read("test", test, self.preprocess)
-        facts = self.measure_test(self._merge_tokens(model), source, loop.device)
+        facts = self.measure_test(self._merge_tokens(model), source, loop.device, thresholds)
         if source is not None and self.recipe.merge_tokens:
-            dense = self._test_accuracy(set_merging(model, {}), source, loop.device)
+            found = self._test_figures(set_merging(model, {}), source, loop.device, thresholds)
+            dense = found["test_accuracy"]
             facts["test_accuracy_without_merging"] = dense
             self.report(f"test without merging: {100 * dense:.2f} %")
-        return self.write_result(model, loop.progress.history, facts)
+        return self.write_result(model, loop.progress.history, facts, thresholds)
 
     def _build(self, weights: Mapping[str, Tensor]) -> ViT:
         model = ViT(self.model.config)

@@ -76,9 +76,16 @@ def check_training(options: TrainOptions) -> CheckedRun:
     choose_config(options, recipe, ("",), source)  # before a large folder is searched for images
     data = open_data(options.data, holdout=recipe.holdout, seed=recipe.seed)
     recipe, notes = fit_batch(options, recipe, len(data.train))
-    data = replace(data, notes=(*said, *data.notes, *notes))
+    recipe, more = fit_labels(options, recipe, data)
+    data = replace(data, notes=(*said, *data.notes, *notes, *more))
     config = choose_config(options, recipe, data.labels, source)
     merge_schedule(config, recipe.merge_tokens)  # does the model have so many patches?
+    if teacher and (teacher.thresholds is not None) != data.train.several:
+        labels = "several labels" if data.train.several else "one label"
+        raise CheckpointError(
+            f"{options.teacher}: expected a teacher with {labels} per image, as the images have; train it on "
+            "such images first"
+        )
     if teacher and teacher.labels != data.labels:
         raise CheckpointError(
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
@@ -164,6 +171,19 @@ def fit_batch(options: TrainOptions, recipe: Recipe, images: int) -> tuple[Recip
     return replace(recipe, batch=fitting), (note,)
 
 
+def fit_labels(options: TrainOptions, recipe: Recipe, data: TrainingData) -> tuple[Recipe, tuple[str, ...]]:
+    """Turn off what needs one label per image where an image has several, with a note; refuse it if given."""
+    if not data.train.several:
+        return recipe, ()
+    for name in ("smoothing", "balance"):
+        if options.recipe_changes.get(name):
+            one = "is for one label per image"
+            raise RecipeError(f"{name} {one}, and {options.data} has several; leave it out")
+    note = "several labels per image: a sigmoid per label, its cross-entropy as the loss"
+    off = " (label smoothing is off)" if recipe.smoothing else ""
+    return replace(recipe, smoothing=0.0), (note + off,)
+
+
 def choose_config(
     options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], source: Document | None
 ) -> ViTConfig:
@@ -192,7 +212,8 @@ def build_model(checked: CheckedRun, source: Checkpoint | None) -> tuple[ViT, Pr
     config, labels = checked.config, checked.data.labels
     if source is None:
         return new_model(config, checked.recipe.seed), choose_preprocess(config, checked.recipe)
-    if source.labels == labels:  # the same classes: the head keeps learning
+    several = source.thresholds is not None
+    if source.labels == labels and several == checked.data.train.several:  # the head keeps learning
         model = resize_model(source.model, config.image_size)
     else:
         model = adapt_model(source.model, classes=len(labels), image_size=config.image_size)

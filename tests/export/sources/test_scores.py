@@ -246,12 +246,60 @@ def test_values_of_scores(outputs: np.ndarray, refused: bool) -> None:
         expect_logits(outputs)
 
 
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("kind", ["regression"])
 def test_the_problem_type_of_a_folder_is_read(kind: str, optimum: Path) -> None:
     config = json.loads((optimum / "config.json").read_text())
     (optimum / "config.json").write_text(json.dumps(config | {"problem_type": kind}))
     with pytest.raises(OnnxModelError, match=kind):
         describe_onnx(optimum)
+
+
+@pytest.mark.parametrize("thresholds", [0.4, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])
+@pytest.mark.parametrize(
+    "nodes", [[], [("Sigmoid", ["z"], "p")], [("Sigmoid", ["z"], "p"), ("Identity", ["p"], "q")]]
+)
+def test_several_labels_per_image(tmp_path: Path, nodes: Sequence[Node], thresholds: object) -> None:
+    """With thresholds in the description a sigmoid is taken off, as the runtime takes one."""
+    path = ending(tmp_path / "m.onnx", nodes)
+    document = {"preprocess": {"size": [SIDE, SIDE]}, "mean": 0.5, "std": 0.5, "thresholds": thresholds}
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    source = read_onnx(path, tmp_path / "spec.json")
+    assert source.thresholds == (tuple(thresholds) if isinstance(thresholds, list) else (0.4,) * CLASSES)
+    plain = read_onnx_file(ending(tmp_path / "plain.onnx", []), SPEC)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    assert source.reference(pixels) == pytest.approx(plain.reference(pixels), abs=1e-5)
+    assert plain.thresholds is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "thresholds", "message"),
+    [
+        ([("Sigmoid", ["z"], "p")], None, 'several labels per image add "thresholds": 0.5'),
+        (SOFTMAX, 0.5, "Softmax .* ends the model"),
+        ([("HardSigmoid", ["z"], "p")], 0.5, "HardSigmoid .* ends the model"),
+        ([("Sigmoid", ["z"], "p"), ("Mul", ["p", "three"], "q")], 0.5, "Sigmoid .* ends the model"),
+        ([], [0.5], "the model has 7 classes, the description 1 threshold"),
+        ([], 1.5, "thresholds must be from 0 to 1"),
+        ([], True, "thresholds must be from 0 to 1"),
+        ([], "0.5", "thresholds must be from 0 to 1"),
+    ],
+)
+def test_what_gives_no_several_labels(
+    tmp_path: Path, nodes: Sequence[Node], thresholds: object, message: str
+) -> None:
+    path = ending(tmp_path / "m.onnx", nodes)
+    document = {"preprocess": {"size": [SIDE, SIDE]}, "mean": 0.5, "std": 0.5, "thresholds": thresholds}
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    with pytest.raises(OnnxModelError, match=message):
+        read_onnx(path, tmp_path / "spec.json")
+
+
+def test_a_multi_label_folder_has_thresholds(optimum: Path) -> None:
+    config = json.loads((optimum / "config.json").read_text())
+    (optimum / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    found = describe_onnx(optimum)
+    assert found.description.thresholds == 0.5
+    assert any("a threshold of 0.5 for each label" in sentence for sentence in found.assumed)
 
 
 def test_one_label_is_no_classifier(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from benchmarks.other_libraries import import_timm
 from runtime.images.preprocess import Preprocess
 from tests.vit.pretrained.test_state_dict import GOOD
+from vit.__main__ import main
+from vit.document import read_document
 from vit.pretrained import SourceError, import_model
 from vit.pretrained.config import choose_activation
 from vit.pretrained.description import Description
@@ -184,9 +186,21 @@ def test_labels(tmp_path, config, labels):
     assert any("not 0 to 2" in sentence for sentence in found.assumed) == (labels[0] == "0")
 
 
-def test_multi_label_models_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="multi-label"):
-        import_model(source(tmp_path, {}, problem_type="multi_label_classification"))
+@pytest.mark.parametrize("applied", [None, "sigmoid"])
+def test_multi_label_models_have_a_threshold_for_each_label(tmp_path, applied):
+    several = {"problem_type": "multi_label_classification", "function_to_apply": applied}
+    found = import_model(source(tmp_path, {}, **several))
+    assert found.thresholds == (0.5,) * len(found.labels)
+    assert any("a threshold of 0.5 for each label" in sentence for sentence in found.assumed)
+    with pytest.raises(SourceError, match="function_to_apply is 'softmax'"):
+        import_model(source(tmp_path, {}, **(several | {"function_to_apply": "softmax"})))
+
+
+def test_a_multi_label_import_is_a_checkpoint_with_thresholds(tmp_path):
+    place = source(tmp_path, {}, problem_type="multi_label_classification")
+    assert main(["import", str(place), "--out", str(tmp_path / "run")]) == 0
+    document = read_document(tmp_path / "run")
+    assert document.thresholds == (0.5,) * len(document.labels)
 
 
 def test_an_activation_that_is_not_known_is_refused(tmp_path):
