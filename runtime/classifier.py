@@ -38,9 +38,11 @@ class Classifier(LoadedModel[Prediction]):
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
+        monitor: compare the last 200 images, or as many as a number says, and their scores with those at
+            export: `classifier.monitor.read()` (docs/guides/monitor.md). False: do not.
 
     Raises:
-        ArtifactError: when the file is not a valid model file, or has no classes.
+        ArtifactError: when the file is not a valid model file, has no classes, or nothing to monitor with.
         DeviceError: when the device is not available.
         ValueError: for a number out of range.
     """
@@ -58,6 +60,7 @@ class Classifier(LoadedModel[Prediction]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
+        monitor: bool | int = False,
     ) -> None:
         if top < 1:
             raise ValueError(f"top must be 1 or more, found {top}")
@@ -72,7 +75,8 @@ class Classifier(LoadedModel[Prediction]):
             sha256=sha256,
             device_options=device_options,
         )
-        self._options |= dict(top=top, min_score=min_score)
+        self._options |= dict(top=top, min_score=min_score, monitor=monitor)
+        self.monitor = self._open_monitor(monitor, min_score)
 
     def __call__(self, image: ImageSource) -> Prediction:
         """Classify one image: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
@@ -81,7 +85,7 @@ class Classifier(LoadedModel[Prediction]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._run_one(image, "logits"))
+        return self._count(self._answer(self._run_one(image, "logits")))
 
     def embed(self, image: ImageSource, *, normalize: bool = True) -> npt.NDArray[np.float32]:
         """Return the embedding of one image; the model must be exported with `--embedding`.

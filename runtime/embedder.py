@@ -42,9 +42,10 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         max_pixels: an image with more pixels is refused.
         sha256: the SHA-256 that the file must have; None accepts any.
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
+        monitor: as for `Classifier`, of images and embeddings.
 
     Raises:
-        ArtifactError: when the file is not a valid model file, or has no embedding.
+        ArtifactError: when the file is not a valid model file, has no embedding, or nothing to monitor with.
         DeviceError: when the device is not available.
     """
 
@@ -60,6 +61,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         max_pixels: int = MAX_PIXELS,
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
+        monitor: bool | int = False,
     ) -> None:
         self._normalize = normalize
         super().__init__(
@@ -70,7 +72,8 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             sha256=sha256,
             device_options=device_options,
         )
-        self._options["normalize"] = normalize
+        self._options |= dict(normalize=normalize, monitor=monitor)
+        self.monitor = self._open_monitor(monitor)
 
     def __call__(self, image: ImageSource) -> npt.NDArray[np.float32]:
         """Embed one image: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].
@@ -82,7 +85,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             ImageError: when the image cannot be read.
             RuntimeError: after `close`.
         """
-        return self._answer(self._run_one(image, "embedding"))
+        return self._count(self._answer(self._run_one(image, "embedding")))
 
     def stream(
         self,

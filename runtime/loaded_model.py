@@ -33,6 +33,7 @@ from .session import devices_for, open_first_device, open_session, translate_err
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from .monitor.monitor import Monitor
     from .onnx_runtime import InferenceSession
 
 # --- Load: check a model file, open it on a device, and describe both ---
@@ -47,6 +48,7 @@ class ModelInfo(Metadata):
     device: str  # the one that "auto" chose
     threads: int
     placement: Placement | None = field(repr=False)  # None where this ONNX Runtime cannot say
+    field_statistics: str | None = field(repr=False)  # JSON document, which a monitor parses; None without
 
 
 def load_model(
@@ -86,6 +88,7 @@ def load_model(
             device=choice,
             threads=threads or available_cores(),
             placement=placement,
+            field_statistics=artifact.field_statistics,
         )
         return info, session
 
@@ -160,6 +163,7 @@ class LoadedModel(ABC, Generic[A]):
     """Base of `Classifier` and `Embedder`, which read an output of the graph and make answers of its rows."""
 
     info: ModelInfo
+    monitor: Monitor | None = None  # counts images and answers, and compares them with those at export
     _output: ClassVar[str]  # of the graph
 
     def __init__(
@@ -291,7 +295,23 @@ class LoadedModel(ABC, Generic[A]):
         return load_model(self._source, device=device, threads=threads, sha256=sha256, options=options)[1]
 
     def _preprocess(self, image: ImageSource) -> Pixels:
+        if self.monitor is not None:
+            return self.monitor.preprocess(self.info.preprocess, image, max_pixels=self._max_pixels)
         return self.info.preprocess(image, max_pixels=self._max_pixels)
+
+    def _count(self, answer: A) -> A:
+        if self.monitor is not None:
+            self.monitor.observe_answer(answer)
+        return answer
+
+    def _open_monitor(self, window: bool | int, min_score: float | None = None) -> Monitor | None:
+        """Return a monitor; True for `window` is that of the monitor, False means none."""
+        if window is False:
+            return None
+        from .monitor.monitor import WINDOW, open_monitor
+
+        name, window = display_name(self._source), WINDOW if window is True else window
+        return open_monitor(self.info, name, output=self._output, window=window, min_score=min_score)
 
     def _run(self, session: InferenceSession, pixels: Pixels, output: str) -> npt.NDArray[np.float32]:
         """Run the model: uint8 [N, H, W, 3] to float32 [N, features of the output].
@@ -323,7 +343,7 @@ class LoadedModel(ABC, Generic[A]):
         rows = iter(self._run(session, np.stack(readable), self._output) if readable else ())
         for image, pixels in group:
             try:
-                answer = None if isinstance(pixels, str) else self._answer(next(rows))
+                answer = None if isinstance(pixels, str) else self._count(self._answer(next(rows)))
                 yield image, answer, pixels if isinstance(pixels, str) else None
             except ImageError as error:  # the answer is not finite
                 yield image, None, error.reason

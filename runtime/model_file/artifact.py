@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from ..images.find_images import is_folder
 from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
-from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
+from .metadata import (
+    FIELD_STATISTICS_KEY,
+    METADATA_KEY,
+    SELF_TEST_KEY,
+    ArtifactError,
+    Metadata,
+    Variant,
+)
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ class Artifact:
     _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
     _self_test: str | None = field(repr=False, default=None)
+    field_statistics: str | None = field(repr=False, default=None)  # JSON document, which a monitor parses
 
     @property
     def name(self) -> str:
@@ -140,7 +148,8 @@ def read_artifact(source: os.PathLike[str] | str | bytes, *, sha256: str | None 
         metadata = _metadata(model)
         beside = (check_data(model, source),) if model.external_data else ()
         digests = start_hashing(source).result if computed is None else lambda: computed
-        return Artifact(source, metadata, digests, (*stamps, *beside), model.metadata.get(SELF_TEST_KEY))
+        documents = map(model.metadata.get, (SELF_TEST_KEY, FIELD_STATISTICS_KEY))
+        return Artifact(source, metadata, digests, (*stamps, *beside), *documents)
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:
