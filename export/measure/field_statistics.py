@@ -36,7 +36,9 @@ def make_field_statistics(run: Run, variant: str, temperature: float) -> FieldSt
     if variant in run.embeddings:
         rows = run.embeddings[variant]
         projection = make_projection(rows.shape[1])
-        columns |= zip(EMBEDDING, np.stack([measure_embedding(each, projection) for each in rows]).T, strict=True)
+        columns |= zip(
+            EMBEDDING, np.stack([measure_embedding(each, projection) for each in rows]).T, strict=True
+        )
     statistics = {name: describe_values(values) for name, values in columns.items()}
     return FieldStatistics(images, statistics, scores)
 

@@ -29,9 +29,7 @@ class FieldStatisticsSection(Section):
         """Sum up the images and the answers of each variant."""
         reliability = run.once(Reliability.measure)
         temperature = 1.0 if reliability is None else reliability.temperature
-        made = {
-            each.variant: make_field_statistics(run, each.variant, temperature) for each in run.variants
-        }
+        made = {each.variant: make_field_statistics(run, each.variant, temperature) for each in run.variants}
         return cls({name: each for name, each in made.items() if each is not None})
 
     def to_dict(self, results: Results) -> Mapping[str, Any]:
@@ -50,15 +48,21 @@ class FieldStatisticsSection(Section):
         """Return what a device has to compare with, in a line."""
         if not self.statistics:
             found = format_count(len(results.images), "image")
-            return [f"field statistics: none, monitor=True needs {FEWEST_IMAGES} images and more, here {found}"]
+            return [
+                f"field statistics: none, monitor=True needs {FEWEST_IMAGES} images and more, here {found}"
+            ]
         first = next(iter(self.statistics.values()))
         names = format_count(len(first.statistics), "statistic")
         return [f"field statistics in each file, for monitor=True: {names} of {first.images:,} images"]
 
     def context(self, results: Results) -> Mapping[str, Any] | None:
         """Return the medians as text, by statistic and variant; None without any."""
-        rows = {
-            name: [format_value(name, each.statistics[name].median) for each in self.statistics.values()]
-            for name in next(iter(self.statistics.values())).statistics
-        } if self.statistics else None
+        rows = (
+            {
+                name: [format_value(name, each.statistics[name].median) for each in self.statistics.values()]
+                for name in next(iter(self.statistics.values())).statistics
+            }
+            if self.statistics
+            else None
+        )
         return None if rows is None else {"rows": rows}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..model_file.metadata import ArtifactError
@@ -106,7 +107,11 @@ def _read(document: Any, outputs: Mapping[str, int]) -> FieldStatistics:
     images = read_field(document, "images", int, where="document")
     _expect(FEWEST_IMAGES <= images <= 2**31, "images", f"{FEWEST_IMAGES} and more", images)
     found = read_field(document, "statistics", dict, where="document")
-    names = {*IMAGE, *([SCORE] if "logits" in outputs else []), *(EMBEDDING if "embedding" in outputs else ())}
+    names = {
+        *IMAGE,
+        *([SCORE] if "logits" in outputs else []),
+        *(EMBEDDING if "embedding" in outputs else ()),
+    }
     _expect(found.keys() == names, "statistics", ", ".join(sorted(names)), sorted(found))
     statistics = {name: _read_reference(found[name], name, images) for name in NAMES if name in names}
     scores = document["scores"]
@@ -119,7 +124,7 @@ def _read_reference(entry: Any, name: str, images: int) -> Reference:
     edges = read_field(entry, "edges", list[float], where=name)
     known = {"edges", "counts", "median", "deviation"}
     _expect(entry.keys() == known, f"the fields of {name}", ", ".join(sorted(known)), sorted(entry))
-    rising = all(one < other for one, other in zip(edges, edges[1:], strict=False))
+    rising = all(one < other for one, other in pairwise(edges))
     fits = 2 <= len(edges) <= MOST_EDGES and rising and max(map(abs, edges)) <= _LARGEST
     _expect(fits, f"edges of {name}", f"2 to {MOST_EDGES} rising numbers", edges)
     median, deviation = (read_field(entry, each, float, where=name) for each in ("median", "deviation"))

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
@@ -68,11 +68,11 @@ class Monitor:
         self._images.add(measure_image(pixels, sizes[0]))
         return pixels
 
-    def observe_answer(self, answer: Prediction | npt.NDArray[np.float32]) -> None:
+    def observe_answer(self, answer: Any) -> None:
         """Count an answer: the highest score of a prediction, or an embedding, float32 [features]."""
         if isinstance(answer, np.ndarray):
             self._answers.add(measure_embedding(answer, self._projection))
-        else:
+        elif isinstance(answer, Prediction):
             self._answers.add((answer.top[0].score,))
 
     def restart(self, statistics: FieldStatistics | None = None) -> None:
@@ -88,7 +88,9 @@ class Monitor:
         for each in (self._images, self._answers):
             rows = each.read()
             for name, values in zip(each.names, rows.T, strict=True):
-                found[name] = _compare(values, self._statistics.statistics[name], self._statistics.images, total)
+                found[name] = _compare(
+                    values, self._statistics.statistics[name], self._statistics.images, total
+                )
         unsure = there = None
         if self._min_score is not None and self._answers.names == (SCORE,) and len(rows):
             unsure = float((rows[:, 0] < self._min_score).mean())
@@ -164,7 +166,7 @@ class _Values:
             self.seen = 0
             self._rows = np.zeros((self.window, len(self.names)))
             self._order = np.zeros(self.window, np.int64)  # number of the image in each row
-            self._random = Random(0)  # noqa: S311 (a sample, no secret)
+            self._random = Random(0)
 
     def add(self, row: Sequence[float] | npt.NDArray[np.float32]) -> None:
         with self.lock:
