@@ -4,6 +4,8 @@
     python -m examples.http_service MODEL [--port 8000]      # prints the address of a page to try it
     curl --data-binary @photo.jpg http://127.0.0.1:8000/classify
     curl -F file=@photo.jpg http://127.0.0.1:8000/classify
+    curl http://127.0.0.1:8000/healthz                       # is the model loaded, and which one
+    curl http://127.0.0.1:8000/metrics                       # for Prometheus
 
 The image is the body itself, or the one file in a form, as browsers and many clients send it.
 
@@ -27,8 +29,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from examples.service_metrics import ServiceMetrics
 from runtime import ArtifactError, Classifier, DeviceError, ImageError
 from runtime.command.parser import Parser
+from runtime.model_file.artifact import choose_model_file, read_artifact
 
 MAX_BYTES = 20 * 2**20
 MAX_HEADERS = 2**13  # bytes, of one part of a form
@@ -141,8 +145,15 @@ def extract_image(body: bytes, content_type: str) -> bytes:
 def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
     """Return the service; it predicts `at_once` images at the same time."""
     slots = asyncio.Semaphore(at_once)  # predictions under way; the others wait without a thread
+    metrics = ServiceMetrics(classify)
 
     async def answer(request: Request) -> Response:
+        with metrics.time_request() as done:
+            response = await predict(request)
+            done(response.status_code)
+        return response
+
+    async def predict(request: Request) -> Response:
         try:
             body = await read_body(request)
             image = extract_image(body, request.headers.get("content-type", ""))
@@ -154,6 +165,7 @@ def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
             return Response(status_code=400)
         except ImageError as error:
             return failure(422, str(error))
+        metrics.count_prediction(prediction)
         top = [{"label": c.label, "index": c.index, "score": c.score} for c in prediction.top]
         answer = {"label": prediction.label, "score": prediction.score, "top": top}
         if prediction.labels is not None:  # of a model with several labels per image
@@ -168,7 +180,7 @@ def make_app(classify: Classifier, *, at_once: int = 2) -> Starlette:
         return HTMLResponse(PAGE)
 
     routes = [Route("/", page), Route("/classify", answer, methods=["POST"]), Route("/info", info)]
-    return Starlette(routes=routes)
+    return Starlette(routes=routes + metrics.routes)
 
 
 def failure(status: int, why: str) -> Response:
@@ -210,11 +222,25 @@ def main() -> None:
         help="longest time to send a request, from the connection to its last byte, and to read the answer, "
         "in seconds (default: %(default)s)",
     )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        help="below this score, 0 to 1, an answer has no label and counts as unsure (default: none does)",
+    )
     options = parser.parse_args()
+    if options.min_score is not None and not 0 <= options.min_score <= 1:
+        parser.error(f"expected --min-score 0 to 1, found {options.min_score:g}")
     if not options.upload_seconds > 0:
         parser.error(f"expected --upload-seconds above 0, found {options.upload_seconds:g}")
     try:
-        classify = Classifier(options.model, threads=1, max_pixels=MAX_PIXELS)
+        monitor = read_artifact(choose_model_file(options.model)).field_statistics is not None
+        classify = Classifier(
+            options.model,
+            threads=1,
+            max_pixels=MAX_PIXELS,
+            min_score=options.min_score,
+            monitor=monitor,
+        )
     except (ArtifactError, DeviceError) as error:
         parser.error(str(error))
     try:

@@ -23,6 +23,7 @@ from export.measure.inference import ModelFile, Run, ShowStep, batches, run_vari
 from export.options import Options
 from export.report import SECTIONS
 from export.report.evidence import Evidence
+from export.report.field_statistics import FieldStatisticsSection
 from export.report.provenance import describe_environment, name_producer
 from export.report.quantized_layers import QuantizedLayers
 from export.report.reliability import Reliability
@@ -210,7 +211,8 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         producer=name_producer(),
     )
     self_test = run.once(SelfTests.measure).tests[each.variant]
-    size, sha256 = write_model(folder / name, each.model, metadata, self_test)
+    statistics = run.once(FieldStatisticsSection.measure).statistics.get(each.variant)
+    size, sha256 = write_model(folder / name, each.model, metadata, self_test, statistics)
     return VariantResult(
         variant=each.variant,
         file=name,

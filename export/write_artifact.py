@@ -20,6 +20,8 @@ from calibration.graph.memory import SMALL, release_memory, weight_bytes
 from runtime.interrupts import raise_on_signal
 from runtime.model_file.artifact import FILE_NAMES, METADATA_KEY, Metadata
 from runtime.model_file.integrity import DATA_KEY, DATA_SUFFIX, digest_entry
+from runtime.model_file.metadata import FIELD_STATISTICS_KEY
+from runtime.monitor.document import FieldStatistics
 from runtime.self_test.document import SELF_TEST_KEY, SelfTest
 from runtime.writing import OutputError, explain_output_errors, sync_folder, temporary_folder
 
@@ -30,7 +32,11 @@ ONE_FILE = 2**31 - 2**24  # bytes of weights; a message has less than 2 GB, and 
 
 
 def write_model(
-    path: Path, model: ir.Model, metadata: Metadata, self_test: SelfTest | None = None
+    path: Path,
+    model: ir.Model,
+    metadata: Metadata,
+    self_test: SelfTest | None = None,
+    statistics: FieldStatistics | None = None,
 ) -> tuple[int, str]:
     """Write an .onnx file; of 2 GB or more, which no .onnx file can have, the weights go beside it.
 
@@ -45,6 +51,8 @@ def write_model(
     model.metadata_props[METADATA_KEY] = metadata.to_json(digest="sha256")
     if self_test is not None:
         model.metadata_props[SELF_TEST_KEY] = self_test.to_json()
+    if statistics is not None:
+        model.metadata_props[FIELD_STATISTICS_KEY] = statistics.to_json()
     if weight_bytes(model) <= ONE_FILE:
         written = _write(path, _serialize_in_parts(model))
         release_memory(model)

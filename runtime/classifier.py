@@ -43,9 +43,12 @@ class Classifier(LoadedModel[Prediction]):
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
         key: a PEM file with a public key, whose owner must have signed the model (`vit-edge sign`); None
             accepts any. It needs the extra `sign`.
+        monitor: compare the last 200 images, or as many as a number says, and their scores with those at
+            export: `classifier.monitor.read()` (docs/guides/monitor.md). False: do not.
 
     Raises:
-        ArtifactError: when the file is not a valid model file, has no classes, or takes no `min_score`.
+        ArtifactError: when the file is not a valid model file, has no classes, takes no `min_score`, or has
+            nothing to monitor with.
         DeviceError: when the device is not available.
         ValueError: for a number out of range.
     """
@@ -64,6 +67,7 @@ class Classifier(LoadedModel[Prediction]):
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
         key: os.PathLike[str] | str | None = None,
+        monitor: bool | int = False,
     ) -> None:
         if top < 1:
             raise ValueError(f"top must be 1 or more, found {top}")
@@ -78,6 +82,7 @@ class Classifier(LoadedModel[Prediction]):
             sha256=sha256,
             device_options=device_options,
             key=key,
+            monitor=monitor,
         )
         self._options |= dict(top=top, min_score=min_score)
         if min_score is not None and self.info.thresholds is not None:
@@ -93,7 +98,7 @@ class Classifier(LoadedModel[Prediction]):
             RuntimeError: after `close`.
         """
         use = self._take()
-        return self._answer(use[0].info, self._run_one(use, image, "logits"))
+        return self._answer_and_count(use[0], self._run_one(use, image, "logits"))
 
     def embed(self, image: ImageSource, *, normalize: bool = True) -> npt.NDArray[np.float32]:
         """Return the embedding of one image; the model must be exported with `--embedding`.

@@ -45,9 +45,10 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         device_options: precision, cache and more, of a device other than the plain CPU; None: the defaults.
         key: a PEM file with a public key, whose owner must have signed the model (`vit-edge sign`); None
             accepts any. It needs the extra `sign`.
+        monitor: as for `Classifier`, of images and embeddings.
 
     Raises:
-        ArtifactError: when the file is not a valid model file, or has no embedding.
+        ArtifactError: when the file is not a valid model file, has no embedding, or nothing to monitor with.
         DeviceError: when the device is not available.
     """
 
@@ -64,6 +65,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
         key: os.PathLike[str] | str | None = None,
+        monitor: bool | int = False,
     ) -> None:
         self._normalize = normalize
         super().__init__(
@@ -74,6 +76,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             sha256=sha256,
             device_options=device_options,
             key=key,
+            monitor=monitor,
         )
         self._options["normalize"] = normalize
 
@@ -88,7 +91,7 @@ class Embedder(LoadedModel["npt.NDArray[np.float32]"]):
             RuntimeError: after `close`.
         """
         use = self._take()
-        return self._answer(use[0].info, self._run_one(use, image, "embedding"))
+        return self._answer_and_count(use[0], self._run_one(use, image, "embedding"))
 
     def stream(
         self,

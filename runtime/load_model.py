@@ -26,6 +26,7 @@ class ModelInfo(Metadata):
     device: str  # the one that "auto" chose
     threads: int
     placement: Placement | None = field(repr=False)  # None where this ONNX Runtime cannot say
+    field_statistics: str | None = field(repr=False)  # JSON document, which a monitor parses; None without
 
 
 def load_model(
@@ -66,6 +67,7 @@ def load_model(
             device=choice,
             threads=threads or available_cores(),
             placement=placement,
+            field_statistics=artifact.field_statistics,
         )
         return info, session
 

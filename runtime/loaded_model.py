@@ -31,6 +31,7 @@ from .session import translate_error
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from .monitor.monitor import Monitor
     from .onnx_runtime import InferenceSession
 
 _GPU_BATCH = 32  # images; larger ones make a ViT hardly faster and each image wait longer
@@ -76,6 +77,7 @@ class _State:
     session: InferenceSession | None  # None: closed, or of the process that was forked
     stream_session: InferenceSession | None  # of one thread; opened when a stream needs it
     forked: bool = False  # the sessions were those of another process
+    monitor: Monitor | None = None
 
     def __post_init__(self) -> None:
         _states.add(self)
@@ -87,6 +89,7 @@ _Use = tuple[_State, "InferenceSession"]  # a model, and that session of it whic
 class LoadedModel(ABC, Generic[A]):
     """Base of `Classifier` and `Embedder`, which read an output of the graph and make answers of its rows."""
 
+    _min_score: float | None = None
     _output: ClassVar[str]  # of the graph
 
     def __init__(
@@ -99,6 +102,7 @@ class LoadedModel(ABC, Generic[A]):
         sha256: str | None = None,
         device_options: DeviceOptions | None = None,
         key: os.PathLike[str] | str | None = None,
+        monitor: bool | int = False,
     ) -> None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels must be 1 or more, found {max_pixels}")
@@ -110,6 +114,7 @@ class LoadedModel(ABC, Generic[A]):
             max_pixels=max_pixels,
             device_options=self._device_options,
             key=None if key is None else os.path.abspath(key),  # noqa: PTH100 (follows no links)
+            monitor=monitor,
         )
         self._state = self._load(model)
         _open.add(self)
@@ -118,6 +123,16 @@ class LoadedModel(ABC, Generic[A]):
     def info(self) -> ModelInfo:
         """Metadata of the model, and where it runs."""
         return self._state.info
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """Counts of the images and answers of this model, beside those at export; None without `monitor`."""
+        return self._state.monitor
+
+    @monitor.setter
+    def monitor(self, monitor: Monitor | None) -> None:
+        with _changing:
+            self._state = replace(self._state, monitor=monitor)
 
     @abstractmethod
     def _missing(self) -> str:
@@ -218,7 +233,8 @@ class LoadedModel(ABC, Generic[A]):
         source = model if isinstance(model, bytes) else str(info.path)
         if self._output not in info.outputs:
             raise ArtifactError(f"{display_name(source)}: {self._missing()}")
-        return _State(source, info, session, session if info.threads == 1 else None)
+        stream_session = session if info.threads == 1 else None
+        return _State(source, info, session, stream_session, monitor=self._open_monitor(info, source))
 
     def _warm_up(self, state: _State, session: InferenceSession) -> None:
         blank = np.full((1, *state.info.preprocess.size, 3), 127, np.uint8)
@@ -226,7 +242,7 @@ class LoadedModel(ABC, Generic[A]):
 
     def _run_one(self, use: _Use, image: ImageSource, output: str) -> npt.NDArray[np.float32]:
         state, session = use
-        pixels = state.info.preprocess(image, max_pixels=self._max_pixels)
+        pixels = self._preprocess(state, image)
         row: npt.NDArray[np.float32] = self._run(state, session, pixels[None], output)[0]
         return row
 
@@ -291,6 +307,26 @@ class LoadedModel(ABC, Generic[A]):
         sha256, options = state.info.sha256, replace(self._device_options, partial=True)
         return load_model(state.source, device=device, threads=threads, sha256=sha256, options=options)[1]
 
+    def _preprocess(self, state: _State, image: ImageSource) -> Pixels:
+        if state.monitor is not None:
+            return state.monitor.preprocess(state.info.preprocess, image, max_pixels=self._max_pixels)
+        return state.info.preprocess(image, max_pixels=self._max_pixels)
+
+    def _answer_and_count(self, state: _State, row: npt.NDArray[np.float32]) -> A:
+        answer = self._answer(state.info, row)
+        if state.monitor is not None:
+            state.monitor.observe_answer(answer)
+        return answer
+
+    def _open_monitor(self, info: ModelInfo, source: str | bytes) -> Monitor | None:
+        window: bool | int = self._options["monitor"]
+        if window is False:
+            return None
+        from .monitor.monitor import WINDOW, open_monitor
+
+        name, window = display_name(source), WINDOW if window is True else window
+        return open_monitor(info, name, output=self._output, window=window, min_score=self._min_score)
+
     def _run(
         self, state: _State, session: InferenceSession, pixels: Pixels, output: str
     ) -> npt.NDArray[np.float32]:
@@ -322,7 +358,7 @@ class LoadedModel(ABC, Generic[A]):
         session = state.stream_session if single and state.stream_session is not None else state.session
         use = begun if session is None else (state, session)
         try:
-            return image, use[0].info.preprocess(image, max_pixels=self._max_pixels), use
+            return image, self._preprocess(use[0], image), use
         except ImageError as error:
             return image, error.reason, use
 
@@ -335,7 +371,7 @@ class LoadedModel(ABC, Generic[A]):
             rows = iter(self._run(state, session, np.stack(readable), self._output) if readable else ())
             for image, pixels, _ in same:
                 try:
-                    answer = None if isinstance(pixels, str) else self._answer(state.info, next(rows))
+                    answer = None if isinstance(pixels, str) else self._answer_and_count(state, next(rows))
                     yield image, answer, pixels if isinstance(pixels, str) else None
                 except ImageError as error:  # the answer is not finite
                     yield image, None, error.reason

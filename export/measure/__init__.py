@@ -2,7 +2,8 @@
 
 In reading order:
 
-    inference  run the variants: outputs, top-1 and latency
-    limits     one limit on one variant, decided by the interval of its figure
-    self_test  test images for each model file, with the answers of this machine
+    inference         run the variants: outputs, top-1 and latency
+    limits            one limit on one variant, decided by the interval of its figure
+    field_statistics  statistics of the images, with which a device finds drift
+    self_test         test images for each model file, with the answers of this machine
 """

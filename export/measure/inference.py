@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -23,9 +24,10 @@ from export.options import Options
 from export.sources.source import Source
 from export.write_artifact import clear_metadata
 from runtime.errors import FailureError
-from runtime.images.preprocess import Preprocess
+from runtime.images.preprocess import ImageSource, Pixels, Preprocess
 from runtime.model_file.artifact import Variant
 from runtime.model_file.targets import Target
+from runtime.monitor.measure import measure_image
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.placement import Placement, read_placement
 from runtime.text import format_count
@@ -99,6 +101,7 @@ class Run:
     parity: float  # largest difference of a logit from the reference, divided by the largest logit
     logits: Mapping[str, Array]  # by variant, and of DENSE: float32 [images, classes]
     embeddings: Mapping[str, Array]  # by variant: float32 [images, features]; empty without the output
+    image_statistics: Array  # of each evaluation image: float64 [images, `runtime.monitor.measure.IMAGE`]
     latency: Mapping[str, Mapping[str, float]]  # ms of one image on one thread by variant: min, median
     multiply_adds: Mapping[str, Mapping[str, int]]  # of one image, by variant and by name of the node
     placement: Mapping[str, Placement | None]  # of the timed sessions, by variant
@@ -148,7 +151,9 @@ def run_variants(
     dense = _make_dense(source, variants)
     with show_step("measuring", len(evaluation)) as progress:
         sessions = [each.open(options.threads) for each in (*variants, *dense)]
-        outputs = _run_all(sessions, evaluation, source.preprocess, progress)
+        statistics = list[tuple[float, ...]]()
+        prepare = partial(_measure_and_preprocess, statistics, source.preprocess)
+        outputs = _run_all(sessions, evaluation, prepare, progress)
         del sessions  # before those of the latencies are opened
         release_memory(model)
     for each, found in zip(variants, outputs, strict=False):
@@ -178,8 +183,28 @@ def run_variants(
         name: found["embedding"] for name, found in by_name.items() if "embedding" in found and name != DENSE
     }
     return Run(
-        source, images, options, variants, parity, logits, embeddings, latency, multiply_adds, placement
+        source=source,
+        images=images,
+        options=options,
+        variants=variants,
+        parity=parity,
+        logits=logits,
+        embeddings=embeddings,
+        image_statistics=np.array(statistics),
+        latency=latency,
+        multiply_adds=multiply_adds,
+        placement=placement,
     )
+
+
+def _measure_and_preprocess(
+    statistics: list[tuple[float, ...]], preprocess: Preprocess, image: ImageSource
+) -> Pixels:
+    """Preprocess an image, and append its statistics to a list."""
+    sizes: list[tuple[int, int]] = []
+    pixels = preprocess(image, take_size=sizes.append)
+    statistics.append(measure_image(pixels, sizes[0]))
+    return pixels
 
 
 def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile]:
@@ -193,7 +218,9 @@ def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile
     return found
 
 
-def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Iterator[Array]:
+def batches(
+    images: Images, preprocess: Callable[[ImageSource], Pixels], *, size: int = BATCH
+) -> Iterator[Array]:
     """Yield the images as `uint8 [N, H, W, 3]`, decoded as they are asked for; the last batch may be smaller.
 
     Args:
@@ -215,7 +242,10 @@ def batches(images: Images, preprocess: Preprocess, *, size: int = BATCH) -> Ite
 
 
 def _run_all(
-    sessions: Sequence[ort.InferenceSession], images: Images, preprocess: Preprocess, progress: Progress
+    sessions: Sequence[ort.InferenceSession],
+    images: Images,
+    preprocess: Callable[[ImageSource], Pixels],
+    progress: Progress,
 ) -> list[dict[str, Array]]:
     """Return every output of each session, `float32 [images, features]`; each image is decoded once."""
     found: list[list[list[Array]]] = [[] for _ in sessions]

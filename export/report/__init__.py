@@ -17,6 +17,7 @@ In reading order:
     evidence          how well calibration fits the measured images, and warnings
     quantized_layers  layers in INT8 and in float32, and the drift of each
     self_tests        test images in the model files, with which a device can be checked
+    field_statistics  statistics of the images in the model files, with which a device finds drift
     node_placement    where each variant ran, and its multiply-adds
 
 A new figure is one module with its template of the same name, and one line in `SECTIONS`.
@@ -30,6 +31,7 @@ from export.report.comparison import Comparison, Headlines
 from export.report.conclusion import Conclusion, Usage
 from export.report.embedding_drift import EmbeddingDrift
 from export.report.evidence import Evidence
+from export.report.field_statistics import FieldStatisticsSection
 from export.report.merging_effect import MergingEffect
 from export.report.node_placement import NodePlacement
 from export.report.preprocessing import Preprocessing
@@ -52,6 +54,7 @@ SECTIONS: tuple[type[Section], ...] = (
     EmbeddingDrift,
     MergingEffect,
     SelfTests,
+    FieldStatisticsSection,
     Provenance,
     Evidence,
     QuantizedLayers,

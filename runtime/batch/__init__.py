@@ -7,6 +7,8 @@ In reading order:
     tally            counts, the model (--verbose), progress and summary
     output           result lines in a file that survives a crash
     sorting          one folder per label (--sort-into)
+    keep_unsure      the images to label next (--keep-unsure)
+    field_report     drift against the export (--monitor)
     label_images     the command: one result line per image
     embed_images     the command with --embeddings: an array with one row per image
     label_columns    columns in, columns out: what an engine for clusters calls

@@ -21,6 +21,7 @@ from ..images.find_images import SkippedFiles, is_folder
 from ..interrupts import raise_on_signal
 from ..text import format_count
 from ..writing import AtomicFile, explain_output_errors
+from .field_report import start_monitor, write_field_report
 from .inputs import list_images, no_images, refuse_options
 from .options import RunOptions, UsageError
 from .tally import Tally, describe_left_out, print_model
@@ -48,6 +49,8 @@ def embed_images(options: RunOptions, out: Path) -> int:
         sha256=options.sha256,
         device_options=options.device_options,
     )
+    if options.monitor:
+        start_monitor(embed, "embedding")
     if options.verbose:
         print_model(embed.info)
     began, tally, left_out = time.monotonic(), Tally(), SkippedFiles()
@@ -80,13 +83,14 @@ def embed_images(options: RunOptions, out: Path) -> int:
     ]
     lines += tally.list_failures(files.failed_name) + describe_left_out(left_out.counts)
     print("\n".join(lines), file=sys.stderr)
+    write_field_report(embed, out)
     return FAILED if tally.failed else DONE
 
 
 def _check_options(options: RunOptions, out: Path) -> None:
     if out.suffix.lower() not in (".npy", ".parquet"):
         raise UsageError(f"--embeddings: expected a name that ends in .npy or .parquet, found {out.name!r}")
-    of_labels = ("output", "resume", "sort_into", "copy", "format", "min_score")
+    of_labels = ("output", "resume", "sort_into", "copy", "format", "min_score", "keep_unsure", "limit")
     refuse_options(options, of_labels, "--embeddings, which labels nothing")
     if not is_folder(out.absolute().parent):
         raise UsageError(f"{out.absolute().parent}: no such folder, make it first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,16 +17,28 @@ from ..command.progress import is_on_terminal
 from ..errors import DONE, FAILED, INTERRUPTED, ImageError
 from ..interrupts import raise_on_signal
 from ..results import Result
-from ..text import format_count
+from ..text import format_count, make_printable
+from .field_report import start_monitor, write_field_report
 from .inputs import list_images, no_images
+from .keep_unsure import MOST_KEPT, UnsureImages, check_keep_unsure, read_records
 from .options import RunOptions
-from .output import FIELDS, SEVERAL_FIELDS, Format, Lines, choose_output_format, is_resumable, open_output
+from .output import (
+    FIELDS,
+    SEVERAL_FIELDS,
+    Format,
+    Lines,
+    choose_output_format,
+    format_record,
+    is_resumable,
+    open_output,
+)
 from .sorting import Sorter
 from .tally import Report, print_model
 
 
 def label_images(options: RunOptions) -> int:
     """Classify the images, write one line for each, and return the exit code."""
+    check_keep_unsure(options.keep_unsure, options.limit)
     with divert_standard_output():
         classify = Classifier(
             options.model,
@@ -40,6 +53,8 @@ def label_images(options: RunOptions) -> int:
         if options.verbose:
             print_model(classify.info)
         classify.warm_up()
+        if options.monitor:
+            start_monitor(classify, "logits", options.min_score)
     # Two runs that sort into one folder would replace each other's links where images share a name.
     with only_writer(options.sort_into) if options.sort_into else nullcontext():
         return _classify_all(classify, options)
@@ -55,14 +70,21 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
         "min_score": options.min_score,
         "sort_into": None if into is None else str(into),
     }
+    form = cast("Format | None", options.format) or choose_output_format(output)  # parquet is refused
     lines, done = open_output(
         output,
-        cast("Format | None", options.format) or choose_output_format(output),  # parquet is refused
+        form,
         settings,
         resume=options.resume,
         overwrite=options.overwrite,
         fields=SEVERAL_FIELDS if several else FIELDS,
     )
+    unsure = None
+    if options.keep_unsure is not None:
+        unsure = UnsureImages(options.limit or MOST_KEPT, options.min_score)
+        if options.resume and output is not None and is_resumable(output):
+            for record in read_records(output, form):
+                unsure.offer(record)
     images = partial(
         list_images, options.images, null=options.null, skip=options.sort_into, all_files=options.all_files
     )
@@ -75,7 +97,7 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
     )
     try:
         with raise_on_signal():
-            _write_all(results, lines, report, sorter)
+            _write_all(results, lines, report, sorter, unsure)
             lines.close()
     except KeyboardInterrupt:
         lines.close()
@@ -89,10 +111,20 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
         return report.end(FAILED, _explain(error) + _explain_resume(output))
     if report.found == 0:
         raise no_images(options.images, report.left_out.counts)
-    return report.end(FAILED if report.tally.failed else DONE)
+    code = report.end(FAILED if report.tally.failed else DONE)
+    if unsure is not None and options.keep_unsure is not None:
+        print(make_printable(unsure.write(options.keep_unsure, classify.info.labels)), file=sys.stderr)
+    write_field_report(classify, output)
+    return code
 
 
-def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, sorter: Sorter | None) -> None:
+def _write_all(
+    results: Iterator[Result[Path]],
+    lines: Lines,
+    report: Report,
+    sorter: Sorter | None,
+    unsure: UnsureImages | None,
+) -> None:
     for result in results:
         found = result.prediction
         named: Sequence[Any] = () if found is None or found.index is None else (found.labels or (found,))
@@ -103,6 +135,8 @@ def _write_all(results: Iterator[Result[Path]], lines: Lines, report: Report, so
             except ImageError as error:  # it was removed after it was read
                 result = Result(result.image, None, error.reason)
         lines.write(result)
+        if unsure is not None:
+            unsure.offer(format_record(result))
         if result.prediction is None:
             report.add(result.image, error=result.error or "")
         else:  # below --min-score it has no label, and `error` says so: that is no failure

@@ -107,6 +107,16 @@ class RunOptions(DeviceChoice):
         metavar="SCORE",
         parse=number(0, 1, what="a score"),
     )
+    monitor: bool = option(
+        False,
+        "compare the images and scores with those at export: one line, and FILE.monitor.json beside --output",
+    )
+    keep_unsure: Path | None = option(
+        None,
+        "copy the images to label next into DIR/<label>/: the least sure (below --min-score, if it is given)",
+        metavar="DIR",
+    )
+    limit: int | None = option(None, "with --keep-unsure: images, at most (default: 100)")
     check: bool = option(False, "check the device instead, without IMAGES; its options: MODEL --check --help")
     verbose: bool = option(False, "show the model, the device and where the nodes run, on standard error")
     workers: int | None = option(

@@ -106,8 +106,9 @@ def _check_options(options: RunOptions) -> None:
     if "-" in options.images:
         raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
     of_one_machine = ("sort_into", "copy", "null", "unordered", "verbose", "min_score", "embeddings")
+    of_drift = ("monitor", "keep_unsure", "limit")
     of_devices = ("compile_cache", "partial", "chip")
-    refuse_options(options, of_one_machine + of_devices, "--engine ray")
+    refuse_options(options, of_one_machine + of_drift + of_devices, "--engine ray")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -49,7 +49,13 @@ _TRANSPOSITIONS = {
 
 @contextmanager
 def decode_image(
-    image: ImageSource, *, max_pixels: int, exif: bool, draft_edge: int | None, white_level: int = WHITE_16
+    image: ImageSource,
+    *,
+    max_pixels: int,
+    exif: bool,
+    draft_edge: int | None,
+    white_level: int = WHITE_16,
+    take_size: Callable[[tuple[int, int]], object] | None = None,
 ) -> Iterator[Image.Image]:
     """Open an image, decode it, and yield it as a Pillow image of mode RGB that the end of the block closes.
 
@@ -60,6 +66,7 @@ def decode_image(
         draft_edge: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both edges have this many pixels;
             None decodes all of it.
         white_level: the value of a 16-bit gray pixel that is white.
+        take_size: called with (width, height) of the upright image, as if all of it had been decoded.
 
     Yields:
         The image; one of the caller's own that is RGB and upright is yielded as it is, and not closed.
@@ -73,7 +80,7 @@ def decode_image(
         raise TypeError(f"an image is {kinds}, found {type(image).__name__}")
     try:
         with _open(image, max_pixels) as opened:
-            _check_size(opened.size, max_pixels)
+            _check_size(size := opened.size, max_pixels)
             if draft_edge and opened is not image:  # an image of the caller's stays as it is
                 opened.draft(None, (draft_edge, draft_edge))
             found = check_format(opened, white_stated=white_level != WHITE_16, max_pixels=max_pixels)
@@ -85,6 +92,9 @@ def decode_image(
                 with _close_after(_to_rgb(opened, found, white_level), image) as color:
                     upright = color if rotation is None else color.transpose(rotation)
                     with _close_after(upright, image):
+                        if take_size is not None:  # a draft is smaller, and Pillow rotates some files itself
+                            long, short = max(size), min(size)
+                            take_size((long, short) if upright.width >= upright.height else (short, long))
                         yield upright
     except ImageError as error:
         raise _with_file(error, image) from error.__cause__

@@ -5,7 +5,7 @@ The steps are data (`Preprocess`) that is stored in checkpoints and model files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -77,13 +77,20 @@ class Preprocess:
         elif not (_is_whole(found) and found >= max(self.size)):
             raise ValueError(f"resize_to must be {max(self.size)} to {_MAX_EDGE}, found {found!r}")
 
-    def __call__(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    def __call__(
+        self,
+        image: ImageSource,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        take_size: Callable[[tuple[int, int]], object] | None = None,
+    ) -> Pixels:
         """Read and preprocess an image.
 
         Args:
             image: a path, the bytes of a file, a Pillow image, or a uint8 array [height, width] (gray),
                 [height, width, 3] (RGB, not BGR) or [height, width, 4] (RGB and alpha).
             max_pixels: an image with more pixels is refused before it is decoded.
+            take_size: called with (width, height) of the upright image before it is resized.
 
         Returns:
             uint8 [height, width, 3], RGB, 0 to 255, C-contiguous; it shares no memory with `image`.
@@ -95,7 +102,12 @@ class Preprocess:
         before = self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to or 0,)
         edge = _DRAFT_FACTOR * max(*self.size, *before) if self.decode == "draft" else None
         with decode_image(
-            image, max_pixels=max_pixels, exif=self.exif, draft_edge=edge, white_level=self.white_level
+            image,
+            max_pixels=max_pixels,
+            exif=self.exif,
+            draft_edge=edge,
+            white_level=self.white_level,
+            take_size=take_size,
         ) as opened:
             out = (self.size[1], self.size[0])  # Pillow counts (width, height)
             method, box = Image.Resampling[self.interpolation.upper()], self._box(opened.size)

@@ -24,7 +24,14 @@ from .integrity import (
     read_file_stamp,
     start_hashing,
 )
-from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
+from .metadata import (
+    FIELD_STATISTICS_KEY,
+    METADATA_KEY,
+    SELF_TEST_KEY,
+    ArtifactError,
+    Metadata,
+    Variant,
+)
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
 from .pointer import read_current
 
@@ -52,6 +59,7 @@ class Artifact:
     _digests: Callable[[], Digests] = field(repr=False)
     _stamps: tuple[tuple[Path, tuple[int, ...]], ...] = field(repr=False)  # of each file that was read
     _self_test: str | None = field(repr=False, default=None)
+    field_statistics: str | None = field(repr=False, default=None)  # JSON document, which a monitor parses
     data_file: str | None = None  # name of the second file, which holds the weights
 
     @property
@@ -154,9 +162,8 @@ def read_artifact(
         data_file = read_data_entry(model)[0] if model.external_data else None
         beside = () if data_file is None or alone else (check_data(model, source),)
         digests = start_hashing(source).result if computed is None else lambda: computed
-        return Artifact(
-            source, metadata, digests, (*stamps, *beside), model.metadata.get(SELF_TEST_KEY), data_file
-        )
+        documents = map(model.metadata.get, (SELF_TEST_KEY, FIELD_STATISTICS_KEY))
+        return Artifact(source, metadata, digests, (*stamps, *beside), *documents, data_file)
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:

@@ -18,6 +18,7 @@ from .targets import EXACT_ON, CpuKind, Target, unknown_target
 
 METADATA_KEY = "vit_edge"
 SELF_TEST_KEY = "vit_edge_self_test"  # of a document of its own, which is parsed when it is asked for
+FIELD_STATISTICS_KEY = "vit_edge_field_statistics"  # another such document
 METADATA_VERSION = 2
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
