@@ -126,8 +126,8 @@ class Options:
     )
     npu_minutes: float | None = option(
         None,
-        "minutes for Qualcomm's simulator of an NPU, where onnxruntime-qnn is installed: it runs model.npu.onnx "
-        "and model.fp16.onnx on as many images as fit (default: 5 with --target npu, else 0)",
+        "minutes for Qualcomm's simulator of an NPU, where onnxruntime-qnn is installed: it runs the files "
+        "for an NPU and float16 on as many images as fit (default: 5 with --target npu, else 0)",
         metavar="MINUTES",
         parse=number(0),
     )

@@ -137,8 +137,8 @@ DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({spec.name: spec for spec i
 
 # Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN. The numbers are those of
 # QcomChipset in backends/qualcomm/serialization/qc_schema.py of pytorch/executorch, which Qualcomm maintains;
-# that of the X Elite (SC8380XP) is from QnnTypes.h of Qualcomm's SDK. Without a known soc_model QNN takes a chip
-# for one without float16, and says nothing.
+# that of the X Elite (SC8380XP) is from QnnTypes.h of Qualcomm's SDK. An unknown soc_model is no error: QNN
+# runs nothing in float16 then.
 CHIPS: Mapping[Chip, tuple[str, str]] = MappingProxyType(
     {
         "snapdragon-8-gen-3": ("75", "57"),  # SM8650
@@ -163,8 +163,8 @@ class DeviceOptions:
         cache: a folder for what a provider compiles, so that the next start is faster; None compiles anew.
             The folder holds native code: name one that only trusted users can write to.
         partial: accept a device that runs less than 90 % of the multiply-adds, and the CPU the rest.
-        chip: the NPU that Qualcomm's simulator simulates: one of `CHIPS`, or the soc_model of another; None: the
-            first of `CHIPS`.
+        chip: the NPU that Qualcomm's simulator simulates: one of `CHIPS`, or the soc_model of another; None:
+            the first of `CHIPS`.
         performance: clock and voltage of Qualcomm's NPU, htp_performance_mode of QNN; means nothing in the
             simulator. None leaves it to QNN, and so for the next.
         finalization: effort of QNN's compiler, from 1 (short) to 3 (long, for the fastest graph).

@@ -89,8 +89,8 @@ class NpuSimulation(Section):
         """Return a line for each file."""
         if self.obstacle is not None:
             return [
-                f"NPU: not simulated ({self.obstacle}); the figures of each file are those on this CPU, where "
-                "it computes the same steps of quantization"
+                f"NPU: not simulated ({self.obstacle}); the figures of each file are those on this CPU, "
+                "which computes the same steps of quantization"
             ]
         return [
             f"simulated NPU ({self.chip}), {format_count(self.images, 'image')} ({NOTE}):",
