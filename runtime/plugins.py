@@ -53,6 +53,19 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
     )
 
 
+def is_simulated(device: str) -> bool:
+    """Return whether a simulator computes on a device: that of Qualcomm's NPU, on a CPU.
+
+    Args:
+        device: its name.
+
+    Raises:
+        DeviceError: as for `find_plugin_device`.
+    """
+    plugin = find_plugin_device(DEVICES["qnn"]) if device == "qnn" else None
+    return plugin is not None and plugin.device.type.name.lower() == "cpu"
+
+
 def _is_built_in(spec: DeviceSpec) -> bool:
     """Return whether it is part of this ONNX Runtime, which lists registered plugins as available, too."""
     return spec.provider in onnxruntime.get_available_providers() and not _is_registered(spec)

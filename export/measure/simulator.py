@@ -15,12 +15,12 @@ from calibration.graph.edit import Array
 from calibration.graph.memory import serialize_for_session
 from export.measure.inference import ModelFile, Run
 from export.write_artifact import clear_metadata
-from runtime.devices import CHIPS, DEVICES, DeviceError
+from runtime.devices import CHIPS, DeviceError
 from runtime.errors import InputError
 from runtime.images.preprocess import Pixels
 from runtime.onnx_runtime import onnxruntime as ort
 from runtime.placement import Placement, read_placement
-from runtime.plugins import find_plugin_device
+from runtime.plugins import is_simulated
 from runtime.session import open_session, translate_error
 
 CHIP = next(iter(CHIPS))  # that the simulator simulates where nothing else is said
@@ -41,12 +41,10 @@ class Simulation:
 def find_obstacle() -> str | None:
     """Return why nothing can be simulated on this machine; None where it can."""
     try:
-        device = find_plugin_device(DEVICES["qnn"])
+        here = is_simulated("qnn")
     except DeviceError as error:
         return str(error)
-    if device is None or device.device.type.name.lower() != "cpu":
-        return "this machine has an NPU: vit-edge check --device qnn compares the files there"
-    return None
+    return None if here else "this machine has an NPU: vit-edge check --device qnn compares the files there"
 
 
 def simulate(run: Run, files: Sequence[ModelFile], minutes: float) -> Simulation:
