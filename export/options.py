@@ -124,6 +124,13 @@ class Options:
         "whoever has the file can see them (default: made images)",
         metavar="FOLDER",
     )
+    npu_minutes: float | None = option(
+        None,
+        "minutes for Qualcomm's simulator of an NPU, where onnxruntime-qnn is installed: it runs the files "
+        "for an NPU and float16 on as many images as fit (default: 5 with --target npu, else 0)",
+        metavar="MINUTES",
+        parse=number(0),
+    )
     threads: int | None = option(None, "CPU threads (default: all cores)")
     verbose: bool = option(False, "also list the layers that each rewrite left alone, and why")
     command: str = ""  # the command line for the report, with nothing private in it

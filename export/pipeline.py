@@ -24,6 +24,7 @@ from export.options import Options
 from export.report import SECTIONS
 from export.report.evidence import Evidence
 from export.report.field_statistics import FieldStatisticsSection
+from export.report.npu_simulation import NpuSimulation
 from export.report.provenance import describe_environment, name_producer
 from export.report.quantized_layers import QuantizedLayers
 from export.report.reliability import Reliability
@@ -169,6 +170,8 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
         run.once(Evidence.measure)
     with show_step("making the self-test"):
         run.once(SelfTests.measure)
+    with show_step("simulating an NPU"):
+        run.once(NpuSimulation.measure)
     sections = tuple(section for kind in SECTIONS if (section := run.once(kind.measure)) is not None)
     evaluation = run.images.evaluation
     variants = []

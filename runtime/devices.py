@@ -20,7 +20,12 @@ Device = Literal[
 Hardware = Literal["cpu", "gpu", "npu"]
 OPENVINO = "OpenVINOExecutionProvider"
 Precision = Literal["exact", "fast"]
-Chip = Literal["snapdragon-8-gen-3", "snapdragon-8-gen-2"]
+Chip = Literal[
+    "snapdragon-8-gen-3", "snapdragon-8-gen-2", "snapdragon-8-gen-1", "snapdragon-8-elite",
+    "snapdragon-8-elite-gen-5", "snapdragon-x-elite", "snapdragon-888", "qcs6490",
+]  # fmt: skip
+Performance = Literal["burst", "sustained_high_performance", "balanced", "power_saver"]
+Finalization = Literal[1, 2, 3]
 
 
 class DeviceError(InputError):
@@ -130,9 +135,21 @@ _TABLE = (
 )  # fmt: skip
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
 
-# Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN.
+# Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN. The numbers are those of
+# QcomChipset in backends/qualcomm/serialization/qc_schema.py of pytorch/executorch, which Qualcomm maintains;
+# that of the X Elite (SC8380XP) is from QnnTypes.h of Qualcomm's SDK. An unknown soc_model is no error: QNN
+# runs nothing in float16 then.
 CHIPS: Mapping[Chip, tuple[str, str]] = MappingProxyType(
-    {"snapdragon-8-gen-3": ("75", "57"), "snapdragon-8-gen-2": ("73", "43")}
+    {
+        "snapdragon-8-gen-3": ("75", "57"),  # SM8650
+        "snapdragon-8-gen-2": ("73", "43"),  # SM8550
+        "snapdragon-8-gen-1": ("69", "36"),  # SM8450
+        "snapdragon-8-elite": ("79", "69"),  # SM8750
+        "snapdragon-8-elite-gen-5": ("81", "87"),  # SM8850
+        "snapdragon-x-elite": ("73", "60"),
+        "snapdragon-888": ("68", "30"),  # SM8350
+        "qcs6490": ("68", "93"),  # QCM6490; of boards such as the RB3 Gen 2
+    }
 )
 
 
@@ -146,25 +163,35 @@ class DeviceOptions:
         cache: a folder for what a provider compiles, so that the next start is faster; None compiles anew.
             The folder holds native code: name one that only trusted users can write to.
         partial: accept a device that runs less than 90 % of the multiply-adds, and the CPU the rest.
-        chip: the NPU that Qualcomm's simulator simulates, of `CHIPS`; None: the first of them.
+        chip: the NPU that Qualcomm's simulator simulates: one of `CHIPS`, or the soc_model of another; None:
+            the first of `CHIPS`.
+        performance: clock and voltage of Qualcomm's NPU, htp_performance_mode of QNN; means nothing in the
+            simulator. None leaves it to QNN, and so for the next.
+        finalization: effort of QNN's compiler, from 1 (short) to 3 (long, for the fastest graph).
         profile: the path, without its end, of a file into which ONNX Runtime writes the kernels that run and
             their times, until `end_profiling` of the session; None for none.
 
     Raises:
-        ValueError: for an unknown precision or chip.
+        ValueError: for an unknown value of one of them.
     """
 
     precision: Precision = "exact"
     cache: Path | None = None
     partial: bool = False
-    chip: Chip | None = None
+    chip: Chip | int | None = None
+    performance: Performance | None = None
+    finalization: Finalization | None = None
     profile: Path | None = None
 
     def __post_init__(self) -> None:
+        chips = (None, *CHIPS, *((self.chip,) if type(self.chip) is int and self.chip > 0 else ()))
         for name, value, known in (
             ("precision", self.precision, get_args(Precision)),
-            ("chip", self.chip, (None, *CHIPS)),
+            ("chip", self.chip, chips),
+            ("performance", self.performance, (None, *get_args(Performance))),
+            ("finalization", self.finalization, (None, *get_args(Finalization))),
         ):
             if value not in known:
-                expected = ", ".join(each for each in known if each)
-                raise ValueError(f"{name} must be one of {expected}, found {value!r}")
+                expected = ", ".join(str(each) for each in known if each is not None)
+                number = " or a number from 1" if name == "chip" else ""
+                raise ValueError(f"{name} must be one of {expected}{number}, found {value!r}")

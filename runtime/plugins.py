@@ -53,6 +53,19 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
     )
 
 
+def is_simulated(device: str) -> bool:
+    """Return whether a simulator computes on a device: that of Qualcomm's NPU, on a CPU.
+
+    Args:
+        device: its name.
+
+    Raises:
+        DeviceError: as for `find_plugin_device`.
+    """
+    plugin = find_plugin_device(DEVICES["qnn"]) if device == "qnn" else None
+    return plugin is not None and plugin.device.type.name.lower() == "cpu"
+
+
 def _is_built_in(spec: DeviceSpec) -> bool:
     """Return whether it is part of this ONNX Runtime, which lists registered plugins as available, too."""
     return spec.provider in onnxruntime.get_available_providers() and not _is_registered(spec)
@@ -160,19 +173,26 @@ def _openvino_options(
 
 def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[str, str]:
     """Return the backend and, for the simulator, the NPU: without it QNN fails with MEM_ALLOC."""
-    backend = {"backend_path": str(import_module(spec.module).get_qnn_htp_path())}
+    options = {"backend_path": str(import_module(spec.module).get_qnn_htp_path())}
+    # QNN takes an unknown word for its default without an error, so `DeviceOptions` checks them.
+    if given.performance is not None:
+        options["htp_performance_mode"] = given.performance
+    if given.finalization is not None:
+        options["htp_graph_finalization_optimization_mode"] = str(given.finalization)
     if plugin.device.type.name.lower() == "npu":
         if given.chip is not None:
             raise DeviceError(f"chip is for the simulator, and here is an NPU: leave chip={given.chip!r} out")
-        return backend
+        return options
     if not is_x86():
         raise DeviceError(f"no qnn on this machine: the plugin {spec.package} lists no NPU; {spec.note}")
     chip = next(iter(CHIPS)) if given.chip is None else given.chip
     _warn_of_simulator(chip)
+    if isinstance(chip, int):
+        return options | {"soc_model": str(chip)}
     htp_arch, soc_model = CHIPS[chip]
-    return backend | {"htp_arch": htp_arch, "soc_model": soc_model}
+    return options | {"htp_arch": htp_arch, "soc_model": soc_model}
 
 
 @cache  # so that it is logged once per process
-def _warn_of_simulator(chip: str) -> None:
-    _log.warning("qnn: no NPU here; Qualcomm's simulator of the %s computes, whose times mean nothing", chip)
+def _warn_of_simulator(chip: str | int) -> None:
+    _log.warning("qnn: no NPU here; Qualcomm's simulator of chip %s computes, whose times mean nothing", chip)

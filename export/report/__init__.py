@@ -13,6 +13,7 @@ In reading order:
     reliability       temperature of the scores
     embedding_drift   drift of embeddings in their own terms
     merging_effect    token merging: dense and merged INT8, and which patches merged
+    npu_simulation    drift in Qualcomm's simulator of an NPU
     provenance        how the files were made
     evidence          how well calibration fits the measured images, and warnings
     quantized_layers  layers in INT8 and in float32, and the drift of each
@@ -34,6 +35,7 @@ from export.report.evidence import Evidence
 from export.report.field_statistics import FieldStatisticsSection
 from export.report.merging_effect import MergingEffect
 from export.report.node_placement import NodePlacement
+from export.report.npu_simulation import NpuSimulation
 from export.report.preprocessing import Preprocessing
 from export.report.provenance import Provenance
 from export.report.quantized_layers import QuantizedLayers
@@ -53,6 +55,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Reliability,
     EmbeddingDrift,
     MergingEffect,
+    NpuSimulation,
     SelfTests,
     FieldStatisticsSection,
     Provenance,

@@ -7,12 +7,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from ..command.file_kinds import Kind, detect_file_kind
 from ..command.parser import REQUIRED, OptionGroup, argument, number, option
 from ..cpu import available_cores
-from ..devices import CHIPS, DEVICES, Chip, Device, DeviceOptions, Precision
+from ..devices import CHIPS, DEVICES, Chip, Device, DeviceOptions, Finalization, Performance, Precision
 from ..errors import InputError
 from ..images.find_images import is_folder
 from ..writing import OTHER_FORMATS, refuse_file_name
@@ -38,6 +38,17 @@ def _digest(text: str) -> str:
     return text.lower()
 
 
+def _chip(text: str) -> Chip | int:
+    """Parse the name of a chip, or the number of one without a name here."""
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    if text not in CHIPS:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(CHIPS)}, or the soc_model of another chip, found {text!r}"
+        )
+    return cast("Chip", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceChoice:
     """Choose a device, and how a model runs there."""
@@ -57,19 +68,26 @@ class DeviceChoice:
     partial: bool = option(
         False, "accept a device that runs less than 90 % of the multiply-adds", group=_DEVICE
     )
-    chip: Chip | None = option(
+    chip: Chip | int | None = option(
         None,
-        f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)} (default: the first)",
-        metavar="NAME",
+        f"the NPU that QNN's simulator simulates: {', '.join(CHIPS)}, or the soc_model of another (default: "
+        "the first)",
+        metavar="CHIP",
+        parse=_chip,
         group=_DEVICE,
+    )
+    performance: Performance | None = option(
+        None, "clock and voltage of Qualcomm's NPU (default: its own)", group=_DEVICE
+    )
+    finalization: Finalization | None = option(
+        None, "effort of QNN's compiler, 1 short to 3 long (default: its own)", group=_DEVICE
     )
 
     @property
     def device_options(self) -> DeviceOptions:
         """The options of the device."""
-        return DeviceOptions(
-            precision=self.precision, cache=self.compile_cache, partial=self.partial, chip=self.chip
-        )
+        same = ("precision", "partial", "chip", "performance", "finalization")
+        return DeviceOptions(cache=self.compile_cache, **{name: getattr(self, name) for name in same})
 
 
 @dataclass(frozen=True, kw_only=True)

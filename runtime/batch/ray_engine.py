@@ -107,7 +107,7 @@ def _check_options(options: RunOptions) -> None:
         raise UsageError("--engine ray reads no standard input; give a Parquet file with a column path")
     of_one_machine = ("sort_into", "copy", "null", "unordered", "verbose", "min_score", "embeddings")
     of_drift = ("monitor", "keep_unsure", "limit")
-    of_devices = ("compile_cache", "partial", "chip")
+    of_devices = ("compile_cache", "partial", "chip", "performance", "finalization")
     refuse_options(options, of_one_machine + of_drift + of_devices, "--engine ray")
 
 

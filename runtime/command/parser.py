@@ -96,7 +96,7 @@ def _add_option(add: Callable[..., object], made: Field[Any], kind: Any) -> None
     else:
         settings |= {"metavar": texts["metavar"], "default": None if default is REQUIRED else default}
         if get_origin(kind) is Literal and texts["parse"] is None:
-            settings["choices"] = get_args(kind)
+            settings |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         else:
             settings["type"] = texts["parse"] or (positive if kind is int else kind)
             settings["metavar"] = texts["metavar"] or ("N" if kind is int else None)
@@ -171,7 +171,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            nearest = suggest(value, map(str, action.choices or ()))
+            nearest = suggest(str(value), map(str, action.choices or ()))
             error.message += f"; {self.hints[value]}" if value in self.hints else nearest
             raise
 

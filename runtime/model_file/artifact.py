@@ -162,8 +162,9 @@ def read_artifact(
         data_file = read_data_entry(model)[0] if model.external_data else None
         beside = () if data_file is None or alone else (check_data(model, source),)
         digests = start_hashing(source).result if computed is None else lambda: computed
-        documents = map(model.metadata.get, (SELF_TEST_KEY, FIELD_STATISTICS_KEY))
-        return Artifact(source, metadata, digests, (*stamps, *beside), *documents, data_file)
+        self_test, statistics = map(model.metadata.get, (SELF_TEST_KEY, FIELD_STATISTICS_KEY))
+        stamps = (*stamps, *beside)
+        return Artifact(source, metadata, digests, stamps, self_test, statistics, data_file)
     except OnnxError as error:
         raise ArtifactError(f"{path}: {_describe_other(source, error)}") from error
     except ArtifactError as error:

@@ -22,6 +22,7 @@ from ..load_model import ModelInfo, load_model
 from ..model_file.artifact import FILE_NAMES, display_name, read_artifact
 from ..model_file.metadata import Variant
 from ..placement import Placement
+from ..plugins import is_simulated
 from ..writing import temporary_folder
 from .answers import EQUAL, Outputs, run_image
 from .diagnose import Evidence, Fault, find_fault
@@ -49,7 +50,8 @@ class DeviceCheck:
     sqnr_file: float | None = None  # dB against the answers of this file there; 200: the same bits
     sqnr_float32: float | None = None  # dB against the answers of float32 there
     minimum: float | None = None  # dB, of `sqnr_file`
-    latency_ms: float | None = None  # median of one image
+    simulated: bool = False  # by Qualcomm's simulator of an NPU, whose time is not that of an NPU
+    latency_ms: float | None = None  # median of one image; None in a simulator
     ratio: float | None = None  # latency on the CPU (float32 where that file is beside), divided by this
     memory: float | None = None  # MiB that this process grew by until the first answer; Linux alone
     use: str | None = None  # the line of Python that opens this file on this device
@@ -124,6 +126,7 @@ def _check(
         opened=seconds,
         placement=info.placement,
         memory=None if before is None or after is None else max(after - before, 0),
+        simulated=is_simulated(info.device),
         use=f"{'Classifier' if info.labels else 'Embedder'}({source}, device={info.device!r})",
     )
     if (test := artifact.self_test) is None:
@@ -137,10 +140,11 @@ def _check(
         options=options,
         kernels=Counter(each["args"]["op_name"] for each in events if "op_name" in each.get("args", {})),
         same_machine=is_same_machine(test),
+        simulated=checked.simulated,
         pixels=pixels,
         rows=rows,
     )
-    return _judge(replace(checked, latency_ms=median(times)), evidence)
+    return _judge(replace(checked, latency_ms=None if checked.simulated else median(times)), evidence)
 
 
 def _judge(checked: DeviceCheck, evidence: Evidence) -> DeviceCheck:

@@ -57,7 +57,8 @@ def _run(options: CheckOptions) -> int:
     with divert_standard_output():
         checks = list(_check_in_turn(options))
     passed = [each for each in checks if each.passed]
-    fastest = min(passed, key=lambda each: each.latency_ms or 0).use if passed else None
+    timed = [(each.latency_ms, each.use) for each in passed if each.latency_ms is not None]
+    fastest = min(timed)[1] if timed else None
     if options.json:
         document = {
             "passed": checks[0].passed,
@@ -69,7 +70,8 @@ def _run(options: CheckOptions) -> int:
         _print_table(checks)
         for each in checks:
             print(make_printable(f"{each.device}, {Path(each.file).name}: {each.verdict}"))
-        print(make_printable(f"fastest that passed: {fastest}" if fastest else "no device passed"))
+        others = "only a simulator passed" if passed else "no device passed"
+        print(make_printable(f"fastest that passed: {fastest}" if fastest else others))
     return DONE if checks[0].passed else FAILED
 
 
@@ -120,7 +122,7 @@ def _make_cells(check: DeviceCheck) -> dict[str, str]:
         "labels": _show(check.labels_equal, f"{{}} of {check.images}"),
         "SQNR file": file,
         "float32": float32,
-        "latency": _show(check.latency_ms, "{:.2f} ms"),
+        "latency": "simulated" if check.simulated else _show(check.latency_ms, "{:.2f} ms"),
         "speed": _show(check.ratio, "{:.2f}x"),
         "memory": _show(check.memory, "{:.0f} MiB"),
     }

@@ -52,6 +52,7 @@ class Evidence:
     options: DeviceOptions  # that the model was opened with
     kernels: Mapping[str, int]  # that ran here, by operator
     same_machine: bool  # `is_same_machine`
+    simulated: bool  # `is_simulated`
     pixels: Sequence[Pixels]  # of each image
     rows: Sequence[Outputs]  # for the first images, here
 
@@ -66,8 +67,8 @@ class Evidence:
         file, floats = test.select("file"), test.select("float32")
         self.recorded, exact = ({n: a[self.compared] for n, a in each.items()} for each in (file, floats))
         self.quantization = measure_sqnr(floats, file)  # dB, on the exporting machine, as is `recorded`
-        same_machine = self.same_machine
-        self.arithmetic = find_arithmetic(info.device, info.variant, options, same_machine=same_machine)
+        where = {"same_machine": self.same_machine, "simulated": self.simulated}
+        self.arithmetic = find_arithmetic(info.device, info.variant, options, **where)
         self.minimum = min_sqnr(self.arithmetic, info.variant, self.quantization)  # dB, of `sqnr`
         self.sqnr, self.sqnr_float32 = (measure_sqnr(each, self.outputs) for each in (self.recorded, exact))
 

@@ -38,7 +38,18 @@ def test_every_extra_installs_the_plugin_of_its_device_beside_onnxruntime() -> N
     ("given", "words"),
     [
         ({"precision": "bf16"}, "precision must be one of exact, fast, found 'bf16'"),
-        ({"chip": "a phone"}, f"chip must be one of {', '.join(CHIPS)}, found 'a phone'"),
+        (
+            {"chip": "a phone"},
+            f"chip must be one of {', '.join(CHIPS)} or a number from 1, found 'a phone'",
+        ),
+        ({"chip": 0}, f"chip must be one of {', '.join(CHIPS)} or a number from 1, found 0"),
+        ({"chip": True}, f"chip must be one of {', '.join(CHIPS)} or a number from 1, found True"),
+        (
+            {"performance": "turbo"},
+            "performance must be one of burst, sustained_high_performance, balanced, power_saver, "
+            "found 'turbo'",
+        ),
+        ({"finalization": 4}, "finalization must be one of 1, 2, 3, found 4"),
     ],
 )
 def test_unknown_options_are_wrong_use(given: dict[str, Any], words: str) -> None:
@@ -49,13 +60,28 @@ def test_unknown_options_are_wrong_use(given: dict[str, Any], words: str) -> Non
 
 def test_the_command_line_has_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="python -m runtime", options=RunOptions)
-    words = "m.onnx i.png --device qnn --precision fast --compile-cache c --partial --chip snapdragon-8-gen-2"
+    words = (
+        "m.onnx i.png --device qnn --precision fast --compile-cache c --partial --chip snapdragon-8-gen-2 "
+        "--performance burst --finalization 3"
+    )
     options = options_from(RunOptions, parser.parse_args(words.split()))
     assert options.device == "qnn"
-    expected = DeviceOptions(precision="fast", cache=Path("c"), partial=True, chip="snapdragon-8-gen-2")
+    expected = DeviceOptions(
+        precision="fast",
+        cache=Path("c"),
+        partial=True,
+        chip="snapdragon-8-gen-2",
+        performance="burst",
+        finalization=3,
+    )
     assert options.device_options == expected
+    options = options_from(RunOptions, parser.parse_args(["m.onnx", "i.png", "--chip", "77"]))
+    assert options.device_options == DeviceOptions(chip=77)
     options = options_from(RunOptions, parser.parse_args(["m.onnx", "i.png"]))
     assert (options.device, options.device_options) == ("auto", DeviceOptions())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["m.onnx", "i.png", "--finalization", "4"])
+    assert "invalid choice: 4 (choose from 1, 2, 3)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parser.parse_args(["m.onnx", "i.png", "--chip", "a phone"])
     said = capsys.readouterr().err

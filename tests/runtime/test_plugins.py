@@ -313,10 +313,13 @@ def test_the_simulator_is_told_its_npu_and_an_npu_is_not(
     for _ in range(2):
         assert choose("qnn") == backend | {"htp_arch": "75", "soc_model": "57"}
     assert [record.getMessage() for record in caplog.records] == [
-        "qnn: no NPU here; Qualcomm's simulator of the snapdragon-8-gen-3 computes, whose times mean nothing"
+        "qnn: no NPU here; Qualcomm's simulator of chip snapdragon-8-gen-3 computes, whose times mean nothing"
     ]
     assert choose("qnn", chip="snapdragon-8-gen-2") == backend | {"htp_arch": "73", "soc_model": "43"}
+    assert choose("qnn", chip=77) == backend | {"soc_model": "77"}
     assert choose("qnn", "npu") == backend
+    chosen = {"htp_performance_mode": "burst", "htp_graph_finalization_optimization_mode": "3"}
+    assert choose("qnn", "npu", performance="burst", finalization=3) == backend | chosen
     with pytest.raises(DeviceError, match="leave chip='snapdragon-8-gen-3' out"):
         choose("qnn", "npu", chip=next(iter(CHIPS)))
     monkeypatch.setattr(plugins_module, "is_x86", lambda: False)
