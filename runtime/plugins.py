@@ -161,6 +161,7 @@ def _openvino_options(
 def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[str, str]:
     """Return the backend and, for the simulator, the NPU: without it QNN fails with MEM_ALLOC."""
     backend = {"backend_path": str(import_module(spec.module).get_qnn_htp_path())}
+    backend["offload_graph_io_quantization"] = "0"  # or the CPU dequantizes the outputs
     if plugin.device.type.name.lower() == "npu":
         if given.chip is not None:
             raise DeviceError(f"chip is for the simulator, and here is an NPU: leave chip={given.chip!r} out")
