@@ -14,6 +14,7 @@ from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
+NO_IMAGE = "expected at least one calibration image, found none"
 HOLD_EVERY = 4  # each fourth image judges the ranges that are fitted to the others
 
 
@@ -118,6 +119,27 @@ def run_each(
             yield session.run(list(names), {feed: image})
 
 
+def observe_extremes(
+    model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
+) -> Mapping[str, Extremes]:
+    """Return the extremes of each named tensor along its last axis, by name, over streamed images.
+
+    Raises:
+        GraphError: when there is no image, or a tensor is not finite.
+    """
+    found: dict[str, Extremes] = {}
+    for tensors in run_each(model, names, images, threads=threads):
+        for name, tensor in zip(names, tensors, strict=True):
+            rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+            bounds = Extremes(rows.min(axis=0), rows.max(axis=0))
+            found[name] = found[name].merge(bounds) if name in found else bounds
+    if not found and names:
+        raise GraphError(NO_IMAGE)
+    for name, bounds in found.items():
+        _check_finite(name, bounds)
+    return found
+
+
 def observe_activations(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
@@ -138,8 +160,12 @@ def observe_activations(
             part = found[name].fit if count % HOLD_EVERY else found[name].held
             part.update(rows)
     if not count:
-        raise GraphError("expected at least one calibration image, found none")
+        raise GraphError(NO_IMAGE)
     for name, observation in found.items():
-        if not np.isfinite([observation.all.low, observation.all.high]).all():
-            raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
+        _check_finite(name, observation.all)
     return found
+
+
+def _check_finite(name: str, extremes: Extremes) -> None:
+    if not np.isfinite([extremes.low, extremes.high]).all():
+        raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")

@@ -200,7 +200,7 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
 
 
 def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
-    source, reliability, name = run.source, run.once(Reliability.measure), FILE_NAMES[each.variant]
+    source, reliability = run.source, run.once(Reliability.measure)
     metadata = Metadata(
         variant=each.variant,
         preprocess=source.preprocess,
@@ -215,6 +215,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
     )
     self_test = run.once(SelfTests.measure).tests[each.variant]
     statistics = run.once(FieldStatisticsSection.measure).statistics.get(each.variant)
+    name = FILE_NAMES[metadata.file_kind]
     size, sha256 = write_model(folder / name, each.model, metadata, self_test, statistics)
     return VariantResult(
         variant=each.variant,

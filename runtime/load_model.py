@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from .session import devices_for, open_first_device, open_session
 
 if TYPE_CHECKING:
     from .onnx_runtime import InferenceSession
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,10 @@ def load_model(
             options=options,
         )
         artifact.expect_unchanged()
-        _check_graph(session, artifact, fixed_batch=DEVICES[choice].fixed_batch)
+        one_image = takes_one_image(artifact.metadata, choice)
+        _check_graph(session, artifact, fixed_batch=one_image)
+        if artifact.metadata.target == "npu" and "npu" not in DEVICES[choice].variants:
+            _warn_of_npu_file(artifact, choice)
         placement = read_placement(session, multiply_adds)
         if device not in ("auto", "cpu") and not options.partial:
             check_placement(placement, device, artifact.name)
@@ -72,6 +78,25 @@ def load_model(
         return info, session
 
     return open_first_device(devices_for(device), open_on)
+
+
+def takes_one_image(metadata: Metadata, device: str) -> bool:
+    """Return whether a run takes one image alone: the device needs static shapes, or the file has them."""
+    return DEVICES[device].fixed_batch or metadata.target == "npu"
+
+
+def _warn_of_npu_file(artifact: Artifact, device: str) -> None:
+    """Say that a file for an NPU is slow elsewhere, and how far it is from float32 on a CPU."""
+    drift = artifact.metadata.measured.get("drift")
+    sqnr = drift.get("sqnr") if isinstance(drift, dict) else None
+    found = f"{sqnr:.1f} dB" if isinstance(sqnr, (int, float)) else "not measured"
+    _log.warning(
+        "%s is for an NPU, and %s computes it more slowly than float32; its distance from float32 on the CPU "
+        "of the export: %s",
+        artifact.name,
+        device,
+        found,
+    )
 
 
 def _read_signed(source: Path | bytes, key: os.PathLike[str] | str, sha256: str | None) -> str:

@@ -22,7 +22,7 @@ from .cpu import available_cores
 from .devices import DEVICES, Device, DeviceOptions
 from .images.find_images import is_folder
 from .images.preprocess import MAX_PIXELS, ImageError, ImageSource, Pixels
-from .load_model import ModelInfo, load_model
+from .load_model import ModelInfo, load_model, takes_one_image
 from .model_file.artifact import ArtifactError, display_name
 from .model_file.pointer import expect_installed, read_current
 from .results import P
@@ -252,11 +252,13 @@ class LoadedModel(ABC, Generic[A]):
         """Yield each image with its answer, or with the reason why there is none."""
         workers = available_cores() if workers is None else workers
         spec = DEVICES[self.info.device]
-        batch = (1 if spec.on_cpu or spec.fixed_batch else _GPU_BATCH) if batch is None else batch
+        one_image = takes_one_image(self.info, self.info.device)
+        batch = (1 if spec.on_cpu or one_image else _GPU_BATCH) if batch is None else batch
         if workers < 1 or batch < 1:
             raise ValueError(f"workers and batch must be 1 or more, found {workers} and {batch}")
-        if spec.fixed_batch and batch > 1:
-            raise ValueError(f"{spec.name} runs one image at a time, found batch={batch}; leave it out")
+        if one_image and batch > 1:
+            what = spec.name if spec.fixed_batch else display_name(self._state.source)
+            raise ValueError(f"{what} runs one image at a time, found batch={batch}; leave it out")
         if batch > 1:
             prepare = partial(self._prepare, self._take())
             return in_batches(prepare, self._answer_group, images, workers=workers, size=batch)
