@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.plan import QuantizationPlan, read_plan
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
 from vit.config import PLAIN_HEAD, ConfigError, ViTConfig, check_grid, make_config, merge_schedule
 from vit.data.datasets import DataError, Images, find_splits, match_image_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
+from vit.run_folder import FLOAT_MODEL
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, Recipe, RecipeError, TrainOptions
+from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, QUANTIZE, Recipe, RecipeError, TrainOptions
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -33,6 +35,7 @@ class PreparedRun:
     preprocess: Preprocess
     teacher: ViT | None
     notes: dict[str, Any]
+    plan: QuantizationPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,17 @@ class CheckedRun:
     data: TrainingData
     config: ViTConfig  # of the model that will be trained
     source: Document | None = None  # that --from names; a Checkpoint where its weights are read already
+    plan: QuantizationPlan | None = None
 
 
 def check_training(options: TrainOptions) -> CheckedRun:
     """Find what does not fit, without reading weights and without torch.
 
     Raises:
-        RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
+        RecipeError, ConfigError, DataError, CheckpointError, PlanError: saying which word does not fit.
     """
     recipe = choose_recipe(options)
+    plan = None if options.plan is None else read_plan(options.plan)
     if not options.source and (recipe.freeze or recipe.name == FINETUNE.name):
         need = "starts from trained weights; give them"
         need = "trains a head on frozen features; give the backbone" if recipe.freeze else need
@@ -67,7 +72,13 @@ def check_training(options: TrainOptions) -> CheckedRun:
         for wrong, why in ((recipe.merge_tokens, dense), (unused, other), (options.teacher, alone)):
             if wrong:
                 raise RecipeError(f"preset {recipe.name} {why}, or train the whole model (--preset finetune)")
+    _check_plan_options(options, recipe)
     source, said = open_source(options.source) if options.source else (None, ())
+    if plan is not None and source is not None:
+        if source.recipe.get("plan"):
+            expected = f"{options.source}: expected a float model beside --plan, found one trained with a plan"
+            raise RecipeError(f"{expected}; start from the model that it started from ({FLOAT_MODEL} beside it)")
+        recipe = keep_held_out(recipe, options, source)
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
         raise ConfigError(
@@ -84,7 +95,37 @@ def check_training(options: TrainOptions) -> CheckedRun:
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
             f"the images ({list_first(data.labels)}); fine-tune it on the same classes first"
         )
-    return CheckedRun(recipe, data, config, source)
+    if plan is not None and source is not None and source.labels != data.labels:
+        raise RecipeError(
+            f"--plan trains the model with its own classes ({list_first(source.labels)}), found images of "
+            f"others ({list_first(data.labels)}); give the images that it was trained on"
+        )
+    return CheckedRun(recipe, data, config, source, plan)
+
+
+def _check_plan_options(options: TrainOptions, recipe: Recipe) -> None:
+    """Refuse what does not go with --plan: it trains one model, the one of --from, as it is."""
+    if options.plan is None:
+        if recipe.name == QUANTIZE.name:
+            raise RecipeError(f"preset {recipe.name} trains with the plan of an export; give it with --plan PLAN")
+        return
+    if not options.source:
+        raise RecipeError("--plan trains the float model that it was made for; give it with --from RUN")
+    given = {"--teacher": options.teacher, "--image-size": options.image_size, "--preset": recipe.freeze}
+    given |= {"--merge-tokens": recipe.merge_tokens, "--white-level": options.white_level}
+    if wrong := next((name for name, value in given.items() if value), None):
+        why = "the model of --from is the teacher, and the plan says what is quantized and merged"
+        raise RecipeError(f"{wrong} does not go with --plan: {why}; leave it out")
+
+
+def keep_held_out(recipe: Recipe, options: TrainOptions, source: Document) -> Recipe:
+    """Return the recipe that holds out the same images as the run of `source`, unless options say otherwise.
+
+    What judges an export, and chooses a plan, must not be trained on in between.
+    """
+    known = source.recipe.get("recipe", {})
+    same = {name: known[name] for name in ("holdout", "seed") if name in known}
+    return replace(recipe, **{**same, **options.recipe_changes})
 
 
 def open_source(path: Path) -> tuple[Document, tuple[str, ...]]:
@@ -115,6 +156,7 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
     checked = checked or check_training(options)
     from vit.checkpoint import Checkpoint, load_checkpoint
     from vit.pretrained.hub import find_snapshot
+    from vit.training.fake_quantization import check_plan
 
     recipe, data = checked.recipe, checked.data
     known = checked.source if isinstance(checked.source, Checkpoint) else None
@@ -126,18 +168,30 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
         except ValueError as error:  # a level that no 16 bits have
             raise RecipeError(f"--white-level: {error}") from error
     teacher = load_checkpoint(options.teacher) if options.teacher else None
+    if checked.plan is not None:
+        if known is not None or source is None:
+            raise RecipeError(
+                f"{options.source}: expected a checkpoint beside --plan, found weights of another project; "
+                "python -m vit import makes a checkpoint of them"
+            )
+        teacher = load_checkpoint(source.path)  # its weights stay as they are
+        check_plan(model, checked.plan)
     notes: dict[str, Any] = {}
     if source:
         notes |= {"from": source.digest, "from_name": find_snapshot(source.path) or source.name}
     if teacher:
         notes["teacher"] = teacher.digest
-    return PreparedRun(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
+    if checked.plan is not None:
+        notes["plan"] = checked.plan.digest
+    asked = teacher.model if teacher else None
+    return PreparedRun(recipe, model, data, preprocess, asked, notes, checked.plan)
 
 
 def choose_recipe(options: TrainOptions) -> Recipe:
     """Return the preset that fits the options, with the fields that they set."""
     fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
-    name = options.preset if options.preset is not None else "finetune" if options.source else fallback
+    fallback = "quantize" if options.plan else "finetune" if options.source else fallback
+    name = fallback if options.preset is None else options.preset
     recipes = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in recipes:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(recipes)}{suggest(name, recipes)}")
