@@ -102,7 +102,7 @@ def _make_variants(
         quantized, search = _quantize(source, images, options, show_step)
         trained = source.description.get("trained_with_plan")
         if trained not in (None, quantized.plan.digest):
-            say("the model was trained with another plan than this one; --plan gives it (plan.json of its run)")
+            say("the model was trained with another plan, the plan.json of its run; give that with --plan")
         variants.append(ModelFile("int8", quantized.model, quantized, search))
     if options.fp16:
         with show_step("writing float16"):

@@ -33,7 +33,8 @@ RECIPE: Mapping[str, Callable[[Any], bool]] = {
     "test_accuracy": lambda value: is_number(value) and 0 <= value <= 1,
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     **dict.fromkeys(
-        ("data", "imported", "source", "from", "from_name", "head", "plan"), lambda value: isinstance(value, str)
+        ("data", "imported", "source", "from", "from_name", "head", "plan"),
+        lambda value: isinstance(value, str),
     ),
     "trained_on": lambda value: _is_list(value, str),
     "center": lambda value: _is_list(value, float) and all(map(is_number, value)),

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def export_checkpoint(checkpoint: Checkpoint) -> Source:
     """Export a checkpoint's model, one without a head as an embedding; torch is its reference.
 
-    The description names the origin of the weights without private folders. Of a model that was trained with a
-    plan, the source is its teacher, the float model: what INT8 must equal.
+    The description names the origin of the weights without private folders. Of a model that was trained with
+    a plan, the source is its teacher, the float model: what INT8 must equal.
 
     Raises:
         CheckpointError: when the teacher is not beside the checkpoint.
@@ -45,14 +45,14 @@ def export_checkpoint(checkpoint: Checkpoint) -> Source:
         return source
     teacher = _load_teacher(checkpoint)
     name = checkpoint.recipe.get("from_name", teacher.name)
-    facts = {"trained_with_plan": checkpoint.recipe["plan"], "float32": name, "float32_sha256": teacher.digest}
+    facts = {"trained_with_plan": checkpoint.recipe["plan"], "float32": name}
     float32 = _export_one(teacher)
-    note = f"{source.description['name']} was trained with a plan: float32 is its teacher, {name}, and INT8 is"
+    note = f"{source.description['name']} was trained with a plan: float32 is its teacher, {name}; INT8 is"
     return replace(
         float32,
         trained=source,
         trained_on=source.trained_on | float32.trained_on,
-        description={**source.description, **facts},
+        description={**source.description, **facts, "float32_sha256": teacher.digest},
         notes=(f"{note} compared with it",),
     )
 
@@ -60,7 +60,7 @@ def export_checkpoint(checkpoint: Checkpoint) -> Source:
 def _load_teacher(checkpoint: Checkpoint) -> Checkpoint:
     """Load the float model that a model was trained from, which lies beside it."""
     file, digest = checkpoint.path.with_name(FLOAT_MODEL), checkpoint.recipe.get("from")
-    expected = f"{file}: expected the float model that {checkpoint.path.name} was trained from, SHA-256 {digest}"
+    expected = f"{file}: expected the float model that the run was trained from, SHA-256 {digest}"
     if not file.is_file():
         raise CheckpointError(f"{expected}, found none; copy it there")
     if (teacher := load_checkpoint(file)).digest != digest:

@@ -47,8 +47,8 @@ class Source:
     trained_on: frozenset[str] = frozenset()  # digests of the images that the model was trained on, if known
     embedding: int | None = None  # features of the output `embedding`; None without it
     notes: tuple[str, ...] = ()  # what was chosen among several things in the source, one sentence each
-    # The same model with weights that were trained with a plan: INT8 is written from them, and compared with the
-    # float model above, their teacher.
+    # The same model with weights that were trained with a plan: INT8 is written from them, and compared with
+    # the float model above, their teacher.
     trained: Source | None = None
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.plan import BalancePlan, LinearPlan, PlanError, ProductPlan, QuantizationPlan
-from vit.model import MLP, Attention, Block, LayerScale, PatchEmbedding, ViT
+from vit.model import MLP, Block, LayerScale, PatchEmbedding, ViT
 from vit.token_merging import set_merging
 
 PIXEL_CENTER = 128.0  # the zero point that the file reads pixels with
@@ -251,18 +251,18 @@ def check_plan(model: ViT, plan: QuantizationPlan) -> None:
     for where, entry in _list_entries(plan):
         for name in _list_unknown_fields(entry):
             raise PlanError(f"{where}{name} is not simulated in training; take it out of the plan")
+    blocks = {f"blocks.{index}" for index in range(model.config.depth)}
+    for name in (
+        *(each for each in plan.products if not _is_product(model, each)),
+        *plan.merging.keys() - blocks,
+    ):
+        raise _another_model(model, name)
     for name, product in plan.products.items():
-        if not _is_product(model, name):
-            raise _another_model(model, name)
         if product.precision != "float32":
             raise PlanError(f"{name}: products of attention train in float32; edit its precision in the plan")
     for name, chosen in plan.linears.items():
         _check_linear(model, name, chosen)
-    for _scales, readers in _list_balance(model, plan):
-        assert readers
-    for block in plan.merging:
-        if block not in {f"blocks.{index}" for index in range(model.config.depth)}:
-            raise _another_model(model, block)
+    list(_list_balance(model, plan))
 
 
 def _check_linear(model: ViT, name: str, plan: LinearPlan) -> None:
@@ -274,9 +274,10 @@ def _check_linear(model: ViT, name: str, plan: LinearPlan) -> None:
         raise PlanError(f"{name}: the plan says int8 and gives no input range")
     if plan.correction and len(plan.correction) != shape[0]:
         raise PlanError(f"{name}: expected {shape[0]} corrections, found {len(plan.correction)}")
-    columns = plan.float_columns
-    if columns and not (name.endswith("mlp.fc2") and max(columns) < shape[1]):
-        raise PlanError(f"{name}: float_columns must be hidden features of an MLP, 0 to {shape[1] - 1}")
+    columns, config = plan.float_columns, model.config
+    gelu = name.endswith("mlp.fc2") and config.activation.startswith("gelu") and not config.gated
+    if columns and not (gelu and max(columns) < shape[1]):
+        raise PlanError(f"{name}: float_columns must be hidden features behind a Gelu, 0 to {shape[1] - 1}")
 
 
 def _list_balance(model: ViT, plan: QuantizationPlan) -> Iterator[tuple[tuple[float, ...], list[str]]]:
@@ -327,6 +328,6 @@ def _list_unknown_fields(entry: Any) -> list[str]:
 def _another_model(model: ViT, name: str) -> PlanError:
     count = sum(1 for _ in _list_linears(model))
     return PlanError(
-        f"the plan names {name!r}, which this model of {count} linear layers does not have; give the plan.json "
-        "of an export of the model that --from names"
+        f"the plan names {name!r}, which this model of {count} linear layers does not have; give the plan "
+        "of an export of the model of --from"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.plan import QuantizationPlan, read_plan
+from calibration.plan import PlanError, QuantizationPlan, read_plan
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
 from vit.config import PLAIN_HEAD, ConfigError, ViTConfig, check_grid, make_config, merge_schedule
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vit.model import ViT
 
 STEPS = 10  # per epoch, at least: with one or two a run of the usual length stays at chance
+FOLLOWED = ("holdout", "seed", "crop", "flip", "shift")  # fields that training with a plan takes over
 FEW = 1000  # images, below which a pretrained model is advised
 
 
@@ -75,10 +76,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
     _check_plan_options(options, recipe)
     source, said = open_source(options.source) if options.source else (None, ())
     if plan is not None and source is not None:
-        if source.recipe.get("plan"):
-            expected = f"{options.source}: expected a float model beside --plan, found one trained with a plan"
-            raise RecipeError(f"{expected}; start from the model that it started from ({FLOAT_MODEL} beside it)")
-        recipe = keep_held_out(recipe, options, source)
+        recipe = follow_source(recipe, options, source)
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
         raise ConfigError(
@@ -95,11 +93,7 @@ def check_training(options: TrainOptions) -> CheckedRun:
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
             f"the images ({list_first(data.labels)}); fine-tune it on the same classes first"
         )
-    if plan is not None and source is not None and source.labels != data.labels:
-        raise RecipeError(
-            f"--plan trains the model with its own classes ({list_first(source.labels)}), found images of "
-            f"others ({list_first(data.labels)}); give the images that it was trained on"
-        )
+    _check_plan_source(options, source, data.labels)
     return CheckedRun(recipe, data, config, source, plan)
 
 
@@ -107,24 +101,42 @@ def _check_plan_options(options: TrainOptions, recipe: Recipe) -> None:
     """Refuse what does not go with --plan: it trains one model, the one of --from, as it is."""
     if options.plan is None:
         if recipe.name == QUANTIZE.name:
-            raise RecipeError(f"preset {recipe.name} trains with the plan of an export; give it with --plan PLAN")
+            raise RecipeError(f"preset {recipe.name} trains with the plan of an export; add --plan PLAN")
         return
     if not options.source:
-        raise RecipeError("--plan trains the float model that it was made for; give it with --from RUN")
-    given = {"--teacher": options.teacher, "--image-size": options.image_size, "--preset": recipe.freeze}
+        raise RecipeError("--plan trains the float model that it was made for; add --from RUN")
+    given = {"--teacher": options.teacher, "--image-size": options.image_size}
     given |= {"--merge-tokens": recipe.merge_tokens, "--white-level": options.white_level}
+    given |= {"--preset probe": recipe.freeze}
     if wrong := next((name for name, value in given.items() if value), None):
         why = "the model of --from is the teacher, and the plan says what is quantized and merged"
         raise RecipeError(f"{wrong} does not go with --plan: {why}; leave it out")
 
 
-def keep_held_out(recipe: Recipe, options: TrainOptions, source: Document) -> Recipe:
-    """Return the recipe that holds out the same images as the run of `source`, unless options say otherwise.
+def _check_plan_source(options: TrainOptions, source: Document | None, labels: tuple[str, ...]) -> None:
+    """Refuse a model of --from that cannot be the teacher of itself in INT8."""
+    if options.plan is None or source is None:
+        return
+    expected = f"{options.source}: expected beside --plan"
+    if type(source) is not Document:  # `open_source` has imported it
+        raise RecipeError(f"{expected} a checkpoint, found other weights; python -m vit import makes one")
+    if "plan" in source.recipe:
+        raise RecipeError(f"{expected} a float model, found one trained with a plan; give its {FLOAT_MODEL}")
+    if source.labels != labels:
+        raise RecipeError(
+            f"{expected} images of the model's classes ({list_first(source.labels)}), found "
+            f"{list_first(labels)}; give those that it was trained on"
+        )
 
-    What judges an export, and chooses a plan, must not be trained on in between.
+
+def follow_source(recipe: Recipe, options: TrainOptions, source: Document) -> Recipe:
+    """Return the recipe with the held-out images and the crops of the run of `source`; options come first.
+
+    Images that judge an export, or choose its plan, must not be trained on in between. What a float model saw
+    is what its teaching is worth something on: flipped digits are not.
     """
     known = source.recipe.get("recipe", {})
-    same = {name: known[name] for name in ("holdout", "seed") if name in known}
+    same = {name: known[name] for name in FOLLOWED if name in known}
     return replace(recipe, **{**same, **options.recipe_changes})
 
 
@@ -169,13 +181,12 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
             raise RecipeError(f"--white-level: {error}") from error
     teacher = load_checkpoint(options.teacher) if options.teacher else None
     if checked.plan is not None:
-        if known is not None or source is None:
-            raise RecipeError(
-                f"{options.source}: expected a checkpoint beside --plan, found weights of another project; "
-                "python -m vit import makes a checkpoint of them"
-            )
+        assert source is not None  # check_training
         teacher = load_checkpoint(source.path)  # its weights stay as they are
-        check_plan(model, checked.plan)
+        try:
+            check_plan(model, checked.plan)
+        except PlanError as error:
+            raise PlanError(f"{options.plan}: {error}") from error
     notes: dict[str, Any] = {}
     if source:
         notes |= {"from": source.digest, "from_name": find_snapshot(source.path) or source.name}
