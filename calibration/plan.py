@@ -5,6 +5,7 @@ A plan can be saved as plan.json, read, compared, edited and written into a grap
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -144,6 +145,11 @@ class QuantizationPlan:
     balance: Mapping[str, BalancePlan] = field(default_factory=dict)  # by the producer's name
     # How many tokens each block merges after its attention: an approximation, so empty unless asked for.
     merging: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text of its plan.json, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def int8_linears(self) -> list[str]:
         """Return the names of the linears in int8."""

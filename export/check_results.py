@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from calibration.plan import QuantizationPlan
 from export.measure.inference import batches
 from export.report.conclusion import Conclusion
 from export.report.merging_effect import MergingEffect
@@ -25,7 +26,11 @@ class ExportError(FailureError):
 
 
 class DriftError(ExportError):
-    """INT8 is further from float than allowed."""
+    """A variant is further from float than allowed: `plan` is that of an INT8 variant, to train with."""
+
+    def __init__(self, message: str, plan: QuantizationPlan | None = None) -> None:
+        super().__init__(message)
+        self.plan = plan
 
 
 def check_parity(source: Source, session: ort.InferenceSession, images: Images) -> float:
@@ -59,8 +64,8 @@ def check_parity(source: Source, session: ort.InferenceSession, images: Images) 
     return difference
 
 
-def check_limits(results: Results) -> None:
-    """Refuse results that miss a limit of the options.
+def check_limits(results: Results, plan: QuantizationPlan | None = None) -> None:
+    """Refuse results that miss a limit of the options; `plan` is that of the INT8 variant.
 
     Raises:
         DriftError: naming the variant, the limits that it misses, and what to do.
@@ -76,11 +81,11 @@ def check_limits(results: Results) -> None:
             worst = [f"{name} ({db:.1f} dB)" for name, db in results.get(QuantizedLayers).worst()]
             failures.append(f"furthest from float32: {', '.join(worst)}")
         if failures:
-            raise drift_error(each.variant, "; ".join(failures))
+            raise drift_error(each.variant, "; ".join(failures), plan if each.variant == "int8" else None)
 
 
-def drift_error(variant: Variant, why: str) -> DriftError:
+def drift_error(variant: Variant, why: str, plan: QuantizationPlan | None = None) -> DriftError:
     """Return the error of a variant that drifts beyond a limit, with advice."""
     int8 = "give more calibration images, keep layers in float32 (--keep-float) or set a wider limit"
     advice = int8 if variant == "int8" else "leave --fp16 out"
-    return DriftError(f"{variant} drifts beyond the limit: {why}. Nothing was written; {advice}")
+    return DriftError(f"{variant} drifts beyond the limit: {why}. No model file was written; {advice}", plan)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from export.options import Options
@@ -16,11 +17,15 @@ from runtime.command.locking import only_writer
 from runtime.command.parser import Parser, options_from
 from runtime.command.progress import Cadence, Step, print_for_people
 from runtime.errors import DONE
+from runtime.writing import write_atomically
 
 if TYPE_CHECKING:
+    from calibration.plan import QuantizationPlan
+    from export.check_results import DriftError
     from export.measure.inference import Progress
     from export.sources.source import Source
 
+PLAN_TO_TRAIN = "plan-to-train.json"  # not plan.json, which describes the model.int8.onnx beside it
 _FIRST_LINE = 3.0  # seconds until a log says what the export is doing
 
 
@@ -56,7 +61,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
     """Make all checks that need no weights, then export."""
     from export.check_options import check_combinations, check_without_weights, open_export_images
     from export.graph.skipped import collect_skipped
-    from export.sources.read_source import EXAMPLE, choose_source_reader
+    from export.sources.read_source import EXAMPLE, CheckpointReader, choose_source_reader
     from runtime.images.other_formats import register_openers
     from vit.data.public import public_command
 
@@ -78,6 +83,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
     with only_writer(out), collect_skipped(options.verbose) as skipped:
         source = reader.read_source(step)
         _report_notes(source, options)
+        from export.check_results import DriftError
         from export.pipeline import export
 
         @contextmanager
@@ -85,11 +91,28 @@ def _run(options: Options, words: Sequence[str]) -> int:
             with step(what, total, unit) as shown:
                 yield shown.update
 
-        results = export(source, out, options, progress, images, say=_note)
+        try:
+            results = export(source, out, options, progress, images, say=_note)
+        except DriftError as error:
+            trainable = isinstance(reader, CheckpointReader) and source.labels and source.trained is None
+            if error.plan is None or not trainable or options.checkpoint is None:
+                raise
+            raise _advise_training(error, error.plan, options.checkpoint, out) from error
     print(results.to_text(out))
     if options.verbose:
         print("\n".join(skipped.lines()))
     return DONE
+
+
+def _advise_training(error: DriftError, plan: QuantizationPlan, run: Path, out: Path) -> DriftError:
+    """Write the plan of an INT8 model that misses a limit, and return the error with how to train with it."""
+    from export.check_results import DriftError
+
+    file = out / PLAN_TO_TRAIN
+    write_atomically(file, plan.to_json().encode())
+    trained = run.parent / f"{run.stem}-int8"
+    command = f"python -m vit train --data PHOTOS --from {quote(str(run))} --plan {quote(str(file))}"
+    return DriftError(f"{error}; or train with this plan: {command} --out {quote(str(trained))}", plan)
 
 
 def _note(line: str) -> None:

@@ -80,14 +80,18 @@ def export(
         float32 = ModelFile("float32", source.exported.model)
         with show_step(f"comparing with {source.reference_name}"):
             parity = check_parity(source, float32.open(options.threads), images.evaluation)
+            if source.trained is not None:
+                graph = ModelFile("float32", source.int8_graph)
+                check_parity(source.trained, graph.open(options.threads), images.evaluation)
         if large:
             source.reference.release_memory()
             release_memory(source.exported.model)
-        variants = [float32, *_make_variants(source, images, options, show_step)]
+        variants = [float32, *_make_variants(source, images, options, show_step, say)]
         with stage_files(out) as folder:
             run = run_variants(source, images, options, variants, parity, show_step)
             results = _measure_sections(run, folder, show_step)
-            check_limits(results)
+            quantized = None if run.int8 is None else run.int8.quantized
+            check_limits(results, None if quantized is None else quantized.plan)
             _write_reports(run, results, folder)
     for path in find_stale_files(out, [each.file for each in results.variants]):
         say(f"{path}: of an earlier export and not replaced; delete it, or choose another --out")
@@ -95,12 +99,15 @@ def export(
 
 
 def _make_variants(
-    source: Source, images: ExportImages, options: Options, show_step: ShowStep
+    source: Source, images: ExportImages, options: Options, show_step: ShowStep, say: Callable[[str], object]
 ) -> list[ModelFile]:
     """Return the variants other than float32."""
     variants = []
     if options.writes_int8:
         quantized, search = _quantize(source, images, options, show_step)
+        trained = source.description.get("trained_with_plan")
+        if trained not in (None, quantized.plan.digest):
+            say("the model was trained with another plan, the plan.json of its run; give that with --plan")
         variants.append(ModelFile("int8", quantized.model, quantized, search))
     if options.fp16:
         with show_step("writing float16"):
@@ -112,7 +119,7 @@ def _quantize(
     source: Source, images: ExportImages, options: Options, show_step: ShowStep
 ) -> tuple[QuantizedModel, PlanSearch | None]:
     """Calibrate and search a plan within the limits, or apply a plan file; None without a search."""
-    model, merging = source.exported.model, dict[str, int]()
+    model, merging = source.int8_graph, dict[str, int]()
     if options.plan is not None:
         with show_step("writing the plan"):
             return apply_plan(model, read_plan(options.plan)), None
@@ -136,7 +143,7 @@ def _quantize(
                 progress=progress,
             )
         except BudgetError as error:
-            raise drift_error("int8", str(error)) from error
+            raise drift_error("int8", str(error), chosen.plan) from error
     plan = replace(search.plan, merging=merging or search.plan.merging)
     with show_step("writing the plan"):
         return (chosen if plan == chosen.plan else apply_plan(model, plan)), search
@@ -154,7 +161,7 @@ def _calibrate(source: Source, images: Images, options: Options, show_step: Show
             step.enter_context(show_step("choosing ranges and checking the kernels"))
 
         return quantize(
-            source.exported.model,
+            source.int8_graph,
             feed(),
             target=options.int8_target,
             keep_float=options.keep_float,

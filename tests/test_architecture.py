@@ -16,7 +16,7 @@ import pytest
 ROOMS = {"runtime", "vit", "calibration", "export"}
 MAY_IMPORT = {
     "runtime": set(),
-    "vit": {"runtime"},
+    "vit": {"runtime", "calibration"},  # of calibration the plan alone, see below
     "calibration": {"runtime"},
     "export": {"runtime", "vit", "calibration"},
 }
@@ -41,6 +41,17 @@ def test_rooms_import_only_what_they_stand_on(room: str, root: Path) -> None:
     for path in files:
         wrong = (imported(path) & ROOMS) - MAY_IMPORT[room] - {room}
         assert not wrong, f"{path.relative_to(root)} imports {wrong}"
+
+
+def test_training_knows_of_calibration_the_plan_alone(root: Path) -> None:
+    """A plan is plain data: training with it must not need the packages that write model files."""
+    for path in (root / "vit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("calibration"):
+                assert node.module == "calibration.plan", path
+    loaded = modules_after("import vit.training.fake_quantization, vit.training.setup", root)
+    assert "calibration" in loaded
+    assert not loaded & {"onnx", "onnx_ir", "onnxruntime", "export"}
 
 
 def test_the_runtime_does_not_know_its_own_name(root: Path) -> None:

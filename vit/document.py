@@ -37,7 +37,8 @@ RECIPE: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("test_accuracy", "test_map", "test_f1"), _is_share),
     "test_images": lambda value: isinstance(value, int) and value >= 0,
     **dict.fromkeys(
-        ("data", "imported", "source", "from_name", "head"), lambda value: isinstance(value, str)
+        ("data", "imported", "source", "from", "from_name", "head", "plan"),
+        lambda value: isinstance(value, str),
     ),
     "trained_on": lambda value: _is_list(value, str),
     "center": lambda value: _is_list(value, float) and all(map(is_number, value)),

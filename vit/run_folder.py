@@ -13,13 +13,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from calibration.plan import QuantizationPlan
 from runtime.command.line import is_installed
 from runtime.command.locking import only_writer
 from runtime.errors import MissingPackageError, install_line
 from runtime.writing import OutputError, check_folder, write_atomically
-from vit.document import FILE_NAME, CheckpointError, read_document
+from vit.document import FILE_NAME, CheckpointError, find_checkpoint, read_document
 
 STATE = "state.safetensors"
+# Of a run that trains with a plan: what an export of it needs beside the checkpoint.
+FLOAT_MODEL = "float.safetensors"  # the checkpoint that it started from, its teacher
+PLAN = "plan.json"
 
 
 def lock_run_folder(out: Path) -> AbstractContextManager[None]:
@@ -63,6 +67,12 @@ def open_run_folder(out: Path, *, resume: str | None, overwrite: bool, report: C
         hint += "replace it by --overwrite, or choose another --out"
         raise OutputError(f"{out}: a run is there already ({found}); {hint}")
     return False
+
+
+def keep_float_model(out: Path, source: Path, plan: QuantizationPlan) -> None:
+    """Put the plan, and the checkpoint of the float model, beside the checkpoint of the run in `out`."""
+    write_atomically(out / PLAN, plan.to_json().encode())
+    write_atomically(out / FLOAT_MODEL, find_checkpoint(source).read_bytes())
 
 
 def find_state(out: Path) -> Path:

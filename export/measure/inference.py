@@ -168,7 +168,7 @@ def run_variants(
         timed = {str(each.variant): each.open(1) for each in variants}
         for each in variants:
             if each.search is not None and each.search.returned:
-                before = replace(each, model=write_plan(model, each.search.start))
+                before = replace(each, model=write_plan(source.int8_graph, each.search.start))
                 timed[BEFORE_SEARCH] = before.open(1)
         timed.update((DENSE, each.open(1)) for each in dense)
         placement = {name: read_placement(timed[name], counts) for name, counts in multiply_adds.items()}
@@ -213,7 +213,7 @@ def _make_dense(source: Source, variants: Sequence[ModelFile]) -> list[ModelFile
     for each in variants:
         if each.quantized is not None and each.merges:
             plan = replace(each.quantized.plan, merging={})
-            model = write_plan(source.exported.model, plan)
+            model = write_plan(source.int8_graph, plan)
             found.append(ModelFile("int8", model, replace(each.quantized, model=model, plan=plan)))
     return found
 

@@ -124,7 +124,7 @@ def _measure_clipping(run: Run) -> Clipping | None:
     if run.int8 is None or run.int8.quantized is None or run.int8.merges:
         return None
     some = run.few_images()
-    model, plan = run.source.exported.model, run.int8.quantized.plan
+    model, plan = run.source.int8_graph, run.int8.quantized.plan
     return Clipping(len(some), measure_clipping(model, plan, run.batches(some), threads=run.options.threads))
 
 

@@ -62,7 +62,7 @@ class QuantizedLayers(Section):
         )
         if run.int8.merges:  # rows of merged tokens have no counterpart in float32: compare dense INT8
             plan = replace(plan, merging={})
-            model = write_plan(source.exported.model, plan)
+            model = write_plan(source.int8_graph, plan)
         feed = run.batches(run.few_images())
         return cls(
             counts=counts,

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,12 @@ from export.graph.canonicalize import canonicalize
 from export.graph.float_model import INPUT, OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.source import Reference, Source
 from export.write_artifact import hash_file
+from vit.checkpoint import load_checkpoint
 from vit.data.public import public_name
+from vit.document import CheckpointError
 from vit.pretrained.description import UnstatedError
 from vit.pretrained.hub import describe_download, name_snapshot
+from vit.run_folder import FLOAT_MODEL
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
@@ -30,8 +34,41 @@ if TYPE_CHECKING:
 def export_checkpoint(checkpoint: Checkpoint) -> Source:
     """Export a checkpoint's model, one without a head as an embedding; torch is its reference.
 
-    The description names the origin of the weights without private folders.
+    The description names the origin of the weights without private folders. Of a model that was trained with
+    a plan, the source is its teacher, the float model: what INT8 must equal.
+
+    Raises:
+        CheckpointError: when the teacher is not beside the checkpoint.
     """
+    source = _export_one(checkpoint)
+    if "plan" not in checkpoint.recipe:
+        return source
+    teacher = _load_teacher(checkpoint)
+    name = checkpoint.recipe.get("from_name", teacher.name)
+    facts = {"trained_with_plan": checkpoint.recipe["plan"], "float32": name}
+    float32 = _export_one(teacher)
+    note = f"{source.description['name']} was trained with a plan: float32 is its teacher, {name}; INT8 is"
+    return replace(
+        float32,
+        trained=source,
+        trained_on=source.trained_on | float32.trained_on,
+        description={**source.description, **facts, "float32_sha256": teacher.digest},
+        notes=(f"{note} compared with it",),
+    )
+
+
+def _load_teacher(checkpoint: Checkpoint) -> Checkpoint:
+    """Load the float model that a model was trained from, which lies beside it."""
+    file, digest = checkpoint.path.with_name(FLOAT_MODEL), checkpoint.recipe.get("from")
+    expected = f"{file}: expected the float model that the run was trained from, SHA-256 {digest}"
+    if not file.is_file():
+        raise CheckpointError(f"{expected}, found none; copy it there")
+    if (teacher := load_checkpoint(file)).digest != digest:
+        raise CheckpointError(f"{expected}, found {teacher.digest}; copy the one of this run there")
+    return teacher
+
+
+def _export_one(checkpoint: Checkpoint) -> Source:
     recipe = checkpoint.recipe
     origin = {"imported": "imported", "data": "trained_on", "from_name": "trained_from"}
     return _export(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import onnx_ir as ir
+
 from calibration.graph.edit import Array
 from export.graph.float_model import FloatModel, add_embedding
 from runtime.errors import InputError
@@ -46,7 +48,15 @@ class Source:
     thresholds: tuple[float, ...] | None = None  # one per label, of a model with several labels per image
     embedding: int | None = None  # features of the output `embedding`; None without it
     notes: tuple[str, ...] = ()  # what was chosen among several things in the source, one sentence each
+    # The same model with weights that were trained with a plan: INT8 is written from them, and compared with
+    # the float model above, their teacher.
+    trained: Source | None = None
     float_layers: tuple[str, ...] = ()  # layers with weights that no rewrite made quantizable
+
+    @property
+    def int8_graph(self) -> ir.Model:
+        """The canonical float graph that INT8 is written from."""
+        return (self.trained or self).exported.model
 
     def __post_init__(self) -> None:
         if len(self.labels) == 1:
@@ -61,4 +71,6 @@ def ensure_source_embedding(source: Source) -> Source:
     """
     if source.embedding is not None:
         return source
+    if source.trained is not None:
+        add_embedding(source.trained.exported.model)
     return replace(source, embedding=add_embedding(source.exported.model))

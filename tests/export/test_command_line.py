@@ -150,7 +150,7 @@ def test_a_budget_that_cannot_be_met_leaves_the_old_files(
     assert failed.returncode == 1
     assert re.fullmatch(
         r"export: int8 drifts beyond the limit: SQNR is .* \(minimum: 199 dB\) on \d+ images of the search, "
-        r"even with .* in float32; furthest from float32: .*Nothing was written; .*\n",
+        r"even with .* in float32; furthest from float32: .*No model file was written; .*\n",
         failed.stderr,
     )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -281,7 +281,7 @@ def other_classes(photos: Path, checkpoint: Path) -> None:
             break_nothing,
             ["c.safetensors", "--calibration", "photos", "--min-sqnr", "199"],
             1,
-            "int8 drifts beyond the limit: .*SQNR .*; furthest from float32: .* Nothing was written",
+            "int8 drifts beyond the limit: .*SQNR .*; furthest from float32: .* No model file was written",
         ),
         (
             break_nothing,

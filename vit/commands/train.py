@@ -45,8 +45,12 @@ def _train(options: TrainOptions, checked: CheckedRun, *, resume: bool) -> Path:
     for sentence in run.data.notes:
         print_for_people(f"note: {sentence}")
     print_for_people(f"recipe: {json.dumps(run.recipe.to_dict())}")
+    from vit.run_folder import is_first_process, keep_float_model
     from vit.training.train import train
 
+    if run.plan is not None and is_first_process() and not resume:
+        assert options.source is not None  # check_training
+        keep_float_model(options.out, options.source, run.plan)
     return train(
         run.recipe,
         model=run.model,
@@ -56,6 +60,7 @@ def _train(options: TrainOptions, checked: CheckedRun, *, resume: bool) -> Path:
         device=options.device,
         resume=resume,
         teacher=run.teacher,
+        plan=run.plan,
         notes=run.notes,
         tensorboard=options.tensorboard,
         report=print_for_people,

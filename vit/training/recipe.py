@@ -113,8 +113,14 @@ FINETUNE = replace(
 )
 # Photos, from pre-trained weights, a new head on frozen features: under a second after the features.
 PROBE = Recipe(name="probe", epochs=1, holdout=0.0, freeze=True, smoothing=0.0)
+# From a float model, its teacher, to the same model in INT8: nothing is learned but to give the same answers.
+QUANTIZE = Recipe(
+    name="quantize", epochs=3, batch=16, lr=1e-5, weight_decay=0.0, ema=0.95, distill=1.0, smoothing=0.0
+)
 PROBE_FIELDS = frozenset(("freeze", "holdout", "seed", "balance", "bad_images"))  # that a probe reads
-PRESETS: Mapping[str, Recipe] = {"scratch": SCRATCH, "finetune": FINETUNE, "probe": PROBE}
+PRESETS: Mapping[str, Recipe] = {
+    "scratch": SCRATCH, "finetune": FINETUNE, "probe": PROBE, "quantize": QUANTIZE,
+}  # fmt: skip
 
 
 def preset(name: str, **changes: Any) -> Recipe:
@@ -178,8 +184,9 @@ class TrainOptions:
     )
     preset: str | None = option(
         None,
-        "scratch, finetune, probe (a new head on frozen features), or an example: digits, fashion, "
-        "fashion-quick (default: finetune with --from, digits with --data digits, else scratch)",
+        "scratch, finetune, probe (a new head on frozen features), quantize (with --plan), or an example: "
+        "digits, fashion, fashion-quick (default: quantize with --plan, finetune with --from, digits with "
+        "--data digits, else scratch)",
     )
     image_size: int | None = option(
         None,
@@ -193,6 +200,12 @@ class TrainOptions:
         None, "edge of a patch, for a model with random weights", metavar="PIXELS"
     )
     teacher: Path | None = option(None, "checkpoint with the same classes to distill from")
+    plan: Path | None = option(
+        None,
+        "train the model of --from to give in INT8 the answers that it gives in float32: with the "
+        "quantization of this plan.json, which an export of the model wrote",
+        metavar="PLAN",
+    )
     epochs: int | None = option(None, "number of epochs (default: of the preset)")
     batch: int | None = option(
         None, "images per step, of all processes together (default: of the preset, or fewer for few images)"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibration.plan import QuantizationPlan
 from runtime.command.progress import Step
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from vit.checkpoint import describe_test, digest_tensors, load_checkpoint, save_checkpoint
@@ -30,6 +31,7 @@ from vit.run_folder import STATE, write_metrics
 from vit.token_merging import set_merging
 from vit.training.distributed import World
 from vit.training.evaluate import Batches, mean_metrics, measure_loss
+from vit.training.fake_quantization import set_quantization
 from vit.training.label_sets import describe_thresholds, measure_sets, predict_all
 from vit.training.loop import Loop, TrainingError
 from vit.training.recipe import Recipe
@@ -51,6 +53,7 @@ class Session:
     notes: Mapping[str, Any]  # facts to add to the checkpoint's recipe
     stores: dict[str, Store] = field(default_factory=dict)  # by part of the data
     trained_on: list[str] = field(default_factory=list)  # digests of the training images, if not too many
+    plan: QuantizationPlan | None = None  # whose quantization the model trains with
 
     def compare_images(self) -> None:
         """Report images that are in two classes or splits, while they can still be taken out."""
@@ -173,7 +176,7 @@ class LoopSession(Session):
             store = self.read("val", data.val, self.preprocess, quiet=quiet)
             validation = (store, targets_of(data.val))
         return Loop(
-            self._merge_tokens(self.model),
+            self._change_forward(self.model),
             train,
             targets_of(data.train),
             classes=len(data.labels),
@@ -214,6 +217,7 @@ class LoopSession(Session):
             "preprocess": self.preprocess.to_dict(),
             "from": self.notes.get("from"),
             "teacher": self.notes.get("teacher"),
+            "plan": self.notes.get("plan"),
         }
 
     def save(self, loop: Loop) -> None:
@@ -242,7 +246,7 @@ class LoopSession(Session):
             )
         model, test = self._build(weights), self.data.test
         source = None if test is None else self.read("test", test, self.preprocess)
-        facts = self.measure_test(self._merge_tokens(model), source, loop.device, thresholds)
+        facts = self.measure_test(self._change_forward(model), source, loop.device, thresholds)
         if source is not None and self.recipe.merge_tokens:
             found = self._test_figures(set_merging(model, {}), source, loop.device, thresholds)
             dense = found["test_accuracy"]
@@ -255,7 +259,10 @@ class LoopSession(Session):
         model.load_state_dict(dict(weights))
         return model.eval()
 
-    def _merge_tokens(self, model: ViT) -> ViT:
+    def _change_forward(self, model: ViT) -> ViT:
+        """Let the model compute what the run is for, in place: with merged tokens, or quantized."""
+        if self.plan is not None:
+            return set_quantization(model, self.plan)
         merged = self.recipe.merge_tokens
         return set_merging(model, merge_schedule(model.config, merged)) if merged else model
 

@@ -6,20 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.plan import PlanError, QuantizationPlan, read_plan
 from runtime.images.preprocess import Preprocess, scale_resize_to
 from runtime.text import format_count, list_first, suggest
 from vit.config import PLAIN_HEAD, ConfigError, ViTConfig, check_grid, make_config, merge_schedule
 from vit.data.datasets import DataError, Images, find_splits, match_image_labels, open_images
 from vit.data.training_images import TrainingData, open_data
 from vit.document import CheckpointError, Document, read_document
+from vit.run_folder import FLOAT_MODEL
 from vit.training.examples import EXAMPLES
-from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, Recipe, RecipeError, TrainOptions
+from vit.training.recipe import FINETUNE, PRESETS, PROBE_FIELDS, QUANTIZE, Recipe, RecipeError, TrainOptions
 
 if TYPE_CHECKING:
     from vit.checkpoint import Checkpoint
     from vit.model import ViT
 
 STEPS = 10  # per epoch, at least: with one or two a run of the usual length stays at chance
+FOLLOWED = ("holdout", "seed", "crop", "flip", "shift")  # fields that training with a plan takes over
 FEW = 1000  # images, below which a pretrained model is advised
 
 
@@ -33,6 +36,7 @@ class PreparedRun:
     preprocess: Preprocess
     teacher: ViT | None
     notes: dict[str, Any]
+    plan: QuantizationPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,17 @@ class CheckedRun:
     data: TrainingData
     config: ViTConfig  # of the model that will be trained
     source: Document | None = None  # that --from names; a Checkpoint where its weights are read already
+    plan: QuantizationPlan | None = None
 
 
 def check_training(options: TrainOptions) -> CheckedRun:
     """Find what does not fit, without reading weights and without torch.
 
     Raises:
-        RecipeError, ConfigError, DataError, CheckpointError: saying which word does not fit.
+        RecipeError, ConfigError, DataError, CheckpointError, PlanError: saying which word does not fit.
     """
     recipe = choose_recipe(options)
+    plan = None if options.plan is None else read_plan(options.plan)
     if not options.source and (recipe.freeze or recipe.name == FINETUNE.name):
         need = "starts from trained weights; give them"
         need = "trains a head on frozen features; give the backbone" if recipe.freeze else need
@@ -67,7 +73,10 @@ def check_training(options: TrainOptions) -> CheckedRun:
         for wrong, why in ((recipe.merge_tokens, dense), (unused, other), (options.teacher, alone)):
             if wrong:
                 raise RecipeError(f"preset {recipe.name} {why}, or train the whole model (--preset finetune)")
+    _check_plan_options(options, recipe)
     source, said = open_source(options.source) if options.source else (None, ())
+    if plan is not None and source is not None:
+        recipe = follow_source(recipe, options, source)
     teacher = read_document(options.teacher) if options.teacher else None
     if source and (options.model or options.patch_size):
         raise ConfigError(
@@ -91,7 +100,51 @@ def check_training(options: TrainOptions) -> CheckedRun:
             f"{options.teacher}: the teacher's classes ({list_first(teacher.labels)}) are not those of "
             f"the images ({list_first(data.labels)}); fine-tune it on the same classes first"
         )
-    return CheckedRun(recipe, data, config, source)
+    _check_plan_source(options, source, data.labels)
+    return CheckedRun(recipe, data, config, source, plan)
+
+
+def _check_plan_options(options: TrainOptions, recipe: Recipe) -> None:
+    """Refuse what does not go with --plan: it trains one model, the one of --from, as it is."""
+    if options.plan is None:
+        if recipe.name == QUANTIZE.name:
+            raise RecipeError(f"preset {recipe.name} trains with the plan of an export; add --plan PLAN")
+        return
+    if not options.source:
+        raise RecipeError("--plan trains the float model that it was made for; add --from RUN")
+    given = {"--teacher": options.teacher, "--image-size": options.image_size}
+    given |= {"--merge-tokens": recipe.merge_tokens, "--white-level": options.white_level}
+    given |= {"--preset probe": recipe.freeze}
+    if wrong := next((name for name, value in given.items() if value), None):
+        why = "the model of --from is the teacher, and the plan says what is quantized and merged"
+        raise RecipeError(f"{wrong} does not go with --plan: {why}; leave it out")
+
+
+def _check_plan_source(options: TrainOptions, source: Document | None, labels: tuple[str, ...]) -> None:
+    """Refuse a model of --from that cannot be the teacher of itself in INT8."""
+    if options.plan is None or source is None:
+        return
+    expected = f"{options.source}: expected beside --plan"
+    if type(source) is not Document:  # `open_source` has imported it
+        raise RecipeError(f"{expected} a checkpoint, found other weights; python -m vit import makes one")
+    if "plan" in source.recipe:
+        raise RecipeError(f"{expected} a float model, found one trained with a plan; give its {FLOAT_MODEL}")
+    if source.labels != labels:
+        raise RecipeError(
+            f"{expected} images of the model's classes ({list_first(source.labels)}), found "
+            f"{list_first(labels)}; give those that it was trained on"
+        )
+
+
+def follow_source(recipe: Recipe, options: TrainOptions, source: Document) -> Recipe:
+    """Return the recipe with the held-out images and the crops of the run of `source`; options come first.
+
+    Images that judge an export, or choose its plan, must not be trained on in between. What a float model saw
+    is what its teaching is worth something on: flipped digits are not.
+    """
+    known = source.recipe.get("recipe", {})
+    same = {name: known[name] for name in FOLLOWED if name in known}
+    return replace(recipe, **{**same, **options.recipe_changes})
 
 
 def open_source(path: Path) -> tuple[Document, tuple[str, ...]]:
@@ -122,6 +175,7 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
     checked = checked or check_training(options)
     from vit.checkpoint import Checkpoint, load_checkpoint
     from vit.pretrained.hub import find_snapshot
+    from vit.training.fake_quantization import check_plan
 
     recipe, data = checked.recipe, checked.data
     known = checked.source if isinstance(checked.source, Checkpoint) else None
@@ -133,18 +187,29 @@ def prepare_training(options: TrainOptions, checked: CheckedRun | None = None) -
         except ValueError as error:  # a level that no 16 bits have
             raise RecipeError(f"--white-level: {error}") from error
     teacher = load_checkpoint(options.teacher) if options.teacher else None
+    if checked.plan is not None:
+        assert source is not None  # check_training
+        teacher = load_checkpoint(source.path)  # its weights stay as they are
+        try:
+            check_plan(model, checked.plan)
+        except PlanError as error:
+            raise PlanError(f"{options.plan}: {error}") from error
     notes: dict[str, Any] = {}
     if source:
         notes |= {"from": source.digest, "from_name": find_snapshot(source.path) or source.name}
     if teacher:
         notes["teacher"] = teacher.digest
-    return PreparedRun(recipe, model, data, preprocess, teacher.model if teacher else None, notes)
+    if checked.plan is not None:
+        notes["plan"] = checked.plan.digest
+    asked = teacher.model if teacher else None
+    return PreparedRun(recipe, model, data, preprocess, asked, notes, checked.plan)
 
 
 def choose_recipe(options: TrainOptions) -> Recipe:
     """Return the preset that fits the options, with the fields that they set."""
     fallback = options.data if options.data in EXAMPLES and not options.model else "scratch"
-    name = options.preset if options.preset is not None else "finetune" if options.source else fallback
+    fallback = "quantize" if options.plan else "finetune" if options.source else fallback
+    name = fallback if options.preset is None else options.preset
     recipes = dict(PRESETS) | {key: example.recipe for key, example in EXAMPLES.items()}
     if name not in recipes:
         raise RecipeError(f"unknown preset {name!r}; known: {', '.join(recipes)}{suggest(name, recipes)}")

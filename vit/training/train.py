@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from calibration.plan import QuantizationPlan
 from runtime.images.preprocess import Preprocess
 from runtime.interrupts import defer_signals
 from vit.data.training_images import TrainingData
@@ -31,6 +32,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     teacher: ViT | None = None,
+    plan: QuantizationPlan | None = None,
     notes: Mapping[str, Any] | None = None,
     tensorboard: bool = False,
     report: Callable[[str], None] = lambda _: None,
@@ -49,6 +51,7 @@ def train(
         device: "auto", "cpu", "cuda" or "mps"; "auto" takes CUDA if there is a CUDA device, else the CPU.
         resume: continue from the saved state in `out`.
         teacher: a trained model with the same classes, of any size and resolution, to learn from as well.
+        plan: of the model; what it quantizes is computed as its INT8 file will do.
         notes: facts to add to the checkpoint's recipe.
         tensorboard: write the metrics for TensorBoard as well, into `out/tensorboard`.
         report: called with each line worth showing to a person.
@@ -59,6 +62,7 @@ def train(
     Raises:
         DataError: for images that cannot be used.
         RecipeError: for a recipe that does not fit the model.
+        PlanError: for a plan of another model, or one that is not simulated.
         CheckpointError: when there is no state to resume from, or it is of another run.
         OutputError: when another process writes into `out`.
         TrainingError: when the loss is no longer a number.
@@ -68,7 +72,7 @@ def train(
     chosen = choose_device(device)
     if recipe.freeze:
         return _train_probe(Session(*parts), chosen, resume=resume, teacher=teacher, tensorboard=tensorboard)
-    session = LoopSession(*parts)
+    session = LoopSession(*parts, plan=plan)
     if resume:
         check_resumable(session.out, session.identity())  # before images are read
     # Of this device alone: the state of another one costs some of its memory.

@@ -366,7 +366,7 @@ def test_a_limit_on_few_images_fails_only_where_chance_is_no_excuse(results, put
             check_limits(some)
     else:
         check_limits(some)
-    with pytest.raises(DriftError, match=r"SQNR is \S+ dB, 95 % interval .*Nothing was written"):
+    with pytest.raises(DriftError, match=r"SQNR is \S+ dB, 95 % interval .*No model file was written"):
         check_limits(judged(12, min_sqnr=99.0))
 
 
