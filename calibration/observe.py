@@ -14,6 +14,7 @@ from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
+NO_IMAGE = "expected at least one calibration image, found none"
 HOLD_EVERY = 4  # each fourth image judges the ranges that are fitted to the others
 
 
@@ -118,6 +119,26 @@ def run_each(
             yield session.run(list(names), {feed: image})
 
 
+def observe_extremes(
+    model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
+) -> Mapping[str, tuple[float, float]]:
+    """Return the smallest and the largest number of each named tensor, by name, over streamed images.
+
+    Raises:
+        GraphError: when there is no image, or a tensor is not finite.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for tensors in run_each(model, names, images, threads=threads):
+        for name, tensor in zip(names, tensors, strict=True):
+            low, high = found.get(name, (np.inf, -np.inf))
+            found[name] = float(np.minimum(low, tensor.min())), float(np.maximum(high, tensor.max()))
+    if not found:
+        raise GraphError(NO_IMAGE)
+    for name, bounds in found.items():
+        _check_finite(name, bounds)
+    return found
+
+
 def observe_activations(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
 ) -> Mapping[str, Observation]:
@@ -138,8 +159,12 @@ def observe_activations(
             part = found[name].fit if count % HOLD_EVERY else found[name].held
             part.update(rows)
     if not count:
-        raise GraphError("expected at least one calibration image, found none")
+        raise GraphError(NO_IMAGE)
     for name, observation in found.items():
-        if not np.isfinite([observation.all.low, observation.all.high]).all():
-            raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")
+        _check_finite(name, (observation.all.low, observation.all.high))
     return found
+
+
+def _check_finite(name: str, extremes: object) -> None:
+    if not np.isfinite(extremes).all():
+        raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")

@@ -44,31 +44,47 @@ def _is_whole(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Affine uint8: a number x is stored as clip(round(x / scale) + zero_point, 0, 255)."""
+    """Affine unsigned integers of 8 or 16 bits: x is stored as clip(round(x / scale) + zero_point, 0, largest).
+
+    `largest` is 255 or 65,535. Target "npu" alone has ranges of 16 bits.
+    """
 
     scale: float
     zero_point: int
+    bits: Literal[8, 16] = 8
 
     def __post_init__(self) -> None:
-        if not _is_positive(self.scale) or not _is_whole(self.zero_point) or self.zero_point > 255:
+        if self.bits not in (8, 16) or isinstance(self.bits, bool):
+            raise PlanError(f"expected bits 8 or 16, found {self.bits!r:.80}")
+        if not _is_positive(self.scale) or not _is_whole(self.zero_point) or self.zero_point > self.largest:
             raise PlanError(
-                "expected scale > 0 and zero_point in 0..255 (a float32 and a whole number), found "
+                f"expected scale > 0 and zero_point in 0..{self.largest} (a float32 and a whole number), found "
                 f"{self.scale!r:.80}, {self.zero_point!r:.80}"
             )
 
+    @property
+    def largest(self) -> int:
+        """The largest integer that is stored."""
+        return int(2**self.bits - 1)
+
     @classmethod
-    def of(cls, low: float, high: float) -> Range:
+    def of(cls, low: float, high: float, bits: Literal[8, 16] = 8) -> Range:
         """Return the finest range that holds low, high and an exact zero; 0 to 1 for zeros alone."""
         low, high = min(low, 0.0), max(high, 0.0)
         # Any range stores zeros; a bias in units of a tiny one would not fit int32.
-        scale = max((high - low) / 255, 1e-12) if high > low else 1 / 255
+        levels = 2**bits - 1
+        scale = max((high - low) / levels, 1e-12) if high > low else 1 / levels
         # The nearest float32, since that is what the graph holds.
-        return cls(scale=float(np.float32(scale)), zero_point=min(255, max(0, round(-low / scale))))
+        zero_point = min(levels, max(0, round(-low / scale)))
+        return cls(scale=float(np.float32(scale)), zero_point=zero_point, bits=bits)
+
+    def quantize(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """Return the integers that are stored for the numbers, in a floating-point type."""
+        return np.asarray(np.clip(np.rint(numbers / self.scale) + self.zero_point, 0, self.largest))
 
     def fake_quantize(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Return the numbers after they are stored in this range and read again."""
-        levels = np.clip(np.rint(numbers / self.scale) + self.zero_point, 0, 255)
-        return np.asarray((levels - self.zero_point) * self.scale)
+        return np.asarray((self.quantize(numbers) - self.zero_point) * self.scale)
 
 
 PROBABILITY = Range(scale=1 / 255, zero_point=0)  # a softmax output: 0 to 1 whatever the image
@@ -117,12 +133,14 @@ class QuantizationPlan:
     """For each linear layer and each attention product of a graph: int8 with which ranges, or float32.
 
     `target` is the form of the weights. For "any-cpu" pairs of weights are so small that the 16-bit sums of
-    an x86 CPU without VNNI cannot overflow; "full-range" uses -127 to 127.
+    an x86 CPU without VNNI cannot overflow; "full-range" uses -127 to 127, and so does "npu".
     """
 
     target: Target
     linears: Mapping[str, LinearPlan] = field(default_factory=dict)
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
+    # Target "npu" alone: the range of every tensor between two operators, by the first one that shares it.
+    activations: Mapping[str, Range] = field(default_factory=dict)
     balance: Mapping[str, BalancePlan] = field(default_factory=dict)  # by the producer's name
     # How many tokens each block merges after its attention: an approximation, so empty unless asked for.
     merging: Mapping[str, int] = field(default_factory=dict)
@@ -137,7 +155,7 @@ class QuantizationPlan:
         if self.merging:
             document["merging"] = dict(self.merging)
         sections = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-        for key in ("balance", "linears", "products"):
+        for key in (*(("activations",) if self.activations else ()), "balance", "linears", "products"):
             entries: Mapping[str, Any] = getattr(self, key)
             lines = [f"  {json.dumps(name)}: {_format_entry(entry)}" for name, entry in entries.items()]
             sections.append(f' "{key}": {{\n' + ",\n".join(lines) + "\n }")
@@ -170,6 +188,7 @@ class QuantizationPlan:
             target=document["target"],
             linears=_read_section(LinearPlan, document, "linears"),
             products=_read_section(ProductPlan, document, "products"),
+            activations=_read_section(Range, document, "activations"),
             balance=_read_section(BalancePlan, document, "balance"),
             merging=_read_merging(document.get("merging", {})),
         )
@@ -200,8 +219,12 @@ def read_plan(path: Path) -> QuantizationPlan:
 
 
 def _format_entry(entry: Any) -> str:
-    """Return the JSON of an entry without its empty fields."""
-    return json.dumps({key: value for key, value in asdict(entry).items() if value not in (None, ())})
+    """Return the JSON of an entry without its empty fields; a range has 8 bits unless it says more."""
+
+    def drop_empty(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if value not in (None, ()) and (key, value) != ("bits", 8)}
+
+    return json.dumps(asdict(entry, dict_factory=drop_empty))
 
 
 # --- Read the sections of a plan.json: people edit it, so every field is checked ---
@@ -254,7 +277,7 @@ def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 RANGE = (
     'an object such as {"scale": 0.02, "zero_point": 128}',
-    lambda value: isinstance(value, dict) and set(value) == {"scale", "zero_point"},
+    lambda value: isinstance(value, dict) and set(value) - {"bits"} == {"scale", "zero_point"},
 )
 # What each field of an entry must hold, and the test of it.
 EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {

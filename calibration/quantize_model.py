@@ -11,9 +11,10 @@ from calibration.decide import decide_plan
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import release_memory, serialize_for_session
-from calibration.measure.verify import Kernels, verify_kernels
+from calibration.measure.verify import Kernels, verify_kernels, verify_npu_graph
 from calibration.observe import observe_activations
-from calibration.plan import Precision, QuantizationPlan
+from calibration.npu_graph import decide_npu_plan
+from calibration.plan import PlanError, Precision, QuantizationPlan
 from calibration.write import write_plan
 from runtime.model_file.targets import Target
 
@@ -44,8 +45,8 @@ def quantize(
         images: calibration set in batches of `uint8 [N, H, W, 3]`, preprocessed to the model's size; they are
             streamed, and a few hundred are enough.
         target: form of the int8 weights: "any-cpu" is exact on every CPU, "full-range" needs VNNI, ARM or a
-            GPU.
-        keep_float: names of linear layers and attention products that stay in float32.
+            GPU; "npu" has quantized numbers between all operators, and takes one image at a time.
+        keep_float: names of linear layers and attention products that stay in float32; none for "npu".
         quantize_products: quantize the attention products, too; they stay in float32 by default.
         single_rows: precision of the linears that see one row per image, such as the head.
         threads: CPU threads; None takes every core that this process may use.
@@ -55,6 +56,10 @@ def quantize(
         FallbackError: when ONNX Runtime would run an int8 layer in float.
         GraphError: when there is nothing to quantize, or no image.
     """
+    if target == "npu":
+        if keep_float:
+            raise PlanError("target npu has every layer in int8, so that one part runs on it; keep none in float")
+        return apply_plan(model, decide_npu_plan(model, images, threads=threads))
     layers = find_layers(model)
     observed = observe_activations(model, layers.activations, images, threads=threads)
     release_memory(model)
@@ -83,6 +88,9 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan) -> QuantizedModel:
         FallbackError: when ONNX Runtime would run an int8 layer in float.
     """
     written = write_plan(model, plan)
+    if plan.target == "npu":
+        release_memory(model)
+        return QuantizedModel(written, plan, verify_npu_graph(written, plan))
     with serialize_for_session(written) as data:
         release_memory(model)
         return QuantizedModel(written, plan, verify_kernels(data, plan))

@@ -29,6 +29,7 @@ from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPla
 from calibration.split import find_mlp_to_split, find_planned_splits, split_float_columns
 from calibration.token_merging.write_merging import write_merging
 from calibration.weights import quantize_weight
+from calibration.write_npu import write_npu_plan
 from runtime.model_file.targets import Target
 
 FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
@@ -45,6 +46,8 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     Raises:
         PlanError: when the plan does not fit the graph, see `check_plan_fits_graph`.
     """
+    if plan.target == "npu":
+        return write_npu_plan(model, plan)
     quantized = write_merging(model, plan.merging) if plan.merging else model.clone()
     layers = find_layers(quantized)
     check_plan_fits_graph(layers, plan)

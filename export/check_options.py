@@ -47,6 +47,11 @@ def check_combinations(options: Options) -> None:
         raise InputError("expected a checkpoint or --onnx MODEL, found both")
     if options.onnx is None and options.preprocess is not None:
         raise InputError("--preprocess SPEC describes an ONNX model: add --onnx MODEL")
+    if options.target == "npu" and choosing:
+        raise InputError(
+            f"{choosing} leaves work to the CPU, and --target npu makes a file that an NPU runs alone: leave "
+            "one out"
+        )
     if options.plan is not None and choosing:
         raise InputError(
             f"{choosing} chooses a plan and --plan brings one: leave one out; in a plan, edit its "

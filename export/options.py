@@ -110,7 +110,8 @@ class Options:
     target: Target | Literal["auto"] = option(
         "auto",
         "form of the INT8 weights: any-cpu is exact at full speed on every CPU, full-range is more "
-        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU",
+        "precise and needs VNNI, ARM64 or WebAssembly for full speed; auto selects the one for this CPU; npu "
+        "writes model.npu.onnx in the place of model.int8.onnx, for a Hexagon or another NPU",
         metavar="TARGET",
         parse=_parse_target,
     )

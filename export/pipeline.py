@@ -194,7 +194,7 @@ def _measure_sections(run: Run, folder: Path, show_step: ShowStep) -> Results:
 
 
 def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: Path) -> VariantResult:
-    source, reliability, name = run.source, run.once(Reliability.measure), FILE_NAMES[each.variant]
+    source, reliability = run.source, run.once(Reliability.measure)
     metadata = Metadata(
         variant=each.variant,
         preprocess=source.preprocess,
@@ -207,6 +207,7 @@ def _write_variant(run: Run, each: ModelFile, measured: dict[str, Any], folder: 
         producer=name_producer(),
     )
     self_test = run.once(SelfTests.measure).tests[each.variant]
+    name = FILE_NAMES[metadata.file_kind]
     size, sha256 = write_model(folder / name, each.model, metadata, self_test)
     return VariantResult(
         variant=each.variant,

@@ -194,7 +194,7 @@ def _move_files(aside: Path, folder: Path) -> None:
 def find_stale_files(folder: Path, written: Collection[str]) -> list[Path]:
     """Return the model files in a folder that are of an earlier export; the last one has `written` files."""
     names = [name for name in FILE_NAMES.values() if name not in written]
-    plan = [] if FILE_NAMES["int8"] in written else ["plan.json"]
+    plan = [] if {FILE_NAMES["int8"], FILE_NAMES["npu"]} & set(written) else ["plan.json"]
     found = [folder / name for name in (*names, *plan) if (folder / name).exists()]
     return [*found, *(path for name in names for path in _find_weight_files(folder, name))]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .model_file.metadata import Variant
+    from .model_file.metadata import FileKind
 
 Device = Literal[
     "auto", "cpu", "openvino", "openvino:gpu", "openvino:npu", "qnn", "webgpu", "tensorrt-rtx", "mlx", "cuda",
@@ -45,7 +45,7 @@ class DeviceSpec:
     options: Mapping[str, str] = field(default_factory=dict)  # of the provider, always given
     cache: Mapping[str, str] = field(default_factory=dict)  # more, with "{folder}" for that of the cache
     context: bool = False  # keeps what it compiled as a model of its own (ONNX Runtime's "EP context")
-    variants: tuple[Variant, ...]  # the best first
+    variants: tuple[FileKind, ...]  # the best first
     fixed_batch: bool = False  # shapes have to be static: one image at a time
     note: str = ""  # the vendor's limits, for the message where no hardware is found
 
@@ -80,10 +80,10 @@ _OPENVINO: Mapping[str, Any] = dict(
     note="OpenVINO's plugin serves hardware of Intel alone; for other CPUs: pip uninstall onnxruntime && "
     "pip install onnxruntime-openvino",
 )
-_CPU: tuple[Variant, ...] = ("int8", "float32")
-_NPU: tuple[Variant, ...] = ("int8", "float16", "float32")
-_GPU: tuple[Variant, ...] = ("float16", "float32", "int8")
-_FLOAT: tuple[Variant, ...] = ("float16", "float32")  # where INT8 operators would run on the CPU
+_CPU: tuple[FileKind, ...] = ("int8", "float32")
+_NPU: tuple[FileKind, ...] = ("npu", "int8", "float16", "float32")
+_GPU: tuple[FileKind, ...] = ("float16", "float32", "int8")
+_FLOAT: tuple[FileKind, ...] = ("float16", "float32")  # where INT8 operators would run on the CPU
 
 _TABLE = (
     DeviceSpec(
@@ -95,7 +95,7 @@ _TABLE = (
     DeviceSpec(
         name="qnn", provider="QNNExecutionProvider", package="onnxruntime-qnn",
         # The CPU of an x86 machine: Qualcomm's simulator of the NPU.
-        hardware=("npu", "cpu"), context=True, variants=_FLOAT, fixed_batch=True,
+        hardware=("npu", "cpu"), context=True, variants=("npu", *_FLOAT), fixed_batch=True,
         note="QNN needs a Snapdragon with a Hexagon NPU, or an x86-64 CPU, which simulates one",
     ),
     DeviceSpec(

@@ -75,7 +75,10 @@ def load_model(
             options=options,
         )
         artifact.expect_unchanged()
-        _check_signature(session, artifact, fixed_batch=DEVICES[choice].fixed_batch)
+        one_image = takes_one_image(artifact.metadata, choice)
+        _check_signature(session, artifact, fixed_batch=one_image)
+        if artifact.metadata.target == "npu" and "npu" not in DEVICES[choice].variants:
+            _warn_of_npu_file(artifact, choice)
         placement = read_placement(session, multiply_adds)
         if device not in ("auto", "cpu") and not options.partial:
             check_placement(placement, device, artifact.name)
@@ -90,6 +93,25 @@ def load_model(
         return info, session
 
     return open_first_device(devices_for(device), open_on)
+
+
+def takes_one_image(metadata: Metadata, device: str) -> bool:
+    """Return whether a run takes one image alone: the device needs static shapes, or the file has them."""
+    return DEVICES[device].fixed_batch or metadata.target == "npu"
+
+
+def _warn_of_npu_file(artifact: Artifact, device: str) -> None:
+    """Say that a file for an NPU is slow elsewhere, and how far it is from float32 on a CPU."""
+    drift = artifact.metadata.measured.get("drift")
+    sqnr = drift.get("sqnr") if isinstance(drift, dict) else None
+    found = f"{sqnr:.1f} dB" if isinstance(sqnr, (int, float)) else "not measured"
+    _log.warning(
+        "%s is for an NPU, and %s computes it more slowly than float32; its distance from float32 on the CPU "
+        "of the export: %s",
+        artifact.name,
+        device,
+        found,
+    )
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact, *, fixed_batch: bool) -> None:
@@ -241,11 +263,13 @@ class LoadedModel(ABC, Generic[A]):
         """Yield each image with its answer, or with the reason why there is none."""
         workers = available_cores() if workers is None else workers
         spec = DEVICES[self.info.device]
-        batch = (1 if spec.on_cpu or spec.fixed_batch else _GPU_BATCH) if batch is None else batch
+        one_image = takes_one_image(self.info, self.info.device)
+        batch = (1 if spec.on_cpu or one_image else _GPU_BATCH) if batch is None else batch
         if workers < 1 or batch < 1:
             raise ValueError(f"workers and batch must be 1 or more, found {workers} and {batch}")
-        if spec.fixed_batch and batch > 1:
-            raise ValueError(f"{spec.name} runs one image at a time, found batch={batch}; leave it out")
+        if one_image and batch > 1:
+            what = spec.name if spec.fixed_batch else display_name(self._source)
+            raise ValueError(f"{what} runs one image at a time, found batch={batch}; leave it out")
         if batch > 1:
             session = self._open_session()
             work = partial(self._answer_group, session)

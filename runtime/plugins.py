@@ -174,6 +174,7 @@ def _openvino_options(
 def _qnn_options(spec: DeviceSpec, plugin: Any, given: DeviceOptions) -> dict[str, str]:
     """Return the backend and, for the simulator, the NPU: without it QNN fails with MEM_ALLOC."""
     options = {"backend_path": str(import_module(spec.module).get_qnn_htp_path())}
+    options["offload_graph_io_quantization"] = "0"  # or the CPU dequantizes the outputs
     # QNN takes an unknown word for its default without an error, so `DeviceOptions` checks them.
     if given.performance is not None:
         options["htp_performance_mode"] = given.performance

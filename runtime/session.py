@@ -52,6 +52,9 @@ def session_options(*, threads: int, target: Target) -> onnxruntime.SessionOptio
     options.log_severity_level = 3  # errors
     for entry, value in waiting_options(onnxruntime.__version__).items():
         options.add_session_config_entry(entry, value)
+    if target == "npu":
+        # Or ONNX Runtime 1.32 rounds activations to 8 bits: 40.6 in the place of 44.7 dB for the digits.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if needs_exact_kernels(target):
         _warn_once(_SLOW_KERNELS)
         options.add_session_config_entry("session.x64quantprecision", "1")

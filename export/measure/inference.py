@@ -215,7 +215,10 @@ def _run_all(
     found: list[list[list[Array]]] = [[] for _ in sessions]
     for batch in batches(images, preprocess):
         for session, rows in zip(sessions, found, strict=True):
-            rows.append(session.run(None, {session.get_inputs()[0].name: batch}))
+            pixels = session.get_inputs()[0]
+            # A file for an NPU takes one image at a time.
+            parts = np.split(batch, len(batch)) if pixels.shape[0] == 1 else [batch]
+            rows += [session.run(None, {pixels.name: part}) for part in parts]
         progress(len(batch))
     names = [[node.name for node in session.get_outputs()] for session in sessions]
     return [

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING
 
 from ..images.find_images import is_folder
 from .integrity import Digests, check_data, hash_bytes, open_regular_file, read_file_stamp, start_hashing
-from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, Metadata, Variant
+from .metadata import METADATA_KEY, SELF_TEST_KEY, ArtifactError, FileKind, Metadata, Variant
 from .onnx_file import OnnxError, OnnxSummary, summarize_onnx
 
 if TYPE_CHECKING:
     from ..self_test.document import SelfTest
 
-__all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "Metadata", "Variant"]
+__all__ = ["FILE_NAMES", "METADATA_KEY", "Artifact", "ArtifactError", "FileKind", "Metadata", "Variant"]
 __all__ += ["choose_model_file", "read_artifact", "read_metadata"]
 
 MAX_BYTES = 2**31 - 1  # what a protobuf can hold
 ORT_FORMAT = b"ORTM"  # at byte 4 of a file in ONNX Runtime's own format
-FILE_NAMES: dict[Variant, str] = {
+FILE_NAMES: dict[FileKind, str] = {
     "float32": "model.onnx",
     "float16": "model.fp16.onnx",
     "int8": "model.int8.onnx",
+    "npu": "model.npu.onnx",
 }
 
 
@@ -174,20 +175,20 @@ def read_metadata(model: os.PathLike[str] | str | bytes) -> Metadata:
 
 
 def choose_model_file(
-    path: os.PathLike[str] | str, preference: tuple[Variant, ...] = ("int8", "float32")
+    path: os.PathLike[str] | str, preference: tuple[FileKind, ...] = ("int8", "float32")
 ) -> Path:
     """Return the model file at a path: the path itself, which need not exist, or that preferred in a folder.
 
     Raises:
-        ArtifactError: when the folder has none of the variants in `preference`.
+        ArtifactError: when the folder has none of the files in `preference`.
     """
     path = Path(path)
     if not is_folder(path):
         return path
-    for variant in preference:
-        if os.path.lexists(candidate := path / FILE_NAMES[variant]):  # also for a link that leads nowhere
+    for kind in preference:
+        if os.path.lexists(candidate := path / FILE_NAMES[kind]):  # also for a link that leads nowhere
             return candidate
-    names = " or ".join(FILE_NAMES[variant] for variant in preference)
+    names = " or ".join(FILE_NAMES[kind] for kind in preference)
     raise ArtifactError(f"{path}: no model in this folder; expected {names}, made by python -m export")
 
 

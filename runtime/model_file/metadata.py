@@ -22,6 +22,7 @@ METADATA_VERSION = 2
 MAX_METADATA = 2**24  # characters; 100,000 labels take 2 million
 
 Variant = Literal["float32", "float16", "int8"]
+FileKind = Literal["float32", "float16", "int8", "npu"]  # the variants, and INT8 of target "npu"
 Digest = Literal["sha256"]
 
 
@@ -79,6 +80,11 @@ class Metadata:
         """Features of each output of the graph: `logits`, `embedding`, or both in this order."""
         sizes = {"logits": len(self.labels), "embedding": self.embedding or 0}
         return {name: size for name, size in sizes.items() if size}
+
+    @property
+    def file_kind(self) -> FileKind:
+        """The kind of file in a folder: its variant, or "npu"."""
+        return "npu" if self.target == "npu" else self.variant
 
     @property
     def exact_on(self) -> tuple[CpuKind, ...]:

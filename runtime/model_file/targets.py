@@ -1,7 +1,10 @@
-"""INT8 targets: the form of the weights, and the CPUs on which a file of that form is exact.
+"""INT8 targets: the form of the weights, the CPUs on which a file of that form is exact, and the NPU.
 
 The fast INT8 kernel of an x86 CPU without VNNI adds two products of 8-bit numbers in 16 bits. Full-range
 weights overflow there without an error. All other kernels (VNNI, ARM64, wasm) add in 32 bits.
+
+A file of target "npu" is for one image at a time, with quantized numbers between all operators; a CPU
+computes it in float32 and is slower with it than with the float32 file.
 """
 
 from __future__ import annotations
@@ -10,13 +13,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, get_args
 
-Target = Literal["any-cpu", "full-range"]
+Target = Literal["any-cpu", "full-range", "npu"]
 CpuKind = Literal["x86-vnni", "x86", "arm64", "wasm", "other"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 # On these a session with default options is exact, at full speed.
 EXACT_ON: Mapping[Target, tuple[CpuKind, ...]] = MappingProxyType(
-    {"any-cpu": ("x86-vnni", "x86", "arm64", "wasm"), "full-range": ("x86-vnni", "arm64", "wasm")}
+    {
+        "any-cpu": ("x86-vnni", "x86", "arm64", "wasm"),
+        "full-range": ("x86-vnni", "arm64", "wasm"),
+        "npu": ("x86-vnni", "arm64", "wasm"),
+    }
 )
 _RENAMED: Mapping[object, Target] = MappingProxyType(
     {"any": "any-cpu", "avx2": "any-cpu", "vnni": "full-range", "arm64": "full-range"}
@@ -38,7 +45,7 @@ def unknown_target(found: object) -> str:
     Args:
         found: what was given as the target.
     """
-    expected = " or ".join(TARGETS)
+    expected = f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
     new = _RENAMED.get(found) if isinstance(found, str) else None
     hint = f"; {found} is called {new} now" if new is not None else ""
     return f"expected target {expected}, found {found!r}{hint}"

@@ -105,7 +105,7 @@ def test_a_plan_of_nothing() -> None:
     [
         (lambda d: d.update(format="other"), r'"format": "vit-edge plan"'),
         (lambda d: d.update(version=99), r"expected plan version \d+, found 99"),
-        (lambda d: d.update(target="gpu"), "expected target any-cpu or full-range, found 'gpu'$"),
+        (lambda d: d.update(target="gpu"), "expected target any-cpu, full-range or npu, found 'gpu'$"),
         (lambda d: d.update(target="arm64"), "found 'arm64'; arm64 is called full-range now"),
         (
             lambda d: d["linears"]["fc1"].update(precision="int4"),
