@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
-from calibration.balance import BalanceGroup, apply_balance_scales, find_balance_groups
+from calibration.balance import (
+    BalanceGroup,
+    apply_balance_scales,
+    compute_balance_scales,
+    find_balance_groups,
+)
 from calibration.graph.edit import (
     Array,
     add_constant,
     constant,
     graph_of,
     input_constant,
+    only_reader,
+    permutation,
     producer,
     replace,
     scalar,
+    sizes,
     tidy,
 )
-from calibration.graph.layers import find_layers
-from calibration.observe import observe_extremes, open_observing_session
-from calibration.plan import LinearPlan, QuantizationPlan, Range
+from calibration.graph.layers import LAYOUT, Linear, expect_input, find_layers
+from calibration.observe import Extremes, observe_extremes, open_observing_session
+from calibration.plan import BalancePlan, LinearPlan, ProductPlan, QuantizationPlan, Range
 
+NO_BALANCE: Mapping[str, BalancePlan] = MappingProxyType({})
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of a LayerNormalization's factors that may move, as exponents
+NARROW_MARGIN = 1.1  # the same for 8 bits
 MARGIN = 1.5  # room for other images: of 65,536 levels it costs half a bit, where clipping costs 8 dB
 # These move numbers and change none: a file has one range for what they read and what they give.
 MOVES = ("Reshape", "Transpose", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten", "Split", "Identity")
 
 
-def prepare_for_npu(model: ir.Model) -> ir.Model:
+def prepare_for_npu(model: ir.Model, balance: Mapping[str, BalancePlan] = NO_BALANCE) -> ir.Model:
     """Return a copy of a canonical float graph for one image at a time, with the same results.
 
     All shapes are static, what no pixel changes is a constant, and the factors of each LayerNormalization
     that only linear layers read have moved into their weights: an NPU stores the factors in 8 bits.
+
+    Args:
+        model: a canonical float graph; it stays as it is.
+        balance: scales of the keys and values, by the name of their linear layer.
     """
     fixed = model.clone()
     pixels = fixed.graph.inputs[0]
@@ -50,6 +66,9 @@ def prepare_for_npu(model: ir.Model) -> ir.Model:
     for group in find_balance_groups(find_layers(fixed)):
         if group.producer.op_type == "LayerNormalization":
             _move_factors(group)
+    for layer in find_narrow_layers(fixed):
+        if (found := balance.get(layer.linear.name)) is not None:
+            layer.divide(np.array(found.scales, np.float32))
     tidy(fixed)
     return fixed
 
@@ -100,6 +119,77 @@ def _fold_constants(model: ir.Model, image: Array) -> None:
     tidy(model)
 
 
+# --- Keys and values, which an NPU reads in 8 bits ---
+
+
+@dataclass(frozen=True)
+class NarrowLayer:
+    """The linear layer of the keys or the values, and the layer that can multiply its scales back, exactly."""
+
+    linear: Linear
+    other: Linear  # the queries, by output feature; or the projection, by input feature
+    by_input: bool
+
+    def divide(self, scales: Array) -> None:
+        """Divide the features by scales, and multiply them back in the other layer."""
+        self._scale(self.linear, 1 / scales, by_input=False)
+        self._scale(self.other, scales, by_input=self.by_input)
+
+    def _scale(self, linear: Linear, scales: Array, *, by_input: bool) -> None:
+        weight, bias = (constant(value) for value in linear.node.inputs[1:3])  # as they are now
+        assert weight is not None  # a Linear has constants
+        assert bias is not None
+        arrays = (weight * (scales[:, None] if by_input else scales), bias if by_input else bias * scales)
+        for index, array in enumerate(arrays, start=1):
+            name = f"{linear.name}.{('weight', 'bias')[index - 1]}.balanced"
+            value = add_constant(graph_of(linear.node), name, array.astype(np.float32))
+            linear.node.replace_input_with(index, value)
+
+
+def find_narrow_layers(model: ir.Model) -> list[NarrowLayer]:
+    """Return the keys and the values that another layer can scale back, in graph order.
+
+    An NPU multiplies two tensors of 16 bits with 8 bits of the second one: 42 dB, for each such product.
+    """
+    layers = find_layers(model)
+    by_output = {linear.node.outputs[0]: linear for linear in layers.linears.values()}
+    values = {group.producer: group.linears[0] for group in find_balance_groups(layers)}
+    found = []
+    for product in layers.products.values():
+        (right, features), (left, others) = (_trace_features(each) for each in (product.right, product.left))
+        key, query = by_output.get(right), by_output.get(left)
+        if key is None:
+            continue
+        if product.mixes_probabilities and key.node in values:
+            found.append(NarrowLayer(key, values[key.node], by_input=True))
+        elif query is not None and query is not key and features is not None and others is not None:
+            if np.array_equal(np.moveaxis(features, -1, -2)[..., :1, :], others[..., :1, :]):
+                found.append(NarrowLayer(key, query, by_input=False))
+    return found
+
+
+def _trace_features(value: ir.Value) -> tuple[ir.Value, Array | None]:
+    """Return the tensor above the layout of another, and the feature of it at each place.
+
+    The places are None where another operator reads the tensor on its way.
+    """
+    moves = []
+    while (node := producer(value, *LAYOUT)) is not None:
+        moves.append(node)
+        value = expect_input(node, 0)
+    shape = sizes(value)
+    if shape is None or any(only_reader(each) is None for each in (value, *(n.outputs[0] for n in moves))):
+        return value, None
+    places = np.broadcast_to(np.arange(shape[-1] or 0), [size or 1 for size in shape])
+    for node in reversed(moves):
+        target = [size or 1 for size in sizes(node.outputs[0]) or ()]
+        places = places.transpose(permutation(node)) if node.op_type == "Transpose" else places.reshape(target)
+    return value, places
+
+
+# --- Plan ---
+
+
 def decide_npu_plan(
     model: ir.Model, images: Iterable[Array], *, threads: int | None = None
 ) -> QuantizationPlan:
@@ -113,11 +203,17 @@ def decide_npu_plan(
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    model = prepare_for_npu(model)
+    images, prepared = list(images), prepare_for_npu(model)  # the images are seen twice: bytes, and a few hundred
+    narrow = {str(each.linear.node.outputs[0].name): each.linear.name for each in find_narrow_layers(prepared)}
+    extremes = observe_extremes(prepared, list(narrow), images, threads=threads)
+    balance = {narrow[name]: _make_scales(found) for name, found in extremes.items()}
+    model = prepare_for_npu(model, balance)
     groups, ranges = group_tensors(model), dict[str, Range]()
     makers = {str(output.name): node for node in model.graph for output in node.outputs}
     observed = [name for name in groups if makers[name].op_type not in MOVES]
-    for name, (low, high) in observe_extremes(model, observed, images, threads=threads).items():
+    extremes = observe_extremes(model, observed, images, threads=threads)
+    bounds = {name: (float(each.low.min()), float(each.high.max())) for name, each in extremes.items()}
+    for name, (low, high) in bounds.items():
         maker, first = makers[name], groups[name]
         if maker.op_type == "Softmax":  # whatever the image
             low, high = 0.0, 1.0
@@ -128,8 +224,27 @@ def decide_npu_plan(
             scale, zero_point = scalar(maker.inputs[1]), scalar(maker.inputs[2])
             found = Range(scale=float(scale or 1), zero_point=int(zero_point or 0))
         ranges[first] = _unite(ranges[first], found) if first in ranges else found
-    linears = {name: LinearPlan(precision="int8") for name in find_layers(model).linears}
-    return QuantizationPlan(target="npu", linears=linears, activations=ranges)
+    layers = find_layers(model)
+    rights = {name: groups[str(each.right.name)] for name, each in layers.products.items()}
+    return QuantizationPlan(
+        target="npu",
+        linears={name: LinearPlan(precision="int8") for name in layers.linears},
+        products={name: ProductPlan(precision="int8", right=_narrow(ranges[each])) for name, each in rights.items()},
+        activations=ranges,
+        balance=balance,
+    )
+
+
+def _make_scales(found: Extremes) -> BalancePlan:
+    """Return scales that give every feature of the keys, or the values, the same range."""
+    scales = compute_balance_scales(found.low, found.high, 1.0)
+    return BalancePlan(strength=1.0, scales=tuple(float(f"{each:.6g}") for each in scales))
+
+
+def _narrow(wide: Range) -> Range:
+    """Return the range of 8 bits for one of 16, with less room for other images."""
+    share = NARROW_MARGIN / MARGIN * wide.scale
+    return Range.of(-wide.zero_point * share, (wide.largest - wide.zero_point) * share)
 
 
 def _unite(one: Range, other: Range) -> Range:

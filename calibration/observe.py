@@ -121,18 +121,19 @@ def run_each(
 
 def observe_extremes(
     model: ir.Model, names: Sequence[str], images: Iterable[Array], *, threads: int | None = None
-) -> Mapping[str, tuple[float, float]]:
-    """Return the smallest and the largest number of each named tensor, by name, over streamed images.
+) -> Mapping[str, Extremes]:
+    """Return the extremes of each named tensor along its last axis, by name, over streamed images.
 
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Extremes] = {}
     for tensors in run_each(model, names, images, threads=threads):
         for name, tensor in zip(names, tensors, strict=True):
-            low, high = found.get(name, (np.inf, -np.inf))
-            found[name] = float(np.minimum(low, tensor.min())), float(np.maximum(high, tensor.max()))
-    if not found:
+            rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+            bounds = Extremes(rows.min(axis=0), rows.max(axis=0))
+            found[name] = found[name].merge(bounds) if name in found else bounds
+    if not found and names:
         raise GraphError(NO_IMAGE)
     for name, bounds in found.items():
         _check_finite(name, bounds)
@@ -161,10 +162,10 @@ def observe_activations(
     if not count:
         raise GraphError(NO_IMAGE)
     for name, observation in found.items():
-        _check_finite(name, (observation.all.low, observation.all.high))
+        _check_finite(name, observation.all)
     return found
 
 
-def _check_finite(name: str, extremes: object) -> None:
-    if not np.isfinite(extremes).all():
+def _check_finite(name: str, extremes: Extremes) -> None:
+    if not np.isfinite([extremes.low, extremes.high]).all():
         raise GraphError(f"the float model's tensor {name!r} is not finite on the calibration images")

@@ -21,7 +21,7 @@ from calibration.graph.edit import (
     tidy,
 )
 from calibration.graph.layers import expect_input, find_layers
-from calibration.npu_graph import MOVES, group_tensors, prepare_for_npu
+from calibration.npu_graph import MOVES, find_narrow_layers, group_tensors, prepare_for_npu
 from calibration.plan import LinearPlan, PlanError, QuantizationPlan, Range
 from calibration.weights import quantize_weight
 
@@ -40,29 +40,45 @@ def write_npu_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     Raises:
         PlanError: when the plan does not fit the graph, or asks for what an NPU does not run.
     """
-    written = prepare_for_npu(model)
+    check_npu_plan(model, plan)
+    written = prepare_for_npu(model, plan.balance)
     groups = group_tensors(written)
-    check_npu_plan(written, groups, plan)
-    _Writer(written, groups, plan.activations).write()
+    check_ranges(groups, plan)
+    _Writer(written, groups, plan).write()
     tidy(written)
     return written
 
 
-def check_npu_plan(model: ir.Model, groups: Mapping[str, str], plan: QuantizationPlan) -> None:
-    """Refuse a plan whose ranges are not those of a graph, and one with layers that no NPU runs.
+def check_npu_plan(model: ir.Model, plan: QuantizationPlan) -> None:
+    """Refuse a plan that names other layers than the graph has, and one with work that no NPU does.
 
     Raises:
-        PlanError: naming a tensor without a range, a range without a tensor, or what stays in float.
+        PlanError: naming the layer.
     """
     if plan.merging:
         raise PlanError("target npu merges no tokens, whose places an NPU would have to compute; leave it out")
-    if plan.balance or any(plan.products):
-        raise PlanError('a plan of target npu has "activations" in the place of "balance" and "products"')
-    if unknown := sorted(set(plan.linears) - set(find_layers(model).linears)):
-        raise PlanError(f"the plan names the linear layer {unknown[0]!r}, which the graph does not have")
+    layers = find_layers(model)
+    for planned, present in ((plan.linears, layers.linears), (plan.products, layers.products)):
+        if different := sorted(set(planned) ^ set(present)):
+            raise PlanError(f"expected the layers of the graph in the plan, found a difference: {different[0]!r}")
+    widths = {each.linear.name: each.linear.weight.shape[1] for each in find_narrow_layers(prepare_for_npu(model))}
+    for name, balance in plan.balance.items():
+        if len(balance.scales) != widths.get(name):
+            raise PlanError(f"{name}: expected scales for the features of keys or values, found {len(balance.scales)}")
+    for name, product in plan.products.items():
+        if product.right is None or product.right.bits != 8 or product.left is not None:
+            raise PlanError(f"{name}: target npu has a range of 8 bits for the right operand alone")
     for name, linear in plan.linears.items():
         if linear != LinearPlan(precision="int8"):
             raise PlanError(f"{name}: target npu has every linear layer in int8 and no other field; remove them")
+
+
+def check_ranges(groups: Mapping[str, str], plan: QuantizationPlan) -> None:
+    """Refuse a plan whose ranges are not those of a graph.
+
+    Raises:
+        PlanError: naming a tensor without a range, or a range without a tensor.
+    """
     wanted, given = set(groups.values()), set(plan.activations)
     if missing := sorted(wanted - given):
         raise PlanError(f"the plan has no range for the tensor {missing[0]!r} ({len(missing)} are missing)")
@@ -73,9 +89,9 @@ def check_npu_plan(model: ir.Model, groups: Mapping[str, str], plan: Quantizatio
 class _Writer:
     """Writes constants as integers, and a pair behind every operator."""
 
-    def __init__(self, model: ir.Model, groups: Mapping[str, str], ranges: Mapping[str, Range]) -> None:
-        self.graph = model.graph
-        self.ranges = {name: ranges[first] for name, first in groups.items()}
+    def __init__(self, model: ir.Model, groups: Mapping[str, str], plan: QuantizationPlan) -> None:
+        self.graph, self.products = model.graph, plan.products
+        self.ranges = {name: plan.activations[first] for name, first in groups.items()}
         self.parameters: dict[Range, list[ir.Value]] = {}
         self.constants: dict[tuple[ir.Value, Range], ir.Value] = {}
 
@@ -85,7 +101,7 @@ class _Writer:
         for node in nodes:
             self._write_constants(node)
         for node in nodes:
-            self._widen_inputs(node)
+            self._change_widths(node)
         for node in nodes:
             for output in node.outputs:
                 if output.dtype == ir.DataType.FLOAT:
@@ -154,8 +170,12 @@ class _Writer:
 
     # --- Activations ---
 
-    def _widen_inputs(self, node: ir.Node) -> None:
-        """Give an operator 16 bits of a tensor of 8, which an NPU converts: it computes in one width."""
+    def _change_widths(self, node: ir.Node) -> None:
+        """Give an operator 16 bits of a tensor of 8, and the right operand of a product 8 bits of one of 16."""
+        if (product := self.products.get(str(node.name))) is not None and product.right is not None:
+            value = expect_input(node, 1)
+            node.replace_input_with(1, self._insert_pair(node, value, product.right, f"{value.name}.narrow"))
+            return
         if node.op_type in MOVES or node.op_type == "Concat":
             return
         for index, value in enumerate(node.inputs):
