@@ -64,8 +64,8 @@ ray: .venv-ray/.installed ## the tests of --engine ray, in .venv-ray; four minut
 	touch $@
 
 # Qualcomm's plugin brings a simulator of its NPU (x86-64 Linux): an environment without PyTorch, as on a device.
-npu: .venv-npu/.installed $(INSTALLED) ## the float files in the simulator of Qualcomm's NPU, in .venv-npu; three minutes
-	$(BIN)/python -m export --fp16 --out artifacts/npu
+npu: .venv-npu/.installed $(INSTALLED) ## the digits in the simulator of Qualcomm's NPU, in .venv-npu; three minutes
+	$(BIN)/python -m export --quantize --target npu --fp16 --npu-minutes 0 --out artifacts/npu
 	$(BIN)/python -m tools.digit_images --out artifacts/npu/images --count 30
 	.venv-npu/bin/python -m pytest tests/runtime/test_qnn.py
 

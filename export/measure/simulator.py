@@ -29,7 +29,7 @@ SEED = 0  # of the order of the images, so that any number of them is a random s
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What the files answered there; each file on the same images."""
+    """Outputs of the files in the simulator; each file answers the same images."""
 
     images: tuple[int, ...]  # evaluation images, in the order of the outputs
     outputs: Mapping[str, Array] = field(repr=False)  # by variant: float32 [images, features]

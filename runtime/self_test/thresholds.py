@@ -62,10 +62,9 @@ def min_sqnr(arithmetic: Arithmetic, variant: Variant, quantization: float) -> f
 
     `quantization` is the SQNR of this file's answers against those of float32 there, in dB.
     """
-    least = MIN_SQNR[arithmetic]
-    if arithmetic == "the same CPU" or variant == "float32":
+    least, npu = MIN_SQNR[arithmetic], arithmetic.endswith("NPU")  # which has floats of 16 bits alone
+    if arithmetic == "the same CPU" or variant == "float32" or (npu and variant == "float16"):
         return least
-    # A CPU computes in float32 between its layers, or in 16 bits, as it can; an NPU always in 16 bits.
-    if variant == "float16" and not arithmetic.endswith("NPU"):
+    if variant == "float16":  # a CPU computes in float32 between its layers, or in 16 bits, as it can
         return min(least, MIN_SQNR["16-bit floats"])
     return min(least, quantization - _MORE_NOISE.get(arithmetic, 3.0))

@@ -309,7 +309,7 @@ def test_the_simulator_is_told_its_npu_and_an_npu_is_not(
     make_plugin("qnn")
     plugins_module._warn_of_simulator.cache_clear()
     monkeypatch.setattr(plugins_module, "is_x86", lambda: True)
-    backend = {"backend_path": "htp.so"}
+    backend = {"backend_path": "htp.so", "offload_graph_io_quantization": "0"}
     for _ in range(2):
         assert choose("qnn") == backend | {"htp_arch": "75", "soc_model": "57"}
     assert [record.getMessage() for record in caplog.records] == [

@@ -1,4 +1,4 @@
-"""What the report shows of a simulated NPU."""
+"""Section of the report about a simulated NPU."""
 
 from __future__ import annotations
 

@@ -119,15 +119,19 @@ def test_what_computes_by_device() -> None:
         ("webgpu", "float32", exact, "float32"),
         ("cpu", "float32", fast, "another CPU"),
     ):
-        found = find_arithmetic(device, variant, options, same_machine=False)
+        found = find_arithmetic(device, variant, options, same_machine=False, simulated=False)
         assert found == expected, device
-    assert find_arithmetic("cpu", "int8", exact, same_machine=True) == "the same CPU"
+    assert find_arithmetic("cpu", "int8", exact, same_machine=True, simulated=False) == "the same CPU"
+    simulated = find_arithmetic("qnn", "int8", exact, same_machine=True, simulated=True)
+    assert simulated == "a simulated NPU"
 
 
 def test_minimum_of_int8_follows_its_noise() -> None:
     assert min_sqnr("another CPU", "int8", 30.0) == 27
     assert min_sqnr("16-bit floats", "int8", 30.0) == 24
     assert min_sqnr("float32", "int8", 90.0) == 60
+    assert min_sqnr("a simulated NPU", "int8", 30.0) == 24
+    assert min_sqnr("a simulated NPU", "float16", 0.0) == 30
     assert min_sqnr("the same CPU", "int8", 30.0) == 120
     assert min_sqnr("another CPU", "float16", 60.0) == 25
     assert min_sqnr("another CPU", "float32", EQUAL) == 90
