@@ -1,4 +1,4 @@
-"""Installing a model, hostile ones among them: the current one changes only for one that passes everything."""
+"""Installing models, hostile ones among them: the current one changes only for one that passes everything."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def list_names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
 def test_install_update_and_roll_back(write_model: WriteModel, folder: Path, run: Run) -> None:
     assert run("status", folder)[0] == 1
     for number, gain in enumerate((0.1, 0.2, 0.3), 1):
@@ -44,7 +48,7 @@ def test_install_update_and_roll_back(write_model: WriteModel, folder: Path, run
         assert f"installed model {number}" in said
         assert "self-test on cpu: passed" in said
     assert list_numbers(folder) == [2, 3]  # the last one stays, older ones do not
-    assert sorted(os.listdir(folder)) == ["2", "3", "current", "journal.jsonl"]
+    assert list_names(folder) == ["2", "3", "current", "journal.jsonl"]
     code, said = run("status", folder, "--json")
     status = json.loads(said)
     assert (code, status["current"]["model"], status["previous"]) == (0, 3, 2)
@@ -77,7 +81,7 @@ def test_install_update_and_roll_back(write_model: WriteModel, folder: Path, run
 def test_a_real_model_of_an_export(digits_artifacts: Path, folder: Path, run: Run) -> None:
     code, said = run("install", digits_artifacts, "--into", folder)
     assert code == 0, said
-    assert os.listdir(folder / "1") == ["model.int8.onnx"]
+    assert list_names(folder / "1") == ["model.int8.onnx"]
     assert Classifier(folder).check().passed
 
 
@@ -282,7 +286,7 @@ def test_weights_in_a_second_file_are_installed_and_signed(
     sign_model(model, keys / "key.pem", 1)
     code, said = run("install", model, "--into", folder, "--key", keys / "public.pem")
     assert code == 0, said
-    assert sorted(os.listdir(folder / "1")) == ["model.data", "model.onnx", "model.onnx.sig"]
+    assert list_names(folder / "1") == ["model.data", "model.onnx", "model.onnx.sig"]
     assert Classifier(folder, key=keys / "public.pem")(RED).label == "red"
 
 

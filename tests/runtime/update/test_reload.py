@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import pickle
-import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import ArtifactError, Classifier, Embedder, Preprocess
+from runtime import ArtifactError, Classifier, Embedder, Prediction, Preprocess
+from runtime.batch import label_images
 from runtime.command_line import main
 from runtime.self_test.check import _read_resident_memory
 
@@ -111,70 +112,67 @@ def test_an_embedder_reloads(make_embedding_model, folder: Path) -> None:  # typ
     assert Classifier(folder).embed(RED).shape == (3,)
 
 
-def test_reloads_under_threads_asyncio_and_a_stream(two: Path) -> None:
-    """200 changes: 4 threads, 4 tasks of asyncio, and a stream."""
-    classify = Classifier(two, threads=2)
-    ended, errors, answers = threading.Event(), [], [0, 0]
+class Load:
+    """Work that asks a classifier until the end, and counts the answers of each model."""
 
-    def ask() -> None:
-        found = classify(RED)
+    def __init__(self, classify: Classifier) -> None:
+        self.classify, self.ended, self.answers = classify, threading.Event(), Counter[int]()
+
+    def count(self, found: Prediction) -> None:
         (number,) = [number for number, labels in LABELS.items() if found.label in labels]
         assert {each.label for each in found.top} == set(LABELS[number])
-        answers[number - 1] += 1
+        self.answers[number] += 1
 
-    def ask_until_the_end() -> None:
+    def ask(self) -> None:
+        while not self.ended.is_set():
+            self.count(self.classify(RED))
+
+    def ask_in_tasks(self) -> None:
+        async def task() -> None:
+            while not self.ended.is_set():
+                self.count(await asyncio.to_thread(self.classify, RED))
+
+        async def tasks() -> None:
+            await asyncio.gather(*(task() for _ in range(4)))
+
+        asyncio.run(tasks())
+
+    def stream(self) -> tuple[int, Counter[int]]:
+        """Return how many images were given, and the answers of each model."""
+        given, load = 0, Load(self.classify)
+
+        def images() -> Iterator[np.ndarray]:
+            nonlocal given
+            while not self.ended.is_set():
+                given += 1
+                yield RED
+
+        for result in self.classify.stream(images(), workers=2):
+            assert result.prediction is not None, result.error
+            load.count(result.prediction)
+        return given, load.answers
+
+
+def test_reloads_under_threads_asyncio_and_a_stream(two: Path) -> None:
+    """200 changes: 4 threads, 4 tasks of asyncio, and a stream."""
+    load, memory = Load(Classifier(two, threads=2)), []
+    with ThreadPoolExecutor(6) as pool:
+        works = [pool.submit(load.ask) for _ in range(4)] + [pool.submit(load.ask_in_tasks)]
+        stream = pool.submit(load.stream)
         try:
-            while not ended.is_set():
-                ask()
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    async def tasks() -> None:
-        async def one() -> None:
-            while not ended.is_set():
-                await asyncio.to_thread(ask)
-
-        await asyncio.gather(*(one() for _ in range(4)))
-
-    streamed = [0, 0]
-
-    def stream() -> None:
-        try:
-            given = 0
-
-            def images() -> Iterator[np.ndarray]:
-                nonlocal given
-                while not ended.is_set():
-                    given += 1
-                    yield RED
-
-            for result in classify.stream(images(), workers=2):
-                assert result.prediction is not None, result.error
-                streamed[result.prediction.label == "rot"] += 1
-            assert sum(streamed) == given
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    works = [ask_until_the_end] * 4 + [lambda: asyncio.run(tasks()), stream]
-    threads = [threading.Thread(target=work) for work in works]
-    for thread in threads:
-        thread.start()
-    memory = []
-    try:
-        for change in range(200):
-            switch(two, 2 - change % 2)
-            assert classify.reload()
-            memory.append(_read_resident_memory() or 0.0)
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(60)
-    assert not errors
-    assert min(*answers, *streamed) > 0, (answers, streamed)
-    growth = np.median(memory[-50:]) - np.median(memory[50:100])
-    print(f"\n{sum(answers)} answers, {sum(streamed)} of the stream; memory grew by {growth:.1f} MiB")
+            for change in range(200):
+                switch(two, 2 - change % 2)
+                assert load.classify.reload()
+                memory.append(_read_resident_memory() or 0.0)
+        finally:
+            load.ended.set()
+    for work in works:
+        work.result()
+    given, streamed = stream.result()
+    assert given == streamed.total()
+    assert min(load.answers[1], load.answers[2], streamed[1], streamed[2]) > 0
+    growth = float(np.median(memory[-50:]) - np.median(memory[50:100]))
+    print(f"\n{load.answers.total()} answers, {given} of the stream; memory grew by {growth:.1f} MiB")
     assert growth < 8
 
 
@@ -206,24 +204,18 @@ def test_a_run_keeps_its_model_and_no_file_mixes_two(
         Image.fromarray(RED).save(path)
     out = tmp_path / "labels.jsonl"
 
-    def names() -> Iterator[bytes]:
-        yield f"{paths[0]}\n".encode()
-        switch(two, 2)
-        yield "".join(f"{path}\n" for path in paths[1:4]).encode()
+    real = label_images.list_images
 
-    class Stream(io.RawIOBase):
-        parts = names()
+    def list_images(*words: object, **rest: object) -> Iterator[Path]:
+        for index, path in enumerate(real(*words, **rest)):  # type: ignore[arg-type]
+            if index == 1:
+                switch(two, 2)
+            yield path
 
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-            part = next(self.parts, b"")
-            buffer[: len(part)] = part
-            return len(part)
-
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Stream())))
-    assert main([str(two), "-", "--output", str(out), "--workers", "1"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(label_images, "list_images", list_images)
+        first = [str(two), *map(str, paths[:4]), "--output", str(out), "--workers", "1"]
+        assert main(first) == 0
     assert [json.loads(line)["label"] for line in out.read_text().splitlines()] == ["red"] * 4
     capsys.readouterr()
     assert main([str(two), *map(str, paths), "--output", str(out), "--resume"]) == 2
