@@ -142,7 +142,7 @@ def interrupt(installer: Installer, moments: int, how: str) -> set[str]:
     for what, after in (("install", old[2]), ("rollback", old[0])):
         installer.begin()
         calls = installer.do(what, 2)["calls"]
-        assert calls > 20
+        assert calls > 10
         for at in sorted(pick.sample(range(calls), min(moments // 2, calls))):
             installer.begin()
             said = installer.do(what, 2, at, how)["said"]
@@ -203,7 +203,8 @@ found = {Classifier(each).info.sha256 for each in new}
 for part in range(10):
     shutil.rmtree(folder, ignore_errors=True)
     install_model(new[0], folder, Conditions())
-    filler.write_bytes(bytes(real(place).free - size * (part + 1) // 5 // 4096 * 4096))
+    left = int(size * 0.2 * 1.8**part)
+    filler.write_bytes(bytes(max(real(place).free - left, 0) // 4096 * 4096))
     # Others may write between the check of the free space and the copy.
     shutil.disk_usage = lambda place: shutil._ntuple_diskusage(0, 0, 2**40)
     try:
@@ -221,7 +222,7 @@ for part in range(10):
 
 
 def test_a_disk_with_too_little_room(installer: Installer, tmp_path: Path) -> None:
-    """A file system of 4 MiB in memory with room for 0.2 to 2 times the model."""
+    """A file system of 4 MiB in memory with room for 0.2 to 40 times the model, the profile of its test included."""
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     script = 'mount -t tmpfs -o size=4m tmpfs "$0" && shift 0 && exec "$@"'
     if subprocess.run([*mount, script, str(tmp_path), "true"], capture_output=True).returncode:
@@ -236,5 +237,4 @@ def test_a_disk_with_too_little_room(installer: Installer, tmp_path: Path) -> No
     said = done.stdout.split()
     print(said)
     assert len(said) == 10
-    assert {"DiskError", "done"} >= set(said)
-    assert "DiskError" in said
+    assert set(said) == {"DiskError", "done"}
