@@ -260,9 +260,9 @@ class LoadedModel(ABC, Generic[A]):
             what = spec.name if spec.fixed_batch else display_name(self._state.source)
             raise ValueError(f"{what} runs one image at a time, found batch={batch}; leave it out")
         if batch > 1:
-            prepare = partial(self._prepare, self._take())
+            prepare = partial(self._prepare, [self._take()])
             return in_batches(prepare, self._answer_group, images, workers=workers, size=batch)
-        answer = partial(self._answer_one, self._take_for_stream())
+        answer = partial(self._answer_one, [self._take_for_stream()])
         return in_parallel(answer, images, workers=workers, ordered=ordered)
 
     def _take(self) -> _Use:
@@ -348,17 +348,19 @@ class LoadedModel(ABC, Generic[A]):
             raise ArtifactError(f"{display_name(state.source)}: {found}; export it again")
         return rows
 
-    def _prepare(self, begun: _Use, image: P, *, single: bool = False) -> tuple[P, Pixels | str, _Use]:
+    def _prepare(self, last: list[_Use], image: P, *, single: bool = False) -> tuple[P, Pixels | str, _Use]:
         """Return the pixels of an image of a stream, and the model for it: the one that is open now.
 
         Args:
-            begun: the model that the stream began with, which completes it after `close`.
+            last: the one model of the image before, which completes the stream after `close`; it is set.
             image: the next image.
             single: each worker runs the model with one thread.
         """
         state = self._state
         session = state.stream_session if single and state.stream_session is not None else state.session
-        use = begun if session is None else (state, session)
+        if session is not None:
+            last[0] = state, session
+        use = last[0]
         try:
             return image, self._preprocess(use[0], image), use
         except ImageError as error:
@@ -378,8 +380,8 @@ class LoadedModel(ABC, Generic[A]):
                 except ImageError as error:  # the answer is not finite
                     yield image, None, error.reason
 
-    def _answer_one(self, begun: _Use, image: P) -> tuple[P, A | None, str | None]:
-        return next(self._answer_group([self._prepare(begun, image, single=True)]))
+    def _answer_one(self, last: list[_Use], image: P) -> tuple[P, A | None, str | None]:
+        return next(self._answer_group([self._prepare(last, image, single=True)]))
 
 
 def _is_on_cpu(state: _State) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from .metadata import ArtifactError
 
 CURRENT = "current"
-_LONGEST = 20  # bytes
+_LONGEST = 9  # digits
 
 
 def read_current(folder: Path) -> int | None:
@@ -26,16 +26,16 @@ def read_current(folder: Path) -> int | None:
     path = folder / CURRENT
     try:
         with path.open("rb") as file:
-            text = file.read(_LONGEST)
+            text = file.read(_LONGEST + 2)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ArtifactError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    if not text.removesuffix(b"\n").isdigit():
+    if not 0 < len(digits := text.removesuffix(b"\n")) <= _LONGEST or not digits.isdigit():
         raise ArtifactError(
             f"{path}: expected the number of a model, found {text!r}; vit-edge rollback {folder} repairs it"
         )
-    return int(text)
+    return int(digits)
 
 
 def expect_installed(source: str | bytes) -> tuple[Path, int]:

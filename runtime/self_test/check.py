@@ -23,7 +23,7 @@ from ..model_file.artifact import FILE_NAMES, display_name, read_artifact
 from ..model_file.metadata import Variant
 from ..placement import Placement
 from ..plugins import is_simulated
-from ..writing import temporary_folder
+from ..writing import DiskError, temporary_folder
 from .answers import EQUAL, Outputs, run_image
 from .diagnose import Evidence, Fault, find_fault
 from .thresholds import is_same_machine
@@ -113,7 +113,7 @@ def _check(
         seconds = time.perf_counter() - start
         run = partial(run_image, session, device=info.device, name=display_name(model))
         run(_make_blank(info))
-        events = json.loads(Path(session.end_profiling()).read_bytes())
+        events = _read_profile(Path(session.end_profiling()))
     after = _read_resident_memory()
     artifact = read_artifact(model if info.path is None else info.path, sha256=info.sha256)
     source = "model" if info.path is None else repr(info.path)
@@ -145,6 +145,15 @@ def _check(
         rows=rows,
     )
     return _judge(replace(checked, latency_ms=None if checked.simulated else median(times)), evidence)
+
+
+def _read_profile(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:  # ONNX Runtime says nothing of a full disk
+        raise DiskError(
+            f"{path.parent}: expected the profile of a run, found a part; free some space"
+        ) from error
 
 
 def _judge(checked: DeviceCheck, evidence: Evidence) -> DeviceCheck:
