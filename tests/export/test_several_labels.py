@@ -75,7 +75,7 @@ def test_the_report_speaks_of_label_sets(exported: Path, table: Path) -> None:
         assert re.search(wrong, page, re.IGNORECASE) is None, wrong
     for right in ("Mean average precision", "F1 of all labels", "Exactly the true labels", "mAP change"):
         assert right in page
-    assert '.labels' in page
+    assert ".labels" in page
     # The figures are those of what the runtime answers.
     images = open_images(table, "test")
     with Classifier(exported / "model.int8.onnx") as classify:
