@@ -46,6 +46,19 @@ test("the best classes, with their scores", async () => {
   assert.ok(Math.abs(hotter.score - 0.5) < 1e-6);
 });
 
+test("several labels per image: those that reach their thresholds", async () => {
+  const { label, index, score, top, labels } = await classify([3, 1, 2], { thresholds: [0.99, 0.5, 0.5] });
+  assert.deepEqual(labels.map((each) => each.label), ["blue", "green"]);
+  assert.deepEqual([label, index, score], ["blue", 2, labels[0].score]);
+  assert.ok(Math.abs(score - 1 / (1 + Math.exp(-2))) < 1e-12);
+  assert.deepEqual(top.map((each) => each.label), ["red", "blue"]); // by score, whatever their thresholds
+  const none = await classify([3, 1, 2], { thresholds: [1, 1, 1] });
+  assert.deepEqual([none.label, none.index, none.labels, none.score], [null, null, [], none.top[0].score]);
+  const far = await classify([0, 3e38, -3e38], { thresholds: [0.5, 1, 0] });
+  assert.deepEqual(far.labels.map((each) => each.score), [1, 0.5, 0]);
+  assert.equal((await classify([1, 2, 3])).labels, null);
+});
+
 for (const wrong of [NaN, Infinity, -Infinity])
   test(`a logit of ${wrong} is no answer, as in Python`, async () => {
     for (const at of [0, 1, 2])

@@ -75,7 +75,7 @@ def test_the_report_speaks_of_label_sets(exported: Path, table: Path) -> None:
         assert re.search(wrong, page, re.IGNORECASE) is None, wrong
     for right in ("Mean average precision", "F1 of all labels", "Exactly the true labels", "mAP change"):
         assert right in page
-    assert '.labels' in page
+    assert ".labels" in page
     # The figures are those of what the runtime answers.
     images = open_images(table, "test")
     with Classifier(exported / "model.int8.onnx") as classify:
@@ -151,7 +151,7 @@ def test_folders_of_classes_are_measured_without_labels(table: Path, photos: Pat
     found = open_export_images(options, ("blue", "green", "red"), several=True)
     assert found.evaluation.targets is None
     assert any("the model gives several: measured without known labels" in note for note in found.notes)
-    limited = Options(calibration=str(photos), quantize=True, max_drift=1.0)
+    limited = Options(evaluate=str(photos), fp16=True, max_drift=1.0)
     with pytest.raises(DataError, match="a table of images and labels"):
         open_export_images(limited, ("blue", "green", "red"), several=True)
     with pytest.raises(DataError, match="the model expects one label per image"):
@@ -162,7 +162,7 @@ def test_folders_of_classes_are_measured_without_labels(table: Path, photos: Pat
 def photos(tmp_path: Path) -> Path:
     from PIL import Image
 
-    for index in range(8):
+    for index in range(16):
         path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (index, 0, 0)).save(path)

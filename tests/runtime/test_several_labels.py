@@ -53,7 +53,11 @@ def test_scores_are_sigmoids_and_labels_reach_their_thresholds() -> None:
 def test_a_threshold_is_reached_by_its_own_score_and_by_any_logit_of_the_range() -> None:
     logits = np.array([0.0, 3e38, -3e38], np.float32)
     found = make_prediction(logits, LABELS, 3, thresholds=(0.5, 1.0, 0.0))
-    assert [(each.label, each.score) for each in found.labels] == [("green", 1.0), ("red", 0.5), ("blue", 0.0)]
+    assert [(each.label, each.score) for each in found.labels] == [
+        ("green", 1.0),
+        ("red", 0.5),
+        ("blue", 0.0),
+    ]
 
 
 def test_the_classifier_reads_the_thresholds_of_the_file(several: Path, colors: Path) -> None:
@@ -102,7 +106,9 @@ def test_a_run_resumes(several: Path, colors: Path, tmp_path: Path, name: str) -
     assert main([str(several), str(colors), "--output", str(cut), "--resume"]) == 2
 
 
-def test_an_image_is_linked_into_the_folder_of_each_label(several: Path, colors: Path, tmp_path: Path) -> None:
+def test_an_image_is_linked_into_the_folder_of_each_label(
+    several: Path, colors: Path, tmp_path: Path
+) -> None:
     into = tmp_path / "sorted"
     assert main([str(several), str(colors), "--sort-into", str(into)]) == 0
     found = sorted(str(each.relative_to(into)) for each in into.glob("*/*"))

@@ -157,7 +157,7 @@ def find_splits(source: Path | str) -> tuple[Split, ...]:
     if str(source) == "digits":
         return ("train", "test")
     if is_table(source):
-        named = read_table(Path(source)).splits
+        named = {row.split for row in read_table(Path(source))}
         return tuple(split for split in SPLITS if split in named)
     folder = FASHION_FOLDER if str(source) == "fashion-mnist" else Path(source)
     if idx := find_idx(folder):
@@ -225,10 +225,12 @@ def _open_digits(split: Split) -> Images:
 
 def _open_table(file: Path, split: Split) -> Images:
     table = read_table(file)
-    paths, sets = table.select(split)
-    if not paths:
-        raise DataError(f"{file}: has no image of the {split} split; it has {', '.join(table.splits)}")
-    return Images(paths, sets, table.labels, str(file))
+    labels = tuple(sorted(frozenset[str]().union(*(row.labels for row in table))))
+    rows = [row for row in table if split in ("all", row.split)]
+    if not rows:
+        raise DataError(f"{file}: has no image of the {split} split; name it in the column split")
+    sets = np.array([[label in row.labels for label in labels] for row in rows], bool)
+    return Images([row.file for row in rows], sets, labels, str(file))
 
 
 def _open_idx(folder: Path, split: Split) -> Images:

@@ -88,7 +88,7 @@ def open_data(source: Path | str, *, holdout: float, seed: int = 0) -> TrainingD
         words = detect_file_kind(source)[1]
         raise DataError(
             f"{source}: expected a folder of images with a folder per class, found {words}; give PHOTOS "
-            "where the images are PHOTOS/<class>/…, unpacked, or a table of several labels each (.csv, .jsonl)"
+            "where the images are PHOTOS/<class>/…, unpacked, or a table of images and labels (.csv, .jsonl)"
         )
     splits = find_splits(source)
     if splits and "train" not in splits:

@@ -60,14 +60,14 @@ def train_probe(session: Session, device: torch.device, on_row: Callable[[dict[s
         rows = [row | figures for row, (figures, _) in zip(rows, found, strict=True)]
         thresholds = [chosen for _, chosen in found]
     choices = zip(rows, heads, thresholds, strict=True)
-    row, head, chosen = min(choices, key=lambda each: each[0].get("val_loss", 0.0))
+    row, head, session.thresholds = min(choices, key=lambda each: each[0].get("val_loss", 0.0))
     seconds = time.perf_counter() - started
     session.report_epoch([row], [seconds], 1, len(train) / seconds)
     on_row(row)
     model.head.load_state_dict(head.state_dict())
     test = None if data.test is None else features("test", data.test)
-    facts = session.measure_test(model.head, test, CPU, chosen)
-    return session.write_result(model.eval(), [row], facts, chosen)
+    facts = session.measure_test(model.head, test, CPU)
+    return session.write_result(model.eval(), [row], facts)
 
 
 class Features:

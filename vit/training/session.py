@@ -54,6 +54,7 @@ class Session:
     stores: dict[str, Store] = field(default_factory=dict)  # by part of the data
     trained_on: list[str] = field(default_factory=list)  # digests of the training images, if not too many
     plan: QuantizationPlan | None = None  # whose quantization the model trains with
+    thresholds: tuple[float, ...] | None = None  # of the labels, where an image has several, once chosen
 
     def compare_images(self) -> None:
         """Report images that are in two classes or splits, while they can still be taken out."""
@@ -73,18 +74,9 @@ class Session:
         return self.stores[name]
 
     def write_checkpoint(
-        self,
-        model: ViT,
-        history: list[dict[str, Any]],
-        facts: Mapping[str, Any],
-        *,
-        finished: bool,
-        thresholds: Sequence[float] | None = None,
+        self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any], *, finished: bool
     ) -> Path:
-        """Write a checkpoint of the run; `facts` are further fields of its recipe.
-
-        `thresholds` are those of the labels, where an image has several.
-        """
+        """Write a checkpoint of the run; `facts` are further fields of its recipe."""
         images = {name: len(store) - len(store.bad) for name, store in self.stores.items()}
         document = {"recipe": self.recipe.to_dict(), "data": self.data.train.name, "images": images}
         return save_checkpoint(
@@ -95,7 +87,7 @@ class Session:
             history=history,
             recipe={**document, **self.notes, **facts},
             finished=finished,
-            thresholds=thresholds,
+            thresholds=self.thresholds,
         )
 
     def report_epoch(
@@ -107,53 +99,34 @@ class Session:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
         self.report(f"epoch {row['epoch']}/{epochs}: {shown} ({seconds[-1]:.1f} s, {rate:.0f} images/s)")
 
-    def measure_test(
-        self,
-        module: nn.Module,
-        source: Batches | None,
-        device: torch.device,
-        thresholds: Sequence[float] | None = None,
-    ) -> dict[str, Any]:
+    def measure_test(self, module: nn.Module, source: Batches | None, device: torch.device) -> dict[str, Any]:
         """Report the accuracy on the test images or that there are none, and return it for the recipe.
 
-        With `thresholds`, those of several labels per image, report them too, and mAP and F1.
+        Of several labels per image, report their thresholds too, and return mAP and F1 as well.
         """
-        if thresholds is not None:
+        if self.thresholds is not None:
             validation = None if self.data.val is None else self.data.val.targets
-            self.report(describe_thresholds(thresholds, self.data.labels, validation))
+            self.report(describe_thresholds(self.thresholds, self.data.labels, validation))
         facts: dict[str, Any] = {}
         if source is not None:
-            facts = self._test_figures(module, source, device, thresholds) | {"test_images": len(source)}
+            facts = {**self._test_figures(module, source, device), "test_images": len(source)}
         self.report(f"test: {describe_test(facts)}")
         return facts
 
-    def write_result(
-        self,
-        model: ViT,
-        history: list[dict[str, Any]],
-        facts: Mapping[str, Any],
-        thresholds: Sequence[float] | None = None,
-    ) -> Path:
+    def write_result(self, model: ViT, history: list[dict[str, Any]], facts: Mapping[str, Any]) -> Path:
         """Report the images that were skipped, and write the final checkpoint, as `write_checkpoint`."""
         for name, store in self.stores.items():
             for index, reason in sorted(store.bad.items()):
                 self.report(f"skipped in {name}: {store.images.describe(index)}: {reason}")
         more = {"trained_on": self.trained_on} if self.trained_on else {}
-        facts = {**facts, **more}
-        return self.write_checkpoint(model.cpu(), history, facts, finished=True, thresholds=thresholds)
+        return self.write_checkpoint(model.cpu(), history, {**facts, **more}, finished=True)
 
-    def _test_figures(
-        self,
-        module: nn.Module,
-        source: Batches,
-        device: torch.device,
-        thresholds: Sequence[float] | None = None,
-    ) -> dict[str, float]:
+    def _test_figures(self, module: nn.Module, source: Batches, device: torch.device) -> dict[str, float]:
         assert self.data.test is not None
         targets, everything = targets_of(self.data.test), np.arange(len(source))
-        if thresholds is not None:
+        if self.thresholds is not None:
             found = predict_all(module.to(device), source, targets.shape[1], everything, device)
-            figures = measure_sets("test", *found, targets, thresholds)[0]
+            figures = measure_sets("test", *found, targets, self.thresholds)[0]
         else:
             sums = measure_loss(module.to(device), source, targets, everything, device)
             figures = mean_metrics("test", sums.tolist())
@@ -199,9 +172,8 @@ class LoopSession(Session):
             return
         progress = loop.progress
         if best:
-            weights = loop.best_module.state_dict()
-            model, thresholds = self._build(weights), loop.thresholds
-            self.write_checkpoint(model, progress.history, {}, finished=False, thresholds=thresholds)
+            weights, self.thresholds = loop.best_module.state_dict(), loop.thresholds
+            self.write_checkpoint(self._build(weights), progress.history, {}, finished=False)
             progress.kept = digest_tensors(weights)
         rate = loop.steps * loop.batch / progress.seconds[-1]
         self.report_epoch(progress.history, progress.seconds, self.recipe.epochs, rate)
@@ -238,7 +210,7 @@ class LoopSession(Session):
         if not loop.world.first:
             return self.out / FILE_NAME
         kept = load_checkpoint(self.out)
-        weights, thresholds = kept.model.state_dict(), kept.thresholds
+        weights, self.thresholds = kept.model.state_dict(), kept.thresholds
         if digest_tensors(weights) != loop.progress.kept:
             raise TrainingError(
                 f"{self.out}: the best weights there are not those that this run wrote; something else has "
@@ -246,13 +218,12 @@ class LoopSession(Session):
             )
         model, test = self._build(weights), self.data.test
         source = None if test is None else self.read("test", test, self.preprocess)
-        facts = self.measure_test(self._change_forward(model), source, loop.device, thresholds)
+        facts = self.measure_test(self._change_forward(model), source, loop.device)
         if source is not None and self.recipe.merge_tokens:
-            found = self._test_figures(set_merging(model, {}), source, loop.device, thresholds)
-            dense = found["test_accuracy"]
+            dense = self._test_figures(set_merging(model, {}), source, loop.device)["test_accuracy"]
             facts["test_accuracy_without_merging"] = dense
             self.report(f"test without merging: {100 * dense:.2f} %")
-        return self.write_result(model, loop.progress.history, facts, thresholds)
+        return self.write_result(model, loop.progress.history, facts)
 
     def _build(self, weights: Mapping[str, Tensor]) -> ViT:
         model = ViT(self.model.config)

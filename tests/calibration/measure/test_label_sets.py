@@ -97,7 +97,9 @@ def test_a_budget_names_what_falls() -> None:
     drift = SetDrift(
         images=9, agreement=90.0, sqnr=30.0, max_error=1.0, map_drop=0.8, drop_low=0.6, drop_high=1.0
     )
-    assert Budget(max_drift=0.5).misses(drift, surely=True) == ["mAP falls by 0.80 points (limit: 0.5 points)"]
+    assert Budget(max_drift=0.5).misses(drift, surely=True) == [
+        "mAP falls by 0.80 points (limit: 0.5 points)"
+    ]
     assert Budget(max_drift=0.7).misses(drift, surely=True) == []
     unknown = SetDrift(images=9, agreement=90.0, sqnr=30.0, max_error=1.0)
     with pytest.raises(ValueError, match="a limit on mAP needs images"):

@@ -214,7 +214,7 @@ def test_either_of_two_classes_of_one_name_is_right_everywhere_on_the_page(resul
         "float32": 100.0,
         "int8": 100.0,
     }
-    assert [(each.index, each.images, each.top1["int8"]) for each in measure_classes(both)] == [
+    assert [(each.index, each.images, each.share["int8"]) for each in measure_classes(both)] == [
         (0, 24, 100), (1, 12, 100), (2, 12, 100), (4, 12, 100),
     ]  # fmt: skip
     assert set(both.settle_answers(both.variants[0])[logits.argmax(axis=1) == 3]) == {0}

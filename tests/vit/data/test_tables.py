@@ -36,7 +36,9 @@ LINES = "\n".join(
 )
 
 
-@pytest.mark.parametrize(("text", "name"), [(CSV, "labels.csv"), (LINES, "l.jsonl"), ("\ufeff" + CSV, "L.CSV")])
+@pytest.mark.parametrize(
+    ("text", "name"), [(CSV, "labels.csv"), (LINES, "l.jsonl"), ("\ufeff" + CSV, "L.CSV")]
+)
 def test_both_forms(folder: Path, text: str, name: str) -> None:
     table = write(folder, text, name)
     images = open_images(table)
@@ -51,7 +53,7 @@ def test_both_forms(folder: Path, text: str, name: str) -> None:
 
 def test_without_splits_a_share_is_held_out(folder: Path) -> None:
     rows = "".join(f"{name}.jpg,{'rose;tulip' if name in 'ab' else 'tulip'}\n" for name in "abcd")
-    data = open_data(write(folder, "labels,file\n".replace("labels,file", "file,labels") + rows), holdout=0.5)
+    data = open_data(write(folder, "file,labels\n" + rows), holdout=0.5)
     assert (len(data.train), len(data.val), data.test) == (2, 2, None)
     assert data.train.targets.sum() == data.val.targets.sum() == 3  # a share of each rarest label
 
@@ -71,7 +73,7 @@ def test_without_splits_a_share_is_held_out(folder: Path) -> None:
         ("file,labels\na.jpg,x\nb.jpg,\n", r"expected two or more labels, found x"),
         ("file,labels\n", r"expected two or more labels, found none"),
         ("", r"line 1: expected the columns"),
-        ('file,labels\na.jpg,"x;y\n', r"cannot be read"),
+        ('file,labels\na.jpg,"x;y\n', r"line 1: unexpected end of data"),
         ("file,labels,split\na.jpg,x;y,val\n", r"none to train on"),
     ],
 )
@@ -120,7 +122,7 @@ def test_the_labels_of_a_model_by_their_names(folder: Path) -> None:
     images = open_images(write(folder, CSV))
     found = match_image_labels(images, ("tulip", "aster", "rose", "daisy"), several=True)
     assert found.targets.tolist() == [[1, 0, 1, 0], [0] * 4, [0, 0, 0, 1]]
-    with pytest.raises(DataError, match="'rose'.* is not one of the model's 2"):
+    with pytest.raises(DataError, match=r"'rose'.* is not one of the model's 2"):
         match_image_labels(images, ("daisy", "tulip"), several=True)
     with pytest.raises(DataError, match="the model expects one label per image"):
         match_image_labels(images, ("tulip", "rose", "daisy"))

@@ -123,7 +123,10 @@ def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model trained on the table."""
     out = tmp_path_factory.mktemp("run") / "run"
     words = ["train", "--data", str(table), "--out", str(out), "--preset", "fashion-quick", "--epochs", "12"]
-    assert main([*words, "--image-size", "16", "--patch-size", "8", "--batch", "16", "--set", "holdout=0.2"]) == 0
+    assert (
+        main([*words, "--image-size", "16", "--patch-size", "8", "--batch", "16", "--set", "holdout=0.2"])
+        == 0
+    )
     return out
 
 
@@ -166,7 +169,9 @@ def test_the_epoch_with_the_best_map_is_kept(table: Path, tmp_path: Path) -> Non
     assert again["val_map"] == pytest.approx(kept.history[best - 1]["val_map"])
 
 
-def test_a_run_resumes_with_its_thresholds(run: Path, table: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_thresholds(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from runtime.errors import Interrupted
     from runtime.images.preprocess import Preprocess
     from vit.training.loop import Loop
@@ -182,9 +187,10 @@ def test_a_run_resumes_with_its_thresholds(run: Path, table: Path, tmp_path: Pat
             raise Interrupted("enough")
         return original(self, *words)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Loop, "_step", stop_early)
+    monkeypatch.setattr(Loop, "_step", stop_early)
+    with pytest.raises(Interrupted):
         train(recipe, model=new_model(CONFIG, 0), out=tmp_path / "cut", **parts)
+    monkeypatch.undo()
     train(recipe, model=new_model(CONFIG, 0), out=tmp_path / "cut", resume=True, **parts)
     whole, cut = (load_checkpoint(tmp_path / name) for name in ("whole", "cut"))
     assert cut.thresholds == whole.thresholds
@@ -192,7 +198,17 @@ def test_a_run_resumes_with_its_thresholds(run: Path, table: Path, tmp_path: Pat
 
 
 def test_a_probe_fits_one_regression_per_label(run: Path, table: Path, tmp_path: Path) -> None:
-    words = ["train", "--data", str(table), "--from", str(run), "--preset", "probe", "--out", str(tmp_path / "p")]
+    words = [
+        "train",
+        "--data",
+        str(table),
+        "--from",
+        str(run),
+        "--preset",
+        "probe",
+        "--out",
+        str(tmp_path / "p"),
+    ]
     assert main([*words, "--set", "holdout=0.2"]) == 0
     document = read_document(tmp_path / "p")
     assert document.recipe["test_map"] > 0.9
@@ -203,7 +219,17 @@ def test_a_probe_fits_one_regression_per_label(run: Path, table: Path, tmp_path:
 
 def test_a_probe_needs_images_with_and_without_each_label(run: Path, tmp_path: Path) -> None:
     table = write_color_table(tmp_path / "one", colors=("red", "green"), always="green")
-    words = ["train", "--data", str(table), "--from", str(run), "--preset", "probe", "--out", str(tmp_path / "p")]
+    words = [
+        "train",
+        "--data",
+        str(table),
+        "--from",
+        str(run),
+        "--preset",
+        "probe",
+        "--out",
+        str(tmp_path / "p"),
+    ]
     assert main(words) == 2
     recipe, data = preset("probe"), open_data(table, holdout=0)
     checkpoint = load_checkpoint(run)
