@@ -15,7 +15,7 @@ import { parseObject } from "./strict_json.mjs";
  * @property {"float32" | "float16" | "int8"} variant
  * @property {import("./spec.mjs").Spec} preprocess what the model expects of an image
  * @property {string[]} labels by class index; not necessarily unique
- * @property {"any-cpu" | "full-range"} target the form of INT8 weights
+ * @property {"any-cpu" | "full-range" | "npu"} target the form of INT8 weights
  * @property {string[]} exact_on the kinds of CPU on which default session options are exact; see `cpu.mjs`
  * @property {Record<string, unknown>} source where the model came from
  * @property {Record<string, unknown>} measured at export
@@ -40,7 +40,7 @@ export const DAMAGED =
   "its bytes are not those that were written (it ends with another SHA-256): it was damaged or changed; copy it again, or export it again";
 
 /** By target: where default session options are exact, as runtime/model_file/targets.py has it. @type {Record<string, string[]>} */
-const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"] };
+const EXACT_ON = { "any-cpu": ["x86-vnni", "x86", "arm64", "wasm"], "full-range": ["x86-vnni", "arm64", "wasm"], npu: ["x86-vnni", "arm64", "wasm"] };
 /** @type {Record<string, string>} */
 const RENAMED = { any: "any-cpu", avx2: "any-cpu", vnni: "full-range", arm64: "full-range" };
 

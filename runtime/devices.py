@@ -137,8 +137,8 @@ DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({spec.name: spec for spec i
 
 # Qualcomm's NPUs, which the simulator has to be told: htp_arch and soc_model of QNN. The numbers are those of
 # QcomChipset in backends/qualcomm/serialization/qc_schema.py of pytorch/executorch, which Qualcomm maintains;
-# that of the X Elite (SC8380XP) is from QnnTypes.h of Qualcomm's SDK. An unknown soc_model is no error: QNN
-# runs nothing in float16 then.
+# that of the X Elite (SC8380XP) is from QnnTypes.h of Qualcomm's SDK. With an unknown
+# soc_model QNN takes no operator.
 CHIPS: Mapping[Chip, tuple[str, str]] = MappingProxyType(
     {
         "snapdragon-8-gen-3": ("75", "57"),  # SM8650

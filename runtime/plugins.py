@@ -32,6 +32,9 @@ def find_plugin_device(spec: DeviceSpec) -> Any | None:
 
     It is None where the provider is built in.
 
+    Args:
+        spec: the device.
+
     Raises:
         DeviceError: when it is neither built in nor installed, when its plugin does not load or needs a newer
             ONNX Runtime, and when the plugin lists no hardware of the kinds of this device.

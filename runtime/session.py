@@ -310,7 +310,11 @@ def trim_memory() -> None:
 def translate_error(error: Exception, device: str, source: bytes | str, what: str) -> InputError:
     """Return a DeviceError or an ArtifactError for an error of ONNX Runtime.
 
-    `what` is what ONNX Runtime does not do with the model, for the message ("does not accept").
+    Args:
+        error: that of ONNX Runtime.
+        device: name of the device.
+        source: the model, or its name.
+        what: what ONNX Runtime does not do with the model, for the message ("does not accept").
     """
     name, text = display_name(source), clean_line(str(error))
     if "allocate" in text or "bad alloc" in text or "bad_alloc" in text:

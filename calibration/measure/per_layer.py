@@ -14,6 +14,7 @@ from calibration.balance import find_balance_groups
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.measure.drift import to_decibels
+from calibration.npu_graph import find_narrow_layers, group_tensors, prepare_for_npu
 from calibration.observe import open_observing_session, run_each
 from calibration.plan import QuantizationPlan, Range
 from calibration.split import find_planned_splits
@@ -54,6 +55,10 @@ def measure_layer_drift(
         for mlp, columns in find_planned_splits(layers, plan.linears)
     }
     signal, noise = dict.fromkeys(layers.linears, 0.0), dict.fromkeys(layers.linears, 0.0)
+    divisors = {name: np.array(each.scales) for name, each in plan.balance.items()}
+    if plan.target == "npu":  # the queries are multiplied where the keys are divided
+        narrow = find_narrow_layers(prepare_for_npu(model))
+        divisors |= {each.other.name: 1 / divisors[each.linear.name] for each in narrow if not each.by_input}
     single = (image for batch in images for image in np.split(batch, len(batch)))
     for first in single:
         with temporary_folder() as folder, (folder / "outputs").open("w+b") as file:
@@ -64,7 +69,7 @@ def measure_layer_drift(
             for name, after in zip(list(layers.linears) * len(some), tensors, strict=True):
                 before = np.load(file, allow_pickle=False)
                 before = before[:, integer_columns[name]] if name in integer_columns else before
-                scales = np.array(plan.balance[name].scales) if name in plan.balance else 1.0
+                scales = divisors.get(name, 1.0)
                 signal[name] += float(np.square(before, dtype=np.float64).sum())
                 noise[name] += float(np.square(before - after * scales, dtype=np.float64).sum())
     return {name: to_decibels(signal[name], noise[name]) for name in layers.linears}
@@ -112,6 +117,8 @@ def measure_clipping(
         images: batches of `uint8 [N, H, W, 3]`.
         threads: CPU threads; None takes every core that this process may use.
     """
+    if plan.target == "npu":
+        return _measure_npu_clipping(prepare_for_npu(model, plan.balance), plan, images, threads)
     layers = find_layers(model)
     ranges = {
         name: each.input
@@ -139,13 +146,25 @@ def measure_clipping(
     return {name: _summarize(each) for name, each in shares.items()}
 
 
+def _measure_npu_clipping(
+    model: ir.Model, plan: QuantizationPlan, images: Iterable[Array], threads: int | None
+) -> Mapping[str, LayerClipping]:
+    groups, layers = group_tensors(model), find_layers(model)
+    tensors = {name: str(linear.input.name) for name, linear in layers.linears.items()}
+    shares: dict[str, list[float]] = {name: [] for name in tensors}
+    for found in run_each(model, list(tensors.values()), images, threads=threads):
+        for (name, tensor), values in zip(tensors.items(), found, strict=True):
+            shares[name].append(float(find_clipped(values, plan.activations[groups[tensor]]).mean()))
+    return {name: _summarize(each) for name, each in shares.items()}
+
+
 def find_clipped(values: Array, chosen: Range) -> Array:
     """Return which values lie more than one step outside a range, as `bool` of the same shape.
 
     Rounding alone is off by half a step. GELU's values pile up at its minimum, -0.17: a range that ended
     half a step above cut 2.4 % of them, each by 0.3 % of a step more than rounding does.
     """
-    low, high = -chosen.zero_point * chosen.scale, (255 - chosen.zero_point) * chosen.scale
+    low, high = ((end - chosen.zero_point) * chosen.scale for end in (0, chosen.largest))
     return np.asarray((values < low - chosen.scale) | (values > high + chosen.scale))
 
 

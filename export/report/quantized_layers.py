@@ -26,12 +26,14 @@ class LayerCounts:
     float_linears: tuple[str, ...]  # by the plan, or since no rewrite made them quantizable
     int8_products: int
     float_products: tuple[str, ...]
+    on_npu: str = ""  # of target "npu": where its operators run
 
     def to_text(self) -> str:
         """Return a sentence: "26 linear layers, 21 in INT8 (all in integer kernels), 5 stay float32: …"."""
-        linears = _count(self.int8_linears, self.float_linears, "linear layer")
-        products = _count(self.int8_products, self.float_products, "attention product")
-        return "; ".join(filter(None, (linears, products)))
+        kernels = not self.on_npu
+        linears = _count(self.int8_linears, self.float_linears, "linear layer", kernels=kernels)
+        products = _count(self.int8_products, self.float_products, "attention product", kernels=kernels)
+        return "; ".join(filter(None, (linears, products, self.on_npu)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class QuantizedLayers(Section):
             float_linears=(*source.float_layers, *(name for name, int8 in linears.items() if not int8)),
             int8_products=sum(products.values()),
             float_products=tuple(name for name, int8 in products.items() if not int8),
+            on_npu=kernels.on_npu,
         )
         if run.int8.merges:  # rows of merged tokens have no counterpart in float32: compare dense INT8
             plan = replace(plan, merging={})
@@ -109,14 +112,14 @@ class QuantizedLayers(Section):
         }
 
 
-def _count(int8: int, in_float: Sequence[str], noun: str) -> str:
+def _count(int8: int, in_float: Sequence[str], noun: str, *, kernels: bool) -> str:
     total = format_count(int8 + len(in_float), noun)
     if not int8 and not in_float:
         return ""
     if not in_float:
-        return f"{total}, all in INT8 and in integer kernels"
+        return f"{total}, all in INT8" + (" and in integer kernels" if kernels else "")
     if not int8:
         return f"{total}, all in float32"
     stay = "stays" if len(in_float) == 1 else "stay"
     kept = f"{len(in_float)} {stay} float32: {shorten(in_float)}"
-    return f"{total}, {int8} in INT8 (all in integer kernels), {kept}"
+    return f"{total}, {int8} in INT8{' (all in integer kernels)' if kernels else ''}, {kept}"
