@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ def sha256_of(installer: Installer, new: int) -> str:
 
 def interrupt(installer: Installer, moments: int, how: str) -> set[str]:
     """Interrupt at random moments of an install and of a rollback; return what was open afterwards."""
-    pick, found, old = random.Random(moments), set[str](), [sha256_of(installer, i) for i in range(3)]
+    pick, old = random.Random(moments), [sha256_of(installer, i) for i in range(3)]
+    found, ended = set[str](), list[str]()
     for what, after in (("install", old[2]), ("rollback", old[0])):
         installer.begin()
         calls = installer.do(what, 2)["calls"]
@@ -146,9 +148,13 @@ def interrupt(installer: Installer, moments: int, how: str) -> set[str]:
         for at in sorted(pick.sample(range(calls), min(moments // 2, calls))):
             installer.begin()
             said = installer.do(what, 2, at, how)["said"]
-            assert said == "killed" if how == "kill" else not said.endswith("Error: ")
+            ended.append(said.partition(":")[0])
             found.add(installer.check(old[1], after))
             installer.check_recovery() if what == "install" else shutil.rmtree(installer.folder)
+    print(Counter(ended))
+    # A run that takes fewer calls than the one that was counted is done before.
+    assert ended.count("done") <= len(ended) // 4 or how == "full"
+    assert set(ended) <= {"done", "killed" if how == "kill" else "DiskError"}
     return found
 
 
@@ -222,9 +228,9 @@ for part in range(10):
 
 
 def test_a_disk_with_too_little_room(installer: Installer, tmp_path: Path) -> None:
-    """A file system of 4 MiB in memory with room for 0.2 to 40 times the model, the profile of its test included."""
+    """A file system of 4 MiB in memory with room for 0.2 to 40 times the model."""
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    script = 'mount -t tmpfs -o size=4m tmpfs "$0" && shift 0 && exec "$@"'
+    script = 'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"'
     if subprocess.run([*mount, script, str(tmp_path), "true"], capture_output=True).returncode:
         pytest.skip("needs unshare, and the right to mount")
     new = [
