@@ -52,17 +52,17 @@ def _chi_square_quantile(degrees: int, above: float) -> float:
     return degrees * (1 - part + NormalDist().inv_cdf(1 - above) * sqrt(part)) ** 3
 
 
-def count_independent(bins: npt.NDArray[np.int64]) -> float:
+def count_independent(values: npt.NDArray[np.float64]) -> float:
     """Return how many independent images say as much as these, from the correlation of neighbors.
 
     Frames of a video resemble each other: 200 of one scene are hardly more than one image.
 
     Args:
-        bins: of each image, int64 [images], in the order of time.
+        values: of a statistic, float64 [images], in the order of time.
     """
-    centered = bins - bins.mean()
+    centered = values - values.mean()
     power = float(centered @ centered)
-    if power == 0:  # all in one bin: nothing shows that they differ, and nothing that they depend
-        return len(bins)
+    if power < 1e-12:  # all are equal: nothing shows that they depend on each other
+        return len(values)
     correlation = min(max(float(centered[1:] @ centered[:-1]) / power, 0.0), 0.999)
-    return len(bins) * (1 - correlation) / (1 + correlation)
+    return len(values) * (1 - correlation) / (1 + correlation)

@@ -144,7 +144,7 @@ def _compare(
         return StatisticDrift(None, 1.0, 0, None, reference.median, raised=False)
     found = np.searchsorted(reference.edges, np.round(values, DIGITS))
     distance = measure_distance(np.bincount(found, minlength=bins), np.array(reference.counts))
-    independent = count_independent(found)
+    independent = count_independent(values)
     noise = estimate_noise(bins, independent, images, statistics)
     raised = independent >= FEWEST_IMAGES and distance > noise
     here = round(float(np.median(values)), DIGITS)

@@ -25,7 +25,7 @@ _WORDS: Mapping[str, tuple[str, str, str]] = {
     "size": ("images are smaller", "images are larger", "what the app does before the model's preprocessing"),
     "shape": ("images are narrower", "images are wider", "what is cut off, and the rotation"),
 }
-_EMBEDDING = ("embeddings differ", "embeddings differ", "the images, whatever they show")
+_EMBEDDING = ("embeddings are different", "embeddings are different", "the images, whatever they show")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -15,10 +16,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from runtime import Classifier
+from tests.support.field_statistics import add_statistics, describe_rows
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -67,6 +73,63 @@ def test_http_service(service: int, images: Path) -> None:
     assert len(answer["top"]) == 3
     assert post(service, b"not an image")[0] == 422
     assert post(service, b"")[0] == 422
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    content = answer.read().decode()
+    connection.close()
+    return answer.status, content
+
+
+def test_http_service_says_that_it_is_well(service: int, model: Path) -> None:
+    status, answer = get(service, "/healthz")
+    digest = sha256(model.read_bytes()).hexdigest()
+    assert (status, json.loads(answer)) == (200, {"status": "ok", "sha256": digest})
+
+
+def test_metrics_of_the_http_service(model: Path, images: Path) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("prometheus_client")
+    random = np.random.default_rng(0)
+    statistics = describe_rows(random.uniform(0, 1, (100, 10)), score=random.uniform(0.5, 1, 100))
+    add_statistics(model, statistics.to_json())
+    command = (sys.executable, EXAMPLES / "http_service.py", model, "--port", 0, "--min-score", 1)
+    with serving(*command) as port:
+        post(port, (images / "b.jpg").read_bytes())
+        post(port, b"not an image")
+        status, text = get(port, "/metrics")
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert status == 200
+    assert values['vit_edge_requests_total{status="200"}'] == "1.0"
+    assert values['vit_edge_requests_total{status="422"}'] == "1.0"
+    assert values["vit_edge_request_seconds_count"] == "2.0"
+    assert values["vit_edge_unsure_total"] == "1.0"
+    assert 0 < float(values['vit_edge_drift_bits{statistic="score"}']) <= 1
+    assert values['vit_edge_drift_raised{statistic="score"}'] == "0.0"  # of one image
+    (info,) = [name for name in values if name.startswith("vit_edge_model_info")]
+    assert sha256(model.read_bytes()).hexdigest() in info
+    assert 'placement="' in info
+
+
+def test_the_http_service_needs_no_prometheus_client(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("starlette")
+    from starlette.requests import Request
+
+    from examples import service_metrics
+
+    monkeypatch.setattr(service_metrics, "prometheus", None)
+    with Classifier(model) as classify:
+        metrics = service_metrics.ServiceMetrics(classify)
+        metrics.count_prediction(classify(np.zeros((9, 9, 3), np.uint8)))
+        with metrics.time_request() as done:
+            done(200)
+        answer = asyncio.run(metrics._answer_metrics(Request({"type": "http"})))
+    assert answer.status_code == 501
+    assert b"install prometheus-client" in answer.body
 
 
 def form(*parts: tuple[str, bytes], boundary: str = "x--y") -> tuple[bytes, dict[str, str]]:
