@@ -8,6 +8,7 @@ In reading order:
     distributed  one process or several
     resume       state of an unfinished run
     evaluate     logits, loss and accuracy without training, and the best epoch
+    fake_quantization  a plan's quantization in the forward pass
     loop         the loop and its loss: computes, writes no file
     session      the files and messages around one training
     probe        features of a frozen backbone, and a linear head fitted on them
