@@ -139,7 +139,7 @@ def test_what_does_not_go_with_a_plan_is_refused_in_one_line(
         shutil.copytree("photos/train/0", f"few/{name}", dirs_exist_ok=True)
     plan = {"format": "vit-edge plan", "version": 1, "target": "any-cpu"}
     plan |= {"linears": {"blocks.99.mlp.fc1": {"precision": "float32"}}}
-    Path("plan.json").write_text(json.dumps(plan))
+    Path("plan.json").write_text(json.dumps(plan), encoding="utf-8")
     assert vit(["train", "--data", "photos", "--out", "refused", *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, said[-1]), said

@@ -70,9 +70,11 @@ def _train(options: TrainOptions, checked: CheckedRun, *, resume: bool) -> Path:
 def _print_next_command(options: TrainOptions, path: Path) -> None:
     """Print which epoch was kept, and the command to type next."""
     from vit.document import read_document
+    from vit.run_folder import PLAN
     from vit.training.evaluate import describe_kept
 
     document = read_document(path)
     print_for_people(describe_kept(document.history, document.recipe["images"].get("val")))
     out, data = quote(str(options.out)), quote(options.data)
-    print_for_people(f"next: python -m export {out} --quantize --calibration {data}")
+    make = f"--plan {out}/{PLAN} --evaluate" if options.plan else "--quantize --calibration"
+    print_for_people(f"next: python -m export {out} {make} {data}")

@@ -9,6 +9,7 @@ In reading order:
     resume       state of an unfinished run
     evaluate     logits, loss and accuracy without training, and the best epoch
     label_sets   figures and thresholds of models with several labels per image
+    fake_quantization  a plan's quantization in the forward pass
     loop         the loop and its loss: computes, writes no file
     session      the files and messages around one training
     probe        features of a frozen backbone, and a linear head fitted on them

@@ -65,7 +65,7 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute `[…, in]` to `[…, out]`."""
-        inputs, weight, bias = inputs.float(), self.weight, self._corrected_bias()
+        inputs, weight, bias = inputs.float(), self.weight, self._add_correction()
         if self.balance is not None:
             inputs, weight = inputs / self.balance, weight * self.balance
         if self.plan.precision != "int8":
@@ -99,7 +99,7 @@ class QuantizedLinear(nn.Linear):
         outputs = outputs if peak is None else outputs * peak
         return outputs if beside is None else outputs + beside
 
-    def _corrected_bias(self) -> Tensor:
+    def _add_correction(self) -> Tensor:
         """Return the bias with the plan's correction, in the units of this layer's output."""
         if self.correction is None:
             return self.bias
@@ -112,6 +112,7 @@ class QuantizedPatchEmbedding(PatchEmbedding):
 
     mean: Tensor
     std: Tensor
+    correction: Tensor | None
 
     def __init__(self, model: ViT, plan: LinearPlan, target: str) -> None:
         with torch.device("meta"):
@@ -134,6 +135,7 @@ class QuantizedPatchEmbedding(PatchEmbedding):
             integers, scale = _round_to_half(rows, self.plan), rows.new_ones(len(rows))
         kernel = integers.view(shape).permute(0, 3, 1, 2)
         grid = F.conv2d(centered, kernel, stride=self.stride) * scale[:, None, None]  # (N, D, H / P, W / P)
+        assert self.bias is not None  # PatchEmbedding has one
         bias = self.bias + ((PIXEL_CENTER - self.mean) * weight).sum((1, 2, 3))
         bias = bias if self.correction is None else bias + self.correction
         return grid.flatten(2).transpose(1, 2) + bias

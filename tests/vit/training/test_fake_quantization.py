@@ -20,12 +20,17 @@ from calibration.quantize_model import quantize
 from calibration.search import return_to_float
 from calibration.weights import quantize_weight as quantize_in_numpy
 from calibration.write import write_plan
+from runtime.images.preprocess import Preprocess
 from vit.checkpoint import load_checkpoint
 from vit.data.datasets import open_images
+from vit.data.training_images import open_data
 from vit.model import ViT
 from vit.token_merging import MergingBlocks
+from vit.training.distributed import World
 from vit.training.fake_quantization import QuantizedLinear, quantize_weight, set_quantization
 from vit.training.optimizer import make_average
+from vit.training.recipe import Recipe
+from vit.training.session import LoopSession
 
 TARGETS = ("any-cpu", "full-range")
 ROUGH = Range(scale=0.02, zero_point=100)
@@ -62,7 +67,8 @@ def plan_everything(both: Both, target: Any) -> QuantizationPlan:
         outputs = both.model.get_submodule(name).weight.shape[0]
         linears[name] = replace(each, correction=tuple(random.normal(scale=0.05, size=outputs).tolist()))
     unit = {"input": Range(scale=1 / 100, zero_point=40), "per_token": 0.3}
-    linears["blocks.0.attention.proj"] = replace(linears["blocks.0.attention.proj"], **unit)
+    floor = {**unit, "per_token": 3.0}  # above the peaks of many rows
+    linears["blocks.0.attention.proj"] = replace(linears["blocks.0.attention.proj"], **floor)
     linears["blocks.0.mlp.fc2"] = replace(
         linears["blocks.0.mlp.fc2"], float_columns=(1, 5, 6), per_token=None
     )
@@ -163,6 +169,20 @@ def test_a_plan_that_merges_tokens_merges_in_training(models: Mapping[str, ViT])
     model = set_quantization(copy.deepcopy(models["plain"]), plan)
     assert isinstance(model.blocks, MergingBlocks)
     assert model.blocks.schedule == {0: 3}
+
+
+def test_the_loop_trains_and_measures_the_quantized_model(
+    photos: Path, tiny_model: ViT, tiny_preprocess: Preprocess, tmp_path: Path
+) -> None:
+    plan = QuantizationPlan(target="any-cpu", linears={"head": LinearPlan(precision="int8", input=ROUGH)})
+    recipe, data = Recipe(ema=0.5), open_data(str(photos), holdout=0.0)
+    session = LoopSession(
+        recipe, tiny_model, data, tiny_preprocess, tmp_path, print, {"plan": "x"}, plan=plan
+    )
+    loop = session.make_loop(torch.device("cpu"), World(), None)
+    assert isinstance(loop.module.head, QuantizedLinear)
+    assert isinstance(loop.best_module.head, QuantizedLinear)  # measured and kept
+    assert session.identity()["plan"] == "x"  # resumed with the same plan alone
 
 
 INT8 = LinearPlan(precision="int8", input=ROUGH)
