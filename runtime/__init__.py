@@ -22,6 +22,7 @@ Each name is imported when it is first used, so that training and calibration ca
     concurrency    streams of images, with several threads
     images/        from image files to pixels
     model_file/    read a model file and check it
+    update/        sign, install and roll back models on a device
     strict_json    untrusted JSON documents
     text           untrusted text, made safe to print; counts and lists in messages
     writing        files that are written whole or not at all, and temporary folders

@@ -35,6 +35,7 @@ RUN_BY = {
     "docs/concepts/paper-to-code.md": "tests/vit/test_paper_to_code.py",
     "docs/guides/cluster.md": "tests/runtime/batch/test_label_columns.py",
     "docs/guides/embed.md": "tests/runtime/test_packaging.py",
+    "docs/guides/update.md": "tests/runtime/update/test_install_model.py",
     "docs/guides/embeddings.md": "tests/runtime/test_embedder.py",
     "docs/reference/runtime.md": "tests/runtime/test_reference.py",
 }

@@ -26,7 +26,7 @@ _SPARE = 2**20  # bytes that stay free: `current` and the journal
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What is asked of a new model."""
+    """Conditions that a new model has to meet."""
 
     key: Path | None = None  # PEM file with the public key that must have signed it; None: unsigned will do
     downgrade: bool = False  # accept a smaller version

@@ -18,7 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ON_A_DEVICE = ("numpy", "PIL", "onnxruntime", "flatbuffers", "google", "packaging")
-COMMANDS = ("train", "import", "summary", "plots", "export", "run", "check")
+UPDATES = ("sign", "verify", "install", "rollback", "status")
+COMMANDS = ("train", "import", "summary", "plots", "export", "run", "check", *UPDATES)
 APP = """
 import sys
 from runtime import Classifier, ImageError

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
+from PIL import Image
 
 from runtime import ArtifactError, Classifier
 from runtime.command.locking import only_writer
@@ -76,6 +77,19 @@ def test_install_update_and_roll_back(write_model: WriteModel, folder: Path, run
         ("rollback", 2, 3),
         ("install", 4, 2),
     ]
+
+
+def test_the_python_of_the_guide(
+    write_model: WriteModel, folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[3] / "docs" / "guides" / "update.md"
+    run("install", write_model(), "--into", folder)
+    Image.new("RGB", (40, 30), (250, 10, 10)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    said: list[object] = []
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        exec(compile(block, str(page), "exec"), {"print": said.append})
+    assert said == ["red"]
 
 
 def test_a_real_model_of_an_export(digits_artifacts: Path, folder: Path, run: Run) -> None:
