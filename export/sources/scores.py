@@ -40,7 +40,7 @@ def remove_activation(
 ) -> None:
     """Take off the softmax at the end of a model, in place, where the runtime's own gives the same scores.
 
-    With `several` labels per image it is a sigmoid. `run` gives the model's output for a few images, `[N, classes]`.
+    With `several` labels per image it is a sigmoid. `run` gives the output for a few images, `[N, classes]`.
 
     Raises:
         OnnxModelError: naming the operator at the end whose results are no logits.
