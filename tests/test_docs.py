@@ -15,7 +15,7 @@ import pytest
 
 from calibration.plan import BalancePlan, LinearPlan, Precision, ProductPlan, QuantizationPlan, Range
 from export.sources.onnx_description import FIELDS as SPEC_FIELDS
-from runtime.batch.output import FIELDS
+from runtime.batch.output import FIELDS, SEVERAL_FIELDS
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Metadata
 from vit_edge import __main__ as vit_edge
@@ -37,6 +37,7 @@ RUN_BY = {
     "docs/guides/embed.md": "tests/runtime/test_packaging.py",
     "docs/guides/update.md": "tests/runtime/update/test_install_model.py",
     "docs/guides/embeddings.md": "tests/runtime/test_embedder.py",
+    "docs/guides/several-labels.md": "tests/runtime/test_several_labels.py",
     "docs/reference/runtime.md": "tests/runtime/test_reference.py",
 }
 
@@ -284,7 +285,7 @@ def names_of(*kinds: Any) -> set[str]:
         (MODEL_FILE, "Preprocessing", names_of(Preprocess)),
         (FILE_FORMATS, "Description of an ONNX model", set(SPEC_FIELDS)),
         (FILE_FORMATS, "plan.json", {"format", "version"} | names_of(QuantizationPlan, LinearPlan)),
-        (FILE_FORMATS, "Result lines", set(FIELDS)),
+        (FILE_FORMATS, "Result lines", {*FIELDS, *SEVERAL_FIELDS}),
     ],
     ids=["metadata", "preprocessing", "description", "plan", "result lines"],
 )

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.measure.label_sets import average_precisions, interval_of_drop, measure_f1, predict_sets
+from calibration.measure.label_sets import (
+    average_precisions,
+    differ,
+    interval_of_drop,
+    measure_f1,
+    predict_answers,
+)
 from calibration.measure.statistics import MOST_DECIBELS, Interval, Paired, wilson_interval
 
 
@@ -27,6 +33,7 @@ class Drift:
     lost: int | None = None  # images that only the float32 model gets right
     gained: int | None = None  # images that only the variant gets right
     figure: ClassVar[str] = "top-1"  # what `drop` is of
+    _field: ClassVar[str] = "top1"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of report.json."""
@@ -35,12 +42,14 @@ class Drift:
     @property
     def drop(self) -> float | None:
         """Percentage points of `figure` lost; None where the true classes are not known."""
-        return self.top1_drop
+        found: float | None = getattr(self, f"{self._field}_drop")
+        return found
 
     @property
     def accuracy(self) -> float | None:
         """`figure` of the variant, in per cent; None where the true classes are not known."""
-        return self.top1
+        found: float | None = getattr(self, self._field)
+        return found
 
     @property
     def paired(self) -> Paired | None:
@@ -74,21 +83,12 @@ class SetDrift(Drift):
     float_f1: float | None = None  # of all labels together
     f1: float | None = None
     figure: ClassVar[str] = "mAP"
+    _field: ClassVar[str] = "map"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of report.json."""
         others = ("float_top1", "top1", "top1_drop", "lost", "gained")
         return {name: value for name, value in asdict(self).items() if name not in others}
-
-    @property
-    def drop(self) -> float | None:
-        """Percentage points of `figure` lost."""
-        return self.map_drop
-
-    @property
-    def accuracy(self) -> float | None:
-        """`figure` of the variant, in per cent."""
-        return self.map
 
     @property
     def drop_interval(self) -> Interval | None:
@@ -121,15 +121,22 @@ def measure_drift(
     """
     if reference.shape != variant.shape or len(reference) == 0:
         raise ValueError(f"expected logits of the same images, found {reference.shape} and {variant.shape}")
-    if thresholds is not None:
-        return _measure_sets(reference, variant, targets, thresholds)
-    of_float, of_variant = reference.argmax(axis=1), variant.argmax(axis=1)
+    of_float, of_variant = (predict_answers(each, thresholds) for each in (reference, variant))
     common: dict[str, Any] = dict(
         images=len(reference),
-        agreement=100 * float(np.mean(of_float == of_variant)),
+        agreement=100 * float(1 - np.mean(differ(of_float, of_variant))),
         sqnr=sqnr(reference, variant),
         max_error=float(np.abs(reference - variant).max()),
     )
+    if thresholds is not None:
+        if targets is None or not targets.any():
+            return SetDrift(**common)
+        old, new = (100 * float(average_precisions(each, targets).mean()) for each in (reference, variant))
+        interval = interval_of_drop(reference, variant, targets)
+        common |= {"float_map": old, "map": new, "map_drop": old - new}
+        common |= {"drop_low": 100 * interval.low, "drop_high": 100 * interval.high}
+        old_f1, new_f1 = (100 * measure_f1(each, targets) for each in (of_float, of_variant))
+        return SetDrift(**common, float_f1=old_f1, f1=new_f1)
     if targets is None:
         return Drift(**common)
     names = np.arange(reference.shape[1]) if same_name is None else same_name
@@ -138,33 +145,6 @@ def measure_drift(
     old, new = (100 * float(np.mean(right)) for right in (before, after))
     counts = {"lost": paired.lost, "gained": paired.gained}
     return Drift(**common, float_top1=old, top1=new, top1_drop=old - new, **counts)
-
-
-def _measure_sets(
-    reference: Array, variant: Array, targets: Array | None, thresholds: Sequence[float]
-) -> SetDrift:
-    before, after = (predict_sets(each, thresholds) for each in (reference, variant))
-    common: dict[str, Any] = dict(
-        images=len(reference),
-        agreement=100 * float(np.mean((before == after).all(axis=1))),
-        sqnr=sqnr(reference, variant),
-        max_error=float(np.abs(reference - variant).max()),
-    )
-    if targets is None or not targets.any():
-        return SetDrift(**common)
-    old, new = (100 * float(average_precisions(each, targets).mean()) for each in (reference, variant))
-    interval = interval_of_drop(reference, variant, targets)
-    old_f1, new_f1 = (100 * measure_f1(each, targets) for each in (before, after))
-    return SetDrift(
-        **common,
-        float_map=old,
-        map=new,
-        map_drop=old - new,
-        drop_low=100 * interval.low,
-        drop_high=100 * interval.high,
-        float_f1=old_f1,
-        f1=new_f1,
-    )
 
 
 def sqnr(reference: Array, variant: Array) -> float:

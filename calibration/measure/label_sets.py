@@ -14,15 +14,27 @@ RESAMPLES = 200
 Z = 1.96  # of a 95 % interval
 
 
-def predict_sets(logits: Array, thresholds: Sequence[float]) -> Array:
-    """Return which labels reach their threshold, bool [images, classes], as the runtime does.
+def predict_answers(logits: Array, thresholds: Sequence[float] | None) -> Array:
+    """Return the class of each image, int64 [images]; with thresholds label sets, bool [images, classes].
 
     Args:
         logits: float32 [images, classes].
-        thresholds: one per class, of the sigmoid of its logit.
+        thresholds: one per class, of the sigmoid of its logit, as the runtime takes them.
     """
+    if thresholds is None:
+        return np.asarray(logits.argmax(axis=1))
     with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))) >= np.asarray(thresholds))
+
+
+def differ(first: Array, second: Array) -> Array:
+    """Return on which images two answers are not the same, bool [images].
+
+    Args:
+        first: classes or label sets, as `predict_answers` returns them.
+        second: of the same images.
+    """
+    return np.asarray(np.not_equal(first, second).reshape(len(first), -1).any(axis=1))
 
 
 def average_precisions(logits: Array, targets: Array, weights: Array | None = None) -> Array:
@@ -51,7 +63,12 @@ def average_precisions(logits: Array, targets: Array, weights: Array | None = No
 
 
 def measure_f1(found: Array, targets: Array) -> float:
-    """Return the F1 of all labels together, 0 to 1; 1 without any. Both are bool [images, classes]."""
+    """Return the F1 of all labels together, 0 to 1; 1 without any.
+
+    Args:
+        found: bool [images, classes].
+        targets: the true ones.
+    """
     total = int(found.sum()) + int(targets.sum())
     return 2 * int((found & targets).sum()) / total if total else 1.0
 

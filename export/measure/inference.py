@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from calibration.graph.edit import Array
 from calibration.graph.memory import open_graph_session, release_memory
-from calibration.measure.label_sets import predict_sets
+from calibration.measure.label_sets import predict_answers
 from calibration.measure.multiply_adds import count_multiply_adds
 from calibration.quantize_model import QuantizedModel
 from calibration.search import PlanSearch
@@ -300,9 +300,5 @@ def answer(logits: Array, thresholds: Sequence[float] | None) -> tuple[Array, Ar
     """Return `top1`; with thresholds the label sets, bool [images, classes], and each highest score."""
     if thresholds is None:
         return top1(logits)
-    return predict_sets(logits, thresholds), 1 / (1 + np.exp(-logits.max(axis=1).astype(np.float64)))
-
-
-def differ(first: Array, second: Array) -> Array:
-    """Return on which images two answers, classes or label sets, are not the same; bool [images]."""
-    return np.asarray(np.not_equal(first, second).reshape(len(first), -1).any(axis=1))
+    scores = 1 / (1 + np.exp(-logits.max(axis=1).astype(np.float64)))
+    return predict_answers(logits, thresholds), scores

@@ -63,28 +63,22 @@ def measure_classes(results: Results) -> list[ClassResult]:
     targets = results.targets
     if targets is None:  # there may be no logits
         return []
-    if results.images.several:
-        return [
-            ClassResult(
-                index=int(index),
-                label=results.labels[int(index)],
-                images=int(targets[:, index].sum()),
-                share={
-                    each.variant: 100 * measure_f1(each.answers[0][:, index], targets[:, index])
-                    for each in results.variants
-                },
-            )
-            for index in np.flatnonzero(targets.any(axis=0))
-        ]
-    hits = {each.variant: results.mark_right(each) for each in results.variants}
+    several = results.images.several
+    rights = {
+        each.variant: each.answers[0] if several else results.mark_right(each) for each in results.variants
+    }
     return [
         ClassResult(
             index=int(index),
             label=results.labels[int(index)],
-            images=int((targets == index).sum()),
-            share={name: 100 * float(right[targets == index].mean()) for name, right in hits.items()},
+            images=int(images.sum()),
+            share={
+                name: 100 * (measure_f1(right[:, index], images) if several else float(right[images].mean()))
+                for name, right in rights.items()
+            },
         )
-        for index in np.unique(targets)
+        for index in np.unique(np.nonzero(targets)[1] if several else targets)
+        for images in [targets[:, index] if several else targets == index]
     ]
 
 

@@ -110,7 +110,7 @@ def make_comparison_tiles(results: Results, variant: VariantResult) -> list[Tile
         tiles.append(("mean cosine", show.cosine(each.cosine), f"worst {show.cosine(each.worst_cosine)}"))
     drift = comparison.drifts.get(variant.variant)
     if isinstance(drift, SetDrift) and drift.drop is not None:
-        tiles.append(("mAP change", show.points(-drift.drop), _bound_change(drift, "to")))
+        tiles.append(("mAP change", show.points(-drift.drop), _describe_bounds(drift, "to")))
     elif results.targets is not None and not results.images.several:
         paired = _pair(results, variant)
         tiles.append(("top-1 change", show.points(100 * paired.difference), _bounds(paired, "to")))
@@ -145,7 +145,7 @@ def say_chance(results: Results, variant: VariantResult) -> str:
     """Say in plain sentences whether the top-1 differs; nothing where the classes are unknown."""
     drift = results.get(Comparison).drifts.get(variant.variant)
     if isinstance(drift, SetDrift) and drift.drop is not None:
-        change, bounds = show.points(-drift.drop), _bound_change(drift, "and")
+        change, bounds = show.points(-drift.drop), _describe_bounds(drift, "and")
         return f"mAP changes by {change} points. On other such images it lies between {bounds} (95 %)."
     if results.targets is None or results.images.several:
         return ""
@@ -166,7 +166,7 @@ def say_chance(results: Results, variant: VariantResult) -> str:
     )
 
 
-def _bound_change(drift: Drift, word: str) -> str:
+def _describe_bounds(drift: Drift, word: str) -> str:
     interval = drift.drop_interval
     assert interval is not None  # where the drop is known
     return f"{show.points(-interval.high)} {word} {show.points(-interval.low)} points"

@@ -13,10 +13,11 @@ import numpy as np
 
 from calibration.graph.edit import Array
 from calibration.measure.drift import Drift, measure_drift
+from calibration.measure.label_sets import differ, predict_answers
 from calibration.token_merging.match import MergedPatches
 from calibration.token_merging.merge_schedule import count_merges
 from calibration.token_merging.token_stream import find_token_stream
-from export.measure.inference import DENSE, ModelFile, Run, answer, differ
+from export.measure.inference import DENSE, ModelFile, Run
 from export.report.number_formats import percent
 from export.report.section import Results, Section
 from runtime.text import format_count
@@ -62,7 +63,7 @@ class MergingEffect(Section):
         truth, schedule = run.truth, merged.quantized.plan.merging
         stream = find_token_stream(run.source.exported.model)
         merges = count_merges(schedule, stream.merge_blocks, tokens=stream.tokens, patches=stream.patches)
-        dense, merging = (answer(each, run.source.thresholds)[0] for each in (before, after))
+        dense, merging = (predict_answers(each, run.source.thresholds) for each in (before, after))
         changed = tuple(np.flatnonzero(differ(dense, merging)).tolist())
         return cls(
             schedule=schedule,

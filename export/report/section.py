@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from calibration.graph.edit import Array
-from calibration.measure.label_sets import average_precisions, measure_f1
-from export.measure.inference import Run, answer, differ
+from calibration.measure.label_sets import average_precisions, differ, measure_f1
+from export.measure.inference import Run, answer
 from export.report import number_formats
 from runtime.images.preprocess import Preprocess
 from runtime.model_file.artifact import Variant

@@ -32,7 +32,7 @@ from calibration.graph.memory import open_graph_session
 from export.graph.canonicalize import canonicalize_onnx
 from export.graph.float_model import OPSET, OUTPUT, FloatModel, rename_to_embedding
 from export.sources.onnx_description import OnnxDescription, OnnxModelError, choose_onnx, describe_onnx
-from export.sources.scores import remove_sigmoid, remove_softmax
+from export.sources.scores import remove_activation
 from export.sources.source import Reference, Source
 from runtime.model_file.integrity import is_beside, open_regular_file
 from runtime.onnx_runtime import onnxruntime as ort
@@ -104,8 +104,9 @@ def read_onnx_file(path: Path, description: OnnxDescription) -> Source:
     if description.labels != ():  # an embedding may be of any form
         size = (PROBES, *description.preprocess.size, 3)
         probes = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-        remove = remove_softmax if description.thresholds is None else remove_sigmoid
-        remove(original, path, lambda model: _run(open_graph_session(model), probes, description, path))
+        several = description.thresholds is not None
+        run = lambda model: _run(open_graph_session(model), probes, description, path)  # noqa: E731
+        remove_activation(original, path, run, several=several)
     canonical = original.clone()
     try:
         passes = canonicalize_onnx(

@@ -35,10 +35,12 @@ ADVICE = "export the model again so that it ends in the linear layer that gives 
 MANY_NUMBERS = 256  # numbers, from which it is no chance that all lie within 0 and 1
 
 
-def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
+def remove_activation(
+    model: ir.Model, path: Path, run: Callable[[ir.Model], Array], *, several: bool = False
+) -> None:
     """Take off the softmax at the end of a model, in place, where the runtime's own gives the same scores.
 
-    `run` gives the model's output for a few images, `[N, classes]`.
+    With `several` labels per image it is a sigmoid. `run` gives the output for a few images, `[N, classes]`.
 
     Raises:
         OnnxModelError: naming the operator at the end whose results are no logits.
@@ -47,7 +49,10 @@ def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]
     if node is None:
         return
     logits = _logits_of(node)
-    if logits is None or [each.op_type for each in crossed] not in ([], ["Log"]):
+    if several and node.op_type == "Sigmoid" and not crossed and node.inputs[0] is not None:
+        _replace_output(model, value, node.inputs[0])
+        return
+    if several or logits is None or [each.op_type for each in crossed] not in ([], ["Log"]):
         _refuse(node, crossed, path, softmax=logits is not None)
         return
     last = crossed[-1].outputs[0] if crossed else value
@@ -62,28 +67,6 @@ def remove_softmax(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]
     if found.shape != scores.shape or not np.abs(found - scores).max() <= SAME:
         what = f"{node.op_type} ({node.name}) ends the model, and its scores"
         raise OnnxModelError(f"{path}: {what} are not a softmax over the classes; {ADVICE}")
-
-
-def remove_sigmoid(model: ir.Model, path: Path, run: Callable[[ir.Model], Array]) -> None:
-    """Take off the sigmoid at the end of a model with several labels per image, in place.
-
-    `run` gives the model's output for a few images, `[N, classes]`.
-
-    Raises:
-        OnnxModelError: naming the operator at the end whose results are no logits.
-    """
-    node, crossed, value = _end(model)
-    if node is None:
-        return
-    if node.op_type != "Sigmoid" or crossed or node.inputs[0] is None:
-        _refuse(node, crossed, path, softmax=_logits_of(node) is not None)
-        return
-    before = run(model).astype(np.float64)
-    _replace_output(model, value, node.inputs[0])
-    with np.errstate(over="ignore"):
-        found = 1 / (1 + np.exp(-run(model).astype(np.float64)))
-    if found.shape != before.shape or not np.abs(found - before).max() <= SAME:
-        raise OnnxModelError(f"{path}: Sigmoid ({node.name}) ends the model, on other logits; {ADVICE}")
 
 
 def expect_logits(outputs: Array) -> None:

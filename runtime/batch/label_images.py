@@ -89,7 +89,8 @@ def _classify_all(classify: Classifier, options: RunOptions) -> int:
         list_images, options.images, null=options.null, skip=options.sort_into, all_files=options.all_files
     )
     countable = is_on_terminal() and "-" not in options.images
-    report = Report(sum(1 for _ in images()) if countable else None, several=several)
+    report = Report(sum(1 for _ in images()) if countable else None)
+    report.no_label = "without a label" if several else report.no_label
     results = classify.stream(
         done.skip(images(left_out=report.left_out), report),
         workers=options.workers,

@@ -82,22 +82,16 @@ class Report:
     """Count a run, show its progress (in a log one line every 30 seconds), and sum up.
 
     `total` is of the images of the run and of those that it continues; None where they were not counted.
-    With `several` the model gives several labels per image, or none.
     """
 
     def __init__(
-        self,
-        total: int | None = None,
-        *,
-        several: bool = False,
-        clock: Clock = time.monotonic,
-        cadence: Cadence | None = None,
+        self, total: int | None = None, *, clock: Clock = time.monotonic, cadence: Cadence | None = None
     ) -> None:
         self.tally = Tally()
         self.left_out = SkippedFiles()
         self.skipped = 0  # images that an earlier run has done
         self._total = total
-        self._unsure = "without a label" if several else "unsure"
+        self.no_label = "unsure"  # what an image without a label is
         self._clock, self._began = clock, clock()
         self._first_part: float | None = None  # seconds until the first part of a cluster run was written
         self._cadence = cadence or Cadence(clock)
@@ -138,7 +132,7 @@ class Report:
             done += f" (the first part after {self._first_part:.1f} s)"
         done += f", {self._rate():.1f} per second, {tally.failed:,} failed"
         if tally.unsure:
-            done += f", {tally.unsure:,} {self._unsure}"
+            done += f", {tally.unsure:,} {self.no_label}"
         if self.skipped:
             done += f"; {self.skipped:,} were done before"
         if self._first_part is None:

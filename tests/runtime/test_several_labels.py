@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,15 @@ def test_other_thresholds_are_refused(several: Path, thresholds) -> None:
     del document["thresholds"]
     assert Metadata.from_json(json.dumps(document)).thresholds is None
     assert "thresholds" not in Metadata.from_json(json.dumps(document)).to_json()
+
+
+def test_the_python_of_the_guide_runs(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "guides" / "several-labels.md"
+    make_model("artifacts/pairs/model.int8.onnx", thresholds=THRESHOLDS)
+    Image.new("RGB", (40, 30), (0, 40, 250)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    exec(compile(block, str(page), "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["blue", "green"]

@@ -44,6 +44,8 @@ def measure_sets(
         targets: the labels of the images, bool [N, classes].
         thresholds: one per label; None chooses them on these images.
     """
+    from sklearn.metrics import average_precision_score
+
     kept = good.cpu().numpy() > 0
     rows, truth = logits.cpu()[torch.from_numpy(kept)], targets[kept]
     scores = rows.double().sigmoid().numpy()
@@ -51,7 +53,7 @@ def measure_sets(
         thresholds = tuple(map(choose_threshold, scores.T, truth.T))
     found = scores >= np.asarray(thresholds)
     hits, total = (found & truth).sum(), found.sum() + truth.sum()
-    ranked = [average_precision(*each) for each in zip(scores.T, truth.T, strict=True) if each[1].any()]
+    ranked = [average_precision_score(*each) for each in zip(truth.T, scores.T, strict=True) if each[0].any()]
     loss = F.binary_cross_entropy_with_logits(rows, torch.from_numpy(truth).float())
     return {
         f"{part}_loss": float(loss) if len(rows) else 0.0,
@@ -59,18 +61,6 @@ def measure_sets(
         f"{part}_f1": float(2 * hits / total) if total else 1.0,
         f"{part}_accuracy": float((found == truth).all(axis=1).mean()) if len(rows) else 0.0,
     }, tuple(thresholds)
-
-
-def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean, over the images with a label, of the precision down to their score.
-
-    Args:
-        scores: of one label, float [N].
-        truth: which images have it, bool [N]; at least one.
-    """
-    _, hits, count = _cut(scores, truth)
-    gained = np.diff(hits, prepend=0)
-    return float((gained * hits / count).sum() / hits[-1])
 
 
 def choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -82,18 +72,12 @@ def choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
     """
     if not truth.any():
         return DEFAULT
-    cuts, hits, count = _cut(scores, truth)
-    between = (cuts + np.append(cuts[1:], 0.0)) / 2
+    cuts, place = np.unique(-scores, return_inverse=True)  # highest first
+    hits, count = (np.bincount(place, weights=each).cumsum() for each in (truth, np.ones(len(truth))))
+    between = -(cuts + np.append(cuts[1:], 0.0)) / 2
     f1 = 2 * hits / (count + truth.sum())
     best = between[f1 >= f1.max() - 1e-12]
     return float(f"{best[np.abs(best - DEFAULT).argmin()]:.{_DIGITS}g}")
-
-
-def _cut(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each score, highest first, and how many images, with the label and in all, reach it."""
-    cuts, place = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(place, weights=truth, minlength=len(cuts)).cumsum()
-    return -cuts, hits, np.bincount(place, minlength=len(cuts)).cumsum()
 
 
 def describe_thresholds(

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from calibration.measure.drift import SetDrift, measure_drift
-from calibration.measure.label_sets import average_precisions, interval_of_drop, measure_f1, predict_sets
+from calibration.measure.label_sets import average_precisions, interval_of_drop, measure_f1, predict_answers
 from calibration.search import Budget
 
 THRESHOLDS = (0.5, 0.7)
@@ -39,7 +39,7 @@ def test_weights_are_numbers_of_copies() -> None:
 
 def test_sets_reach_their_thresholds() -> None:
     logits = np.array([[0.0, logit(0.71)], [-1e-6, logit(0.69)], [1e38, -1e38]], np.float32)
-    assert predict_sets(logits, THRESHOLDS).tolist() == [[True, True], [False, False], [True, False]]
+    assert predict_answers(logits, THRESHOLDS).tolist() == [[True, True], [False, False], [True, False]]
 
 
 def test_f1_of_all_labels_together() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import f1_score
 
 from tests.support.color_table import write_color_table
 from vit.__main__ import main
@@ -19,7 +19,6 @@ from vit.data.training_images import open_data
 from vit.document import CheckpointError, read_document
 from vit.model import ViT, new_model
 from vit.training.label_sets import (
-    average_precision,
     choose_threshold,
     describe_thresholds,
     measure_sets,
@@ -38,13 +37,6 @@ def scores_and_truth(seed: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     scores, truth = random.random(40), random.random(40) < 0.3
     return (np.round(scores, 1) if ties else scores), truth
-
-
-@pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize("seed", range(5))
-def test_average_precision_is_that_of_scikit_learn(seed: int, ties: bool) -> None:
-    scores, truth = scores_and_truth(seed, ties=ties)
-    assert average_precision(scores, truth) == pytest.approx(average_precision_score(truth, scores))
 
 
 @pytest.mark.parametrize("ties", [True, False])
