@@ -310,8 +310,14 @@ class LoadedModel(ABC, Generic[A]):
             return None
         from .monitor.monitor import WINDOW, open_monitor
 
-        name, window = display_name(self._source), WINDOW if window is True else window
-        return open_monitor(self.info, name, output=self._output, window=window, min_score=min_score)
+        return open_monitor(
+            self.info.field_statistics,
+            self.info.outputs,
+            display_name(self._source),
+            output=self._output,
+            window=WINDOW if window is True else window,
+            min_score=min_score,
+        )
 
     def _run(self, session: InferenceSession, pixels: Pixels, output: str) -> npt.NDArray[np.float32]:
         """Run the model: uint8 [N, H, W, 3] to float32 [N, features of the output].
