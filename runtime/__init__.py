@@ -10,6 +10,7 @@ Each name is imported when it is first used, so that training and calibration ca
 
     classifier     classify images: the class that apps embed
     embedder       embed images
+    monitor/       find drift: images and answers of a device against those at export
     self_test/     check a device with the images and answers in a model file
     loaded_model   base of both: a model file that is loaded and runs
     load_model     check a model file and open it on a device

@@ -326,8 +326,14 @@ class LoadedModel(ABC, Generic[A]):
             return None
         from .monitor.monitor import WINDOW, open_monitor
 
-        name, window = display_name(source), WINDOW if window is True else window
-        return open_monitor(info, name, output=self._output, window=window, min_score=self._min_score)
+        return open_monitor(
+            info.field_statistics,
+            info.outputs,
+            display_name(source),
+            output=self._output,
+            window=WINDOW if window is True else window,
+            min_score=self._min_score,
+        )
 
     def _run(
         self, state: _State, session: InferenceSession, pixels: Pixels, output: str

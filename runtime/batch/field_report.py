@@ -1,4 +1,4 @@
-"""What the monitor of a run has found: a file beside the output, and a line (--monitor)."""
+"""Drift that the monitor of a run has found: a file beside the output, and a line (--monitor)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ def start_monitor(model: LoadedModel[Any], output: str, min_score: float | None 
     """
     from ..monitor.monitor import SAMPLE, open_monitor
 
+    info = model.info
     model.monitor = open_monitor(
-        model.info, str(model.info.path), output=output, window=SAMPLE, whole=True, min_score=min_score
+        info.field_statistics,
+        info.outputs,
+        str(info.path),
+        output=output,
+        window=SAMPLE,
+        whole=True,
+        min_score=min_score,
     )
 
 

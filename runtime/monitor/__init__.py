@@ -4,7 +4,7 @@ Loaded with `monitor=True` alone. In reading order:
 
     measure   statistics of one image, and of one answer
     document  the same of the images that the export measured: a document in the model file
-    drift     how far two samples of a statistic are apart, and how far chance moves them
-    report    what a monitor has found, in numbers and in a sentence
+    drift     distance of two samples of a statistic, and the distance that chance makes
+    report    findings in numbers and in a sentence
     monitor   the last images of a device, or a sample of a whole run
 """

@@ -1,4 +1,4 @@
-"""How far two samples of a statistic are apart, and how far chance alone moves them apart.
+"""Distance of two samples of a statistic, and the distance that chance alone makes.
 
 The distance is the Jensen-Shannon divergence of two histograms, in bits: 0 for equal ones, 1 for those that
 share no bin. (The population stability index, about 5.5 times as large for small distances, is infinite where

@@ -70,6 +70,9 @@ def make_projection(features: int) -> npt.NDArray[np.float32]:
     """Return the signs that project an embedding to `EMBEDDING`, float32 [features, 4].
 
     They come from a hash, so that every device has the same.
+
+    Args:
+        features: of the embedding.
     """
     count = len(EMBEDDING) * features
     bits = np.unpackbits(np.frombuffer(shake_256(b"vit-edge").digest(count // 8 + 1), np.uint8))[:count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -22,7 +22,6 @@ from .report import DriftReport, StatisticDrift
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from ..load_model import ModelInfo
 
 WINDOW = 200  # images
 SAMPLE = 2_000  # images of a whole run
@@ -100,7 +99,8 @@ class Monitor:
 
 
 def open_monitor(
-    info: ModelInfo,
+    document: str | None,
+    outputs: Mapping[str, int],
     name: str,
     *,
     output: str,
@@ -111,7 +111,8 @@ def open_monitor(
     """Return a monitor for a model that is loaded.
 
     Args:
-        info: of the model.
+        document: the field statistics in its file (`ModelInfo.field_statistics`).
+        outputs: features of each of its outputs (`Metadata.outputs`).
         name: of the model, for messages.
         output: "logits" or "embedding", which is observed.
         window: as for `Monitor`.
@@ -122,16 +123,16 @@ def open_monitor(
         ArtifactError: when the file holds no statistics, or none that can be used.
         ValueError: as for `Monitor`.
     """
-    if info.field_statistics is None:
+    if document is None:
         raise ArtifactError(
             f"{name}: it holds no field statistics to compare with; export it again, and measure it on "
             f"{FEWEST_IMAGES} images or more"
         )
     try:
-        statistics = FieldStatistics.from_json(info.field_statistics, info.outputs)
+        statistics = FieldStatistics.from_json(document, outputs)
     except ArtifactError as error:
         raise ArtifactError(f"{name}: {error}") from error
-    features = info.outputs["embedding"] if output == "embedding" else 0
+    features = outputs["embedding"] if output == "embedding" else 0
     return Monitor(statistics, features=features, window=window, whole=whole, min_score=min_score)
 
 

@@ -1,4 +1,4 @@
-"""What a monitor has found: numbers, and one sentence for people."""
+"""Findings of a monitor: numbers, and one sentence for people."""
 
 from __future__ import annotations
 
@@ -113,7 +113,12 @@ class DriftReport:
 
 
 def format_value(name: str, value: float) -> str:
-    """Return the value of a statistic for people: logarithms as what they are of."""
+    """Return the value of a statistic for people: logarithms as what they are of.
+
+    Args:
+        name: of the statistic.
+        value: of one image, or a median.
+    """
     if name == "size":
         return f"{2**value:.0f} pixels per edge"
     if name == "shape":
