@@ -104,13 +104,13 @@ def takes_one_image(metadata: Metadata, device: str) -> bool:
 
 
 def _describe_npu_file(artifact: Artifact, device: str) -> str:
-    """Return a sentence: a file for an NPU is slow elsewhere, and its distance from float32 on a CPU."""
+    """Return the sentence about a file for an NPU on another device: it is slow there, and its drift."""
     drift = artifact.metadata.measured.get("drift")
     sqnr = drift.get("sqnr") if isinstance(drift, dict) else None
     found = f"{sqnr:.1f} dB" if isinstance(sqnr, (int, float)) else "not measured"
     return (
-        f"{artifact.name} is for an NPU, and {device} computes it more slowly than float32; its distance from "
-        f"float32 on the CPU of the export: {found}"
+        f"{artifact.name} is for an NPU, and {device} computes it more slowly than float32; its distance "
+        f"from float32 on the CPU of the export: {found}"
     )
 
 

@@ -51,7 +51,9 @@ def test_it_takes_one_image_at_a_time(folder: Path) -> None:
     classify = Classifier(folder / "model.npu.onnx", device="cpu", threads=1)
     image = Image.fromarray(np.zeros((*classify.info.preprocess.size, 3), np.uint8))
     assert len(list(classify.stream([image] * 3))) == 3
-    with pytest.raises(ValueError, match=r"model.npu.onnx runs one image at a time, found batch=2; leave it out"):
+    with pytest.raises(
+        ValueError, match=r"model.npu.onnx runs one image at a time, found batch=2; leave it out"
+    ):
         list(classify.stream([image] * 3, batch=2))
 
 
