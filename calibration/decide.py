@@ -32,21 +32,20 @@ from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
 
 FLOAT_COLUMNS = 16  # hidden features that may be multiplied in float: under one per cent of an MLP's work
-GAIN_OF_COLUMNS = 1.5  # dB on the layer's output, to be worth their time
-# One scale per token costs up to a thousandth of a prediction: worth it when it takes away this share of the
-# error that all linears add to the residual stream. Where an image has one row it costs nearly nothing.
-SHARE_OF_TOKENS = 0.01
+# One scale per token, or columns in float, cost 0.2 to 0.6 % of a prediction each: worth it when they
+# take away this share of the error that all linears add to the residual stream. Where an image has one row,
+# one scale per token costs nearly nothing.
+SHARE_OF_ERROR = 0.02
 GAIN_OF_ONE_ROW = 0.2  # dB on the layer's output
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best choices for one linear: one scale per tensor, at no cost, and one scale per token."""
+    """The best choices for one linear: one scale per tensor at no cost, then those that cost time."""
 
     linear: Linear
     scales: Array  # of the balance
-    per_tensor: Choice
-    per_token: Choice | None = None
+    choices: tuple[Choice, ...]
     one_row: bool = False  # an image has one row here
 
 
@@ -171,16 +170,15 @@ class _Decision:
         # One scale per token multiplies the output of one linear. LayerNormalization gives all rows one
         # magnitude already, so that it would gain little there.
         if len(readers) > 1 or (_is_normalized(readers[0]) and not one_row):
-            return [Candidates(linear, scales, best) for linear in readers]
+            return [Candidates(linear, scales, (best,)) for linear in readers]
+        choices = [best, trial.choose_per_token()]
         # In a narrow MLP, sixteen columns in float would be more than an eighth of the work.
         wide = len(scales) >= 8 * FLOAT_COLUMNS
         if not one_row and wide and find_mlp_to_split(self.layers, readers[0]) is not None:
             high = self.observed[tensor].all.high
             columns = tuple(sorted(np.argsort(-high, kind="stable")[:FLOAT_COLUMNS].tolist()))
-            split = trial.choose_per_tensor(columns)
-            if _gain(best, split) >= GAIN_OF_COLUMNS:
-                best = split
-        return [Candidates(readers[0], scales, best, trial.choose_per_token(), one_row)]
+            choices += [trial.choose_per_tensor(columns), trial.choose_per_token(columns)]
+        return [Candidates(readers[0], scales, tuple(choices), one_row)]
 
     def _trial(self, tensor: str, readers: list[Linear], scales: Array) -> Trial:
         weight = np.concatenate([linear.weight for linear in readers], axis=1) * scales[:, None]
@@ -203,27 +201,26 @@ class _Decision:
 
 
 def _weigh_costs(found: Mapping[str, Candidates]) -> dict[str, Choice]:
-    """Choose one scale per token where it is worth its time, else one per tensor.
+    """Choose one scale per token and columns in float where they are worth their time.
 
-    Only linears that write into the residual stream have both, so their errors are in the same unit.
+    Only linears that write into the residual stream have several choices, so their errors are in one unit.
     """
-    total = sum(
-        min(each.per_tensor.error, each.per_token.error)
-        for each in found.values()
-        if each.per_token is not None and not each.one_row
-    )
+    several = [each for each in found.values() if len(each.choices) > 1 and not each.one_row]
+    price = SHARE_OF_ERROR * sum(min(choice.error for choice in each.choices) for each in several)
     chosen = {}
     for name, each in found.items():
-        chosen[name] = each.per_tensor
-        if each.per_token is None:
-            continue
-        if each.one_row:
-            worth = _gain(each.per_tensor, each.per_token) >= GAIN_OF_ONE_ROW
+        if each.one_row and len(each.choices) > 1:
+            per_tensor, per_token = each.choices
+            worth = _gain(per_tensor, per_token) >= GAIN_OF_ONE_ROW
+            chosen[name] = per_token if worth else per_tensor
         else:
-            worth = each.per_tensor.error - each.per_token.error >= SHARE_OF_TOKENS * total
-        if worth:
-            chosen[name] = each.per_token
+            chosen[name] = min(each.choices, key=lambda choice: choice.error + price * _count_steps(choice))
     return chosen
+
+
+def _count_steps(choice: Choice) -> int:
+    """Return how many remedies a choice pays for with time."""
+    return (choice.per_token is not None) + bool(choice.columns)
 
 
 def _is_normalized(linear: Linear) -> bool:

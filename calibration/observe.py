@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.graph.edit import Array, GraphError
+from calibration.graph.edit import Array, GraphError, attribute, by_type, input_constant, sizes
+from calibration.graph.layers import expect_input
 from calibration.graph.memory import open_graph_session
 from runtime.model_file.targets import Target
 from runtime.onnx_runtime import onnxruntime as ort
 
 FIT_ROWS, HELD_ROWS = 768, 256  # rows kept of each tensor, whatever the number of images
 NO_IMAGE = "expected at least one calibration image, found none"
+CLASS_ROWS = 64  # of the class token, one per held-out image
 HOLD_EVERY = 4  # each fourth image judges the ranges that are fitted to the others
 
 
@@ -68,6 +70,7 @@ class Observation:
     fit: RowStatistics
     held: RowStatistics
     rows_per_image: int
+    class_token: RowStatistics | None = None  # its rows of the held-out images, where an image has others too
 
     @classmethod
     def empty(cls, features: int, rows_per_image: int) -> Observation:
@@ -83,6 +86,21 @@ class Observation:
     def all(self) -> Extremes:
         """Extremes over all images, fitted and held out."""
         return self.fit.extremes.merge(self.held.extremes)
+
+
+def find_class_token(model: ir.Model) -> tuple[int, int] | None:
+    """Return which of an image's tokens goes into the head alone, and their number; None where all do.
+
+    Args:
+        model: a canonical graph, whose tokens are `[tokens, images, features]` where one of them is selected.
+    """
+    for node in by_type(model, "Gather"):
+        index, shape = input_constant(node, 1), sizes(expect_input(node, 0)) or []
+        if attribute(node, "axis", 0) or index is None or index.size != 1 or len(shape) != 3:
+            continue
+        if (tokens := shape[0]) is not None and 0 <= int(index.reshape(())) < tokens:
+            return int(index.reshape(())), tokens
+    return None
 
 
 def open_observing_session(
@@ -151,14 +169,19 @@ def observe_activations(
         GraphError: when there is no image, or a tensor is not finite.
     """
     found: dict[str, Observation] = {}
+    index, tokens = find_class_token(model) or (0, None)
     count = 0
     for count, tensors in enumerate(run_each(model, names, images, threads=threads), start=1):
         for name, tensor in zip(names, tensors, strict=True):
             rows = tensor.reshape(-1, tensor.shape[-1])
             if name not in found:
                 found[name] = Observation.empty(rows.shape[1], len(rows))
-            part = found[name].fit if count % HOLD_EVERY else found[name].held
-            part.update(rows)
+                if len(rows) == tokens:
+                    found[name].class_token = RowStatistics(rows.shape[1], CLASS_ROWS)
+            observation, judges = found[name], count % HOLD_EVERY == 0
+            (observation.held if judges else observation.fit).update(rows)
+            if judges and observation.class_token is not None:
+                observation.class_token.update(rows[index : index + 1])
     if not count:
         raise GraphError(NO_IMAGE)
     for name, observation in found.items():

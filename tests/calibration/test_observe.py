@@ -12,7 +12,8 @@ import pytest
 
 from calibration.graph.edit import GraphError, add_constant, by_type
 from calibration.graph.layers import find_layers
-from calibration.observe import observe_activations, open_observing_session
+from calibration.observe import find_class_token, observe_activations, open_observing_session
+from tests.support.small_graphs import block
 
 
 @pytest.fixture
@@ -109,3 +110,30 @@ def test_what_is_not_finite(graph: ir.Model, images: np.ndarray) -> None:
     gemm.replace_input_with(2, add_constant(graph.graph, "broken", bias))
     with pytest.raises(GraphError, match=r"is not finite on the calibration images"):
         observe_activations(graph, find_layers(graph).activations, [images])
+
+
+def test_rows_of_the_class_token_are_kept_of_the_images_that_judge(
+    graph: ir.Model, images: np.ndarray
+) -> None:
+    assert find_class_token(graph) == (0, 17)
+    names = find_layers(graph).activations
+    found = observe_activations(graph, names, [images])
+    session = open_observing_session(graph, names)
+    held = [session.run(names, {"pixels": image[None]}) for image in images[3::4]]
+    several = 0
+    for index, name in enumerate(names):
+        kept = found[name].class_token
+        if found[name].rows_per_image != 17:
+            assert kept is None
+            continue
+        expected = np.stack([each[index].reshape(-1, each[index].shape[-1])[0] for each in held])
+        assert kept is not None
+        np.testing.assert_allclose(
+            np.sort(kept.rows, axis=0), np.sort(expected, axis=0), rtol=1e-5, atol=1e-6
+        )
+        several += 1
+    assert several > 3
+
+
+def test_where_all_tokens_go_on_none_is_the_class_token() -> None:
+    assert find_class_token(block()) is None

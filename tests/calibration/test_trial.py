@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.observe import Observation
+from calibration.observe import Observation, RowStatistics
 from calibration.plan import Range
 from calibration.ranges import RULES
 from calibration.trial import CORRECTION_GAIN, Choice, Trial
@@ -52,13 +52,14 @@ def integers_say(rows: np.ndarray, weight: np.ndarray, choice: Choice, target: A
     """The output of the kernel: uint8 by int8 in whole numbers, then the two scales; columns in float."""
     stored, scale = quantize_weight(weight, target)
     out = np.zeros((len(rows), weight.shape[1]))
+    rest = [feature for feature in range(rows.shape[1]) if feature not in choice.columns]
     for index, row in enumerate(rows.astype(np.float64)):
         peak = 1.0
         if choice.per_token is not None:
-            peak = max(row.max() if gelu else np.abs(row).max(), choice.per_token)
+            peak = max((row if gelu else np.abs(row))[rest].max(), choice.per_token)
         for feature, value in enumerate(row / peak):
             if feature in choice.columns:
-                out[index] += value * weight[feature]
+                out[index] += value * peak * weight[feature]
                 continue
             level = min(max(round(value / choice.input.scale) + choice.input.zero_point, 0), 255)
             whole = (level - choice.input.zero_point) * stored[feature].astype(np.int64)
@@ -105,6 +106,35 @@ def test_the_error_with_features_in_float_is_that_of_the_other_integers(
     fit, _, _ = drawn(seed)
     (seen,) = [trial_of(seed).choose_per_tensor(columns, rules=("min-max",)).input]
     assert seen == Range.of(float(fit[:, rest].min()), float(fit[:, rest].max()))
+
+
+@given(seeds, st.sets(st.integers(0, FEATURES - 1), min_size=1, max_size=FEATURES - 1).map(sorted).map(tuple))
+@settings(max_examples=25)
+def test_rows_with_their_own_scale_and_features_in_float_at_once(seed: int, columns: tuple[int, ...]) -> None:
+    """A row's peak is that of the features that are quantized."""
+    choice = trial_of(seed, gelu=True).choose_per_token(columns)
+    assert (choice.columns, choice.rule) == (columns, "exact")
+    assert choice.error == pytest.approx(error_of(choice, seed, "full-range", gelu=True), rel=1e-3)
+    fit, _, _ = drawn(seed, gelu=True)
+    rest = [feature for feature in range(FEATURES) if feature not in columns]
+    floors = np.maximum(np.quantile(fit[:, rest].max(axis=1), (0.0, 0.1, 0.25, 0.5, 0.75)), 1e-6)
+    assert np.isclose(floors, choice.per_token, rtol=1e-5).any()
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_the_rows_of_the_class_token_count_as_much_as_all_others(seed: int) -> None:
+    fit, held, weight = drawn(seed)
+    _, first, _ = drawn(seed + 1)
+    seen, ones = observation(fit, held), np.ones(FEATURES, np.float32)
+    seen.class_token = RowStatistics(FEATURES, 8)
+    seen.class_token.update(first[:5])
+    choice = trial_of(seed).choose_per_tensor(rules=("min-max",))
+    both = Trial(seen, weight, ones, "full-range", gelu=False).choose_per_tensor(rules=("min-max",))
+    assert both.input == choice.input
+    rows = integers_say(first[:5], weight, choice, "full-range", False) - first[:5] @ weight.astype(float)
+    expected = choice.error + len(held) / 5 * np.square(rows).sum()
+    assert both.error == pytest.approx(expected, rel=1e-3)
 
 
 @given(seeds, st.booleans())

@@ -10,7 +10,7 @@ import pytest
 
 from runtime import DeviceError, available_devices, read_metadata
 from runtime.devices import CHIPS, Chip, DeviceOptions
-from runtime.loaded_model import load_model
+from runtime.load_model import load_model
 from runtime.plugins import is_simulated
 from runtime.self_test.check import check_model
 from runtime.session import open_session
