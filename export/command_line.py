@@ -51,7 +51,7 @@ def make_parser(prog: str) -> Parser:
         "runs/flowers --quantize --calibration PHOTOS",
         "runs/flowers --quantize --calibration PHOTOS --max-drift 0.5",
         "--onnx vit-onnx/ --quantize --calibration PHOTOS",
-        rest="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: nothing was written;\n"
+        rest="Exit codes: 0 done; 1 the export failed, or a variant misses a limit: no model was written;\n"
         "2 wrong use; 130 interrupted.",
     )
     return parser

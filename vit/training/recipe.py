@@ -115,7 +115,7 @@ FINETUNE = replace(
 PROBE = Recipe(name="probe", epochs=1, holdout=0.0, freeze=True, smoothing=0.0)
 # From a float model, its teacher, to the same model in INT8: nothing is learned but to give the same answers.
 QUANTIZE = Recipe(
-    name="quantize", epochs=3, batch=16, lr=1e-5, weight_decay=0.0, ema=0.95, distill=1.0, smoothing=0.0
+    name="quantize", epochs=3, batch=16, lr=2e-6, weight_decay=0.0, ema=0.95, distill=1.0, smoothing=0.0
 )
 PROBE_FIELDS = frozenset(("freeze", "holdout", "seed", "balance", "bad_images"))  # that a probe reads
 PRESETS: Mapping[str, Recipe] = {
