@@ -34,7 +34,8 @@ from calibration.observe import Extremes, observe_extremes, open_observing_sessi
 from calibration.plan import BalancePlan, LinearPlan, ProductPlan, QuantizationPlan, Range
 
 NO_BALANCE: Mapping[str, BalancePlan] = MappingProxyType({})
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of a LayerNormalization's factors that may move, as exponents
+# Shares of a LayerNormalization's factors that may move, as exponents.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NARROW_MARGIN = 1.1  # the same for 8 bits
 MARGIN = 1.5  # room for other images: of 65,536 levels it costs half a bit, where clipping costs 8 dB
 # These move numbers and change none: a file has one range for what they read and what they give.
@@ -84,7 +85,9 @@ def _move_factors(group: BalanceGroup) -> None:
         for linear in group.linears:
             total = (linear.bias + bias.astype(np.float64) @ linear.weight).astype(np.float32)
             linear.node.replace_input_with(2, add_constant(graph, f"{linear.name}.bias.moved", total))
-    apply_balance_scales(group, _choose_factors(factors, np.concatenate([each.weight for each in group.linears], 1)))
+    apply_balance_scales(
+        group, _choose_factors(factors, np.concatenate([each.weight for each in group.linears], 1))
+    )
 
 
 def _choose_factors(factors: Array, weight: Array) -> Array:
@@ -124,7 +127,7 @@ def _fold_constants(model: ir.Model, image: Array) -> None:
 
 @dataclass(frozen=True)
 class NarrowLayer:
-    """The linear layer of the keys or the values, and the layer that can multiply its scales back, exactly."""
+    """The linear layer of the keys or the values, and the one that can multiply its scales back."""
 
     linear: Linear
     other: Linear  # the queries, by output feature; or the projection, by input feature
@@ -162,10 +165,17 @@ def find_narrow_layers(model: ir.Model) -> list[NarrowLayer]:
             continue
         if product.mixes_probabilities and key.node in values:
             found.append(NarrowLayer(key, values[key.node], by_input=True))
-        elif query is not None and query is not key and features is not None and others is not None:
-            if np.array_equal(np.moveaxis(features, -1, -2)[..., :1, :], others[..., :1, :]):
-                found.append(NarrowLayer(key, query, by_input=False))
+        # The product adds up over the last axis of the queries, and the last but one of the keys.
+        elif query is not None and query is not key and _meet(others, features):
+            found.append(NarrowLayer(key, query, by_input=False))
     return found
+
+
+def _meet(left: Array | None, right: Array | None) -> bool:
+    """Return whether a product multiplies the same features, which are known."""
+    if left is None or right is None:
+        return False
+    return np.array_equal(np.moveaxis(right, -1, -2)[..., :1, :], left[..., :1, :])
 
 
 def _trace_features(value: ir.Value) -> tuple[ir.Value, Array | None]:
@@ -183,7 +193,9 @@ def _trace_features(value: ir.Value) -> tuple[ir.Value, Array | None]:
     places = np.broadcast_to(np.arange(shape[-1] or 0), [size or 1 for size in shape])
     for node in reversed(moves):
         target = [size or 1 for size in sizes(node.outputs[0]) or ()]
-        places = places.transpose(permutation(node)) if node.op_type == "Transpose" else places.reshape(target)
+        places = (
+            places.transpose(permutation(node)) if node.op_type == "Transpose" else places.reshape(target)
+        )
     return value, places
 
 
@@ -203,9 +215,11 @@ def decide_npu_plan(
     Raises:
         GraphError: when there is no image, or a tensor is not finite.
     """
-    images, prepared = list(images), prepare_for_npu(model)  # the images are seen twice: bytes, and a few hundred
-    narrow = {str(each.linear.node.outputs[0].name): each.linear.name for each in find_narrow_layers(prepared)}
-    extremes = observe_extremes(prepared, list(narrow), images, threads=threads)
+    images, prepared = list(images), prepare_for_npu(model)  # seen twice
+    narrow = {
+        str(each.linear.node.outputs[0].name): each.linear.name for each in find_narrow_layers(prepared)
+    }
+    extremes = observe_extremes(prepared, list(narrow), images, threads=threads) if narrow else {}
     balance = {narrow[name]: _make_scales(found) for name, found in extremes.items()}
     model = prepare_for_npu(model, balance)
     groups, ranges = group_tensors(model), dict[str, Range]()
@@ -229,7 +243,9 @@ def decide_npu_plan(
     return QuantizationPlan(
         target="npu",
         linears={name: LinearPlan(precision="int8") for name in layers.linears},
-        products={name: ProductPlan(precision="int8", right=_narrow(ranges[each])) for name, each in rights.items()},
+        products={
+            name: ProductPlan(precision="int8", right=_narrow(ranges[each])) for name, each in rights.items()
+        },
         activations=ranges,
         balance=balance,
     )
@@ -273,7 +289,9 @@ def group_tensors(model: ir.Model) -> Mapping[str, str]:
             if output.dtype != ir.DataType.FLOAT:
                 continue
             find(str(output.name))
-            joined = node.inputs if node.op_type == "Concat" else node.inputs[:1] if node.op_type in MOVES else ()
+            joined = (
+                node.inputs if node.op_type == "Concat" else node.inputs[:1] if node.op_type in MOVES else ()
+            )
             parts = [find(str(value.name)) for value in joined if producer(value) is not None]
             for part in parts:
                 first[find(part)] = find(parts[0])

@@ -133,7 +133,7 @@ def observe_extremes(
             rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
             bounds = Extremes(rows.min(axis=0), rows.max(axis=0))
             found[name] = found[name].merge(bounds) if name in found else bounds
-    if not found and names:
+    if not found:
         raise GraphError(NO_IMAGE)
     for name, bounds in found.items():
         _check_finite(name, bounds)

@@ -44,9 +44,9 @@ def _is_whole(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Affine unsigned integers of 8 or 16 bits: x is stored as clip(round(x / scale) + zero_point, 0, largest).
+    """Affine integers of 8 or 16 bits: x is stored as clip(round(x / scale) + zero_point, 0, largest).
 
-    `largest` is 255 or 65,535. Target "npu" alone has ranges of 16 bits.
+    They are unsigned, so `largest` is 255 or 65,535. Target "npu" alone has ranges of 16 bits.
     """
 
     scale: float
@@ -58,8 +58,8 @@ class Range:
             raise PlanError(f"expected bits 8 or 16, found {self.bits!r:.80}")
         if not _is_positive(self.scale) or not _is_whole(self.zero_point) or self.zero_point > self.largest:
             raise PlanError(
-                f"expected scale > 0 and zero_point in 0..{self.largest} (a float32 and a whole number), found "
-                f"{self.scale!r:.80}, {self.zero_point!r:.80}"
+                f"expected scale > 0 and zero_point in 0..{self.largest} (a float32 and a whole number), "
+                f"found {self.scale!r:.80}, {self.zero_point!r:.80}"
             )
 
     @property

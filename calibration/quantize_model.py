@@ -12,8 +12,8 @@ from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import release_memory, serialize_for_session
 from calibration.measure.verify import Kernels, verify_kernels, verify_npu_graph
-from calibration.observe import observe_activations
 from calibration.npu_graph import decide_npu_plan
+from calibration.observe import observe_activations
 from calibration.plan import PlanError, Precision, QuantizationPlan
 from calibration.write import write_plan
 from runtime.model_file.targets import Target
@@ -58,7 +58,9 @@ def quantize(
     """
     if target == "npu":
         if keep_float:
-            raise PlanError("target npu has every layer in int8, so that one part runs on it; keep none in float")
+            raise PlanError(
+                "target npu has every layer in int8, so that one part runs on it; keep none in float"
+            )
         return apply_plan(model, decide_npu_plan(model, images, threads=threads))
     layers = find_layers(model)
     observed = observe_activations(model, layers.activations, images, threads=threads)

@@ -156,8 +156,8 @@ def _search_linears(trials: _Trials, plan: QuantizationPlan, budget: Budget) -> 
         return unchanged
     if plan.target == "npu":
         raise BudgetError(
-            f"{'; '.join(budget.misses(before))} on {format_count(before.images, 'image')} of the search; target "
-            "npu returns no layer to float: give other calibration images, or take model.fp16.onnx (--fp16)"
+            f"{'; '.join(budget.misses(before))} on {format_count(before.images, 'image')} of the search; "
+            "target npu returns no layer to float: give other calibration images, or take float16 (--fp16)"
         )
     layers = trials.rank_layers()
     costs = np.cumsum([layer.cost for layer in layers])

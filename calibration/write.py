@@ -57,9 +57,7 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     _write_corrections_and_columns(quantized, plan)
     layers = find_layers(quantized)  # with the weights as they are now
     writer = _PairWriter(plan.target)
-    for name, product in layers.products.items():
-        if name in plan.products and plan.products[name].precision == "int8":
-            writer.write_product(product, plan.products[name])
+    _write_products(writer, layers, plan)
     for index, (name, linear) in enumerate(layers.linears.items()):
         if index % FEW == 0:
             release_memory(quantized)
@@ -255,6 +253,12 @@ class _PairWriter:
             read = insert(before, "DequantizeLinear", inputs, name=f"{name}.float", shape=shape)
             self.pairs[value, chosen] = read
         return self.pairs[value, chosen]
+
+
+def _write_products(writer: _PairWriter, layers: GraphLayers, plan: QuantizationPlan) -> None:
+    for name, product in layers.products.items():
+        if name in plan.products and plan.products[name].precision == "int8":
+            writer.write_product(product, plan.products[name])
 
 
 def _scale_output(linear: Linear, peak: ir.Value, bias: Array) -> None:

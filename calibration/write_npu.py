@@ -27,7 +27,11 @@ from calibration.weights import quantize_weight
 
 MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 FACTORS = 127  # the largest factor of a LayerNormalization, above and below the zero point of 128
-_WEIGHTED = {"Gemm": 1, "Conv": 0, "ConvTranspose": 1}  # operators with weights, and the axis of their outputs
+_WEIGHTED = {
+    "Gemm": 1,
+    "Conv": 0,
+    "ConvTranspose": 1,
+}  # operators with weights, and the axis of their outputs
 
 
 def write_npu_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
@@ -56,21 +60,31 @@ def check_npu_plan(model: ir.Model, plan: QuantizationPlan) -> None:
         PlanError: naming the layer.
     """
     if plan.merging:
-        raise PlanError("target npu merges no tokens, whose places an NPU would have to compute; leave it out")
+        raise PlanError(
+            "target npu merges no tokens, whose places an NPU would have to compute; leave it out"
+        )
     layers = find_layers(model)
     for planned, present in ((plan.linears, layers.linears), (plan.products, layers.products)):
         if different := sorted(set(planned) ^ set(present)):
-            raise PlanError(f"expected the layers of the graph in the plan, found a difference: {different[0]!r}")
-    widths = {each.linear.name: each.linear.weight.shape[1] for each in find_narrow_layers(prepare_for_npu(model))}
+            raise PlanError(
+                f"expected the layers of the graph in the plan, found a difference: {different[0]!r}"
+            )
+    widths = {
+        each.linear.name: each.linear.weight.shape[1] for each in find_narrow_layers(prepare_for_npu(model))
+    }
     for name, balance in plan.balance.items():
         if len(balance.scales) != widths.get(name):
-            raise PlanError(f"{name}: expected scales for the features of keys or values, found {len(balance.scales)}")
+            raise PlanError(
+                f"{name}: expected scales for the features of keys or values, found {len(balance.scales)}"
+            )
     for name, product in plan.products.items():
         if product.right is None or product.right.bits != 8 or product.left is not None:
             raise PlanError(f"{name}: target npu has a range of 8 bits for the right operand alone")
     for name, linear in plan.linears.items():
         if linear != LinearPlan(precision="int8"):
-            raise PlanError(f"{name}: target npu has every linear layer in int8 and no other field; remove them")
+            raise PlanError(
+                f"{name}: target npu has every linear layer in int8 and no other field; remove them"
+            )
 
 
 def check_ranges(groups: Mapping[str, str], plan: QuantizationPlan) -> None:
@@ -171,7 +185,7 @@ class _Writer:
     # --- Activations ---
 
     def _change_widths(self, node: ir.Node) -> None:
-        """Give an operator 16 bits of a tensor of 8, and the right operand of a product 8 bits of one of 16."""
+        """Give an operator 16 bits of a tensor of 8, and the right operand of a product 8 bits."""
         if (product := self.products.get(str(node.name))) is not None and product.right is not None:
             value = expect_input(node, 1)
             node.replace_input_with(1, self._insert_pair(node, value, product.right, f"{value.name}.narrow"))
@@ -207,7 +221,7 @@ class _Writer:
         return insert(node, "DequantizeLinear", inputs, name=f"{name}.float", shape=sizes(stored))
 
     def _add_parameters(self, chosen: Range, name: str) -> list[ir.Value]:
-        """Return the scale and the zero point of a range as initializers, the same ones for the same range."""
+        """Return scale and zero point of a range as initializers, the same ones for the same range."""
         if chosen not in self.parameters:
             zero_point = np.array(chosen.zero_point, np.uint16 if chosen.bits == 16 else np.uint8)
             given = {"scale": np.array(chosen.scale, np.float32), "zero_point": zero_point}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakSet
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .onnx_runtime import InferenceSession
+
+_log = logging.getLogger(__name__.rpartition(".")[0])  # the package
 
 # --- Load: check a model file, open it on a device, and describe both ---
 
@@ -78,7 +81,7 @@ def load_model(
         one_image = takes_one_image(artifact.metadata, choice)
         _check_signature(session, artifact, fixed_batch=one_image)
         if artifact.metadata.target == "npu" and "npu" not in DEVICES[choice].variants:
-            _warn_of_npu_file(artifact, choice)
+            _warn_once(_describe_npu_file(artifact, choice))
         placement = read_placement(session, multiply_adds)
         if device not in ("auto", "cpu") and not options.partial:
             check_placement(placement, device, artifact.name)
@@ -100,18 +103,20 @@ def takes_one_image(metadata: Metadata, device: str) -> bool:
     return DEVICES[device].fixed_batch or metadata.target == "npu"
 
 
-def _warn_of_npu_file(artifact: Artifact, device: str) -> None:
-    """Say that a file for an NPU is slow elsewhere, and how far it is from float32 on a CPU."""
+def _describe_npu_file(artifact: Artifact, device: str) -> str:
+    """Return the sentence about a file for an NPU on another device: it is slow there, and its drift."""
     drift = artifact.metadata.measured.get("drift")
     sqnr = drift.get("sqnr") if isinstance(drift, dict) else None
     found = f"{sqnr:.1f} dB" if isinstance(sqnr, (int, float)) else "not measured"
-    _log.warning(
-        "%s is for an NPU, and %s computes it more slowly than float32; its distance from float32 on the CPU "
-        "of the export: %s",
-        artifact.name,
-        device,
-        found,
+    return (
+        f"{artifact.name} is for an NPU, and {device} computes it more slowly than float32; its distance "
+        f"from float32 on the CPU of the export: {found}"
     )
+
+
+@cache  # a stream opens the model again
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def _check_signature(session: InferenceSession, artifact: Artifact, *, fixed_batch: bool) -> None:

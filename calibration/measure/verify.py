@@ -24,7 +24,7 @@ from runtime.session import open_session, session_options
 from runtime.text import format_count
 from runtime.writing import temporary_folder
 
-
+UNMEASURED = "every operator between Q/DQ; where they run was not measured"
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -92,7 +92,7 @@ def verify_kernels(model: bytes | Path, plan: QuantizationPlan) -> Kernels:
 
 
 def verify_npu_graph(model: ir.Model, plan: QuantizationPlan) -> Kernels:
-    """Return the operators of a graph for an NPU, all of them enclosed in QuantizeLinear and DequantizeLinear.
+    """Return the operators of a graph for an NPU, all enclosed in QuantizeLinear and DequantizeLinear.
 
     Where Qualcomm's plugin is installed, its compiler (on x86-64, of the simulator) must take all of them, in
     one part.
@@ -117,7 +117,9 @@ def _is_enclosed(node: ir.Node) -> bool:
     given = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
     made = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
     readers = [use.node for value in made for use in value.uses()]
-    return all(producer(value, PAIR[1]) for value in given) and all(each.op_type == PAIR[0] for each in readers)
+    return all(producer(value, PAIR[1]) for value in given) and all(
+        each.op_type == PAIR[0] for each in readers
+    )
 
 
 def _read_npu_placement(model: ir.Model) -> str:
@@ -125,11 +127,11 @@ def _read_npu_placement(model: ir.Model) -> str:
     try:
         find_plugin_device(DEVICES["qnn"])
     except DeviceError:
-        return "every operator between Q/DQ; where they run was not measured: onnxruntime-qnn is not installed"
+        return f"{UNMEASURED}: onnxruntime-qnn is not installed"
     with serialize_for_session(model) as data:
         placement = read_placement(open_session(data, device="qnn", threads=1, target="npu"), {})
     if placement is None:
-        return "every operator between Q/DQ; where they run was not measured: onnxruntime is older than 1.24"
+        return f"{UNMEASURED}: onnxruntime is older than 1.24"
     found, others = placement.find("qnn"), [part for part in placement.parts if part.device != "qnn"]
     if others or found.parts != 1:
         raise FallbackError(f"expected all operators on the NPU in one part, found: {placement.to_text()}")

@@ -93,10 +93,8 @@ def test_what_moves_numbers_reads_and_gives_one_range(made: QuantizedModel) -> N
     assert checked > 10
 
 
-@pytest.mark.parametrize("name", ["plain", "gated", "layer_scale", "mean"])
+@pytest.mark.parametrize("name", ["plain", "odd", "rich"])
 def test_it_answers_as_float_on_a_cpu(canonical, models, pixels_for, name: str) -> None:
-    if name not in models:
-        pytest.skip(f"there is no small model {name}")
     config = models[name].config
     calibration, others = pixels_for(config, count=24, seed=1), pixels_for(config, count=16, seed=2)
     made = quantize(canonical[name], [calibration], target="npu", threads=1)
@@ -177,17 +175,17 @@ RIGHT = {"precision": "int8", "right": {"scale": 0.01, "zero_point": 128}}
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
-        (change(linears=("head", {"precision": "float32"})), "head: target npu has every linear layer in int8"),
+        (change(linears=("head", {"precision": "float32"})), "head: target npu has every linear"),
         (change(linears=("tail", {"precision": "int8"})), "found a difference: 'tail'"),
         (change(linears=("head", None)), "found a difference: 'head'"),
         (change(products=("blocks.0.attention.mix", None)), "found a difference: 'blocks.0.attention.mix'"),
-        (change(products=("blocks.0.attention.mix", {"precision": "int8"})), "range of 8 bits for the right operand"),
-        (change(products=("blocks.0.attention.mix", {**RIGHT, "left": RIGHT["right"]})), "for the right operand alone"),
-        (change(balance=("head", {"strength": 1, "scales": [1.0]})), "head: expected scales for the features of keys"),
+        (change(products=("blocks.0.attention.mix", {"precision": "int8"})), "8 bits for the right operand"),
+        (change(products=("blocks.0.attention.mix", {**RIGHT, "left": RIGHT["right"]})), "operand alone"),
+        (change(balance=("head", {"strength": 1, "scales": [1.0]})), "expected scales for the features"),
         (change(activations=("logits", None)), "no range for the tensor 'logits'"),
         (change(activations=("elsewhere", {"scale": 1, "zero_point": 0})), "a range for 'elsewhere'"),
         (change(activations=("logits", {"scale": 1, "zero_point": 256})), r"zero_point in 0\.\.255"),
-        (change(activations=("logits", {"scale": 1, "zero_point": 0, "bits": 12})), "expected bits 8 or 16, found 12"),
+        (change(activations=("logits", {"scale": 1, "zero_point": 0, "bits": 12})), "expected bits 8 or 16"),
         (lambda document: document.update(merging={"blocks.0": 2}), "target npu merges no tokens"),
     ],
 )  # fmt: skip
