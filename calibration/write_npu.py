@@ -174,7 +174,9 @@ class _Writer:
         zeros = np.full(scale.shape, zero_point, stored.dtype)
         given = {str(stored.dtype): stored, "scale": scale, "zero_point": zeros}
         inputs = [add_constant(self.graph, f"{name}.{what}", array) for what, array in given.items()]
-        read = insert(node, "DequantizeLinear", inputs, name=f"{name}.float", shape=stored.shape, dtype=None, **axis)
+        read = insert(
+            node, "DequantizeLinear", inputs, name=f"{name}.float", shape=stored.shape, dtype=None, **axis
+        )
         node.resize_inputs(max(len(node.inputs), index + 1))
         node.replace_input_with(index, read)
 
