@@ -54,12 +54,12 @@ def prepare_for_npu(model: ir.Model, balance: Mapping[str, BalancePlan] = NO_BAL
     """
     fixed = model.clone()
     pixels = fixed.graph.inputs[0]
-    shape = [1, *list(pixels.shape or ())[1:]]
+    shape = [1, *(size or 1 for size in (sizes(pixels) or [])[1:])]
     pixels.shape = ir.Shape(shape)
     for node in fixed.graph:
         for output in node.outputs:
             output.shape = None
-    _fold_constants(fixed, np.zeros([int(size) for size in shape], np.uint8))
+    _fold_constants(fixed, np.zeros(shape, np.uint8))
     for linear in find_layers(fixed).linears.values():
         if linear.reads_pixels:
             bias = linear.center_pixels(np.array(1.0, np.float32)).astype(np.float32)
@@ -292,7 +292,7 @@ def group_tensors(model: ir.Model) -> Mapping[str, str]:
             joined = (
                 node.inputs if node.op_type == "Concat" else node.inputs[:1] if node.op_type in MOVES else ()
             )
-            parts = [find(str(value.name)) for value in joined if producer(value) is not None]
+            parts = [find(str(value.name)) for value in joined if value is not None and producer(value)]
             for part in parts:
                 first[find(part)] = find(parts[0])
             if parts:

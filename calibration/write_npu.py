@@ -174,7 +174,9 @@ class _Writer:
         zeros = np.full(scale.shape, zero_point, stored.dtype)
         given = {str(stored.dtype): stored, "scale": scale, "zero_point": zeros}
         inputs = [add_constant(self.graph, f"{name}.{what}", array) for what, array in given.items()]
-        read = insert(node, "DequantizeLinear", inputs, name=f"{name}.float", shape=stored.shape, **axis)
+        read = insert(
+            node, "DequantizeLinear", inputs, name=f"{name}.float", shape=stored.shape, dtype=None, **axis
+        )
         node.resize_inputs(max(len(node.inputs), index + 1))
         node.replace_input_with(index, read)
 
@@ -187,8 +189,9 @@ class _Writer:
     def _change_widths(self, node: ir.Node) -> None:
         """Give an operator 16 bits of a tensor of 8, and the right operand of a product 8 bits."""
         if (product := self.products.get(str(node.name))) is not None and product.right is not None:
-            value = expect_input(node, 1)
-            node.replace_input_with(1, self._insert_pair(node, value, product.right, f"{value.name}.narrow"))
+            right = expect_input(node, 1)
+            narrow = self._insert_pair(node, right, product.right, f"{right.name}.narrow")
+            node.replace_input_with(1, narrow)
             return
         if node.op_type in MOVES or node.op_type == "Concat":
             return
