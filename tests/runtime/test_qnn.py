@@ -76,7 +76,7 @@ def test_a_chip_without_float16_refuses_the_float16_file() -> None:
 def test_the_self_test_passes_in_the_simulator_and_shows_no_time(name: str) -> None:
     found = check_model(MODELS / name, device="qnn")
     assert found.passed, found.verdict
-    assert "minimum on a simulated NPU: 30.0 dB" in found.verdict
+    assert "minimum on a simulated NPU: " in found.verdict
     assert (found.simulated, found.latency_ms, found.ratio) == (True, None, None)
 
 
