@@ -129,8 +129,8 @@ class LoadedModel(ABC, Generic[A]):
         """Counts of the images and answers of this model, beside those at export; None without `monitor`."""
         return self._state.monitor
 
-    @monitor.setter
-    def monitor(self, monitor: Monitor | None) -> None:
+    def set_monitor(self, monitor: Monitor) -> None:
+        """Count with a monitor that was made for the model that is open."""
         with _changing:
             self._state = replace(self._state, monitor=monitor)
 
@@ -183,7 +183,7 @@ class LoadedModel(ABC, Generic[A]):
             if not self.newer():
                 return False
             new = self._load(expect_installed(state.source)[0])
-            if state.stream_session is not None and new.stream_session is None and _is_on_cpu(new):
+            if state.stream_session is not None and new.stream_session is None and DEVICES[new.info.device].on_cpu:
                 new = replace(new, stream_session=self._open_again(new, 1))
             assert new.session is not None
             self._warm_up(new, new.session)
@@ -285,7 +285,7 @@ class LoadedModel(ABC, Generic[A]):
         """Return the model for many images at once: one thread for each of them."""
         while True:
             state, session = self._take()
-            if state.stream_session is not None or not _is_on_cpu(state):
+            if state.stream_session is not None or not DEVICES[state.info.device].on_cpu:
                 return state, session if state.stream_session is None else state.stream_session
             try:
                 stream_session = self._open_again(state, 1)
@@ -388,10 +388,6 @@ class LoadedModel(ABC, Generic[A]):
 
     def _answer_one(self, last: list[_Use], image: P) -> tuple[P, A | None, str | None]:
         return next(self._answer_group([self._prepare(last, image, single=True)]))
-
-
-def _is_on_cpu(state: _State) -> bool:
-    return DEVICES[state.info.device].on_cpu
 
 
 def _make_copy(make: Callable[[], LoadedModel[Any]], sha256: str | None) -> LoadedModel[Any]:

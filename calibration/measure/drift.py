@@ -148,7 +148,12 @@ def measure_drift(
 
 
 def sqnr(reference: Array, variant: Array) -> float:
-    """Return the signal-to-quantization-noise ratio of logits `[images, classes]` in dB."""
+    """Return the signal-to-quantization-noise ratio in dB.
+
+    Args:
+        reference: logits, `[images, classes]`.
+        variant: those of another model on the same images.
+    """
     exact = reference.astype(np.float64)
     return to_decibels(float(np.square(exact).sum()), float(np.square(exact - variant).sum()))
 

@@ -25,7 +25,7 @@ def start_monitor(model: LoadedModel[Any], output: str, min_score: float | None 
     from ..monitor.monitor import SAMPLE, open_monitor
 
     info = model.info
-    model.monitor = open_monitor(
+    monitor = open_monitor(
         info.field_statistics,
         info.outputs,
         str(info.path),
@@ -34,6 +34,7 @@ def start_monitor(model: LoadedModel[Any], output: str, min_score: float | None 
         whole=True,
         min_score=min_score,
     )
+    model.set_monitor(monitor)
 
 
 def write_field_report(model: LoadedModel[Any], output: Path | None) -> None:
