@@ -183,7 +183,11 @@ class LoadedModel(ABC, Generic[A]):
             if not self.newer():
                 return False
             new = self._load(expect_installed(state.source)[0])
-            if state.stream_session is not None and new.stream_session is None and DEVICES[new.info.device].on_cpu:
+            if (
+                state.stream_session is not None
+                and new.stream_session is None
+                and DEVICES[new.info.device].on_cpu
+            ):
                 new = replace(new, stream_session=self._open_again(new, 1))
             assert new.session is not None
             self._warm_up(new, new.session)
