@@ -85,10 +85,6 @@ class Classifier(LoadedModel[Prediction]):
             monitor=monitor,
         )
         self._options |= dict(top=top, min_score=min_score)
-        if min_score is not None and self.info.thresholds is not None:
-            self.close()
-            name = display_name(self._state.source)
-            raise ArtifactError(f"{name}: its labels have thresholds of their own; leave min_score out")
 
     def __call__(self, image: ImageSource) -> Prediction:
         """Classify one image: a path, the bytes of a file, a Pillow image, or a uint8 RGB array [H, W, 3].

@@ -217,18 +217,14 @@ class LoadedModel(ABC, Generic[A]):
 
     def _load(self, model: os.PathLike[str] | str | bytes) -> _State:
         """Open a model file, or the current one of a folder: the next one where it is removed meanwhile."""
-        options = self._options
+        device, threads = self._options["device"], self._options["threads"]
+        options, sha256 = self._device_options, self._sha256
         folder = None if isinstance(model, bytes) or not is_folder(Path(model)) else Path(model)
         while True:
             number = None if folder is None else read_current(folder)
             try:
                 info, session = load_model(
-                    model,
-                    device=options["device"],
-                    threads=options["threads"],
-                    sha256=self._sha256,
-                    options=self._device_options,
-                    key=self._key,
+                    model, device=device, threads=threads, sha256=sha256, options=options, key=self._key
                 )
                 break
             except ArtifactError:
@@ -237,6 +233,9 @@ class LoadedModel(ABC, Generic[A]):
         source = model if isinstance(model, bytes) else str(info.path)
         if self._output not in info.outputs:
             raise ArtifactError(f"{display_name(source)}: {self._missing()}")
+        if self._min_score is not None and info.thresholds is not None:
+            name = display_name(source)
+            raise ArtifactError(f"{name}: its labels have thresholds of their own; leave min_score out")
         stream_session = session if info.threads == 1 else None
         return _State(source, info, session, stream_session, monitor=self._open_monitor(info, source))
 

@@ -14,7 +14,7 @@ from calibration.plan import PLAN_VERSION, PlanError, QuantizationPlan
 from export.sources.onnx_description import OnnxModelError, read_description
 from runtime import ArtifactError, Metadata, Preprocess
 from runtime.errors import InputError
-from runtime.model_file.integrity import DATA_KEY, _read_data_entry
+from runtime.model_file.integrity import DATA_KEY, read_data_entry
 from runtime.model_file.onnx_file import OnnxSummary
 from runtime.strict_json import parse_json, read_field
 from vit.document import KEY, CheckpointError, parse_document
@@ -55,7 +55,7 @@ def in_file(read: Callable[[Path], Any]) -> Callable[[str, Path], Any]:
 
 
 def data_entry(text: str, _: Path) -> Any:
-    return _read_data_entry(OnnxSummary(metadata={DATA_KEY: text}, data_files={"model.onnx.data"}))
+    return read_data_entry(OnnxSummary(metadata={DATA_KEY: text}, data_files={"model.onnx.data"}))
 
 
 READERS: dict[str, tuple[Callable[[str, Path], Any], str, type[InputError]]] = {
