@@ -46,7 +46,7 @@ def write_model_card(facts: Facts, *, license_name: str | None = None) -> str:
             "\n## Preprocessing\n",
             *(f"{number}. {_escape(step)}" for number, step in enumerate(steps, start=1)),
             "\n## Use\n",
-            f'```\npip install "vit-edge[cpu]"\nvit-edge run {facts.folder.name} photo.jpg\n```',
+            f"```\nvit-edge run {facts.folder.name} photo.jpg\n```",
             "\n## How it was made\n",
             f"```\n{report['made']['command']}\n```",
             "",

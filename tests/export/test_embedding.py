@@ -157,7 +157,7 @@ def test_a_limit_that_is_missed_writes_nothing(
     assert "mean cosine of the embeddings is 0.9" in capsys.readouterr().err
     assert main([*common, "--min-cosine", "0.5"]) == 2
     assert "add --embedding" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["plan-to-train.json"]
 
 
 @pytest.mark.parametrize("limit", [["--min-agreement", "90"], ["--min-sqnr", "3"], ["--merge-tokens", "2"]])

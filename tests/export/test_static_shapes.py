@@ -72,7 +72,7 @@ def quantized(model: ir.Model, shape: tuple[int, ...], target: Target) -> Quanti
 def test_float_and_int8(name: str, canonical: Mapping[str, ir.Model], models) -> None:
     check_file(canonical[name])
     check_file(to_float16(canonical[name]))
-    for target in TARGETS:
+    for target in TARGETS[:2]:  # a file for an NPU has a batch of 1
         check_file(quantized(canonical[name], models[name].config.image_size, target).model)
 
 

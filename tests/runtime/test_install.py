@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ON_A_DEVICE = ("numpy", "PIL", "onnxruntime", "flatbuffers", "google", "packaging")
 UPDATES = ("sign", "verify", "install", "rollback", "status")
-COMMANDS = ("train", "import", "summary", "plots", "export", "run", "check", *UPDATES)
+COMMANDS = ("train", "import", "summary", "plots", "export", "run", "check", "card", *UPDATES)
 APP = """
 import sys
 from runtime import Classifier, ImageError

@@ -136,7 +136,7 @@ def test_a_model_runs_on_every_plugin(
     assert classify(BLACK).label == "red"
     assert fake.registered == [(spec.provider, "plugin.so")]
     assert len(fake.given) == 1
-    shape = classify._open_session().get_inputs()[0].shape
+    shape = classify._take()[1].get_inputs()[0].shape
     assert (shape[0] == 1) == spec.fixed_batch
 
 

@@ -45,7 +45,7 @@ def test_every_argument_and_method_is_shown(blocks: list[str], function: Callabl
 
 
 def test_it_fits_on_a_page(blocks: list[str]) -> None:
-    assert sum(1 for line in "".join(blocks).splitlines() if line.strip()) <= 42
+    assert sum(1 for line in "".join(blocks).splitlines() if line.strip()) <= 43
 
 
 def test_every_line_runs(

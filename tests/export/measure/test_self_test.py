@@ -64,7 +64,7 @@ def make_tests(
         exported=SimpleNamespace(model=variants[0].model),
     )
     latency = {each.variant: {"min": 1.0, "median": 2.0} for each in variants}
-    run: Any = Run(source, None, Options(**options), variants, 0.0, {}, {}, latency, {}, {})  # type: ignore[arg-type]
+    run: Any = Run(source, None, Options(**options), variants, 0.0, {}, {}, {}, latency, {}, {})  # type: ignore[arg-type]
     return make_self_tests(run, ENVIRONMENT)
 
 

@@ -54,7 +54,7 @@ def make_run(*files: ModelFile, **options: Any) -> Run:
     source: Any = SimpleNamespace(preprocess=Preprocess(size=SIZE), labels=tuple("abcde"))
     logits = {each.variant: each.open(1).run(None, {"pixels": items})[0] for each in files}
     counts = {each.variant: {} for each in files}
-    return Run(source, images, Options(**options), files, 0.0, logits, {}, {}, counts, {})  # type: ignore[arg-type]
+    return Run(source, images, Options(**options), files, 0.0, logits, {}, {}, {}, counts, {})  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ MakeModel = Callable[..., Path]
 CPUS = {
     "x86 with VNNI": ("x86_64", True, "x86-vnni", set(), "full-range"),
     "Windows' name of it": ("AMD64", True, "x86-vnni", set(), "full-range"),
-    "x86 without VNNI": ("x86_64", False, "x86", {"full-range"}, "any-cpu"),
+    "x86 without VNNI": ("x86_64", False, "x86", {"full-range", "npu"}, "any-cpu"),
     "ARM64": ("aarch64", False, "arm64", set(), "full-range"),
     "Apple's name of it": ("arm64", False, "arm64", set(), "full-range"),
     "another": ("riscv64", False, "other", set(), "any-cpu"),
