@@ -86,6 +86,7 @@ export class Classifier {
       await session.release();
       throw error;
     }
+    if (metadata.target === "npu") warnOfNpuFile(metadata);
     return new Classifier(session, metadata, { runtime, top, device, decode, selfTest });
   }
 
@@ -143,6 +144,21 @@ export class Classifier {
   }
 }
 
+/** Sentences that were said already. @type {Set<string>} */
+const said = new Set();
+
+/**
+ * Say once that a file for an NPU is slow on a CPU, and how far it is from float32 there.
+ * @param {import("./metadata.mjs").Metadata} metadata
+ */
+function warnOfNpuFile({ measured }) {
+  const sqnr = /** @type {any} */ (measured).drift?.sqnr;
+  const found = typeof sqnr === "number" ? `${sqnr.toFixed(1)} dB` : "not measured";
+  const sentence = `vit-edge: this model is for an NPU, and slower here than float32; its distance from float32 on the CPU of the export: ${found}`;
+  if (!said.has(sentence)) console.warn(sentence);
+  said.add(sentence);
+}
+
 /**
  * @param {Uint8Array} model
  * @param {string} expected
@@ -158,7 +174,7 @@ async function checkDigest(model, expected) {
  * @param {import("./metadata.mjs").Metadata} metadata
  * @throws {ModelError} when they are not
  */
-function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata }, { preprocess: { size }, labels, embedding }) {
+function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata }, { preprocess: { size }, labels, embedding, target }) {
   /** @type {[string, readonly string[], readonly any[] | undefined, [string, string, number[]][]][]} */
   const sides = [
     ["input", inputNames, inputMetadata, [["pixels", "uint8", [...size, 3]]]],
@@ -174,7 +190,7 @@ function checkSignature({ inputNames, outputNames, inputMetadata, outputMetadata
       const { type: found, shape } = described[index];
       if (found !== type || shape.slice(1).join() !== rest.join())
         throw new ModelError(`expected ${name} to be ${type} [batch, ${rest.join(", ")}], found ${found} [${listed([shape.join(", ")])}]; export it again`);
-      if (typeof shape[0] === "number")
+      if (typeof shape[0] === "number" && !(target === "npu" && shape[0] === 1))
         throw new ModelError(`the batch of its ${side} ${name} is fixed to ${shape[0]}, expected one that is free; export it again`);
     }
   }

@@ -35,7 +35,7 @@ export async function openClassifier(model, { threads, top, sha256, exact } = {}
   } catch (error) {
     throw new ModelError(`it cannot be read: ${reason(error)}`);
   }
-  const session = (/** @type {import("./metadata.mjs").Metadata} */ { exact_on }) => sessionOptions(exact_on, { threads, exact });
+  const session = (/** @type {import("./metadata.mjs").Metadata} */ { exact_on, target }) => sessionOptions(exact_on, { threads, exact, npu: target === "npu" });
   return Classifier.open(bytes, { runtime, top, sha256, session, decode: decodeImage });
 }
 
@@ -61,9 +61,10 @@ export async function checkModel(model, options) {
  * @param {object} [options]
  * @param {number} [options.threads]
  * @param {boolean} [options.exact] instead of asking the CPU
+ * @param {boolean} [options.npu] for a file whose target is "npu": ONNX Runtime would round its activations to 8 bits
  */
-export function sessionOptions(exactOn, { threads = availableParallelism(), exact = needsExactKernels(exactOn) } = {}) {
-  const session = { intra_op: { allow_spinning: "0" }, ...(exact ? { x64quantprecision: "1" } : {}) };
+export function sessionOptions(exactOn, { threads = availableParallelism(), exact = needsExactKernels(exactOn), npu = false } = {}) {
+  const session = { intra_op: { allow_spinning: "0" }, ...(exact ? { x64quantprecision: "1" } : {}), ...(npu ? { qdq_matmulnbits_accuracy_level: "1" } : {}) };
   return { intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: /** @type {const} */ (3), extra: { session } };
 }
 

@@ -20,6 +20,17 @@ const classify = async (logits, changes = {}) =>
 const pixels = (...shape) => ({ name: "pixels", isTensor: true, type: "uint8", shape });
 const logits = (...shape) => ({ name: "logits", isTensor: true, type: "float32", shape });
 
+test("a file for an NPU takes one image at a time, and says once that it is slow here", async (context) => {
+  const warn = context.mock.method(console, "warn", () => {});
+  const fixed = { ...runtimeOf([1, 2, 3]) };
+  const create = fixed.InferenceSession.create;
+  fixed.InferenceSession = { create: async (...given) => ({ ...(await create(...given)), inputMetadata: [pixels(1, 32, 32, 3)], outputMetadata: [logits(1, 3)] }) };
+  for (let times = 0; times < 2; times++)
+    await Classifier.open(model({ ...DOCUMENT, target: "npu", variant: "int8", exact_on: ["x86-vnni", "arm64", "wasm"], measured: { drift: { sqnr: 42.5 } } }), { runtime: fixed });
+  assert.equal(warn.mock.callCount(), 1);
+  assert.match(warn.mock.calls[0].arguments[0], /for an NPU.*42\.5 dB/);
+});
+
 for (const [input, output, message] of [
   [pixels(1, 32, 32, 3), logits("batch", 3), /the batch of its input pixels is fixed to 1, expected one that is free/],
   [pixels(4, 32, 32, 3), logits(4, 3), /the batch of its input pixels is fixed to 4/],
