@@ -13,6 +13,7 @@ from export.measure.inference import Run
 from export.report import number_formats as show
 from export.report.embedding_drift import EmbeddingDrift
 from export.report.section import Results, Section, VariantResult
+from runtime.model_file.artifact import FILE_NAMES
 from runtime.text import format_count
 
 Tile = tuple[str, str, str]  # what it is, the figure, and in small its 95 % interval or what it stands for
@@ -96,7 +97,8 @@ class Headlines(Section):
         say = {"headline": say_headline, "chance": say_chance, "tiles": make_comparison_tiles}
         others = results.variants[1:]
         variants = [{name: make(results, each) for name, make in say.items()} for each in others]
-        return {"variants": variants, "origin": _list_origin(results.source)}
+        for_npu = any(each.file == FILE_NAMES["npu"] for each in others)
+        return {"variants": variants, "origin": _list_origin(results.source), "for_npu": for_npu}
 
 
 def make_comparison_tiles(results: Results, variant: VariantResult) -> list[Tile]:

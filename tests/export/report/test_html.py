@@ -35,6 +35,14 @@ def test_page_is_well_formed_and_asks_for_nothing_from_outside(results):
     assert policy.split("; ") == ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
 
 
+def test_the_times_of_a_cpu_are_not_taken_for_those_of_an_npu(results):
+    found, sentence = results(), "All times are of this CPU, on which a file for an NPU is slow."
+    assert sentence not in Page(found.to_html()).text
+    float32, int8 = found.variants
+    for_npu = replace(found, variants=(float32, replace(int8, file="model.npu.onnx")))
+    assert sentence in Page(for_npu.to_html()).text
+
+
 def test_page_says_what_was_measured(results):
     text = Page(results().to_html()).text
     for expected in (
