@@ -17,6 +17,7 @@ Target = Literal["any-cpu", "full-range", "npu"]
 CpuKind = Literal["x86-vnni", "x86", "arm64", "wasm", "other"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
+CPU_TARGETS: tuple[Target, ...] = ("any-cpu", "full-range")
 # On these a session with default options is exact, at full speed (a file for an NPU is slow on all).
 EXACT_ON: Mapping[Target, tuple[CpuKind, ...]] = MappingProxyType(
     {

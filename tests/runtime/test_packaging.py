@@ -60,7 +60,7 @@ def test_every_line_of_python_in_the_pages_runs(
 
 # Lines of code at most, without blank lines, comments and docstrings: of what every app loads, and of what is
 # loaded with the first call that needs it.
-MOST_LINES, MOST_LINES_ON_CALL = 2726, 761
+MOST_LINES, MOST_LINES_ON_CALL = 2727, 761
 ON_CALL = {
     f"images/{name}.py"  # the formats of the images, and messages for those that cannot be read
     for name in ("avif", "jpeg", "other_formats", "png", "tiff")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.model_file.targets import TARGETS
+from runtime.model_file.targets import CPU_TARGETS
 from tools.devices.cpus import CPUS
 from tools.devices.emulate import REPOSITORY, Machine, python_command
 from tools.devices.engines import ENGINES, EngineError, measure_engine
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = options.work.resolve()
     try:
         machines = make_machines(work, options.cpu, say)
-        models = make_models(work / "models", TARGETS, say)
+        models = make_models(work / "models", CPU_TARGETS, say)
         chosen = SHORT if options.short else TESTS
         tests = start_tests(machines, chosen, work) if options.tests else None
         try:
