@@ -157,6 +157,9 @@ class Facts:
 
             if model.get("top1") is not None:
                 yield share("accuracy", "top-1", float(model["top1"]))
+            for kind, title in (("map", "mAP over the labels"), ("f1", "F1 of all labels")):
+                if model.get(kind) is not None:
+                    yield Metric(kind, title, file, float(model[kind]), "%")
             if drift := model.get("drift"):
                 yield share("agreement", "same label as float32", float(drift["agreement"]))
                 yield Metric("sqnr", "SQNR of the logits against float32", file, float(drift["sqnr"]), "dB")

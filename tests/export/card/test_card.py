@@ -120,6 +120,18 @@ def test_embeddings_have_their_own_figures(exported: Path) -> None:
     assert validate(write_components(facts)) is None
 
 
+def test_several_labels_per_image_have_their_own_figures(exported: Path) -> None:
+    report = json.loads((exported / "report.json").read_text(encoding="utf-8"))
+    for model in report["models"].values():
+        model.update(map=80.8, f1=70.4)
+        del model["top1"]
+    change_report(exported, models=report["models"])
+    facts = Facts.read(exported)
+    assert [(each.kind, each.value) for each in facts.metrics][:2] == [("map", 80.8), ("f1", 70.4)]
+    assert "| model.int8.onnx | mAP over the labels | 80.80 % |" in write_model_card(facts)
+    assert validate(write_components(facts)) is None
+
+
 def test_a_changed_model_is_refused(exported: Path) -> None:
     path = exported / "model.int8.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
