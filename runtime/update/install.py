@@ -125,7 +125,7 @@ def _copy_model(source: Path, place: Path, conditions: Conditions) -> tuple[mode
     if conditions.key is not None or signature_path(copy).exists():
         signature = read_signature(copy, conditions.key)
     artifact = read_artifact(copy, sha256=None if signature is None else signature.sha256, alone=True)
-    file = place / FILE_NAMES[artifact.metadata.variant]
+    file = place / FILE_NAMES[artifact.metadata.file_kind]
     copy.rename(file)
     if signature is not None:
         signature_path(copy).rename(signature_path(file))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from runtime import ArtifactError, Classifier
 from runtime.command.locking import only_writer
+from runtime.devices import DEVICES
 from runtime.model_file.artifact import choose_model_file
 from runtime.model_file.integrity import DATA_KEY
 from runtime.update.folder import list_numbers, read_journal, read_status
@@ -39,6 +40,17 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def list_names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
+
+
+def test_a_file_for_an_npu_keeps_the_name_by_which_the_npu_is_given_it(
+    write_model: WriteModel, folder: Path, run: Run
+) -> None:
+    new = write_model("new.onnx", variant="int8", target="npu")
+    code, said = run("install", new, "--into", folder, "--device", "cpu")
+    assert code == 0, said
+    assert list_names(folder / "1") == ["model.npu.onnx"]
+    assert choose_model_file(folder, DEVICES["qnn"].variants) == folder / "1" / "model.npu.onnx"
+    assert run("status", folder)[0] == 0
 
 
 def test_install_update_and_roll_back(write_model: WriteModel, folder: Path, run: Run) -> None:
