@@ -8,6 +8,7 @@ from calibration.graph.edit import Array
 from runtime.model_file.targets import Target
 
 INT16_MAX = 32767
+MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 1e-7
 
 

@@ -28,12 +28,11 @@ from calibration.graph.memory import release_memory
 from calibration.plan import LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
 from calibration.split import find_mlp_to_split, find_planned_splits, split_float_columns
 from calibration.token_merging.write_merging import write_merging
-from calibration.weights import quantize_weight
+from calibration.weights import MOST_BIAS, quantize_weight
 from calibration.write_npu import write_npu_plan
 from runtime.model_file.targets import Target
 
 FEW = 16  # linears whose float weights are in memory at a time, where they are read from a file
-MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 
 
 def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:

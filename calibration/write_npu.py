@@ -23,9 +23,8 @@ from calibration.graph.edit import (
 from calibration.graph.layers import expect_input, find_layers
 from calibration.npu_graph import MOVES, find_narrow_layers, group_tensors, prepare_for_npu
 from calibration.plan import LinearPlan, PlanError, QuantizationPlan, Range
-from calibration.weights import quantize_weight
+from calibration.weights import MOST_BIAS, quantize_weight
 
-MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 FACTORS = 127  # the largest factor of a LayerNormalization, above and below the zero point of 128
 _WEIGHTED = {
     "Gemm": 1,
