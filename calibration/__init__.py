@@ -20,6 +20,7 @@ reading order:
 - decide.py: from statistics to a plan
 - token_merging/: an approximation that a plan can ask for
 - write.py: the plan into the graph, checked
+- correct.py: the biases of a plan, one linear after the other
 - measure/: distance from float, and the kernels that ONNX Runtime runs
 - search.py: the fastest plan within a budget
 - quantize_model.py: all of it in one call

@@ -26,7 +26,7 @@ from calibration.plan import (
     QuantizationPlan,
     Range,
 )
-from calibration.split import find_mlp_to_split, find_planned_splits
+from calibration.split import find_mlp_to_split
 from calibration.trial import Choice, Trial
 from calibration.weights import fits_float16
 from runtime.model_file.targets import Target
@@ -113,13 +113,6 @@ class _Decision:
                 (found[name],) = self._choose(str(linear.input.name), [linear], ones)
         chosen = {name: self._finish(found[name], choice) for name, choice in _weigh_costs(found).items()}
         chosen |= self.fixed
-        for mlp, columns in find_planned_splits(self.layers, chosen):
-            first = chosen[mlp.first.name]
-            if first.correction:
-                # Hidden features that are computed in float have no error to correct.
-                correction = np.array(first.correction)
-                correction[list(columns)] = 0.0
-                chosen[mlp.first.name] = replace(first, correction=_round_numbers(correction))
         return {name: chosen[name] for name in self.layers.linears}
 
     def decide_products(self, quantize: bool) -> dict[str, ProductPlan]:
@@ -186,17 +179,16 @@ class _Decision:
         return Trial(self.observed[tensor], weight, scales, self.target, gelu=gelu)
 
     def _finish(self, found: Candidates, choice: Choice) -> LinearPlan:
-        """Fit the range of a choice again to all images, and correct the bias where that helps."""
+        """Fit the range of a choice again to all images, and choose the scales of the weights."""
         trial = self._trial(str(found.linear.input.name), [found.linear], found.scales)
         final = trial.refit(choice)
-        correction = trial.correct_bias(final)
         return LinearPlan(
             precision="int8",
             input=final.input,
             rule=final.rule,
             per_token=final.per_token,
             float_columns=final.columns,
-            correction=() if correction is None else _round_numbers(correction),
+            ratios=trial.choose_ratios(final),
         )
 
 

@@ -109,7 +109,9 @@ class LinearPlan:
     rule: str | None = None  # how the range was chosen, for the reader
     per_token: float | None = None
     float_columns: tuple[int, ...] = ()  # input features that are multiplied in float
-    correction: tuple[float, ...] = ()  # added to the bias: the mean error that quantization makes
+    correction: tuple[float, ...] = ()  # added to the bias: the mean error of INT8 up to here
+    # Of each output channel's scale to the smallest one that holds all its weights; none means 1 for all.
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +296,7 @@ EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "per_token": ("a number above 0", _is_positive),
     "float_columns": ("a list of whole numbers from 0", _list_of(_is_whole)),
     "correction": ("a list of numbers", _list_of(_is_number)),
+    "ratios": ("a list of numbers above 0", _list_of(_is_positive)),
     "strength": ("a number", _is_number),
     "scales": ("a list of numbers above 0", _list_of(_is_positive)),
 }

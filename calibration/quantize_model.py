@@ -1,12 +1,14 @@
-"""Static quantization in one call: observe, decide, write, check."""
+"""Static quantization in one call: observe, decide, correct, write, check."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from calibration.correct import CORRECTION_IMAGES, correct_biases
 from calibration.decide import decide_plan
 from calibration.graph.edit import Array
 from calibration.graph.layers import find_layers
@@ -63,7 +65,8 @@ def quantize(
             )
         return apply_plan(model, decide_npu_plan(model, images, threads=threads))
     layers = find_layers(model)
-    observed = observe_activations(model, layers.activations, images, threads=threads)
+    first: list[Array] = []
+    observed = observe_activations(model, layers.activations, _keep_first(images, first), threads=threads)
     release_memory(model)
     plan = decide_plan(
         layers,
@@ -75,7 +78,15 @@ def quantize(
     )
     del observed, layers  # up to a gigabyte of samples and weights
     release_memory(model)
-    return apply_plan(model, plan)
+    return apply_plan(model, correct_biases(model, plan, first, threads=threads))
+
+
+def _keep_first(batches: Iterable[Array], kept: list[Array]) -> Iterator[Array]:
+    """Yield the batches, and keep the first images for the corrections."""
+    for batch in batches:
+        # Copies: a caller may use one array for all batches.
+        kept += [image.copy() for image in np.split(batch, len(batch))[: CORRECTION_IMAGES - len(kept)]]
+        yield batch
 
 
 def apply_plan(model: ir.Model, plan: QuantizationPlan) -> QuantizedModel:

@@ -1,8 +1,7 @@
 """Error that a way to quantize a tensor causes in the output of the weights that read it.
 
 One scale per tensor competes with one scale per token (ZeroQuant, arXiv 2206.01861), and with hidden features
-in float (`calibration.split`). The mean error of the output is subtracted by the bias (Nagel et al., arXiv
-1906.04721, section 4.2).
+in float (`calibration.split`).
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from calibration.ranges import RULES, Histogram
 from calibration.weights import quantize_weight
 from runtime.model_file.targets import Target
 
-CORRECTION_ROWS = 256  # their mean is known well enough, and a product of them takes a third of the time
-CORRECTION_GAIN = 0.1  # share of the error's energy that a correction must take away
+RATIOS = tuple(float(each) for each in np.round(np.linspace(0.9, 1.06, 17), 2))
 FLOORS = (0.0, 0.1, 0.25, 0.5, 0.75)  # quantiles of the rows' peaks
 GELU_LEAST = -0.1701  # the minimum of x · Φ(x) is -0.16997, of its tanh form -0.17004
 
@@ -42,11 +40,11 @@ class Trial:
     def __init__(
         self, observation: Observation, weight: Array, scales: Array, target: Target, *, gelu: bool
     ) -> None:
-        self.observation, self.scales, self.gelu = observation, scales, gelu
+        self.observation, self.scales, self.target, self.gelu = observation, scales, target, gelu
         self.weight = weight.astype(np.float32)
         stored, scale = quantize_weight(self.weight, target)
         self.rounded = stored * scale
-        self.judged, self.weights = _weigh_rows(observation)
+        self.judged, self.weights = observation.weigh_judged()
         self.judged = self.judged / scales
         self.exact = self.judged @ self.weight
 
@@ -84,16 +82,39 @@ class Trial:
         bounds = RULES[choice.rule](histogram, *self._bounds(self.observation.all, rest))
         return replace(choice, input=Range.of(*bounds))
 
-    def correct_bias(self, choice: Choice) -> Array | None:
-        """Return minus the mean error of the output, `float32 [out]`; None where that lowers it too little.
+    def choose_ratios(self, choice: Choice) -> tuple[float, ...]:
+        """Choose a scale for the weights of each output channel.
 
-        Nagel et al., section 4.2, with the mean measured on the calibration images.
+        Each scale rounds all weights of a channel in another way. Of 17 scales near the smallest one that
+        holds them all, take the one with the least error of the output, less its mean, which the bias can
+        take away.
+
+        Returns:
+            for each output, its scale over that of `quantize_weight`; empty where the held-out images do not
+            confirm the choice.
         """
-        fit = self.observation.fit.rows[:CORRECTION_ROWS] / self.scales
-        shift = (fit @ self.weight - self._output(fit, choice)).mean(axis=0)
-        error = self._output(self.judged, choice) - self.exact
-        left, whole = (self._energy(each) for each in (error + shift, error))
-        return np.asarray(shift, np.float32) if left < (1 - CORRECTION_GAIN) * whole else None
+        rest = self._other_columns(choice.columns)
+        rows, weights = self.observation.weigh_fit()
+        rows, weight = (rows / self.scales)[:, rest], self.weight[rest]
+        # For "any-cpu" a smaller scale would let pairs of weights exceed their limit.
+        ratios = [1.0, *(each for each in RATIOS if each > 1 or self.target == "full-range")]
+        energies = []
+        for ratio in ratios:
+            stored, scale = quantize_weight(weight, self.target, ratio=ratio)
+            error = rows @ (stored * scale - weight)
+            error -= np.average(error, axis=0, weights=weights).astype(np.float32)
+            energies.append(weights @ np.square(error, dtype=np.float64))
+        best = np.array(ratios)[np.argmin(energies, axis=0)]
+        spreads = [self._spread(choice, ratio) for ratio in (best, 1.0)]
+        return tuple(best.tolist()) if spreads[0] < spreads[1] else ()
+
+    def _spread(self, choice: Choice, ratio: Array | float) -> float:
+        """Return the energy of the output's error on the judged rows, less its mean."""
+        rest = self._other_columns(choice.columns)  # those in float have no error
+        rows, weight = self.judged[:, rest], self.weight[rest]
+        stored, scale = quantize_weight(weight, self.target, ratio=ratio)
+        error = self._integers(rows, stored * scale, choice) - rows @ weight
+        return self._energy(error - np.average(error, axis=0, weights=self.weights))
 
     def _judge(self, choice: Choice) -> Choice:
         return replace(choice, error=self._energy(self._output(self.judged, choice) - self.exact))
@@ -135,16 +156,3 @@ class Trial:
     def _peaks(self, rows: Array) -> Array:
         """Return each row's largest magnitude, `[rows, 1]`; after GELU that is its largest value."""
         return np.asarray((rows if self.gelu else np.abs(rows)).max(axis=1, keepdims=True))
-
-
-def _weigh_rows(observation: Observation) -> tuple[Array, Array]:
-    """Return the rows that judge, and how much the error of each counts, `float64 [rows]`.
-
-    The rows of the class token count as much as all others together. In a ViT-B/16 one of them moves the
-    logits 70 (first block) to 1,200 times (block 8) as much as one of the 196 patches, by the same error.
-    """
-    rows = observation.judged.rows
-    first = observation.class_token.rows if observation.class_token is not None else rows[:0]
-    weights = np.ones(len(rows) + len(first))
-    weights[len(rows) :] = len(rows) / max(len(first), 1)
-    return np.concatenate([rows, first]), weights

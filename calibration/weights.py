@@ -12,19 +12,27 @@ MOST_BIAS = 2**30  # half of int32; the other half is for the sums
 FLOAT16_NOISE = 1e-6  # of the energy of the weights; rounding to 11 bits makes 1e-7
 
 
-def quantize_weight(weight: Array, target: Target, least: Array | float = 1e-30) -> tuple[Array, Array]:
+def quantize_weight(
+    weight: Array, target: Target, *, ratio: Array | float = 1.0, least: Array | float = 1e-30
+) -> tuple[Array, Array]:
     """Return `int8 [in, out]` and scales `float32 [out]`, so that weight ≈ int8 · scale.
 
     An x86 CPU without VNNI adds the products of two neighboring inputs in 16 bits before it widens them:
     255 · (a + b) must stay within int16. For target "any-cpu" each scale is the smallest that keeps every
-    neighboring pair within ±128, so the sums are exact on every CPU. No scale is below `least`, one number or
-    `[out]`; the default avoids a division by 0.
+    neighboring pair within ±128, so the sums are exact on every CPU.
+
+    Args:
+        weight: `float [in, out]`.
+        target: the form of the weights.
+        ratio: of the scales to the smallest that hold all weights, one number or `[out]`; below 1 the largest
+            weights are clipped, so that for "any-cpu" it must be 1 or more.
+        least: no scale is below it, one number or `[out]`; the default avoids a division by 0.
     """
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=0) / 127
     if target == "any-cpu":
         largest = np.maximum(largest, _pair_sums(weight).max(axis=0) / (INT16_MAX // 255 - 1))
-    scale = np.maximum(largest, np.asarray(least, np.float32)).astype(np.float32)
+    scale = np.maximum(largest * ratio, np.asarray(least, np.float32)).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 

@@ -7,6 +7,8 @@ ONNX Runtime fuses them into integer kernels, which `calibration.measure.verify`
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -53,14 +55,14 @@ def write_plan(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
     for group in find_balance_groups(layers):
         if (balance := plan.balance.get(group.name)) is not None:
             apply_balance_scales(group, np.array(balance.scales, np.float32))
-    _write_corrections_and_columns(quantized, plan)
+    linears = _write_corrections_and_columns(quantized, plan)
     layers = find_layers(quantized)  # with the weights as they are now
     writer = _PairWriter(plan.target)
     _write_products(writer, layers, plan)
     for index, (name, linear) in enumerate(layers.linears.items()):
         if index % FEW == 0:
             release_memory(quantized)
-        if (chosen := plan.linears.get(name)) is None:
+        if (chosen := linears.get(name)) is None:
             continue
         if chosen.precision == "int8":
             writer.write_linear(linear, chosen)
@@ -91,7 +93,7 @@ def check_plan_fits_graph(layers: GraphLayers, plan: QuantizationPlan) -> None:
         if product.precision == "int8" and (product.left is None or product.right is None):
             raise PlanError(f"{name}: the plan says int8 and gives no range for both inputs")
     for name, chosen in plan.linears.items():
-        _check_linear(layers, layers.linears[name], chosen)
+        _check_linear(layers, layers.linears[name], chosen, plan.target)
 
 
 def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
@@ -110,10 +112,19 @@ def _check_balance(layers: GraphLayers, plan: QuantizationPlan) -> None:
             raise PlanError(f"{name}: expected {width} positive scales, found {len(balance.scales)}")
 
 
-def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None:
+def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan, target: Target) -> None:
     name, (inputs, outputs) = linear.name, linear.weight.shape
     if plan.correction and len(plan.correction) != outputs:
         raise PlanError(f"{name}: expected {outputs} corrections, found {len(plan.correction)}")
+    if plan.ratios and len(plan.ratios) != outputs:
+        raise PlanError(f"{name}: expected {outputs} ratios, found {len(plan.ratios)}")
+    if plan.ratios and min(plan.ratios) <= 0:
+        raise PlanError(f"{name}: expected ratios above 0, found {min(plan.ratios):g}")
+    if plan.ratios and target == "any-cpu" and min(plan.ratios) < 1:
+        raise PlanError(
+            f"{name}: the smallest ratio is {min(plan.ratios):g}, and target any-cpu needs 1 or more, "
+            "or pairs of weights exceed 16 bits on a CPU without VNNI"
+        )
     columns = plan.float_columns
     if columns and (
         find_mlp_to_split(layers, linear) is None or not 0 <= min(columns) <= max(columns) < inputs
@@ -126,7 +137,9 @@ def _check_linear(layers: GraphLayers, linear: Linear, plan: LinearPlan) -> None
 # --- Exact changes of the float graph, and weights in float16 ---
 
 
-def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> None:
+def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> dict[str, LinearPlan]:
+    """Return the plans of the linears as they are then: without the outputs that were split off."""
+    linears = dict(plan.linears)
     for name, linear in find_layers(model).linears.items():
         if correction := plan.linears[name].correction if name in plan.linears else ():
             bias = (linear.bias + np.array(correction)).astype(np.float32)
@@ -134,6 +147,11 @@ def _write_corrections_and_columns(model: ir.Model, plan: QuantizationPlan) -> N
             linear.node.replace_input_with(2, corrected)
     for mlp, columns in find_planned_splits(find_layers(model), plan.linears):
         split_float_columns(mlp, columns)
+        first = linears.get(mlp.first.name)
+        if first is not None and first.ratios:
+            left = np.delete(np.array(first.ratios), columns)
+            linears[mlp.first.name] = replace(first, ratios=tuple(left.tolist()))
+    return linears
 
 
 def _store_in_half(linear: Linear) -> None:
@@ -176,7 +194,7 @@ class _PairWriter:
                 bias = np.zeros_like(bias)
             else:
                 node.replace_input_with(0, self._quantize_value(linear.input, plan.input, node))
-        weight, scale = self._quantize_weight(linear, bias, input_scale)
+        weight, scale = self._quantize_weight(linear, plan, bias, input_scale)
         bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
         integers = np.rint(bias / bias_scale)
         parts = (("weight", weight, scale), ("bias", integers.astype(np.int32), bias_scale))
@@ -190,12 +208,15 @@ class _PairWriter:
             read = insert(node, "DequantizeLinear", inputs, name=f"{full}.float", shape=shape, axis=axis)
             node.replace_input_with(index, read)
 
-    def _quantize_weight(self, linear: Linear, bias: Array, input_scale: float) -> tuple[Array, Array]:
+    def _quantize_weight(
+        self, linear: Linear, plan: LinearPlan, bias: Array, input_scale: float
+    ) -> tuple[Array, Array]:
         """Return int8 weights and their scales, at which the bias fits into int32 beside the sums.
 
         Weights of an output channel that hardly differ from zero would have a scale too small for its bias.
         """
-        weight, scale = quantize_weight(linear.weight, self.target)
+        ratio = np.array(plan.ratios, np.float32) if plan.ratios else 1.0
+        weight, scale = quantize_weight(linear.weight, self.target, ratio=ratio)
         least = np.abs(bias) / (input_scale * MOST_BIAS)
         if (least <= scale).all():
             return weight, scale
@@ -203,7 +224,7 @@ class _PairWriter:
             raise PlanError(
                 f"{linear.name}: the bias does not fit int32 at input scale {input_scale}; keep it in float32"
             )
-        return quantize_weight(linear.weight, self.target, np.maximum(scale, least))
+        return quantize_weight(linear.weight, self.target, ratio=ratio, least=np.maximum(scale, least))
 
     def write_product(self, product: Product, plan: ProductPlan) -> None:
         """Quantize both inputs of an attention product."""

@@ -147,7 +147,7 @@ class _Writer:
         bias = np.zeros(matrix.shape[1]) if bias is None else bias.astype(np.float64).reshape(-1)
         # A scale too small for its bias would be that of weights that hardly differ from zero.
         least = np.maximum(np.abs(bias) / (input_scale * MOST_BIAS), 1e-30).astype(np.float32)
-        stored, scale = quantize_weight(matrix, "npu", least)
+        stored, scale = quantize_weight(matrix, "npu", least=least)
         moved = np.moveaxis(weight, axis, -1).shape
         stored = np.ascontiguousarray(np.moveaxis(stored.reshape(moved), -1, axis))
         self._read_integers(node, 1, stored, scale, axis=axis)

@@ -251,7 +251,7 @@ def figures(structure: Structure) -> list[tuple[str, list[str], int | None]]:
     ]
 
 
-LIMITS = {"modules": 237, "tiny": 8, "participles": 0, "undocumented": 0, "incomplete": 7}
+LIMITS = {"modules": 238, "tiny": 8, "participles": 0, "undocumented": 0, "incomplete": 7}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from calibration.measure.verify import read_optimized_graph
 from calibration.observe import Observation, open_observing_session
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, Precision, QuantizationPlan, Range
 from calibration.trial import Choice, Trial
+from calibration.weights import quantize_weight
 from calibration.write import write_plan
 from runtime.model_file.targets import TARGETS, Target
 from tests.support.small_graphs import ATTENTION, MLP, block, build, node, run
@@ -114,7 +115,7 @@ def test_what_is_kept_in_float_and_nothing_else(kept: set[str]) -> None:
     }
     assert float_ == kept
     for name in kept & set(LINEARS):
-        assert plan.linears[name] == replace(plan.linears[name], input=None, rule=None, correction=())
+        assert plan.linears[name] == replace(plan.linears[name], input=None, rule=None, ratios=())
 
 
 def test_a_place_whose_readers_all_stay_in_float_is_not_balanced(model: ir.Model) -> None:
@@ -317,45 +318,25 @@ def test_linears_that_see_one_row_per_image_have_a_precision_of_their_own(
     assert {name for name, each in default.linears.items() if each.precision == "float16"} == {"fc1", "fc2"}
 
 
-def test_hidden_features_in_float_get_no_correction(model: ir.Model) -> None:
-    """They have no error; the other outputs of the first linear keep theirs."""
-    plan = plan_of(model)
-    columns = list(plan.linears["fc2"].float_columns)
-    whole = plan_of(model, keep_float=["fc2"])  # the same first linear, and nothing is split
-    corrected = np.array(whole.linears["fc1"].correction)
-    assert corrected.any()
-    found = np.array(plan.linears["fc1"].correction)
-    assert not found[columns].any()
-    assert corrected[columns].any()
-    rest = np.setdiff1d(np.arange(HIDDEN), columns)
-    np.testing.assert_array_equal(found[rest], corrected[rest])
-
-
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_correction_is_the_trials_own_to_six_digits(target: Target, model: ir.Model) -> None:
+def test_ratios_are_the_trials_own(target: Target, model: ir.Model) -> None:
     """With weights of the same form: limited in pairs for any CPU they round more coarsely."""
     given_ = observed(model, images())
-    plan = decide_plan(find_layers(model), given_, target=target, keep_float=["fc2"])
+    plan = decide_plan(find_layers(model), given_, target=target)
+    assert not any(each.correction for each in plan.linears.values())  # `correct_biases` makes them
     linear, each = find_layers(model).linears["fc1"], plan.linears["fc1"]
     scales = np.ones(WIDTH, np.float32)
     if "norm2" in plan.balance:
-        scales = compute_balance_scales(
-            given_["norm2"].all.low, given_["norm2"].all.high, plan.balance["norm2"].strength
-        )
+        extremes = given_["norm2"].all
+        scales = compute_balance_scales(extremes.low, extremes.high, plan.balance["norm2"].strength)
     assert each.input is not None
+    choice = Choice(0.0, each.input, str(each.rule))
     found = {
-        form: trial(given_["norm2"], [linear], scales, target=form).correct_bias(
-            Choice(0.0, each.input, str(each.rule))
-        )
-        for form in TARGETS
+        form: trial(given_["norm2"], [linear], scales, target=form).choose_ratios(choice) for form in TARGETS
     }
-    expected = found[target]
-    if expected is None:
-        assert each.correction == ()
-    else:
-        np.testing.assert_allclose(each.correction, expected, rtol=1e-4, atol=1e-6)
-    assert repr(found["any-cpu"]) != repr(found["full-range"])
-    assert list(each.correction) == six_digits(np.array(each.correction))
+    assert each.ratios == found[target]
+    assert len(set(found.values())) > 1
+    assert any(found.values())
 
 
 def loud() -> list[np.ndarray]:
@@ -456,8 +437,11 @@ def test_the_error_that_was_foretold_is_what_the_written_graph_makes(name: str) 
     )
     assert chosen.input is not None
     choice = Choice(0.0, chosen.input, str(chosen.rule), chosen.per_token, chosen.float_columns)
+    assert each.choose_ratios(choice) == chosen.ratios
+    if chosen.ratios and not choice.columns:
+        stored, scale = quantize_weight(each.weight, "any-cpu", ratio=np.array(chosen.ratios, np.float32))
+        each.rounded = stored * scale
     foretold = each._judge(choice).error
-    plan = replace(plan, linears={**plan.linears, name: replace(chosen, correction=())})
     written = read_optimized_graph(ir.to_proto(write_plan(model, plan)).SerializeToString())
     exact, found = (tensor(graph, name, inputs[0]) for graph in (model, written))
     # Before eight bits the written graph has the tanh form of GELU, which moves a few values by a step.

@@ -12,7 +12,13 @@ import pytest
 
 from calibration.graph.edit import GraphError, add_constant, by_type
 from calibration.graph.layers import find_layers
-from calibration.observe import find_class_token, observe_activations, open_observing_session
+from calibration.observe import (
+    Observation,
+    RowStatistics,
+    find_class_token,
+    observe_activations,
+    open_observing_session,
+)
 from tests.support.small_graphs import block
 
 
@@ -112,28 +118,48 @@ def test_what_is_not_finite(graph: ir.Model, images: np.ndarray) -> None:
         observe_activations(graph, find_layers(graph).activations, [images])
 
 
-def test_rows_of_the_class_token_are_kept_of_the_images_that_judge(
-    graph: ir.Model, images: np.ndarray
-) -> None:
+def test_rows_of_the_class_token_are_kept_apart(graph: ir.Model, images: np.ndarray) -> None:
+    """Those of the images that judge, and those of the others."""
     assert find_class_token(graph) == (0, 17)
     names = find_layers(graph).activations
     found = observe_activations(graph, names, [images])
     session = open_observing_session(graph, names)
-    held = [session.run(names, {"pixels": image[None]}) for image in images[3::4]]
+    tensors = [session.run(names, {"pixels": image[None]}) for image in images]
     several = 0
     for index, name in enumerate(names):
-        kept = found[name].class_token
+        fit, held = found[name].fit_class, found[name].held_class
         if found[name].rows_per_image != 17:
-            assert kept is None
+            assert fit is held is None
             continue
-        expected = np.stack([each[index].reshape(-1, each[index].shape[-1])[0] for each in held])
-        assert kept is not None
-        np.testing.assert_allclose(
-            np.sort(kept.rows, axis=0), np.sort(expected, axis=0), rtol=1e-5, atol=1e-6
-        )
+        first = np.stack([each[index].reshape(-1, each[index].shape[-1])[0] for each in tensors])
+        judges = np.arange(len(images)) % 4 == 3
+        for kept, expected in ((fit, first[~judges]), (held, first[judges])):
+            assert kept is not None
+            np.testing.assert_allclose(
+                np.sort(kept.rows, axis=0), np.sort(expected, axis=0), rtol=1e-5, atol=1e-6
+            )
         several += 1
     assert several > 3
 
 
 def test_where_all_tokens_go_on_none_is_the_class_token() -> None:
     assert find_class_token(block()) is None
+
+
+def test_a_row_of_the_class_token_counts_as_much_as_its_share_of_the_others() -> None:
+    """Two rows beside six: three each. A single image judges itself."""
+    made = Observation.empty(2, 4)
+    made.fit_class, made.held_class = RowStatistics(2, 8), RowStatistics(2, 8)
+    made.fit.update(np.zeros((6, 2), np.float32))
+    made.fit_class.update(np.ones((2, 2), np.float32))
+    rows, weights = made.weigh_fit()
+    assert rows[:, 0].tolist() == [0] * 6 + [1] * 2
+    assert weights.tolist() == [1] * 6 + [3] * 2
+    for alone, again in zip(made.weigh_judged(), (rows, weights), strict=True):
+        np.testing.assert_array_equal(alone, again)
+    made.held.update(np.full((2, 2), 5, np.float32))
+    made.held_class.update(np.full((1, 2), 7, np.float32))
+    rows, weights = made.weigh_judged()
+    assert (rows[:, 0].tolist(), weights.tolist()) == ([5, 5, 7], [1, 1, 2])
+    made.held_class = None
+    assert made.weigh_judged()[1].tolist() == [1, 1]

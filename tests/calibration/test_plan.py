@@ -87,6 +87,12 @@ def test_round_trip(plan: QuantizationPlan) -> None:
     assert again.int8_linears() == ["patch_embedding", "fc1"]
 
 
+def test_a_round_trip_of_every_field() -> None:
+    again = QuantizationPlan.from_json(FULL.to_json())
+    assert again == FULL
+    assert again.linears["fc1"].ratios == (0.93, 1.0)
+
+
 def test_a_line_a_layer(plan: QuantizationPlan) -> None:
     """So that two plans can be compared with diff."""
     lines = plan.to_json().splitlines()
@@ -112,6 +118,10 @@ def test_a_plan_of_nothing() -> None:
             "fc1: expected precision int8 or float16 or float32, found 'int4'",
         ),
         (lambda d: d["linears"]["fc1"].update(color=1), "fc1: expected an object with"),
+        (
+            lambda d: d["linears"]["fc1"].update(ratios=[1.0, 0]),
+            r"fc1: ratios: expected a list of numbers above 0, found \[1.0, 0\]",
+        ),
         (lambda d: d["linears"].update(fc1=3), "fc1: expected an object"),
         (lambda d: d["linears"]["fc1"]["input"].update(scale=0), "expected scale > 0"),
         (lambda d: d["linears"]["fc1"]["input"].pop("scale"), "fc1: .*scale"),
@@ -141,6 +151,7 @@ FULL = QuantizationPlan(
             per_token=0.5,
             float_columns=(1, 2),
             correction=(0.25, -0.5),
+            ratios=(0.93, 1.0),
         )
     },
     products={"mix": ProductPlan(precision="int8", left=PROBABILITY, right=Range.of(-1, 3))},
@@ -154,6 +165,7 @@ FITTING = {  # values of those lists that a field may hold
     "rule": ("", "x"),
     "float_columns": ([], [10**400]),
     "correction": ([],),
+    "ratios": ([],),
     "scales": ([],),
     "strength": (-1.5, 1e-50, 1e-300),
     "merging": ({"a": 1},),  # a block that there is not; the graph knows
@@ -189,7 +201,9 @@ def test_no_field_takes_nonsense(place: tuple[str, ...]) -> None:
 
 def test_null_is_as_good_as_absent() -> None:
     document = json.loads(FULL.to_json())
-    document["linears"]["fc1"] |= dict.fromkeys(("per_token", "rule", "float_columns", "correction"))
+    document["linears"]["fc1"] |= dict.fromkeys(
+        ("per_token", "rule", "float_columns", "correction", "ratios")
+    )
     found = QuantizationPlan.from_json(json.dumps(document)).linears["fc1"]
     assert found == LinearPlan(precision="int8", input=Range(scale=0.1, zero_point=7))
 

@@ -113,3 +113,18 @@ def test_activations_are_uint8_and_weights_int8_for_every_target(target, canonic
     assert kinds == {ir.DataType.UINT8}
     stored = {v.dtype for name, v in made.model.graph.initializers.items() if name.endswith("weight.int8")}
     assert stored == {ir.DataType.INT8}
+
+
+def test_a_source_may_use_one_array_for_all_batches(canonical, images) -> None:
+    """The first images are kept for the bias corrections: as they were, not as the array is at the end."""
+    calibration, _ = images("plain")
+    array = np.empty_like(calibration[:4])
+
+    def refill() -> Iterator[np.ndarray]:
+        for start in range(0, len(calibration), 4):
+            array[:] = calibration[start : start + 4]
+            yield array
+
+    made = quantize(canonical["plain"], refill(), target="any-cpu", threads=1)
+    again = quantize(canonical["plain"], [calibration], target="any-cpu", threads=1)
+    assert made.plan.to_json() == again.plan.to_json()

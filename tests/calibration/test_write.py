@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from calibration.graph.edit import by_type, constant
 from calibration.graph.layers import LAYOUT, find_layers
 from calibration.measure.verify import read_optimized_graph
 from calibration.plan import PROBABILITY, LinearPlan, PlanError, ProductPlan, QuantizationPlan, Range
+from calibration.weights import quantize_weight
 from calibration.write import write_plan
 
 WIDE = Range.of(-12.0, 12.0)
@@ -146,6 +148,53 @@ def test_int8_without_a_range(canonical) -> None:
     plan = QuantizationPlan(target="any-cpu", products={"blocks.0.attention.mix": mix})
     with pytest.raises(PlanError, match=r"blocks.0.attention.mix: .* no range for both inputs"):
         write_plan(canonical["plain"], plan)
+
+
+def with_ratios(plan: QuantizationPlan, ratios: Mapping[str, Sequence[float]]) -> QuantizationPlan:
+    linears = {name: replace(each, ratios=tuple(ratios.get(name, ()))) for name, each in plan.linears.items()}
+    return replace(plan, linears=linears)
+
+
+def check_weight(model: ir.Model, name: str, expected: tuple[np.ndarray, np.ndarray]) -> None:
+    """Integers and scales of a linear's weight, as they are in the file."""
+    (gemm,) = [node for node in by_type(model, "Gemm") if node.name == name]
+    for value, array in zip(gemm.inputs[1].producer().inputs, expected, strict=False):
+        np.testing.assert_array_equal(constant(value), array)
+
+
+@pytest.mark.parametrize("target", ["any-cpu", "full-range"])
+def test_weights_are_rounded_with_the_ratios(target, canonical) -> None:
+    model = canonical["plain"]
+    ratios = np.linspace(1.0 if target == "any-cpu" else 0.9, 1.06, 64)
+    plan = with_ratios(full_plan(model), {"blocks.0.mlp.fc1": ratios.tolist()})
+    written, linears = write_plan(model, replace(plan, target=target)), find_layers(model).linears
+    for name, ratio in {"blocks.0.mlp.fc1": ratios.astype(np.float32), "blocks.1.mlp.fc1": 1.0}.items():
+        check_weight(written, name, quantize_weight(linears[name].weight, target, ratio=ratio))
+
+
+def test_ratios_of_outputs_that_are_split_off_are_left_out(canonical) -> None:
+    """Column 5 of the second linear is output 5 of the first: both are computed in float."""
+    model, (first, second) = canonical["plain"], ("blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
+    ratios = {first: np.linspace(1.0, 1.06, 64), second: np.linspace(1.06, 1.0, 32)}
+    plan = with_ratios(full_plan(model), {name: each.tolist() for name, each in ratios.items()})
+    split = replace(plan.linears[second], float_columns=(5, 41))
+    plan = replace(plan, linears={**plan.linears, second: split})
+    written, linears = write_plan(model, plan), find_layers(model).linears
+    rest = np.delete(np.arange(64), (5, 41))
+    left = ratios[first][rest].astype(np.float32)
+    check_weight(written, first, quantize_weight(linears[first].weight[:, rest], "any-cpu", ratio=left))
+    whole = ratios[second].astype(np.float32)
+    check_weight(written, second, quantize_weight(linears[second].weight[rest], "any-cpu", ratio=whole))
+
+
+def test_ratios_that_do_not_fit(canonical) -> None:
+    plan = full_plan(canonical["plain"])
+    with pytest.raises(PlanError, match=r"head: expected 10 ratios, found 3$"):
+        write_plan(canonical["plain"], with_ratios(plan, {"head": [1.0] * 3}))
+    clipped = with_ratios(plan, {"head": [1.0] * 9 + [0.98]})
+    with pytest.raises(PlanError, match=r"head: the smallest ratio is 0.98, and target any-cpu needs 1 or"):
+        write_plan(canonical["plain"], clipped)
+    write_plan(canonical["plain"], replace(clipped, target="full-range"))
 
 
 def test_a_bias_beyond_int32(canonical) -> None:

@@ -32,7 +32,9 @@ LARGEST = 127  # of an int8 weight; also what the sum of a pair is limited to
 # What is simulated: another field of a plan changes the arithmetic in a way that is not known here.
 SIMULATED: Mapping[type, frozenset[str]] = {
     QuantizationPlan: frozenset(("target", "linears", "products", "balance", "merging")),
-    LinearPlan: frozenset(("precision", "input", "rule", "per_token", "float_columns", "correction")),
+    LinearPlan: frozenset(
+        ("precision", "input", "rule", "per_token", "float_columns", "correction", "ratios")
+    ),
     ProductPlan: frozenset(("precision", "left", "right")),
     BalancePlan: frozenset(("strength", "scales")),
 }
@@ -51,6 +53,7 @@ class QuantizedLinear(nn.Linear):
 
     balance: Tensor | None
     correction: Tensor | None
+    ratios: Tensor | None
 
     def __init__(self, linear: nn.Linear, plan: LinearPlan, target: str) -> None:
         super().__init__(linear.in_features, linear.out_features, device="meta")
@@ -62,6 +65,7 @@ class QuantizedLinear(nn.Linear):
         # Not persistent: they are the plan's.
         self.register_buffer("balance", None, persistent=False)
         self.register_buffer("correction", _to_tensor(plan.correction), persistent=False)
+        self.register_buffer("ratios", _to_tensor(plan.ratios), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute `[…, in]` to `[…, out]`."""
@@ -94,7 +98,7 @@ class QuantizedLinear(nn.Linear):
             inputs = inputs / peak
         # Integers up to 255 are exact in bfloat16, too: their products are those of the kernel.
         levels = _round_to(inputs / plan.input.scale, plan.input.zero_point, 0, 255)
-        integers, scale = quantize_weight(weight, self.target)
+        integers, scale = quantize_weight(weight, self.target, self.ratios)
         outputs = F.linear(levels, integers) * (plan.input.scale * scale)
         outputs = outputs if peak is None else outputs * peak
         return outputs if beside is None else outputs + beside
@@ -113,6 +117,7 @@ class QuantizedPatchEmbedding(PatchEmbedding):
     mean: Tensor
     std: Tensor
     correction: Tensor | None
+    ratios: Tensor | None
 
     def __init__(self, model: ViT, plan: LinearPlan, target: str) -> None:
         with torch.device("meta"):
@@ -122,6 +127,7 @@ class QuantizedPatchEmbedding(PatchEmbedding):
         self.register_buffer("mean", model.normalize.mean[:, None, None], persistent=False)  # (3, 1, 1)
         self.register_buffer("std", model.normalize.std[:, None, None], persistent=False)
         self.register_buffer("correction", _to_tensor(plan.correction), persistent=False)
+        self.register_buffer("ratios", _to_tensor(plan.ratios), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Project normalized `[N, 3, H, W]` to one token per patch, `[N, H / P · W / P, D]`, row by row."""
@@ -130,7 +136,7 @@ class QuantizedPatchEmbedding(PatchEmbedding):
         shape = weight.shape[0], *weight.shape[2:], 3
         rows = weight.permute(0, 2, 3, 1).flatten(1)  # (D, P · P · 3): neighbors as pixels lie
         if self.plan.precision == "int8":
-            integers, scale = quantize_weight(rows, self.target)
+            integers, scale = quantize_weight(rows, self.target, self.ratios)
         else:
             integers, scale = _round_to_half(rows, self.plan), rows.new_ones(len(rows))
         kernel = integers.view(shape).permute(0, 3, 1, 2)
@@ -141,10 +147,11 @@ class QuantizedPatchEmbedding(PatchEmbedding):
         return grid.flatten(2).transpose(1, 2) + bias
 
 
-def quantize_weight(weight: Tensor, target: str) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, target: str, ratios: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the integers of weights `[out, in]` and their scales `[out]`, as `calibration.weights` has them.
 
-    For "any-cpu" a scale keeps the sum of every pair of neighbors within 127. Gradients pass the rounding.
+    For "any-cpu" a scale keeps the sum of every pair of neighbors within 127. `ratios` `[out]` multiply the
+    scales. Gradients pass the rounding.
     """
     exact = weight.detach()
     largest = exact.abs().amax(1)
@@ -152,7 +159,7 @@ def quantize_weight(weight: Tensor, target: str) -> tuple[Tensor, Tensor]:
         pairs = F.pad(exact, (0, exact.shape[1] % 2)).unflatten(1, (-1, 2))  # (out, in / 2, 2)
         sums = torch.maximum(pairs.clamp(min=0).sum(-1), (-pairs).clamp(min=0).sum(-1))
         largest = torch.maximum(largest, sums.amax(1))
-    scale = (largest / LARGEST).clamp(min=1e-30)
+    scale = (largest / LARGEST * (1.0 if ratios is None else ratios)).clamp(min=1e-30)
     return _round_to(weight / scale[:, None], 0, -LARGEST, LARGEST), scale
 
 
@@ -276,6 +283,8 @@ def _check_linear(model: ViT, name: str, plan: LinearPlan) -> None:
         raise PlanError(f"{name}: the plan says int8 and gives no input range")
     if plan.correction and len(plan.correction) != shape[0]:
         raise PlanError(f"{name}: expected {shape[0]} corrections, found {len(plan.correction)}")
+    if plan.ratios and len(plan.ratios) != shape[0]:
+        raise PlanError(f"{name}: expected {shape[0]} ratios, found {len(plan.ratios)}")
     columns, config = plan.float_columns, model.config
     gelu = name.endswith("mlp.fc2") and config.activation.startswith("gelu") and not config.gated
     if columns and not (gelu and max(columns) < shape[1]):
