@@ -14,7 +14,7 @@ from tools.expected_drift import random_checkpoint
 
 PACKAGES = ("vit", "export", "calibration", "runtime")
 MOST_OF_EXPORT = 41
-MOST = 102
+MOST = 103
 FUNCTION = 0x1 | 0x2  # CO_OPTIMIZED | CO_NEWLOCALS: the code of a function, not of a module or a class body
 
 
