@@ -107,6 +107,15 @@ def test_what_is_wrong_beside_this_machine(change: dict[str, Any], message: str 
     assert message is None or message in faults[0]
 
 
+@pytest.mark.parametrize(("labels", "differ"), [("labels", 2), ("float_labels", 1)])
+def test_one_int8_label_of_200_may_differ_between_cpus(labels: str, differ: int) -> None:
+    """An image between two classes; of float32 none may."""
+    here = {**GOOD, "labels": ["1"] * 200, "float_labels": ["1"] * 200}
+    for count in (differ - 1, differ):
+        there = {**here, labels: ["2"] * count + ["1"] * (200 - count)}
+        assert bool(devices.wrong_beside("there", there, here)) == (count == differ)
+
+
 def test_a_row_of_the_table() -> None:
     found = {**GOOD, "labels": ["1", "1"], "exact_kernels_asked": True}
     assert devices.row("a CPU", found) == "| a CPU | ONNX Runtime, exact kernels | any-cpu | 41.0 | 1 of 2 |"

@@ -24,6 +24,9 @@ from tools.devices.root import SetUpError, expect_programs, make_root
 
 WORK = Path("data/devices")
 MOST_APART = 1.0  # dB between the SQNR on two CPUs
+# Of INT8's labels: float operations differ by 1e-7 between CPUs, which moves an activation between two levels,
+# and an image between two classes of one score.
+MOST_LABELS_APART = 0.005
 LEAST_SQNR = 35.0  # dB, of the digits
 # Not here: tests that install packages, that need other packages, or that look for leaks for minutes.
 TESTS = tuple(
@@ -168,8 +171,9 @@ def wrong_alone(name: str, found: Mapping[str, Any]) -> list[str]:
 def wrong_beside(name: str, found: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Say where the figures of a CPU differ too much from those of this machine, a phrase each."""
     faults = []
-    for which in ("labels", "float_labels"):
-        if other := sum(a != b for a, b in zip(found[which], here[which], strict=True)):
+    for which, share in (("labels", MOST_LABELS_APART), ("float_labels", 0.0)):
+        other = sum(a != b for a, b in zip(found[which], here[which], strict=True))
+        if other > share * len(here[which]):
             faults.append(f"{name}: {other} of {len(here[which])} {which} differ from this machine's")
     if abs(found["sqnr"] - here["sqnr"]) > MOST_APART:
         faults.append(f"{name}: SQNR is {found['sqnr']:.1f} dB, on this machine {here['sqnr']:.1f}")
