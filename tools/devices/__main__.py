@@ -24,8 +24,8 @@ from tools.devices.root import SetUpError, expect_programs, make_root
 
 WORK = Path("data/devices")
 MOST_APART = 1.0  # dB between the SQNR on two CPUs
-# Of INT8's labels: float operations differ by 1e-7 between CPUs, which moves an activation between two levels,
-# and an image between two classes of one score.
+# Of INT8's labels: float operations differ by 1e-7 between CPUs, which moves an activation to the next level,
+# and an image that lies between two classes.
 MOST_LABELS_APART = 0.005
 LEAST_SQNR = 35.0  # dB, of the digits
 # Not here: tests that install packages, that need other packages, or that look for leaks for minutes.
