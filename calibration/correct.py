@@ -18,7 +18,7 @@ from calibration.graph.edit import Array, sizes
 from calibration.graph.layers import find_layers
 from calibration.graph.memory import open_graph_session, release_memory
 from calibration.observe import HOLD_EVERY, run_each
-from calibration.plan import QuantizationPlan
+from calibration.plan import QuantizationPlan, round_numbers
 from calibration.write import write_plan
 
 CORRECTION_IMAGES = 128  # with 48, five flowers have 32.5 dB instead of 36.8
@@ -68,7 +68,7 @@ def correct_biases(
             errors = [means[name] / scales - _mean(tensors[names[name]]) for means, tensors in pairs]
             if (shift := _choose_shift(np.array(errors))) is None:
                 continue
-            corrected[name] = replace(corrected[name], correction=tuple(map(float, shift)))
+            corrected[name] = replace(corrected[name], correction=tuple(shift.tolist()))
             for tensors in live:
                 tensors[names[name]] = tensors[names[name]] + shift.astype(np.float32)
     return replace(plan, linears=corrected)
@@ -98,7 +98,7 @@ def _choose_shift(errors: Array) -> Array | None:
         errors: `float64 [images, features]`.
     """
     held = np.arange(len(errors)) % HOLD_EVERY == HOLD_EVERY - 1
-    shift = np.array([float(f"{number:.6g}") for number in errors[~held].mean(axis=0)])
+    shift = np.array(round_numbers(errors[~held].mean(axis=0)))
     before = errors[held if held.any() else ~held].mean(axis=0)
     return shift if np.square(before - shift).sum() < np.square(before).sum() else None
 

@@ -25,6 +25,7 @@ from calibration.plan import (
     ProductPlan,
     QuantizationPlan,
     Range,
+    round_numbers,
 )
 from calibration.split import find_mlp_to_split
 from calibration.trial import Choice, Trial
@@ -152,7 +153,7 @@ class _Decision:
             return found
         final = reduce(Extremes.merge, (self.observed[name].all for name in tensors))
         scales = compute_balance_scales(final.low, final.high, strength)
-        self.balance[group.name] = BalancePlan(strength=strength, scales=_round_numbers(scales))
+        self.balance[group.name] = BalancePlan(strength=strength, scales=round_numbers(scales))
         return {name: replace(each, scales=scales) for name, each in found.items()}
 
     def _choose(self, tensor: str, readers: list[Linear], scales: Array) -> list[Candidates]:
@@ -219,11 +220,6 @@ def _is_normalized(linear: Linear) -> bool:
     """Return whether the input is a LayerNormalization's output, or the graph's."""
     above = linear.input.producer()
     return above is None or above.op_type == "LayerNormalization"
-
-
-def _round_numbers(array: Array) -> tuple[float, ...]:
-    """Return numbers of six digits: they differ far less than a step, and people read a plan."""
-    return tuple(float(f"{number:.6g}") for number in array)
 
 
 def _gain(before: Choice, after: Choice) -> float:

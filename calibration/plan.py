@@ -202,6 +202,11 @@ class QuantizationPlan:
         )
 
 
+def round_numbers(array: NDArray[Any]) -> tuple[float, ...]:
+    """Return numbers of six digits: they differ far less than a step, and people read a plan."""
+    return tuple(float(f"{number:.6g}") for number in array)
+
+
 def read_plan(path: Path) -> QuantizationPlan:
     """Return the plan of a plan.json; `calibration.write.write_plan` checks that it fits a graph.
 
